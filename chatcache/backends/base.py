@@ -1,0 +1,331 @@
+"""What chatcache asks of a backend: requests, events and figures. Text, ids and numbers only.
+
+A backend answers turns. It knows nothing of sessions or of the conversation database: a request
+carries the messages of one path and the journal (the token ids that the model really read and
+produced on that path), and the events tell what became of it. Everything here is immutable,
+picklable, and free of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from chatcache.cache.rows import SegmentRow as SegmentRow
+from chatcache.cache.rows import TierUse as TierUse
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "stopped"]
+Outcome = Literal["hit", "partial", "miss", "off"]
+Tier = Literal["live", "ram", "disk", "none"]
+Reason = Literal[
+    "new_user_turn",
+    "cold_start",
+    "below_minimum",
+    "system_prompt_changed",
+    "turn_edited",
+    "template_rewrote_history",
+    "template_is_unstable",
+    "model_changed",
+    "adapter_changed",
+    "settings_changed",
+    "evicted",
+    "expired",
+    "corrupt",
+    "not_cuttable",
+    "cheaper_to_recompute",
+    "disabled",
+    "remote",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a path, as the template sees it."""
+
+    role: Role
+    text: str
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. None: what the model's generation config says, else greedy.
+
+    None of these touches the cache: the K and V of a token do not depend on how it was chosen.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousTurn:
+    """What the last turn of the session ran on. Used only to explain a miss, never to match.
+
+    `namespace` holds the fields of that turn's namespace. `cause` and `journal` are given when
+    the caller replaced part of the path itself: the journal is the one that was left behind.
+    """
+
+    namespace: Mapping[str, str]
+    cause: Literal["system_prompt_changed", "turn_edited"] | None = None
+    journal: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRequest:
+    """One turn to answer.
+
+    `messages` run from the root to the new user message (or, with `continue_answer`, to a partial
+    answer that is to be continued). `journal` are the ids read and produced on the path up to and
+    including the message before the last one that the journal knows; () when there is none for
+    this backend's tokenizer.
+    """
+
+    turn_id: str
+    messages: tuple[ChatMessage, ...]
+    journal: tuple[int, ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    think: bool | None = None
+    use_cache: bool = True
+    continue_answer: bool = False
+    previous: PreviousTurn | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model that a backend serves, once it is ready."""
+
+    model: str
+    backend: Literal["local", "remote"]
+    architecture: str
+    num_parameters: int
+    dtype: str
+    device: str
+    num_layers: int
+    kv_bytes_per_token: int
+    max_context_tokens: int
+    cut: Literal["any_token", "turn_boundary", "none"]
+    cut_detail: str
+    tokenizer_id: str
+    namespace: str
+    namespace_fields: Mapping[str, str]
+    description: str = ""
+    load_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts. `prompt_tokens == cached_tokens + computed_tokens`, exactly."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_ram_tokens: int
+    cached_disk_tokens: int
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.cached_ram_tokens + self.cached_disk_tokens
+
+    @property
+    def computed_tokens(self) -> int:
+        return self.prompt_tokens - self.cached_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds, from the moment the prompt reached an engine that was ready. None: unknown."""
+
+    restore_ms: float | None
+    prefill_ms: float | None
+    ttft_ms: float | None
+    decode_ms: float | None
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """What was reused in a turn, and why not more.
+
+    `diverged_at` is the position of the first computed prompt token. `estimated_cold_ttft_ms`
+    is a measured prefill rate times the prompt; `is_estimate_measured` is True once that rate
+    comes from a prefill of at least 64 tokens of this model on this machine.
+    """
+
+    outcome: Outcome
+    reason: Reason
+    diverged_at: int
+    detail: str
+    estimated_cold_ttft_ms: float | None = None
+    saved_ms: float | None = None
+    bytes_read: int = 0
+    bytes_written: int = 0
+    is_estimate_measured: bool = False
+    system_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TurnResult:
+    """A finished (or stopped) turn. `answer_ids` are the ids produced, end token included."""
+
+    text: str
+    reasoning: str | None
+    finish_reason: FinishReason
+    answer_ids: tuple[int, ...]
+    usage: Usage
+    timings: Timings
+    cache: CacheReport
+
+
+# Events of one turn, in this order: TurnPlanned, PrefillProgress*, TextDelta*, then one of
+# TurnFinished and TurnFailed.
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPlanned:
+    """The prompt is known. The journal of the user message is `journal[:keep] + new_ids`."""
+
+    turn_id: str
+    keep: int
+    new_ids: tuple[int, ...]
+    cached_ram_tokens: int
+    cached_disk_tokens: int
+    prompt_tokens: int
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """`done` of `total` prompt tokens are in the KV; `cached` of them were restored."""
+
+    turn_id: str
+    done: int
+    total: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer (or of the reasoning), whole characters only."""
+
+    turn_id: str
+    text: str
+    is_reasoning: bool
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFinished:
+    turn_id: str
+    result: TurnResult
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFailed:
+    """The turn was not answered; `partial` is what had been produced, if anything."""
+
+    turn_id: str
+    error: Exception
+    partial: TurnResult | None = None
+
+
+TurnEvent = TurnPlanned | PrefillProgress | TextDelta | TurnFinished | TurnFailed
+
+
+# Events of the backend itself.
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoading:
+    """`stage` is a short sentence for people; total 0 means that no end is known."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReady:
+    info: ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFailed:
+    """The model could not be loaded, or the engine died; `will_restart` says what comes next."""
+
+    error: Exception
+    will_restart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSnapshot:
+    """The state of both tiers after a change; `segments` lists the most recently used first."""
+
+    ram: TierUse
+    disk: TierUse
+    live_tokens: int
+    live_bytes: int
+    segments: tuple[SegmentRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEvent:
+    """Something the cache did: spilled, restored, evicted, quarantined. `at` is Unix time."""
+
+    at: float
+    kind: Literal["spilled", "restored", "evicted", "quarantined", "warning"]
+    text: str
+
+
+BackendEvent = ModelLoading | ModelReady | BackendFailed | CacheSnapshot | CacheEvent
+
+
+@dataclass(frozen=True, slots=True)
+class CostEstimate:
+    """What it would cost to continue a journal: tokens per source, and the time until ready."""
+
+    ram_tokens: int
+    disk_tokens: int
+    recompute_tokens: int
+    estimated_ms: float | None
+    disk_bytes: int = 0
+
+
+class Backend(Protocol):
+    """Answers turns, one at a time. All methods may be called from any thread."""
+
+    def start(self) -> None:
+        """Begin to load; returns at once. Progress arrives at the listeners."""
+
+    def subscribe(self, listener: Callable[[BackendEvent], None]) -> Callable[[], None]:
+        """Call `listener` (in a thread of the backend) for each event; returns the undo.
+
+        A new listener is told the latest ModelLoading or ModelReady and CacheSnapshot at once.
+        """
+
+    def wait_ready(self, timeout: float | None = None) -> ModelInfo:
+        """Block until the model is loaded. Raises what made loading fail.
+
+        While it is still loading (or being restarted) when `timeout` seconds have passed:
+        TimeoutError. `wait_ready(0)` asks without waiting.
+        """
+
+    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
+        """The events of one turn. Ends after TurnFinished or TurnFailed, never raises."""
+
+    def stop(self) -> None:
+        """End the turn in progress within one decode step or one prefill chunk."""
+
+    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+        """The cost of continuing each journal, without changing anything."""
+
+    def close(self) -> None:
+        """Write out what is still to be spilled, then end the engine."""

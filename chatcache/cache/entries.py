@@ -1,0 +1,115 @@
+"""One segment as the prefix cache keeps book of it, and what it asks of tensors.
+
+The cache is free of torch: a block of K and V is anything that has a size and can list its memory,
+and the live KV is anything that can take it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from chatcache.cache.eviction import Candidate
+from chatcache.cache.radix import Span
+from chatcache.cache.rows import SegmentRow
+from chatcache.cache.segfile import TensorSource
+
+
+class Block(Protocol):
+    """K and V of a run of tokens in host memory, immutable."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def sources(self) -> Sequence[TensorSource]:
+        """The tensors for a segment file."""
+
+
+class KVSink(Protocol):
+    """The live KV, where a prefix is restored to. Positions are absolute."""
+
+    def load(self, block: Any, at: int, start: int, stop: int) -> None:
+        """Copy positions `start` to `stop` from a block whose first position is `at`."""
+
+    def writable(
+        self, name: str, dtype: str, shape: tuple[int, ...], start: int
+    ) -> list[memoryview]:
+        """Memory, a piece per head, for `[num_kv_heads, num_tokens, head_dim]` at `start`.
+
+        Raises ValueError if the tensor does not fit the model."""
+
+    def written(self, name: str, start: int) -> None:
+        """The memory from `writable` is filled."""
+
+    def set_length(self, num_tokens: int) -> None:
+        """What was loaded or written up to here counts from now on."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A segment that is in RAM (`block`), on disk (`path`), or both."""
+
+    segment_id: str
+    parent_id: str | None
+    start: int
+    stop: int
+    token_ids: bytes
+    num_bytes: int
+    last_used: float
+    block: Block | None = None
+    path: Path | None = None
+    disk_bytes: int = 0
+    hits: int = 0
+    num_leases: int = 0
+    can_spill: bool = True
+
+    def ram_candidate(self) -> Candidate:
+        return Candidate(
+            self.segment_id, self.parent_id, self.num_bytes, self.last_used, self.num_leases > 0
+        )
+
+    def disk_candidate(self) -> Candidate:
+        return Candidate(
+            self.segment_id, self.parent_id, self.disk_bytes, self.last_used, self.num_leases > 0
+        )
+
+    def row(self, namespace: str, *, is_live: bool = False) -> SegmentRow:
+        return SegmentRow(
+            segment_id=self.segment_id,
+            namespace=namespace,
+            parent_id=self.parent_id,
+            start=self.start,
+            stop=self.stop,
+            num_bytes=self.num_bytes,
+            in_ram=self.block is not None,
+            on_disk=self.path is not None,
+            is_live=is_live,
+            is_pinned=False,
+            last_used=self.last_used,
+            hits=self.hits,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What is held of a prompt: tokens per tier. A snapshot; acquire a lease to rely on it."""
+
+    num_tokens: int
+    ram_tokens: int
+    disk_tokens: int
+    disk_bytes: int
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """How far a restore got. `problem` is why it ended before the end of the lease."""
+
+    num_tokens: int
+    ram_tokens: int
+    disk_tokens: int
+    bytes_read: int
+    problem: str | None = None
+    is_damage: bool = False

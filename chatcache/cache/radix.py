@@ -1,0 +1,185 @@
+"""A radix tree over token ids that says which segment holds the K and V of which positions.
+
+It owns the paths and the labels, and knows nothing of tensors, files or budgets. Splitting an
+edge is arithmetic on positions: the segment that labels it stays one piece in memory and on disk.
+The idea of a prefix tree of KV is RadixAttention's (Zheng et al., arXiv 2312.07104); here a label
+is a turn-aligned segment of any length, and an edge may lose its label (a hole) while its children
+keep theirs: once the hole is computed again they are reachable again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions `start` to `stop` of a path, held by one segment."""
+
+    segment_id: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class MatchResult:
+    """The longest held run of leading ids. Valid until the tree changes; lease to keep it."""
+
+    num_tokens: int
+    spans: tuple[Span, ...]
+
+
+class _Node:
+    __slots__ = ("children", "edge", "parent", "segment_id", "start")
+
+    def __init__(self, edge: bytes, start: int, segment_id: str | None, parent: _Node | None):
+        self.edge = edge
+        self.start = start
+        self.segment_id = segment_id
+        self.parent = parent
+        self.children: dict[bytes, _Node] = {}
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.edge) // BYTES_PER_ID
+
+
+def _head(edge: bytes) -> bytes:
+    return edge[:BYTES_PER_ID]
+
+
+class RadixTree:
+    """Paths of packed token ids (see `tokens.pack`), labelled with segment ids."""
+
+    def __init__(self) -> None:
+        self._root = _Node(b"", 0, None, None)
+        self._labelled: dict[str, set[_Node]] = {}
+
+    def __contains__(self, segment_id: str) -> bool:
+        return segment_id in self._labelled
+
+    def __len__(self) -> int:
+        """The number of segments that label at least one edge."""
+        return len(self._labelled)
+
+    def match(self, packed: bytes) -> MatchResult:
+        """The spans that hold the leading ids of `packed`, up to the first id that none holds."""
+        spans: list[Span] = []
+        node, position = self._root, 0
+        while (child := node.children.get(_next_head(packed, position))) is not None:
+            length = common_prefix(child.edge, packed, position)
+            if child.segment_id is None or length == 0:
+                break
+            position += length
+            if spans and spans[-1].segment_id == child.segment_id:
+                spans[-1] = Span(child.segment_id, spans[-1].start, position)
+            else:
+                spans.append(Span(child.segment_id, child.start, position))
+            if position < child.stop:
+                break
+            node = child
+        return MatchResult(position, tuple(spans))
+
+    def insert(self, packed: bytes, segment_id: str, start: int) -> list[Span]:
+        """Label the positions from `start` to the end of `packed` that nothing holds yet.
+
+        Returns what is now held by `segment_id` and was not held before; nothing when other
+        segments hold all of it. Raises ValueError if the path up to `start` is unknown.
+        """
+        node, position = self._root, 0
+        gained: list[Span] = []
+        total = len(packed) // BYTES_PER_ID
+        while position < total:
+            child = node.children.get(_next_head(packed, position))
+            if child is None:
+                if position < start:
+                    raise ValueError(f"no path up to position {start}: it ends at {position}")
+                child = _Node(packed[position * BYTES_PER_ID :], position, None, node)
+                node.children[_head(child.edge)] = child
+            length = common_prefix(child.edge, packed, position)
+            boundary = start - position if position < start < position + length else length
+            if boundary < child.stop - child.start:
+                child = self._split(child, boundary)
+            if child.segment_id is None and position >= start:
+                self._label(child, segment_id)
+                gained.append(Span(segment_id, child.start, child.stop))
+            node, position = child, child.stop
+        return gained
+
+    def remove(self, segment_id: str) -> None:
+        """Take the label off; edges that then lead to no segment disappear, others become holes."""
+        for node in self._labelled.pop(segment_id, set()):
+            node.segment_id = None
+            self._prune(node)
+
+    def path(self, segment_id: str) -> bytes:
+        """All ids from the root to the last position that the segment labels."""
+        node: _Node | None = max(self._labelled[segment_id], key=lambda node: node.stop)
+        edges: list[bytes] = []
+        while node is not None:
+            edges.append(node.edge)
+            node = node.parent
+        return b"".join(reversed(edges))
+
+    def parent_segment(self, segment_id: str) -> str | None:
+        """The segment just before the first position that `segment_id` labels, if one holds it."""
+        first = min(self._labelled[segment_id], key=lambda node: node.start)
+        return first.parent.segment_id if first.parent is not None else None
+
+    def check(self) -> list[str]:
+        """Everything that is wrong with the structure; empty when it is sound."""
+        problems: list[str] = []
+        seen: dict[str, set[_Node]] = {}
+        for node in self._walk():
+            if node is not self._root and not node.edge:
+                problems.append(f"empty edge at {node.start}")
+            if node.segment_id is not None:
+                seen.setdefault(node.segment_id, set()).add(node)
+            elif node is not self._root and not node.children:
+                problems.append(f"dead end at {node.start}")
+            for head, child in node.children.items():
+                is_linked = child.parent is node and child.start == node.stop
+                if not is_linked or _head(child.edge) != head:
+                    problems.append(f"broken link at {child.start}")
+        if seen != self._labelled:
+            problems.append("labels and nodes disagree")
+        return problems
+
+    def _walk(self) -> Iterator[_Node]:
+        stack = [self._root]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+    def _label(self, node: _Node, segment_id: str) -> None:
+        node.segment_id = segment_id
+        self._labelled.setdefault(segment_id, set()).add(node)
+
+    def _split(self, node: _Node, length: int) -> _Node:
+        """Cut `node` after `length` ids; returns the upper part, which takes its place."""
+        assert node.parent is not None
+        cut = length * BYTES_PER_ID
+        upper = _Node(node.edge[:cut], node.start, None, node.parent)
+        node.parent.children[_head(upper.edge)] = upper
+        node.edge, node.start, node.parent = node.edge[cut:], node.start + length, upper
+        upper.children[_head(node.edge)] = node
+        if node.segment_id is not None:
+            self._label(upper, node.segment_id)
+        return upper
+
+    def _prune(self, node: _Node) -> None:
+        """Drop `node` and its ancestors as far as they hold nothing and lead nowhere."""
+        while node.parent is not None and node.segment_id is None and not node.children:
+            parent = node.parent
+            parent.children.pop(_head(node.edge), None)
+            node.parent = None
+            node = parent
+
+
+def _next_head(packed: bytes, position: int) -> bytes:
+    offset = position * BYTES_PER_ID
+    return packed[offset : offset + BYTES_PER_ID]

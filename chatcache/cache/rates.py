@@ -1,0 +1,85 @@
+"""Measured rates of one namespace on this machine: how fast it prefills and restores.
+
+They turn token counts into the time that a reuse saved or a fork will cost. They are kept beside
+the segments, so a new process knows them before it has computed anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+MIN_MEASURED_TOKENS = 64
+_WEIGHT = 0.3
+
+
+class RateBook:
+    """Moving averages. Small prefills are ignored once a large one was seen: they cost overhead."""
+
+    def __init__(self, path: Path | None = None):
+        self._path = path
+        self.prefill_tokens_per_second: float | None = None
+        self.restore_bytes_per_second: float | None = None
+        self.is_measured = False
+        if path is not None:
+            self._load(path)
+
+    def note_prefill(self, num_tokens: int, seconds: float) -> None:
+        if num_tokens <= 0 or seconds <= 0:
+            return
+        rate = num_tokens / seconds
+        if num_tokens < MIN_MEASURED_TOKENS:
+            if not self.is_measured:
+                self.prefill_tokens_per_second = rate
+            return
+        before = self.prefill_tokens_per_second if self.is_measured else None
+        self.prefill_tokens_per_second = _average(before, rate)
+        self.is_measured = True
+
+    def note_restore(self, num_bytes: int, seconds: float) -> None:
+        if num_bytes > 0 and seconds > 0:
+            rate = num_bytes / seconds
+            self.restore_bytes_per_second = _average(self.restore_bytes_per_second, rate)
+
+    def prefill_ms(self, num_tokens: int) -> float | None:
+        """The estimated time to compute `num_tokens`; None while nothing was measured."""
+        rate = self.prefill_tokens_per_second
+        return None if rate is None else 1000 * num_tokens / rate
+
+    def restore_ms(self, num_bytes: int) -> float:
+        """The estimated time to read `num_bytes` from disk; 0 while nothing was measured."""
+        rate = self.restore_bytes_per_second
+        return 0.0 if rate is None else 1000 * num_bytes / rate
+
+    def save(self) -> None:
+        """Best effort: rates are a convenience."""
+        if self._path is None:
+            return
+        content = {
+            "prefill_tokens_per_second": self.prefill_tokens_per_second,
+            "restore_bytes_per_second": self.restore_bytes_per_second,
+            "is_measured": self.is_measured,
+        }
+        with contextlib.suppress(OSError):
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(content))
+            temporary.chmod(0o600)
+            temporary.replace(self._path)
+
+    def _load(self, path: Path) -> None:
+        try:
+            content = json.loads(path.read_text())
+            self.prefill_tokens_per_second = _positive(content["prefill_tokens_per_second"])
+            self.restore_bytes_per_second = _positive(content["restore_bytes_per_second"])
+            self.is_measured = content["is_measured"] is True
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+
+
+def _average(before: float | None, rate: float) -> float:
+    return rate if before is None else before + _WEIGHT * (rate - before)
+
+
+def _positive(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and value > 0 else None

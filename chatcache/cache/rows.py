@@ -1,0 +1,34 @@
+"""What the cache shows of itself: frozen rows of numbers, for panels and listings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    """One segment for the panel and for `cache list`."""
+
+    segment_id: str
+    namespace: str
+    parent_id: str | None
+    start: int
+    stop: int
+    num_bytes: int
+    in_ram: bool
+    on_disk: bool
+    is_live: bool
+    is_pinned: bool
+    last_used: float
+    hits: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class TierUse:
+    num_bytes: int
+    budget_bytes: int
+    num_segments: int

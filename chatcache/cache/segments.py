@@ -1,0 +1,222 @@
+"""The segments of one namespace on disk: a directory of files, and nothing else.
+
+It owns names, atomic writes, deletion, recency (the modification time of a file) and quarantine.
+The headers are the truth; there is no index that could disagree with them. File before anything
+that mentions it; a file appears whole or not at all (temporary name, fsync, rename).
+
+    <cache-dir>/segments/<namespace>/namespace.json            the fields, for people and for misses
+    <cache-dir>/segments/<namespace>/<start>-<stop>-<id>.safetensors
+    <cache-dir>/quarantine/<namespace>-<name>                  damaged files, set aside
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from chatcache.cache.segfile import (
+    SegmentDamagedError,
+    SegmentFile,
+    SegmentFormatError,
+    SegmentHeader,
+    SegmentMissingError,
+    TensorSource,
+    write_segment,
+)
+
+_NAME = re.compile(r"(\d+)-(\d+)-([0-9a-f]{32})\.safetensors")
+_TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedFile:
+    """A file that cannot be used. `start` and `stop` are from its name, which may be a lie."""
+
+    segment_id: str
+    start: int
+    stop: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSegment:
+    """A segment whose header was read. `last_used` is Unix time."""
+
+    header: SegmentHeader
+    path: Path
+    last_used: float
+
+
+class SegmentStore:
+    """One namespace directory. Methods that change something may be called from two threads as
+    long as they are about different segments."""
+
+    def __init__(self, cache_dir: Path, namespace: str):
+        self.namespace = namespace
+        self.directory = cache_dir / "segments" / namespace
+        self._quarantine = cache_dir / "quarantine"
+
+    def prepare(self, fields: Mapping[str, str]) -> None:
+        """Make the directory (0700) and note what the namespace means. Raises OSError."""
+        for directory in (self.directory.parent, self.directory):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._remove_leftovers()
+        path = self.directory / "namespace.json"
+        if not path.exists():
+            self._write_atomically(path.name, lambda file: file.write(_dump(fields)))
+
+    def fields(self) -> dict[str, str]:
+        """What the namespace stands for; empty if nobody noted it."""
+        try:
+            loaded = json.loads((self.directory / "namespace.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return {str(key): str(value) for key, value in loaded.items()}
+
+    def scan(self) -> tuple[list[StoredSegment], list[DamagedFile]]:
+        """Read every header. Nothing is changed: the caller decides about what is damaged."""
+        found: list[StoredSegment] = []
+        damaged: list[DamagedFile] = []
+        for path in self.paths():
+            try:
+                found.append(self._load(path))
+            except SegmentFormatError:
+                continue
+            except SegmentDamagedError as error:
+                damaged.append(_damaged(path, str(error)))
+            except SegmentMissingError:
+                continue
+        return found, damaged
+
+    def write(self, header: SegmentHeader, tensors: Sequence[TensorSource]) -> tuple[Path, int]:
+        """Write a segment; returns its path and size in bytes. Raises OSError, leaving nothing."""
+        name = f"{header.start}-{header.stop}-{header.segment_id}.safetensors"
+        size = 0
+
+        def write(file: BinaryIO) -> None:
+            nonlocal size
+            size = write_segment(file, header, tensors)
+
+        self._write_atomically(name, write)
+        return self.directory / name, size
+
+    def touch(self, path: Path) -> None:
+        """Note that the segment was used, for the least-recently-used order of later processes."""
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+    def delete(self, path: Path) -> None:
+        """Remove a segment; it is no error if another process was quicker."""
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+    def quarantine(self, path: Path) -> None:
+        """Set a damaged file aside, so that it is neither read again nor lost to inspection."""
+        try:
+            self._quarantine.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.replace(self._quarantine / f"{self.namespace}-{path.name}")
+        except OSError:
+            self.delete(path)
+
+    def quarantined(self) -> list[DamagedFile]:
+        """What was set aside from this namespace, to explain a miss by it."""
+        prefix = f"{self.namespace}-"
+        names = sorted(self._quarantine.glob(f"{prefix}*.safetensors"))
+        return [
+            _damaged(path, "was damaged and has been set aside", path.name.removeprefix(prefix))
+            for path in names
+            if _NAME.fullmatch(path.name.removeprefix(prefix))
+        ]
+
+    def paths(self) -> list[Path]:
+        """The segment files there are, by name; nothing is opened."""
+        try:
+            names = sorted(entry.name for entry in os.scandir(self.directory))
+        except OSError:
+            return []
+        return [self.directory / name for name in names if _NAME.fullmatch(name)]
+
+    def path_of(self, file: DamagedFile) -> Path:
+        """Where a file of these positions and this id lies."""
+        return self.directory / f"{file.start}-{file.stop}-{file.segment_id}.safetensors"
+
+    def _load(self, path: Path) -> StoredSegment:
+        with SegmentFile(path) as file:
+            header = file.header
+        name = f"{header.start}-{header.stop}-{header.segment_id}.safetensors"
+        if header.namespace != self.namespace or name != path.name:
+            raise SegmentDamagedError("the file has been renamed or belongs to another model")
+        try:
+            return StoredSegment(header, path, path.stat().st_mtime)
+        except OSError as error:
+            raise SegmentMissingError(str(error)) from error
+
+    def _write_atomically(self, name: str, write: Callable[[BinaryIO], object]) -> None:
+        temporary = self.directory / f".tmp-{os.getpid()}-{secrets.token_hex(6)}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.directory / name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_directory(self.directory)
+
+    def _remove_leftovers(self) -> None:
+        """Temporary files of processes that no longer run."""
+        for entry in os.scandir(self.directory):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and not _is_running(int(match[1])):
+                with contextlib.suppress(OSError):
+                    Path(entry.path).unlink()
+
+
+def namespaces(cache_dir: Path) -> list[SegmentStore]:
+    """A store for every namespace directory there is."""
+    try:
+        names = sorted(e.name for e in os.scandir(cache_dir / "segments") if e.is_dir())
+    except OSError:
+        return []
+    return [SegmentStore(cache_dir, name) for name in names]
+
+
+def _damaged(path: Path, problem: str, name: str | None = None) -> DamagedFile:
+    match = _NAME.fullmatch(name or path.name)
+    start, stop, segment_id = match.groups() if match else ("0", "0", path.stem)
+    return DamagedFile(segment_id, int(start), int(stop), problem)
+
+
+def _dump(fields: Mapping[str, str]) -> bytes:
+    return json.dumps(dict(fields), indent=1, sort_keys=True).encode()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename durable; some file systems cannot and say so, which changes nothing."""
+    with contextlib.suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+

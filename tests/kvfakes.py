@@ -1,0 +1,106 @@
+"""K and V whose bytes are a function of the ids before them, so that a wrong reuse shows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from chatcache.cache.segfile import TensorSource
+from chatcache.cache.tokens import BYTES_PER_ID, pack
+
+NUM_HEADS = 2
+HEAD_BYTES = 8
+TENSORS = ("key.0", "value.0")
+BYTES_PER_TOKEN = NUM_HEADS * HEAD_BYTES * len(TENSORS)
+
+
+def true_bytes(packed: bytes, name: str, head: int, position: int) -> bytes:
+    """What a model would have computed for `position` after exactly these ids."""
+    digest = hashlib.blake2b(packed[: (position + 1) * BYTES_PER_ID], digest_size=HEAD_BYTES)
+    digest.update(f"{name}{head}".encode())
+    return digest.digest()
+
+
+def rows(packed: bytes, name: str, head: int, start: int, stop: int) -> bytes:
+    return b"".join(true_bytes(packed, name, head, position) for position in range(start, stop))
+
+
+class ByteBlock:
+    """A block as the prefix cache sees one."""
+
+    def __init__(self, packed: bytes, start: int, stop: int):
+        self._tensors = {
+            name: [rows(packed, name, head, start, stop) for head in range(NUM_HEADS)]
+            for name in TENSORS
+        }
+        self._num_tokens = stop - start
+
+    @property
+    def num_bytes(self) -> int:
+        return self._num_tokens * BYTES_PER_TOKEN
+
+    def sources(self) -> list[TensorSource]:
+        shape = (NUM_HEADS, self._num_tokens, HEAD_BYTES)
+        return [
+            TensorSource(name, "U8", shape, tuple(memoryview(head) for head in heads))
+            for name, heads in self._tensors.items()
+        ]
+
+    def part(self, name: str, head: int, start: int, stop: int) -> bytes:
+        return self._tensors[name][head][start * HEAD_BYTES : stop * HEAD_BYTES]
+
+
+class ByteSink:
+    """The live KV: a growing row of bytes per tensor and head."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self._rows = {(name, head): bytearray() for name in TENSORS for head in range(NUM_HEADS)}
+
+    def load(self, block: ByteBlock, at: int, start: int, stop: int) -> None:
+        for (name, head), row in self._rows.items():
+            self._reserve(row, stop)
+            row[start * HEAD_BYTES : stop * HEAD_BYTES] = block.part(
+                name, head, start - at, stop - at
+            )
+
+    def writable(
+        self, name: str, dtype: str, shape: tuple[int, ...], start: int
+    ) -> list[memoryview]:
+        stop = start + shape[1]
+        found = []
+        for head in range(shape[0]):
+            row = self._rows[name, head] = bytearray(self._rows[name, head])
+            self._reserve(row, stop)
+            found.append(memoryview(row)[start * HEAD_BYTES : stop * HEAD_BYTES])
+        return found
+
+    def written(self, name: str, start: int) -> None:
+        pass
+
+    def set_length(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+
+    def is_true_to(self, packed: bytes) -> bool:
+        """Whether every token that counts has the bytes of these ids."""
+        return all(
+            row[: self.num_tokens * HEAD_BYTES] == rows(packed, name, head, 0, self.num_tokens)
+            for (name, head), row in self._rows.items()
+        )
+
+    def _reserve(self, row: bytearray, num_tokens: int) -> None:
+        row.extend(bytes(max(0, num_tokens * HEAD_BYTES - len(row))))
+
+
+def ids_of(text: str) -> bytes:
+    """Text stands for its tokens: one id per character."""
+    return pack([ord(character) for character in text])
+
+
+def boundaries_of(*parts: str) -> Sequence[int]:
+    """The ends of the parts, when they are laid one after another."""
+    ends, total = [], 0
+    for part in parts:
+        total += len(part)
+        ends.append(total)
+    return ends

@@ -1,0 +1,249 @@
+"""The prefix cache with real files: what is held, where it lies, and what happens when it is not.
+
+K and V are bytes that depend on every id before them (tests/kvfakes.py), so each restore proves
+that nothing of another history was used.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kvfakes import BYTES_PER_TOKEN, ByteBlock, ByteSink, boundaries_of, ids_of
+
+from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.segments import SegmentStore
+
+FIELDS = {"weights": "w"}
+SYSTEM = "You are helpful. "
+HELLO, HI = "Hello! ", "Hi! "
+
+
+class Bench:
+    """A cache directory, and turns on it."""
+
+    def __init__(self, directory: Path, **budgets: int | bool):
+        self.directory = directory
+        self.events: list[tuple[str, str]] = []
+        self._budgets: dict[str, int | bool] = {
+            "ram_budget": 1 << 20,
+            "disk_budget": 1 << 20,
+            **budgets,
+        }
+        self.reopen()
+
+    def reopen(self) -> None:
+        """A new process on the same directory."""
+        self.cache = PrefixCache(
+            self.directory,
+            "ns",
+            on_event=lambda kind, text: self.events.append((kind, text)),
+            **self._budgets,  # type: ignore[arg-type]
+        )
+        self.cache.open(FIELDS)
+
+    def close(self) -> None:
+        self.cache.close()
+
+    def turn(self, *parts: str) -> int:
+        """Read the parts, of which the last is the answer; returns the tokens reused."""
+        packed = ids_of("".join(parts))
+        prompt = sum(map(len, parts[:-1]))
+        sink = ByteSink()
+        with self.cache.acquire(packed, prompt - 1) as lease:
+            restored = self.cache.restore(lease, sink, 0)
+        assert sink.num_tokens == restored.num_tokens
+        assert restored.ram_tokens + restored.disk_tokens == restored.num_tokens
+        assert sink.is_true_to(packed)
+        self.cache.commit(
+            packed, boundaries_of(*parts), lambda start, stop: ByteBlock(packed, start, stop)
+        )
+        self.cache.drain()
+        assert self.cache.check() == []
+        return restored.num_tokens
+
+    def files(self) -> list[Path]:
+        return sorted((self.directory / "segments" / "ns").glob("*.safetensors"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_second_turn_reuses_all_of_the_first(bench: Bench) -> None:
+    assert bench.turn(SYSTEM, HELLO, HI) == 0
+    assert bench.turn(SYSTEM, HELLO, HI, "And now? ", "Well.") == len(SYSTEM + HELLO + HI)
+
+
+def test_two_chats_share_a_system_prompt(bench: Bench) -> None:
+    bench.turn(SYSTEM, HELLO, HI)
+    assert bench.turn(SYSTEM, "What can you do?", "A lot.") == len(SYSTEM)
+
+
+def test_everything_is_found_again_by_a_new_process(bench: Bench) -> None:
+    bench.turn(SYSTEM, HELLO, HI)
+    bench.turn(SYSTEM, HELLO, HI, "And now? ", "Well.")
+    bench.close()
+    bench.reopen()
+    history = SYSTEM + HELLO + HI + "And now? Well."
+    lookup = bench.cache.lookup(ids_of(history))
+    assert (lookup.ram_tokens, lookup.disk_tokens) == (0, len(history))
+    assert bench.turn(SYSTEM, HELLO, HI, "And now? ", "Well.", "More. ", "No.") == len(history)
+
+
+def test_a_turn_writes_its_own_delta_and_nothing_else(bench: Bench) -> None:
+    bench.turn(SYSTEM, HELLO, HI)
+    before = {path: path.stat().st_mtime_ns for path in bench.files()}
+    packed = ids_of(SYSTEM + HELLO + HI + "And now? Well.")
+    new = len("And now? Well.")
+    size = bench.cache.commit(
+        packed,
+        [len(SYSTEM + HELLO + HI), len(packed) // 4],
+        lambda start, stop: ByteBlock(packed, start, stop),
+    )
+    bench.cache.drain()
+    assert size == new * (BYTES_PER_TOKEN + 4)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(bench.files()) == len(before) + 1
+
+
+def test_a_fork_from_the_middle_of_a_segment_uses_its_beginning(bench: Bench) -> None:
+    bench.turn("a long first message ", "answer")
+    assert bench.turn("a long first word ", "other") == len("a long first ")
+    bench.close()
+    bench.reopen()
+    assert bench.turn("a long first word ", "other", "?", "!") == len("a long first word other")
+
+
+@pytest.mark.parametrize("harm", ["delete", "truncate", "flip", "zero", "swap"])
+def test_a_damaged_segment_ends_the_match_and_the_turn_goes_on(bench: Bench, harm: str) -> None:
+    bench.turn(SYSTEM, HELLO, HI)
+    bench.close()
+    victim = bench.files()[1]
+    content = bytearray(victim.read_bytes())
+    if harm == "delete":
+        victim.unlink()
+    elif harm == "truncate":
+        victim.write_bytes(content[:-1])
+    elif harm == "flip":
+        content[-5] ^= 4
+        victim.write_bytes(content)
+    elif harm == "zero":
+        victim.write_bytes(bytes(len(content)))
+    else:
+        shutil.copy(bench.files()[0], victim)
+    bench.reopen()
+    sound = sorted(int(path.name.split("-")[1]) for path in bench.files() if path != victim)
+    start = int(victim.name.split("-")[0])
+    assert bench.turn(SYSTEM, HELLO, HI, "On. ", "Yes.") == (start if start in (0, *sound) else 0)
+    if harm != "delete":
+        assert [file.segment_id for file in bench.cache.damaged] == [victim.stem.split("-")[2]]
+        assert any(kind == "quarantined" for kind, _ in bench.events)
+    bench.close()
+    bench.reopen()
+    assert bench.turn(SYSTEM, HELLO, HI, "On. ", "Yes.", "?", "!") == len(
+        SYSTEM + HELLO + HI + "On. Yes."
+    )
+
+
+def test_damage_while_running_is_found_at_the_read(bench: Bench) -> None:
+    bench.turn(SYSTEM, HELLO, HI)
+    bench.close()
+    bench.reopen()
+    victim = bench.files()[0]
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    packed = ids_of(SYSTEM + HELLO + HI)
+    sink = ByteSink()
+    with bench.cache.acquire(packed, len(packed) // 4) as lease:
+        restored = bench.cache.restore(lease, sink, 0)
+    assert (restored.num_tokens, sink.num_tokens, restored.is_damage) == (0, 0, True)
+    assert bench.cache.lookup(packed).num_tokens == 0
+
+
+def test_ram_pressure_spills_and_nothing_is_computed_twice(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ram_budget=10 * BYTES_PER_TOKEN)
+    bench.turn(SYSTEM, HELLO, HI)
+    assert bench.cache.use()[0].num_bytes <= 10 * BYTES_PER_TOKEN
+    assert bench.turn(SYSTEM, HELLO, HI, "?", "!") == len(SYSTEM + HELLO + HI)
+    bench.close()
+
+
+def test_without_a_disk_tier_the_oldest_leaf_is_forgotten(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ram_budget=60 * BYTES_PER_TOKEN, is_spilling=False)
+    bench.turn(SYSTEM, HELLO, HI)
+    bench.turn(SYSTEM, "x" * 30, "y" * 10)
+    assert bench.files() == []
+    assert bench.cache.lookup(ids_of(SYSTEM + HELLO)).num_tokens == len(SYSTEM)
+    assert bench.cache.use()[0].num_bytes <= 60 * BYTES_PER_TOKEN
+
+
+def test_the_disk_budget_evicts_leaves_first(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.turn(SYSTEM, HELLO, HI)
+    size = sum(path.stat().st_size for path in bench.files())
+    bench.close()
+    bench = Bench(tmp_path, disk_budget=size - 1)
+    assert bench.cache.lookup(ids_of(SYSTEM + HELLO + HI)).num_tokens == len(SYSTEM + HELLO)
+    bench.close()
+
+
+def test_segments_of_other_models_make_room_when_they_are_older(tmp_path: Path) -> None:
+    other = PrefixCache(tmp_path, "other", ram_budget=1 << 20, disk_budget=1 << 20)
+    other.open({})
+    packed = ids_of("old words")
+    other.commit(packed, [9], lambda start, stop: ByteBlock(packed, start, stop))
+    other.close()
+    (old,) = (tmp_path / "segments" / "other").glob("*.safetensors")
+    os.utime(old, (1, 1))
+    bench = Bench(tmp_path, disk_budget=old.stat().st_size + 100)
+    bench.turn(HELLO, HI)
+    bench.close()
+    assert not old.exists()
+    assert bench.files()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_read_only_directory_is_a_warning(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    bench = Bench(tmp_path / "cache")
+    assert bench.turn(HELLO, HI) == 0
+    assert bench.turn(HELLO, HI, "?", "!") == len(HELLO + HI)
+    assert [kind for kind, _ in bench.events] == ["warning"]
+    tmp_path.chmod(0o700)
+
+
+def test_a_cache_directory_that_is_a_file_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("not a directory")
+    bench = Bench(tmp_path / "cache")
+    assert bench.turn(HELLO, HI) == 0
+    assert bench.turn(HELLO, HI, "?", "!") == len(HELLO + HI)
+    assert [kind for kind, _ in bench.events] == ["warning"]
+
+
+def test_leftovers_of_a_killed_writer_are_removed(bench: Bench) -> None:
+    bench.turn(HELLO, HI)
+    leftover = bench.directory / "segments" / "ns" / ".tmp-999999999-abc123"
+    leftover.write_bytes(b"half a segment")
+    bench.close()
+    bench.reopen()
+    assert not leftover.exists()
+    assert bench.turn(HELLO, HI, "?", "!") == len(HELLO + HI)
+
+
+def test_files_are_private(bench: Bench) -> None:
+    bench.turn(HELLO, HI)
+    for path in bench.files():
+        assert path.stat().st_mode & 0o077 == 0
+    assert (bench.directory / "segments" / "ns").stat().st_mode & 0o077 == 0
+
+
+def test_a_store_lists_what_its_namespace_means(bench: Bench) -> None:
+    assert SegmentStore(bench.directory, "ns").fields() == FIELDS

@@ -1,0 +1,108 @@
+"""The radix tree against a plain dictionary of token tuples."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from chatcache.cache.radix import RadixTree, Span
+from chatcache.cache.tokens import common_prefix, pack, unpack
+
+ids = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+
+
+@given(st.lists(st.integers(0, 2**31 - 1)))
+def test_packing_round_trips(token_ids: list[int]) -> None:
+    assert unpack(pack(token_ids)) == token_ids
+
+
+@given(ids, ids, st.integers(0, 5))
+def test_common_prefix_counts_equal_leading_ids(
+    left: list[int], right: list[int], offset: int
+) -> None:
+    expected = 0
+    for one, other in zip(left, right[offset:], strict=False):
+        if one != other:
+            break
+        expected += 1
+    assert common_prefix(pack(left), pack(right), offset) == expected
+
+
+def test_a_shared_beginning_is_split_and_keeps_its_segment() -> None:
+    tree = RadixTree()
+    tree.insert(pack([1, 2, 3, 4]), "first", 0)
+    gained = tree.insert(pack([1, 2, 9]), "second", 2)
+    assert gained == [Span("second", 2, 3)]
+    assert tree.match(pack([1, 2, 3, 4, 5])).spans == (Span("first", 0, 4),)
+    assert tree.match(pack([1, 2, 9])).spans == (Span("first", 0, 2), Span("second", 2, 3))
+    assert tree.parent_segment("second") == "first"
+
+
+def test_a_hole_ends_the_match_until_it_is_filled() -> None:
+    tree = RadixTree()
+    tree.insert(pack([1, 2]), "upper", 0)
+    tree.insert(pack([1, 2, 3]), "lower", 2)
+    tree.remove("upper")
+    assert tree.match(pack([1, 2, 3])).num_tokens == 0
+    assert "lower" in tree
+    tree.insert(pack([1, 2]), "again", 0)
+    assert tree.match(pack([1, 2, 3])).spans == (Span("again", 0, 2), Span("lower", 2, 3))
+
+
+def test_an_unknown_path_is_refused() -> None:
+    tree = RadixTree()
+    with pytest.raises(ValueError, match="no path"):
+        tree.insert(pack([1, 2, 3]), "segment", 2)
+
+
+class TreeAgainstDictionary(RuleBasedStateMachine):
+    """`held` maps each held prefix (as a tuple) to the segment that labels its last token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tree = RadixTree()
+        self.held: dict[tuple[int, ...], str] = {}
+        self.count = 0
+
+    def _match(self, token_ids: list[int]) -> int:
+        length = 0
+        while length < len(token_ids) and tuple(token_ids[: length + 1]) in self.held:
+            length += 1
+        return length
+
+    @rule(token_ids=ids)
+    def insert(self, token_ids: list[int]) -> None:
+        self.count += 1
+        name = f"s{self.count}"
+        start = self._match(token_ids)
+        gained = self.tree.insert(pack(token_ids), name, start)
+        new = [n for n in range(start, len(token_ids)) if tuple(token_ids[: n + 1]) not in self.held]
+        assert sum(span.stop - span.start for span in gained) == len(new)
+        for position in new:
+            self.held[tuple(token_ids[: position + 1])] = name
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(set(self.held.values()))))
+        self.tree.remove(name)
+        self.held = {path: label for path, label in self.held.items() if label != name}
+
+    @rule(token_ids=ids)
+    def match(self, token_ids: list[int]) -> None:
+        result = self.tree.match(pack(token_ids))
+        assert result.num_tokens == self._match(token_ids)
+        for span in result.spans:
+            for position in range(span.start, span.stop):
+                assert self.held[tuple(token_ids[: position + 1])] == span.segment_id
+
+    @invariant()
+    def sound(self) -> None:
+        assert self.tree.check() == []
+        assert len(self.tree) == len(set(self.held.values()))
+
+
+TestTreeAgainstDictionary = TreeAgainstDictionary.TestCase
+TestTreeAgainstDictionary.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
