@@ -1,0 +1,185 @@
+"""The SQLite file of the conversations: opening it, transactions, and errors as sentences.
+
+Owns one connection, guarded by a lock, that any thread may use. Knows nothing of sessions and
+messages. A file that is damaged, foreign or newer is refused and left as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from chatcache.chat import schema
+from chatcache.errors import StorageError
+
+BUSY_SECONDS = 15.0
+
+Row = tuple[Any, ...]
+
+
+class Database:
+    """An open conversation database. Raises StorageError wherever SQLite fails."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        _prepare_file(path)
+        with _explained(path):
+            self._connection = _connect(path)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for queries only."""
+        with self._lock, _explained(self.path):
+            yield self._connection
+
+    @contextlib.contextmanager
+    def writing(self, *, is_durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """The connection inside a transaction: all of it is kept, or nothing.
+
+        Durable: on the disk (fsync) when the block ends. Otherwise a killed process loses nothing,
+        and a power cut may lose this transaction, but never leaves half of it.
+        """
+        with self._lock, _explained(self.path):
+            connection = self._connection
+            if _is_open(connection):
+                yield connection
+                return
+            connection.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                # Also after a failed commit (a full disk): the transaction must not stay open.
+                if _is_open(connection):
+                    connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _prepare_file(path: Path) -> None:
+    """Make the directory (0700) and an empty file (0600) before SQLite makes a readable one."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        status = path.stat()
+        if stat.S_IMODE(status.st_mode) & 0o077 and os.name == "posix":
+            path.chmod(0o600)
+    except OSError as error:
+        raise _from_os_error(error, path) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise StorageError(f"{path} is not a file.", "Choose another directory with --data-dir.")
+    wal = path.with_name(path.name + "-wal")
+    if status.st_size == 0 and wal.exists() and wal.stat().st_size > 0:
+        # SQLite would take the empty file for a new database and drop the log beside it.
+        raise StorageError(
+            f"{path} is empty although {wal.name} beside it is not: the file was truncated.",
+            "Nothing was changed. Put the file back from a backup, or move both away.",
+        )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+    try:
+        # First of all, and without writing: is this ours?
+        schema.check_version(connection, str(path))
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("PRAGMA journal_mode = WAL")
+        schema.migrate(connection, str(path))
+        # A directory that cannot be written is found now, not when the first words are lost.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_open(connection: sqlite3.Connection) -> bool:
+    return connection.in_transaction
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """SQLite's errors as StorageError. Programming errors stay what they are."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
+            raise
+        raise _from_sqlite_error(error, path) from error
+
+
+def _from_sqlite_error(error: sqlite3.Error, path: Path) -> StorageError:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith("SQLITE_FULL"):
+        return StorageError(
+            f"The disk is full: nothing can be saved in {path.parent}.",
+            "Free some space, or choose another directory with --data-dir.",
+        )
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
+        return StorageError(
+            f"Conversations cannot be written: {path} is read-only.",
+            "Make the directory writable, or choose another one with --data-dir.",
+        )
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StorageError(
+            f"Another program has held {path} locked for {BUSY_SECONDS:.0f} seconds.",
+            "Close it, then try again.",
+        )
+    if name.startswith("SQLITE_NOTADB"):
+        return StorageError(
+            f"{path} is not a database.",
+            "Nothing was changed. Move the file away, or choose another --data-dir.",
+        )
+    if name.startswith("SQLITE_CORRUPT"):
+        return StorageError(
+            f"The conversation database {path} is damaged ({error}).",
+            "Nothing was changed. Copy the file, then put it back from a backup.",
+        )
+    if "fts5" in str(error):
+        return StorageError(
+            "This Python's SQLite has no full-text search (FTS5).",
+            "Use a Python whose sqlite3 module has it; the builds of python.org do.",
+        )
+    return StorageError(
+        f"The conversation database {path} cannot be used ({error}).",
+        "Run `chatcache doctor` to see what is wrong.",
+    )
+
+
+def _from_os_error(error: OSError, path: Path) -> StorageError:
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return StorageError(
+            f"{path.parent} is not a directory.", "Choose another one with --data-dir."
+        )
+    reason = (error.strerror or str(error)).lower()
+    return StorageError(
+        f"Conversations cannot be kept in {path.parent}: {reason}.",
+        "Make the directory writable, or choose another one with --data-dir.",
+    )

@@ -1,0 +1,372 @@
+"""Everything that a front end can do with conversations: the one thing it calls.
+
+Owns what each action means (send, regenerate, edit, continue, fork) in terms of the tree, and what
+this front end has last seen of each session. Turns are generators of events, to be consumed in any
+one thread. Knows neither SQL nor what a front end looks like. It does not start the backend.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from chatcache.backends.base import Backend, CostEstimate, SamplingParams
+from chatcache.chat import transfer, verify
+from chatcache.chat.conversation import check_turn, clean_text
+from chatcache.chat.costs import CostBook, OfflineCost
+from chatcache.chat.nodes import StoredNode
+from chatcache.chat.search import search
+from chatcache.chat.sessions import SessionStore
+from chatcache.chat.tasks import answer_task, system_message, unsaved_task, user_message
+from chatcache.chat.transcripts import fork_points, transcript, variants_of
+from chatcache.chat.turns import TurnOptions, TurnRun, TurnTask
+from chatcache.chat.views import (
+    ChatEvent,
+    ForkPoint,
+    ForkResult,
+    SearchHit,
+    SessionJournal,
+    SessionSummary,
+    TranscriptMessage,
+    UserMessageSaved,
+)
+from chatcache.errors import NotFoundError, UnavailableError, UsageError
+
+_DEFAULT = SamplingParams()
+
+
+class ChatService:
+    """Conversations on a store, answered by a backend (None: only what needs no model)."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        backend: Backend | None,
+        *,
+        offline_cost: OfflineCost | None = None,
+    ) -> None:
+        self._store = store
+        self._backend = backend
+        self._costs = CostBook(store, backend, offline_cost)
+        self._seen: dict[str, int | None] = {}
+        self._runs: set[TurnRun] = set()
+        self._runs_lock = threading.Lock()
+        self._turn_lock = threading.Lock()
+
+    @property
+    def backend(self) -> Backend | None:
+        return self._backend
+
+    @property
+    def store(self) -> SessionStore:
+        return self._store
+
+    def __enter__(self) -> ChatService:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop what is being answered, let the backend write out its state, close the store."""
+        self.stop()
+        if self._backend is not None:
+            self._backend.close()
+        self._store.close()
+
+    # Sessions
+
+    def list_sessions(self) -> list[SessionSummary]:
+        """All sessions, most recently used first."""
+        return self._store.list()
+
+    def find_session(self, ref: str) -> SessionSummary:
+        """By name, id, or unique id prefix. Raises NotFoundError naming the nearest names."""
+        return self._store.find(ref)
+
+    def last_session(self) -> SessionSummary | None:
+        """The session used last; None when there is none."""
+        return next(iter(self._store.sessions.list(limit=1)), None)
+
+    def create_session(
+        self, name: str | None = None, system: str | None = None, *, forked_from: str | None = None
+    ) -> SessionSummary:
+        """A new, empty session. Without a name, its first message will name it."""
+        row = self._store.create(name, system_message(system), forked_from)
+        self._seen[row.session_id] = row.tip
+        return self._store.sessions.summary(row.session_id)
+
+    def rename(self, session_id: str, name: str) -> None:
+        self._store.sessions.rename(session_id, name)
+
+    def delete(self, session_id: str) -> None:
+        """Delete a session and all words that no other session reaches."""
+        self._store.delete(session_id)
+        self._seen.pop(session_id, None)
+
+    def set_system(self, session_id: str, system: str | None) -> None:
+        """Another system prompt (None: none) for the whole path; the old path stays stored."""
+        message = system_message(system)
+        tip = self._seen_tip(session_id)
+        path = self._store.nodes.path(tip)
+        old = path[0].node.text if path and path[0].node.role == "system" else None
+        if old == (message.text if message else None):
+            return
+        self._store.set_system(session_id, message, tip)
+        self._see(session_id)
+
+    def transcript(
+        self, session_id: str, *, last_turns: int | None = None
+    ) -> list[TranscriptMessage]:
+        """The messages from root to tip; only those of the last turns, if that is asked for."""
+        return transcript(self._store, self._see(session_id), last_turns)
+
+    def search(self, text: str) -> list[SearchHit]:
+        """Sessions by name and messages by text: all words must occur, the last may be a prefix."""
+        return search(self._store.database, text)
+
+    def verify(self) -> list[str]:
+        """What is damaged among the words; [] when nothing is."""
+        return verify.problems(self._store.database)
+
+    def export_session(self, session_id: str) -> dict[str, object]:
+        """The path of a session as one JSON document, token ids included."""
+        return transfer.export_session(self._store, self._store.find(session_id).session_id)
+
+    def import_session(self, document: object) -> SessionSummary:
+        """A session from an exported document. Raises UsageError, or DamageError if altered."""
+        session_id = transfer.import_session(self._store, document)
+        return self._store.sessions.summary(session_id)
+
+    # The tree
+
+    def fork(
+        self, session_id: str, *, at_turn: int | None = None, name: str | None = None
+    ) -> ForkResult:
+        """A new session that keeps turns 1..at_turn (0: the system prompt alone; None: all)."""
+        started = time.perf_counter()
+        source = self._store.sessions.row(session_id)
+        num_turns = self._num_turns(source.tip)
+        if at_turn is None:
+            at_turn, tip = num_turns, source.tip
+        else:
+            check_turn(at_turn, num_turns)
+            tip = self._store.nodes.at_turn(source.tip, at_turn)
+        forked = self._store.fork(source, tip, name)
+        elapsed_ms = (time.perf_counter() - started) * 1000.0
+        self._seen[forked.session_id] = tip
+        return ForkResult(
+            session_id=forked.session_id,
+            name=forked.name,
+            forked_from=session_id,
+            at_turn=at_turn,
+            shared_tokens=self._store.nodes.get(tip).num_tokens if tip is not None else 0,
+            elapsed_ms=elapsed_ms,
+            cost=self._costs.of_tip(tip),
+        )
+
+    def fork_points(self, session_id: str) -> list[ForkPoint]:
+        """Where the session can be forked, newest first, with what each place would cost."""
+        return fork_points(self._store, self._store.sessions.tip(session_id), self._costs)
+
+    def variants(self, session_id: str, node_id: str) -> list[str]:
+        """The ids of the messages beside this one and itself, oldest first."""
+        self._store.sessions.row(session_id)
+        return variants_of(self._store, node_id)
+
+    def switch_sibling(self, session_id: str, node_id: str) -> None:
+        """Follow another variant: the tip moves to the newest message below `node_id`.
+
+        Raises NotFoundError unless it is beside a message of the session's path.
+        """
+        tip = self._seen_tip(session_id)
+        chosen = self._store.nodes.find(node_id)
+        beside = self._store.nodes.siblings(chosen) if chosen else []
+        if chosen is None or not any(
+            self._store.nodes.is_on_path(sibling.seq, tip) for sibling in beside
+        ):
+            raise NotFoundError(
+                f"Message {node_id} is not a variant of one in this conversation.",
+                "Look at the tree for the variants there are.",
+            )
+        if not self._store.nodes.is_on_path(chosen.seq, tip):
+            leaf = self._store.nodes.newest_leaf(chosen.seq)
+            self._store.sessions.move_tip(session_id, tip, leaf)
+        self._see(session_id)
+
+    def session_journal(self, session_id: str) -> SessionJournal | None:
+        """The token ids of a session's path; None when no model has read it."""
+        return self._costs.journal(self._store.sessions.tip(session_id))
+
+    def costs(self, session_ids: Sequence[str]) -> list[CostEstimate | None]:
+        """What continuing each session would cost; None where nothing is known."""
+        return self._costs.of_tips([self._store.sessions.tip(one) for one in session_ids])
+
+    # Turns
+
+    def send(
+        self,
+        session_id: str,
+        text: str,
+        *,
+        sampling: SamplingParams = _DEFAULT,
+        think: bool | None = None,
+        use_cache: bool = True,
+        save: bool = True,
+        system: str | None = None,
+    ) -> Iterator[ChatEvent]:
+        """Say something and have it answered.
+
+        Without `save` nothing is kept, and `session_id` may be "" for a turn without a history
+        (`system` is then its system prompt). Raises UsageError for an empty text, at once.
+        """
+        self._need_backend()
+        cleaned = clean_text(text)
+        options = TurnOptions(sampling, think, use_cache)
+        if not save:
+            return self._run(unsaved_task(self._store, session_id, cleaned, options, system))
+        self._store.sessions.row(session_id)
+        return self._send(session_id, cleaned, options)
+
+    def _send(self, session_id: str, text: str, options: TurnOptions) -> Iterator[ChatEvent]:
+        seen = self._seen_tip(session_id)
+        parent = self._store.nodes.get(seen) if seen is not None else None
+        question = self._store.add_user(session_id, parent, user_message(text), seen)
+        yield from self._ask(session_id, question, question.seq, options)
+
+    def regenerate(
+        self,
+        session_id: str,
+        *,
+        sampling: SamplingParams = _DEFAULT,
+        think: bool | None = None,
+        use_cache: bool = True,
+    ) -> Iterator[ChatEvent]:
+        """Another answer to the last user message, beside the one it has (if it has one)."""
+        self._need_backend()
+        options = TurnOptions(sampling, think, use_cache)
+        tip, question = self._last_question(session_id)
+        return self._ask(session_id, question, tip.seq, options)
+
+    def continue_answer(
+        self,
+        session_id: str,
+        *,
+        sampling: SamplingParams = _DEFAULT,
+        think: bool | None = None,
+        use_cache: bool = True,
+    ) -> Iterator[ChatEvent]:
+        """Go on with an answer that was stopped or reached its limit; the longer one is new.
+
+        A question that has no answer at all is answered.
+        """
+        self._need_backend()
+        options = TurnOptions(sampling, think, use_cache)
+        tip, question = self._last_question(session_id)
+        if tip.seq == question.seq:
+            return self._ask(session_id, question, tip.seq, options)
+        if tip.node.message.finish_reason == "stop":
+            raise UsageError(
+                "The last answer is complete.", "Send a message, or regenerate the answer."
+            )
+        return self._ask(session_id, question, tip.seq, options, continued=tip)
+
+    def edit(
+        self,
+        session_id: str,
+        turn: int,
+        text: str,
+        *,
+        sampling: SamplingParams = _DEFAULT,
+        think: bool | None = None,
+        use_cache: bool = True,
+    ) -> Iterator[ChatEvent]:
+        """Say something else in turn `turn`; what followed becomes "NAME (before edit)"."""
+        self._need_backend()
+        cleaned = clean_text(text)
+        tip = self._seen_tip(session_id)
+        check_turn(turn, self._num_turns(tip), first=1)
+        return self._edit(session_id, turn, cleaned, TurnOptions(sampling, think, use_cache))
+
+    def _edit(
+        self, session_id: str, turn: int, text: str, options: TurnOptions
+    ) -> Iterator[ChatEvent]:
+        tip = self._seen_tip(session_id)
+        if tip is None:
+            raise NotFoundError(f"There is no turn {turn}.", "Send a message first.")
+        old = self._store.nodes.question(tip, turn)
+        question = self._store.add_edited(session_id, old, user_message(text), tip)
+        yield from self._ask(session_id, question, question.seq, options)
+
+    def stop(self) -> None:
+        """End the turns in progress and those that wait; partial answers are kept."""
+        with self._runs_lock:
+            runs = list(self._runs)
+        for run in runs:
+            run.stop()
+
+    def _ask(
+        self,
+        session_id: str,
+        question: StoredNode,
+        seen: int,
+        options: TurnOptions,
+        continued: StoredNode | None = None,
+    ) -> Iterator[ChatEvent]:
+        """Have a question answered that is on disk."""
+        self._seen[session_id] = seen
+        yield UserMessageSaved(session_id, question.node.turn, question.node.node_id)
+        yield from self._run(
+            answer_task(self._store, session_id, question, seen, options, continued)
+        )
+
+    def _run(self, task: TurnTask) -> Iterator[ChatEvent]:
+        run = TurnRun(self._store, self._need_backend(), task, self._turn_lock)
+        with self._runs_lock:
+            self._runs.add(run)
+        try:
+            yield from run.events()
+        finally:
+            with self._runs_lock:
+                self._runs.discard(run)
+            if run.saved is not None:
+                self._seen[task.session_id] = run.saved.seq
+
+    def _last_question(self, session_id: str) -> tuple[StoredNode, StoredNode]:
+        """(tip, user message of the last turn)."""
+        tip = self._seen_tip(session_id)
+        num_turns = self._num_turns(tip)
+        if tip is None or num_turns == 0:
+            raise UsageError("There is nothing to answer yet.", "Send a message first.")
+        return self._store.nodes.get(tip), self._store.nodes.question(tip, num_turns)
+
+    def _num_turns(self, tip: int | None) -> int:
+        return self._store.nodes.get(tip).node.turn if tip is not None else 0
+
+    def _see(self, session_id: str) -> int | None:
+        """Read where the session points now: from here on that is what the person has seen."""
+        tip = self._store.sessions.tip(session_id)
+        self._seen[session_id] = tip
+        return tip
+
+    def _seen_tip(self, session_id: str) -> int | None:
+        """Where this front end last saw the session; another process may have moved it since."""
+        seen = self._seen.get(session_id)
+        if seen is not None and self._store.nodes.exists(seen):
+            self._store.sessions.row(session_id)
+            return seen
+        return self._see(session_id)
+
+    def _need_backend(self) -> Backend:
+        if self._backend is None:
+            raise UnavailableError(
+                "No model is attached, so nothing can be answered.", "Run it with a model."
+            )
+        return self._backend

@@ -1,0 +1,514 @@
+"""A backend without a model, for tests of everything above the `Backend` protocol.
+
+It owns a toy tokenizer (a token per character), a toy chat template, and the list of journals it
+has seen, so that hits and misses obey the same identities as the real thing. It knows nothing of
+sessions. Nothing here sleeps: a test that wants to look at a moment opens a `Gate`.
+
+    backend = FakeBackend(answers=["Hello there, friend."])
+    gate = backend.gate("delta:1")           # points: load, plan, prefill, answer, delta:N
+    ... run a turn in a thread ...
+    gate.arrived.wait(5); ...look...; gate.open()
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from chatcache.backends.base import (
+    BackendEvent,
+    BackendFailed,
+    CacheEvent,
+    CacheReport,
+    CacheSnapshot,
+    ChatMessage,
+    CostEstimate,
+    FinishReason,
+    ModelInfo,
+    ModelLoading,
+    ModelReady,
+    Outcome,
+    PrefillProgress,
+    Reason,
+    SegmentRow,
+    TextDelta,
+    TierUse,
+    Timings,
+    TurnEvent,
+    TurnFailed,
+    TurnFinished,
+    TurnPlanned,
+    TurnRequest,
+    TurnResult,
+    Usage,
+)
+from chatcache.errors import ContextFullError, EngineDiedError, ModelLoadError
+
+ROLE_IDS = {"system": 1, "user": 2, "assistant": 3}
+END_ID = 4
+THINK_ID, THINK_END_ID = 5, 6
+FIRST_TEXT_ID = 16
+BYTES_PER_TOKEN = 128
+MS_PER_COMPUTED_TOKEN = 1.0
+MS_PER_CACHED_TOKEN = 0.01
+CLOCK = 1_763_700_000.0
+
+Answers = Sequence[str] | Callable[[TurnRequest], str]
+
+
+class Gate:
+    """A point where the backend waits: `arrived` is set when it gets there, `open()` lets it go."""
+
+    def __init__(self) -> None:
+        self.arrived = threading.Event()
+        self._is_open = threading.Event()
+
+    def open(self) -> None:
+        self._is_open.set()
+
+    def wait(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        """Wait until opened or stopped; a safety limit of 30 s keeps a broken test from hanging."""
+        self.arrived.set()
+        for _ in range(3000):
+            if self._is_open.wait(0.01) or is_stopped():
+                return
+
+
+def encode(text: str, tokens_per_char: int = 1) -> list[int]:
+    return [ord(char) + FIRST_TEXT_ID for char in text for _ in range(tokens_per_char)]
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading ids are equal."""
+    for index, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return index
+    return min(len(left), len(right))
+
+
+def fake_model_info(name: str = "fake", **changes: object) -> ModelInfo:
+    """What a ready FakeBackend says of itself; `changes` replaces fields."""
+    fields = {"weights": f"{name}-weights", "adapter": "", "dtype": "float32", "tokenizer": "chars"}
+    info = ModelInfo(
+        model=name,
+        backend="local",
+        architecture="FakeForCausalLM",
+        num_parameters=1_234_567,
+        dtype="float32",
+        device="cpu",
+        num_layers=2,
+        kv_bytes_per_token=BYTES_PER_TOKEN,
+        max_context_tokens=1 << 24,
+        cut="any_token",
+        cut_detail="full attention in all 2 layers",
+        tokenizer_id="chars",
+        namespace=f"ns-{name}",
+        namespace_fields=fields,
+        description="repeats what you say",
+        load_ms=12.0,
+    )
+    return replace(info, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class _Turn:
+    """One turn while it runs."""
+
+    request: TurnRequest
+    prompt: list[int] = field(default_factory=list)
+    keep: int = 0
+    num_ram: int = 0
+    num_disk: int = 0
+    outcome: Outcome = "miss"
+    reason: Reason = "cold_start"
+    detail: str = ""
+    text: str = ""
+    reasoning: str = ""
+    answer_ids: list[int] = field(default_factory=list)
+    is_stopped: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def num_cached(self) -> int:
+        return self.num_ram + self.num_disk
+
+
+class FakeBackend:
+    """Implements `Backend` deterministically.
+
+    answers: texts used in turn (the last one repeats), or a function of the request; left out,
+        it echoes the last message. reasoning: produced before each answer. tokens_per_char: ids
+        per character. fail_at / die_at: a point at which the turn fails, or the engine dies (once;
+        it restarts). load_error: loading fails. starts_ready: `start` loads in the calling thread.
+    """
+
+    def __init__(
+        self,
+        answers: Answers | None = None,
+        *,
+        model: str = "fake",
+        info: ModelInfo | None = None,
+        reasoning: str | None = None,
+        tokens_per_char: int = 1,
+        prefill_chunk: int = 512,
+        fail_at: str | None = None,
+        failure: Exception | None = None,
+        die_at: str | None = None,
+        load_error: Exception | None = None,
+        known_journals: Iterable[Sequence[int]] = (),
+        starts_ready: bool = False,
+    ) -> None:
+        self.info = info or fake_model_info(model)
+        self.requests: list[TurnRequest] = []
+        self.num_stops = 0
+        self.is_started = False
+        self.is_closed = False
+        self.fail_at = fail_at
+        self.failure = failure or ModelLoadError("The fake model failed.", "Try again.")
+        self.die_at = die_at
+        self.load_error = load_error
+        self.ram_journals: list[tuple[int, ...]] = []
+        self.disk_journals: list[tuple[int, ...]] = [tuple(j) for j in known_journals]
+        self._answers = answers
+        self._reasoning = reasoning
+        self._tokens_per_char = tokens_per_char
+        self._prefill_chunk = prefill_chunk
+        self._starts_ready = starts_ready
+        self._gates: dict[str, Gate] = {}
+        self._listeners: list[Callable[[BackendEvent], None]] = []
+        self._status: BackendEvent = ModelLoading("waiting to start")
+        self._lock = threading.RLock()
+        self._turn_lock = threading.Lock()
+        self._loaded = threading.Event()
+        self._turn: _Turn | None = None
+
+    # What tests use
+
+    def gate(self, point: str) -> Gate:
+        """Make the backend wait at `point`: load, plan, prefill, answer or delta:N (from 0)."""
+        return self._gates.setdefault(point, Gate())
+
+    def emit(self, event: BackendEvent) -> None:
+        """Tell all listeners, as the engine's reader thread would."""
+        with self._lock:
+            if isinstance(event, ModelLoading | ModelReady | BackendFailed):
+                self._status = event
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener(event)
+
+    def snapshot(self) -> CacheSnapshot:
+        with self._lock:
+            rows = [
+                *self._rows(self.ram_journals, is_ram=True),
+                *self._rows(self.disk_journals, is_ram=False),
+            ]
+        live = len(self.ram_journals[-1]) if self.ram_journals else 0
+        return CacheSnapshot(
+            ram=self._use(self.ram_journals, 1 << 30),
+            disk=self._use(self.disk_journals, 8 << 30),
+            live_tokens=live,
+            live_bytes=live * BYTES_PER_TOKEN,
+            segments=tuple(reversed(rows)),
+        )
+
+    def _rows(self, journals: list[tuple[int, ...]], *, is_ram: bool) -> Iterator[SegmentRow]:
+        for index, journal in enumerate(journals):
+            yield SegmentRow(
+                segment_id=f"{'ram' if is_ram else 'disk'}-{index}",
+                namespace=self.info.namespace,
+                parent_id=None,
+                start=0,
+                stop=len(journal),
+                num_bytes=len(journal) * BYTES_PER_TOKEN,
+                in_ram=is_ram,
+                on_disk=not is_ram,
+                is_live=is_ram and index == len(journals) - 1,
+                is_pinned=False,
+                last_used=CLOCK + index,
+                hits=0,
+            )
+
+    @staticmethod
+    def _use(journals: list[tuple[int, ...]], budget: int) -> TierUse:
+        num_bytes = sum(len(journal) for journal in journals) * BYTES_PER_TOKEN
+        return TierUse(num_bytes, budget, len(journals))
+
+    # Backend
+
+    def start(self) -> None:
+        self.is_started = True
+        if self._starts_ready:
+            self._load()
+        else:
+            threading.Thread(target=self._load, name="fake-load", daemon=True).start()
+
+    def _load(self) -> None:
+        self.emit(ModelLoading("reading the weights", 0, 2))
+        if gate := self._gates.get("load"):
+            gate.wait(lambda: self.is_closed)
+        if self.load_error is not None:
+            self.emit(BackendFailed(self.load_error))
+            self._loaded.set()
+            return
+        self.emit(ModelLoading("reading the weights", 2, 2))
+        self.emit(ModelReady(self.info))
+        self._loaded.set()
+        self.emit(self.snapshot())
+
+    def subscribe(self, listener: Callable[[BackendEvent], None]) -> Callable[[], None]:
+        with self._lock:
+            self._listeners.append(listener)
+            status = self._status
+        listener(status)
+        listener(self.snapshot())
+
+        def unsubscribe() -> None:
+            with self._lock:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return unsubscribe
+
+    def wait_ready(self, timeout: float | None = None) -> ModelInfo:
+        if not self._loaded.wait(timeout):
+            raise TimeoutError("The fake model is not loaded yet.")
+        if self.load_error is not None:
+            raise self.load_error
+        return self.info
+
+    def stop(self) -> None:
+        self.num_stops += 1
+        if turn := self._turn:
+            turn.is_stopped.set()
+
+    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+        with self._lock:
+            return [self._estimate(journal) for journal in journals]
+
+    def _estimate(self, journal: tuple[int, ...]) -> CostEstimate:
+        num_ram, num_disk = self._match(journal)
+        num_missing = len(journal) - num_ram - num_disk
+        return CostEstimate(
+            ram_tokens=num_ram,
+            disk_tokens=num_disk,
+            recompute_tokens=num_missing,
+            estimated_ms=num_disk * MS_PER_CACHED_TOKEN + num_missing * MS_PER_COMPUTED_TOKEN,
+            disk_bytes=num_disk * BYTES_PER_TOKEN,
+        )
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.stop()
+
+    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
+        with self._turn_lock:
+            turn = _Turn(request)
+            self._turn = turn
+            self.requests.append(request)
+            try:
+                yield from self._run(turn)
+            except _PointFailedError as failed:
+                yield self._failed(turn, failed.point)
+            finally:
+                self._turn = None
+
+    # One turn
+
+    def _reach(self, turn: _Turn, point: str) -> None:
+        if gate := self._gates.get(point):
+            gate.wait(lambda: turn.is_stopped.is_set() or self.is_closed)
+        if point in (self.fail_at, self.die_at):
+            raise _PointFailedError(point)
+
+    def _run(self, turn: _Turn) -> Iterator[TurnEvent]:
+        request = turn.request
+        self._reach(turn, "plan")
+        self._plan(turn)
+        limit = self.info.max_context_tokens
+        if len(turn.prompt) >= limit:
+            error = ContextFullError(
+                f"The conversation has {len(turn.prompt):,} tokens, the model takes {limit:,}.",
+                "Start a new chat, or fork at an earlier turn.",
+            )
+            yield TurnFailed(request.turn_id, error)
+            return
+        yield TurnPlanned(
+            turn_id=request.turn_id,
+            keep=turn.keep,
+            new_ids=tuple(turn.prompt[turn.keep :]),
+            cached_ram_tokens=turn.num_ram,
+            cached_disk_tokens=turn.num_disk,
+            prompt_tokens=len(turn.prompt),
+            reason=turn.reason,
+            detail=turn.detail,
+        )
+        yield from self._prefill(turn)
+        self._reach(turn, "answer")
+        yield from self._decode(turn)
+
+    def _prefill(self, turn: _Turn) -> Iterator[TurnEvent]:
+        done, total = turn.num_cached, len(turn.prompt)
+        yield PrefillProgress(turn.request.turn_id, done, total, turn.num_cached)
+        self._reach(turn, "prefill")
+        while done < total and not turn.is_stopped.is_set():
+            done = min(total, done + self._prefill_chunk)
+            yield PrefillProgress(turn.request.turn_id, done, total, turn.num_cached)
+
+    def _decode(self, turn: _Turn) -> Iterator[TurnEvent]:
+        limit = turn.request.sampling.max_new_tokens
+        finish: FinishReason = "stop"
+        for index, (piece, is_reasoning, ids) in enumerate(self._pieces(turn.request)):
+            self._reach(turn, f"delta:{index}")
+            if turn.is_stopped.is_set():
+                finish = "stopped"
+                break
+            room = None if limit is None else limit - len(turn.answer_ids)
+            if room is not None and room < len(ids):
+                piece, ids = piece[: room // self._tokens_per_char], ids[:room]
+            turn.answer_ids += ids
+            if is_reasoning:
+                turn.reasoning += piece
+            else:
+                turn.text += piece
+            if piece:
+                yield TextDelta(turn.request.turn_id, piece, is_reasoning, len(turn.answer_ids))
+            if room is not None and len(turn.answer_ids) >= (limit or 0):
+                finish = "length"
+                break
+        if finish == "stop":
+            turn.answer_ids.append(END_ID)
+        result = self._result(turn, finish)
+        self._remember(turn)
+        yield TurnFinished(turn.request.turn_id, result)
+
+    def _pieces(self, request: TurnRequest) -> Iterator[tuple[str, bool, list[int]]]:
+        if self._reasoning and request.think is not False:
+            for index, piece in enumerate(_words(self._reasoning)):
+                ids = encode(piece, self._tokens_per_char)
+                yield piece, True, [THINK_ID, *ids] if index == 0 else ids
+            yield "", True, [THINK_END_ID]
+        for piece in _words(self._answer(request)):
+            yield piece, False, encode(piece, self._tokens_per_char)
+
+    def _answer(self, request: TurnRequest) -> str:
+        if callable(self._answers):
+            return self._answers(request)
+        if self._answers is None:
+            return f"You said: {request.messages[-1].text}"
+        return self._answers[min(len(self.requests), len(self._answers)) - 1]
+
+    def _plan(self, turn: _Turn) -> None:
+        request = turn.request
+        turn.prompt = self.render(request.messages, is_continued=request.continue_answer)
+        turn.keep = common_prefix(request.journal, turn.prompt)
+        with self._lock:
+            num_ram, num_disk = self._match(tuple(turn.prompt)) if request.use_cache else (0, 0)
+        # At least one prompt token is always computed.
+        excess = max(0, num_ram + num_disk - (len(turn.prompt) - 1))
+        turn.num_disk = max(0, num_disk - excess)
+        turn.num_ram = num_ram - max(0, excess - num_disk)
+        self._explain(turn)
+
+    def _explain(self, turn: _Turn) -> None:
+        request, num_cached = turn.request, turn.num_cached
+        if not request.use_cache:
+            turn.outcome, turn.reason = "off", "disabled"
+        elif num_cached >= turn.keep > 0:
+            turn.outcome, turn.reason = "hit", "new_user_turn"
+            if turn.keep < len(request.journal):
+                turn.outcome, turn.reason = "partial", "template_rewrote_history"
+        else:
+            turn.outcome = "partial" if num_cached else "miss"
+            turn.reason = "evicted" if turn.keep else "cold_start"
+            previous = request.previous
+            if previous and previous.cause:
+                turn.reason = previous.cause
+            elif previous and dict(previous.namespace) != dict(self.info.namespace_fields):
+                turn.reason = "model_changed"
+        why = turn.reason.replace("_", " ")
+        turn.detail = f"{num_cached:,} of {len(turn.prompt):,} tokens reused ({why})."
+
+    def render(self, messages: Sequence[ChatMessage], *, is_continued: bool = False) -> list[int]:
+        """The toy template: role, text, end; reasoning is left out of the history."""
+        ids: list[int] = []
+        for message in messages:
+            ids += [ROLE_IDS[message.role], *encode(message.text, self._tokens_per_char), END_ID]
+        return ids[:-1] if is_continued else [*ids, ROLE_IDS["assistant"]]
+
+    def _match(self, prompt: tuple[int, ...]) -> tuple[int, int]:
+        num_ram = max((common_prefix(j, prompt) for j in self.ram_journals), default=0)
+        num_all = max((common_prefix(j, prompt) for j in self.disk_journals), default=0)
+        return num_ram, max(0, num_all - num_ram)
+
+    def _remember(self, turn: _Turn) -> None:
+        if not turn.request.use_cache:
+            return
+        with self._lock:
+            self.ram_journals.append((*turn.prompt, *turn.answer_ids))
+        self.emit(self.snapshot())
+        kind: Literal["restored", "spilled"] = "restored" if turn.num_disk else "spilled"
+        self.emit(CacheEvent(CLOCK, kind, f"{kind} {len(turn.prompt):,} tokens"))
+
+    def _result(self, turn: _Turn, finish: FinishReason) -> TurnResult:
+        usage = Usage(len(turn.prompt), len(turn.answer_ids), turn.num_ram, turn.num_disk)
+        restore = usage.cached_tokens * MS_PER_CACHED_TOKEN
+        prefill = usage.computed_tokens * MS_PER_COMPUTED_TOKEN
+        decode = float(len(turn.answer_ids))
+        cold = usage.prompt_tokens * MS_PER_COMPUTED_TOKEN
+        return TurnResult(
+            text=turn.text,
+            reasoning=turn.reasoning or None,
+            finish_reason=finish,
+            answer_ids=tuple(turn.answer_ids),
+            usage=usage,
+            timings=Timings(
+                restore, prefill, restore + prefill, decode, 1000.0 / MS_PER_COMPUTED_TOKEN, 1000.0
+            ),
+            cache=CacheReport(
+                outcome=turn.outcome,
+                reason=turn.reason,
+                diverged_at=usage.cached_tokens,
+                detail=turn.detail,
+                estimated_cold_ttft_ms=cold,
+                saved_ms=cold - restore - prefill,
+                bytes_read=usage.cached_disk_tokens * BYTES_PER_TOKEN,
+                bytes_written=(usage.computed_tokens + len(turn.answer_ids)) * BYTES_PER_TOKEN
+                if turn.request.use_cache
+                else 0,
+                is_estimate_measured=usage.computed_tokens >= 64,
+                system_tokens=self._num_system(turn.request),
+            ),
+        )
+
+    def _num_system(self, request: TurnRequest) -> int:
+        head = request.messages[0]
+        return len(self.render([head])) - 1 if head.role == "system" else 0
+
+    def _failed(self, turn: _Turn, point: str) -> TurnFailed:
+        partial = self._result(turn, "stopped") if turn.answer_ids else None
+        if point != self.die_at:
+            return TurnFailed(turn.request.turn_id, self.failure, partial)
+        self.die_at = None
+        error = EngineDiedError("The engine ended unexpectedly.", "It is being started again.")
+        with self._lock:
+            self.disk_journals += self.ram_journals
+            self.ram_journals = []
+        self._loaded.clear()
+        self.emit(BackendFailed(error, will_restart=True))
+        self.start()
+        return TurnFailed(turn.request.turn_id, error, partial)
+
+
+class _PointFailedError(Exception):
+    """A scripted failure at a point of the turn."""
+
+    def __init__(self, point: str) -> None:
+        super().__init__(point)
+        self.point = point
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\S+\s*|\s+", text)
