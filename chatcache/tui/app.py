@@ -1,0 +1,117 @@
+"""The terminal application: theme, keymap and the way out. The rest is in its screens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from textual.app import App
+from textual.binding import BindingType
+from textual.command import Provider
+from textual.screen import ModalScreen
+from textual.widgets import Input, TextArea
+
+from chatcache.backends.base import SamplingParams
+from chatcache.chat.service import ChatService
+from chatcache.errors import did_you_mean
+from chatcache.tui import commands, layout
+from chatcache.tui.options import ChatOptions
+from chatcache.tui.palette import CommandProvider
+from chatcache.tui.screens.chat import ChatScreen
+
+QUIT_SECONDS = 2.0
+
+
+class ChatCacheApp(App[None]):
+    """Shows a chat service. The caller starts the service's backend, and closes both afterwards."""
+
+    CSS_PATH = "chatcache.tcss"
+    TITLE = "chatcache"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *commands.bindings("app"),
+        commands.quit_binding(),
+    ]
+    HORIZONTAL_BREAKPOINTS = layout.HORIZONTAL_BREAKPOINTS
+    VERTICAL_BREAKPOINTS = layout.VERTICAL_BREAKPOINTS
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {CommandProvider}
+
+    def __init__(
+        self,
+        service: ChatService,
+        *,
+        session_ref: str | None = None,
+        sampling: SamplingParams | None = None,
+        think: bool | None = None,
+        keys: Mapping[str, str] | None = None,
+        theme: str | None = None,
+        panel: str = "full",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__()
+        self._service = service
+        self._options = ChatOptions(
+            session_ref=session_ref,
+            sampling=sampling or SamplingParams(),
+            think=think,
+            keys=dict(keys or {}),
+            theme=theme,
+            panel=panel,
+            clock=clock,
+        )
+        self._interrupted_at = 0.0
+
+    def get_default_screen(self) -> ChatScreen:
+        return ChatScreen(self._service, self._options)
+
+    def on_mount(self) -> None:
+        self.set_keymap(dict(self._options.keys))
+        self._check_keys()
+        theme = self._options.theme
+        if theme is None:
+            return
+        if theme in self.available_themes:
+            self.theme = theme
+        else:
+            hint = did_you_mean(theme, self.available_themes)
+            self.notify(f"There is no theme {theme!r}. {hint}", severity="warning", markup=False)
+
+    def _check_keys(self) -> None:
+        known = set(commands.binding_ids())
+        for unknown in sorted(set(self._options.keys) - known):
+            hint = did_you_mean(unknown, known)
+            text = f"[keys] names {unknown!r}, which is no binding. {hint}"
+            self.notify(text, severity="warning", markup=False)
+
+    # Ctrl+C
+
+    def action_interrupt(self) -> None:
+        """Copy what is selected, else leave a dialog, empty the composer, stop; twice: quit."""
+        if self._copy_selection():
+            return
+        screen = self.screen
+        if isinstance(screen, ModalScreen):
+            screen.dismiss(None)
+        elif isinstance(screen, ChatScreen) and (screen.clear_composer() or screen.turns.stop()):
+            return
+        elif time.monotonic() - self._interrupted_at < QUIT_SECONDS:
+            self.exit()
+        else:
+            self._interrupted_at = time.monotonic()
+            self.notify("Press Ctrl+C again to quit.", timeout=QUIT_SECONDS, markup=False)
+
+    def _copy_selection(self) -> bool:
+        focused = self.focused
+        text = focused.selected_text if isinstance(focused, Input | TextArea) else ""
+        text = text or self.screen.get_selected_text() or ""
+        if not text:
+            return False
+        self.copy_to_clipboard(text)
+        self.screen.clear_selection()
+        self.notify("Copied.", timeout=1.5, markup=False)
+        return True
+
+    async def action_quit(self) -> None:
+        """Everything is on disk already; an answer in progress is kept as far as it got."""
+        self._service.stop()
+        self.exit()

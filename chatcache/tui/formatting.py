@@ -1,0 +1,80 @@
+"""How numbers, times and foreign text are written on this screen. Pure functions.
+
+The common ones come from `chatcache.formatting`; here is what only the terminal's cells need.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.cells import cell_len, set_cell_size
+
+from chatcache.formatting import (
+    clean,
+    duration,
+    moment,
+    one_line,
+    percent,
+    plural,
+    rate,
+    size,
+)
+
+__all__ = [
+    "age",
+    "bar",
+    "clean",
+    "clock_time",
+    "duration",
+    "moment",
+    "one_line",
+    "percent",
+    "plural",
+    "rate",
+    "shorten",
+    "size",
+    "sparkline",
+]
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def shorten(text: str, width: int) -> str:
+    """The text on one line of at most `width` cells, as Textual counts them."""
+    text = one_line(text)
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, max(0, width - 1)).rstrip() + "…" if width > 0 else ""
+
+
+def age(seconds: float) -> str:
+    """How long ago, in one short word: `now`, `9m`, `3h`, `12d`."""
+    if seconds < 60:
+        return "now"
+    for limit, unit, divisor in ((3600, "m", 60), (86_400, "h", 3600), (8_640_000, "d", 86_400)):
+        if seconds < limit:
+            return f"{int(seconds // divisor)}{unit}"
+    return f"{int(seconds // 31_557_600)}y" if seconds >= 31_557_600 else ">100d"
+
+
+def clock_time(at: float, *, seconds: bool = False) -> str:
+    return time.strftime("%H:%M:%S" if seconds else "%H:%M", time.localtime(at))
+
+
+def bar(fraction: float, width: int) -> tuple[str, str]:
+    """A bar as its filled and its empty part; the two differ in shape, not only in colour."""
+    halves = round(max(0.0, min(1.0, fraction)) * width * 2)
+    if fraction > 0 and halves == 0:
+        halves = 1
+    filled = "━" * (halves // 2) + "╸" * (halves % 2)
+    return filled, "─" * (width - len(filled))
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last `width` values as eighth blocks, zero at the bottom."""
+    shown = values[-width:]
+    top = max(shown, default=0.0)
+    if top <= 0:
+        return _SPARKS[0] * len(shown)
+    return "".join(_SPARKS[min(7, int(value / top * 7.999))] for value in shown)

@@ -1,0 +1,46 @@
+"""A question before something that cannot be undone. The safe answer has the focus."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Button, Static
+
+from chatcache.tui.formatting import clean
+
+
+class ConfirmScreen(ModalScreen[bool]):
+    """True only for an explicit yes."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,n", "answer(False)", "no", show=False, id="confirm.no"),
+        Binding("y", "answer(True)", "yes", show=False, id="confirm.yes"),
+        Binding("left,right", "app.focus_next", "other button", show=False, id="confirm.other"),
+    ]
+    AUTO_FOCUS = "#no"
+
+    def __init__(self, question: str, detail: str, yes: str) -> None:
+        super().__init__(classes="small")
+        self._question, self._detail, self._yes = clean(question), clean(detail), yes
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog"):
+            yield Static(Content.styled(self._question, "bold"), markup=False)
+            yield Static(Content.styled(self._detail, "$foreground-muted"), markup=False)
+            with Horizontal(classes="buttons"):
+                yield Button(f"{self._yes} (y)", id="yes", variant="error", compact=True)
+                yield Button("Keep (n)", id="no", variant="primary", compact=True)
+
+    @on(Button.Pressed)
+    def _pressed(self, event: Button.Pressed) -> None:
+        event.stop()
+        self.dismiss(event.button.id == "yes")
+
+    def action_answer(self, is_yes: bool) -> None:
+        self.dismiss(is_yes)

@@ -1,0 +1,130 @@
+"""Where to go on from: every turn of the chat, newest first, with what going on there costs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from textual.content import Content
+
+from chatcache.chat.views import ForkPoint
+from chatcache.tui import figures
+from chatcache.tui.formatting import one_line, plural, shorten
+from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.tui.worker import as_user_error
+
+_TURN_WIDTH, _WHO_WIDTH, _TOKENS_WIDTH = 5, 8, 9
+
+
+@dataclass(frozen=True, slots=True)
+class ForkChoice:
+    """Keep turns 1 to `at_turn` (None: all). `text` goes into the composer."""
+
+    at_turn: int | None
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ForkRow:
+    """One place to fork at. `point` tells what is kept and what it costs."""
+
+    turn: str
+    who: str
+    text: str
+    point: ForkPoint
+    choice: ForkChoice
+
+
+def fork_rows(points: Sequence[ForkPoint]) -> list[ForkRow]:
+    """Newest first. An answer keeps its turn; a message of the user is cut off and edited."""
+    if not points:
+        return []
+    rows = [ForkRow("", "all", "the whole conversation", points[0], ForkChoice(None, None))]
+    for point, before in zip(points, [*points[1:], None], strict=True):
+        turn = f"{point.turn}"
+        if point.turn == 0:
+            text = "the beginning, system prompt alone"
+            rows.append(ForkRow("0", "system", text, point, ForkChoice(0, None)))
+            continue
+        if point.answer_text:
+            keep = ForkChoice(point.turn, None)
+            rows.append(ForkRow(turn, "answer", point.answer_text, point, keep))
+        if before is not None:
+            cut = ForkChoice(before.turn, point.user_text)
+            rows.append(ForkRow(turn, "you", point.user_text, before, cut))
+    return rows
+
+
+class ForkScreen(FilterListScreen[ForkChoice]):
+    """Returns a choice; the forking is done by whoever asked."""
+
+    placeholder = "type to filter the turns"
+    keys_text = "Enter fork here · on “you”: edit that message · Esc close"
+    empty_text = "Nothing has been said yet."
+
+    def __init__(self, name: str, load: Callable[[], list[ForkPoint]]) -> None:
+        super().__init__()
+        self.title_text = f"Fork {shorten(name, 50)}"
+        self._load = load
+        self._by_id: dict[str, ForkRow] = {}
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.run_worker(self._fill(), exit_on_error=False)
+
+    async def _fill(self) -> None:
+        try:
+            points = await asyncio.to_thread(self._load)
+        except Exception as failure:
+            error = as_user_error(failure)
+            self.dismiss(None)
+            self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
+            return
+        rows = fork_rows(points)
+        self._by_id = {str(index): row for index, row in enumerate(rows)}
+        self.set_rows(
+            [
+                Row(row_id, f"{row.turn} {row.who} {row.text}", _drawer(row))
+                for row_id, row in self._by_id.items()
+            ]
+        )
+
+    def columns(self, width: int) -> Content:
+        return _line("turn", "", "", "tokens", "cost", width).stylize("$foreground-muted")
+
+    def preview(self, row: Row) -> Content:
+        fork = self._by_id[row.row_id]
+        cost = figures.cost(fork.point.cost)
+        if fork.who == "you":
+            kept = plural(fork.point.turn, "turn")
+            lines = f"Keeps {kept}; your message goes into the composer to be edited. {cost}."
+        elif fork.who == "all":
+            lines = f"Keeps everything in a new chat, this one stays as it is. {cost}."
+        else:
+            lines = f"Keeps {plural(fork.point.turn, 'turn')}, this one included. {cost}."
+        return Content.assemble((lines, "$foreground-muted"), "\n", one_line(fork.text))
+
+    def choose(self, row: Row) -> None:
+        self.dismiss(self._by_id[row.row_id].choice)
+
+
+def _drawer(row: ForkRow) -> Callable[[int], Content]:
+    def draw(width: int) -> Content:
+        cost = figures.cost(row.point.cost)
+        return _line(row.turn, row.who, row.text, f"{row.point.num_tokens:,}", cost, width)
+
+    return draw
+
+
+def _line(turn: str, who: str, text: str, tokens: str, cost: str, width: int) -> Content:
+    cost_width = 32 if width >= 90 else 26 if width >= 66 else 14
+    rest = width - _TURN_WIDTH - _WHO_WIDTH - _TOKENS_WIDTH - cost_width - 2
+    text = shorten(text, rest)
+    return Content.assemble(
+        f"{turn:>{_TURN_WIDTH - 1}} ",
+        (f"{who:<{_WHO_WIDTH}}", "$foreground-muted"),
+        Content(text).pad_right(max(0, rest - Content(text).cell_length)),
+        f"{tokens:>{_TOKENS_WIDTH}}  ",
+        Content(shorten(cost, cost_width)),
+    )

@@ -1,0 +1,64 @@
+"""F1: every key and every command, from the registry, as they are bound now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from chatcache.tui.commands import CHATS, COMMANDS, KEYS, SCOPE_TITLES, TALK, VIEW, key_words
+
+_KEY_COLUMN, _SLASH_COLUMN = 26, 24
+
+
+class HelpScreen(ModalScreen[None]):
+    """Scrolls; any of its keys closes it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,f1", "leave", "close", show=False, priority=True, id="help.close")
+    ]
+
+    def __init__(self, keymap: Mapping[str, str]) -> None:
+        super().__init__(classes="medium")
+        self._keymap = keymap
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog"):
+            yield Static("Keys and commands", classes="dialog-title", markup=False)
+            with VerticalScroll():
+                yield Static(Content("\n").join(self._lines()), markup=False)
+            yield Static("↑ ↓ scroll · Esc close", classes="dialog-keys", markup=False)
+
+    def _lines(self) -> Iterator[Content]:
+        for group in (TALK, CHATS, VIEW):
+            yield Content.styled(group, "bold $primary")
+            for command in COMMANDS:
+                if command.group == group:
+                    keys = ", ".join(key_words(command.id, self._keymap))
+                    yield Content.assemble(
+                        (f"{command.usage:<{_SLASH_COLUMN}}", "bold"),
+                        (f"{keys:<14}", "bold $text-accent"),
+                        f"{command.summary}",
+                    )
+            yield Content("")
+        for scope, title in SCOPE_TITLES.items():
+            yield Content.styled(title, "bold $primary")
+            for key in KEYS:
+                if key.scope == scope:
+                    keys = ", ".join(key_words(key.id, self._keymap))
+                    yield Content.assemble(
+                        (f"{keys:<{_KEY_COLUMN}}", "bold"),
+                        f"{key.summary}  ",
+                        (key.id, "$foreground-muted"),
+                    )
+            yield Content("")
+        yield Content("Other keys: [keys] in the config file, by the ids on the right.")
+
+    def action_leave(self) -> None:
+        self.dismiss(None)

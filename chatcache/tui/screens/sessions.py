@@ -1,0 +1,198 @@
+"""All chats: filter by name and text, open, rename, delete with a way back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.widgets import Static
+
+from chatcache.chat.service import ChatService
+from chatcache.chat.views import SearchHit, SessionSummary
+from chatcache.tui.formatting import age, one_line, shorten
+from chatcache.tui.screens.ask_text import AskTextScreen
+from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.tui.worker import as_user_error
+
+_NUMBER_WIDTH, _AGE_WIDTH = 8, 6
+_MIN_SEARCH = 3
+
+
+class SessionsScreen(FilterListScreen[str]):
+    """Returns the id of the chat to open. Deletions become real when the screen is left."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f2,ctrl+r", "rename", "rename", show=False, priority=True, id="sessions.rename"),
+        Binding("f8,ctrl+x", "delete", "delete", show=False, priority=True, id="sessions.delete"),
+        Binding("ctrl+z", "undo", "undo", show=False, priority=True, id="sessions.undo"),
+    ]
+    title_text = "Chats"
+    placeholder = "type to filter by name, or to search in what was said"
+    keys_text = "Enter open · F2 rename · F8 delete · Ctrl+Z undo · Esc close"
+    empty_text = "There are no chats yet."
+
+    def __init__(
+        self,
+        service: ChatService,
+        current_id: str | None,
+        *,
+        is_busy: bool,
+        query: str,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(query)
+        self._service = service
+        self._current_id = current_id
+        self._is_busy = is_busy
+        self._clock = clock
+        self._sessions: dict[str, SessionSummary] = {}
+        self._deleted: list[str] = []
+        self._hits: dict[str, SearchHit] = {}
+        self._searched = ""
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self._do(self._load())
+
+    # Loading and searching
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        self.run_worker(self._guarded(work), exit_on_error=False)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as failure:
+            error = as_user_error(failure)
+            self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
+
+    async def _load(self, keep: str | None = None) -> None:
+        sessions = await asyncio.to_thread(self._service.list_sessions)
+        self._sessions = {session.session_id: session for session in sessions}
+        self._show(keep or self._current_id)
+
+    def _show(self, keep: str | None = None) -> None:
+        self.set_rows(
+            [
+                Row(session.session_id, f"{session.name} {session.preview}", self._drawer(session))
+                for session in self._sessions.values()
+                if session.session_id not in self._deleted
+            ]
+        )
+        self._filter(keep)
+        self._search()
+
+    def _search(self) -> None:
+        """Look into the messages as well, beside the filtering of names."""
+        query = self.query_text.strip()
+        if query != self._searched:
+            self._searched, self._hits = query, {}
+            if len(query) >= _MIN_SEARCH:
+                self._do(self._find(query))
+
+    async def _find(self, query: str) -> None:
+        hits = await asyncio.to_thread(self._service.search, query)
+        if query == self._searched:
+            self._hits = {}
+            for hit in hits:
+                self._hits.setdefault(hit.session_id, hit)
+            row = self.highlighted_row
+            self._filter(row.row_id if row else None)
+
+    def _filter(self, keep: str | None = None) -> None:
+        super()._filter(keep)
+        self._search()
+
+    def is_match(self, row: Row, words: Sequence[str]) -> bool:
+        return super().is_match(row, words) or row.row_id in self._hits
+
+    # Drawing
+
+    def columns(self, width: int) -> Content:
+        return _line("  ", "name", "turns", "tokens", "used", width).stylize("$foreground-muted")
+
+    def _drawer(self, session: SessionSummary) -> Callable[[int], Content]:
+        mark = "● " if session.session_id == self._current_id else "  "
+        name = ("⑂ " if session.forked_from else "") + one_line(session.name)
+
+        def draw(width: int) -> Content:
+            used = age(self._clock() - session.updated_at)
+            turns, tokens = f"{session.num_turns:,}", f"{session.num_tokens:,}"
+            return _line(mark, name, turns, tokens, used, width)
+
+        return draw
+
+    def preview(self, row: Row) -> Content:
+        session = self._sessions[row.row_id]
+        origin = self._sessions.get(session.forked_from or "")
+        facts = [f"on {one_line(session.model)}" if session.model else "not answered yet"]
+        if session.forked_from:
+            facts.append(f"forked from {one_line(origin.name)}" if origin else "a fork")
+        if session.session_id == self._current_id:
+            facts.append("open now")
+        hit = self._hits.get(row.row_id)
+        said = f"turn {hit.turn}: {one_line(hit.snippet)}" if hit else one_line(session.preview)
+        return Content.assemble((" · ".join(facts), "$foreground-muted"), "\n", said)
+
+    # Keys
+
+    def choose(self, row: Row) -> None:
+        self._leave_with(row.row_id)
+
+    def action_leave(self) -> None:
+        self._leave_with(None)
+
+    def _leave_with(self, session_id: str | None) -> None:
+        self._do(self._commit_and_leave(session_id))
+
+    async def _commit_and_leave(self, session_id: str | None) -> None:
+        deleted, self._deleted = self._deleted, []
+        for one in deleted:
+            await asyncio.to_thread(self._service.delete, one)
+        self.dismiss(session_id)
+
+    def action_rename(self) -> None:
+        if (row := self.highlighted_row) is not None:
+            self._do(self._rename(self._sessions[row.row_id]))
+
+    async def _rename(self, session: SessionSummary) -> None:
+        name = await self.app.push_screen_wait(AskTextScreen("Rename the chat", session.name))
+        if name is not None and name != session.name:
+            await asyncio.to_thread(self._service.rename, session.session_id, name)
+            await self._load(session.session_id)
+
+    def action_delete(self) -> None:
+        row = self.highlighted_row
+        if row is None:
+            return
+        if self._is_busy and row.row_id == self._current_id:
+            self._say("This chat is being answered. Esc, then Esc again stops it.")
+            return
+        index = self._shown.index(row)
+        near = self._shown[index + 1 : index + 2] or self._shown[max(0, index - 1) : index]
+        self._deleted.append(row.row_id)
+        self._show(near[0].row_id if near else None)
+        name = shorten(self._sessions[row.row_id].name, 30)
+        self._say(f"Deleted {name}. Ctrl+Z brings it back until this list is closed.")
+
+    def action_undo(self) -> None:
+        if self._deleted:
+            session_id = self._deleted.pop()
+            self._show(session_id)
+            self._say(f"{shorten(self._sessions[session_id].name, 30)} is back.")
+
+    def _say(self, text: str) -> None:
+        self.query_one(".dialog-keys", Static).update(Content.styled(text, "bold"))
+
+
+def _line(mark: str, name: str, turns: str, tokens: str, used: str, width: int) -> Content:
+    rest = width - len(mark) - 2 * _NUMBER_WIDTH - _AGE_WIDTH - 1
+    name = shorten(name, rest)
+    return Content.assemble(
+        mark,
+        Content(name).pad_right(max(0, rest - Content(name).cell_length)),
+        f"{turns:>{_NUMBER_WIDTH}}{tokens:>{_NUMBER_WIDTH}}{used:>{_AGE_WIDTH}}",
+    )

@@ -1,0 +1,37 @@
+"""The system prompt, to be read and changed; says beforehand what a change costs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Static, TextArea
+
+
+class SystemPromptScreen(ModalScreen[str | None]):
+    """Returns the text to use from now on, None when it was left alone."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+s", "save", "save", show=False, priority=True, id="system.save"),
+        Binding("escape", "leave", "close", show=False, id="system.close"),
+    ]
+
+    def __init__(self, text: str, cost: str) -> None:
+        super().__init__(classes="medium")
+        self._text, self._cost = text, cost
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog"):
+            yield Static("System prompt", classes="dialog-title", markup=False)
+            yield TextArea(self._text, placeholder="none", highlight_cursor_line=False)
+            yield Static(self._cost, classes="note", markup=False)
+            yield Static("Ctrl+S save · Esc leave it", classes="dialog-keys", markup=False)
+
+    def action_save(self) -> None:
+        self.dismiss(self.query_one(TextArea).text.strip())
+
+    def action_leave(self) -> None:
+        self.dismiss(None)

@@ -1,0 +1,297 @@
+"""The turn in progress: from the message of the user to the settled answer.
+
+Owns what is running, what waits behind it, and the way of the text from the buffer to the
+transcript. What the screen around it does is reached through the screen's public methods only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from chatcache.backends.base import PrefillProgress, TurnPlanned
+from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
+from chatcache.errors import ChatcacheError
+from chatcache.tui import figures
+from chatcache.tui.messages import TurnMessage
+from chatcache.tui.widgets.answer import AnswerMessage
+from chatcache.tui.widgets.message import UserMessage
+from chatcache.tui.worker import TextBuffer, as_user_error, run_turn
+
+if TYPE_CHECKING:
+    from chatcache.tui.screens.chat import ChatScreen
+
+FLUSH_SECONDS = 0.04
+Kind = Literal["send", "edit", "regenerate", "continue"]
+Phase = Literal["starting", "waiting", "reading", "answering", "stopping"]
+_PHASE_WORDS: dict[Phase, str] = {
+    "starting": "sending",
+    "waiting": "your message waits for the model · Esc stops",
+    "reading": "reading the prompt · Esc stops",
+    "answering": "answering · Esc stops",
+    "stopping": "stopping",
+}
+
+
+@dataclass
+class RunningTurn:
+    """One turn while it runs."""
+
+    number: int
+    kind: Kind
+    text: str = ""
+    at_turn: int = 0
+    buffer: TextBuffer = field(default_factory=TextBuffer)
+    phase: Phase = "starting"
+    user: UserMessage | None = None
+    answer: AnswerMessage | None = None
+    is_saved: bool = False
+    is_held: bool = False
+    is_flush_due: bool = False
+    saved: AnswerSaved | None = None
+    error: ChatcacheError | None = None
+
+
+class Turns:
+    """At most one running turn, and the messages queued behind it."""
+
+    def __init__(self, screen: ChatScreen) -> None:
+        self._screen = screen
+        self._number = 0
+        self._queue: list[UserMessage] = []
+        self.running: RunningTurn | None = None
+
+    @property
+    def doing(self) -> str:
+        """What is going on, in words, and the key that ends it."""
+        running = self.running
+        if running is None:
+            return ""
+        words = _PHASE_WORDS[running.phase]
+        if running.is_held and running.phase == "answering":
+            words = "answering below · Ctrl+End follows · Esc stops"
+        return words + (f" · {len(self._queue)} queued" if self._queue else "")
+
+    # Asking
+
+    def send(self, text: str) -> None:
+        """Answer a new message, now or when the running turn has ended."""
+        user = UserMessage(0, text, created_at=self._screen.now, now=self._screen.now)
+        if self.running is not None:
+            user.add_class("-queued")
+            self._queue.append(user)
+            self._screen.run_async(self._screen.transcript.add(user))
+            self._screen.refresh_status()
+        else:
+            self._begin(RunningTurn(self._next(), "send", text, user=user))
+
+    def edit(self, turn: int, text: str) -> None:
+        user = UserMessage(turn, text, created_at=self._screen.now, now=self._screen.now)
+        self._begin(RunningTurn(self._next(), "edit", text, at_turn=turn, user=user))
+
+    def regenerate(self) -> None:
+        self._begin(RunningTurn(self._next(), "regenerate"))
+
+    def continue_answer(self) -> None:
+        self._begin(RunningTurn(self._next(), "continue"))
+
+    def stop(self) -> bool:
+        """Ask the running turn to end; False when there is none."""
+        running = self.running
+        if running is None:
+            return False
+        if running.phase != "stopping":
+            running.phase = "stopping"
+            self._screen.run_async(self._screen.ask(self._screen.service.stop))
+            self._screen.refresh_status()
+        return True
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _begin(self, running: RunningTurn) -> None:
+        self.running = running
+        self._screen.refresh_status()
+        self._screen.run_async(self._launch(running))
+
+    async def _launch(self, running: RunningTurn) -> None:
+        try:
+            session = await self._screen.ensure_session()
+            await self._make_room(running)
+        except Exception as error:
+            running.error = as_user_error(error)
+            await self._end(running)
+            return
+        events = self._events(running, session.session_id)
+        work = partial(run_turn, self._screen, running.number, events, running.buffer)
+        self._screen.run_worker(work, thread=True, group="turn", exit_on_error=False)
+
+    async def _make_room(self, running: RunningTurn) -> None:
+        """Bring the transcript into the shape that the turn will have on disk."""
+        transcript = self._screen.transcript
+        if running.kind == "continue":
+            answer = transcript.last_block(AnswerMessage)
+            running.answer = answer if isinstance(answer, AnswerMessage) else None
+        elif running.kind == "regenerate":
+            await transcript.remove_answer_of_last_turn()
+        elif running.kind == "edit":
+            await transcript.remove_from(running.at_turn)
+        if running.user is not None and not running.user.is_attached:
+            await transcript.add(running.user)
+        if running.answer is None:
+            running.answer = AnswerMessage(
+                running.at_turn,
+                model=self._screen.model_name,
+                created_at=self._screen.now,
+                now=self._screen.now,
+            )
+            await transcript.add(running.answer, after=running.user)
+
+    def _events(self, running: RunningTurn, session_id: str) -> Callable[[], Iterator[ChatEvent]]:
+        """The generator of this kind of turn, to be made and consumed in the thread."""
+        service = self._screen.service
+        begin: Callable[..., Iterator[ChatEvent]]
+        if running.kind == "send":
+            begin = partial(service.send, session_id, running.text)
+        elif running.kind == "edit":
+            begin = partial(service.edit, session_id, running.at_turn, running.text)
+        elif running.kind == "regenerate":
+            begin = partial(service.regenerate, session_id)
+        else:
+            begin = partial(service.continue_answer, session_id)
+        return partial(begin, sampling=self._screen.sampling, think=self._screen.think)
+
+    # Following
+
+    def is_current(self, message: TurnMessage) -> bool:
+        return self.running is not None and self.running.number == message.number
+
+    def advance(self, event: ChatEvent) -> None:
+        """Take in an event of the running turn other than text."""
+        running = self.running
+        if running is None or running.answer is None:
+            return
+        panel = self._screen.panel_state
+        if isinstance(event, UserMessageSaved):
+            self._user_saved(running, event)
+        elif isinstance(event, WaitingForModel):
+            running.answer.show_waiting("waiting for the model")
+            self._enter(running, "waiting")
+        elif isinstance(event, TurnPlanned):
+            panel.begin(event)
+            self._enter(running, "reading")
+        elif isinstance(event, PrefillProgress):
+            panel.advance(event)
+            running.answer.show_prefill(event.done, event.total, event.cached)
+        elif isinstance(event, AnswerSaved):
+            running.saved = event
+        self._screen.refresh_panel()
+
+    def _user_saved(self, running: RunningTurn, event: UserMessageSaved) -> None:
+        running.is_saved = True
+        for block in (running.user, running.answer):
+            if block is not None:
+                block.turn = event.turn
+        if running.user is not None:
+            running.user.node_id = event.node_id
+            running.user.remove_class("-queued")
+
+    def _enter(self, running: RunningTurn, phase: Phase) -> None:
+        if running.phase != "stopping":
+            running.phase = phase
+        self._screen.refresh_status()
+
+    def grow(self) -> None:
+        """There is text in the buffer: show it soon, together with what comes until then."""
+        running = self.running
+        if running is None or running.is_flush_due:
+            return
+        running.is_flush_due = True
+        self._screen.set_timer(FLUSH_SECONDS, lambda: self._screen.run_async(self.flush()))
+
+    async def flush(self) -> None:
+        """Move the buffer into the transcript, unless the user is reading further up."""
+        running = self.running
+        if running is None or running.answer is None:
+            return
+        running.is_flush_due = False
+        if running.phase not in ("answering", "stopping"):
+            self._enter(running, "answering")
+        was_held, running.is_held = running.is_held, not self._screen.transcript.is_following
+        if was_held != running.is_held:
+            self._screen.refresh_status()
+        if not running.is_held:
+            await self._write(running)
+
+    async def _write(self, running: RunningTurn) -> None:
+        answer = running.answer
+        reasoning, text = running.buffer.take()
+        if answer is not None and (reasoning or text):
+            await answer.write(reasoning, text, running.buffer.num_tokens)
+            answer.show_waiting(f"writing · {running.buffer.num_tokens:,} tok")
+
+    # Ending
+
+    def fail(self, error: ChatcacheError) -> None:
+        if self.running is not None:
+            self.running.error = error
+
+    async def finish(self) -> None:
+        if self.running is not None:
+            await self._end(self.running)
+
+    async def _end(self, running: RunningTurn) -> None:
+        await self._write(running)
+        was_stopped = running.phase == "stopping"
+        self.running = None
+        if running.saved is not None:
+            await self._settle(running, running.saved)
+        else:
+            self._screen.panel_state.finish(None)
+        if running.error is not None:
+            await self._show_failure(running, running.error)
+        await self._screen.turn_ended(running)
+        self._screen.refresh_panel()
+        self._screen.refresh_status()
+        if was_stopped or running.error is not None:
+            await self._give_back_queue()
+        elif self._queue:
+            user = self._queue.pop(0)
+            self._begin(RunningTurn(self._next(), "send", user.text, user=user))
+
+    async def _settle(self, running: RunningTurn, saved: AnswerSaved) -> None:
+        result = figures.from_result(saved.result)
+        if running.answer is not None:
+            if running.kind != "continue":
+                await running.answer.settle(saved.result.text, saved.result.reasoning)
+            running.answer.turn = saved.turn
+            running.answer.node_id = saved.node_id
+            running.answer.show_figures(result)
+        self._screen.panel_state.finish(result, saved.turn)
+
+    async def _show_failure(self, running: RunningTurn, error: ChatcacheError) -> None:
+        """Say what went wrong. Words that were not accepted go back to where they were written."""
+        if running.answer is not None and running.kind != "continue":
+            if running.answer.text:
+                await running.answer.settle(running.answer.text, running.answer.reasoning)
+                running.answer.show_waiting("broken off, /continue goes on")
+            else:
+                await running.answer.remove()
+        if running.user is not None and not running.is_saved:
+            if running.user.is_attached:
+                await running.user.remove()
+            self._screen.give_back_text(running.text)
+        hint = error.hint
+        if running.is_saved and not (running.answer and running.answer.text):
+            hint = f"{hint} Your message is kept; /regen answers it.".strip()
+        await self._screen.show_error(error.message, hint)
+
+    async def _give_back_queue(self) -> None:
+        queued, self._queue = self._queue, []
+        for user in queued:
+            await user.remove()
+        if queued:
+            self._screen.give_back_text("\n\n".join(user.text for user in queued))

@@ -1,0 +1,143 @@
+"""One answer: folded reasoning, Markdown that grows while it streams, a line of figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.content import Content
+from textual.events import Click
+from textual.widget import Widget
+from textual.widgets import Markdown, Static
+from textual.widgets.markdown import MarkdownStream
+
+from chatcache.tui import formatting as fmt
+from chatcache.tui.figures import Figures, footer, is_real_miss
+from chatcache.tui.markdown import ChatMarkdown
+from chatcache.tui.widgets.message import MessageBlock
+from chatcache.tui.widgets.status_bar import progress_content
+
+
+class AnswerMessage(MessageBlock):
+    """An answer of the model, finished or growing."""
+
+    def __init__(
+        self,
+        turn: int,
+        text: str = "",
+        *,
+        model: str,
+        created_at: float,
+        now: float,
+        reasoning: str = "",
+        figures: Figures | None = None,
+        finish_reason: str | None = None,
+    ) -> None:
+        super().__init__(turn, text, created_at=created_at, now=now)
+        self.role_word = fmt.shorten(model, 40) or "assistant"
+        self.reasoning = fmt.clean(reasoning)
+        self.figures = figures
+        self.finish_reason = finish_reason
+        self._reasoning_tokens = 0
+        self._stream: MarkdownStream | None = None
+
+    def compose_body(self) -> Sequence[Widget]:
+        thought = Static(self.reasoning, classes="thought", markup=False)
+        thought.display = False
+        return [
+            ThoughtTitle(self._thought_words(), classes="thought-title", markup=False),
+            thought,
+            ChatMarkdown(self.text, classes="body"),
+            Static(self._footer_content(), classes="footer", markup=False),
+        ]
+
+    def on_mount(self) -> None:
+        self.query_one(ThoughtTitle).display = bool(self.reasoning)
+
+    # While it grows
+
+    def show_waiting(self, text: str) -> None:
+        self.query_one(".footer", Static).update(Content.styled(fmt.one_line(text), "$foreground-muted"))
+
+    def show_prefill(self, done: int, total: int, cached: int) -> None:
+        content = progress_content("reading", done, total)
+        if cached:
+            content += Content.styled(f" · {cached:,} reused", "$foreground-muted")
+        self.query_one(".footer", Static).update(content)
+
+    async def write(self, reasoning: str, text: str, num_tokens: int) -> None:
+        """Append what the model produced since the last time."""
+        if reasoning:
+            self.reasoning += fmt.clean(reasoning)
+            self._reasoning_tokens = num_tokens
+            self._show_reasoning()
+        if text:
+            text = fmt.clean(text)
+            self.text += text
+            if self._stream is None:
+                self._stream = Markdown.get_stream(self.query_one(ChatMarkdown))
+            await self._stream.write(text)
+
+    async def settle(self, text: str, reasoning: str | None) -> None:
+        """The answer is complete: show exactly what was saved."""
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            await stream.stop()
+        self.reasoning = fmt.clean(reasoning or "")
+        self._show_reasoning()
+        self.text = fmt.clean(text)
+        body = self.query_one(ChatMarkdown)
+        if body.source != self.text:
+            await body.update(self.text)
+
+    def show_figures(self, figures: Figures | None) -> None:
+        self.figures = figures
+        self.query_one(".footer", Static).update(self._footer_content())
+
+    async def on_unmount(self) -> None:
+        if self._stream is not None:
+            await self._stream.stop()
+
+    # Reasoning
+
+    def fold(self) -> None:
+        """Space unfolds the reasoning where there is one, else folds the whole message."""
+        if self.reasoning:
+            self.toggle_reasoning()
+        else:
+            super().fold()
+
+    def toggle_reasoning(self) -> None:
+        thought = self.query_one(".thought", Static)
+        thought.display = not thought.display
+        self._show_reasoning()
+
+    def _show_reasoning(self) -> None:
+        title, thought = self.query_one(ThoughtTitle), self.query_one(".thought", Static)
+        title.display = bool(self.reasoning)
+        title.update(self._thought_words())
+        if thought.display:
+            thought.update(Content(self.reasoning))
+
+    def _thought_words(self) -> str:
+        is_open = self.is_mounted and bool(self.query_one(".thought", Static).display)
+        if self._reasoning_tokens:
+            length = fmt.plural(self._reasoning_tokens, "token")
+        else:
+            length = fmt.plural(len(self.reasoning.split()), "word")
+        return f"{'▾' if is_open else '▸'} thought, {length}"
+
+    def _footer_content(self) -> Content:
+        if self.figures is None:
+            ending = {"stopped": "stopped, /continue goes on", "length": "length limit"}
+            return Content.styled(ending.get(self.finish_reason or "", ""), "$foreground-muted")
+        style = "$text-warning" if is_real_miss(self.figures) else "$foreground-muted"
+        return Content.styled(footer(self.figures), style)
+
+
+class ThoughtTitle(Static):
+    """The line that stands for folded reasoning; a click unfolds it."""
+
+    def on_click(self, event: Click) -> None:
+        event.stop()
+        answer = self.query_ancestor(AnswerMessage)
+        answer.toggle_reasoning()

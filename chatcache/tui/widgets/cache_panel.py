@@ -1,0 +1,54 @@
+"""The side panel, and the one line that it becomes where there is no room or by choice."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.events import Resize
+from textual.widgets import Static
+
+from chatcache.tui import panel_model
+from chatcache.tui.panel_model import PanelState
+from chatcache.tui.widgets.styled import line_content, lines_content
+
+
+class CachePanel(VerticalScroll, can_focus=False):
+    """What was reused in the last turn, what it saved, and what the tiers hold."""
+
+    _state: PanelState | None = None
+    _now = 0.0
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="panel-lines", markup=False)
+
+    def show(self, state: PanelState, now: float) -> None:
+        self._state, self._now = state, now
+        if self.display:
+            self._draw()
+
+    def on_resize(self, event: Resize) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        width = self.scrollable_content_region.width
+        if self._state is not None and width > 0:
+            drawn = panel_model.lines(self._state, width, self._now)
+            self.query_one("#panel-lines", Static).update(lines_content(drawn))
+
+
+class CacheLine(Static):
+    """The panel in one line."""
+
+    _state: PanelState | None = None
+
+    def show(self, state: PanelState) -> None:
+        self._state = state
+        self._draw()
+
+    def on_resize(self, event: Resize) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._state is not None and self.content_size.width > 0:
+            line = panel_model.compact_line(self._state, self.content_size.width)
+            self.update(line_content(line))

@@ -1,0 +1,211 @@
+"""Where the user writes. Enter sends, Ctrl+J adds a line, a slash opens the command list.
+
+Owns the text, the recall of earlier messages, and pasted text that is too long to look at (a
+placeholder stands for it until it is sent).
+"""
+
+from __future__ import annotations
+
+import re
+
+from textual.app import SuspendNotSupported
+from textual.events import Paste
+from textual.message import Message
+from textual.widgets import TextArea
+
+from chatcache.errors import UsageError
+from chatcache.tui.commands import bindings, matching
+from chatcache.tui.editor import edit_text
+from chatcache.tui.formatting import clean, plural
+from chatcache.tui.messages import PromptSubmitted
+from chatcache.tui.widgets.command_popup import CommandPopup
+
+PASTE_LINES = 12
+PASTE_CHARACTERS = 2_000
+_COMMAND_START = re.compile(r"/([A-Za-z]*)\Z")
+_RECALLED_LIMIT = 500
+
+
+class Composer(TextArea):
+    """A text area that sends."""
+
+    BINDINGS = bindings("composer")
+
+    class Edited(Message):
+        """The user changed the text."""
+
+    def __init__(self, popup: CommandPopup, placeholder: str) -> None:
+        super().__init__(
+            id="composer", placeholder=placeholder, highlight_cursor_line=False, compact=False
+        )
+        self._popup = popup
+        self._pastes: dict[str, str] = {}
+        self._num_pastes = 0
+        self._given_text = ""
+        self._earlier: list[str] = []
+        self._recall_index = 0
+        self._draft = ""
+
+    # Text
+
+    @property
+    def full_text(self) -> str:
+        """The text with every placeholder replaced by what was pasted."""
+        text = self.text
+        for placeholder, pasted in self._pastes.items():
+            text = text.replace(placeholder, pasted)
+        return text
+
+    def set_text(self, text: str) -> None:
+        """Replace the text and put the cursor behind it. Opens no command list."""
+        self._given_text = text
+        self.load_text(text)
+        self.move_cursor(self.document.end)
+
+    def clear_text(self) -> None:
+        """Empty the composer by hand, so that Ctrl+Z brings the text back."""
+        self.clear()
+        self._recall_index = len(self._earlier)
+
+    def reset(self) -> None:
+        self.load_text("")
+        self._pastes.clear()
+        self._recall_index = len(self._earlier)
+        self._draft = ""
+
+    def remember(self, text: str) -> None:
+        """Add a message to those that Up recalls."""
+        if not self._earlier or self._earlier[-1] != text:
+            self._earlier.append(text)
+            del self._earlier[:-_RECALLED_LIMIT]
+        self._recall_index = len(self._earlier)
+
+    def remember_all(self, texts: list[str]) -> None:
+        self._earlier = texts[-_RECALLED_LIMIT:]
+        self._recall_index = len(self._earlier)
+
+    @property
+    def earlier(self) -> list[str]:
+        return self._earlier
+
+    # Keys
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "complete":
+            return self._popup.is_open
+        return True
+
+    def action_submit(self) -> None:
+        command = self._popup.chosen if self._popup.is_open else None
+        self._popup.close()
+        if command is not None and command.needs_argument:
+            self.set_text(f"/{command.slash} ")
+            return
+        text = f"/{command.slash}" if command is not None else self.full_text.strip("\n")
+        if text.strip():
+            self.post_message(PromptSubmitted(text))
+
+    def action_newline(self) -> None:
+        self._replace_via_keyboard("\n", *self.selection)
+
+    def action_complete(self) -> None:
+        if (command := self._popup.chosen) is not None:
+            self.set_text(f"/{command.slash} ")
+            self._popup.close()
+
+    def action_cursor_up(self, select: bool = False) -> None:
+        if self._popup.is_open:
+            self._popup.move(-1)
+        elif not select and self._is_on_first_row and self._earlier:
+            self.action_previous()
+        else:
+            super().action_cursor_up(select)
+
+    def action_cursor_down(self, select: bool = False) -> None:
+        if self._popup.is_open:
+            self._popup.move(1)
+        elif not select and self._is_recalling and self._is_on_last_row:
+            self.action_next()
+        else:
+            super().action_cursor_down(select)
+
+    @property
+    def _is_on_first_row(self) -> bool:
+        return self.wrapped_document.location_to_offset(self.cursor_location).y == 0
+
+    @property
+    def _is_on_last_row(self) -> bool:
+        row = self.wrapped_document.location_to_offset(self.cursor_location).y
+        return row >= self.wrapped_document.height - 1
+
+    # Recall
+
+    @property
+    def _is_recalling(self) -> bool:
+        return self._recall_index < len(self._earlier)
+
+    def action_previous(self) -> None:
+        if not self._earlier or self._recall_index == 0:
+            return
+        if not self._is_recalling:
+            self._draft = self.text
+        self._recall_index -= 1
+        self.set_text(self._earlier[self._recall_index])
+        self.move_cursor((0, 0))
+
+    def action_next(self) -> None:
+        if not self._is_recalling:
+            return
+        self._recall_index += 1
+        self.set_text(self._earlier[self._recall_index] if self._is_recalling else self._draft)
+
+    def edit_outside(self) -> None:
+        """Let the user write in $VISUAL or $EDITOR, and take what was saved."""
+        try:
+            with self.app.suspend():
+                text = edit_text(self.full_text)
+        except SuspendNotSupported:
+            raise UsageError("This terminal cannot be lent to an editor.", "") from None
+        self.set_text(text)
+
+    # Pasting
+
+    async def _on_paste(self, event: Paste) -> None:
+        event.stop()
+        event.prevent_default()
+        text = clean(event.text)
+        num_lines = text.count("\n") + 1
+        if num_lines > PASTE_LINES or len(text) > PASTE_CHARACTERS:
+            self._num_pastes += 1
+            length = plural(num_lines, "line") if num_lines > 1 else plural(len(text), "character")
+            placeholder = f"[paste {self._num_pastes}: {length}]"
+            self._pastes[placeholder] = text
+            text = placeholder
+        if result := self._replace_via_keyboard(text, *self.selection):
+            self.move_cursor(result.end_location)
+
+    def action_delete_left(self) -> None:
+        """Backspace takes a whole placeholder: half of one would stand for nothing."""
+        row, column = self.cursor_location
+        before = self.document.get_line(row)[:column]
+        for placeholder in self._pastes:
+            if self.selection.is_empty and before.endswith(placeholder):
+                self.delete((row, column - len(placeholder)), (row, column))
+                return
+        super().action_delete_left()
+
+    # The command list
+
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        event.stop()
+        match = _COMMAND_START.fullmatch(self.text)
+        is_typed = self.text != self._given_text
+        self._popup.show(matching(match.group(1)) if match and is_typed else [])
+        self._given_text = ""
+        self.post_message(self.Edited())
+
+    def close_popup(self) -> bool:
+        """Close the command list; False when it was not open."""
+        was_open = self._popup.is_open
+        self._popup.close()
+        return was_open

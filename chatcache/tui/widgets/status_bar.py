@@ -1,0 +1,60 @@
+"""The bottom line: what is going on on the left, the most useful keys on the right."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widgets import Static
+
+from chatcache.tui import formatting as fmt
+from chatcache.tui.status import BackendStatus
+
+_BAR_WIDTH = 16
+# From this total on a count is one of bytes: no model has so many tensors, no prompt such length.
+_BYTES_FROM = 50_000_000
+
+
+class StatusBar(Horizontal):
+    """Shows a sentence, a bar where the end is known, and key hints."""
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="state", markup=False)
+        yield Static(id="hints", markup=False)
+
+    def show_state(self, status: BackendStatus, doing: str) -> None:
+        """What is being done, else the trouble, else the load, else that all is well."""
+        if status.loading is not None:
+            loading = status.loading
+            content = progress_content(loading.stage, loading.done, loading.total)
+            content += Content.styled(f" · {doing}" if doing else "", "$foreground-muted")
+        elif status.failure is not None:
+            content = Content.assemble(
+                ("✗ ", "bold $text-error"), " ".join(status.failure_words).strip()
+            )
+        elif doing:
+            content = Content(doing)
+        else:
+            content = Content.styled("ready" if status.is_ready else "starting …", "$foreground-muted")
+        self.query_one("#state", Static).update(content)
+
+    def show_hints(self, hints: list[tuple[str, str]]) -> None:
+        parts = [
+            Content.assemble((key, "bold"), (f" {what}", "$foreground-muted")) for key, what in hints
+        ]
+        self.query_one("#hints", Static).update(Content("   ").join(parts))
+
+
+def progress_content(stage: str, done: int, total: int) -> Content:
+    """`reading the prompt ━━━━╸────  1,536 / 4,812`; without a known end the stage alone."""
+    stage = fmt.one_line(stage)
+    if total <= 0:
+        return Content(stage + ("" if stage.endswith((".", "…")) else " …"))
+    filled, rest = fmt.bar(done / total, _BAR_WIDTH)
+    if total >= _BYTES_FROM:
+        figures = f"{fmt.size(done)} / {fmt.size(total)}"
+    else:
+        figures = f"{done:,} / {total:,}"
+    return Content.assemble(
+        f"{stage} ", (filled, "$primary"), (rest, "$foreground 35%"), f"  {figures}"
+    )

@@ -1,0 +1,31 @@
+"""The top line: which chat this is, where it came from, and which model answers."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widgets import Static
+
+from chatcache.tui.formatting import one_line, shorten
+
+
+class TitleBar(Horizontal):
+    """Breadcrumb on the left, model on the right."""
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="breadcrumb", markup=False)
+        yield Static(id="model-name", markup=False)
+
+    def show_session(self, name: str | None, forked_from: str | None) -> None:
+        title = Content.assemble(
+            ("chatcache", "bold $primary"),
+            (" › ", "$foreground-muted"),
+            (one_line(name) if name else "new chat", "bold" if name else "italic"),
+        )
+        if forked_from:
+            title += Content.assemble((f"  ⑂ from {shorten(forked_from, 40)}", "$foreground-muted"))
+        self.query_one("#breadcrumb", Static).update(title)
+
+    def show_model(self, text: str) -> None:
+        self.query_one("#model-name", Static).update(Content(shorten(text, 40)))

@@ -1,0 +1,40 @@
+"""What an empty chat shows: what this is, who answers, and the four keys to begin with."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.widgets import Static
+
+from chatcache.backends.base import ModelInfo
+from chatcache.tui.formatting import one_line
+from chatcache.tui.panel_model import parameters
+
+
+class Welcome(Static):
+    """Replaced by the first message."""
+
+    def __init__(self, info: ModelInfo | None, hints: list[tuple[str, str]]) -> None:
+        super().__init__(markup=False)
+        self._hints = hints
+        self.show_model(info)
+
+    def show_model(self, info: ModelInfo | None) -> None:
+        lines = [
+            Content.styled("chatcache", "bold $primary"),
+            Content.styled("A chat that keeps what the model has read.", "$foreground-muted"),
+            Content(""),
+        ]
+        if info is None:
+            lines.append(Content("The model is being loaded. You can write already."))
+        else:
+            name = f"{one_line(info.model)}, {parameters(info.num_parameters)} parameters"
+            lines.append(Content.assemble((name, "bold"), f" is ready on {info.device}."))
+            if info.description:
+                lines.append(Content.styled(one_line(info.description), "$foreground-muted"))
+        lines.append(Content(""))
+        width = max((len(key) for key, _ in self._hints), default=0)
+        lines += [
+            Content.assemble((f"{key:>{width}}", "bold"), (f"  {what}", "$foreground-muted"))
+            for key, what in self._hints
+        ]
+        self.update(Content("\n").join(lines))

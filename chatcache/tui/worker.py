@@ -1,0 +1,83 @@
+"""Runs one turn of the chat service in a thread and tells the screen what became of it.
+
+Owns the way from a blocking generator to messages. Text is collected in a buffer that the screen
+empties at its own pace, so that a fast model cannot flood the event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from textual.message import Message
+
+from chatcache.backends.base import TextDelta
+from chatcache.chat.views import ChatEvent
+from chatcache.errors import ChatcacheError
+from chatcache.tui.messages import AnswerGrew, TurnAdvanced, TurnEnded, TurnFailed
+
+_log = logging.getLogger(__name__)
+
+
+class MessageTarget(Protocol):
+    """What a thread may do to a widget: post to it, and nothing else."""
+
+    def post_message(self, message: Message) -> bool: ...
+
+
+class TextBuffer:
+    """Deltas on their way to the screen."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._deltas: list[TextDelta] = []
+        self.num_tokens = 0
+
+    def add(self, delta: TextDelta) -> bool:
+        """Keep a delta; True when the buffer was empty before, so that the screen must be told."""
+        with self._lock:
+            was_empty = not self._deltas
+            self._deltas.append(delta)
+            self.num_tokens = delta.num_tokens
+            return was_empty
+
+    def take(self) -> tuple[str, str]:
+        """What has been collected, as reasoning and answer text."""
+        with self._lock:
+            deltas, self._deltas = self._deltas, []
+        reasoning = "".join(delta.text for delta in deltas if delta.is_reasoning)
+        return reasoning, "".join(delta.text for delta in deltas if not delta.is_reasoning)
+
+
+def run_turn(
+    target: MessageTarget,
+    number: int,
+    events: Callable[[], Iterator[ChatEvent]],
+    buffer: TextBuffer,
+) -> None:
+    """Consume the events of a turn. Called in a thread; always ends by posting `TurnEnded`."""
+    try:
+        for event in events():
+            if not isinstance(event, TextDelta):
+                target.post_message(TurnAdvanced(number, event))
+            elif buffer.add(event):
+                target.post_message(AnswerGrew(number))
+    except ChatcacheError as error:
+        target.post_message(TurnFailed(number, error))
+    except Exception as error:
+        target.post_message(TurnFailed(number, as_user_error(error)))
+    finally:
+        target.post_message(TurnEnded(number))
+
+
+def as_user_error(error: BaseException) -> ChatcacheError:
+    """The error as one sentence and a hint. What is not ours is a bug, and goes to the log."""
+    if isinstance(error, ChatcacheError):
+        return error
+    _log.error("unexpected failure", exc_info=error)
+    return ChatcacheError(
+        f"Something went wrong that should not have: {type(error).__name__}.",
+        "What was said is kept. `chatcache paths` names the log that has the details.",
+    )
