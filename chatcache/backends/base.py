@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from chatcache.cache.rows import CostEstimate as CostEstimate
 from chatcache.cache.rows import SegmentRow as SegmentRow
 from chatcache.cache.rows import TierUse as TierUse
 
@@ -286,17 +287,6 @@ class CacheEvent:
 
 
 BackendEvent = ModelLoading | ModelReady | BackendFailed | CacheSnapshot | CacheEvent
-
-
-@dataclass(frozen=True, slots=True)
-class CostEstimate:
-    """What it would cost to continue a journal: tokens per source, and the time until ready."""
-
-    ram_tokens: int
-    disk_tokens: int
-    recompute_tokens: int
-    estimated_ms: float | None
-    disk_bytes: int = 0
 
 
 class Backend(Protocol):

@@ -33,9 +33,7 @@ def attach(
             path = prefix + header.token_ids
             if chain_digest(namespace, header.start, path) != header.segment_id:
                 problem = "its tokens do not belong to its id"
-                broken.append(
-                    DamagedFile(header.segment_id, header.start, header.stop, problem)
-                )
+                broken.append(DamagedFile(header.segment_id, header.start, header.stop, problem))
                 continue
             paths[header.segment_id] = path
             if tree.match(prefix).num_tokens == header.start:

@@ -3,8 +3,8 @@
 A layer owns one buffer per tensor, `[1, num_kv_heads, capacity, head_dim]`, writes new tokens in
 place and hands out views, so a step copies nothing that is there already (the idea of mlx-lm's
 KVCache). Truncating moves an offset. This module knows tensors and positions, and nothing of
-token ids, files or budgets. Everything runs under `torch.inference_mode`: a buffer made inside it
-cannot be written outside.
+token ids, files or budgets. Whatever writes a buffer runs under `torch.inference_mode`: a buffer
+made inside it cannot be written outside.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ class KVBlock:
     def sources(self) -> list[TensorSource]:
         """The block as a segment file wants it; the buffers share the block's memory."""
         return [
-            TensorSource(
-                name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), (_memory(tensor),)
-            )
+            TensorSource(name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), (_memory(tensor),))
             for name, tensor in self.tensors.items()
         ]
 
@@ -145,6 +143,7 @@ class LiveKV(Cache):
         for layer in self._growing:
             layer.set_length(min(layer.num_tokens, num_tokens))
 
+    @torch.inference_mode()
     def export(self, start: int, stop: int) -> KVBlock:
         """Copy tokens `start` to `stop` into host memory."""
         tensors = {}
@@ -154,6 +153,7 @@ class LiveKV(Cache):
                 tensors[f"{kind}.{index}"] = view.to("cpu", copy=True).contiguous()
         return KVBlock(tensors)
 
+    @torch.inference_mode()
     def load(self, block: KVBlock, at: int, start: int, stop: int) -> None:
         """Copy tokens `start` to `stop` of a block whose first token has position `at`."""
         for name, tensor in block.tensors.items():
@@ -162,6 +162,7 @@ class LiveKV(Cache):
             layer.reserve(stop)
             layer.view(kind, start, stop)[0].copy_(tensor[:, start - at : stop - at])
 
+    @torch.inference_mode()
     def writable(
         self, name: str, dtype: str, shape: tuple[int, ...], start: int
     ) -> list[memoryview]:
@@ -183,6 +184,7 @@ class LiveKV(Cache):
             target = self._staged[name] = torch.empty(shape, dtype=self._dtype)
         return [_memory(head) for head in target]
 
+    @torch.inference_mode()
     def written(self, name: str, start: int) -> None:
         """The memory that `writable` gave is filled."""
         staged = self._staged.pop(name, None)

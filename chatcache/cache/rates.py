@@ -15,7 +15,8 @@ _WEIGHT = 0.3
 
 
 class RateBook:
-    """Moving averages. Small prefills are ignored once a large one was seen: they cost overhead."""
+    """Moving averages. A small prefill is mostly overhead: until a large one was seen the fastest
+    counts, so that no saving is overstated; afterwards small ones are ignored."""
 
     def __init__(self, path: Path | None = None):
         self._path = path
@@ -31,7 +32,7 @@ class RateBook:
         rate = num_tokens / seconds
         if num_tokens < MIN_MEASURED_TOKENS:
             if not self.is_measured:
-                self.prefill_tokens_per_second = rate
+                self.prefill_tokens_per_second = max(rate, self.prefill_tokens_per_second or 0.0)
             return
         before = self.prefill_tokens_per_second if self.is_measured else None
         self.prefill_tokens_per_second = _average(before, rate)

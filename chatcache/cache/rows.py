@@ -32,3 +32,24 @@ class TierUse:
     num_bytes: int
     budget_bytes: int
     num_segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class CostEstimate:
+    """What it would cost to continue a journal: tokens per source, and the time until ready."""
+
+    ram_tokens: int
+    disk_tokens: int
+    recompute_tokens: int
+    estimated_ms: float | None
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKV:
+    """What is held of a conversation; `bytes_shared` is in segments that others use as well."""
+
+    ram_tokens: int
+    disk_tokens: int
+    bytes_shared: int
+    bytes_owned: int

@@ -67,7 +67,7 @@ class SegmentStore:
         """Make the directory (0700) and note what the namespace means. Raises OSError."""
         for directory in (self.directory.parent, self.directory):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._remove_leftovers()
+        self.remove_leftovers()
         path = self.directory / "namespace.json"
         if not path.exists():
             self._write_atomically(path.name, lambda file: file.write(_dump(fields)))
@@ -173,7 +173,7 @@ class SegmentStore:
             raise
         _sync_directory(self.directory)
 
-    def _remove_leftovers(self) -> None:
+    def remove_leftovers(self) -> None:
         """Temporary files of processes that no longer run."""
         for entry in os.scandir(self.directory):
             match = _TEMPORARY.fullmatch(entry.name)
@@ -219,4 +219,3 @@ def _sync_directory(directory: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-

@@ -12,61 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kvfakes import BYTES_PER_TOKEN, ByteBlock, ByteSink, boundaries_of, ids_of
 
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.segments import SegmentStore
+from tests.kvfakes import BYTES_PER_TOKEN, FIELDS, Bench, ByteBlock, ByteSink, ids_of
 
-FIELDS = {"weights": "w"}
 SYSTEM = "You are helpful. "
 HELLO, HI = "Hello! ", "Hi! "
-
-
-class Bench:
-    """A cache directory, and turns on it."""
-
-    def __init__(self, directory: Path, **budgets: int | bool):
-        self.directory = directory
-        self.events: list[tuple[str, str]] = []
-        self._budgets: dict[str, int | bool] = {
-            "ram_budget": 1 << 20,
-            "disk_budget": 1 << 20,
-            **budgets,
-        }
-        self.reopen()
-
-    def reopen(self) -> None:
-        """A new process on the same directory."""
-        self.cache = PrefixCache(
-            self.directory,
-            "ns",
-            on_event=lambda kind, text: self.events.append((kind, text)),
-            **self._budgets,  # type: ignore[arg-type]
-        )
-        self.cache.open(FIELDS)
-
-    def close(self) -> None:
-        self.cache.close()
-
-    def turn(self, *parts: str) -> int:
-        """Read the parts, of which the last is the answer; returns the tokens reused."""
-        packed = ids_of("".join(parts))
-        prompt = sum(map(len, parts[:-1]))
-        sink = ByteSink()
-        with self.cache.acquire(packed, prompt - 1) as lease:
-            restored = self.cache.restore(lease, sink, 0)
-        assert sink.num_tokens == restored.num_tokens
-        assert restored.ram_tokens + restored.disk_tokens == restored.num_tokens
-        assert sink.is_true_to(packed)
-        self.cache.commit(
-            packed, boundaries_of(*parts), lambda start, stop: ByteBlock(packed, start, stop)
-        )
-        self.cache.drain()
-        assert self.cache.check() == []
-        return restored.num_tokens
-
-    def files(self) -> list[Path]:
-        return sorted((self.directory / "segments" / "ns").glob("*.safetensors"))
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from pathlib import Path
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from kvfakes import BYTES_PER_TOKEN, ByteBlock, ByteSink, ids_of
 
 from chatcache.cache.prefix import PrefixCache
+from tests.kvfakes import BYTES_PER_TOKEN, ByteBlock, ByteSink, ids_of
 
 words = st.text("ab", min_size=1, max_size=6)
 

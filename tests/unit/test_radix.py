@@ -78,10 +78,10 @@ class TreeAgainstDictionary(RuleBasedStateMachine):
         name = f"s{self.count}"
         start = self._match(token_ids)
         gained = self.tree.insert(pack(token_ids), name, start)
-        new = [n for n in range(start, len(token_ids)) if tuple(token_ids[: n + 1]) not in self.held]
+        paths = [tuple(token_ids[: stop + 1]) for stop in range(start, len(token_ids))]
+        new = [path for path in paths if path not in self.held]
         assert sum(span.stop - span.start for span in gained) == len(new)
-        for position in new:
-            self.held[tuple(token_ids[: position + 1])] = name
+        self.held.update(dict.fromkeys(new, name))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -105,4 +105,6 @@ class TreeAgainstDictionary(RuleBasedStateMachine):
 
 
 TestTreeAgainstDictionary = TreeAgainstDictionary.TestCase
-TestTreeAgainstDictionary.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestTreeAgainstDictionary.settings = settings(
+    max_examples=60, stateful_step_count=25, deadline=None
+)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kvfakes import BYTES_PER_TOKEN
-from test_prefix_cache import Bench
+
+from tests.kvfakes import BYTES_PER_TOKEN, Bench, ids_of
 
 SYSTEM = "You are a helpful assistant. "
 A1 = (SYSTEM, "Hello! ", "Hi! ")
@@ -61,6 +61,4 @@ def test_the_nine_steps(bench: Bench, tiers: bool) -> None:
 
 
 def _packed(parts: tuple[str, ...]) -> bytes:
-    from kvfakes import ids_of
-
     return ids_of("".join(parts))

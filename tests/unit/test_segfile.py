@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kvfakes import ByteBlock, ids_of
 from safetensors import safe_open
 
 from chatcache.cache.segfile import (
@@ -19,6 +18,7 @@ from chatcache.cache.segfile import (
     SegmentMissingError,
     write_segment,
 )
+from tests.kvfakes import ByteBlock, ids_of
 
 IDS = ids_of("hello, world")
 HEADER = SegmentHeader("ab" * 16, None, "ns", 0, 12, IDS, 1000.0, "test")

@@ -1,0 +1,131 @@
+"""Why a turn reused what it reused: the outcome, the reason and the sentence of the panel.
+
+A pure function of what the turn knows. The order of the questions is the order of importance to
+the reader: what was switched off or is impossible, what the user changed, what the template did,
+what the cache lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from chatcache.backends.base import Outcome, PreviousTurn, Reason
+from chatcache.cache.namespace import explain_change
+from chatcache.cache.segments import DamagedFile
+from chatcache.cache.tokens import BYTES_PER_ID, chain_digest, common_prefix, pack
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFacts:
+    """Positions and counts of one planned turn. `keep` is how much of the journal the prompt kept;
+    `reused` how many leading prompt tokens were not computed."""
+
+    prompt_ids: bytes
+    reused: int
+    keep: int
+    num_journal: int
+    use_cache: bool = True
+    cut_problem: str | None = None
+    divergence: tuple[Reason, str] | None = None
+    previous: PreviousTurn | None = None
+    restore_problem: str | None = None
+    is_damage: bool = False
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.prompt_ids) // BYTES_PER_ID
+
+    @property
+    def expected(self) -> int:
+        """What the history promised: the kept journal, less the one token always computed."""
+        return min(self.keep, self.num_prompt - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    outcome: Outcome
+    reason: Reason
+    detail: str
+
+
+def explain(
+    facts: TurnFacts,
+    namespace: str,
+    fields: Mapping[str, str],
+    damaged: Sequence[DamagedFile] = (),
+) -> Explanation:
+    """The explanation of a turn that ran in `namespace`, which stands for `fields`."""
+    outcome: Outcome = "partial" if facts.reused else "miss"
+    counts = f"{facts.num_prompt - facts.reused:,} of {facts.num_prompt:,} tokens are computed"
+    if not facts.use_cache:
+        return Explanation("off", "disabled", f"the cache is off for this turn: {counts}")
+    if facts.cut_problem is not None:
+        return Explanation("miss", "not_cuttable", f"{facts.cut_problem}: {counts}")
+    found = (
+        _changed_namespace(facts, fields)
+        or _changed_path(facts)
+        or _lost(facts, namespace, damaged)
+        or facts.divergence
+    )
+    if found is not None:
+        return Explanation(outcome, found[0], f"{found[1]}: {counts}")
+    if facts.reused == 0:
+        return Explanation("miss", "cold_start", f"nothing like this was read before: {counts}")
+    return Explanation("hit", "new_user_turn", _hit_sentence(facts))
+
+
+def _hit_sentence(facts: TurnFacts) -> str:
+    new = facts.num_prompt - facts.reused
+    if facts.num_journal:
+        return f"all {facts.reused:,} tokens read before were reused, {new:,} are new"
+    return f"{facts.reused:,} tokens are shared with another conversation, {new:,} are new"
+
+
+def _changed_namespace(facts: TurnFacts, fields: Mapping[str, str]) -> tuple[Reason, str] | None:
+    """The history was read by something else. It matters only if it kept tokens from reuse."""
+    if facts.previous is None or not facts.previous.namespace:
+        return None
+    if facts.num_journal and facts.reused >= facts.expected:
+        return None
+    return explain_change(facts.previous.namespace, fields)
+
+
+def _changed_path(facts: TurnFacts) -> tuple[Reason, str] | None:
+    previous = facts.previous
+    if previous is None or previous.cause is None:
+        return None
+    position = common_prefix(pack(previous.journal), facts.prompt_ids)
+    words = "the system prompt" if previous.cause == "system_prompt_changed" else "a turn"
+    verb = "changed" if previous.cause == "system_prompt_changed" else "was edited"
+    lost = len(previous.journal) - position
+    if lost <= 0:
+        return None
+    return previous.cause, f"{words} {verb} at token {position:,}, {lost:,} tokens after it differ"
+
+
+def _lost(
+    facts: TurnFacts, namespace: str, damaged: Sequence[DamagedFile]
+) -> tuple[Reason, str] | None:
+    """The history promised more than the cache still held."""
+    if facts.reused >= facts.expected:
+        return None
+    missing = facts.expected - facts.reused
+    where = f"from token {facts.reused:,} on ({missing:,} tokens)"
+    if facts.is_damage:
+        return "corrupt", f"a segment was damaged ({facts.restore_problem}), recomputed {where}"
+    for file in damaged:
+        if _covers(file, facts, namespace):
+            return "corrupt", f"a segment was damaged ({file.problem}), recomputed {where}"
+    return "evicted", f"the cache no longer holds what was read {where}"
+
+
+def _covers(file: DamagedFile, facts: TurnFacts, namespace: str) -> bool:
+    """Whether a damaged file is the one that is missing. Its id covers its ids, so this is exact
+    as far as the prompt reaches to its end."""
+    if not file.start <= facts.reused < file.stop:
+        return False
+    ids = facts.prompt_ids[: file.stop * BYTES_PER_ID]
+    if len(ids) < file.stop * BYTES_PER_ID:
+        return False
+    return chain_digest(namespace, file.start, ids) == file.segment_id

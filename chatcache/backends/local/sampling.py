@@ -1,0 +1,85 @@
+"""Choosing the next token, with transformers' own logits processors.
+
+Nothing here touches the cache: K and V of a token do not depend on how it was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import torch
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from chatcache.backends.base import SamplingParams
+
+
+def with_defaults(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
+    """What the user asked for, then what the model's generation config says."""
+    values = {
+        field.name: getattr(defaults, field.name)
+        for field in fields(params)
+        if getattr(params, field.name) is None
+    }
+    return replace(params, **values)
+
+
+class Sampler:
+    """Chooses tokens for one turn. Keeps the ids read so far for the repetition penalty."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], device: torch.device):
+        self._is_greedy = not params.temperature
+        self._processors = _processors(params)
+        self._generator = torch.Generator(device=device)
+        if params.seed is not None:
+            self._generator.manual_seed(params.seed)
+        else:
+            self._generator.seed()
+        self._history: torch.Tensor | None = None
+        if _has_penalty(params):
+            self._history = torch.tensor([list(prompt_ids)], device=device)
+
+    @torch.inference_mode()
+    def choose(self, logits: torch.Tensor) -> int:
+        """The next id, from logits `[1, vocab]`; float32 whatever the model's dtype."""
+        scores = logits.float()
+        if self._processors:
+            ids = self._history if self._history is not None else logits.new_empty((1, 0)).long()
+            scores = self._processors(ids, scores)  # type: ignore[arg-type]
+        if self._is_greedy:
+            chosen = scores.argmax(dim=-1)
+        else:
+            probabilities = torch.softmax(scores, dim=-1)
+            chosen = torch.multinomial(probabilities, 1, generator=self._generator)[0]
+        if self._history is not None:
+            self._history = torch.cat([self._history, chosen.view(1, 1)], dim=1)
+        return int(chosen.item())
+
+
+def _has_penalty(params: SamplingParams) -> bool:
+    return params.repetition_penalty not in (None, 1.0)
+
+
+def _processors(params: SamplingParams) -> LogitsProcessorList:
+    """In the order of `generate`: the penalty first, then the warpers, temperature before cuts."""
+    processors = LogitsProcessorList()
+    if params.repetition_penalty is not None and _has_penalty(params):
+        processors.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    if not params.temperature:
+        return processors
+    if params.temperature != 1.0:
+        processors.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k:
+        processors.append(TopKLogitsWarper(top_k=params.top_k))
+    if params.top_p is not None and params.top_p < 1.0:
+        processors.append(TopPLogitsWarper(top_p=params.top_p))
+    if params.min_p:
+        processors.append(MinPLogitsWarper(min_p=params.min_p))
+    return processors

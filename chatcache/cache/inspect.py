@@ -1,0 +1,227 @@
+"""A look at all namespaces of a cache directory, without an engine and without torch.
+
+It reads headers, compares checksums, and removes files. It changes nothing unless told to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatcache.cache.attach import attach
+from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.radix import RadixTree
+from chatcache.cache.rates import RateBook
+from chatcache.cache.rows import CostEstimate, SegmentRow, SessionKV, TierUse
+from chatcache.cache.segfile import (
+    SegmentDamagedError,
+    SegmentFile,
+    SegmentFormatError,
+    SegmentMissingError,
+)
+from chatcache.cache.segments import SegmentStore, namespaces
+from chatcache.cache.tokens import pack
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceUse:
+    """One namespace on disk: what it stands for and what it takes."""
+
+    namespace: str
+    fields: Mapping[str, str]
+    num_bytes: int
+    num_segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """`damaged` are pairs of segment id and problem. `num_orphans` are sound but unreachable:
+    the segment before them is gone."""
+
+    num_checked: int
+    damaged: tuple[tuple[str, str], ...]
+    num_orphans: int
+    num_fixed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    num_files: int
+    num_bytes: int
+
+
+class CacheInspector:
+    """Everything below one cache directory."""
+
+    def __init__(self, cache_dir: Path, ram_budget: int, disk_budget: int):
+        self._cache_dir = cache_dir
+        self._ram_budget = ram_budget
+        self._disk_budget = disk_budget
+
+    def tiers(self) -> tuple[TierUse, TierUse]:
+        """RAM (always empty here: it belongs to a running engine) and disk."""
+        used = self.namespaces()
+        disk = TierUse(
+            sum(one.num_bytes for one in used),
+            self._disk_budget,
+            sum(one.num_segments for one in used),
+        )
+        return TierUse(0, self._ram_budget, 0), disk
+
+    def namespaces(self) -> list[NamespaceUse]:
+        found = []
+        for store in namespaces(self._cache_dir):
+            sizes = [_size(path) for path in store.paths()]
+            found.append(NamespaceUse(store.namespace, store.fields(), sum(sizes), len(sizes)))
+        return found
+
+    def rows(self) -> list[SegmentRow]:
+        """All segments of all namespaces, the most recently used first."""
+        found = [row for store in namespaces(self._cache_dir) for row in self._open(store).rows()]
+        return sorted(found, key=lambda row: (-row.last_used, row.segment_id))
+
+    def path_of(self, row: SegmentRow) -> Path:
+        """The file of a row."""
+        name = f"{row.start}-{row.stop}-{row.segment_id}.safetensors"
+        return SegmentStore(self._cache_dir, row.namespace).directory / name
+
+    def verify(self, *, fix: bool = False) -> VerifyReport:
+        """Compare every checksum and every id. With `fix`, damaged files are set aside and
+        orphans removed."""
+        num_checked = num_orphans = num_fixed = 0
+        damaged: list[tuple[str, str]] = []
+        for store in namespaces(self._cache_dir):
+            paths = store.paths()
+            num_checked += len(paths)
+            problems = _problems(store, paths)
+            damaged += [(path.stem.split("-")[2], text) for path, text in problems.items()]
+            orphans = [path for path in _orphans(store) if path not in problems]
+            num_orphans += len(orphans)
+            if fix:
+                for path in problems:
+                    store.quarantine(path)
+                for path in orphans:
+                    store.delete(path)
+                num_fixed += len(problems) + len(orphans)
+        return VerifyReport(num_checked, tuple(damaged), num_orphans, num_fixed)
+
+    def collect_garbage(self) -> Removed:
+        """Remove orphans, what was set aside as damaged, and leftovers of killed writers."""
+        doomed: list[Path] = []
+        for store in namespaces(self._cache_dir):
+            with contextlib.suppress(OSError):
+                store.remove_leftovers()
+            doomed += _orphans(store)
+        doomed += sorted((self._cache_dir / "quarantine").glob("*.safetensors"))
+        return _remove(doomed)
+
+    def clear(self) -> Removed:
+        """Remove every segment. Conversations are not here and lose nothing but speed."""
+        doomed = [path for store in namespaces(self._cache_dir) for path in store.paths()]
+        removed = _remove(doomed)
+        self.collect_garbage()
+        return removed
+
+    def delete(self, row: SegmentRow) -> None:
+        SegmentStore(self._cache_dir, row.namespace).delete(self.path_of(row))
+
+    def estimate(
+        self, namespace: str, journals: Sequence[Sequence[int]]
+    ) -> list[CostEstimate] | None:
+        """What continuing each journal would cost a new process; None for an unknown namespace."""
+        store = SegmentStore(self._cache_dir, namespace)
+        if not namespace or not store.directory.is_dir():
+            return None
+        cache, rates = self._open(store), RateBook(store.directory / "rates.json")
+        return [_estimate(cache, rates, journal) for journal in journals]
+
+    def session_kv(self, journals: Sequence[tuple[str, Sequence[int]]]) -> list[SessionKV]:
+        """For each (namespace, journal): what is held, and how much of it others hold as well."""
+        caches: dict[str, PrefixCache] = {}
+        held = []
+        for namespace, journal in journals:
+            if namespace not in caches:
+                caches[namespace] = self._open(SegmentStore(self._cache_dir, namespace))
+            held.append(caches[namespace].lookup(pack(journal)))
+        users = Counter(
+            segment_id for one in held for segment_id in {span.segment_id for span in one.spans}
+        )
+        sizes = {row.segment_id: row.num_bytes for one in caches.values() for row in one.rows()}
+        found = []
+        for one in held:
+            used = {span.segment_id for span in one.spans}
+            shared = sum(sizes[segment_id] for segment_id in used if users[segment_id] > 1)
+            total = sum(sizes[segment_id] for segment_id in used)
+            found.append(SessionKV(0, one.disk_tokens, shared, total - shared))
+        return found
+
+    def _open(self, store: SegmentStore) -> PrefixCache:
+        cache = PrefixCache(
+            self._cache_dir,
+            store.namespace,
+            ram_budget=self._ram_budget,
+            disk_budget=self._disk_budget,
+            is_spilling=False,
+        )
+        cache.open({})
+        return cache
+
+
+def _estimate(cache: PrefixCache, rates: RateBook, journal: Sequence[int]) -> CostEstimate:
+    held = cache.lookup(pack(journal))
+    recompute = len(journal) - held.num_tokens
+    compute_ms = rates.prefill_ms(recompute) if recompute else 0.0
+    estimated = None if compute_ms is None else compute_ms + rates.restore_ms(held.disk_bytes)
+    return CostEstimate(0, held.disk_tokens, recompute, estimated, held.disk_bytes)
+
+
+def _problems(store: SegmentStore, paths: Sequence[Path]) -> dict[Path, str]:
+    found: dict[Path, str] = {}
+    for path in paths:
+        try:
+            with SegmentFile(path) as file:
+                file.verify()
+        except SegmentFormatError:
+            continue
+        except SegmentDamagedError as error:
+            found[path] = str(error)
+        except SegmentMissingError:
+            continue
+    stored, unreadable = store.scan()
+    _, broken = attach(RadixTree(), store.namespace, stored)
+    for file_ in (*unreadable, *broken):
+        found.setdefault(store.path_of(file_), file_.problem)
+    return found
+
+
+def _orphans(store: SegmentStore) -> list[Path]:
+    """Files whose parent is gone, their children included."""
+    stored = sorted(store.scan()[0], key=lambda one: one.header.start)
+    reachable: set[str] = set()
+    orphans = []
+    for one in stored:
+        if one.header.start == 0 or one.header.parent_id in reachable:
+            reachable.add(one.header.segment_id)
+        else:
+            orphans.append(one.path)
+    return orphans
+
+
+def _remove(paths: Sequence[Path]) -> Removed:
+    num_files = num_bytes = 0
+    for path in paths:
+        size = _size(path)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            num_files, num_bytes = num_files + 1, num_bytes + size
+    return Removed(num_files, num_bytes)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,183 @@
+"""Every family that may be cut at any token, cold against restored, on a tiny float32 model.
+
+Two promises: a restored turn is within rounding of a cold one (5e-3 of the logits' deviation, the
+greedy text equal), and bit-identical to the conversation that never stopped. The last tests plant
+faults and check that these comparisons would find them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chatcache.backends.local.cut import ANY_TOKEN_FAMILIES, cut_policy
+from tests.equivalence.engine import IdsEngine, Said
+from tests.models import build_model
+
+VOCAB = 97
+TOLERANCE = 5e-3
+FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
+SECOND = [43, 38, 32, 79, 50, 28]
+THIRD = [84, 19, 71, 69, 39]
+OTHER = [93, 75, 10, 58, 20]
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "mixtral": {"sliding_window": None},
+    "starcoder2": {"sliding_window": None},
+}
+
+Factory = Callable[..., IdsEngine]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are quicker without a second thread, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=sorted(ANY_TOKEN_FAMILIES))
+def model(request: pytest.FixtureRequest) -> Any:
+    family = str(request.param)
+    return build_model(
+        family, vocab_size=VOCAB, eos_token_id=0, seed=1, **OVERRIDES.get(family, {})
+    )
+
+
+@pytest.fixture
+def engine(model: Any, tmp_path: Path) -> Iterator[Factory]:
+    """Makes engines on one cache directory, like processes that come and go."""
+    made: list[IdsEngine] = []
+
+    def make(name: str = "cache", **budgets: Any) -> IdsEngine:
+        for one in made:
+            one.prefixes.drain()
+        made.append(IdsEngine(model, tmp_path / name, **budgets))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def never_stopped(engine: IdsEngine) -> tuple[Said, Said, Said]:
+    one = engine.turn(FIRST, 6)
+    two = engine.turn(one.ids + SECOND, 6)
+    return one, two, engine.turn(two.ids + THIRD, 6)
+
+
+def assert_close_to_cold(said: Said, cold: Said) -> None:
+    deviation = (said.logits - cold.logits).abs().max() / cold.logits.std()
+    assert said.answer == cold.answer
+    assert deviation <= TOLERANCE
+
+
+def assert_same_bits(said: Said, other: Said) -> None:
+    assert said.ids == other.ids
+    assert torch.equal(said.logits, other.logits)
+
+
+def test_the_family_is_cuttable(model: Any) -> None:
+    assert cut_policy(model.config).is_cuttable
+
+
+def test_a_conversation_in_memory_is_what_a_cold_run_says(engine: Factory) -> None:
+    _, two, three = never_stopped(engine())
+    assert three.reuse.num_tokens == len(two.ids)
+    cold = engine("other").turn(two.ids + THIRD, 6, is_cold=True, is_kept=False)
+    assert_close_to_cold(three, cold)
+
+
+def test_resumed_from_ram_is_never_stopped(engine: Factory) -> None:
+    _, two, three = never_stopped(engine())
+    other = engine("other")
+    one = other.turn(FIRST, 6)
+    other.turn(one.ids + SECOND, 6)
+    other.forget_live()
+    again = other.turn(two.ids + THIRD, 6)
+    assert (again.reuse.num_tokens, again.reuse.disk_tokens) == (len(two.ids), 0)
+    assert_same_bits(again, three)
+
+
+def test_resumed_from_disk_in_a_new_process_is_never_stopped(engine: Factory) -> None:
+    _, two, three = never_stopped(engine("never"))
+    first = engine()
+    one = first.turn(FIRST, 6)
+    first.turn(one.ids + SECOND, 6)
+    again = engine().turn(two.ids + THIRD, 6)
+    assert again.reuse.disk_tokens == again.reuse.num_tokens == len(two.ids)
+    assert_same_bits(again, three)
+
+
+def test_a_fork_is_the_conversation_that_went_there(engine: Factory) -> None:
+    one, two, _ = never_stopped(engine("straight"))
+    forked = engine()
+    forked.turn(FIRST, 6)
+    forked.turn(one.ids + OTHER, 9)
+    again = forked.turn(one.ids + SECOND, 6)
+    assert again.reuse.num_tokens == len(one.ids)
+    assert_same_bits(again, two)
+
+
+def test_switching_between_forks_and_back_changes_nothing(engine: Factory) -> None:
+    one, two, three = never_stopped(engine("straight"))
+    forked = engine()
+    forked.turn(FIRST, 6)
+    forked.turn(one.ids + SECOND, 6)
+    forked.turn(one.ids + OTHER, 9)
+    again = forked.turn(two.ids + THIRD, 6)
+    assert again.reuse.num_tokens == len(two.ids)
+    assert_same_bits(again, three)
+
+
+def test_a_regenerated_answer_is_the_answer(engine: Factory) -> None:
+    one, two, _ = never_stopped(engine())
+    again = engine().turn(one.ids + SECOND, 6)
+    assert again.reuse.num_tokens == len(one.ids + SECOND) - 1
+    assert_close_to_cold(again, two)
+
+
+def test_an_edited_turn_reuses_what_is_before_it(engine: Factory) -> None:
+    one, *_ = never_stopped(engine())
+    edited = [*SECOND[:3], *OTHER]
+    said = engine().turn(one.ids + edited, 6)
+    assert said.reuse.num_tokens == len(one.ids) + 3
+    cold = engine("other").turn(one.ids + edited, 6, is_cold=True, is_kept=False)
+    assert_close_to_cold(said, cold)
+
+
+def test_eviction_in_mid_chat_costs_time_only(engine: Factory) -> None:
+    one, _, three = never_stopped(engine("straight"))
+    small = engine(ram_budget=1, is_spilling=False)
+    small.turn(FIRST, 6)
+    small.forget_live()
+    two = small.turn(one.ids + SECOND, 6)
+    assert two.reuse.num_tokens == 0
+    said = small.turn(two.ids + THIRD, 6)
+    assert_close_to_cold(said, three)
+
+
+@pytest.mark.parametrize("harm", ["zero", "other branch", "other weights"])
+def test_a_planted_fault_is_found_by_these_comparisons(engine: Factory, harm: str) -> None:
+    _, two, three = never_stopped(engine("straight"))
+    victim = engine()
+    victim.turn(two.ids[:-6], 6)
+    with torch.inference_mode():
+        values = victim.live.layers[0].values
+        if harm == "zero":
+            values[:, :, 4] = 0
+        elif harm == "other branch":
+            values[:, :, 4:8] = values[:, :, 8:12].clone()
+        else:
+            values.copy_(values.flip(-1))
+    said = victim.turn(two.ids + THIRD, 6, is_kept=False)
+    assert said.reuse.num_tokens == len(two.ids)
+    assert not torch.equal(said.logits, three.logits)
+    deviation = (said.logits[0] - three.logits[0]).abs().max() / three.logits.std()
+    assert deviation > TOLERANCE

@@ -1,0 +1,124 @@
+"""An engine process without a model, started by `test_host.py` in place of the real one.
+
+The model name says how it loads ("broken", "dies", "never", anything else: well), the last message
+what the turn does ("die", "until stopped", "raise", "nothing", anything else: it is said again).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from chatcache.backends.base import (
+    CacheReport,
+    CostEstimate,
+    ModelInfo,
+    ModelLoading,
+    TextDelta,
+    Timings,
+    TurnEvent,
+    TurnFinished,
+    TurnPlanned,
+    TurnRequest,
+    TurnResult,
+    Usage,
+)
+from chatcache.backends.local.process import Emit, EngineServer, start
+from chatcache.backends.local.settings import EngineSettings
+from chatcache.errors import ModelLoadError
+
+DRAINED = "drained"
+
+
+def result(text: str, finish_reason: str) -> TurnResult:
+    return TurnResult(
+        text=text,
+        reasoning=None,
+        finish_reason=finish_reason,  # type: ignore[arg-type]
+        answer_ids=(1, 2),
+        usage=Usage(3, 2, 0, 0),
+        timings=Timings(None, None, None, None, None, None),
+        cache=CacheReport("miss", "cold_start", 0, ""),
+    )
+
+
+class EchoRunner:
+    """Says the last message again."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self.info = ModelInfo(
+            model=settings.model,
+            backend="local",
+            architecture="Echo",
+            num_parameters=os.getpid(),
+            dtype="float32",
+            device="cpu",
+            num_layers=0,
+            kv_bytes_per_token=0,
+            max_context_tokens=10,
+            cut="any_token",
+            cut_detail="",
+            tokenizer_id="t",
+            namespace="n",
+            namespace_fields={},
+        )
+
+    def run(self, request: TurnRequest, stop: threading.Event) -> Iterator[TurnEvent]:
+        turn_id, text = request.turn_id, request.messages[-1].text
+        yield TurnPlanned(turn_id, 0, (5, 6, 7), 0, 0, 3, "cold_start", "")
+        if text == "nothing":
+            return
+        yield TextDelta(turn_id, "so ", False, 1)
+        if text == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if text == "raise":
+            raise ZeroDivisionError("by design")
+        if text == "until stopped":
+            while not stop.wait(0.001):
+                yield TextDelta(turn_id, "on ", False, 2)
+            yield TurnFinished(turn_id, result("so on", "stopped"))
+            return
+        yield TextDelta(turn_id, text, False, 2)
+        yield TurnFinished(turn_id, result(f"so {text}", "stop"))
+
+    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+        return [CostEstimate(0, 0, len(journal), None) for journal in journals]
+
+    def close(self) -> None:
+        (self._settings.cache_dir / DRAINED).write_text("yes")
+
+
+def build(settings: EngineSettings, emit: Emit) -> EchoRunner:
+    print("native noise on stdout", flush=True)
+    emit(ModelLoading("loading weights", 1, 2))
+    if settings.model == "broken":
+        raise ModelLoadError("config.json is missing.", "Look for it.")
+    if settings.model == "broken once" and not (marker := settings.cache_dir / "tried").exists():
+        marker.touch()
+        raise ModelLoadError("config.json is missing.")
+    if settings.model == "dies":
+        count_start(settings.cache_dir)
+        os._exit(7)
+    if settings.model == "never":
+        threading.Event().wait()
+    return EchoRunner(settings)
+
+
+def count_start(directory: Path) -> None:
+    with (directory / "starts").open("a") as file:
+        file.write("x")
+
+
+def main() -> int:
+    channel = start()
+    settings = channel.receive()
+    assert isinstance(settings, EngineSettings)
+    return EngineServer(channel).serve(lambda emit: build(settings, emit))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

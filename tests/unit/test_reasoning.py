@@ -1,0 +1,91 @@
+"""Reasoning and answer are told apart however the stream is cut."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatcache.backends.local.reasoning import (
+    HARMONY,
+    MAGISTRAL,
+    THINK,
+    ReasoningFormat,
+    ReasoningSplitter,
+    reasoning_format,
+)
+
+CASES = [
+    (THINK, False, "Hello <b>there</b>", None, "Hello <b>there</b>"),
+    (THINK, False, "<think>\nfirst\nthen\n</think>\n\nYes.", "first\nthen", "Yes."),
+    (THINK, False, "\n<think>a</think>b", "a", "b"),
+    (THINK, True, "because\n</think>\n\nYes.", "because", "Yes."),
+    (THINK, True, "\nnever closed\n", "never closed", ""),
+    (THINK, True, "half a tag </thi", "half a tag </thi", ""),
+    (THINK, False, "<think>\n\n</think>\n\nYes.", None, "Yes."),
+    (THINK, False, "the tag <think> is text here </think>", None, "the tag <think> is text here </think>"),
+    (THINK, False, "<think>a</think>say </think> again", "a", "say </think> again"),
+    (THINK, False, "<thin", None, "<thin"),
+    (THINK, False, "  indented", None, "  indented"),
+    (MAGISTRAL, False, "[THINK]why[/THINK]so", "why", "so"),
+    (
+        HARMONY,
+        False,
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+        "hm",
+        "Yes.",
+    ),
+    (HARMONY, False, "<|channel|>final<|message|>Yes.", None, "Yes."),
+]
+
+
+def split(style: ReasoningFormat, is_open: bool, chunks: list[str]) -> tuple[str | None, str]:
+    splitter = ReasoningSplitter(style, is_open=is_open)
+    pieces = [piece for chunk in chunks for piece in splitter.push(chunk)] + splitter.finish()
+    reasoning = "".join(piece.text for piece in pieces if piece.is_reasoning)
+    return reasoning or None, "".join(piece.text for piece in pieces if not piece.is_reasoning)
+
+
+@pytest.mark.parametrize(("style", "is_open", "stream", "reasoning", "answer"), CASES)
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_splits_alike_in_any_chunks(
+    style: ReasoningFormat, is_open: bool, stream: str, reasoning: str | None, answer: str, step: int
+) -> None:
+    chunks = [stream[at : at + step] for at in range(0, len(stream), step)]
+    assert split(style, is_open, chunks) == (reasoning, answer)
+
+
+@given(
+    text=st.text(alphabet="<think>/\n a", max_size=40),
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+    is_open=st.booleans(),
+)
+def test_chunking_never_matters(text: str, cuts: list[int], is_open: bool) -> None:
+    edges = [0, *sorted(cuts), len(text)]
+    chunks = [text[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    assert split(THINK, is_open, chunks) == split(THINK, is_open, [text])
+
+
+@given(text=st.text(alphabet="think<>/ ab", max_size=40))
+def test_text_without_tags_is_untouched(text: str) -> None:
+    if "<think>" not in text:
+        assert split(THINK, False, [text]) == (None, text)
+
+
+def test_text_is_not_held_back_without_need() -> None:
+    splitter = ReasoningSplitter()
+    assert [piece.text for piece in splitter.push("Hello")] == ["Hello"]
+    assert [piece.text for piece in splitter.push(" <")] == [" <"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "style"),
+    [
+        (["<think>", "</think>"], THINK),
+        (["<|im_end|>"], THINK),
+        (["[THINK]", "[/THINK]"], MAGISTRAL),
+        (["<|channel|>", "<|message|>"], HARMONY),
+    ],
+)
+def test_format_follows_the_tokenizer(tokens: list[str], style: ReasoningFormat) -> None:
+    assert reasoning_format(tokens) is style
