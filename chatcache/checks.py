@@ -1,0 +1,127 @@
+"""Checks of single settings: each takes a value and returns it as it is kept, or raises ValueError.
+
+The message of the ValueError goes on after the name of the setting: "must be true or false".
+Knows no section and no file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import field
+from typing import Any
+
+Check = Callable[[Any], Any]
+
+BYTE_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "tib": 1 << 40,
+}
+BYTE_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*|%)\s*")
+
+
+def setting(default: Any, check: Check, *, example: Any = None) -> Any:
+    """A dataclass field with its check; `example` is shown where the default is nothing."""
+    return field(default=default, metadata={"check": check, "example": example})
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text in quotes, not {described(value)}")
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+def flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {described(value)}")
+    return value
+
+
+def whole(low: int) -> Check:
+    """A whole number that is at least `low`."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"must be a whole number, not {described(value)}")
+        if value < low:
+            raise ValueError(f"must be at least {low}, not {value}")
+        return value
+
+    return check
+
+
+def decimal(low: float, high: float, *, excludes_low: bool = False) -> Check:
+    """A number from `low` to `high`."""
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"must be a number, not {described(value)}")
+        is_above = value > low if excludes_low else value >= low
+        if not (is_above and value <= high):  # so written, NaN is refused too
+            bound = f"above {low:g}" if excludes_low else f"at least {low:g}"
+            raise ValueError(f"must be {bound} and at most {high:g}, not {value:g}")
+        return float(value)
+
+    return check
+
+
+def one_of(*choices: str) -> Check:
+    """One of a few words."""
+
+    def check(value: Any) -> str:
+        if value in choices:
+            return str(value)
+        raise ValueError(f"must be one of {', '.join(choices)}, not {described(value)}")
+
+    return check
+
+
+def byte_size(value: Any) -> int | str:
+    """Bytes, or text that `num_bytes` understands."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str):
+        num_bytes(value, lambda: 0)
+        return value
+    raise ValueError(f'must be bytes, "2 GB" or "25%", not {described(value)}')
+
+
+def num_bytes(value: int | str, total: Callable[[], int]) -> int:
+    """A size in bytes; `total` is asked only when it is a percentage."""
+    if isinstance(value, int):
+        return value
+    match = BYTE_SIZE.fullmatch(value)
+    if match is None:
+        raise ValueError(f'must be bytes, "2 GB" or "25%", not {value!r}')
+    number, unit = float(match[1]), match[2].lower()
+    if unit == "%":
+        if number > 100:
+            raise ValueError(f"must be at most 100%, not {value!r}")
+        return int(total() * number / 100)
+    if unit not in BYTE_UNITS:
+        raise ValueError(f"has an unknown unit {match[2]!r}: use MB, GB, TB, MiB, GiB or TiB")
+    return int(number * BYTE_UNITS[unit])
+
+
+def key_names(value: Any) -> str:
+    """Keys of one binding, separated by commas."""
+    if isinstance(value, list) and all(isinstance(key, str) for key in value):
+        value = ",".join(value)
+    if not isinstance(value, str) or not value.strip(" ,"):
+        raise ValueError(f"must be keys in quotes, not {described(value)}")
+    return value
+
+
+def described(value: Any) -> str:
+    """A value as a message shows it."""
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)

@@ -1,0 +1,37 @@
+"""The commands of the shell, one module per group; `cli.py` finds, parses and runs them.
+
+Each module has `COMMANDS`: what it can do, by the word that follows the group's name (the empty
+word for a group that is a single command). Modules are imported when their command is run.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from chatcache.commands.parser import Parser
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: its help, its options, and what runs it. `run` returns the exit code."""
+
+    summary: str
+    configure: Callable[[Parser], None]
+    run: Callable[[Namespace], int]
+
+
+Commands = Mapping[str, Command]
+
+GROUPS: Mapping[str, str] = {
+    "ask": "answer one prompt on stdout",
+    "fork": "go on from an earlier turn in a new session",
+    "sessions": "list, show, rename, delete, search, export, import, tree",
+    "cache": "what is remembered: stats, list, show, verify, gc, clear",
+    "models": "list, show",
+    "bench": "measure prefill, resume, fork and decode on this machine",
+    "doctor": "check the installation, the directories and the stores",
+    "paths": "where settings, conversations, segments and logs are",
+    "config": "show, set, edit",
+}

@@ -1,0 +1,161 @@
+"""`chatcache ask`: one turn without the TUI."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chatcache import compose
+from chatcache.chat.report import turn_report
+from chatcache.chat.views import SessionSummary
+from chatcache.commands import Command
+from chatcache.commands.output import AnswerStream, Narrator, print_json
+from chatcache.commands.parser import Parser, settings_of
+from chatcache.commands.prompt import build_prompt, decoded_argument, read_system
+from chatcache.commands.turn import (
+    ShellTurn,
+    add_sampling,
+    note_figures,
+    sampling_options,
+    watch_backend,
+)
+from chatcache.config import Settings
+from chatcache.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from chatcache.chat.service import ChatService
+
+SESSION_ID = re.compile(r"s_[0-9a-f]+")
+
+
+def configure(parser: Parser) -> None:
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="`-`: standard input; a piped text is appended"
+    )
+    parser.add_argument(
+        "--session", metavar="S", help="name or id; made if absent. Default: the last session"
+    )
+    parser.add_argument("--new", action="store_true", help="begin a new session")
+    parser.add_argument("--system", metavar="TEXT|@FILE", help="the system prompt")
+    parser.add_argument(
+        "--file", metavar="PATH", action="append", default=[], help="put before the prompt"
+    )
+    parser.add_argument(
+        "--no-cache", action="store_true", help="neither read nor write KV for this turn"
+    )
+    parser.add_argument("--no-save", action="store_true", help="do not keep this turn")
+    add_sampling(parser)
+    parser.add_engine()
+    parser.add_json()
+    parser.add_quiet()
+
+
+def run(arguments: Namespace) -> int:
+    if arguments.new and arguments.session is not None:
+        raise UsageError(
+            "--new and --session say different things.",
+            "--session NAME begins a session of that name if there is none.",
+        )
+    narrator = Narrator(arguments.quiet)
+    prompt = build_prompt(arguments.prompt, arguments.file, narrator.warn)
+    system = None if arguments.system is None else read_system(arguments.system, narrator.warn)
+    settings = settings_of(arguments, sampling_options(arguments))
+    with compose.opened_service(settings) as service:
+        watch_backend(service, narrator)
+        session_id = _session_id(service, arguments, system, narrator)
+        turn = TurnToSend(
+            session_id, prompt, system, use_cache=not arguments.no_cache, save=not arguments.no_save
+        )
+        return answer(service, settings, turn, arguments, narrator)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnToSend:
+    """What is said, where, and whether it is kept."""
+
+    session_id: str
+    prompt: str
+    system: str | None = None
+    use_cache: bool = True
+    save: bool = True
+
+
+def answer(
+    service: ChatService,
+    settings: Settings,
+    turn: TurnToSend,
+    arguments: Namespace,
+    narrator: Narrator,
+    extra: dict[str, Any] | None = None,
+) -> int:
+    """Send a prompt and print the answer; `extra` joins the JSON object. Returns the exit code."""
+    stream = None if arguments.json else AnswerStream()
+    answered = ShellTurn(service, narrator, stream).run(
+        lambda: service.send(
+            turn.session_id,
+            turn.prompt,
+            sampling=compose.sampling_params(settings),
+            think=settings.config.sampling.think,
+            use_cache=turn.use_cache,
+            save=turn.save,
+            system=turn.system if not turn.save else None,
+        )
+    )
+    if arguments.json:
+        print_json(turn_report(answered.saved) | (extra or {}))
+    note_figures(narrator, answered.saved)
+    return answered.exit_code
+
+
+def _session_id(
+    service: ChatService, arguments: Namespace, system: str | None, narrator: Narrator
+) -> str:
+    """The session to speak in, with the system prompt asked for.
+
+    It is "" for a turn that is not kept and has no session to go on with.
+    """
+    session = None if arguments.new else _existing_session(service, arguments.session)
+    if session is not None:
+        _apply_system(service, session, system, arguments.no_save)
+        if arguments.session is None:
+            narrator.note(f"Going on with {session.name!r}; --new begins another session.")
+        return session.session_id
+    if arguments.no_save:
+        return ""
+    name = arguments.session
+    if name is not None:
+        name = decoded_argument(name, narrator.warn)
+    return service.create_session(name, system).session_id
+
+
+def _existing_session(service: ChatService, reference: str | None) -> SessionSummary | None:
+    if reference is None:
+        return service.last_session()
+    try:
+        return service.find_session(reference)
+    except NotFoundError:
+        if SESSION_ID.fullmatch(reference):
+            raise
+        return None
+
+
+def _apply_system(
+    service: ChatService, session: SessionSummary, system: str | None, is_unsaved: bool
+) -> None:
+    if system is None:
+        return
+    if not is_unsaved:
+        service.set_system(session.session_id, system)
+        return
+    messages = service.transcript(session.session_id)
+    before = messages[0].text if messages and messages[0].role == "system" else ""
+    if system != before:
+        raise UsageError(
+            f"Session {session.name!r} has another system prompt, and --no-save changes nothing.",
+            "Add --new, or leave --system out.",
+        )
+
+
+COMMANDS = {"": Command("answer one prompt on stdout", configure, run)}

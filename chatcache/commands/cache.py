@@ -1,0 +1,272 @@
+"""`chatcache cache`: what is remembered on disk. No model is loaded, no word is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from chatcache import compose
+from chatcache.cache.rows import SegmentRow, TierUse
+from chatcache.commands import Command
+from chatcache.commands.output import Narrator, print_json, print_line
+from chatcache.commands.parser import Parser, settings_of
+from chatcache.config import Settings
+from chatcache.errors import NotFoundError, StorageError
+from chatcache.formatting import duration, moment, percent, plural, size, table
+
+if TYPE_CHECKING:
+    from chatcache.cache.inspect import CacheInspector, NamespaceUse, Removed
+    from chatcache.chat.totals import AnswerTotals
+
+SHORT_ID = 12
+
+
+@contextlib.contextmanager
+def _inspector(arguments: Namespace) -> Iterator[tuple[Settings, CacheInspector]]:
+    settings = settings_of(arguments)
+    try:
+        yield settings, compose.open_inspector(settings)
+    except OSError as error:
+        raise StorageError(
+            f"The cache in {settings.paths.cache_dir} cannot be used: {error.strerror or error}.",
+            "Check its permissions, or choose another one with --cache-dir.",
+        ) from error
+
+
+def _configure(parser: Parser) -> None:
+    parser.add_json()
+
+
+def stats(arguments: Namespace) -> int:
+    with _inspector(arguments) as (settings, inspector):
+        ram, disk = inspector.tiers()
+        namespaces = inspector.namespaces()
+    totals = _totals(settings)
+    if arguments.json:
+        print_json(
+            {
+                "tiers": {"ram": _tier_json(ram), "disk": _tier_json(disk)},
+                "namespaces": [_namespace_json(one) for one in namespaces],
+                "hits": {
+                    **{name: totals.outcomes.get(name, 0) for name in OUTCOMES},
+                    "prompt_tokens": totals.prompt_tokens,
+                    "cached_tokens": totals.cached_tokens,
+                },
+                "saved_ms_total": round(totals.saved_ms, 3),
+                "bytes_written_today": totals.bytes_written_since,
+            }
+        )
+        return 0
+    counts = ", ".join(f"{totals.outcomes.get(name, 0):,} {name}" for name in OUTCOMES)
+    share = percent(totals.cached_tokens, totals.prompt_tokens)
+    print_line(
+        "\n".join(
+            (
+                f"on disk        {size(disk.num_bytes)} of {size(disk.budget_bytes)}"
+                f" in {plural(disk.num_segments, 'segment')}",
+                f"in memory      up to {size(ram.budget_bytes)} while a model is loaded",
+                f"answers        {counts}",
+                f"reused         {totals.cached_tokens:,} of {totals.prompt_tokens:,}"
+                f" prompt tokens ({share})",
+                f"saved          {duration(totals.saved_ms) if totals.saved_ms else 'nothing yet'}",
+                f"written today  {size(totals.bytes_written_since)}",
+            )
+        )
+    )
+    if namespaces:
+        rows = [
+            (
+                one.namespace[:SHORT_ID],
+                _title(one),
+                f"{one.num_segments:,}",
+                size(one.num_bytes),
+            )
+            for one in namespaces
+        ]
+        header = ("NAMESPACE", "MODEL", "SEGMENTS", "SIZE")
+        print_line("\n" + table(header, rows, "SEGMENTS SIZE"))
+    return 0
+
+
+OUTCOMES = ("hit", "partial", "miss", "off")
+
+
+def _totals(settings: Settings) -> AnswerTotals:
+    """The sums over all answers; nothing when there are no conversations yet."""
+    from chatcache.chat.totals import AnswerTotals, answer_totals
+
+    if not settings.paths.database.exists():
+        return AnswerTotals()
+    today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+    store = compose.open_store(settings)
+    try:
+        return answer_totals(store.database, int(today.timestamp() * 1000))
+    finally:
+        store.close()
+
+
+def _tier_json(tier: TierUse) -> dict[str, int]:
+    return {
+        "bytes": tier.num_bytes,
+        "budget_bytes": tier.budget_bytes,
+        "segments": tier.num_segments,
+    }
+
+
+def _namespace_json(one: NamespaceUse) -> dict[str, Any]:
+    return {
+        "namespace": one.namespace,
+        "fields": dict(one.fields),
+        "bytes": one.num_bytes,
+        "segments": one.num_segments,
+    }
+
+
+def _title(one: NamespaceUse) -> str:
+    """What a namespace is called by people."""
+    names = [one.fields.get(key, "") for key in ("soft.model", "dtype", "soft.device")]
+    return " ".join(name for name in names if name) or "unknown"
+
+
+def list_all(arguments: Namespace) -> int:
+    with _inspector(arguments) as (_, inspector):
+        rows = inspector.rows()
+    if arguments.json:
+        print_json({"segments": [_row_json(row) for row in rows]})
+        return 0
+    if not rows:
+        Narrator().note("Nothing is remembered yet.")
+        return 0
+    now = time.time()
+    lines = [
+        (
+            row.segment_id[:SHORT_ID],
+            f"{row.start:,}",
+            f"{row.stop:,}",
+            f"{row.num_tokens:,}",
+            size(row.num_bytes),
+            moment(row.last_used, now),
+            row.namespace[:SHORT_ID],
+        )
+        for row in rows
+    ]
+    header = ("ID", "FROM", "TO", "TOKENS", "SIZE", "USED", "NAMESPACE")
+    print_line(table(header, lines, "FROM TO TOKENS SIZE"))
+    return 0
+
+
+def _row_json(row: SegmentRow) -> dict[str, Any]:
+    return {
+        "segment_id": row.segment_id,
+        "namespace": row.namespace,
+        "parent_id": row.parent_id,
+        "start": row.start,
+        "stop": row.stop,
+        "tokens": row.num_tokens,
+        "bytes": row.num_bytes,
+        "in_ram": row.in_ram,
+        "on_disk": row.on_disk,
+        "pinned": row.is_pinned,
+        "last_used": row.last_used,
+    }
+
+
+def _configure_show(parser: Parser) -> None:
+    parser.add_argument("segment", metavar="ID", help="the id of a segment, or its beginning")
+    parser.add_json()
+
+
+def show(arguments: Namespace) -> int:
+    with _inspector(arguments) as (_, inspector):
+        row = _find(inspector.rows(), arguments.segment)
+        fields = {one.namespace: one.fields for one in inspector.namespaces()}
+        details = _row_json(row) | {
+            "path": str(inspector.path_of(row)),
+            "namespace_fields": dict(fields.get(row.namespace, {})),
+        }
+    if arguments.json:
+        print_json(details)
+        return 0
+    namespace_fields: dict[str, str] = details.pop("namespace_fields")
+    pairs = [(name, str(value)) for name, value in details.items()]
+    pairs += [(f"namespace {name}", value) for name, value in sorted(namespace_fields.items())]
+    print_line(table(("FIELD", "VALUE"), pairs))
+    return 0
+
+
+def _find(rows: list[SegmentRow], reference: str) -> SegmentRow:
+    found = [row for row in rows if row.segment_id.startswith(reference)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise NotFoundError(
+            f"{reference!r} is the beginning of {plural(len(found), 'segment')}.",
+            "Give more of the id.",
+        )
+    raise NotFoundError(f"There is no segment {reference!r}.", "`chatcache cache list` shows them.")
+
+
+def _configure_verify(parser: Parser) -> None:
+    parser.description = "Compare the checksum of every segment. Exits with 5 when one is damaged."
+    parser.add_argument("--fix", action="store_true", help="set damaged files aside")
+    parser.add_json()
+
+
+def verify(arguments: Namespace) -> int:
+    with _inspector(arguments) as (_, inspector):
+        report = inspector.verify(fix=arguments.fix)
+    if arguments.json:
+        damaged = [{"segment_id": one, "problem": problem} for one, problem in report.damaged]
+        print_json(
+            {
+                "checked": report.num_checked,
+                "damaged": damaged,
+                "fixed": report.num_fixed,
+                "orphans": report.num_orphans,
+            }
+        )
+    else:
+        for segment_id, problem in report.damaged:
+            print_line(f"{segment_id}  {problem}")
+        parts = [f"{plural(report.num_checked, 'segment')} checked"]
+        parts.append(f"{len(report.damaged):,} damaged")
+        if report.num_orphans:
+            parts.append(f"{report.num_orphans:,} unreachable")
+        if arguments.fix:
+            parts.append(f"{report.num_fixed:,} put aside or removed")
+        print_line(", ".join(parts) + ".")
+        if report.damaged and not arguments.fix:
+            Narrator().note("`chatcache cache verify --fix` sets them aside; only speed is lost.")
+    return 5 if report.damaged and not arguments.fix else 0
+
+
+def collect_garbage(arguments: Namespace) -> int:
+    with _inspector(arguments) as (_, inspector):
+        return _print_removed(inspector.collect_garbage(), arguments)
+
+
+def clear(arguments: Namespace) -> int:
+    with _inspector(arguments) as (_, inspector):
+        return _print_removed(inspector.clear(), arguments)
+
+
+def _print_removed(removed: Removed, arguments: Namespace) -> int:
+    if arguments.json:
+        print_json({"removed": removed.num_files, "bytes": removed.num_bytes})
+    else:
+        print_line(f"Removed {plural(removed.num_files, 'file')}, {size(removed.num_bytes)}.")
+    return 0
+
+
+COMMANDS = {
+    "stats": Command("how much is kept, and what it has saved", _configure, stats),
+    "list": Command("the segments, the last used first", _configure, list_all),
+    "show": Command("one segment", _configure_show, show),
+    "verify": Command("look for damaged segments", _configure_verify, verify),
+    "gc": Command("remove what nothing can use any more", _configure, collect_garbage),
+    "clear": Command("remove all segments; no word is lost", _configure, clear),
+}

@@ -1,0 +1,121 @@
+"""`chatcache config`: the settings, where each comes from, and changing them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from argparse import Namespace
+from dataclasses import fields
+from typing import Any
+
+from chatcache.commands import Command
+from chatcache.commands.output import is_terminal, print_json, print_line
+from chatcache.commands.parser import Parser, settings_of
+from chatcache.commands.paths import paths_of
+from chatcache.config import KEYS_SECTION, SECTIONS, Settings, load_settings, read_config
+from chatcache.configfile import set_value, toml_value, write_default
+from chatcache.errors import NotFoundError, StorageError, UsageError
+from chatcache.formatting import table
+
+EDITORS = ("nano", "vim", "vi")
+
+
+def configure_show(parser: Parser) -> None:
+    parser.add_engine()
+    parser.add_json()
+
+
+def show(arguments: Namespace) -> int:
+    settings = settings_of(arguments)
+    values = dict(_values(settings))
+    if arguments.json:
+        print_json(
+            {
+                "config": str(settings.paths.config_file),
+                "settings": {
+                    name: {"value": value, "origin": settings.origins[name]}
+                    for name, value in values.items()
+                },
+            }
+        )
+        return 0
+    rows = [
+        (name, "(not set)" if value is None else toml_value(value), settings.origins[name])
+        for name, value in values.items()
+    ]
+    print_line(table(("SETTING", "VALUE", "BECAUSE OF"), rows))
+    return 0
+
+
+def _values(settings: Settings) -> list[tuple[str, Any]]:
+    values = [
+        (f"{section}.{key.name}", getattr(getattr(settings.config, section), key.name))
+        for section, kind in SECTIONS.items()
+        for key in fields(kind)
+    ]
+    return values + [
+        (f"{KEYS_SECTION}.{name}", keys) for name, keys in settings.config.keys.items()
+    ]
+
+
+def configure_set(parser: Parser) -> None:
+    parser.add_argument("name", metavar="SECTION.KEY", help="e.g. ui.theme")
+    parser.add_argument("value", metavar="VALUE", help="as TOML or as plain text")
+
+
+def set_one(arguments: Namespace) -> int:
+    paths, _ = paths_of(arguments)
+    value = set_value(paths.config_file, arguments.name, arguments.value)
+    origin = load_settings({"paths.config_file": paths.config_file}).origins.get(arguments.name, "")
+    print_line(f"{arguments.name} = {toml_value(value)}")
+    if origin.startswith("environment"):
+        sys.stderr.write(f"chatcache: The {origin} goes before it and is in force now.\n")
+    return 0
+
+
+def configure_edit(parser: Parser) -> None:
+    parser.description = "Open config.toml in $VISUAL or $EDITOR, and check it afterwards."
+
+
+def edit(arguments: Namespace) -> int:
+    path = paths_of(arguments)[0].config_file
+    if not is_terminal(sys.stdin):
+        raise UsageError(
+            "An editor needs a terminal, and this is not one.",
+            "For scripts there is `chatcache config set`.",
+        )
+    write_default(path)
+    if not path.exists():
+        raise StorageError(f"{path} cannot be written.", "Name another file with --config.")
+    command = _editor()
+    try:
+        code = subprocess.run([*command, str(path)], check=False).returncode
+    except OSError as error:
+        raise NotFoundError(
+            f"The editor {command[0]!r} cannot be started: {error.strerror}.", "Set $EDITOR."
+        ) from error
+    if code != 0:
+        raise UsageError(f"The editor {command[0]!r} ended with {code}.", "Check the file.")
+    read_config(path)
+    return 0
+
+
+def _editor() -> list[str]:
+    chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    if chosen:
+        return shlex.split(chosen)
+    import shutil
+
+    found = next((editor for editor in EDITORS if shutil.which(editor)), None)
+    if found is None:
+        raise NotFoundError("There is no editor.", "Set $EDITOR.")
+    return [found]
+
+
+COMMANDS = {
+    "show": Command("the settings in force and where each comes from", configure_show, show),
+    "set": Command("change one setting in config.toml", configure_set, set_one),
+    "edit": Command("open config.toml in your editor", configure_edit, edit),
+}

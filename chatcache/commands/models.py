@@ -1,0 +1,116 @@
+"""`chatcache models`: what can be chosen with `--model`, from files alone; nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from chatcache.backends.local import resolve
+from chatcache.commands import Command
+from chatcache.commands.output import Narrator, print_json, print_line
+from chatcache.commands.parser import Parser, settings_of
+from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.formatting import size, table
+
+# Names that models of several families have for the same number, in nested configs too.
+CONFIG_NAMES = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "max_context_tokens": ("max_position_embeddings", "n_positions", "max_sequence_length"),
+    "dtype": ("dtype", "torch_dtype"),
+}
+
+
+def _configure_list(parser: Parser) -> None:
+    parser.add_json()
+
+
+def list_all(arguments: Namespace) -> int:
+    settings = settings_of(arguments)
+    chosen = settings.config.model.default
+    names = dict.fromkeys([resolve.BUILTIN, chosen, *resolve.cached_models()])
+    models = [_summary(name, is_default=name == chosen) for name in names]
+    if arguments.json:
+        print_json({"models": models})
+        return 0
+    rows = [
+        (
+            f"{model['model']}{' *' if model['default'] else ''}",
+            model["architecture"] or "",
+            _parameters(model["parameters"]),
+            "" if model["bytes"] is None else size(model["bytes"]),
+            model["problem"] or model["path"],
+        )
+        for model in models
+    ]
+    header = ("MODEL", "ARCHITECTURE", "PARAMETERS", "SIZE", "WHERE")
+    print_line(table(header, rows, "PARAMETERS SIZE"))
+    Narrator().note("* answers when no --model is given.")
+    return 0
+
+
+def _summary(name: str, *, is_default: bool) -> dict[str, Any]:
+    """One row of the list; a model that cannot be used says why."""
+    try:
+        return {**_details(name), "default": is_default, "problem": None}
+    except ChatcacheError as error:
+        nothing = dict.fromkeys(("path", "architecture", "parameters", "bytes"))
+        return {"model": name, **nothing, "default": is_default, "problem": error.message}
+
+
+def _details(name: str) -> dict[str, Any]:
+    """What the files of a model say. Raises ChatcacheError when they are missing or broken."""
+    path = resolve.resolve_model(name, is_offline=True)
+    if not isinstance(path, Path):
+        raise UnavailableError(f"The model {name!r} is not on this machine.", "Download it first.")
+    resolve.check_model_dir(path)
+    config = json.loads((path / "config.json").read_bytes())
+    architectures = config.get("architectures") or [config["model_type"]]
+    return {
+        "model": name,
+        "path": str(path),
+        "architecture": architectures[0],
+        "parameters": resolve.count_parameters(path),
+        "bytes": sum(file.stat().st_size for file in resolve.weight_files(path)),
+        **{key: _from_config(config, names) for key, names in CONFIG_NAMES.items()},
+    }
+
+
+def _from_config(config: dict[str, Any], names: tuple[str, ...]) -> Any:
+    parts = (config, config.get("text_config") or {})
+    return next((part[name] for part in parts for name in names if name in part), None)
+
+
+def _parameters(count: int | None) -> str:
+    if count is None:
+        return ""
+    millions = count / 1e6
+    return f"{millions / 1000:.1f} B" if millions >= 999.5 else f"{millions:.1f} M"
+
+
+def _configure_show(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="builtin, a directory, or a Hugging Face id")
+    parser.add_json()
+
+
+def show(arguments: Namespace) -> int:
+    details = _details(arguments.model)
+    if arguments.json:
+        print_json(details)
+        return 0
+    shown = details | {
+        "parameters": f"{details['parameters']:,}",
+        "bytes": f"{details['bytes']:,}",
+    }
+    rows = [(name, "unknown" if value is None else str(value)) for name, value in shown.items()]
+    print_line(table(("FIELD", "VALUE"), rows))
+    return 0
+
+
+COMMANDS = {
+    "list": Command(
+        "the built-in model and those in the Hugging Face cache", _configure_list, list_all
+    ),
+    "show": Command("what the files of a model say", _configure_show, show),
+}

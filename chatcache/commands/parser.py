@@ -1,0 +1,117 @@
+"""The option parser of all commands: argparse with errors as sentences, and the shared options.
+
+Owns the options that many commands have and how they become settings. Knows no command.
+"""
+
+from __future__ import annotations
+
+import argparse
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from chatcache.checks import Check
+from chatcache.config import DEVICES, DTYPES, Settings, load_settings
+from chatcache.configfile import write_default
+from chatcache.errors import UsageError, did_you_mean
+
+PLACE_OPTIONS = {"--data-dir": "D", "--cache-dir": "D", "--config": "FILE"}
+ENGINE_OPTIONS = {"--model": "M", "--adapter": "DIR", "--device": "DEVICE", "--dtype": "TYPE"}
+VALUE_OPTIONS = frozenset({*PLACE_OPTIONS, *ENGINE_OPTIONS})
+
+SETTING_OF_OPTION = {
+    "data_dir": "paths.data_dir",
+    "cache_dir": "paths.cache_dir",
+    "config_file": "paths.config_file",
+    "model": "model.default",
+    "adapter": "model.adapter",
+    "device": "model.device",
+    "dtype": "model.dtype",
+    "offline": "model.offline",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError instead of leaving the program; options are never abbreviated."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.", f"See `{self.prog} --help`.")
+
+    def parse(self, words: Sequence[str]) -> Namespace:
+        """The options of a command. Raises UsageError that names the nearest option."""
+        arguments, unknown = self.parse_known_args(list(words))
+        options = [word for word in unknown if word.startswith("-") and word != "-"]
+        if options:
+            option = options[0].partition("=")[0]
+            raise UsageError(
+                f"{self.prog} has no option {option!r}.",
+                did_you_mean(option, self._option_string_actions) or f"See `{self.prog} --help`.",
+            )
+        if unknown:
+            raise UsageError(
+                f"{self.prog} does not know what to do with {unknown[0]!r}.",
+                "A text with spaces goes in quotes.",
+            )
+        return arguments
+
+    def add_places(self) -> None:
+        group = self.add_argument_group("places")
+        group.add_argument("--data-dir", metavar="D", help="where conversations are")
+        group.add_argument("--cache-dir", metavar="D", help="where segments are")
+        group.add_argument(
+            "--config", metavar="FILE", dest="config_file", help="the file with the settings"
+        )
+
+    def add_engine(self) -> None:
+        group = self.add_argument_group("model")
+        group.add_argument(
+            "--model", metavar="M", help="builtin, a directory, or a Hugging Face id"
+        )
+        group.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to put on the model")
+        group.add_argument("--device", choices=DEVICES, help="default: the fastest that is there")
+        group.add_argument("--dtype", choices=DTYPES, help="default: as the model was saved")
+        group.add_argument(
+            "--offline", action="store_true", default=None, help="never ask the network"
+        )
+
+    def add_json(self) -> None:
+        self.add_argument("--json", action="store_true", help="print one JSON object")
+
+    def add_quiet(self) -> None:
+        self.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+
+
+def number_option(check: Check, kind: type[int] | type[float]) -> Any:
+    """The `type` of an option that has the same limits as a setting."""
+
+    def convert(word: str) -> Any:
+        try:
+            value = kind(word)
+        except ValueError:
+            noun = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"must be a {noun}, not {word!r}") from None
+        try:
+            return check(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def options_of(arguments: Namespace) -> dict[str, Any]:
+    """The shared options of a command, by the names of their settings."""
+    return {name: getattr(arguments, option, None) for option, name in SETTING_OF_OPTION.items()}
+
+
+def settings_of(arguments: Namespace, more: Mapping[str, Any] | None = None) -> Settings:
+    """The settings in force for a command; the first command writes the commented config.toml.
+
+    `more`: options of this command alone, by the names of their settings.
+    """
+    settings = load_settings({**options_of(arguments), **(more or {})})
+    write_default(settings.paths.config_file)
+    return settings

@@ -1,0 +1,90 @@
+"""The text of a prompt: the argument, files and standard input, put together.
+
+Knows what bytes may arrive (no UTF-8, odd file names, megabytes) and nothing of what is done with
+the text.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from chatcache.commands.output import is_terminal
+from chatcache.errors import NotFoundError, UsageError
+from chatcache.formatting import one_line, plural
+
+Warn = Callable[[str], None]
+
+
+def build_prompt(
+    argument: str | None, files: Sequence[str], warn: Warn, *, reads_stdin: bool = True
+) -> str:
+    """Files first, then the argument, then standard input when it is piped or asked for by `-`.
+
+    Raises UsageError when all of it is empty, NotFoundError for a file.
+    """
+    parts = [_quoted_file(name, warn) for name in files]
+    is_piped = sys.stdin is not None and not sys.stdin.closed and not is_terminal(sys.stdin)
+    if argument is not None and not (reads_stdin and argument == "-"):
+        parts.append(decoded_argument(argument, warn))
+    if reads_stdin and (argument == "-" or is_piped):
+        parts.append(decoded(read_bytes("-"), "Standard input", warn))
+    prompt = "\n\n".join(part for part in parts if part.strip())
+    if not prompt:
+        raise UsageError(
+            "The prompt is empty.",
+            'Write `chatcache ask "TEXT"`, or pipe a text into `chatcache ask`.',
+        )
+    return prompt
+
+
+def read_system(option: str, warn: Warn) -> str:
+    """The system prompt of `--system TEXT` or `--system @FILE`."""
+    if option.startswith("@"):
+        return decoded(read_bytes(option[1:]), one_line(option[1:]), warn).strip()
+    return decoded_argument(option, warn)
+
+
+def decoded_argument(argument: str, warn: Warn) -> str:
+    """An argument as text: bytes that are no UTF-8 are surrogates, which nothing can store."""
+    return decoded(argument.encode("utf-8", "surrogateescape"), "The prompt", warn)
+
+
+def decoded(content: bytes, what: str, warn: Warn) -> str:
+    """UTF-8 as text. Other bytes become U+FFFD, and the user is told."""
+    text = content.decode("utf-8-sig", "replace")
+    num_replaced = text.count("\ufffd") - content.count(b"\xef\xbf\xbd")
+    if num_replaced > 0:
+        warn(f"{what} is not UTF-8: {plural(num_replaced, 'character')} replaced.")
+    return text
+
+
+def read_bytes(name: str) -> bytes:
+    """The contents of a file, or of standard input for `-`. Raises NotFoundError, UsageError."""
+    if name == "-":
+        if sys.stdin is None or sys.stdin.closed:
+            return b""
+        # A program that embeds chatcache may have put text there.
+        buffer = getattr(sys.stdin, "buffer", None)
+        content: bytes = sys.stdin.read().encode() if buffer is None else buffer.read()
+        return content
+    try:
+        return Path(name).expanduser().read_bytes()
+    except IsADirectoryError as error:
+        raise UsageError(f"{one_line(name)} is a directory.", "Name a file.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise NotFoundError(
+            f"{one_line(name)} cannot be read: {reason}.", "Check its name."
+        ) from error
+
+
+def _quoted_file(name: str, warn: Warn) -> str:
+    """A file's name and text, fenced by more backticks than it has in a row."""
+    text = decoded(read_bytes(name), one_line(name), warn)
+    longest = max((len(run) for run in re.findall("`{3,}", text)), default=2)
+    fence = "`" * (longest + 1)
+    title = decoded(Path(name).name.encode("utf-8", "surrogateescape"), "A file name", warn)
+    return f"File {one_line(title)}:\n{fence}\n{text.rstrip()}\n{fence}"

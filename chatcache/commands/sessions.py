@@ -1,0 +1,294 @@
+"""`chatcache sessions`: conversations, without a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from chatcache import compose
+from chatcache.chat.views import SessionSummary, TranscriptMessage
+from chatcache.commands import Command
+from chatcache.commands.family import draw_tree, family_tree
+from chatcache.commands.output import Narrator, is_terminal, print_json, print_line
+from chatcache.commands.parser import Parser, settings_of
+from chatcache.commands.prompt import read_bytes
+from chatcache.config import Settings
+from chatcache.errors import UsageError
+from chatcache.formatting import clean, moment, plural, shorten, table
+
+if TYPE_CHECKING:
+    from chatcache.cache.rows import SessionKV
+    from chatcache.chat.service import ChatService
+
+NAME_WIDTH = 44
+ROLE_WORDS = {"system": "System", "user": "You", "assistant": "Answer"}
+
+
+@contextmanager
+def _service(arguments: Namespace) -> Iterator[tuple[Settings, ChatService]]:
+    settings = settings_of(arguments)
+    with compose.opened_service(settings, has_engine=False) as service:
+        yield settings, service
+
+
+def _configure_all(parser: Parser) -> None:
+    parser.add_json()
+
+
+def _configure_one(parser: Parser) -> None:
+    parser.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
+    parser.add_json()
+
+
+# list and show
+
+
+def list_all(arguments: Namespace) -> int:
+    with _service(arguments) as (settings, service):
+        sessions = service.list_sessions()
+        if arguments.json:
+            held = _session_kv(settings, service, sessions)
+            entries = [_entry(one, kv) for one, kv in zip(sessions, held, strict=True)]
+            print_json({"sessions": entries})
+            return 0
+    if not sessions:
+        Narrator().note("There are no sessions yet.")
+        return 0
+    now = time.time()
+    rows = [
+        (
+            shorten(one.name, NAME_WIDTH),
+            f"{one.num_turns:,}",
+            f"{one.num_tokens:,}",
+            one.model or "",
+            moment(one.updated_at, now),
+            one.session_id,
+        )
+        for one in sessions
+    ]
+    print_line(table(("NAME", "TURNS", "TOKENS", "MODEL", "USED", "ID"), rows, "TURNS TOKENS"))
+    return 0
+
+
+def _session_kv(
+    settings: Settings, service: ChatService, sessions: list[SessionSummary]
+) -> list[SessionKV | None]:
+    """What the cache directory holds of each session; None when it cannot be read."""
+    from chatcache.cache.rows import SessionKV
+
+    journals = [service.session_journal(one.session_id) for one in sessions]
+    known = [(one.namespace_id, one.ids) for one in journals if one is not None]
+    try:
+        held = iter(compose.open_inspector(settings).session_kv(known))
+    except OSError as error:
+        Narrator().warn(f"The cache cannot be read: {error}.")
+        return [None] * len(sessions)
+    nothing = SessionKV(0, 0, 0, 0)
+    return [nothing if journal is None else next(held) for journal in journals]
+
+
+def _entry(session: SessionSummary, kv: SessionKV | None) -> dict[str, Any]:
+    """One session as JSON."""
+    return {
+        "session_id": session.session_id,
+        "session": session.name,
+        "turns": session.num_turns,
+        "tokens": session.num_tokens,
+        "model": session.model,
+        "updated_at": session.updated_at,
+        "forked_from": session.forked_from,
+        "kv": None
+        if kv is None
+        else {
+            "ram_tokens": kv.ram_tokens,
+            "disk_tokens": kv.disk_tokens,
+            "bytes_shared": kv.bytes_shared,
+            "bytes_owned": kv.bytes_owned,
+        },
+    }
+
+
+def show(arguments: Namespace) -> int:
+    with _service(arguments) as (settings, service):
+        session = service.find_session(arguments.session)
+        messages = service.transcript(session.session_id)
+        if arguments.json:
+            (kv,) = _session_kv(settings, service, [session])
+            transcript = [_message_json(message) for message in messages]
+            print_json(_entry(session, kv) | {"messages": transcript})
+            return 0
+    print_line(f"{session.name} ({session.session_id})")
+    for message in messages:
+        print_line(_shown_message(message))
+    return 0
+
+
+def _message_json(message: TranscriptMessage) -> dict[str, Any]:
+    return {
+        "turn": message.turn,
+        "role": message.role,
+        "text": message.text,
+        "reasoning": message.reasoning,
+        "node_id": message.node_id,
+        "model": message.model,
+        "finish_reason": message.finish_reason,
+        "created_at": message.created_at,
+    }
+
+
+def _shown_message(message: TranscriptMessage) -> str:
+    title = ROLE_WORDS[message.role]
+    if message.turn:
+        title += f", turn {message.turn}"
+    if message.finish_reason in ("stopped", "length"):
+        title += f" ({message.finish_reason})"
+    return f"\n--- {title}\n{message.text.rstrip()}"
+
+
+# Changing
+
+
+def _configure_rename(parser: Parser) -> None:
+    parser.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
+    parser.add_argument("name", metavar="NAME", help="the new name")
+    parser.add_json()
+
+
+def rename(arguments: Namespace) -> int:
+    with _service(arguments) as (_, service):
+        session = service.find_session(arguments.session)
+        service.rename(session.session_id, arguments.name)
+        return _print_named(service.find_session(session.session_id), arguments)
+
+
+def _print_named(session: SessionSummary, arguments: Namespace) -> int:
+    if arguments.json:
+        print_json({"session_id": session.session_id, "session": session.name})
+    else:
+        print_line(session.name)
+    return 0
+
+
+def _configure_delete(parser: Parser) -> None:
+    parser.description = "Delete a session and the messages that no other session reaches."
+    parser.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_json()
+
+
+def delete(arguments: Namespace) -> int:
+    with _service(arguments) as (_, service):
+        session = service.find_session(arguments.session)
+        if not arguments.yes and is_terminal(sys.stdin) and not _is_confirmed(session):
+            return 130
+        service.delete(session.session_id)
+        return _print_named(session, arguments)
+
+
+def _is_confirmed(session: SessionSummary) -> bool:
+    """Ask on the terminal; words that are deleted are gone."""
+    turns = plural(session.num_turns, "turn")
+    sys.stderr.write(f"Delete {clean(session.name)!r} with its {turns}? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+# Searching, moving, drawing
+
+
+def _configure_search(parser: Parser) -> None:
+    parser.add_argument("text", metavar="TEXT", nargs="+", help="words that all must occur")
+    parser.add_json()
+
+
+def search(arguments: Namespace) -> int:
+    with _service(arguments) as (_, service):
+        hits = service.search(" ".join(arguments.text))
+    if arguments.json:
+        found = [
+            {
+                "session_id": hit.session_id,
+                "session": hit.session_name,
+                "turn": hit.turn,
+                "role": hit.role,
+                "node_id": hit.node_id,
+                "snippet": hit.snippet,
+            }
+            for hit in hits
+        ]
+        print_json({"hits": found})
+    elif hits:
+        rows = [
+            (shorten(hit.session_name, NAME_WIDTH), str(hit.turn) if hit.turn else "", hit.snippet)
+            for hit in hits
+        ]
+        print_line(table(("SESSION", "TURN", "TEXT"), rows, "TURN"))
+    else:
+        Narrator().note("Nothing was found.")
+    return 0
+
+
+def _configure_export(parser: Parser) -> None:
+    parser.description = "Write a session to stdout, as JSON that `sessions import` reads."
+    parser.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
+    parser.add_argument("--markdown", action="store_true", help="for reading, not for import")
+    parser.add_json()
+
+
+def export(arguments: Namespace) -> int:
+    if arguments.markdown and arguments.json:
+        raise UsageError("--markdown and --json say different things.", "Choose one.")
+    with _service(arguments) as (_, service):
+        session = service.find_session(arguments.session)
+        if not arguments.markdown:
+            print_json(service.export_session(session.session_id))
+            return 0
+        messages = service.transcript(session.session_id)
+    print_line(f"# {session.name}")
+    for message in messages:
+        print_line(f"\n## {ROLE_WORDS[message.role]}\n\n{message.text.rstrip()}")
+    return 0
+
+
+def _configure_import(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="from `sessions export`; `-`: stdin")
+    parser.add_json()
+
+
+def import_one(arguments: Namespace) -> int:
+    try:
+        document = json.loads(read_bytes(arguments.file))
+    except ValueError as error:
+        raise UsageError(
+            f"{arguments.file} is not JSON: {error}.", "Import what `sessions export` wrote."
+        ) from error
+    with _service(arguments) as (_, service):
+        return _print_named(service.import_session(document), arguments)
+
+
+def tree(arguments: Namespace) -> int:
+    with _service(arguments) as (_, service):
+        session = service.find_session(arguments.session)
+        runs = family_tree(service, session)
+    if arguments.json:
+        print_json({"session_id": session.session_id, "tree": [run.as_json() for run in runs]})
+    else:
+        print_line(draw_tree(runs, session.session_id))
+    return 0
+
+
+COMMANDS = {
+    "list": Command("the sessions, the last used first", _configure_all, list_all),
+    "show": Command("one session, from the first message to the last", _configure_one, show),
+    "rename": Command("give a session another name", _configure_rename, rename),
+    "delete": Command("delete a session", _configure_delete, delete),
+    "search": Command("find words in all sessions", _configure_search, search),
+    "export": Command("write a session to stdout", _configure_export, export),
+    "import": Command("read a session that was exported", _configure_import, import_one),
+    "tree": Command("the forks of a session as a tree", _configure_one, tree),
+}

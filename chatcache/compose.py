@@ -1,0 +1,162 @@
+"""Builds the collaborators. The only place that knows which class stands behind which contract.
+
+All imports are inside functions, so that a command pays only for what it uses: listing sessions
+loads no engine, and nothing here loads torch (the engine process does).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chatcache.checks import num_bytes
+from chatcache.config import Settings
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import Backend, CostEstimate, SamplingParams
+    from chatcache.backends.local.settings import EngineSettings
+    from chatcache.cache.inspect import CacheInspector
+    from chatcache.chat.service import ChatService
+    from chatcache.chat.sessions import SessionStore
+
+    OfflineCost = Callable[[str, Sequence[tuple[int, ...]]], list[CostEstimate] | None]
+
+
+@contextlib.contextmanager
+def opened_service(settings: Settings, *, has_engine: bool = True) -> Iterator[ChatService]:
+    """The chat service, closed at the end. Without an engine it lists, forks, renames, searches."""
+    from chatcache.chat.service import ChatService
+
+    store = open_store(settings)
+    backend = open_backend(settings) if has_engine else None
+    service = ChatService(store, backend, offline_cost=_offline_cost(settings))
+    try:
+        if backend is not None:
+            backend.start()
+        yield service
+    finally:
+        service.close()
+
+
+def open_store(settings: Settings) -> SessionStore:
+    """The conversations. Raises StorageError when they cannot be written."""
+    from chatcache.chat.sessions import SessionStore
+
+    return SessionStore(settings.paths.database)
+
+
+def open_backend(settings: Settings) -> Backend:
+    """The engine for the model of the settings; nothing is started yet."""
+    from chatcache.backends.local.host import LocalBackend
+
+    return LocalBackend(engine_settings(settings))
+
+
+def open_inspector(settings: Settings) -> CacheInspector:
+    """A look at the segments on disk, without an engine."""
+    from chatcache.cache.inspect import CacheInspector
+
+    return CacheInspector(settings.paths.cache_dir, *budgets(settings))
+
+
+def engine_settings(settings: Settings) -> EngineSettings:
+    """What the engine process is started with."""
+    from chatcache.backends.local.settings import EngineSettings
+
+    model = settings.config.model
+    ram_budget, disk_budget = budgets(settings)
+    return EngineSettings(
+        model=model.default,
+        adapter=None if model.adapter is None else Path(model.adapter).expanduser().absolute(),
+        device=model.device,
+        dtype=model.dtype,
+        is_offline=model.offline,
+        num_threads=model.threads,
+        cache_dir=settings.paths.cache_dir,
+        log_path=_engine_log(settings),
+        ram_budget=ram_budget,
+        disk_budget=disk_budget,
+        is_spilling=settings.config.cache.spill,
+    )
+
+
+def budgets(settings: Settings) -> tuple[int, int]:
+    """The bytes for segments in memory and on disk."""
+    cache = settings.config.cache
+    return (
+        num_bytes(cache.ram_budget, total_memory),
+        num_bytes(cache.disk_budget, lambda: disk_size(settings.paths.cache_dir)),
+    )
+
+
+def total_memory() -> int:
+    """The machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def disk_size(path: Path) -> int:
+    """The size in bytes of the disk that `path` is on, or will be on."""
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    return shutil.disk_usage(existing).total
+
+
+def _engine_log(settings: Settings) -> Path:
+    """The log of the engine, in a directory that only its owner can read.
+
+    A log that cannot be written is not worth failing for.
+    """
+    log = settings.paths.engine_log
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        log.touch(mode=0o600)
+    except OSError:
+        return Path(os.devnull)
+    return log
+
+
+def run_tui(settings: Settings, session: str | None) -> None:
+    """The chat in the terminal, until it is quit."""
+    from chatcache.tui.app import ChatApp
+    from chatcache.tui.options import ChatOptions
+
+    config = settings.config
+    options = ChatOptions(
+        session_ref=session,
+        sampling=sampling_params(settings),
+        think=config.sampling.think,
+        keys=config.keys,
+        theme=config.ui.theme,
+        panel=config.ui.panel,
+    )
+    with opened_service(settings) as service:
+        ChatApp(service, options).run()
+
+
+def sampling_params(settings: Settings) -> SamplingParams:
+    """The sampling of the settings, as a turn takes it."""
+    from chatcache.backends.base import SamplingParams
+
+    section = settings.config.sampling
+    return SamplingParams(
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        min_p=section.min_p,
+        repetition_penalty=section.repetition_penalty,
+        seed=section.seed,
+        max_new_tokens=section.max_new_tokens,
+    )
+
+
+def _offline_cost(settings: Settings) -> OfflineCost:
+    def estimate(namespace: str, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate] | None:
+        try:
+            return open_inspector(settings).estimate(namespace, journals)
+        except OSError:
+            return None  # a cache that cannot be read has nothing to offer; a fork needs none
+
+    return estimate

@@ -1,0 +1,342 @@
+"""Settings: what can be set, where a value came from, and where chatcache keeps its files.
+
+Owns the sections and keys of config.toml (each documented by the docstring below it), their checks,
+and the order option, environment, config file, default. It builds nothing and knows no backend.
+Writing config.toml is in `configfile.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from chatcache.checks import byte_size, decimal, flag, key_names, one_of, setting, text, whole
+from chatcache.errors import UsageError, did_you_mean
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+PANELS = ("full", "compact", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    """Which model answers, and on what."""
+
+    default: str = setting("builtin", text)
+    """`builtin`, a directory with a model, or a Hugging Face id that is in the local cache."""
+
+    adapter: str | None = setting(None, text, example="/path/to/adapter")
+    """A directory with a PEFT adapter to put on the model."""
+
+    device: str = setting("auto", one_of(*DEVICES))
+    """auto, cpu, cuda or mps. auto takes the fastest one that is there."""
+
+    dtype: str = setting("auto", one_of(*DTYPES))
+    """auto, float32, bfloat16 or float16. auto: as the model was saved, if the device can do it."""
+
+    offline: bool = setting(False, flag)
+    """Never ask the network for a model. HF_HUB_OFFLINE=1 does the same."""
+
+    threads: int | None = setting(None, whole(1), example=2)
+    """CPU threads of the engine. Left out: as many as torch takes by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSection:
+    """How much attention state is kept. Budgets are bytes, "2 GB", "2 GiB", or "25%"."""
+
+    ram_budget: int | str = setting("2 GiB", byte_size)
+    """Memory for segments that are not in use. A percentage is of the machine's memory."""
+
+    disk_budget: int | str = setting("16 GiB", byte_size)
+    """Disk space for segments. A percentage is of the disk that the cache directory is on."""
+
+    spill: bool = setting(True, flag)
+    """Write segments to disk, so that the next start resumes a conversation without a prefill."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSection:
+    """How the next token is chosen. What is left out is as the model's own settings say."""
+
+    temperature: float | None = setting(None, decimal(0.0, 100.0), example=0.7)
+    """0 always takes the most likely token; higher is more varied."""
+
+    top_p: float | None = setting(None, decimal(0.0, 1.0, excludes_low=True), example=0.95)
+    """Choose among the most likely tokens that make up this share of the probability."""
+
+    top_k: int | None = setting(None, whole(0), example=40)
+    """Choose among this many tokens; 0 is all of them."""
+
+    min_p: float | None = setting(None, decimal(0.0, 1.0), example=0.05)
+    """Leave out tokens less likely than this share of the most likely one."""
+
+    repetition_penalty: float | None = setting(
+        None, decimal(0.0, 100.0, excludes_low=True), example=1.1
+    )
+    """Above 1, tokens that were there before become less likely."""
+
+    seed: int | None = setting(None, whole(0), example=7)
+    """The same seed gives the same answer to the same conversation."""
+
+    max_new_tokens: int | None = setting(None, whole(1), example=512)
+    """The longest answer, in tokens."""
+
+    think: bool | None = setting(None, flag, example=False)
+    """Whether a model that can reason before it answers does so."""
+
+
+@dataclass(frozen=True, slots=True)
+class UiSection:
+    """How the chat looks."""
+
+    theme: str = setting("textual-dark", text)
+    """The name of a Textual theme, e.g. textual-light, nord, gruvbox, tokyo-night."""
+
+    panel: str = setting("full", one_of(*PANELS))
+    """The cache panel at the start: full, compact or off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All sections. `keys` maps the id of a binding to the keys that trigger it."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    cache: CacheSection = field(default_factory=CacheSection)
+    sampling: SamplingSection = field(default_factory=SamplingSection)
+    ui: UiSection = field(default_factory=UiSection)
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+
+SECTIONS: Mapping[str, type] = {
+    "model": ModelSection,
+    "cache": CacheSection,
+    "sampling": SamplingSection,
+    "ui": UiSection,
+}
+KEYS_SECTION = "keys"
+KEYS_DOC = 'Other keys for the actions of the chat, by their ids, e.g. quit = "ctrl+q,f10".'
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where things are. Words are in `data_dir`, and in nothing else that may be deleted."""
+
+    data_dir: Path
+    cache_dir: Path
+    config_file: Path
+    log_dir: Path
+
+    @property
+    def database(self) -> Path:
+        return self.data_dir / "conversations.sqlite3"
+
+    @property
+    def segments(self) -> Path:
+        return self.cache_dir / "segments"
+
+    @property
+    def engine_log(self) -> Path:
+        return self.log_dir / "engine.log"
+
+    @property
+    def crash_log(self) -> Path:
+        return self.log_dir / "errors.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is in force. `origins` says for each "section.key" and directory who decided it."""
+
+    config: Config
+    paths: Paths
+    origins: Mapping[str, str]
+
+
+ENVIRONMENT = {
+    "paths.data_dir": "CHATCACHE_DATA_DIR",
+    "paths.cache_dir": "CHATCACHE_CACHE_DIR",
+    "paths.config_file": "CHATCACHE_CONFIG",
+    "model.default": "CHATCACHE_MODEL",
+    "model.offline": "HF_HUB_OFFLINE",
+}
+TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
+
+
+def load_settings(
+    options: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """What is in force, given the options of a command ("section.key" or "paths.*" to value).
+
+    Raises UsageError for a key, a type or a value that is wrong, wherever it came from.
+    """
+    environ = os.environ if environ is None else environ
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    paths, origins = resolve_paths(given, environ)
+    from_file = read_config(paths.config_file)
+    values: dict[str, Any] = {}
+    for section_name, section in SECTIONS.items():
+        chosen = {}
+        for key in fields(section):
+            name = f"{section_name}.{key.name}"
+            chosen[key.name], origins[name] = _choose(name, key, given, environ, from_file, paths)
+        values[section_name] = section(**chosen)
+    keys = from_file.get(KEYS_SECTION, {})
+    origins.update({f"{KEYS_SECTION}.{name}": str(paths.config_file) for name in keys})
+    return Settings(Config(**values, keys=keys), paths, origins)
+
+
+def _choose(
+    name: str,
+    key: Field[Any],
+    options: Mapping[str, Any],
+    environ: Mapping[str, str],
+    from_file: Mapping[str, Mapping[str, Any]],
+    paths: Paths,
+) -> tuple[Any, str]:
+    section_name, _, key_name = name.partition(".")
+    variable = ENVIRONMENT.get(name, "")
+    if name in options:
+        return checked(options[name], key, f"The option for {name}"), "option"
+    if environ.get(variable):
+        value: Any = environ[variable]
+        if key.default is False or key.default is True:
+            value = value.strip().lower() in TRUE_WORDS
+        return checked(value, key, variable), f"environment {variable}"
+    if key_name in from_file.get(section_name, {}):
+        return from_file[section_name][key_name], str(paths.config_file)
+    return key.default, "default"
+
+
+def resolve_paths(
+    options: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[Paths, dict[str, str]]:
+    """The directories and who decided each. Nothing is created.
+
+    Logs stay beside the data when the data directory was chosen by the user, so that a portable
+    or a throw-away installation is all in one place.
+    """
+    import platformdirs
+
+    origins: dict[str, str] = {}
+
+    def choose(key: str, default: Path) -> Path:
+        name = f"paths.{key}"
+        variable = ENVIRONMENT[name]
+        chosen = options.get(name) or environ.get(variable)
+        origins[name] = (
+            "option" if options.get(name) else f"environment {variable}" if chosen else "default"
+        )
+        return Path(chosen).expanduser().absolute() if chosen else default
+
+    data_dir = choose("data_dir", platformdirs.user_data_path("chatcache"))
+    cache_dir = choose("cache_dir", platformdirs.user_cache_path("chatcache"))
+    config_file = choose("config_file", platformdirs.user_config_path("chatcache") / "config.toml")
+    is_own_place = origins["paths.data_dir"] != "default"
+    log_dir = data_dir / "logs" if is_own_place else platformdirs.user_log_path("chatcache")
+    origins["paths.log_dir"] = origins["paths.data_dir"]
+    return Paths(data_dir, cache_dir, config_file, log_dir), origins
+
+
+def read_config(path: Path) -> dict[str, dict[str, Any]]:
+    """The checked contents of config.toml, by section; nothing when there is no such file."""
+    try:
+        content = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return {}
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8 (byte {error.start:,}).", "Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}.",
+            "Check its permissions, or name another file with --config.",
+        ) from error
+    return parse_config(content, path)
+
+
+def parse_config(content: str, path: Path) -> dict[str, dict[str, Any]]:
+    """Parse and check TOML text; `path` is only named in messages."""
+    try:
+        document = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(
+            f"{path} is not valid TOML: {error}.", "Mend it with `chatcache config edit`."
+        ) from error
+    sections: dict[str, dict[str, Any]] = {}
+    for section_name, table in document.items():
+        where = f"{path}, line {_line_of(content, section_name)}"
+        if section_name not in SECTIONS and section_name != KEYS_SECTION:
+            raise UsageError(
+                f"{where}: there is no section or setting {section_name!r}.",
+                did_you_mean(section_name, [*SECTIONS, KEYS_SECTION])
+                or f"The sections are {', '.join([*SECTIONS, KEYS_SECTION])}.",
+            )
+        if not isinstance(table, dict):
+            raise UsageError(f"{where}: {section_name!r} is a section.", f"Write [{section_name}].")
+        sections[section_name] = {
+            key_name: _checked_entry(section_name, key_name, value, content, path)
+            for key_name, value in table.items()
+        }
+    return sections
+
+
+def _checked_entry(section_name: str, key_name: str, value: Any, content: str, path: Path) -> Any:
+    where = f"{path}, line {_line_of(content, section_name, key_name)}"
+    if section_name == KEYS_SECTION:
+        try:
+            return key_names(value)
+        except ValueError as error:
+            raise UsageError(f"{where}: {section_name}.{key_name} {error}.", KEYS_DOC) from error
+    return checked(value, find_key(section_name, key_name, where), f"{where}: {key_name}")
+
+
+def find_key(section_name: str, key_name: str, where: str = "") -> Field[Any]:
+    """The key of a section. Raises UsageError that names the nearest one."""
+    section = SECTIONS.get(section_name)
+    there = f"{where}: there" if where else "There"
+    if section is None:
+        raise UsageError(
+            f"{there} is no section {section_name!r}.",
+            did_you_mean(section_name, [*SECTIONS, KEYS_SECTION])
+            or f"The sections are {', '.join([*SECTIONS, KEYS_SECTION])}.",
+        )
+    by_name = {key.name: key for key in fields(section)}
+    if key_name in by_name:
+        return by_name[key_name]
+    raise UsageError(
+        f"{there} is no setting {key_name!r} in [{section_name}].",
+        did_you_mean(key_name, by_name) or f"The settings are {', '.join(by_name)}.",
+    )
+
+
+def checked(value: Any, key: Field[Any], where: str) -> Any:
+    """`value` as the setting keeps it. Raises UsageError; `where` names the place it came from."""
+    try:
+        return key.metadata["check"](value)
+    except ValueError as error:
+        raise UsageError(f"{where} {error}.", "See `chatcache config show`.") from error
+
+
+def _line_of(content: str, section_name: str, key_name: str | None = None) -> int:
+    """The line of a section or of a key in it; 1 when the file writes it in an unusual way."""
+    current, section_line = "", 1
+    for number, line in enumerate(content.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*\"?([^\]\"]+?)\"?\s*\]", line):
+            current = header[1]
+            if current == section_name:
+                section_line = number
+                if key_name is None:
+                    return number
+        elif assigned := re.match(r"\s*\"?([\w-]+)\"?(?:\.\"?([\w-]+)\"?)?\s*=", line):
+            names = [name for name in (current, assigned[1], assigned[2]) if name]
+            wanted = [section_name] if key_name is None else [section_name, key_name]
+            if names[: len(wanted)] == wanted:
+                return number
+    return section_line

@@ -1,0 +1,199 @@
+"""Looks at the installation, the directories and the stores, and says what to do.
+
+Owns the checks and their words. What the stores verify is handed in: it opens nothing itself, and
+loads neither torch nor a model (the devices are asked in a process of their own).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from chatcache.assets import pocket_dir
+from chatcache.config import Paths
+from chatcache.errors import ChatcacheError
+from chatcache.formatting import plural, size
+
+Status = Literal["ok", "note", "problem", "damage"]
+
+MIN_PYTHON = (3, 11)
+PACKAGES = ("torch", "transformers", "textual", "safetensors", "tokenizers", "xxhash", "tomlkit")
+DEVICE_SECONDS = 120
+DEVICE_PROBE = """
+import torch
+names = ["cpu (%d threads)" % torch.get_num_threads()]
+if torch.cuda.is_available():
+    names += ["cuda (%s)" % torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+if torch.backends.mps.is_available():
+    names.append("mps")
+print(", ".join(names))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report; `advice` says what to do when it is not ok."""
+
+    subject: str
+    status: Status
+    detail: str
+    advice: str = ""
+
+
+def examine(
+    paths: Paths,
+    *,
+    load_config: Callable[[], object],
+    verify_words: Callable[[], Sequence[str]],
+    verify_cache: Callable[[], tuple[int, Sequence[str]]],
+) -> Iterator[Finding]:
+    """All findings, the quick ones first.
+
+    `verify_words` gives problems; `verify_cache` the number of segments and problems.
+    """
+    yield _python()
+    yield from _packages()
+    yield _devices()
+    yield _builtin_model()
+    yield _config(paths, load_config)
+    for name, directory in (
+        ("data directory", paths.data_dir),
+        ("cache directory", paths.cache_dir),
+        ("log directory", paths.log_dir),
+    ):
+        yield _directory(name, directory)
+    yield _words(paths, verify_words)
+    yield _cache(verify_cache)
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """5 for damage, 4 when something keeps chatcache from working, else 0."""
+    statuses = {finding.status for finding in findings}
+    return 5 if "damage" in statuses else 4 if "problem" in statuses else 0
+
+
+def _python() -> Finding:
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.version_info >= MIN_PYTHON:
+        return Finding("python", "ok", detail)
+    wanted = ".".join(str(part) for part in MIN_PYTHON)
+    return Finding("python", "problem", detail, f"Use Python {wanted} or newer.")
+
+
+def _packages() -> Iterator[Finding]:
+    wanted = _requirements()
+    for name in PACKAGES:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding(name, "problem", "not installed", "Install chatcache again with pip.")
+            continue
+        specifier = wanted.get(name, "")
+        if specifier and not _is_within(version, specifier):
+            advice = "It was not tested with this version; install chatcache again with pip."
+            yield Finding(name, "note", f"{version}, expected {specifier}", advice)
+        else:
+            yield Finding(name, "ok", version)
+
+
+def _requirements() -> dict[str, str]:
+    """What chatcache asks for, by package; nothing when it runs without being installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = metadata.requires("chatcache") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    requirements = [Requirement(line) for line in lines]
+    return {one.name: str(one.specifier) for one in requirements if one.marker is None}
+
+
+def _is_within(version: str, specifier: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(specifier).contains(version, prereleases=True)
+
+
+def _devices() -> Finding:
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", DEVICE_PROBE],
+            capture_output=True,
+            text=True,
+            timeout=DEVICE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("devices", "problem", f"torch did not answer: {error}", "Install it again.")
+    if asked.returncode == 0:
+        return Finding("devices", "ok", asked.stdout.strip())
+    last_line = (asked.stderr.strip().splitlines() or ["no message"])[-1]
+    return Finding("devices", "problem", f"torch does not start: {last_line}", "Install it again.")
+
+
+def _builtin_model() -> Finding:
+    try:
+        return Finding("built-in model", "ok", str(pocket_dir()))
+    except ChatcacheError as error:
+        return Finding("built-in model", "problem", error.message, error.hint)
+
+
+def _config(paths: Paths, load_config: Callable[[], object]) -> Finding:
+    try:
+        load_config()
+    except ChatcacheError as error:
+        return Finding("settings", "problem", error.message, error.hint)
+    if paths.config_file.exists():
+        return Finding("settings", "ok", str(paths.config_file))
+    return Finding("settings", "ok", f"{paths.config_file} is not there; defaults are used")
+
+
+def _directory(name: str, directory: Path) -> Finding:
+    existing = next(place for place in (directory, *directory.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        advice = "Change its permissions, or choose another one (see `chatcache paths`)."
+        return Finding(name, "problem", f"{existing} cannot be written", advice)
+    free = f"{size(shutil.disk_usage(existing).free)} free"
+    if existing != directory:
+        return Finding(name, "ok", f"{directory} will be made when it is needed, {free}")
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & 0o077 and os.name == "posix":
+        detail = f"{directory} can be read by others (mode {mode:04o})"
+        return Finding(name, "note", detail, f"chmod 700 {directory}")
+    return Finding(name, "ok", f"{directory}, {free}")
+
+
+def _words(paths: Paths, verify_words: Callable[[], Sequence[str]]) -> Finding:
+    if not paths.database.exists():
+        return Finding("conversations", "ok", "none yet")
+    try:
+        problems = verify_words()
+    except ChatcacheError as error:
+        return Finding("conversations", "problem", error.message, error.hint)
+    if not problems:
+        return Finding("conversations", "ok", f"{paths.database} is sound")
+    advice = (
+        "Export what is readable with `chatcache sessions export`, then put a backup of"
+        f" {paths.database} back."
+    )
+    return Finding("conversations", "damage", " ".join(problems), advice)
+
+
+def _cache(verify_cache: Callable[[], tuple[int, Sequence[str]]]) -> Finding:
+    try:
+        num_segments, problems = verify_cache()
+    except (ChatcacheError, OSError) as error:
+        return Finding("segments", "problem", f"They cannot be read: {error}", "Check permissions.")
+    if not problems:
+        return Finding("segments", "ok", f"{plural(num_segments, 'segment')}, all sound")
+    advice = "`chatcache cache verify --fix` sets them aside; only speed is lost."
+    return Finding("segments", "damage", "; ".join(problems), advice)

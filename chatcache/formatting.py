@@ -1,0 +1,120 @@
+"""How numbers, times and foreign text are written for people. Pure functions only.
+
+Text that came from a model, a file or a paste goes through `clean` before it is shown: a terminal
+must never obey it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import unicodedata
+from collections.abc import Sequence
+
+# C0 and C1 controls except newline and tab, and the invisible characters that reorder a line.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: str) -> str:
+    """The text without anything that a terminal would act upon."""
+    return _UNPRINTABLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def one_line(text: str) -> str:
+    """The text on one line, with runs of white space as one space."""
+    return " ".join(clean(text).split())
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def size(num_bytes: int) -> str:
+    """Bytes in decimal units: `976 B`, `264 MB`, `1.9 GB`."""
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            has_fraction = unit == "GB" or (unit != "B" and 0 < value < 9.95)
+            return f"{value:.1f} {unit}" if has_fraction else f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration(milliseconds: float | None) -> str:
+    """A time span to three figures or so: `31 ms`, `0.21 s`, `12.4 s`, `2 min 05 s`."""
+    if milliseconds is None:
+        return "–"
+    if milliseconds < 1:
+        return "<1 ms"
+    if milliseconds < 99.5:
+        return f"{milliseconds:.0f} ms"
+    seconds = milliseconds / 1000
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s"
+
+
+def rate(per_second: float | None) -> str:
+    """A number per second: `18.4`, `312`, `1,204`."""
+    if per_second is None:
+        return "–"
+    return f"{per_second:.1f}" if per_second < 99.95 else f"{per_second:,.0f}"
+
+
+def percent(part: int, whole: int) -> str:
+    """A share with one decimal; 100 and 0 only when it is exactly all or nothing."""
+    if whole <= 0 or part <= 0:
+        return "0 %"
+    if part >= whole:
+        return "100 %"
+    return f"{min(99.9, max(0.1, 100 * part / whole)):.1f} %"
+
+
+def moment(at: float, now: float) -> str:
+    """A time of the past: the hour today, the date and hour on other days."""
+    then, today = time.localtime(at), time.localtime(now)
+    if then[:3] == today[:3]:
+        return time.strftime("%H:%M", then)
+    return time.strftime("%b %d %H:%M" if then[0] == today[0] else "%Y-%m-%d %H:%M", then)
+
+
+def width(text: str) -> int:
+    """The number of terminal cells of one line: wide characters take two, combining ones none."""
+    cells = 0
+    for char in text:
+        if unicodedata.combining(char) or unicodedata.category(char) in ("Cf", "Me", "Mn"):
+            continue
+        cells += 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    return cells
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text on one line of at most `limit` cells, with an ellipsis where it was cut."""
+    text = one_line(text)
+    if width(text) <= limit:
+        return text
+    kept = ""
+    for char in text:
+        if width(kept + char) > limit - 1:
+            break
+        kept += char
+    return kept.rstrip() + "…"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:
+    """Rows aligned in columns two spaces apart. `right` names the columns aligned to the right."""
+    lines = [list(header), *[[one_line(cell) for cell in row] for row in rows]]
+    widths = [max(width(line[column]) for line in lines) for column in range(len(header))]
+    is_right = [name in right.split() for name in header]
+
+    def padded(cell: str, column: int) -> str:
+        gap = " " * (widths[column] - width(cell))
+        return gap + cell if is_right[column] else cell + gap
+
+    return "\n".join(
+        "  ".join(padded(cell, column) for column, cell in enumerate(line)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,24 @@
+"""Every test has its own directories, and no test asks the network for a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home for settings, conversations, segments and logs; returns its directory."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("CHATCACHE_DATA_DIR", str(home / "data"))
+    monkeypatch.setenv("CHATCACHE_CACHE_DIR", str(home / "cache"))
+    monkeypatch.setenv("CHATCACHE_CONFIG", str(home / "config.toml"))
+    monkeypatch.delenv("CHATCACHE_MODEL", raising=False)
+    for variable in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(variable, str(home / variable.lower()))
+    monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PYTHONUTF8", "1")
+    return home
