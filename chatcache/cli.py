@@ -11,7 +11,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from chatcache import __version__
 from chatcache.commands import GROUPS, Command, Commands
@@ -33,9 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     _set_up_streams()
     try:
-        code = _run_to_the_end(words)
-        write_data("", is_last=True)
-        return code
+        return _run_to_the_end(words)
     except ChatcacheError as error:
         _discard_unwritten()
         return _say(error.exit_code, f"{error.message} {error.hint}")
@@ -50,10 +47,16 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run_to_the_end(words: Sequence[str]) -> int:
+    """Run the command and write out what is left for stdout."""
     try:
-        return run(words)
+        code = run(words)
     except SystemExit as leaving:  # argparse, after --help and --version
-        return int(leaving.code or 0)
+        code = int(leaving.code or 0)
+    try:
+        write_data("", is_last=True)
+    except BrokenPipeError:
+        _discard_unwritten()
+    return code
 
 
 def run(words: Sequence[str]) -> int:
@@ -162,30 +165,13 @@ def _say(code: int, sentences: str) -> int:
 
 
 def _say_unexpected(error: Exception) -> int:
+    from chatcache.config import resolve_paths
+    from chatcache.logs import log_unexpected
+
     kind = type(error).__name__
-    place = _write_traceback(error)
+    place = log_unexpected(error, resolve_paths({}, os.environ)[0].error_log)
     where = f"Please report it with {place}." if place else "The log could not be written."
     return _say(EXIT_UNEXPECTED, f"Unexpected {kind}: {error or 'no message'}. {where}")
-
-
-def _write_traceback(error: Exception) -> Path | None:
-    """Append the traceback to the log; returns its path, None when it cannot be written."""
-    import datetime
-    import traceback
-
-    from chatcache.config import resolve_paths
-
-    try:
-        path = resolve_paths({}, os.environ)[0].crash_log
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "a", encoding="utf-8", errors="replace") as log:
-            now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-            log.write(f"{now} chatcache {__version__} {sys.argv[1:2]}\n")
-            log.write("".join(traceback.format_exception(error)) + "\n")
-    except OSError:
-        return None
-    return path
 
 
 def _discard_unwritten() -> None:

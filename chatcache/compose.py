@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 def opened_service(settings: Settings, *, has_engine: bool = True) -> Iterator[ChatService]:
     """The chat service, closed at the end. Without an engine it lists, forks, renames, searches."""
     from chatcache.chat.service import ChatService
+    from chatcache.logs import send_log_to
 
+    send_log_to(settings.paths.error_log)
     store = open_store(settings)
     backend = open_backend(settings) if has_engine else None
     service = ChatService(store, backend, offline_cost=_offline_cost(settings))
@@ -54,6 +56,19 @@ def open_backend(settings: Settings) -> Backend:
     from chatcache.backends.local.host import LocalBackend
 
     return LocalBackend(engine_settings(settings))
+
+
+def check_model(settings: Settings) -> None:
+    """Look at the model's files, so that a wrong name fails at once and before anything is kept.
+
+    Raises NotFoundError or UnavailableError. A hub id that has to be downloaded is fine.
+    """
+    from chatcache.backends.local.resolve import check_model_dir, resolve_model
+
+    model = settings.config.model
+    found = resolve_model(model.default, is_offline=model.offline)
+    if isinstance(found, Path):
+        check_model_dir(found)
 
 
 def open_inspector(settings: Settings) -> CacheInspector:
@@ -120,20 +135,19 @@ def _engine_log(settings: Settings) -> Path:
 
 def run_tui(settings: Settings, session: str | None) -> None:
     """The chat in the terminal, until it is quit."""
-    from chatcache.tui.app import ChatApp
-    from chatcache.tui.options import ChatOptions
+    from chatcache.tui.app import ChatCacheApp
 
     config = settings.config
-    options = ChatOptions(
-        session_ref=session,
-        sampling=sampling_params(settings),
-        think=config.sampling.think,
-        keys=config.keys,
-        theme=config.ui.theme,
-        panel=config.ui.panel,
-    )
     with opened_service(settings) as service:
-        ChatApp(service, options).run()
+        ChatCacheApp(
+            service,
+            session_ref=session,
+            sampling=sampling_params(settings),
+            think=config.sampling.think,
+            keys=config.keys,
+            theme=config.ui.theme,
+            panel=config.ui.panel,
+        ).run()
 
 
 def sampling_params(settings: Settings) -> SamplingParams:

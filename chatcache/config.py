@@ -145,7 +145,7 @@ class Paths:
         return self.log_dir / "engine.log"
 
     @property
-    def crash_log(self) -> Path:
+    def error_log(self) -> Path:
         return self.log_dir / "errors.log"
 
 

@@ -1,8 +1,8 @@
 """A backend without a model, for tests of everything above the `Backend` protocol.
 
-It owns a toy tokenizer (a token per character), a toy chat template, and the list of journals it
-has seen, so that hits and misses obey the same identities as the real thing. It knows nothing of
-sessions. Nothing here sleeps: a test that wants to look at a moment opens a `Gate`.
+It keeps the journals it has seen, so that hits and misses obey the same identities as the real
+thing. It knows nothing of sessions. Nothing here sleeps: a test that wants to look at a moment has
+the backend wait at a `Gate`.
 
     backend = FakeBackend(answers=["Hello there, friend."])
     gate = backend.gate("delta:1")           # points: load, plan, prefill, answer, delta:N
@@ -12,17 +12,14 @@ sessions. Nothing here sleeps: a test that wants to look at a moment opens a `Ga
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from chatcache.backends.base import (
     BackendEvent,
     BackendFailed,
     CacheEvent,
-    CacheReport,
     CacheSnapshot,
     ChatMessage,
     CostEstimate,
@@ -30,109 +27,38 @@ from chatcache.backends.base import (
     ModelInfo,
     ModelLoading,
     ModelReady,
-    Outcome,
     PrefillProgress,
-    Reason,
     SegmentRow,
     TextDelta,
     TierUse,
-    Timings,
     TurnEvent,
     TurnFailed,
     TurnFinished,
     TurnPlanned,
     TurnRequest,
-    TurnResult,
-    Usage,
 )
 from chatcache.errors import ContextFullError, EngineDiedError, ModelLoadError
+from tests.toymodel import (
+    BYTES_PER_TOKEN,
+    END_ID,
+    MS_PER_CACHED_TOKEN,
+    MS_PER_COMPUTED_TOKEN,
+    THINK_END_ID,
+    THINK_ID,
+    Gate,
+    ToyTurn,
+    common_prefix,
+    encode,
+    fake_model_info,
+    render,
+    split_words,
+)
 
-ROLE_IDS = {"system": 1, "user": 2, "assistant": 3}
-END_ID = 4
-THINK_ID, THINK_END_ID = 5, 6
-FIRST_TEXT_ID = 16
-BYTES_PER_TOKEN = 128
-MS_PER_COMPUTED_TOKEN = 1.0
-MS_PER_CACHED_TOKEN = 0.01
+__all__ = ["END_ID", "FakeBackend", "Gate", "common_prefix", "encode", "fake_model_info"]
+
 CLOCK = 1_763_700_000.0
 
 Answers = Sequence[str] | Callable[[TurnRequest], str]
-
-
-class Gate:
-    """A point where the backend waits: `arrived` is set when it gets there, `open()` lets it go."""
-
-    def __init__(self) -> None:
-        self.arrived = threading.Event()
-        self._is_open = threading.Event()
-
-    def open(self) -> None:
-        self._is_open.set()
-
-    def wait(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
-        """Wait until opened or stopped; a safety limit of 30 s keeps a broken test from hanging."""
-        self.arrived.set()
-        for _ in range(3000):
-            if self._is_open.wait(0.01) or is_stopped():
-                return
-
-
-def encode(text: str, tokens_per_char: int = 1) -> list[int]:
-    return [ord(char) + FIRST_TEXT_ID for char in text for _ in range(tokens_per_char)]
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many leading ids are equal."""
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return index
-    return min(len(left), len(right))
-
-
-def fake_model_info(name: str = "fake", **changes: object) -> ModelInfo:
-    """What a ready FakeBackend says of itself; `changes` replaces fields."""
-    fields = {"weights": f"{name}-weights", "adapter": "", "dtype": "float32", "tokenizer": "chars"}
-    info = ModelInfo(
-        model=name,
-        backend="local",
-        architecture="FakeForCausalLM",
-        num_parameters=1_234_567,
-        dtype="float32",
-        device="cpu",
-        num_layers=2,
-        kv_bytes_per_token=BYTES_PER_TOKEN,
-        max_context_tokens=1 << 24,
-        cut="any_token",
-        cut_detail="full attention in all 2 layers",
-        tokenizer_id="chars",
-        namespace=f"ns-{name}",
-        namespace_fields=fields,
-        description="repeats what you say",
-        load_ms=12.0,
-    )
-    return replace(info, **changes)  # type: ignore[arg-type]
-
-
-@dataclass
-class _Turn:
-    """One turn while it runs."""
-
-    request: TurnRequest
-    prompt: list[int] = field(default_factory=list)
-    keep: int = 0
-    num_ram: int = 0
-    num_disk: int = 0
-    outcome: Outcome = "miss"
-    reason: Reason = "cold_start"
-    detail: str = ""
-    text: str = ""
-    reasoning: str = ""
-    answer_ids: list[int] = field(default_factory=list)
-    is_stopped: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def num_cached(self) -> int:
-        return self.num_ram + self.num_disk
 
 
 class FakeBackend:
@@ -182,7 +108,7 @@ class FakeBackend:
         self._lock = threading.RLock()
         self._turn_lock = threading.Lock()
         self._loaded = threading.Event()
-        self._turn: _Turn | None = None
+        self._turn: ToyTurn | None = None
 
     # What tests use
 
@@ -305,7 +231,7 @@ class FakeBackend:
 
     def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
         with self._turn_lock:
-            turn = _Turn(request)
+            turn = ToyTurn(request)
             self._turn = turn
             self.requests.append(request)
             try:
@@ -317,13 +243,13 @@ class FakeBackend:
 
     # One turn
 
-    def _reach(self, turn: _Turn, point: str) -> None:
+    def _reach(self, turn: ToyTurn, point: str) -> None:
         if gate := self._gates.get(point):
             gate.wait(lambda: turn.is_stopped.is_set() or self.is_closed)
         if point in (self.fail_at, self.die_at):
             raise _PointFailedError(point)
 
-    def _run(self, turn: _Turn) -> Iterator[TurnEvent]:
+    def _run(self, turn: ToyTurn) -> Iterator[TurnEvent]:
         request = turn.request
         self._reach(turn, "plan")
         self._plan(turn)
@@ -349,7 +275,7 @@ class FakeBackend:
         self._reach(turn, "answer")
         yield from self._decode(turn)
 
-    def _prefill(self, turn: _Turn) -> Iterator[TurnEvent]:
+    def _prefill(self, turn: ToyTurn) -> Iterator[TurnEvent]:
         done, total = turn.num_cached, len(turn.prompt)
         yield PrefillProgress(turn.request.turn_id, done, total, turn.num_cached)
         self._reach(turn, "prefill")
@@ -357,7 +283,7 @@ class FakeBackend:
             done = min(total, done + self._prefill_chunk)
             yield PrefillProgress(turn.request.turn_id, done, total, turn.num_cached)
 
-    def _decode(self, turn: _Turn) -> Iterator[TurnEvent]:
+    def _decode(self, turn: ToyTurn) -> Iterator[TurnEvent]:
         limit = turn.request.sampling.max_new_tokens
         finish: FinishReason = "stop"
         for index, (piece, is_reasoning, ids) in enumerate(self._pieces(turn.request)):
@@ -380,17 +306,17 @@ class FakeBackend:
                 break
         if finish == "stop":
             turn.answer_ids.append(END_ID)
-        result = self._result(turn, finish)
+        result = turn.result(finish)
         self._remember(turn)
         yield TurnFinished(turn.request.turn_id, result)
 
     def _pieces(self, request: TurnRequest) -> Iterator[tuple[str, bool, list[int]]]:
         if self._reasoning and request.think is not False:
-            for index, piece in enumerate(_words(self._reasoning)):
+            for index, piece in enumerate(split_words(self._reasoning)):
                 ids = encode(piece, self._tokens_per_char)
                 yield piece, True, [THINK_ID, *ids] if index == 0 else ids
             yield "", True, [THINK_END_ID]
-        for piece in _words(self._answer(request)):
+        for piece in split_words(self._answer(request)):
             yield piece, False, encode(piece, self._tokens_per_char)
 
     def _answer(self, request: TurnRequest) -> str:
@@ -400,9 +326,11 @@ class FakeBackend:
             return f"You said: {request.messages[-1].text}"
         return self._answers[min(len(self.requests), len(self._answers)) - 1]
 
-    def _plan(self, turn: _Turn) -> None:
+    def _plan(self, turn: ToyTurn) -> None:
         request = turn.request
         turn.prompt = self.render(request.messages, is_continued=request.continue_answer)
+        head = request.messages[0]
+        turn.num_system = len(self.render([head])) - 1 if head.role == "system" else 0
         turn.keep = common_prefix(request.journal, turn.prompt)
         with self._lock:
             num_ram, num_disk = self._match(tuple(turn.prompt)) if request.use_cache else (0, 0)
@@ -410,40 +338,18 @@ class FakeBackend:
         excess = max(0, num_ram + num_disk - (len(turn.prompt) - 1))
         turn.num_disk = max(0, num_disk - excess)
         turn.num_ram = num_ram - max(0, excess - num_disk)
-        self._explain(turn)
-
-    def _explain(self, turn: _Turn) -> None:
-        request, num_cached = turn.request, turn.num_cached
-        if not request.use_cache:
-            turn.outcome, turn.reason = "off", "disabled"
-        elif num_cached >= turn.keep > 0:
-            turn.outcome, turn.reason = "hit", "new_user_turn"
-            if turn.keep < len(request.journal):
-                turn.outcome, turn.reason = "partial", "template_rewrote_history"
-        else:
-            turn.outcome = "partial" if num_cached else "miss"
-            turn.reason = "evicted" if turn.keep else "cold_start"
-            previous = request.previous
-            if previous and previous.cause:
-                turn.reason = previous.cause
-            elif previous and dict(previous.namespace) != dict(self.info.namespace_fields):
-                turn.reason = "model_changed"
-        why = turn.reason.replace("_", " ")
-        turn.detail = f"{num_cached:,} of {len(turn.prompt):,} tokens reused ({why})."
+        turn.explain(self.info)
 
     def render(self, messages: Sequence[ChatMessage], *, is_continued: bool = False) -> list[int]:
-        """The toy template: role, text, end; reasoning is left out of the history."""
-        ids: list[int] = []
-        for message in messages:
-            ids += [ROLE_IDS[message.role], *encode(message.text, self._tokens_per_char), END_ID]
-        return ids[:-1] if is_continued else [*ids, ROLE_IDS["assistant"]]
+        """The prompt of these messages."""
+        return render(messages, self._tokens_per_char, is_continued=is_continued)
 
     def _match(self, prompt: tuple[int, ...]) -> tuple[int, int]:
         num_ram = max((common_prefix(j, prompt) for j in self.ram_journals), default=0)
         num_all = max((common_prefix(j, prompt) for j in self.disk_journals), default=0)
         return num_ram, max(0, num_all - num_ram)
 
-    def _remember(self, turn: _Turn) -> None:
+    def _remember(self, turn: ToyTurn) -> None:
         if not turn.request.use_cache:
             return
         with self._lock:
@@ -452,43 +358,8 @@ class FakeBackend:
         kind: Literal["restored", "spilled"] = "restored" if turn.num_disk else "spilled"
         self.emit(CacheEvent(CLOCK, kind, f"{kind} {len(turn.prompt):,} tokens"))
 
-    def _result(self, turn: _Turn, finish: FinishReason) -> TurnResult:
-        usage = Usage(len(turn.prompt), len(turn.answer_ids), turn.num_ram, turn.num_disk)
-        restore = usage.cached_tokens * MS_PER_CACHED_TOKEN
-        prefill = usage.computed_tokens * MS_PER_COMPUTED_TOKEN
-        decode = float(len(turn.answer_ids))
-        cold = usage.prompt_tokens * MS_PER_COMPUTED_TOKEN
-        return TurnResult(
-            text=turn.text,
-            reasoning=turn.reasoning or None,
-            finish_reason=finish,
-            answer_ids=tuple(turn.answer_ids),
-            usage=usage,
-            timings=Timings(
-                restore, prefill, restore + prefill, decode, 1000.0 / MS_PER_COMPUTED_TOKEN, 1000.0
-            ),
-            cache=CacheReport(
-                outcome=turn.outcome,
-                reason=turn.reason,
-                diverged_at=usage.cached_tokens,
-                detail=turn.detail,
-                estimated_cold_ttft_ms=cold,
-                saved_ms=cold - restore - prefill,
-                bytes_read=usage.cached_disk_tokens * BYTES_PER_TOKEN,
-                bytes_written=(usage.computed_tokens + len(turn.answer_ids)) * BYTES_PER_TOKEN
-                if turn.request.use_cache
-                else 0,
-                is_estimate_measured=usage.computed_tokens >= 64,
-                system_tokens=self._num_system(turn.request),
-            ),
-        )
-
-    def _num_system(self, request: TurnRequest) -> int:
-        head = request.messages[0]
-        return len(self.render([head])) - 1 if head.role == "system" else 0
-
-    def _failed(self, turn: _Turn, point: str) -> TurnFailed:
-        partial = self._result(turn, "stopped") if turn.answer_ids else None
+    def _failed(self, turn: ToyTurn, point: str) -> TurnFailed:
+        partial = turn.result("stopped") if turn.answer_ids else None
         if point != self.die_at:
             return TurnFailed(turn.request.turn_id, self.failure, partial)
         self.die_at = None
@@ -508,7 +379,3 @@ class _PointFailedError(Exception):
     def __init__(self, point: str) -> None:
         super().__init__(point)
         self.point = point
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\S+\s*|\s+", text)

@@ -1,7 +1,7 @@
 """Tiny random models and tokenizers, made in milliseconds; nothing is downloaded.
 
-Owns: directories that `AutoModelForCausalLM` and `AutoTokenizer` load like any other model. Speed and
-text mean nothing here, the code paths are the real ones.
+Owns: directories that `AutoModelForCausalLM` and `AutoTokenizer` load like any other model. Speed
+and text mean nothing here, the code paths are the real ones.
 """
 
 from __future__ import annotations
@@ -69,7 +69,12 @@ def build_tokenizer(
 
 
 def build_model(
-    model_type: str = "qwen3", *, vocab_size: int, eos_token_id: int, seed: int = 0, **overrides: Any
+    model_type: str = "qwen3",
+    *,
+    vocab_size: int,
+    eos_token_id: int,
+    seed: int = 0,
+    **overrides: Any,
 ) -> Any:
     """A random float32 model with tied embeddings; any `model_type` that `AutoConfig` knows."""
     import torch

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 
+from chatcache.backends.local.attention import install
 from chatcache.backends.local.context import LiveContext, Reuse
 from chatcache.backends.local.generate import Forward
 from chatcache.bench.limits import drop_page_cache
@@ -37,6 +38,7 @@ class Transformers:
     @torch.inference_mode()
     def first_token(self, ids: Sequence[int]) -> float:
         """Seconds from the prompt to its first token, everything computed."""
+        self._loaded.model.set_attn_implementation("sdpa")
         began = time.perf_counter()
         self._cache = DynamicCache(config=self._loaded.model.config)
         self._append(ids)
@@ -69,6 +71,7 @@ class Chatcache:
         self._loaded = loaded
         self._directory = directory
         self._forward = Forward(loaded.model, loaded.device)
+        self._attention = install(loaded.model, loaded.device)
         self.reopen()
 
     def reopen(self) -> None:
@@ -97,9 +100,10 @@ class Chatcache:
 
     def first_token(self, ids: Sequence[int], *, is_cold: bool = False) -> tuple[float, Reuse]:
         """Seconds from the prompt to its first token, and what was reused."""
+        self._loaded.model.set_attn_implementation(self._attention)
         began = time.perf_counter()
         packed = pack(ids)
-        reuse = Reuse(0, 0, 0, 0.0)
+        reuse = Reuse(0)
         if is_cold:
             self._context.start_cold()
         else:

@@ -43,10 +43,11 @@ CREATOR = "chatcache"
 class Lease:
     """A held prefix: its segments are neither evicted nor changed until it is released."""
 
-    def __init__(self, packed: bytes, spans: Sequence[Span], num_tokens: int):
+    def __init__(self, packed: bytes, spans: Sequence[Span], num_matched: int):
         self.packed = packed
         self.spans = tuple(spans)
-        self.num_tokens = num_tokens
+        self.num_tokens = self.spans[-1].stop if self.spans else 0
+        self.num_matched = num_matched
 
 
 class PrefixCache:
@@ -140,17 +141,23 @@ class PrefixCache:
     # one turn
 
     @contextlib.contextmanager
-    def acquire(self, packed: bytes, limit: int) -> Iterator[Lease]:
-        """Hold the longest prefix of at most `limit` tokens while the block runs."""
+    def acquire(self, packed: bytes, limit: int, min_part: int = 0) -> Iterator[Lease]:
+        """Hold the longest prefix of at most `limit` tokens while the block runs.
+
+        Of a segment that is used in part, at least `min_part` tokens must be: a cut at the end of
+        a segment is where the conversation itself was cut, so what follows is computed in the
+        same pieces as it was, with the same bits; a cut elsewhere has to pay for itself.
+        """
         with self._lock:
             match = self._tree.match(packed[: limit * BYTES_PER_ID])
-            held = [self._entries[span.segment_id] for span in match.spans]
+            spans = self._without_small_part(match.spans, min_part)
+            held = [self._entries[span.segment_id] for span in spans]
             for entry in held:
                 entry.num_leases += 1
                 entry.hits += 1
                 entry.last_used = self._clock()
         try:
-            yield Lease(packed, match.spans, match.num_tokens)
+            yield Lease(packed, spans, match.num_tokens)
         finally:
             with self._lock:
                 for entry in held:
@@ -233,6 +240,13 @@ class PrefixCache:
         return problems
 
     # inside
+
+    def _without_small_part(self, spans: tuple[Span, ...], min_part: int) -> tuple[Span, ...]:
+        if not spans:
+            return spans
+        last = spans[-1]
+        is_part = last.stop < self._entries[last.segment_id].stop
+        return spans[:-1] if is_part and last.stop - last.start < min_part else spans
 
     def _is_held(self) -> bool:
         return any(entry.num_leases for entry in self._entries.values())

@@ -6,12 +6,15 @@ the namespace that the last answer ran in. Nothing known is None, never a guess.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from chatcache.backends.base import Backend, CostEstimate
 from chatcache.chat.sessions import SessionStore
 from chatcache.chat.views import SessionJournal
 from chatcache.errors import ChatcacheError
+
+_log = logging.getLogger(__name__)
 
 OfflineCost = Callable[[str, Sequence[tuple[int, ...]]], list[CostEstimate] | None]
 
@@ -76,6 +79,10 @@ class CostBook:
             if self._backend is not None and self._backend.wait_ready(0).namespace == namespace_id:
                 estimates = self._backend.estimate(journals)
         except (TimeoutError, ChatcacheError):
+            estimates = None
+        except Exception:
+            # A fork must not fail because its price is unknown.
+            _log.exception("the backend gave no estimate")
             estimates = None
         if estimates is None and self._offline_cost is not None:
             estimates = self._offline_cost(namespace_id, journals)

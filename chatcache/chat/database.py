@@ -30,6 +30,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self._is_closed = False
         _prepare_file(path)
         with _explained(path):
             self._connection = _connect(path)
@@ -38,7 +39,7 @@ class Database:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, for queries only."""
         with self._lock, _explained(self.path):
-            yield self._connection
+            yield self._opened()
 
     @contextlib.contextmanager
     def writing(self, *, is_durable: bool = True) -> Iterator[sqlite3.Connection]:
@@ -48,7 +49,7 @@ class Database:
         and a power cut may lose this transaction, but never leaves half of it.
         """
         with self._lock, _explained(self.path):
-            connection = self._connection
+            connection = self._opened()
             if _is_open(connection):
                 yield connection
                 return
@@ -62,8 +63,14 @@ class Database:
                 if _is_open(connection):
                     connection.execute("ROLLBACK")
 
+    def _opened(self) -> sqlite3.Connection:
+        if self._is_closed:
+            raise StorageError("The conversations have been closed.", "Start chatcache again.")
+        return self._connection
+
     def close(self) -> None:
         with self._lock:
+            self._is_closed = True
             self._connection.close()
 
     def __enter__(self) -> Database:

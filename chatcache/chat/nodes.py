@@ -272,31 +272,36 @@ class NodeTable:
                 {"top": top, "new": new_owner, "old": old_owner},
             )
 
-    def delete_reached_only_by(self, session_id: str, tip: int | None) -> int:
+    def delete_reached_only_by(self, session_id: str) -> int:
         """Delete what no other session reaches, and say how many nodes that were.
 
         A session reaches the path to its tip and all that was said in it (answers that were
         regenerated, branches that were edited away). Call when the row no longer points at its
-        tip, and before it is deleted.
+        tip, and before it is deleted. What stays is then owned by a session that reaches it.
         """
         with self._database.writing() as connection:
-            connection.execute(_DELETE_UNREACHED, {"session": session_id, "tip": tip})
-            return int(connection.execute("SELECT changes()").fetchone()[0])
+            connection.execute(_DELETE_UNREACHED, {"session": session_id})
+            num_deleted = int(connection.execute("SELECT changes()").fetchone()[0])
+            # Deepest first: a node that is no tip is reached through a child, which has its new
+            # owner by then.
+            connection.executemany(
+                "UPDATE nodes SET session_id = coalesce("
+                " (SELECT s.session_id FROM sessions s WHERE s.tip = nodes.seq LIMIT 1),"
+                " (SELECT c.session_id FROM nodes c WHERE c.parent = nodes.seq"
+                "  AND c.session_id <> nodes.session_id LIMIT 1)"
+                ") WHERE seq = ?",
+                connection.execute(
+                    "SELECT seq FROM nodes WHERE session_id = ? ORDER BY depth DESC", (session_id,)
+                ).fetchall(),
+            )
+        return num_deleted
 
 
-# `mine`: what this session reaches and no other session owns. An anchor in it is held by another
-# session's tip, or by a child that stays. Anchors and all above them stay.
+# `mine`: what this session owns. An anchor in it is held by another session's tip, or by a child
+# that stays. Anchors and all above them stay.
 _DELETE_UNREACHED = """
     WITH RECURSIVE
-    up(seq, parent, session_id) AS (
-        SELECT n.seq, n.parent, n.session_id FROM nodes n
-        WHERE n.session_id = :session OR n.seq = :tip
-        UNION
-        SELECT n.seq, n.parent, n.session_id FROM nodes n JOIN up ON n.seq = up.parent
-    ),
-    mine AS MATERIALIZED (
-        SELECT seq, parent FROM up WHERE session_id IS NULL OR session_id = :session
-    ),
+    mine AS MATERIALIZED (SELECT seq FROM nodes WHERE session_id = :session),
     kept(seq) AS (
         SELECT m.seq FROM mine m
         WHERE EXISTS (SELECT 1 FROM sessions s WHERE s.tip = m.seq)

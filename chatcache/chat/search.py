@@ -19,23 +19,15 @@ _NAMES = """
     WHERE session_words MATCH ? ORDER BY s.updated_us DESC LIMIT ?
 """
 
-# A message is shown in the session it was said in; when that is gone, in the last used one of
-# those that have it on their path.
+# A message is shown in the session that owns it.
 _MESSAGES = f"""
     WITH hits AS (
         SELECT rowid AS seq, rank, snippet(node_words, 0, '', '', '…', {SNIPPET_WORDS}) AS snippet
-        FROM node_words WHERE node_words MATCH :query ORDER BY rank LIMIT :limit
+        FROM node_words WHERE node_words MATCH ? ORDER BY rank LIMIT ?
     )
-    SELECT n.turn, n.node_id, n.role, hits.snippet, n.seq, n.session_id
-    FROM hits JOIN nodes n ON n.seq = hits.seq ORDER BY hits.rank, n.seq DESC
-"""
-
-_REACHED_FROM = """
-    WITH RECURSIVE down(seq) AS (
-        SELECT ? UNION ALL SELECT n.seq FROM nodes n JOIN down ON n.parent = down.seq
-    )
-    SELECT s.session_id FROM down JOIN sessions s ON s.tip = down.seq
-    ORDER BY s.updated_us DESC LIMIT 1
+    SELECT s.session_id, s.name, n.turn, n.node_id, n.role, hits.snippet
+    FROM hits JOIN nodes n ON n.seq = hits.seq JOIN sessions s ON s.session_id = n.session_id
+    ORDER BY hits.rank, n.seq DESC
 """
 
 
@@ -55,14 +47,10 @@ def search(database: Database, text: str, limit: int = MAX_HITS) -> list[SearchH
             SearchHit(session_id, name, 0, None, None, name)
             for session_id, name in connection.execute(_NAMES, (query, limit))
         ]
-        rows = connection.execute(_MESSAGES, {"query": query, "limit": limit}).fetchall()
-        for turn, node_id, role, snippet, seq, session_id in rows:
-            if session_id is None:
-                reached = connection.execute(_REACHED_FROM, (seq,)).fetchone()
-                session_id = reached[0] if reached else None
-            name = connection.execute(
-                "SELECT name FROM sessions WHERE session_id = ?", (session_id,)
-            ).fetchone()
-            if name is not None:
-                hits.append(SearchHit(session_id, name[0], turn, node_id, role, one_line(snippet)))
+        hits += [
+            SearchHit(session_id, name, turn, node_id, role, one_line(snippet))
+            for session_id, name, turn, node_id, role, snippet in connection.execute(
+                _MESSAGES, (query, limit)
+            )
+        ]
     return hits[:limit]

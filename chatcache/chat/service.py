@@ -35,6 +35,7 @@ from chatcache.chat.views import (
 from chatcache.errors import NotFoundError, UnavailableError, UsageError
 
 _DEFAULT = SamplingParams()
+CLOSE_SECONDS = 5.0
 
 
 class ChatService:
@@ -52,7 +53,7 @@ class ChatService:
         self._costs = CostBook(store, backend, offline_cost)
         self._seen: dict[str, int | None] = {}
         self._runs: set[TurnRun] = set()
-        self._runs_lock = threading.Lock()
+        self._runs_lock = threading.Condition()
         self._turn_lock = threading.Lock()
 
     @property
@@ -77,6 +78,10 @@ class ChatService:
     def close(self) -> None:
         """Stop what is being answered, let the backend write out its state, close the store."""
         self.stop()
+        with self._runs_lock:
+            # Turns end in the threads that consume them; a thread that is stuck loses nothing
+            # but the last second of its answer.
+            self._runs_lock.wait_for(lambda: not self._runs, CLOSE_SECONDS)
         if self._backend is not None:
             self._backend.close()
         self._store.close()
@@ -336,6 +341,7 @@ class ChatService:
         finally:
             with self._runs_lock:
                 self._runs.discard(run)
+                self._runs_lock.notify_all()
             if run.saved is not None:
                 self._seen[task.session_id] = run.saved.seq
 

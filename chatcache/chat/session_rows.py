@@ -15,7 +15,13 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from chatcache.chat.conversation import AUTO_NAME_LENGTH, MAX_NAME_LENGTH, clean_name, name_from
+from chatcache.chat.conversation import (
+    AUTO_NAME_LENGTH,
+    MAX_NAME_LENGTH,
+    clean_name,
+    name_from,
+    one_line,
+)
 from chatcache.chat.database import Database, Row
 from chatcache.chat.nodes import NodeTable
 from chatcache.chat.views import SessionSummary
@@ -76,6 +82,8 @@ class SessionTable:
 
         Raises NotFoundError, and UsageError for a prefix that several ids share.
         """
+        # A name is found by what it was made from.
+        reference = one_line(reference)
         with self._database.reading() as connection:
             row = connection.execute(
                 f"{_SUMMARY} WHERE s.session_id = :ref OR s.name = :ref"

@@ -7,6 +7,7 @@ and figures.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from chatcache.chat.nodes import NodeTable, StoredNode
 from chatcache.chat.partials import Partial, PartialTable
 from chatcache.chat.session_rows import SessionRow, SessionTable
 from chatcache.chat.views import SessionSummary
+from chatcache.errors import StorageError
+
+_log = logging.getLogger(__name__)
 
 DATABASE_NAME = "conversations.sqlite3"
 
@@ -53,6 +57,7 @@ class SessionStore:
         self.journals = JournalTable(self.database)
         self.answers = AnswerTable(self.database)
         self.partials = PartialTable(self.database)
+        self._has_deleted = False
         self.recover()
 
     @property
@@ -60,8 +65,24 @@ class SessionStore:
         return self.database.path
 
     def close(self) -> None:
+        """End the use of the store. May be called again."""
         self.partials.close()
+        if self._has_deleted:
+            self._has_deleted = False
+            self._purge_index()
         self.database.close()
+
+    def _purge_index(self) -> None:
+        """Take deleted words out of the search index too: it only marks them, until it is merged.
+
+        Once per process and not per deletion: it reads the whole index.
+        """
+        try:
+            with self.database.writing(is_durable=False) as connection:
+                connection.execute("INSERT INTO node_words(node_words) VALUES ('optimize')")
+                connection.execute("INSERT INTO session_words(session_words) VALUES ('optimize')")
+        except StorageError as error:
+            _log.warning("deleted words stay in the search index: %s", error.message)
 
     def list(self) -> list[SessionSummary]:
         """All sessions, most recently used first."""
@@ -91,11 +112,12 @@ class SessionStore:
     def delete(self, session_id: str) -> int:
         """Delete a session and what no other session reaches. Returns the number of messages."""
         with self.database.writing():
-            row = self.sessions.row(session_id)
+            self.sessions.row(session_id)
             self.sessions.leave(session_id, None, None)
             self.sessions.point(session_id, None)
-            num_deleted = self.nodes.delete_reached_only_by(session_id, row.tip)
+            num_deleted = self.nodes.delete_reached_only_by(session_id)
             self.sessions.remove(session_id)
+        self._has_deleted = True
         return num_deleted
 
     def fork(self, source: SessionRow, tip: int | None, name: str | None) -> SessionRow:

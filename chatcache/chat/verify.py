@@ -19,7 +19,7 @@ MAX_PROBLEMS = 1000
 def problems(database: Database) -> list[str]:
     """All problems found, at most 1,000; [] when the database is sound."""
     found: list[str] = []
-    for check in (_pages, _references, _messages, _journals, _jumps, _indexes):
+    for check in (_pages, _references, _messages, _journals, _jumps, _owners, _indexes):
         try:
             for problem in check(database):
                 found.append(problem)
@@ -117,6 +117,13 @@ def _jumps(database: Database) -> Iterator[str]:
         ).fetchall()
     for (node_id,) in rows:
         yield f"Message {node_id} has a broken short cut to an earlier message."
+
+
+def _owners(database: Database) -> Iterator[str]:
+    with database.reading() as connection:
+        rows = connection.execute("SELECT node_id FROM nodes WHERE session_id IS NULL").fetchall()
+    for (node_id,) in rows:
+        yield f"Message {node_id} belongs to no session."
 
 
 def _indexes(database: Database) -> Iterator[str]:

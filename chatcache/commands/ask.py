@@ -62,6 +62,7 @@ def run(arguments: Namespace) -> int:
     prompt = build_prompt(arguments.prompt, arguments.file, narrator.warn)
     system = None if arguments.system is None else read_system(arguments.system, narrator.warn)
     settings = settings_of(arguments, sampling_options(arguments))
+    compose.check_model(settings)
     with compose.opened_service(settings) as service:
         watch_backend(service, narrator)
         session_id = _session_id(service, arguments, system, narrator)

@@ -128,7 +128,7 @@ def _namespace_json(one: NamespaceUse) -> dict[str, Any]:
 
 def _title(one: NamespaceUse) -> str:
     """What a namespace is called by people."""
-    names = [one.fields.get(key, "") for key in ("soft.model", "dtype", "soft.device")]
+    names = [one.fields.get(key, "") for key in ("soft.name", "dtype", "soft.device")]
     return " ".join(name for name in names if name) or "unknown"
 
 

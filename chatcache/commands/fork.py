@@ -40,6 +40,8 @@ def run(arguments: Namespace) -> int:
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise UsageError("The prompt is empty.", "Leave --prompt out, or give it a text.")
     settings = settings_of(arguments, sampling_options(arguments))
+    if arguments.prompt is not None:
+        compose.check_model(settings)
     with compose.opened_service(settings, has_engine=False) as service:
         source = service.find_session(arguments.session)
         forked = service.fork(source.session_id, at_turn=arguments.at, name=arguments.name)

@@ -36,7 +36,7 @@ def run(arguments: Namespace) -> int:
         "segments": (paths.segments, "paths.cache_dir"),
         "log_dir": (paths.log_dir, "paths.log_dir"),
         "engine_log": (paths.engine_log, "paths.log_dir"),
-        "error_log": (paths.crash_log, "paths.log_dir"),
+        "error_log": (paths.error_log, "paths.log_dir"),
     }
     if arguments.json:
         print_json({name: str(place) for name, (place, _) in places.items()})

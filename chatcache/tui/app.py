@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
 from textual.binding import BindingType
@@ -13,12 +13,14 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, TextArea
 
 from chatcache.backends.base import SamplingParams
-from chatcache.chat.service import ChatService
 from chatcache.errors import did_you_mean
 from chatcache.tui import commands, layout
 from chatcache.tui.options import ChatOptions
 from chatcache.tui.palette import CommandProvider
 from chatcache.tui.screens.chat import ChatScreen
+
+if TYPE_CHECKING:
+    from chatcache.chat.service import ChatService
 
 QUIT_SECONDS = 2.0
 

@@ -14,7 +14,7 @@ from chatcache.errors import ChatcacheError, NotFoundError
 from chatcache.tui import figures
 from chatcache.tui.formatting import one_line
 from chatcache.tui.widgets.answer import AnswerMessage
-from chatcache.tui.widgets.message import UserMessage
+from chatcache.tui.widgets.message import SystemMessage, UserMessage
 from chatcache.tui.widgets.title_bar import TitleBar
 from chatcache.tui.widgets.transcript import WINDOW_TURNS
 from chatcache.tui.widgets.welcome import Welcome
@@ -61,6 +61,10 @@ class Chats:
         finally:
             self._is_opened.set()
 
+    async def wait_opened(self) -> None:
+        """Until it is decided which chat is shown first."""
+        await self._is_opened.wait()
+
     async def open(self, session: SessionSummary, text: str | None = None) -> None:
         """Show the end of a chat. `text` goes into the composer, else the draft left there."""
         screen = self._screen
@@ -103,13 +107,17 @@ class Chats:
 
     async def ensure(self) -> SessionSummary:
         """The open chat; a new one is created now."""
-        await self._is_opened.wait()
+        await self.wait_opened()
         if self.session is None:
             screen = self._screen
             self.session = await screen.ask(
                 screen.service.create_session, self.new_name, self.system_prompt
             )
             self.show_title()
+            if self.system_prompt:
+                now = screen.now
+                system = SystemMessage(self.system_prompt, created_at=now, now=now)
+                await screen.transcript.add(system)
         return self.session
 
     async def current_system(self) -> str | None:

@@ -87,11 +87,9 @@ COMMANDS: tuple[Command, ...] = (
 KEYS: tuple[Key, ...] = (
     Key("app.interrupt", "ctrl+c", "interrupt", "copy, clear, stop; twice to quit", "app", True),
     Key("app.palette", "ctrl+p", "command_palette", "command palette", "app", True),
-    Key("composer.send", "enter", "submit", "send", "composer", True),
-    Key(
-        "composer.newline", "ctrl+j,shift+enter,alt+enter", "newline", "new line", "composer", True
-    ),
-    Key("composer.complete", "tab", "complete", "complete a /command", "composer", True),
+    Key("composer.send", "enter", "submit", "send", "composer"),
+    Key("composer.newline", "ctrl+j,shift+enter,alt+enter", "newline", "new line", "composer"),
+    Key("composer.complete", "tab", "complete", "complete a /command", "composer"),
     Key("composer.previous", "ctrl+up", "previous", "earlier message (Up in line 1)", "composer"),
     Key("composer.next", "ctrl+down", "next", "later message (Down at the end)", "composer"),
     Key("chat.escape", "escape", "escape", "close, stop; twice: fork", "chat"),
@@ -184,7 +182,8 @@ def matching(word: str) -> list[Command]:
     rest = [
         command
         for command in COMMANDS
-        if command not in starts and word and (word in command.slash or word in command.summary)
+        if command not in starts
+        and (word in command.slash or (len(word) > 2 and word in command.summary))
     ]
     return starts + rest
 

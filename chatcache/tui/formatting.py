@@ -52,10 +52,10 @@ def age(seconds: float) -> str:
     """How long ago, in one short word: `now`, `9m`, `3h`, `12d`."""
     if seconds < 60:
         return "now"
-    for limit, unit, divisor in ((3600, "m", 60), (86_400, "h", 3600), (8_640_000, "d", 86_400)):
+    for limit, unit, divisor in ((3600, "m", 60), (86_400, "h", 3600), (31_557_600, "d", 86_400)):
         if seconds < limit:
             return f"{int(seconds // divisor)}{unit}"
-    return f"{int(seconds // 31_557_600)}y" if seconds >= 31_557_600 else ">100d"
+    return f"{int(seconds // 31_557_600)}y"
 
 
 def clock_time(at: float, *, seconds: bool = False) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 PanelMode = Literal["full", "compact", "off"]
 PANEL_MODES: tuple[PanelMode, ...] = ("full", "compact", "off")
 NARROW_BELOW = 100
+TINY_BELOW = 16
 MIN_WIDTH, MIN_HEIGHT = 40, 10
 READING_WIDTH = 100
 HORIZONTAL_BREAKPOINTS: list[tuple[int, str]] | None = [
@@ -14,7 +15,11 @@ HORIZONTAL_BREAKPOINTS: list[tuple[int, str]] | None = [
     (NARROW_BELOW, "-normal"),
     (160, "-wide"),
 ]
-VERTICAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-short"), (26, "-tall")]
+VERTICAL_BREAKPOINTS: list[tuple[int, str]] | None = [
+    (0, "-tiny"),
+    (TINY_BELOW, "-short"),
+    (26, "-tall"),
+]
 
 
 def as_panel_mode(word: str) -> PanelMode | None:

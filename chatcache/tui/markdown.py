@@ -7,7 +7,6 @@ web and mail links can be opened.
 
 from __future__ import annotations
 
-from typing import ClassVar
 from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
@@ -16,7 +15,6 @@ from textual.app import ComposeResult
 from textual.content import Content
 from textual.widgets import Markdown
 from textual.widgets._markdown import (
-    MarkdownBlock,
     MarkdownFence,
     MarkdownTable,
     MarkdownTableCellContents,
@@ -74,7 +72,7 @@ class ChatTable(MarkdownTable):
 class ChatMarkdown(Markdown):
     """The text of an answer. `source` is what the model wrote, for copying."""
 
-    BLOCKS: ClassVar[dict[str, type[MarkdownBlock]]] = {
+    BLOCKS = {  # noqa: RUF012
         **Markdown.BLOCKS,
         "fence": ChatFence,
         "code_block": ChatFence,

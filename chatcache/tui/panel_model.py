@@ -28,7 +28,6 @@ from chatcache.tui.figures import Figures, is_real_miss, reason_words, sign
 
 MAX_SEGMENTS = 8
 MAX_EVENTS = 6
-_WHERE_ORDER = ("live", "RAM", "disk")
 _FIRST_TURN = (
     "The first answer computes its whole prompt. "
     "From then on this shows what was reused, from where, and why."
@@ -165,17 +164,17 @@ def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
     yield _heading(f"CACHE  {figures.outcome} {share}", note, width, strong_from=5)
     done = state.prefill_done if state.is_running else figures.prompt_tokens
     yield _double_bar(figures.cached_tokens, done, figures.prompt_tokens, width)
-    yield _count_line("prompt", figures.prompt_tokens, "", width)
-    yield _count_line("reused", figures.cached_tokens, _reused_from(figures), width)
+    style = "good" if figures.outcome == "hit" else "bad" if is_real_miss(figures) else "strong"
+    yield (Piece(f"{sign(figures)} {reason_words(figures.reason)}", style),)
+    yield from _wrapped(fmt.clean(figures.detail), width)
+    yield ()
+    yield _count_line("prompt", figures.prompt_tokens, f"cut at {figures.diverged_at:,}")
+    yield _count_line("reused", figures.cached_tokens, _reused_from(figures))
     if figures.cached_tokens and figures.system_tokens:
         system = min(figures.system_tokens, figures.cached_tokens)
         text = f"  system {system:,} · history {figures.cached_tokens - system:,}"
         yield (Piece(text, "dim"),)
-    yield _count_line("computed", figures.computed_tokens, _progress(state, figures), width)
-    yield _count_line("cut at", figures.diverged_at, "", width)
-    style = "good" if figures.outcome == "hit" else "bad" if is_real_miss(figures) else "strong"
-    yield (Piece(f"{sign(figures)} {reason_words(figures.reason)}", style),)
-    yield from _wrapped(fmt.clean(figures.detail), width)
+    yield _count_line("computed", figures.computed_tokens, _progress(state, figures))
 
 
 def _reused_from(figures: Figures) -> str:
@@ -204,7 +203,7 @@ def _latency_lines(state: PanelState, width: int) -> Iterator[Line]:
     yield _table_line(("TTFT", fmt.duration(figures.ttft_ms), cold_ttft, saved), width, styles)
     yield _table_line(("decode", f"{fmt.rate(figures.decode_tokens_per_second)}/s", "", ""), width)
     if len(state.ttfts) > 1:
-        half = (width - 14) // 2
+        half = (width - 13) // 2
         yield (
             Piece("TTFT ", "dim"),
             Piece(fmt.sparkline(list(state.ttfts), half).ljust(half), "bar"),
@@ -237,11 +236,9 @@ def _tier_line(name: str, use: TierUse, width: int) -> Line:
 
 
 def _segment_text(row: SegmentRow, width: int, now: float) -> str:
-    places = (row.is_live and not row.in_ram, row.in_ram, row.on_disk)
-    where = "+".join(name for name, holds in zip(_WHERE_ORDER, places, strict=True) if holds)
     return _segment_columns(
         f"{row.start:,}–{row.stop:,}",
-        (where or "–") + ("*" if row.is_pinned else ""),
+        _where(row) + ("*" if row.is_pinned else ""),
         fmt.size(row.num_bytes),
         fmt.age(now - row.last_used),
         f"{row.hits:,}",
@@ -249,9 +246,15 @@ def _segment_text(row: SegmentRow, width: int, now: float) -> str:
     )
 
 
+def _where(row: SegmentRow) -> str:
+    if row.in_ram:
+        return "both" if row.on_disk else "RAM"
+    return "disk" if row.on_disk else "live" if row.is_live else "–"
+
+
 def _segment_columns(tokens: str, where: str, num: str, age: str, hits: str, width: int) -> str:
-    first = max(9, width - 27)
-    return f"{fmt.shorten(tokens, first):<{first}}{where:>9}{num:>8}{age:>5}{hits:>5}"
+    first = max(9, width - 23)
+    return f"{fmt.shorten(tokens, first):<{first}}{where:>5}{num:>8}{age:>5}{hits:>5}"
 
 
 def _event_lines(state: PanelState, width: int) -> Iterator[Line]:
@@ -260,10 +263,10 @@ def _event_lines(state: PanelState, width: int) -> Iterator[Line]:
     yield _heading("EVENTS", "", width)
     for event in list(state.events)[-MAX_EVENTS:]:
         stamp = fmt.clock_time(event.at, seconds=True)
-        text = textwrap.wrap(fmt.one_line(event.text), max(10, width - 9)) or [""]
         style = "bad" if event.kind in ("quarantined", "warning") else ""
-        mark = "! " if style else ""
-        yield (Piece(f"{stamp} ", "dim"), Piece(mark + text[0], style))
+        words = fmt.one_line(f"! {event.text}" if style else event.text)
+        text = textwrap.wrap(words, max(10, width - 9)) or [""]
+        yield (Piece(f"{stamp} ", "dim"), Piece(text[0], style))
         for more in text[1:]:
             yield (Piece(" " * 9 + more, style),)
 
@@ -303,20 +306,20 @@ def _heading(left: str, right: str, width: int, strong_from: int | None = None) 
 
 
 def _double_bar(cached: int, done: int, total: int, width: int) -> Line:
-    """Reused tokens solid, computed ones lighter, the ones still to be computed as a thin line."""
+    """Reused tokens solid, computed ones dashed, those still to be computed as a thin line."""
     total = max(1, total)
     solid = round(width * cached / total)
     if 0 < cached < total:
         solid = max(1, min(width - 1, solid))
     reached = max(solid, round(width * min(done, total) / total))
     return (
-        Piece("█" * solid, "bar"),
-        Piece("▒" * (reached - solid), "rest"),
+        Piece("━" * solid, "bar"),
+        Piece("╍" * (reached - solid), "dim"),
         Piece("─" * (width - reached), "rest"),
     )
 
 
-def _count_line(name: str, number: int, note: str, width: int) -> Line:
+def _count_line(name: str, number: int, note: str) -> Line:
     text = f"{name:<10}{number:>9,}"
     return (Piece(text), Piece(f"  {note}" if note else "", "dim"))
 
@@ -324,9 +327,11 @@ def _count_line(name: str, number: int, note: str, width: int) -> Line:
 def _table_line(
     cells: tuple[str, str, str, str], width: int, styles: tuple[str, ...] = ("", "", "", "")
 ) -> Line:
-    each = (width - 8) // 3
-    first = width - 3 * each
-    texts = (f"{cells[0]:<{first}}", *(f"{cell:>{each}}" for cell in cells[1:]))
+    """A name and three right-aligned cells; the middle one has room for `cold est.`."""
+    side = max(8, (width - 7 - 11) // 2)
+    middle = max(10, width - 7 - 2 * side)
+    name, last, cold, saved = cells
+    texts = (f"{name:<7}", f"{last:>{side}}", f"{cold:>{middle}}", f"{saved:>{side}}")
     return tuple(Piece(text, style) for text, style in zip(texts, styles, strict=True))
 
 

@@ -230,7 +230,7 @@ class Turns:
         answer = running.answer
         reasoning, text = running.buffer.take()
         if answer is not None and (reasoning or text):
-            await answer.write(reasoning, text, running.buffer.num_tokens)
+            await answer.write(reasoning, text, running.buffer.num_reasoning_tokens)
             answer.show_waiting(f"writing · {running.buffer.num_tokens:,} tok")
 
     # Ending

@@ -34,6 +34,7 @@ class TextBuffer:
         self._lock = threading.Lock()
         self._deltas: list[TextDelta] = []
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0
 
     def add(self, delta: TextDelta) -> bool:
         """Keep a delta; True when the buffer was empty before, so that the screen must be told."""
@@ -41,6 +42,8 @@ class TextBuffer:
             was_empty = not self._deltas
             self._deltas.append(delta)
             self.num_tokens = delta.num_tokens
+            if delta.is_reasoning:
+                self.num_reasoning_tokens = delta.num_tokens
             return was_empty
 
     def take(self) -> tuple[str, str]:

@@ -47,7 +47,7 @@ class IdsEngine:
         self, prompt: Sequence[int], num_answer: int, *, is_cold: bool = False, is_kept: bool = True
     ) -> Said:
         """Answer greedily with `num_answer` tokens, then close the turn as the engine does."""
-        packed, reuse = pack(prompt), Reuse(0, 0, 0, 0.0)
+        packed, reuse = pack(prompt), Reuse(0)
         if is_cold:
             self.context.start_cold()
         else:

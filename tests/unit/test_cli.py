@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from chatcache import cli, compose
-from chatcache.backends.base import CacheEvent
+from chatcache.backends.base import CacheEvent, ModelInfo
 from chatcache.errors import ModelLoadError
 from tests.fakes import FakeBackend
 
@@ -266,6 +266,16 @@ def test_a_model_that_cannot_be_loaded(run: Run, backends: list[FakeBackend]) ->
     assert [message["text"] for message in messages] == ["hello"]
 
 
+def test_a_wrong_model_is_refused_before_anything_is_kept(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("ask", "hello", "--model", str(tmp_path / "no"))
+    assert (code, out) == (4, "")
+    assert str(tmp_path / "no") in err
+    (tmp_path / "config.json").write_text("{}")
+    assert run("ask", "hello", "--model", str(tmp_path))[0] == 4
+    assert run("ask", "hello", "--model", "biultin")[2].endswith("Did you mean 'builtin'?\n")
+    assert run_json(run, "sessions", "list") == {"sessions": []}
+
+
 def test_a_failure_in_the_middle_keeps_what_was_written(
     run: Run, backends: list[FakeBackend]
 ) -> None:
@@ -346,11 +356,19 @@ def test_an_interruption_keeps_the_partial_answer(
 
 def test_an_interruption_while_the_model_loads(run: Run, backends: list[FakeBackend]) -> None:
     backend = FakeBackend()
-    gate = backend.gate("load")
+    backend.gate("load")
     backends.append(backend)
+    is_asked = threading.Event()
+    wait_ready = backend.wait_ready
+
+    def wait(timeout: float | None = None) -> ModelInfo:
+        is_asked.set()
+        return wait_ready(timeout)
+
+    backend.wait_ready = wait  # type: ignore[method-assign]
 
     def interrupt() -> None:
-        gate.arrived.wait(5)
+        is_asked.wait(5)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -445,7 +463,8 @@ def test_fork_writes_no_kv_and_leaves_the_source_alone(run: Run) -> None:
     assert run_json(run, "sessions", "show", "a") == before
     answered = run_json(run, "ask", "other", "--session", "b")
     details = answered["usage"]["prompt_tokens_details"]
-    assert (answered["turn"], details["cached_tokens"]) == (2, forked["shared_tokens"])
+    assert answered["turn"] == 2
+    assert details["cached_tokens"] >= forked["shared_tokens"]
 
 
 def test_fork_with_a_prompt_answers_it(run: Run) -> None:

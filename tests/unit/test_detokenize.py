@@ -1,14 +1,15 @@
-"""Text appears id by id, whole characters only, and is in the end what decoding everything gives."""
+"""Text appears id by id, whole characters only, and in the end it is what decoding all gives."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatcache.backends.local.detokenize import Detokenizer
+from chatcache.backends.local.detokenize import CharacterStream, Detokenizer, plain_decode
 from tests.models import TURN_END, build_metaspace_tokenizer, build_tokenizer
 
 TEXTS = (
@@ -102,8 +103,6 @@ def test_a_special_token_can_be_asked_for(byte_level: Any) -> None:
 
 def test_cost_of_a_long_text_is_linear(byte_level: Any) -> None:
     """Each push decodes a bounded number of ids, also in text that is garbled throughout."""
-    from chatcache.backends.local.detokenize import CharacterStream, plain_decode
-
     longest = 0
     decode = plain_decode(byte_level)
 
@@ -119,10 +118,6 @@ def test_cost_of_a_long_text_is_linear(byte_level: Any) -> None:
     assert longest <= 40
 
 
-_CACHE: list[Any] = []
-
-
+@cache
 def _byte_level() -> Any:
-    if not _CACHE:
-        _CACHE.append(build_tokenizer())
-    return _CACHE[0]
+    return build_tokenizer()

@@ -28,7 +28,8 @@ from chatcache.backends.base import (
     TurnPlanned,
     TurnRequest,
 )
-from chatcache.backends.local.host import LocalBackend, open_log
+from chatcache.backends.local.child import open_log
+from chatcache.backends.local.host import LocalBackend
 from chatcache.backends.local.settings import EngineSettings
 from chatcache.errors import EngineDiedError, ModelLoadError, UnavailableError
 
@@ -40,7 +41,9 @@ BackendFactory = Callable[..., LocalBackend]
 
 @pytest.fixture
 def settings(tmp_path: Path) -> EngineSettings:
-    return EngineSettings(model="echo", cache_dir=tmp_path, log_path=tmp_path / "logs" / "engine.log")
+    return EngineSettings(
+        model="echo", cache_dir=tmp_path, log_path=tmp_path / "logs" / "engine.log"
+    )
 
 
 @pytest.fixture
@@ -262,8 +265,40 @@ def test_closing_while_loading_does_not_wait(make_backend: BackendFactory) -> No
 
 def test_wait_ready_gives_up_in_time(make_backend: BackendFactory) -> None:
     backend = make_backend("never")
-    with pytest.raises(UnavailableError, match="still being loaded"):
+    with pytest.raises(TimeoutError, match="still being loaded"):
         backend.wait_ready(0.01)
+
+
+def test_asking_whether_it_is_ready_starts_nothing(make_backend: BackendFactory) -> None:
+    backend = make_backend()
+    recorder = Recorder(backend)
+    with pytest.raises(TimeoutError):
+        backend.wait_ready(0)
+    assert recorder.events == []
+
+
+def test_an_engine_that_cannot_be_started_is_told(settings: EngineSettings) -> None:
+    backend = LocalBackend(settings, command=("/no/such/program",))
+    recorder = Recorder(backend)
+    backend.start()
+    assert "could not be started" in recorder.wait_for(BackendFailed).error.message
+    with pytest.raises(EngineDiedError):
+        backend.wait_ready(SECONDS)
+    backend.close()
+
+
+def test_a_listener_may_close_the_backend(make_backend: BackendFactory) -> None:
+    backend = make_backend()
+    closed = threading.Event()
+
+    def close(event: BackendEvent) -> None:
+        if isinstance(event, ModelReady):
+            backend.close()
+            closed.set()
+
+    backend.subscribe(close)
+    backend.start()
+    assert closed.wait(SECONDS)
 
 
 def test_closing_stops_the_turn_and_drains(make_backend: BackendFactory, tmp_path: Path) -> None:

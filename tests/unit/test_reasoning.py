@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +22,16 @@ CASES = [
     (THINK, False, "<think>\nfirst\nthen\n</think>\n\nYes.", "first\nthen", "Yes."),
     (THINK, False, "\n<think>a</think>b", "a", "b"),
     (THINK, True, "because\n</think>\n\nYes.", "because", "Yes."),
-    (THINK, True, "\nnever closed\n", "never closed", ""),
+    (THINK, True, "\nnever closed\n", "never closed\n", ""),
     (THINK, True, "half a tag </thi", "half a tag </thi", ""),
     (THINK, False, "<think>\n\n</think>\n\nYes.", None, "Yes."),
-    (THINK, False, "the tag <think> is text here </think>", None, "the tag <think> is text here </think>"),
+    (
+        THINK,
+        False,
+        "the tag <think> is text here </think>",
+        None,
+        "the tag <think> is text here </think>",
+    ),
     (THINK, False, "<think>a</think>say </think> again", "a", "say </think> again"),
     (THINK, False, "<thin", None, "<thin"),
     (THINK, False, "  indented", None, "  indented"),
@@ -49,7 +57,12 @@ def split(style: ReasoningFormat, is_open: bool, chunks: list[str]) -> tuple[str
 @pytest.mark.parametrize(("style", "is_open", "stream", "reasoning", "answer"), CASES)
 @pytest.mark.parametrize("step", [1, 3, 1000])
 def test_splits_alike_in_any_chunks(
-    style: ReasoningFormat, is_open: bool, stream: str, reasoning: str | None, answer: str, step: int
+    style: ReasoningFormat,
+    is_open: bool,
+    stream: str,
+    reasoning: str | None,
+    answer: str,
+    step: int,
 ) -> None:
     chunks = [stream[at : at + step] for at in range(0, len(stream), step)]
     assert split(style, is_open, chunks) == (reasoning, answer)
@@ -62,7 +75,7 @@ def test_splits_alike_in_any_chunks(
 )
 def test_chunking_never_matters(text: str, cuts: list[int], is_open: bool) -> None:
     edges = [0, *sorted(cuts), len(text)]
-    chunks = [text[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    chunks = [text[start:stop] for start, stop in pairwise(edges)]
     assert split(THINK, is_open, chunks) == split(THINK, is_open, [text])
 
 
@@ -89,3 +102,11 @@ def test_text_is_not_held_back_without_need() -> None:
 )
 def test_format_follows_the_tokenizer(tokens: list[str], style: ReasoningFormat) -> None:
     assert reasoning_format(tokens) is style
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_what_is_continued_begins_where_it_stopped(is_open: bool) -> None:
+    splitter = ReasoningSplitter(is_open=is_open, is_continued=True)
+    pieces = [*splitter.push("\nthen <think>"), *splitter.finish()]
+    assert "".join(piece.text for piece in pieces) == "\nthen <think>"
+    assert {piece.is_reasoning for piece in pieces} == {is_open}

@@ -108,8 +108,10 @@ def test_sessions_are_found_by_name_id_and_prefix(store: SessionStore) -> None:
     with pytest.raises(NotFoundError) as caught:
         store.find("plan")
     assert "'plans'" in caught.value.hint
-    with pytest.raises(NotFoundError):
-        store.find("s_")
+    for unknown in ("s_", "", "s_zz", "\ud800", "a\x00b"):
+        with pytest.raises(NotFoundError):
+            store.find(unknown)
+    assert store.create("two\nlines").session_id == store.find("two\nlines").session_id
 
 
 def test_a_prefix_of_several_ids_is_refused(store: SessionStore) -> None:
@@ -220,12 +222,31 @@ def test_variants_of_a_living_session_survive_the_end_of_its_fork(store: Session
     assert [one.node.text for one in store.nodes.siblings(first)] == ["ONE", "another"]
 
 
+def test_a_branch_that_outlives_its_session_has_a_new_owner(store: SessionStore) -> None:
+    a = store.create("a").session_id
+    say(store, a, "shared")
+    row = store.sessions.row(a)
+    b = store.fork(row, row.tip, "b").session_id
+    said_in_b = say(store, b, "said in b")
+    store.sessions.move_tip(a, row.tip, said_in_b.seq)
+    store.delete(b)
+    assert texts(store, a)[-1] == "SAID IN B"
+    assert search(store.database, "said")[0].session_id == a
+    store.sessions.move_tip(a, said_in_b.seq, row.tip)
+    assert verify.problems(store.database) == []
+    store.delete(a)
+    assert num_nodes(store) == 0
+
+
 def test_deleting_leaves_no_readable_words_in_the_file(store: SessionStore, path: Path) -> None:
     session_id = store.create("a").session_id
     say(store, session_id, "confidential-" * 50)
+    say(store, store.create("b").session_id, "everyday words")
     store.delete(session_id)
     store.close()
-    assert b"confidential-confidential" not in path.read_bytes()
+    assert b"confidential" not in path.read_bytes().lower()
+    assert b"everyday" in path.read_bytes()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_name_of_ones_own_is_not_replaced(store: SessionStore) -> None:

@@ -102,7 +102,8 @@ def _meet(
 ) -> tuple[int, int] | None:
     """The next boundary at which both sides have spelt the same text; None if they never do.
 
-    Bytes that are no character prove nothing (two different ones look alike): no meeting then.
+    Decoding begins at a whole character: behind half a one some decoders garble all that follows,
+    and different text would look alike.
     """
     context = _whole_context(codec, old[max(0, at - _CONTEXT_IDS) : at])
     if at and not context:
@@ -119,7 +120,7 @@ def _meet(
         pending[side] += streams[side].push(sides[side][position])
         positions[side] += 1
         length = min(len(pending[0]), len(pending[1]))
-        if pending[0][:length] != pending[1][:length] or REPLACEMENT in pending[side]:
+        if pending[0][:length] != pending[1][:length]:
             return None
         pending = [text[length:] for text in pending]
         is_level = not any(pending) and all(stream.is_clean for stream in streams)

@@ -21,15 +21,22 @@ from chatcache.cache.rates import RateBook
 from chatcache.cache.rows import CostEstimate
 from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
 
+# Computing fewer tokens than this takes about as long as computing one: both read all weights.
+MIN_PART_TOKENS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """How much of a prompt is in the live KV now, where it came from, and how long that took."""
+    """How much of a prompt is in the live KV now, where it came from, and how long that took.
+
+    `num_matched` tokens were known; fewer are reused where a cut inside a segment does not pay.
+    """
 
     num_tokens: int
-    disk_tokens: int
-    bytes_read: int
-    seconds: float
+    disk_tokens: int = 0
+    bytes_read: int = 0
+    seconds: float = 0.0
+    num_matched: int = 0
     problem: str | None = None
     is_damage: bool = False
 
@@ -75,10 +82,12 @@ class LiveContext:
         Only what differs from what is live already is moved.
         """
         self._cache = self._live
-        live = min(common_prefix(self._ids, packed), limit)
-        self._set_length(packed, live)
         began = time.perf_counter()
-        with self._prefixes.acquire(packed, limit) as lease:
+        live = min(common_prefix(self._ids, packed), limit)
+        with self._prefixes.acquire(packed, limit, MIN_PART_TOKENS) as lease:
+            if live <= lease.num_matched:
+                live = min(live, lease.num_tokens)
+            self._set_length(packed, live)
             restored = self._prefixes.restore(lease, self._live, live)
         seconds = time.perf_counter() - began
         self._set_length(packed, restored.num_tokens)
@@ -86,6 +95,7 @@ class LiveContext:
             self._rates.note_restore(restored.bytes_read, seconds)
         return Reuse(
             num_tokens=restored.num_tokens,
+            num_matched=max(lease.num_matched, restored.num_tokens),
             disk_tokens=restored.disk_tokens,
             bytes_read=restored.bytes_read,
             seconds=seconds,

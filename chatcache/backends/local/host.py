@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import queue
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from chatcache.backends.base import (
@@ -34,6 +31,12 @@ from chatcache.backends.base import (
     TurnFinished,
     TurnRequest,
 )
+from chatcache.backends.local.child import (
+    EXIT_SECONDS,
+    end_process,
+    exit_words,
+    start_process,
+)
 from chatcache.backends.local.partial import PartialAnswer
 from chatcache.backends.local.settings import EngineSettings
 from chatcache.backends.local.wire import (
@@ -44,7 +47,6 @@ from chatcache.backends.local.wire import (
     EstimateCosts,
     RunTurn,
     StopTurn,
-    channel_pair,
 )
 from chatcache.errors import EngineDiedError, UnavailableError
 
@@ -54,8 +56,6 @@ ENGINE_MODULE = "chatcache.backends.local.process"
 MAX_RESTARTS = 3
 RESTART_WINDOW_SECONDS = 60.0
 DRAIN_SECONDS = 60.0
-_EXIT_SECONDS = 5.0
-_MAX_LOG_BYTES = 5 << 20
 
 Listener = Callable[[BackendEvent], None]
 State = Literal["idle", "loading", "ready", "failed", "closed"]
@@ -112,9 +112,7 @@ class LocalBackend:
         with self._changed:
             if self._state in ("idle", "failed"):
                 self._start_engine()
-            error = self._error
-        if error is not None:
-            self._announce(BackendFailed(error))
+        self._announce_failed_start()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` for each event from now on; it is told the present state at once."""
@@ -132,15 +130,18 @@ class LocalBackend:
         return unsubscribe
 
     def wait_ready(self, timeout: float | None = None) -> ModelInfo:
-        """Block until the model is loaded. Raises what made loading fail."""
+        """Block until the model is loaded. Raises what made loading fail, or TimeoutError.
+
+        Starts the engine if nobody did, except for `wait_ready(0)`, which only asks.
+        """
         with self._changed:
             if self._state == "idle":
+                if timeout == 0:
+                    raise TimeoutError("the engine has not been started")
                 self._start_engine()
             is_settled = self._changed.wait_for(lambda: self._state != "loading", timeout)
             if not is_settled:
-                raise UnavailableError(
-                    f"The model is still being loaded after {timeout:g} s.", "Wait a little longer."
-                )
+                raise TimeoutError(f"the model is still being loaded after {timeout:g} s")
             if self._state != "ready" or self._info is None:
                 raise self._error or _closed_error()
             return self._info
@@ -190,9 +191,10 @@ class LocalBackend:
                 self._send(CloseEngine())
             self._changed.notify_all()
         if engine is not None and is_first:
-            _end_process(engine.process, self._drain_seconds if was_ready else 0.0)
+            end_process(engine.process, self._drain_seconds if was_ready else 0.0)
         for pump in self._pumps:
-            pump.join()
+            if pump is not threading.current_thread():  # a listener may close us
+                pump.join()
         if engine is None:
             self._fail_pending(_closed_error())
 
@@ -200,25 +202,11 @@ class LocalBackend:
 
     def _start_engine(self) -> None:
         self._state, self._info, self._error = "loading", None, None
-        channel, theirs = channel_pair()
-        log_file = open_log(self._settings.log_path)
         try:
-            process = subprocess.Popen(
-                [*self._command, "--fd", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=log_file,
-                pass_fds=[theirs.fileno()],
-                env=_engine_environment(),
-            )
+            process, channel = start_process(self._command, self._settings.log_path)
         except OSError as error:
-            channel.close()
             self._fail(EngineDiedError(f"The engine could not be started: {error.strerror}."))
             return
-        finally:
-            theirs.close()
-            if log_file is not subprocess.DEVNULL:
-                os.close(log_file)
         self._engine = _Engine(process, channel)
         self._send(self._settings)
         for turn in self._turns.values():
@@ -315,7 +303,7 @@ class LocalBackend:
 
     def _on_engine_end(self, engine: _Engine) -> None:
         """The channel ended: after close(), after a failed load, or because the engine died."""
-        code = _end_process(engine.process, _EXIT_SECONDS)
+        code = end_process(engine.process, EXIT_SECONDS)
         engine.channel.close()
         with self._changed:
             if self._engine is not engine:
@@ -330,11 +318,20 @@ class LocalBackend:
         with self._changed:
             if event.will_restart and self._state == "loading":
                 self._start_engine()
+        if event.will_restart:
+            self._announce_failed_start()
+
+    def _announce_failed_start(self) -> None:
+        """Tell the listeners of an engine that could not even be started."""
+        with self._changed:
+            error = self._error
+        if error is not None:
+            self._announce(BackendFailed(error))
 
     def _note_death(self, code: int) -> BackendFailed:
         """Tell the turn in progress, and decide whether to try again."""
         error = EngineDiedError(
-            f"The engine process ended unexpectedly ({_exit_words(code)}).",
+            f"The engine process ended unexpectedly ({exit_words(code)}).",
             f"Nothing that was said is lost; {self._settings.log_path} may tell why.",
         )
         now = time.monotonic()
@@ -363,54 +360,6 @@ class LocalBackend:
                 listener(event)
             except Exception:
                 log.exception("a listener failed on %s", type(event).__name__)
-
-
-def open_log(path: Path) -> int:
-    """The descriptor that the engine's output goes to; a log that cannot be written is no log.
-
-    Only its owner may read it. It starts anew when it has grown large; one older log is kept.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
-            path.replace(path.with_suffix(path.suffix + ".1"))
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    except OSError:
-        log.warning("the engine's log %s cannot be written", path)
-        return subprocess.DEVNULL
-
-
-def _engine_environment() -> dict[str, str]:
-    """Ours; plus the place of a chatcache that is not installed, but run from a checkout.
-
-    The engine is started with -P: a file `torch.py` in the user's directory must not be imported.
-    """
-    environment = dict(os.environ)
-    root = str(Path(__file__).resolve().parents[3])
-    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        others = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = os.pathsep.join([root, *([others] if others else [])])
-    return environment
-
-
-def _end_process(process: subprocess.Popen[bytes], patience_seconds: float) -> int:
-    """Wait for the end of a process; after that, make it end. Returns its exit code."""
-    for seconds, end in (
-        (patience_seconds, process.terminate),
-        (_EXIT_SECONDS, process.kill),
-    ):
-        try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            end()
-    return process.wait()
-
-
-def _exit_words(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    names = {9: "killed; perhaps the memory was full", 11: "segmentation fault", 6: "aborted"}
-    return f"signal {-code}, {names[-code]}" if -code in names else f"signal {-code}"
 
 
 def _closed_error() -> UnavailableError:

@@ -22,6 +22,7 @@ DivergenceKind = Literal["template_rewrote_history", "template_is_unstable"]
 
 _DATE_FORMAT = re.compile(r"""strftime_now\(\s*(['"])(.+?)\1""")
 _SNIPPET_IDS = 8
+_TAG_IDS = 16  # room for a tag that is no token of its own, and spaces
 _SNIPPET_CHARACTERS = 32
 
 
@@ -40,6 +41,7 @@ class PromptPlan:
 
     `diverged` is None when the whole journal was kept. `system_tokens` leading ids belong to the
     system prompt. `opens_reasoning`: the prompt ends inside reasoning, so the answer begins there.
+    `continues_answer`: the prompt ends inside an answer whose text is known already.
     """
 
     ids: list[int]
@@ -47,6 +49,7 @@ class PromptPlan:
     diverged: Divergence | None = None
     system_tokens: int = 0
     opens_reasoning: bool = False
+    continues_answer: bool = False
 
 
 class PromptPlanner:
@@ -77,27 +80,46 @@ class PromptPlanner:
         With `continue_answer` the last message is a partial answer and the prompt ends inside it.
         Raises UnavailableError if the template refuses the messages.
         """
-        partial = None
         if continue_answer and messages[-1].role == "assistant":
             *messages, partial = messages
+            if partial.text or partial.reasoning:
+                return self._plan_rest_of(messages, partial, journal, think)
         render = self.template.render(messages, think=think)
-        opens_reasoning = self._is_open(render.text)
-        if partial is not None and (partial.text or partial.reasoning):
-            opens_reasoning = not partial.text
-            if self._is_covered(journal, render, partial):
-                ids = list(journal if journal[-1] not in self._end_token_ids else journal[:-1])
-                system_tokens = self._count_system_tokens(messages, think, ids)
-                return PromptPlan(ids, len(ids), None, system_tokens, opens_reasoning)
-            render = self._with_partial(render, partial)
         match = extend_journal(self.codec, journal, render.text, render.marker)
         diverged = None
         if match.keep < len(journal):
-            changes_itself = (
-                partial is None and self.template.render(messages, think=think).text != render.text
-            )
-            diverged = self._explain(journal, render, match, changes_itself)
-        system_tokens = self._count_system_tokens(messages, think, match.ids)
-        return PromptPlan(match.ids, match.keep, diverged, system_tokens, opens_reasoning)
+            again = self.template.render(messages, think=think)
+            diverged = self._explain(journal, render, match, again.text != render.text)
+        return PromptPlan(
+            ids=match.ids,
+            keep=match.keep,
+            diverged=diverged,
+            system_tokens=self._count_system_tokens(messages, think, match.ids),
+            opens_reasoning=self._is_open(render.text),
+        )
+
+    def _plan_rest_of(
+        self,
+        messages: Sequence[ChatMessage],
+        partial: ChatMessage,
+        journal: Sequence[int],
+        think: bool | None,
+    ) -> PromptPlan:
+        """The prompt that goes on with `partial`: the ids as produced, or else as rendered."""
+        prompt = self.template.render(messages, think=think)
+        opens_reasoning, diverged = not partial.text, None
+        if self._is_covered(journal, prompt, partial):
+            ids = list(journal if journal[-1] not in self._end_token_ids else journal[:-1])
+            keep = len(ids)
+            opens_reasoning = opens_reasoning and not self._has_closed(ids)
+        else:
+            render = self._with_partial(prompt, partial)
+            match = extend_journal(self.codec, journal, render.text, render.marker)
+            ids, keep = match.ids, match.keep
+            if keep < len(journal):
+                diverged = self._explain(journal, render, match, changes_itself=False)
+        system_tokens = self._count_system_tokens(messages, think, ids)
+        return PromptPlan(ids, keep, diverged, system_tokens, opens_reasoning, True)
 
     def _is_open(self, text: str) -> bool:
         return text.rstrip().endswith(self.template.reasoning.open)
@@ -113,8 +135,16 @@ class PromptPlanner:
         wanted = (partial.text or partial.reasoning or "").strip()
         tail = list(journal[:-1] if journal[-1] in self._end_token_ids else journal)
         # An answer has at most as many ids as bytes; a few more are room for tags and spaces.
-        text = self.codec.decode(tail[-len(wanted.encode()) - 16 :])
-        return text.rstrip(REPLACEMENT).rstrip().endswith(wanted)
+        text = self.codec.decode(tail[-len(wanted.encode()) - _TAG_IDS :])
+        text = text.rstrip(REPLACEMENT).rstrip()
+        if not partial.text:
+            text = text.removesuffix(self.template.reasoning.close).rstrip()
+        return text.endswith(wanted)
+
+    def _has_closed(self, ids: Sequence[int]) -> bool:
+        """Whether the reasoning has just ended, before any text of the answer."""
+        tail = self.codec.decode(list(ids[-_TAG_IDS:]))
+        return tail.rstrip().endswith(self.template.reasoning.close)
 
     def _with_partial(self, prompt: Render, partial: ChatMessage) -> Render:
         """The generation prompt and behind it the partial answer, as models write reasoning."""
@@ -169,8 +199,12 @@ class PromptPlanner:
         return Divergence(keep, "template_rewrote_history", detail)
 
     def _written(self, ids: Sequence[int], start: int, length: int) -> str:
-        known = self.codec.num_known(ids)
-        return self.codec.decode(list(ids[start : min(start + length, known)]))
+        """The text of a few ids as it stands behind the id in front of them."""
+        stop = min(start + length, self.codec.num_known(ids))
+        before = list(ids[max(0, start - 1) : start])
+        head = self.codec.decode(before)
+        text = self.codec.decode([*before, *ids[start:stop]])
+        return text.removeprefix(head)
 
     def _date_at(self, text: str, start: int, stop: int) -> str | None:
         """The date or time that the template wrote across `text[start:stop]`, if it did."""

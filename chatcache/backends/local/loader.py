@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local import identity, resolve
+from chatcache.backends.local import attention, identity, resolve
 from chatcache.backends.local.progress import Progress, download, first_line, reported_progress
 from chatcache.backends.local.template import ChatTemplate
 from chatcache.errors import ModelLoadError, UnavailableError
@@ -87,7 +87,7 @@ def load_model(
     config = _load_config(path)
     chosen = choose_dtype(dtype, config, place, resolve.count_parameters(path))
     with reported_progress(progress):
-        model, attention = _load_weights(path, config, chosen, place)
+        model = _load_weights(path, config, chosen, place)
     if adapter is not None:
         model = _apply_adapter(model, adapter)
     weights_id = identity.weights_id(
@@ -107,7 +107,7 @@ def load_model(
         num_layers=int(text_config.num_hidden_layers),
         dtype=model.dtype,
         device=place,
-        attention=attention,
+        attention=attention.install(model, place),
         max_context_tokens=_context_limit(text_config, tokenizer),
         end_token_ids=_end_token_ids(model, tokenizer),
         generation_defaults=_generation_defaults(model.generation_config),
@@ -193,18 +193,16 @@ def _load_config(path: Path) -> Any:
         ) from error
 
 
-def _load_weights(
-    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device
-) -> tuple[Any, str]:
-    """The model on its device, and the attention implementation it runs with."""
+def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+    """The model on its device, with torch's own attention kernel where it has one."""
     from transformers import AutoModelForCausalLM
 
-    def load(attention: str) -> tuple[Any, dict[str, Any]]:
+    def load(kernel: str) -> tuple[Any, dict[str, Any]]:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=kernel,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -213,15 +211,13 @@ def _load_weights(
         model, info = loaded
         return model, info
 
-    attention = "sdpa"
     try:
         try:
-            model, info = load(attention)
+            model, info = load("sdpa")
         except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            attention = "eager"
-            model, info = load(attention)
+            model, info = load("eager")
         _check_complete(path, info)
         model = model.eval().requires_grad_(False).to(device)
     except ModelLoadError:
@@ -237,7 +233,7 @@ def _load_weights(
             f"The model in {path} cannot be loaded: {first_line(error)}.",
             "The log has the details; choose another model with --model.",
         ) from error
-    return model, attention
+    return model
 
 
 def _check_complete(path: Path, info: dict[str, Any]) -> None:

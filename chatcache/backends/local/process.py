@@ -244,4 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    exit_code = main()
+    logging.shutdown()
+    # Everything is written out; tearing down torch's threads and modules only takes time.
+    os._exit(exit_code)

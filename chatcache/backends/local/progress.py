@@ -123,6 +123,10 @@ def _download_bar(repo_id: str, progress: Progress) -> type[Any]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message, without the full stop."""
+    """The first line of a message, without the full stop; the kind too where that is the news."""
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    if not lines:
+        return type(error).__name__
+    text = lines[0].rstrip(".")
+    says_enough = isinstance(error, (OSError, RuntimeError, ValueError))
+    return text if says_enough else f"{type(error).__name__}: {text}"

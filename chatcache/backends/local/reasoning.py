@@ -56,14 +56,21 @@ class ReasoningSplitter:
     """Takes text as it comes, gives pieces that are reasoning or answer; tags are swallowed.
 
     Reasoning is recognised at the start of the answer only: a tag that is mentioned later is text.
-    Newlines next to a tag belong to the tag. What might still become a tag is held back.
+    Newlines next to a tag belong to the tag. What might still become a tag is held back. `is_open`:
+    the stream begins inside reasoning; `is_continued`: in the middle of it, or of the answer.
     """
 
-    def __init__(self, style: ReasoningFormat = THINK, *, is_open: bool = False) -> None:
+    def __init__(
+        self,
+        style: ReasoningFormat = THINK,
+        *,
+        is_open: bool = False,
+        is_continued: bool = False,
+    ) -> None:
         self._style = style
-        self._state = "reasoning" if is_open else "start"
+        self._state = "reasoning" if is_open else "answer" if is_continued else "start"
         self._held = ""
-        self._is_after_tag = is_open
+        self._is_after_tag = is_open and not is_continued
 
     @property
     def is_reasoning(self) -> bool:
@@ -84,10 +91,10 @@ class ReasoningSplitter:
 
     def finish(self) -> list[TextPiece]:
         """What was held back, now that nothing follows."""
-        is_reasoning = self.is_reasoning
-        text = self._held.rstrip("\n") if is_reasoning else self._held
-        self._held = ""
-        return [TextPiece(text, is_reasoning)] if text else []
+        text, self._held = self._held, ""
+        if self._is_after_tag:
+            text = text.lstrip("\n")
+        return [TextPiece(text, self.is_reasoning)] if text else []
 
     def _leave_start(self) -> None:
         """Decide between reasoning and answer as soon as the first characters allow it."""

@@ -15,6 +15,8 @@ from chatcache.cache.namespace import explain_change
 from chatcache.cache.segments import DamagedFile
 from chatcache.cache.tokens import BYTES_PER_ID, chain_digest, common_prefix, pack
 
+MIN_MENTIONED_TOKENS = 16  # less is the template's own beginning, which all conversations share
+
 
 @dataclass(frozen=True, slots=True)
 class TurnFacts:
@@ -29,6 +31,7 @@ class TurnFacts:
     cut_problem: str | None = None
     divergence: tuple[Reason, str] | None = None
     previous: PreviousTurn | None = None
+    num_matched: int = 0
     restore_problem: str | None = None
     is_damage: bool = False
 
@@ -70,6 +73,9 @@ def explain(
     )
     if found is not None:
         return Explanation(outcome, found[0], f"{found[1]}: {counts}")
+    if facts.reused == 0 and facts.num_matched >= MIN_MENTIONED_TOKENS:
+        shared = f"only {facts.num_matched:,} leading tokens are shared with another conversation"
+        return Explanation("miss", "below_minimum", f"{shared}, too few to pay: {counts}")
     if facts.reused == 0:
         return Explanation("miss", "cold_start", f"nothing like this was read before: {counts}")
     return Explanation("hit", "new_user_turn", _hit_sentence(facts))
@@ -117,7 +123,7 @@ def _lost(
     for file in damaged:
         if _covers(file, facts, namespace):
             return "corrupt", f"a segment was damaged ({file.problem}), recomputed {where}"
-    return "evicted", f"the cache no longer holds what was read {where}"
+    return "evicted", f"the cache no longer holds the history {where}"
 
 
 def _covers(file: DamagedFile, facts: TurnFacts, namespace: str) -> bool:

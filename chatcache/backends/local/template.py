@@ -122,7 +122,8 @@ class ChatTemplate:
             )
         except Exception as error:
             raise UnavailableError(
-                f"The model's chat template does not accept this conversation: {error}.",
+                f"The model's chat template does not accept this conversation: "
+                f"{str(error).rstrip('.')}.",
                 "Edit the message it complains about, or choose another model.",
             ) from error
 

@@ -153,7 +153,7 @@ class TurnRunner:
 
     def _reuse(self, state: TurnState) -> None:
         """Make the live KV hold the longest reusable prefix of the prompt, and say why not more."""
-        reuse = Reuse(0, 0, 0, 0.0)
+        reuse = Reuse(0)
         if state.can_reuse:
             reuse = self._context.reuse(state.packed, state.limit)
         else:
@@ -179,6 +179,7 @@ class TurnRunner:
             cut_problem=None if self._cut.is_cuttable else self._cut.detail,
             divergence=(divergence.kind, divergence.detail) if divergence else None,
             previous=state.request.previous,
+            num_matched=reuse.num_matched,
             restore_problem=reuse.problem,
             is_damage=reuse.is_damage,
         )

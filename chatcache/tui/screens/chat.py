@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -25,7 +25,6 @@ from chatcache.backends.base import (
     CacheSnapshot,
     ModelReady,
 )
-from chatcache.chat.service import ChatService
 from chatcache.chat.views import SessionSummary
 from chatcache.tui import commands, layout, messages
 from chatcache.tui.actions import Actions
@@ -43,6 +42,9 @@ from chatcache.tui.widgets.title_bar import TitleBar
 from chatcache.tui.widgets.transcript import EarlierTurns, Transcript
 from chatcache.tui.widgets.welcome import Welcome
 from chatcache.tui.worker import as_user_error
+
+if TYPE_CHECKING:
+    from chatcache.chat.service import ChatService
 
 DOUBLE_PRESS_SECONDS = 0.6
 PLACEHOLDER = "Say something. Enter sends, Ctrl+J adds a line, / lists the commands"
@@ -79,14 +81,16 @@ class ChatScreen(Screen[None]):
         with Horizontal(id="middle"):
             with Vertical(id="column"):
                 yield Transcript(id="transcript")
-                yield CacheLine(id="cache-line", markup=False)
-                yield popup
-                yield Composer(popup, PLACEHOLDER)
+                with Vertical(id="writing"):
+                    yield CacheLine(id="cache-line", markup=False)
+                    yield popup
+                    yield Composer(popup, PLACEHOLDER)
             yield CachePanel(id="cache-panel")
         yield StatusBar(id="status-bar")
         yield Static(id="too-small", markup=False)
 
     def on_mount(self) -> None:
+        self._is_narrow = self.app.size.width < layout.NARROW_BELOW
         self.chats.show_title()
         self._apply_panel_mode()
         self.refresh_status()
@@ -203,9 +207,13 @@ class ChatScreen(Screen[None]):
                 for welcome in self.query(Welcome):
                     welcome.show_model(event.info)
             elif isinstance(event, BackendFailed) and not event.will_restart:
-                await self.show_error(*self.status.failure_words)
+                self.run_async(self._show_load_failure())
             self.refresh_status()
         self.refresh_panel()
+
+    async def _show_load_failure(self) -> None:
+        await self.chats.wait_opened()
+        await self.show_error(*self.status.failure_words)
 
     # What a turn says
 
@@ -316,15 +324,15 @@ class ChatScreen(Screen[None]):
         is_narrow = width < layout.NARROW_BELOW
         if is_narrow != self._is_narrow:
             self._is_narrow, self._panel_covers = is_narrow, False
-            self._apply_panel_mode()
+        self._apply_panel_mode()
         self.call_after_refresh(self._center)
 
     def _center(self) -> None:
         column = self.query_one("#column").size.width
         margin = layout.side_margin(column)
-        self.transcript.styles.padding = (1, margin, 0, margin)
-        for widget in (self.composer, self.query_one(CacheLine)):
-            widget.styles.margin = (0, max(0, margin - 2))
+        top = 0 if self.size.height < layout.TINY_BELOW else 1
+        self.transcript.styles.padding = (top, margin, 0, margin)
+        self.query_one("#writing").styles.padding = (0, max(0, margin - 2))
 
     @property
     def shown_panel_mode(self) -> layout.PanelMode:
@@ -340,7 +348,8 @@ class ChatScreen(Screen[None]):
     def _apply_panel_mode(self) -> None:
         shown = self.shown_panel_mode
         self.query_one(CachePanel).display = shown == "full"
-        self.query_one(CacheLine).display = shown == "compact"
+        has_room = self.app.size.height >= layout.TINY_BELOW
+        self.query_one(CacheLine).display = shown == "compact" and has_room
         self.refresh_panel()
         self.call_after_refresh(self._center)
 

@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
 from chatcache.tui.formatting import clean
+from chatcache.tui.styles import MUTED
 
 
 class ConfirmScreen(ModalScreen[bool]):
@@ -32,7 +33,7 @@ class ConfirmScreen(ModalScreen[bool]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Static(Content.styled(self._question, "bold"), markup=False)
-            yield Static(Content.styled(self._detail, "$foreground-muted"), markup=False)
+            yield Static(Content.styled(self._detail, MUTED), markup=False)
             with Horizontal(classes="buttons"):
                 yield Button(f"{self._yes} (y)", id="yes", variant="error", compact=True)
                 yield Button("Keep (n)", id="no", variant="primary", compact=True)

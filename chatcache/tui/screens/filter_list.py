@@ -19,6 +19,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from chatcache.tui.styles import MUTED
+
 MAX_ROWS = 500
 Result = TypeVar("Result")
 
@@ -67,7 +69,7 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
 
     def on_mount(self) -> None:
         self.query_one(OptionList).can_focus = False
-        self.query_one(".preview", Static).update(Content.styled("loading …", "$foreground-muted"))
+        self.query_one(".preview", Static).update(Content.styled("loading …", MUTED))
 
     # Rows
 
@@ -110,7 +112,7 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
         options.highlighted = index if self._shown else None
         if not self._shown:
             text = self.empty_text if not words else "no match"
-            self.query_one(".preview", Static).update(Content.styled(text, "$foreground-muted"))
+            self.query_one(".preview", Static).update(Content.styled(text, MUTED))
 
     @property
     def _width(self) -> int:

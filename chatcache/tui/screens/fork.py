@@ -12,6 +12,7 @@ from chatcache.chat.views import ForkPoint
 from chatcache.tui import figures
 from chatcache.tui.formatting import one_line, plural, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.tui.styles import MUTED
 from chatcache.tui.worker import as_user_error
 
 _TURN_WIDTH, _WHO_WIDTH, _TOKENS_WIDTH = 5, 8, 9
@@ -91,7 +92,7 @@ class ForkScreen(FilterListScreen[ForkChoice]):
         )
 
     def columns(self, width: int) -> Content:
-        return _line("turn", "", "", "tokens", "cost", width).stylize("$foreground-muted")
+        return _line("turn", "", "", "tokens", "cost", width).stylize(MUTED)
 
     def preview(self, row: Row) -> Content:
         fork = self._by_id[row.row_id]
@@ -103,7 +104,7 @@ class ForkScreen(FilterListScreen[ForkChoice]):
             lines = f"Keeps everything in a new chat, this one stays as it is. {cost}."
         else:
             lines = f"Keeps {plural(fork.point.turn, 'turn')}, this one included. {cost}."
-        return Content.assemble((lines, "$foreground-muted"), "\n", one_line(fork.text))
+        return Content.assemble((lines, MUTED), "\n", one_line(fork.text))
 
     def choose(self, row: Row) -> None:
         self.dismiss(self._by_id[row.row_id].choice)
@@ -118,13 +119,17 @@ def _drawer(row: ForkRow) -> Callable[[int], Content]:
 
 
 def _line(turn: str, who: str, text: str, tokens: str, cost: str, width: int) -> Content:
-    cost_width = 32 if width >= 90 else 26 if width >= 66 else 14
-    rest = width - _TURN_WIDTH - _WHO_WIDTH - _TOKENS_WIDTH - cost_width - 2
+    who_width = _WHO_WIDTH
+    cost_width = 32 if width >= 90 else 26 if width >= 66 else 18 if width >= 52 else 13
+    if width < 52:
+        who, who_width = who[:3], 4
+    tokens = f"{tokens:>{_TOKENS_WIDTH}}" if width >= 44 else ""
+    rest = width - _TURN_WIDTH - who_width - len(tokens) - cost_width - 2
     text = shorten(text, rest)
     return Content.assemble(
         f"{turn:>{_TURN_WIDTH - 1}} ",
-        (f"{who:<{_WHO_WIDTH}}", "$foreground-muted"),
+        (f"{who:<{who_width}}", MUTED),
         Content(text).pad_right(max(0, rest - Content(text).cell_length)),
-        f"{tokens:>{_TOKENS_WIDTH}}  ",
+        f"{tokens}  ",
         Content(shorten(cost, cost_width)),
     )

@@ -13,8 +13,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from chatcache.tui.commands import CHATS, COMMANDS, KEYS, SCOPE_TITLES, TALK, VIEW, key_words
+from chatcache.tui.styles import MUTED
 
-_KEY_COLUMN, _SLASH_COLUMN = 26, 24
+_KEY_COLUMN, _SLASH_COLUMN = 32, 18
 
 
 class HelpScreen(ModalScreen[None]):
@@ -55,7 +56,7 @@ class HelpScreen(ModalScreen[None]):
                     yield Content.assemble(
                         (f"{keys:<{_KEY_COLUMN}}", "bold"),
                         f"{key.summary}  ",
-                        (key.id, "$foreground-muted"),
+                        (key.id, MUTED),
                     )
             yield Content("")
         yield Content("Other keys: [keys] in the config file, by the ids on the right.")

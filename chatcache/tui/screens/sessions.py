@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widgets import Static
 
-from chatcache.chat.service import ChatService
 from chatcache.chat.views import SearchHit, SessionSummary
 from chatcache.tui.formatting import age, one_line, shorten
 from chatcache.tui.screens.ask_text import AskTextScreen
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.tui.styles import MUTED
 from chatcache.tui.worker import as_user_error
+
+if TYPE_CHECKING:
+    from chatcache.chat.service import ChatService
 
 _NUMBER_WIDTH, _AGE_WIDTH = 8, 6
 _MIN_SEARCH = 3
@@ -112,7 +115,7 @@ class SessionsScreen(FilterListScreen[str]):
     # Drawing
 
     def columns(self, width: int) -> Content:
-        return _line("  ", "name", "turns", "tokens", "used", width).stylize("$foreground-muted")
+        return _line("  ", "name", "turns", "tokens", "used", width).stylize(MUTED)
 
     def _drawer(self, session: SessionSummary) -> Callable[[int], Content]:
         mark = "● " if session.session_id == self._current_id else "  "
@@ -135,7 +138,7 @@ class SessionsScreen(FilterListScreen[str]):
             facts.append("open now")
         hit = self._hits.get(row.row_id)
         said = f"turn {hit.turn}: {one_line(hit.snippet)}" if hit else one_line(session.preview)
-        return Content.assemble((" · ".join(facts), "$foreground-muted"), "\n", said)
+        return Content.assemble((" · ".join(facts), MUTED), "\n", said)
 
     # Keys
 
@@ -189,10 +192,11 @@ class SessionsScreen(FilterListScreen[str]):
 
 
 def _line(mark: str, name: str, turns: str, tokens: str, used: str, width: int) -> Content:
-    rest = width - len(mark) - 2 * _NUMBER_WIDTH - _AGE_WIDTH - 1
+    tokens = f"{tokens:>{_NUMBER_WIDTH}}" if width >= 50 else ""
+    rest = width - len(mark) - _NUMBER_WIDTH - len(tokens) - _AGE_WIDTH - 1
     name = shorten(name, rest)
     return Content.assemble(
         mark,
         Content(name).pad_right(max(0, rest - Content(name).cell_length)),
-        f"{turns:>{_NUMBER_WIDTH}}{tokens:>{_NUMBER_WIDTH}}{used:>{_AGE_WIDTH}}",
+        f"{turns:>{_NUMBER_WIDTH}}{tokens}{used:>{_AGE_WIDTH}}",
     )

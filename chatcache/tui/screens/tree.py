@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import on
@@ -16,11 +16,13 @@ from textual.widgets import Static, Tree
 from textual.widgets.tree import TreeNode
 
 from chatcache.backends.base import CostEstimate
-from chatcache.chat.service import ChatService
 from chatcache.chat.views import SessionSummary
 from chatcache.tui import figures
 from chatcache.tui.formatting import age, plural, shorten
 from chatcache.tui.worker import as_user_error
+
+if TYPE_CHECKING:
+    from chatcache.chat.service import ChatService
 
 
 def family(sessions: Sequence[SessionSummary], session_id: str) -> list[tuple[int, SessionSummary]]:

@@ -13,6 +13,7 @@ from textual.widgets.markdown import MarkdownStream
 from chatcache.tui import formatting as fmt
 from chatcache.tui.figures import Figures, footer, is_real_miss
 from chatcache.tui.markdown import ChatMarkdown
+from chatcache.tui.styles import MUTED
 from chatcache.tui.widgets.message import MessageBlock
 from chatcache.tui.widgets.status_bar import progress_content
 
@@ -56,19 +57,19 @@ class AnswerMessage(MessageBlock):
     # While it grows
 
     def show_waiting(self, text: str) -> None:
-        self.query_one(".footer", Static).update(Content.styled(fmt.one_line(text), "$foreground-muted"))
+        self.query_one(".footer", Static).update(Content.styled(fmt.one_line(text), MUTED))
 
     def show_prefill(self, done: int, total: int, cached: int) -> None:
         content = progress_content("reading", done, total)
         if cached:
-            content += Content.styled(f" · {cached:,} reused", "$foreground-muted")
+            content += Content.styled(f" · {cached:,} reused", MUTED)
         self.query_one(".footer", Static).update(content)
 
-    async def write(self, reasoning: str, text: str, num_tokens: int) -> None:
+    async def write(self, reasoning: str, text: str, num_reasoning_tokens: int) -> None:
         """Append what the model produced since the last time."""
         if reasoning:
             self.reasoning += fmt.clean(reasoning)
-            self._reasoning_tokens = num_tokens
+            self._reasoning_tokens = num_reasoning_tokens
             self._show_reasoning()
         if text:
             text = fmt.clean(text)
@@ -129,8 +130,8 @@ class AnswerMessage(MessageBlock):
     def _footer_content(self) -> Content:
         if self.figures is None:
             ending = {"stopped": "stopped, /continue goes on", "length": "length limit"}
-            return Content.styled(ending.get(self.finish_reason or "", ""), "$foreground-muted")
-        style = "$text-warning" if is_real_miss(self.figures) else "$foreground-muted"
+            return Content.styled(ending.get(self.finish_reason or "", ""), MUTED)
+        style = "$text-warning" if is_real_miss(self.figures) else MUTED
         return Content.styled(footer(self.figures), style)
 
 

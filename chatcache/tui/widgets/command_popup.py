@@ -9,9 +9,12 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from chatcache.tui.commands import Command
+from chatcache.tui.formatting import shorten
+from chatcache.tui.styles import MUTED
 
 MAX_ROWS = 8
 _BORDER = 2
+_BESIDE = 6  # rows of the screen that are not for the list
 
 
 class CommandPopup(OptionList, can_focus=False):
@@ -36,17 +39,21 @@ class CommandPopup(OptionList, can_focus=False):
             return
         self._commands = list(commands)
         width = max((len(command.usage) for command in commands), default=0)
+        room = self.app.size.width - width - _BORDER - 8
         self.set_options(
             Option(
                 Content.assemble(
-                    (f"{command.usage:<{width}}", "bold"), (f"  {command.summary}", "$foreground-muted")
+                    (f"{command.usage:<{width}}", "bold"),
+                    (f"  {shorten(command.summary, room)}", MUTED),
                 )
             )
             for command in commands
         )
         if commands:
             self.highlighted = 0
-        self.styles.offset = (0, -min(MAX_ROWS, len(commands)) - _BORDER)
+        rows = max(1, min(MAX_ROWS, len(commands), self.app.size.height - _BESIDE))
+        self.styles.max_height = rows + _BORDER
+        self.styles.offset = (0, -rows - _BORDER)
 
     def close(self) -> None:
         self.display = False

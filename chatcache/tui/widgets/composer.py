@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from textual.app import SuspendNotSupported
-from textual.events import Paste
+from textual.events import Key, Paste
 from textual.message import Message
 from textual.widgets import TextArea
 
@@ -24,6 +24,7 @@ PASTE_LINES = 12
 PASTE_CHARACTERS = 2_000
 _COMMAND_START = re.compile(r"/([A-Za-z]*)\Z")
 _RECALLED_LIMIT = 500
+IN_TURN = frozenset({"composer.send", "composer.newline", "composer.complete"})
 
 
 class Composer(TextArea):
@@ -89,6 +90,16 @@ class Composer(TextArea):
         return self._earlier
 
     # Keys
+
+    async def _on_key(self, event: Key) -> None:
+        """Keys that would type something run their binding here, in turn with the text typed
+        before them: a priority binding would overtake it on a busy machine and send half."""
+        active = self.screen.active_bindings.get(event.key)
+        if active is None or active.node is not self or active.binding.id not in IN_TURN:
+            return
+        if await self.app.run_action(active.binding.action, self):
+            event.stop()
+            event.prevent_default()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "complete":

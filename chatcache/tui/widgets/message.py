@@ -14,6 +14,7 @@ from chatcache.chat.views import TranscriptMessage
 from chatcache.tui import formatting as fmt
 from chatcache.tui.commands import bindings
 from chatcache.tui.messages import MessageActed
+from chatcache.tui.styles import MUTED
 
 
 class MessageBlock(Vertical, can_focus=True):
@@ -48,7 +49,7 @@ class MessageBlock(Vertical, can_focus=True):
         note = f"  {self._when}"
         if self.num_siblings > 1:
             note += f"  ⑂ {self.sibling_index + 1}/{self.num_siblings} ‹ ›"
-        parts.append((note, "$foreground-muted"))
+        parts.append((note, MUTED))
         if self.has_class("-folded"):
             parts.append((f"  {fmt.shorten(self.text, 60)}", "$foreground-muted italic"))
         return Content.assemble(*parts)

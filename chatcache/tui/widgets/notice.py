@@ -6,16 +6,17 @@ from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.tui.formatting import clean
+from chatcache.tui.styles import MUTED
 
 
 class Notice(Static):
     """Calm, marked by a word and not only by colour. Not part of the conversation."""
 
     def __init__(self, message: str, hint: str = "", *, is_error: bool = False) -> None:
-        mark = ("✗ ", "bold $text-error") if is_error else ("· ", "$foreground-muted")
-        style = "" if is_error else "$foreground-muted"
+        mark = ("✗ ", "bold $text-error") if is_error else ("· ", MUTED)
+        style = "" if is_error else MUTED
         parts: list[tuple[str, str]] = [mark, (clean(message), style)]
         if hint:
-            parts.append((f"\n  {clean(hint)}", "$foreground-muted"))
+            parts.append((f"\n  {clean(hint)}", MUTED))
         super().__init__(Content.assemble(*parts), markup=False)
         self.set_class(is_error, "-error")

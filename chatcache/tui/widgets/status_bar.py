@@ -9,6 +9,7 @@ from textual.widgets import Static
 
 from chatcache.tui import formatting as fmt
 from chatcache.tui.status import BackendStatus
+from chatcache.tui.styles import MUTED
 
 _BAR_WIDTH = 16
 # From this total on a count is one of bytes: no model has so many tensors, no prompt such length.
@@ -27,7 +28,7 @@ class StatusBar(Horizontal):
         if status.loading is not None:
             loading = status.loading
             content = progress_content(loading.stage, loading.done, loading.total)
-            content += Content.styled(f" · {doing}" if doing else "", "$foreground-muted")
+            content += Content.styled(f" · {doing}" if doing else "", MUTED)
         elif status.failure is not None:
             content = Content.assemble(
                 ("✗ ", "bold $text-error"), " ".join(status.failure_words).strip()
@@ -35,13 +36,11 @@ class StatusBar(Horizontal):
         elif doing:
             content = Content(doing)
         else:
-            content = Content.styled("ready" if status.is_ready else "starting …", "$foreground-muted")
+            content = Content.styled("ready" if status.is_ready else "starting …", MUTED)
         self.query_one("#state", Static).update(content)
 
     def show_hints(self, hints: list[tuple[str, str]]) -> None:
-        parts = [
-            Content.assemble((key, "bold"), (f" {what}", "$foreground-muted")) for key, what in hints
-        ]
+        parts = [Content.assemble((key, "bold"), (f" {what}", MUTED)) for key, what in hints]
         self.query_one("#hints", Static).update(Content("   ").join(parts))
 
 

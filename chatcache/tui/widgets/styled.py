@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from textual.content import Content
 
 from chatcache.tui.panel_model import Line
+from chatcache.tui.styles import MUTED
 
 _STYLES = {
     "": "",
     "title": "bold $primary",
     "strong": "bold",
-    "dim": "$foreground-muted",
+    "dim": MUTED,
     "good": "bold $text-success",
     "bad": "bold $text-warning",
     "bar": "$primary",

@@ -8,6 +8,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.tui.formatting import one_line, shorten
+from chatcache.tui.styles import MUTED
 
 
 class TitleBar(Horizontal):
@@ -20,11 +21,11 @@ class TitleBar(Horizontal):
     def show_session(self, name: str | None, forked_from: str | None) -> None:
         title = Content.assemble(
             ("chatcache", "bold $primary"),
-            (" › ", "$foreground-muted"),
+            (" › ", MUTED),
             (one_line(name) if name else "new chat", "bold" if name else "italic"),
         )
         if forked_from:
-            title += Content.assemble((f"  ⑂ from {shorten(forked_from, 40)}", "$foreground-muted"))
+            title += Content.assemble((f"  ⑂ from {shorten(forked_from, 40)}", MUTED))
         self.query_one("#breadcrumb", Static).update(title)
 
     def show_model(self, text: str) -> None:

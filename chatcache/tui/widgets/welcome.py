@@ -8,6 +8,7 @@ from textual.widgets import Static
 from chatcache.backends.base import ModelInfo
 from chatcache.tui.formatting import one_line
 from chatcache.tui.panel_model import parameters
+from chatcache.tui.styles import MUTED
 
 
 class Welcome(Static):
@@ -21,7 +22,7 @@ class Welcome(Static):
     def show_model(self, info: ModelInfo | None) -> None:
         lines = [
             Content.styled("chatcache", "bold $primary"),
-            Content.styled("A chat that keeps what the model has read.", "$foreground-muted"),
+            Content.styled("A chat that keeps what the model has read.", MUTED),
             Content(""),
         ]
         if info is None:
@@ -30,11 +31,11 @@ class Welcome(Static):
             name = f"{one_line(info.model)}, {parameters(info.num_parameters)} parameters"
             lines.append(Content.assemble((name, "bold"), f" is ready on {info.device}."))
             if info.description:
-                lines.append(Content.styled(one_line(info.description), "$foreground-muted"))
+                lines.append(Content.styled(one_line(info.description), MUTED))
         lines.append(Content(""))
         width = max((len(key) for key, _ in self._hints), default=0)
         lines += [
-            Content.assemble((f"{key:>{width}}", "bold"), (f"  {what}", "$foreground-muted"))
+            Content.assemble((f"{key:>{width}}", "bold"), (f"  {what}", MUTED))
             for key, what in self._hints
         ]
         self.update(Content("\n").join(lines))

@@ -1,0 +1,130 @@
+"""Attention on a CPU over K and V that lie in a growing buffer: grouped and blocked matmul.
+
+torch's `scaled_dot_product_attention` streams long K and V at a fraction of the memory bandwidth
+(one query token), and wants a mask as large as the chunk times the history (a chunk behind a
+prefix). Here the query heads that share a KV head are the rows of one `mm` against the keys where
+they lie: a batched matmul would copy a slice of a larger buffer first. Scores of a chunk are made
+block by block, so that they stay in the cache, and only the last square of a block needs a mask.
+
+It computes plain causal attention, batch one, and nothing else; `install` puts it only into
+families whose models were compared with the stock kernel in `tests/equivalence`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from chatcache.backends.local.cut import cut_policy
+
+NAME = "chatcache_matmul"
+
+# Measured (2 cores, bf16 and float32): below this many keys the stock kernel is as fast or faster.
+MIN_KEYS = 512
+_BLOCK_QUERIES = 128
+_FAMILIES = frozenset(
+    {"llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen3", "qwen3_moe", "smollm3"}
+)
+
+
+def install(model: Any, device: torch.device) -> str:
+    """Let `model` use this kernel if it is the right one; returns the name of the kernel in use."""
+    config = model.config.get_text_config()
+    is_known = config.model_type in _FAMILIES and cut_policy(config).is_cuttable
+    if device.type == "cpu" and is_known and config._attn_implementation == "sdpa":
+        model.set_attn_implementation(NAME)
+    return str(config._attn_implementation)
+
+
+def matmul_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of the last `num_new` positions over all `num_keys`.
+
+    query `[1, num_heads, num_new, head_dim]`, key and value `[1, num_kv_heads, num_keys,
+    head_dim]`; returns `[1, num_new, num_heads, head_dim]`. Raises ValueError for a mask or an
+    option (window, soft cap, sinks) that this kernel does not know.
+    """
+    unknown = [name for name in ("sliding_window", "softcap", "s_aux") if options.get(name)]
+    if attention_mask is not None or query.shape[0] != 1 or unknown:
+        raise ValueError(f"{NAME} is plain causal attention for one sequence; got {unknown}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    num_new, num_keys = query.shape[2], key.shape[2]
+    if num_keys < MIN_KEYS:
+        return _stock(query, key, value, scale), None
+    if num_new == 1:
+        return _decode(query, key, value, scale), None
+    return _prefill(query, key, value, scale), None
+
+
+def _stock(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    num_new, num_keys = query.shape[2], key.shape[2]
+    if num_new == 1:
+        grouped = query.reshape(1, key.shape[1], -1, query.shape[3])
+        output = scaled_dot_product_attention(grouped, key, value, scale=scale)
+        return output.reshape(1, 1, query.shape[1], -1)
+    mask = None
+    if num_new < num_keys:
+        mask = torch.ones((num_new, num_keys), dtype=torch.bool).tril_(num_keys - num_new)
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    is_causal = num_new == num_keys
+    output = scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale
+    )
+    return output.transpose(1, 2).contiguous()
+
+
+def _decode(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """One query token: `[group, head_dim] @ [head_dim, num_keys]` per KV head, nothing copied."""
+    num_kv_heads, num_keys, head_dim = key.shape[1:]
+    group = query.shape[1] // num_kv_heads
+    rows = query.reshape(num_kv_heads, group, head_dim) * scale
+    scores = query.new_empty((num_kv_heads, group, num_keys))
+    for head in range(num_kv_heads):
+        torch.mm(rows[head], key[0, head].t(), out=scores[head])
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    output = query.new_empty((num_kv_heads, group, value.shape[3]))
+    for head in range(num_kv_heads):
+        torch.mm(weights[head], value[0, head], out=output[head])
+    return output.view(1, 1, num_kv_heads * group, -1)
+
+
+def _prefill(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """A chunk behind a prefix, in blocks of queries; keys behind a block are never touched."""
+    num_kv_heads, num_keys, head_dim = key.shape[1:]
+    num_new = query.shape[2]
+    group = query.shape[1] // num_kv_heads
+    heads = query.reshape(num_kv_heads, group, num_new, head_dim)
+    output = query.new_empty((num_new, num_kv_heads, group, value.shape[3]))
+    for start in range(0, num_new, _BLOCK_QUERIES):
+        stop = min(start + _BLOCK_QUERIES, num_new)
+        size, end = stop - start, num_keys - num_new + stop
+        future = torch.full((size, size), float("-inf")).triu_(1)
+        for head in range(num_kv_heads):
+            rows = (heads[head, :, start:stop] * scale).reshape(group * size, head_dim)
+            scores = torch.mm(rows, key[0, head, :end].t()).float().view(group, size, end)
+            scores[:, :, end - size :] += future
+            weights = torch.softmax(scores, dim=-1).to(query.dtype).view(group * size, end)
+            block = torch.mm(weights, value[0, head, :end]).view(group, size, -1)
+            output[start:stop, head] = block.transpose(0, 1)
+    return output.view(1, num_new, num_kv_heads * group, -1)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, matmul_attention)

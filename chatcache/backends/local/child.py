@@ -1,0 +1,95 @@
+"""Starts the engine process and sees to its end.
+
+Owns: its command line, its environment, and the log that everything it prints goes to. Knows
+nothing of what is said on the channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from chatcache.backends.local.wire import Channel, channel_pair
+
+log = logging.getLogger(__name__)
+
+EXIT_SECONDS = 5.0
+_MAX_LOG_BYTES = 5 << 20
+
+
+def start_process(
+    command: Sequence[str], log_path: Path
+) -> tuple[subprocess.Popen[bytes], Channel]:
+    """Run `command --fd N`; returns the process and our end of its channel. Raises OSError."""
+    channel, theirs = channel_pair()
+    log_file = open_log(log_path)
+    try:
+        process = subprocess.Popen(
+            [*command, "--fd", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            pass_fds=[theirs.fileno()],
+            env=_environment(),
+        )
+    except OSError:
+        channel.close()
+        raise
+    finally:
+        theirs.close()
+        if log_file != subprocess.DEVNULL:
+            os.close(log_file)
+    return process, channel
+
+
+def open_log(path: Path) -> int:
+    """The descriptor that the engine's output goes to; a log that cannot be written is no log.
+
+    Only its owner may read it. It starts anew when it has grown large; one older log is kept.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
+            path.replace(path.with_suffix(path.suffix + ".1"))
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError:
+        log.warning("the engine's log %s cannot be written", path)
+        return subprocess.DEVNULL
+
+
+def _environment() -> dict[str, str]:
+    """Ours; plus the place of a chatcache that is not installed, but run from a checkout.
+
+    The engine is started with -P: a file `torch.py` in the user's directory must not be imported.
+    """
+    environment = dict(os.environ)
+    root = str(Path(__file__).resolve().parents[3])
+    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        others = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([root, *([others] if others else [])])
+    return environment
+
+
+def end_process(process: subprocess.Popen[bytes], patience_seconds: float) -> int:
+    """Wait for the end of a process; after that, make it end. Returns its exit code."""
+    for seconds, end in (
+        (patience_seconds, process.terminate),
+        (EXIT_SECONDS, process.kill),
+    ):
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            end()
+    return process.wait()
+
+
+def exit_words(code: int) -> str:
+    """An exit code in words; a negative one is a signal."""
+    if code >= 0:
+        return f"exit code {code}"
+    names = {9: "killed; perhaps the memory was full", 11: "segmentation fault", 6: "aborted"}
+    return f"signal {-code}, {names[-code]}" if -code in names else f"signal {-code}"

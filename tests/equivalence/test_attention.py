@@ -1,0 +1,100 @@
+"""The CPU kernel against torch's, on shapes around every branch, and in every family it serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chatcache.backends.local import attention
+from chatcache.backends.local.attention import install, matmul_attention
+from tests.equivalence.engine import IdsEngine
+from tests.models import build_model
+
+CPU = torch.device("cpu")
+VOCAB = 97
+
+
+def reference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Causal attention written out, in double precision."""
+    query, key, value = query.double(), key.double(), value.double()
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+    num_new, num_keys = scores.shape[2:]
+    visible = torch.ones((num_new, num_keys), dtype=torch.bool).tril(num_keys - num_new)
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    return (weights @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("num_new", "num_keys"),
+    [(1, 1), (1, 511), (1, 512), (1, 700), (5, 5), (5, 40), (5, 600), (130, 600), (600, 600)],
+)
+def test_the_kernel_is_causal_attention(group: int, num_new: int, num_keys: int) -> None:
+    generator = torch.Generator().manual_seed(num_new * num_keys + group)
+    query = torch.randn((1, 2 * group, num_new, 16), generator=generator)
+    buffers = torch.randn((2, 1, 2, num_keys + 9, 16), generator=generator)
+    key, value = buffers[0][:, :, :num_keys], buffers[1][:, :, :num_keys]
+    output, _ = matmul_attention(torch.nn.Identity(), query, key, value, None)
+    assert output.shape == (1, num_new, 2 * group, 16)
+    torch.testing.assert_close(output.double(), reference(query, key, value), atol=2e-6, rtol=2e-5)
+
+
+def test_bf16_stays_within_its_rounding() -> None:
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (
+        torch.randn((1, heads, length, 32), generator=generator).bfloat16()
+        for heads, length in ((4, 33), (2, 800), (2, 800))
+    )
+    output, _ = matmul_attention(torch.nn.Identity(), query, key, value, None)
+    torch.testing.assert_close(output.double(), reference(query, key, value), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("option", ["sliding_window", "softcap", "s_aux"])
+def test_what_the_kernel_does_not_know_is_refused(option: str) -> None:
+    states = torch.zeros((1, 2, 3, 8))
+    with pytest.raises(ValueError, match=option):
+        matmul_attention(torch.nn.Identity(), states, states, states, None, **{option: 4})
+
+
+@pytest.fixture(params=sorted(attention._FAMILIES))
+def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A tiny model on the kernel, with a threshold so low that its own branches are taken."""
+    overrides = {"sliding_window": None} if request.param in {"mistral", "mixtral"} else {}
+    made = build_model(request.param, vocab_size=VOCAB, eos_token_id=0, seed=1, **overrides)
+    monkeypatch.setattr(attention, "MIN_KEYS", 4)
+    monkeypatch.setattr(attention, "_BLOCK_QUERIES", 3)
+    return made
+
+
+def test_each_family_says_the_same_on_both_kernels(model: Any, tmp_path: Path) -> None:
+    ids = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38]
+    assert model.config._attn_implementation == "sdpa"
+    stock_engine = IdsEngine(model, tmp_path / "stock")
+    stock = stock_engine.turn(ids, 12)
+    assert install(model, CPU) == attention.NAME
+    engine = IdsEngine(model, tmp_path / "kernel")
+    ours = engine.turn(ids, 12)
+    engine.prefixes.drain()
+    again = IdsEngine(model, tmp_path / "kernel").turn([*ours.ids, 5, 6], 5)
+    engine.forget_live()
+    resumed = engine.turn([*ours.ids, 5, 6], 5)
+    assert ours.answer == stock.answer
+    assert (ours.logits - stock.logits).abs().max() <= 5e-3 * stock.logits.std()
+    assert again.reuse.num_tokens == resumed.reuse.num_tokens == len(ours.ids)
+    assert torch.equal(again.logits, resumed.logits)
+    stock_engine.close()
+    engine.close()
+
+
+def test_other_families_and_devices_keep_the_stock_kernel() -> None:
+    other = build_model("gpt2", vocab_size=VOCAB, eos_token_id=0)
+    assert install(other, CPU) == other.config._attn_implementation == "sdpa"
+    windowed = build_model("mistral", vocab_size=VOCAB, eos_token_id=0, sliding_window=8)
+    assert install(windowed, CPU) == "sdpa"
+    ordinary = build_model("qwen3", vocab_size=VOCAB, eos_token_id=0)
+    assert install(ordinary, torch.device("cuda")) == "sdpa"

@@ -1,0 +1,301 @@
+"""Saying something and reading the answer, under all circumstances."""
+
+from __future__ import annotations
+
+import pytest
+
+from chatcache.backends.base import TurnRequest
+from chatcache.errors import ModelLoadError
+from chatcache.tui.widgets.composer import Composer
+from chatcache.tui.widgets.transcript import EarlierTurns
+from chatcache.tui.widgets.welcome import Welcome
+from tests.fakes import FakeBackend
+from tests.tui.conftest import Bench
+
+
+async def test_an_empty_chat_welcomes_and_has_the_cursor_in_the_composer(bench: Bench) -> None:
+    async with bench.run() as chat:
+        assert chat.screen.query(Welcome)
+        assert isinstance(chat.app.focused, Composer)
+        assert "fake" in chat.text
+        assert "ready" in chat.status
+
+
+async def test_a_message_is_answered_and_the_figures_are_below(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("Hello")
+        assert chat.users == ["Hello"]
+        assert chat.answers == ["You said: Hello"]
+        assert chat.footers == ["○ cold start · 8 computed · TTFT 8 ms · 16 tok @ 1,000/s"]
+        assert chat.title == "chatcache › Hello"
+        assert not chat.screen.query(Welcome)
+        assert chat.screen.composer.text == ""
+
+
+async def test_the_second_turn_says_what_was_reused(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("Hello", "Again")
+        assert chat.footers[1].startswith("⟲ 24 reused · +8 · TTFT 8 ms")
+        assert "⟲ new user turn" in chat.text
+        assert "24 of 32 tokens reused" in chat.text
+
+
+async def test_one_can_write_and_send_while_the_model_loads(bench: Bench) -> None:
+    bench.backend = FakeBackend()
+    gate = bench.backend.gate("load")
+    async with bench.run(waits=False) as chat:
+        await chat.until(lambda: "reading the weights" in chat.status)
+        await chat.type("Are you there?")
+        await chat.press("enter")
+        await chat.until(lambda: "waiting for the model" in chat.text)
+        assert chat.users == ["Are you there?"]
+        assert "0 / 2" in chat.status
+        assert chat.screen.service.list_sessions()[0].num_turns == 1
+        gate.open()
+        await chat.idle()
+        assert chat.answers == ["You said: Are you there?"]
+
+
+async def test_escape_gives_up_waiting_for_the_model_and_keeps_the_words(bench: Bench) -> None:
+    bench.backend = FakeBackend()
+    bench.backend.gate("load")
+    async with bench.run(waits=False) as chat:
+        await chat.type("Are you there?")
+        await chat.press("enter")
+        await chat.until(lambda: "waiting for the model" in chat.text)
+        await chat.press("escape")
+        await chat.until(lambda: chat.screen.turns.running is None)
+        assert chat.users == ["Are you there?"]
+
+
+async def test_quitting_does_not_wait_for_the_model(bench: Bench) -> None:
+    bench.backend = FakeBackend()
+    bench.backend.gate("load")
+    async with bench.run(waits=False) as chat:
+        await chat.type("Are you there?")
+        await chat.press("enter")
+        await chat.until(lambda: "waiting for the model" in chat.text)
+        await chat.press("ctrl+q")
+    assert bench.service().last_session() is not None
+
+
+async def test_prefill_shows_exactly_how_far_it_is(bench: Bench) -> None:
+    bench.backend = FakeBackend(prefill_chunk=10, starts_ready=True)
+    gate = bench.backend.gate("prefill")
+    async with bench.run() as chat:
+        await chat.type("x" * 37)
+        await chat.press("enter")
+        await chat.until(lambda: "0 / 40" in chat.footers[-1])
+        assert "reading the prompt" in chat.status
+        gate.open()
+        await chat.idle()
+        assert len(chat.answers) == 1
+
+
+async def test_escape_stops_and_continue_goes_on(bench: Bench) -> None:
+    bench.backend = FakeBackend(["one two three four"], starts_ready=True)
+    gate = bench.backend.gate("delta:2")
+    async with bench.run() as chat:
+        await chat.type("Count")
+        await chat.press("enter")
+        await chat.until(lambda: chat.answers == ["one two "])
+        assert "Esc stops" in chat.status
+        await chat.press("escape")
+        await chat.idle()
+        assert chat.answers == ["one two "]
+        assert "stopped, /continue goes on" in chat.footers[0]
+        gate.open()
+        bench.backend._answers = ["three four"]
+        await chat.say("/continue")
+        assert len(chat.answers) == 1
+        assert chat.answers[0].startswith("one two ")
+        assert chat.answers[0].endswith("three four")
+        assert "stopped" not in chat.footers[0]
+
+
+async def test_messages_sent_meanwhile_wait_their_turn(bench: Bench) -> None:
+    gate = bench.backend.gate("delta:0")
+    async with bench.run() as chat:
+        for text in ("First", "Second", "Third"):
+            await chat.type(text)
+            await chat.press("enter")
+        await chat.until(lambda: "2 queued" in chat.status)
+        gate.open()
+        await chat.idle()
+        assert chat.users == ["First", "Second", "Third"]
+        assert chat.answers == [f"You said: {text}" for text in chat.users]
+        order = [type(block).__name__ for block in chat.screen.transcript.blocks]
+        assert order == ["UserMessage", "AnswerMessage"] * 3
+
+
+async def test_stopping_gives_the_waiting_messages_back(bench: Bench) -> None:
+    bench.backend.gate("delta:1")
+    async with bench.run() as chat:
+        for text in ("First", "Second"):
+            await chat.type(text)
+            await chat.press("enter")
+        await chat.until(lambda: "1 queued" in chat.status)
+        await chat.press("escape")
+        await chat.idle()
+        assert chat.users == ["First"]
+        assert chat.screen.composer.text == "Second"
+
+
+async def test_the_death_of_the_engine_loses_nothing(bench: Bench) -> None:
+    bench.backend = FakeBackend(starts_ready=True, die_at="delta:1")
+    async with bench.run() as chat:
+        await chat.say("Hello")
+        assert chat.users == ["Hello"]
+        assert any("ended unexpectedly" in notice for notice in chat.notices)
+        assert "Traceback" not in chat.text
+        await chat.idle()
+        assert "ready" in chat.status
+        await chat.say("/regen")
+        assert chat.answers == ["You said: Hello"]
+
+
+async def test_a_model_that_cannot_be_loaded_is_said_in_one_line(bench: Bench) -> None:
+    error = ModelLoadError("model.safetensors is missing.", "Download it again.")
+    bench.backend = FakeBackend(load_error=error, starts_ready=True)
+    async with bench.run() as chat:
+        assert chat.notices == ["✗ model.safetensors is missing.\n  Download it again."]
+        assert "model.safetensors is missing" in chat.status
+        await chat.say("Hello")
+        assert chat.users == ["Hello"]
+        assert chat.screen.service.list_sessions()[0].num_turns == 1
+
+
+async def test_a_bug_is_one_line_and_never_a_traceback(bench: Bench) -> None:
+    def broken(request: TurnRequest) -> str:
+        raise ZeroDivisionError("secret detail")
+
+    bench.backend = FakeBackend(broken, starts_ready=True)
+    async with bench.run() as chat:
+        await chat.say("Hello")
+        assert len(chat.notices) == 1
+        assert "Traceback" not in chat.text
+        await chat.say("/stats")
+        assert len(chat.notices) == 2
+
+
+HOSTILE = "[bold red]x[/] \x1b[31mred\x1b[0m \x9b2J [/nonsense] \u202egnp.exe"
+
+
+async def test_text_is_data_for_the_terminal(bench: Bench) -> None:
+    bench.backend = FakeBackend([HOSTILE], starts_ready=True)
+    async with bench.run() as chat:
+        await chat.say(HOSTILE)
+        for text in (chat.users[0], chat.answers[0]):
+            assert "[bold red]x[/]" in text
+            assert "[/nonsense]" in text
+            assert not set("\x1b\x9b\u202e") & set(text)
+        assert "[bold red]x[/] [31mred" in chat.text
+        assert "\x1b" not in chat.text
+        await chat.press("ctrl+s")
+        await chat.until(lambda: "Chats" in chat.text)
+
+
+async def test_single_newlines_and_html_survive(bench: Bench) -> None:
+    bench.backend = FakeBackend(["one\ntwo <b>three</b>"], starts_ready=True)
+    async with bench.run() as chat:
+        await chat.say("a\nb")
+        lines = [line[:70].strip() for line in chat.text.splitlines()]
+        assert lines.index("two <b>three</b>") == lines.index("one") + 1
+
+
+async def test_reasoning_is_folded_and_opens(bench: Bench) -> None:
+    bench.backend = FakeBackend(["Yes."], reasoning="Let me see.", starts_ready=True)
+    async with bench.run() as chat:
+        await chat.say("Is it?")
+        assert "▸ thought, 12 tokens" in chat.text
+        assert "Let me see." not in chat.text
+        await chat.press("alt+up", "space")
+        assert "▾ thought" in chat.text
+        assert "Let me see." in chat.text
+
+
+@pytest.fixture
+def long_chat(bench: Bench) -> str:
+    service = bench.service()
+    bench.backend.start()
+    session = service.create_session("long")
+    for turn in range(1, 51):
+        for _ in service.send(session.session_id, f"Question {turn}\n\nwith a second line"):
+            pass
+    return session.session_id
+
+
+async def test_a_long_chat_opens_at_its_end_and_loads_more(bench: Bench, long_chat: str) -> None:
+    async with bench.run() as chat:
+        assert len(chat.users) == 20
+        assert chat.users[-1].startswith("Question 50")
+        assert "Question 50" in chat.text
+        assert chat.screen.transcript.is_following
+        await chat.press("ctrl+home", "ctrl+home")
+        await chat.idle()
+        assert len(chat.users) == 40
+        assert chat.users[0].startswith("Question 11")
+        top = chat.screen.transcript.scroll_y
+        assert top > 0
+        chat.screen.transcript.scroll_home(animate=False)
+        await chat.press("ctrl+home")
+        await chat.idle()
+        assert len(chat.users) == 50
+        assert not chat.screen.query(EarlierTurns)
+
+
+async def test_what_streams_is_held_while_one_reads_above(bench: Bench, long_chat: str) -> None:
+    bench.backend._answers = ["alpha beta gamma"]
+    first, second = bench.backend.gate("delta:1"), bench.backend.gate("delta:2")
+    async with bench.run() as chat:
+        await chat.type("Go")
+        await chat.press("enter")
+        await chat.until(lambda: chat.answers[-1] == "alpha ")
+        await chat.press("pageup")
+        first.open()
+        await chat.until(lambda: second.arrived.is_set() and "Ctrl+End follows" in chat.status)
+        assert chat.answers[-1] == "alpha "
+        place = chat.screen.transcript.scroll_y
+        await chat.press("ctrl+end")
+        await chat.until(lambda: chat.answers[-1] == "alpha beta ")
+        assert chat.screen.transcript.scroll_y > place
+        second.open()
+        await chat.idle()
+        assert chat.answers[-1] == "alpha beta gamma"
+
+
+async def test_coming_back_shows_the_last_chat_with_its_figures(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("Hello", "Again")
+        footers = chat.footers
+    async with bench.run() as chat:
+        assert chat.users == ["Hello", "Again"]
+        assert chat.footers == footers
+        assert "⟲ new user turn" in chat.text
+
+
+async def test_a_chat_can_be_named_at_the_start(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("First chat")
+        await chat.press("ctrl+n")
+        await chat.idle()
+        await chat.say("Second chat")
+    async with bench.run(session_ref="First chat") as chat:
+        assert chat.users == ["First chat"]
+    async with bench.run(session_ref="Frist chat") as chat:
+        assert "First chat" in chat.notices[0]
+        assert chat.screen.chats.session is None
+
+
+async def test_a_message_without_an_answer_is_pointed_out(bench: Bench) -> None:
+    service = bench.service()
+    bench.backend.start()
+    session = service.create_session("half")
+    bench.backend.fail_at = "plan"
+    with pytest.raises(ModelLoadError):
+        list(service.send(session.session_id, "Hello"))
+    bench.backend.fail_at = None
+    async with bench.run() as chat:
+        assert chat.notices == ["· This message has no answer yet.\n  /regen answers it."]
+        await chat.say("/regen")
+        assert chat.answers == ["You said: Hello"]

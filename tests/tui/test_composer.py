@@ -1,0 +1,189 @@
+"""Writing: sending, new lines, recall, pasting, the command list."""
+
+from __future__ import annotations
+
+import pytest
+from textual.events import Paste
+
+from tests.tui.conftest import Bench, Chat
+
+
+@pytest.mark.parametrize("key", ["ctrl+j", "shift+enter", "alt+enter"])
+async def test_a_new_line_is_not_sent(bench: Bench, key: str) -> None:
+    async with bench.run() as chat:
+        await chat.press("a", key, "b")
+        assert chat.screen.composer.text == "a\nb"
+        assert chat.users == []
+        await chat.press("enter")
+        await chat.idle()
+        assert chat.users == ["a\nb"]
+
+
+async def test_an_empty_message_is_not_sent(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.press("space", "ctrl+j", "enter")
+        await chat.idle()
+        assert chat.users == []
+
+
+async def test_it_grows_to_ten_lines_and_no_further(bench: Bench) -> None:
+    async with bench.run() as chat:
+        heights = []
+        for lines in (1, 4, 10, 30):
+            await chat.type("\n".join("x" * lines))
+            heights.append(chat.screen.composer.size.height)
+        assert heights == [1, 4, 10, 10]
+
+
+async def test_up_in_the_first_row_recalls_and_down_comes_back(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("first", "second")
+        composer = chat.screen.composer
+        await chat.type("draft")
+        await chat.press("up")
+        assert composer.text == "second"
+        await chat.press("up")
+        assert composer.text == "first"
+        await chat.press("up")
+        assert composer.text == "first"
+        await chat.press("down", "down")
+        assert composer.text == "draft"
+
+
+async def test_up_in_a_wrapped_line_moves_the_cursor_first(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("earlier")
+        await chat.type("word " * 40)
+        await chat.press("up")
+        assert chat.screen.composer.text.startswith("word")
+        await chat.press("up", "up")
+        assert chat.screen.composer.text == "earlier"
+
+
+async def paste(chat: Chat, text: str) -> None:
+    chat.screen.composer.post_message(Paste(text))
+    await chat.pilot.pause()
+
+
+async def test_a_long_paste_is_a_placeholder_until_it_is_sent(bench: Bench) -> None:
+    async with bench.run() as chat:
+        pasted = "\n".join(f"line {number}" for number in range(40))
+        await chat.press("s", "e", "e", "space")
+        await paste(chat, pasted)
+        assert chat.screen.composer.text == "see [paste 1: 40 lines]"
+        await chat.press("enter")
+        await chat.idle()
+        assert chat.users == [f"see {pasted}"]
+
+
+async def test_backspace_takes_a_whole_placeholder(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await paste(chat, "x" * 5000)
+        assert chat.screen.composer.text == "[paste 1: 5,000 characters]"
+        await chat.press("backspace")
+        assert chat.screen.composer.text == ""
+
+
+async def test_a_short_paste_is_text_without_escapes(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await paste(chat, "two\r\nlines\x1b[31m")
+        assert chat.screen.composer.text == "two\nlines[31m"
+
+
+async def test_the_command_list_filters_moves_completes_and_closes(bench: Bench) -> None:
+    async with bench.run() as chat:
+        popup = chat.screen.composer._popup
+        await chat.press("/")
+        assert popup.is_open
+        await chat.press("s", "e")
+        assert "/sessions" in chat.text
+        assert "/fork" not in chat.text
+        await chat.press("down", "tab")
+        assert chat.screen.composer.text == "/sessions "
+        assert not popup.is_open
+        await chat.type("")
+        await chat.press("/", "escape")
+        assert not popup.is_open
+        assert chat.screen.composer.text == "/"
+
+
+async def test_enter_in_the_list_runs_or_asks_for_the_argument(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.press("/", "r", "e", "n", "enter")
+        assert chat.screen.composer.text == "/rename "
+        assert chat.notices == []
+        await chat.type("")
+        await chat.press("/", "s", "e", "t", "enter")
+        await chat.idle()
+        assert "temperature" in chat.notices[0]
+
+
+async def test_two_slashes_send_one(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("//etc is a directory")
+        assert chat.users == ["/etc is a directory"]
+
+
+async def test_an_unknown_command_is_not_sent_and_stays_to_be_mended(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("/frok 1")
+        assert chat.users == []
+        assert chat.notices[0].startswith("✗ There is no command /frok.\n  Did you mean /fork?")
+        assert chat.screen.composer.text == "/frok 1"
+
+
+async def test_ctrl_c_copies_clears_stops_and_quits(bench: Bench) -> None:
+    gate = bench.backend.gate("delta:1")
+    async with bench.run() as chat:
+        await chat.type("Hello")
+        await chat.press("enter")
+        await chat.until(lambda: gate.arrived.is_set())
+        await chat.type("selected")
+        chat.screen.composer.select_all()
+        await chat.press("ctrl+c")
+        assert chat.app.clipboard == "selected"
+        chat.screen.composer.move_cursor((0, 0))
+        await chat.press("ctrl+c")
+        assert chat.screen.composer.text == ""
+        await chat.press("ctrl+z")
+        assert chat.screen.composer.text == "selected"
+        await chat.press("ctrl+c")
+        assert chat.screen.turns.running is not None
+        await chat.press("ctrl+c")
+        await chat.idle()
+        assert "stopped" in chat.footers[0]
+        await chat.press("ctrl+c")
+        assert "Press Ctrl+C again to quit." in chat.toasts
+        assert chat.app.is_running
+        await chat.press("ctrl+c")
+    assert chat.app.return_code == 0
+
+
+async def test_history_is_picked_from_a_list(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("about apples", "about pears")
+        await chat.press("ctrl+r")
+        await chat.until(lambda: "about pears" in chat.text)
+        await chat.press("a", "p", "p", "l", "enter")
+        await chat.until(lambda: chat.screen.composer.text == "about apples")
+
+
+async def test_the_editor_writes_the_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatcache.tui.widgets.composer.edit_text", lambda text: text + " edited")
+    async with bench.run() as chat:
+        await chat.type("draft")
+        await chat.press("ctrl+g")
+        await chat.idle()
+        assert chat.notices == ["✗ This terminal cannot be lent to an editor."]
+        assert chat.screen.composer.text == "draft"
+
+
+async def test_drafts_stay_with_their_chat(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.type("unfinished")
+        await chat.press("ctrl+n")
+        await chat.idle()
+        assert chat.screen.composer.text == ""
+        await chat.say("two", "/switch one")
+        assert chat.screen.composer.text == "unfinished"

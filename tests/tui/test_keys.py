@@ -1,0 +1,150 @@
+"""Keys, remapping, sizes, themes and the ways in and out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from textual.theme import BUILTIN_THEMES
+
+from chatcache.tui import commands, layout
+from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
+from tests.tui.conftest import Bench
+
+
+def test_every_binding_has_its_own_id() -> None:
+    ids = list(commands.binding_ids())
+    assert len(set(ids)) == len(ids)
+    for scope in ("app", "chat", "composer", "message"):
+        for binding in commands.bindings(scope):
+            assert not isinstance(binding, tuple)
+            assert binding.id in ids
+
+
+def test_no_two_bindings_of_a_scope_share_a_key() -> None:
+    for scope in ("app", "chat", "composer", "message"):
+        keys: list[str] = []
+        for binding in commands.bindings(scope):
+            assert not isinstance(binding, tuple)
+            keys += binding.key.split(",")
+        assert len(set(keys)) == len(keys)
+
+
+def test_no_command_needs_a_key_that_terminals_mistake() -> None:
+    mistaken = {"ctrl+i", "ctrl+m", "ctrl+h", "ctrl+left_square_bracket"}
+    for command in commands.COMMANDS:
+        keys = set(command.keys.split(","))
+        assert not keys or keys - mistaken
+
+
+@pytest.mark.parametrize("key", ["f2", "ctrl+b"])
+async def test_the_panel_goes_from_full_to_a_line_to_nothing(bench: Bench, key: str) -> None:
+    async with bench.run() as chat:
+        panel, line = chat.screen.query_one(CachePanel), chat.screen.query_one(CacheLine)
+        shapes = []
+        for _ in range(4):
+            shapes.append((panel.display, line.display))
+            await chat.press(key)
+        assert shapes == [(True, False), (False, True), (False, False), (True, False)]
+
+
+async def test_the_panel_mode_can_be_said(bench: Bench) -> None:
+    async with bench.run(panel="off") as chat:
+        assert not chat.screen.query_one(CachePanel).display
+        await chat.say("/cache full")
+        assert chat.screen.query_one(CachePanel).display
+        await chat.say("/cache big")
+        assert "no panel mode" in chat.notices[0]
+
+
+async def test_below_a_hundred_columns_the_panel_is_a_line(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one", "two")
+        panel, line = chat.screen.query_one(CachePanel), chat.screen.query_one(CacheLine)
+        await chat.pilot.resize_terminal(80, 24)
+        await chat.until(lambda: line.display and not panel.display)
+        assert "CACHE  ⟲ hit" in chat.text
+        await chat.press("f2", "f2")
+        assert panel.display
+        await chat.pilot.resize_terminal(120, 36)
+        await chat.until(lambda: panel.display and not line.display)
+
+
+@pytest.mark.parametrize("size", [(60, 20), (40, 10), (300, 80)])
+async def test_everything_works_at_any_size(bench: Bench, size: tuple[int, int]) -> None:
+    async with bench.run(size) as chat:
+        await chat.say("one", "two")
+        assert "You said: two" in chat.text
+        await chat.press("f4")
+        await chat.until(lambda: "whole" in chat.text)
+        await chat.press("escape", "f1")
+        await chat.until(lambda: "Keys and commands" in chat.text)
+        await chat.press("escape")
+
+
+async def test_a_terminal_that_is_too_small_is_told_so(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.pilot.resize_terminal(39, 9)
+        await chat.until(lambda: "39 × 9" in chat.text)
+        assert "40 × 10" in chat.text
+        await chat.pilot.resize_terminal(80, 24)
+        await chat.until(lambda: "Say something" in chat.text)
+
+
+def test_long_lines_stay_readable_on_a_wide_screen() -> None:
+    assert layout.side_margin(80) == 1
+    assert 300 - 2 * layout.side_margin(300) == layout.READING_WIDTH
+
+
+async def test_keys_can_be_remapped(bench: Bench) -> None:
+    async with bench.run(keys={"new": "f9", "composer.send": "ctrl+e"}) as chat:
+        await chat.type("hello")
+        await chat.press("ctrl+e")
+        await chat.idle()
+        assert chat.users == ["hello"]
+        await chat.press("ctrl+n")
+        await chat.idle()
+        assert chat.users == ["hello"]
+        await chat.press("f9")
+        await chat.idle()
+        assert chat.users == []
+
+
+async def test_an_unknown_binding_is_named(bench: Bench) -> None:
+    async with bench.run(keys={"frok": "f9"}) as chat:
+        assert any("'frok'" in toast and "'fork'" in toast for toast in chat.toasts)
+
+
+async def test_walking_leaves_the_view_where_it_is(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one", "two")
+        offset = chat.screen.transcript.scroll_y
+        before = chat.text
+        await chat.press("alt+up", "alt+up", "alt+up", "alt+up", "alt+up", "pageup", "pagedown")
+        assert chat.screen.transcript.scroll_y == offset
+        await chat.press("escape")
+        assert chat.screen.composer.has_focus
+        assert chat.text == before
+
+
+@pytest.mark.parametrize("theme", [*sorted(BUILTIN_THEMES)[:3], "textual-light"])
+async def test_themes(bench: Bench, theme: str) -> None:
+    async with bench.run(theme=theme) as chat:
+        await chat.say("one")
+        assert chat.app.theme == theme
+        assert "You said: one" in chat.text
+
+
+async def test_an_unknown_theme_is_named(bench: Bench) -> None:
+    async with bench.run(theme="gruvbx") as chat:
+        assert any("Did you mean 'gruvbox'" in toast for toast in chat.toasts)
+
+
+def test_the_ui_loads_no_model_code_and_no_database() -> None:
+    code = (
+        "import sys, chatcache.tui.app;"
+        "print([m for m in ('torch', 'transformers', 'sqlite3', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,181 @@
+"""The dialogs: fork picker, chats, tree, help, palette."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from chatcache.backends.base import CostEstimate
+from chatcache.chat.views import ForkPoint, SessionSummary
+from chatcache.tui.screens.chat import ChatScreen
+from chatcache.tui.screens.fork import ForkChoice, fork_rows
+from chatcache.tui.screens.sessions import SessionsScreen
+from chatcache.tui.screens.tree import family
+from tests.tui.conftest import NARROW, Bench, Chat
+
+RAM = CostEstimate(100, 0, 0, 0.0)
+
+
+def point(turn: int, answer: str = "answer") -> ForkPoint:
+    return ForkPoint(turn, f"n{turn}", f"question {turn}" if turn else "", answer, turn * 10, RAM)
+
+
+def test_fork_rows_are_newest_first_and_begin_with_everything() -> None:
+    rows = fork_rows([point(2), point(1), point(0, "")])
+    assert [(row.turn, row.who) for row in rows] == [
+        ("", "all"),
+        ("2", "answer"),
+        ("2", "you"),
+        ("1", "answer"),
+        ("1", "you"),
+        ("0", "system"),
+    ]
+    assert rows[0].choice == ForkChoice(None, None)
+    assert rows[1].choice == ForkChoice(2, None)
+    assert rows[2].choice == ForkChoice(1, "question 2")
+    assert rows[2].point.num_tokens == 10
+
+
+def test_a_turn_without_an_answer_can_only_be_edited() -> None:
+    assert [row.who for row in fork_rows([point(1, ""), point(0, "")])] == ["all", "you", "system"]
+    assert fork_rows([]) == []
+
+
+async def open_list(chat: Chat, key: str, needle: str) -> None:
+    await chat.press(*key.split(" "))
+    await chat.until(lambda: needle in chat.text)
+
+
+async def chosen(chat: Chat, *keys: str) -> None:
+    await chat.press(*keys)
+    await chat.until(lambda: isinstance(chat.app.screen, ChatScreen))
+    await chat.idle()
+
+
+@pytest.mark.parametrize("key", ["f4", "ctrl+f", "escape escape"])
+async def test_the_fork_picker_shows_costs_and_keeps_an_answer(bench: Bench, key: str) -> None:
+    async with bench.run() as chat:
+        await chat.say("one", "two")
+        await open_list(chat, key, "the whole conversation")
+        assert "instant (RAM)" in chat.text
+        await chosen(chat, "down", "down", "down", "enter")
+        assert chat.users == ["one"]
+        assert chat.screen.composer.text == ""
+        assert "⑂ from one" in chat.title
+
+
+async def test_forking_at_a_message_puts_it_into_the_composer(bench: Bench) -> None:
+    async with bench.run(NARROW) as chat:
+        await chat.say("one", "two")
+        await open_list(chat, "f4", "the whole conversation")
+        await chosen(chat, "down", "down", "enter")
+        assert chat.users == ["one"]
+        assert chat.screen.composer.text == "two"
+
+
+async def test_the_first_row_keeps_everything_and_the_filter_finds(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("apples", "pears")
+        await open_list(chat, "f4", "the whole conversation")
+        await chosen(chat, "enter")
+        assert chat.users == ["apples", "pears"]
+        await open_list(chat, "f4", "the whole conversation")
+        await chosen(chat, *"apples", "down", "enter")
+        assert chat.users == []
+        assert chat.screen.composer.text == "apples"
+
+
+async def test_chats_are_opened_filtered_and_searched(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("about apples", "and more of rutabaga", "/new", "about pears")
+        await open_list(chat, "ctrl+s", "● about pears")
+        await chosen(chat, *"apples", "enter")
+        assert chat.users[0] == "about apples"
+        await open_list(chat, "ctrl+s", "● about apples")
+        await chat.press(*"rutab")
+        await chat.until(lambda: "turn 2" in chat.text)
+        await chosen(chat, "enter")
+        assert chat.users[0] == "about apples"
+
+
+async def test_a_deleted_chat_comes_back_until_the_list_is_closed(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one", "/new", "two")
+        await open_list(chat, "ctrl+s", "● two")
+        await chat.press("f8")
+        assert "Deleted two. Ctrl+Z brings it back" in chat.text
+        assert len(chat.screen.service.list_sessions()) == 2
+        await chat.press("ctrl+z")
+        assert "● two" in chat.text
+        await chat.press("f8")
+        await chosen(chat, "escape")
+        assert [session.name for session in chat.screen.service.list_sessions()] == ["one"]
+        assert chat.title == "chatcache › one"
+
+
+async def test_a_chat_is_renamed_in_the_list(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await open_list(chat, "ctrl+s", "● one")
+        await open_list(chat, "f2", "Rename the chat")
+        await chat.press("end", *" more", "enter")
+        await chat.until(lambda: isinstance(chat.app.screen, SessionsScreen))
+        await chat.until(lambda: "● one more" in chat.text)
+        await chosen(chat, "escape")
+        assert chat.title == "chatcache › one more"
+
+
+async def test_an_empty_list_says_so(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await open_list(chat, "ctrl+s", "There are no chats yet.")
+        await chosen(chat, "enter", "escape")
+
+
+def session(session_id: str, forked_from: str | None = None, at: float = 0.0) -> SessionSummary:
+    return SessionSummary(session_id, session_id, 1, 10, None, at, forked_from, None)
+
+
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [
+        ([session("a")], [(0, "a")]),
+        (
+            [session("a"), session("c", "a", 2), session("b", "a", 1), session("d", "b")],
+            [(0, "a"), (1, "b"), (2, "d"), (1, "c")],
+        ),
+        ([session("a", "gone"), session("b", "a"), session("x")], [(0, "a"), (1, "b")]),
+    ],
+)
+def test_the_family_of_a_chat(
+    sessions: Sequence[SessionSummary], expected: list[tuple[int, str]]
+) -> None:
+    assert [(depth, one.session_id) for depth, one in family(sessions, "a")] == expected
+
+
+@pytest.mark.parametrize("key", ["f3", "ctrl+t"])
+async def test_the_tree_opens_a_branch(bench: Bench, key: str) -> None:
+    async with bench.run() as chat:
+        await chat.say("one", "two", "/fork 1")
+        await open_list(chat, key, "★ one")
+        assert "2 turns" in chat.text
+        await chosen(chat, "up", "enter")
+        assert chat.users == ["one", "two"]
+
+
+async def test_help_lists_every_key_as_it_is_bound(bench: Bench) -> None:
+    async with bench.run(keys={"fork": "f9"}) as chat:
+        await open_list(chat, "f1", "Keys and commands")
+        line = next(line for line in chat.text.splitlines() if "/fork" in line)
+        assert "F9" in line
+        assert "F4" not in line
+
+
+async def test_the_palette_runs_commands(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.press("ctrl+p")
+        await chat.until(lambda: "/regen" in chat.text)
+        await chat.press(*"cache panel")
+        await chat.until(lambda: "full, one line, off" in chat.text)
+        await chat.press("down", "enter")
+        await chat.until(lambda: chat.screen.panel_mode == "compact")
