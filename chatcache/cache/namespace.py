@@ -22,13 +22,14 @@ _REASONS: dict[str, Literal["model_changed", "adapter_changed", "settings_change
     "tokenizer": "model_changed",
     "adapter": "adapter_changed",
 }
+# The digest of the parameters in memory differs with adapter and dtype too: it is asked last.
 _WORDS = {
     "weights": "the model's weights",
-    "parameters": "the model's weights in memory",
     "config": "the model's configuration",
     "tokenizer": "the tokenizer",
     "adapter": "the adapter",
     "dtype": "the dtype",
+    "parameters": "the model's weights in memory",
     "attention": "the attention kernel",
     "layout": "the layout of the cache",
     "transformers": "the version of transformers",

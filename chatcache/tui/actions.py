@@ -206,13 +206,13 @@ class Actions:
             raise UsageError("The new name is missing.", "Say /rename NAME.")
         await screen.ask(screen.service.rename, session.session_id, argument)
         await screen.chats.check_current()
-        screen.toast(f"This chat is now called {argument}.")
+        screen.toast(f"This chat is now called “{argument}”.")
 
     async def _do_delete(self, argument: str) -> None:
         self._require_idle()
         screen = self._screen
         session = screen.chats.require_session()
-        question = f"Delete {screen.chats.name}?"
+        question = f"Delete “{screen.chats.name}”?"
         detail = (
             f"{plural(session.num_turns, 'turn')}; turns that other chats share stay with them."
         )
@@ -329,7 +329,7 @@ class Actions:
 
 def _fork_words(result: ForkResult, origin: str) -> str:
     shared = f"It shares {result.shared_tokens:,} tokens, nothing was copied"
-    return f"Forked in {duration(result.elapsed_ms)}. {shared}; {origin} is as it was."
+    return f"Forked in {duration(result.elapsed_ms)}. {shared}; “{origin}” is as it was."
 
 
 def _parse_switch(value: str) -> bool | None:

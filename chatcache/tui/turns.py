@@ -104,9 +104,12 @@ class Turns:
             return False
         if running.phase != "stopping":
             running.phase = "stopping"
-            self._screen.run_async(self._screen.ask(self._screen.service.stop))
+            self._tell_to_stop()
             self._screen.refresh_status()
         return True
+
+    def _tell_to_stop(self) -> None:
+        self._screen.run_async(self._screen.ask(self._screen.service.stop))
 
     def _next(self) -> int:
         self._number += 1
@@ -174,6 +177,9 @@ class Turns:
         running = self.running
         if running is None or running.answer is None:
             return
+        if running.phase == "stopping":
+            # It may have been asked for before there was anything to stop.
+            self._tell_to_stop()
         panel = self._screen.panel_state
         if isinstance(event, UserMessageSaved):
             self._user_saved(running, event)
@@ -244,19 +250,21 @@ class Turns:
             await self._end(self.running)
 
     async def _end(self, running: RunningTurn) -> None:
-        await self._write(running)
-        was_stopped = running.phase == "stopping"
-        self.running = None
-        if running.saved is not None:
-            await self._settle(running, running.saved)
-        else:
-            self._screen.panel_state.finish(None)
-        if running.error is not None:
-            await self._show_failure(running, running.error)
-        await self._screen.turn_ended(running)
-        self._screen.refresh_panel()
-        self._screen.refresh_status()
-        if was_stopped or running.error is not None:
+        """Settle the turn. Until that is done it counts as running: what is sent now is queued."""
+        try:
+            await self._write(running)
+            if running.saved is not None:
+                await self._settle(running, running.saved)
+            else:
+                self._screen.panel_state.finish(None)
+            if running.error is not None:
+                await self._show_failure(running, running.error)
+            await self._screen.turn_ended(running)
+        finally:
+            self.running = None
+            self._screen.refresh_panel()
+            self._screen.refresh_status()
+        if running.phase == "stopping" or running.error is not None:
             await self._give_back_queue()
         elif self._queue:
             user = self._queue.pop(0)

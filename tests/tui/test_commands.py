@@ -183,7 +183,7 @@ async def test_rename_delete_and_switch(bench: Bench) -> None:
         await chat.idle()
         assert len(chat.screen.service.list_sessions()) == 2
         await open_dialog(chat, "/delete", ConfirmScreen)
-        assert "Delete two?" in chat.text
+        assert "Delete “two”?" in chat.text
         await chat.press("y")
         await chat.idle()
         assert chat.title == "chatcache › First"

@@ -104,7 +104,7 @@ async def test_a_deleted_chat_comes_back_until_the_list_is_closed(bench: Bench) 
         await chat.say("one", "/new", "two")
         await open_list(chat, "ctrl+s", "● two")
         await chat.press("f8")
-        assert "Deleted two. Ctrl+Z brings it back" in chat.text
+        assert "Deleted “two”. Ctrl+Z brings it back" in chat.text
         assert len(chat.screen.service.list_sessions()) == 2
         await chat.press("ctrl+z")
         assert "● two" in chat.text

@@ -22,18 +22,18 @@ from chatcache.backends.local.reasoning import (
     shown_tokens,
 )
 
-_TAIL_IDS = 16
-
 
 class Answer:
     """Push ids, get text events; afterwards `result`."""
 
-    def __init__(self, tokenizer: Any, plan: PromptPlan, *, is_continued: bool):
+    def __init__(self, tokenizer: Any, plan: PromptPlan):
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         style = reasoning_format(added)
-        context = plan.ids[-_TAIL_IDS:] if is_continued else ()
+        context = plan.ids if plan.continues_answer else ()
         self._detokenizer = Detokenizer(tokenizer, shown=shown_tokens(style), context=context)
-        self._splitter = ReasoningSplitter(style, is_open=plan.opens_reasoning)
+        self._splitter = ReasoningSplitter(
+            style, is_open=plan.opens_reasoning, is_continued=plan.continues_answer
+        )
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self.token_ids: list[int] = []

@@ -123,7 +123,7 @@ class TurnRunner:
         self._reuse(state)
         yield self._planned(state)
         yield from self._prefill(state, stop)
-        answer = Answer(self._loaded.tokenizer, state.plan, is_continued=request.continue_answer)
+        answer = Answer(self._loaded.tokenizer, state.plan)
         try:
             yield from self._decode(state, answer, stop)
         except UnavailableError as error:

@@ -325,7 +325,7 @@ class ChatScreen(Screen[None]):
         if is_narrow != self._is_narrow:
             self._is_narrow, self._panel_covers = is_narrow, False
         self._apply_panel_mode()
-        self.call_after_refresh(self._center)
+        self.refresh_status()
 
     def _center(self) -> None:
         column = self.query_one("#column").size.width
@@ -367,4 +367,5 @@ class ChatScreen(Screen[None]):
     def refresh_status(self) -> None:
         self.query_one(TitleBar).show_model(self.status.model_line)
         self.query_one(StatusBar).show_state(self.status, self.turns.doing)
-        self.query_one(StatusBar).show_hints(self.hints(["help", "fork", "sessions", "panel"]))
+        ids = ["help", "fork"] if self._is_narrow else ["help", "fork", "sessions", "panel"]
+        self.query_one(StatusBar).show_hints(self.hints(ids))

@@ -179,13 +179,13 @@ class SessionsScreen(FilterListScreen[str]):
         self._deleted.append(row.row_id)
         self._show(near[0].row_id if near else None)
         name = shorten(self._sessions[row.row_id].name, 30)
-        self._say(f"Deleted {name}. Ctrl+Z brings it back until this list is closed.")
+        self._say(f"Deleted “{name}”. Ctrl+Z brings it back until this list is closed.")
 
     def action_undo(self) -> None:
         if self._deleted:
             session_id = self._deleted.pop()
             self._show(session_id)
-            self._say(f"{shorten(self._sessions[session_id].name, 30)} is back.")
+            self._say(f"“{shorten(self._sessions[session_id].name, 30)}” is back.")
 
     def _say(self, text: str) -> None:
         self.query_one(".dialog-keys", Static).update(Content.styled(text, "bold"))

@@ -1,0 +1,67 @@
+"""The whole process group is killed at random moments, engine and writer thread included.
+
+Nothing that was shown as sent is lost, conversations and segments are sound afterwards, and the
+next turn answers from what the last one left. CHATCACHE_KILLS sets the number of rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models import build_model_dir
+
+ROOT = Path(__file__).parents[2]
+NUM_KILLS = int(os.environ.get("CHATCACHE_KILLS", "6"))
+MAX_TALK_SECONDS = 1.5
+
+
+def run_json(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "chatcache", *arguments, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def talk_and_kill(model: Path, name: str, seconds: float) -> list[str]:
+    """Let it talk for a while behind its first message; returns what it had shown as sent."""
+    command = [sys.executable, "-m", "tests.crash.talker", str(model), name]
+    talker = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert talker.stdout is not None
+    shown = [talker.stdout.readline().strip()]
+    time.sleep(seconds)
+    os.killpg(talker.pid, signal.SIGKILL)
+    shown += [line.strip() for line in talker.stdout if line.endswith("\n")]
+    talker.wait()
+    talker.stdout.close()
+    return shown
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are needed")
+def test_a_killed_process_group_loses_nothing_that_was_sent(tmp_path: Path, home: Path) -> None:
+    model = build_model_dir(tmp_path / "model", seed=3)
+    draw = random.Random(20)
+    shown: list[str] = []
+    for number in range(NUM_KILLS):
+        # The model takes seconds to load: half of the kills fall into that, half into talking.
+        shown += talk_and_kill(model, str(number), 4 * draw.random() * MAX_TALK_SECONDS)
+        session = run_json("sessions", "list")["sessions"][0]["session_id"]
+        kept = [one["text"] for one in run_json("sessions", "show", session)["messages"]]
+        assert [text for text in shown if text and text not in kept] == []
+        assert run_json("cache", "verify")["damaged"] == []
+    ask = ("ask", "And now?", "--model", str(model), "--temperature", "0", "--max-new-tokens", "4")
+    first = run_json(*ask, "--session", "talk")
+    assert first["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    assert not list(home.rglob(".tmp-*"))
