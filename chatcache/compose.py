@@ -7,6 +7,7 @@ loads no engine, and nothing here loads torch (the engine process does).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from chatcache.backends.base import Backend, CostEstimate, SamplingParams
     from chatcache.backends.local.settings import EngineSettings
     from chatcache.cache.inspect import CacheInspector
+    from chatcache.chat.forget import ForgetKV, Journals
     from chatcache.chat.service import ChatService
     from chatcache.chat.sessions import SessionStore
 
@@ -35,7 +37,9 @@ def opened_service(settings: Settings, *, has_engine: bool = True) -> Iterator[C
     send_log_to(settings.paths.error_log)
     store = open_store(settings)
     backend = open_backend(settings) if has_engine else None
-    service = ChatService(store, backend, offline_cost=_offline_cost(settings))
+    service = ChatService(
+        store, backend, offline_cost=_offline_cost(settings), forget_kv=_forget_kv(settings)
+    )
     try:
         if backend is not None:
             backend.start()
@@ -164,6 +168,16 @@ def sampling_params(settings: Settings) -> SamplingParams:
         seed=section.seed,
         max_new_tokens=section.max_new_tokens,
     )
+
+
+def _forget_kv(settings: Settings) -> ForgetKV:
+    def forget(namespace: str, gone: Journals, kept: Journals) -> None:
+        try:
+            open_inspector(settings).forget(namespace, gone, kept)
+        except OSError:
+            logging.getLogger(__name__).exception("segments of a deleted session are left behind")
+
+    return forget
 
 
 def _offline_cost(settings: Settings) -> OfflineCost:

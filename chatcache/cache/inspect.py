@@ -128,6 +128,21 @@ class CacheInspector:
     def delete(self, row: SegmentRow) -> None:
         SegmentStore(self._cache_dir, row.namespace).delete(self.path_of(row))
 
+    def forget(
+        self, namespace: str, gone: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]
+    ) -> int:
+        """Delete the segments that lie on journals of `gone` and on none of `kept`.
+
+        A segment of which a kept journal uses a part stays. Returns how many were deleted.
+        """
+        cache = self._open(SegmentStore(self._cache_dir, namespace))
+        needed = _segment_ids(cache, kept)
+        doomed = _segment_ids(cache, gone) - needed
+        for row in cache.rows():
+            if row.segment_id in doomed:
+                self.delete(row)
+        return len(doomed)
+
     def estimate(
         self, namespace: str, journals: Sequence[Sequence[int]]
     ) -> list[CostEstimate] | None:
@@ -176,6 +191,10 @@ def _estimate(cache: PrefixCache, rates: RateBook, journal: Sequence[int]) -> Co
     compute_ms = rates.prefill_ms(recompute) if recompute else 0.0
     estimated = None if compute_ms is None else compute_ms + rates.restore_ms(held.disk_bytes)
     return CostEstimate(0, held.disk_tokens, recompute, estimated, held.disk_bytes)
+
+
+def _segment_ids(cache: PrefixCache, journals: Sequence[Sequence[int]]) -> set[str]:
+    return {span.segment_id for journal in journals for span in cache.lookup(pack(journal)).spans}
 
 
 def _problems(store: SegmentStore, paths: Sequence[Path]) -> dict[Path, str]:

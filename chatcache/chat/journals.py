@@ -152,6 +152,24 @@ class AnswerTable:
                 (target, source),
             )
 
+    def ends(self, session_id: str | None = None) -> list[tuple[int, str, str]]:
+        """(node, namespace id, tokenizer id) of each answer behind which nothing was answered.
+
+        All that is held in K and V lies on their journals. Of one session: what was said in it.
+        """
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT a.node, a.namespace_id, s.tokenizer_id FROM answers a"
+                " JOIN nodes n ON n.seq = a.node"
+                " JOIN namespaces s ON s.namespace_id = a.namespace_id"
+                " WHERE (:session IS NULL OR n.session_id = :session) AND NOT EXISTS ("
+                "  SELECT 1 FROM nodes q JOIN nodes r ON r.parent = q.seq"
+                "  JOIN answers b ON b.node = r.seq"
+                "  WHERE q.parent = n.seq AND b.namespace_id = a.namespace_id)",
+                {"session": session_id},
+            ).fetchall()
+        return [(node, namespace_id, tokenizer_id) for node, namespace_id, tokenizer_id in rows]
+
     def along(self, tip: int | None, *, above_turn: int = -1) -> dict[int, AnswerFigures]:
         """The figures of the answers on a path, by node number."""
         with self._database.reading() as connection:

@@ -16,6 +16,7 @@ from chatcache.backends.base import Backend, CostEstimate, SamplingParams
 from chatcache.chat import transfer, verify
 from chatcache.chat.conversation import check_turn, clean_text
 from chatcache.chat.costs import CostBook, OfflineCost
+from chatcache.chat.forget import Doomed, ForgetKV
 from chatcache.chat.nodes import StoredNode
 from chatcache.chat.search import search
 from chatcache.chat.sessions import SessionStore
@@ -47,10 +48,12 @@ class ChatService:
         backend: Backend | None,
         *,
         offline_cost: OfflineCost | None = None,
+        forget_kv: ForgetKV | None = None,
     ) -> None:
         self._store = store
         self._backend = backend
         self._costs = CostBook(store, backend, offline_cost)
+        self._forget_kv = forget_kv
         self._seen: dict[str, int | None] = {}
         self._runs: set[TurnRun] = set()
         self._runs_lock = threading.Condition()
@@ -112,8 +115,11 @@ class ChatService:
         self._store.sessions.rename(session_id, name)
 
     def delete(self, session_id: str) -> None:
-        """Delete a session and all words that no other session reaches."""
+        """Delete a session, and all words and all K and V that no other session reaches."""
+        doomed = Doomed(self._store, session_id)
         self._store.delete(session_id)
+        if self._forget_kv is not None:
+            doomed.forget(self._forget_kv)
         self._seen.pop(session_id, None)
 
     def set_system(self, session_id: str, system: str | None) -> None:

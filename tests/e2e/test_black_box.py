@@ -160,3 +160,17 @@ def test_a_broken_model_directory_names_the_file(models: tuple[Path, Path], tmp_
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     assert "model.safetensors" in run("ask", "hello", "--model", str(broken), code=4)
+
+
+def test_deleting_a_session_deletes_what_only_it_had_read(ask: Ask) -> None:
+    system = "You are a helpful assistant. " * 8
+    ask("a", QUESTIONS[0], "--system", system)
+    run("fork", "a", "--name", "b")
+    ask("a", QUESTIONS[1])
+    kept = segments()
+    ask("b", QUESTIONS[2])
+    assert set(segments()) > set(kept)
+    run("sessions", "delete", "b", "--yes")
+    assert segments() == kept
+    run("sessions", "delete", "a", "--yes")
+    assert segments() == []
