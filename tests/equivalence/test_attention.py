@@ -11,10 +11,10 @@ import torch
 from chatcache.backends.local import attention
 from chatcache.backends.local.attention import install, matmul_attention
 from tests.equivalence.engine import IdsEngine
+from tests.equivalence.families import VOCAB, family_model
 from tests.models import build_model
 
 CPU = torch.device("cpu")
-VOCAB = 97
 
 
 def reference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -64,8 +64,8 @@ def test_what_the_kernel_does_not_know_is_refused(option: str) -> None:
 @pytest.fixture(params=sorted(attention._FAMILIES))
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A tiny model on the kernel, with a threshold so low that its own branches are taken."""
-    overrides = {"sliding_window": None} if request.param in {"mistral", "mixtral"} else {}
-    made = build_model(request.param, vocab_size=VOCAB, eos_token_id=0, seed=1, **overrides)
+    overrides = {"sliding_window": None, "layer_types": None, "use_sliding_window": False}
+    made = family_model(request.param, **overrides)
     monkeypatch.setattr(attention, "MIN_KEYS", 4)
     monkeypatch.setattr(attention, "_BLOCK_QUERIES", 3)
     return made

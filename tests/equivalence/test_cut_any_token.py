@@ -1,4 +1,4 @@
-"""Every family that may be cut at any token, cold against restored, on a tiny float32 model.
+"""Conversations on families of every kind, cold against restored, on tiny float32 models.
 
 Two promises: a restored turn is within rounding of a cold one (5e-3 of the logits' deviation, the
 greedy text equal), and bit-identical to the conversation that never stopped. The last tests plant
@@ -14,22 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.backends.local.cut import ANY_TOKEN_FAMILIES, cut_policy
+from chatcache.backends.local.cut import cut_policy
 from tests.equivalence.engine import IdsEngine, Said
-from tests.models import build_model
+from tests.equivalence.families import THOROUGHLY, family_model
 
-VOCAB = 97
 TOLERANCE = 5e-3
 FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
 SECOND = [43, 38, 32, 79, 50, 28]
 THIRD = [84, 19, 71, 69, 39]
 OTHER = [93, 75, 10, 58, 20]
-OVERRIDES: dict[str, dict[str, Any]] = {
-    "mistral": {"sliding_window": None},
-    "mixtral": {"sliding_window": None},
-    "starcoder2": {"sliding_window": None},
-}
-
 Factory = Callable[..., IdsEngine]
 
 
@@ -42,12 +35,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=sorted(ANY_TOKEN_FAMILIES))
+@pytest.fixture(scope="module", params=THOROUGHLY)
 def model(request: pytest.FixtureRequest) -> Any:
-    family = str(request.param)
-    return build_model(
-        family, vocab_size=VOCAB, eos_token_id=0, seed=1, **OVERRIDES.get(family, {})
-    )
+    return family_model(str(request.param))
 
 
 @pytest.fixture
@@ -181,9 +171,9 @@ def test_a_planted_fault_is_found_by_these_comparisons(engine: Factory, harm: st
     with torch.inference_mode():
         values = victim.live.layers[0].values
         if harm == "zero":
-            values[:, :, 4] = 0
+            values[:, :, -3] = 0
         elif harm == "other branch":
-            values[:, :, 4:8] = values[:, :, 8:12].clone()
+            values[:, :, -4:] = values[:, :, -8:-4].clone()
         else:
             values.copy_(values.flip(-1))
     said = victim.turn(two.ids + THIRD, 6, is_kept=False)

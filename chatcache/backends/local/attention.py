@@ -6,8 +6,8 @@ prefix). Here the query heads that share a KV head are the rows of one `mm` agai
 they lie: a batched matmul would copy a slice of a larger buffer first. Scores of a chunk are made
 block by block, so that they stay in the cache, and only the last square of a block needs a mask.
 
-It computes plain causal attention, batch one, and nothing else; `install` puts it only into
-families whose models were compared with the stock kernel in `tests/equivalence`.
+It computes plain causal attention, batch one, and nothing else; `install` puts it only into models
+without windows, of families that `tests/equivalence` compares with the stock kernel.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-from chatcache.backends.local.cut import cut_policy
 
 NAME = "chatcache_matmul"
 
@@ -33,10 +31,16 @@ _FAMILIES = frozenset(
 def install(model: Any, device: torch.device) -> str:
     """Let `model` use this kernel if it is the right one; returns the name of the kernel in use."""
     config = model.config.get_text_config()
-    is_known = config.model_type in _FAMILIES and cut_policy(config).is_cuttable
+    is_known = config.model_type in _FAMILIES and not _has_window(config)
     if device.type == "cpu" and is_known and config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
     return str(config._attn_implementation)
+
+
+def _has_window(config: Any) -> bool:
+    kinds = set(getattr(config, "layer_types", None) or ())
+    has_own_kinds = bool(kinds - {"full_attention"})
+    return has_own_kinds or (not kinds and bool(getattr(config, "sliding_window", None)))
 
 
 def matmul_attention(

@@ -1,0 +1,80 @@
+"""The verdict on each family: what `cut.py` allows is right, and what it refuses is refused.
+
+The truth is plain transformers: one forward over all tokens, without any cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chatcache.backends.local.cut import ANY_TOKEN_FAMILIES, cut_policy
+from tests.equivalence.engine import IdsEngine
+from tests.equivalence.families import VOCAB, family_model
+from tests.models import build_model
+
+TOLERANCE = 5e-3
+FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
+SECOND = [43, 38, 32, 79, 50, 28]
+THIRD = [84, 19, 71, 69, 39]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def truth(model: Any, ids: list[int], num_answer: int) -> torch.Tensor:
+    """The logits behind the last `num_answer` prefixes of `ids`."""
+    output = model(input_ids=torch.tensor([ids]), use_cache=False)
+    logits: torch.Tensor = output.logits[0, len(ids) - num_answer - 1 : -1]
+    return logits
+
+
+@pytest.mark.parametrize("family", sorted(ANY_TOKEN_FAMILIES))
+def test_the_family_may_be_cut_at_any_token(family: str, tmp_path: Path) -> None:
+    model = family_model(family)
+    assert cut_policy(model.config).is_cuttable
+    first = IdsEngine(model, tmp_path)
+    one = first.turn(FIRST, 6)
+    two = first.turn([*one.ids, *SECOND], 6)
+    three = first.turn([*two.ids, *THIRD], 6, is_kept=False)
+    first.close()
+    again = IdsEngine(model, tmp_path)
+    resumed = again.turn([*two.ids, *THIRD], 6)
+    again.close()
+    assert resumed.reuse.disk_tokens == len(two.ids)
+    assert torch.equal(resumed.logits, three.logits)
+    expected = truth(model, three.ids, 6)
+    assert expected.argmax(-1).tolist() == three.answer
+    assert (three.logits - expected).abs().max() <= TOLERANCE * expected.std()
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "llama": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+    "qwen3_next": {"num_hidden_layers": 4},
+    "falcon_mamba": {},
+}
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED))
+def test_what_was_not_found_right_is_refused_with_a_sentence(family: str) -> None:
+    from transformers import AutoConfig
+
+    policy = cut_policy(AutoConfig.for_model(family, **REFUSED[family]))
+    assert not policy.is_cuttable
+    assert policy.detail
+
+
+def test_shared_layers_are_refused() -> None:
+    config = build_model("llama", vocab_size=VOCAB, eos_token_id=0).config
+    config.num_kv_shared_layers = 1
+    assert not cut_policy(config).is_cuttable
