@@ -1,6 +1,6 @@
 """`chatcache bench`: what a turn costs here, against plain transformers on the same work.
 
-All contenders run in turn (A B A B ...) in this one process, on the same prompt ids, model object,
+All contenders run in turn (A B A B ...) in this one process, on the same prompt ids, weights,
 dtype and threads; medians are shown with their extremes, and beside them the physical limit: the
 bytes that must move, over the memory or disk bandwidth measured in the same run. The last line on
 stdout is one JSON object.
@@ -28,15 +28,14 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     from chatcache.bench.report import as_json, as_table
     from chatcache.bench.rows import measure
-    from chatcache.bench.setup import load_named, load_shape
+    from chatcache.bench.setup import load_named, load_shape, tuned_copy
 
     say = _narrator(quiet=options.json)
-    if options.model:
-        loaded = load_named(options.model, options.dtype, options.threads)
-    else:
-        loaded = load_shape(options.shape, options.dtype, options.threads)
+    name, load = (options.model, load_named) if options.model else (options.shape, load_shape)
+    loaded = load(name, options.dtype, options.threads)
+    tuned = tuned_copy(load(name, options.dtype, options.threads))
     with tempfile.TemporaryDirectory(prefix="chatcache-bench-", dir=options.directory) as directory:
-        result = measure(loaded, Path(directory), options.tokens, options.runs, say)
+        result = measure(loaded, tuned, Path(directory), options.tokens, options.runs, say)
     say(as_table(result))
     print(json.dumps(as_json(result)))
     return 0

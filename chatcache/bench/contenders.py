@@ -1,7 +1,8 @@
 """The contenders, each reduced to what the rows ask of it: a first token, and steps.
 
-`Chatcache` runs on the same `LiveContext` as a turn does. `Transformers` is what a program gets
-that calls the library as documented: one forward over the whole prompt, a `DynamicCache`, sdpa.
+`Chatcache` runs on the same `LiveContext` as a turn does, and on a model tuned like a turn's.
+`Transformers` is what a program gets that calls the library as documented: one forward over the
+whole prompt, a `DynamicCache`, sdpa.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 
-from chatcache.backends.local.attention import install
 from chatcache.backends.local.context import LiveContext, Reuse
 from chatcache.backends.local.generate import Forward
 from chatcache.bench.limits import drop_page_cache
@@ -38,7 +38,6 @@ class Transformers:
     @torch.inference_mode()
     def first_token(self, ids: Sequence[int]) -> float:
         """Seconds from the prompt to its first token, everything computed."""
-        self._loaded.model.set_attn_implementation("sdpa")
         began = time.perf_counter()
         self._cache = DynamicCache(config=self._loaded.model.config)
         self._append(ids)
@@ -71,7 +70,6 @@ class Chatcache:
         self._loaded = loaded
         self._directory = directory
         self._forward = Forward(loaded.model, loaded.device)
-        self._attention = install(loaded.model, loaded.device)
         self.reopen()
 
     def reopen(self) -> None:
@@ -100,7 +98,6 @@ class Chatcache:
 
     def first_token(self, ids: Sequence[int], *, is_cold: bool = False) -> tuple[float, Reuse]:
         """Seconds from the prompt to its first token, and what was reused."""
-        self._loaded.model.set_attn_implementation(self._attention)
         began = time.perf_counter()
         packed = pack(ids)
         reuse = Reuse(0)

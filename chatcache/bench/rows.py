@@ -72,14 +72,14 @@ def _rows(tokens: int) -> dict[str, Row]:
 class Bench:
     """One run of everything on one model."""
 
-    def __init__(self, loaded: BenchModel, directory: Path, tokens: int):
+    def __init__(self, loaded: BenchModel, tuned: BenchModel, directory: Path, tokens: int):
         draw = random.Random(0)
         self._loaded = loaded
         self._draw = draw
         self._history = [draw.randrange(loaded.vocab_size) for _ in range(tokens)]
         self._theirs = Transformers(loaded)
-        self._ours = Chatcache(loaded, directory)
-        self._returned = Chatcache(loaded, directory)
+        self._ours = Chatcache(tuned, directory)
+        self._returned = Chatcache(tuned, directory)
         self.rows = _rows(tokens)
         self.bytes_written = 0
 
@@ -160,11 +160,19 @@ class Bench:
 
 
 def measure(
-    loaded: BenchModel, directory: Path, tokens: int, runs: int, say: Callable[[str], None]
+    loaded: BenchModel,
+    tuned: BenchModel,
+    directory: Path,
+    tokens: int,
+    runs: int,
+    say: Callable[[str], None],
 ) -> BenchResult:
-    """Run everything; `say` gets a line of progress per step."""
+    """Run everything; `say` gets a line of progress per step.
+
+    `loaded` is the model as transformers makes it, `tuned` the same as chatcache runs it.
+    """
     say(f"{loaded.name}: {loaded.num_parameters:,} parameters, {loaded.dtype}, {tokens:,} tokens")
-    bench = Bench(loaded, directory, tokens)
+    bench = Bench(loaded, tuned, directory, tokens)
     bench.prepare()
     for run in range(1, runs + 1):
         say(f"run {run} of {runs}: cold")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from chatcache.backends.local.tuning import tune
 from chatcache.bench.shapes import SHAPES
 
 
@@ -57,6 +58,12 @@ def load_named(name: str, dtype: str, threads: int | None) -> BenchModel:
     path = resolve_model(name, is_offline=True)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
     return _describe(name, model)
+
+
+def tuned_copy(loaded: BenchModel) -> BenchModel:
+    """The model as a turn runs it. Its weights are packed: sizes are those from before."""
+    tune(loaded.model, loaded.device)
+    return loaded
 
 
 def _describe(name: str, model: Any) -> BenchModel:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.backends.local import attention
+from chatcache.backends.local import attention, packing
 from chatcache.backends.local.attention import install, matmul_attention
 from tests.equivalence.engine import IdsEngine
 from tests.equivalence.families import VOCAB, family_model
@@ -69,6 +69,20 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
     monkeypatch.setattr(attention, "MIN_KEYS", 4)
     monkeypatch.setattr(attention, "_BLOCK_QUERIES", 3)
     return made
+
+
+@pytest.mark.skipif(not packing._is_sound(), reason="this torch packs no weights")
+def test_packed_weights_give_the_same_bits(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_MIN_WEIGHTS", 0)
+    model = model.to(torch.bfloat16)
+    ids = torch.tensor([[3, 14, 15, 92, 65, 35, 89, 79]])
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+        assert packing.pack_linears(model, torch.device("cuda")) == 0
+        assert packing.pack_linears(model, CPU) > 2 * 4
+        assert torch.equal(model(input_ids=ids).logits, expected)
 
 
 def test_each_family_says_the_same_on_both_kernels(model: Any, tmp_path: Path) -> None:

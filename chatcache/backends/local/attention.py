@@ -28,10 +28,15 @@ _FAMILIES = frozenset(
 )
 
 
+def is_tuned(config: Any) -> bool:
+    """Whether this is a family whose code is known not to look into what is replaced here."""
+    return config.model_type in _FAMILIES
+
+
 def install(model: Any, device: torch.device) -> str:
     """Let `model` use this kernel if it is the right one; returns the name of the kernel in use."""
     config = model.config.get_text_config()
-    is_known = config.model_type in _FAMILIES and not _has_window(config)
+    is_known = is_tuned(config) and not _has_window(config)
     if device.type == "cpu" and is_known and config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
     return str(config._attn_implementation)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local import attention, identity, resolve
+from chatcache.backends.local import identity, resolve
 from chatcache.backends.local.progress import Progress, download, first_line, reported_progress
 from chatcache.backends.local.template import ChatTemplate
+from chatcache.backends.local.tuning import tune
 from chatcache.errors import ModelLoadError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,9 @@ def load_model(
         lambda done, total: progress(ModelLoading("hashing the weights", done, total)),
     )
     text_config = config.get_text_config()
+    parameters_id = identity.parameters_id(model.state_dict().items())
+    dtype_used = model.dtype
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -103,16 +107,16 @@ def load_model(
         path=path,
         description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
         architecture=str((config.architectures or [config.model_type])[0]),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=num_parameters,
         num_layers=int(text_config.num_hidden_layers),
-        dtype=model.dtype,
+        dtype=dtype_used,
         device=place,
-        attention=attention.install(model, place),
+        attention=tune(model, place),
         max_context_tokens=_context_limit(text_config, tokenizer),
         end_token_ids=_end_token_ids(model, tokenizer),
         generation_defaults=_generation_defaults(model.generation_config),
         weights_id=weights_id,
-        parameters_id=identity.parameters_id(model.state_dict().items()),
+        parameters_id=parameters_id,
         tokenizer_id=tokenizer_id,
         config_id=identity.config_id(config.to_dict()),
         adapter_id=identity.adapter_id(adapter, remembered),
