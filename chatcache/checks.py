@@ -25,6 +25,9 @@ BYTE_UNITS = {
     "gib": 1 << 30,
     "tib": 1 << 40,
 }
+TIME_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+TIME_SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
+SPILL_MODES = ("turn", "pressure", "exit", "never")
 BYTE_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*|%)\s*")
 
 
@@ -47,14 +50,16 @@ def flag(value: Any) -> bool:
     return value
 
 
-def whole(low: int) -> Check:
-    """A whole number that is at least `low`."""
+def whole(low: int, high: int | None = None) -> Check:
+    """A whole number that is at least `low`, and at most `high` if there is a limit."""
 
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"must be a whole number, not {described(value)}")
         if value < low:
             raise ValueError(f"must be at least {low}, not {value}")
+        if high is not None and value > high:
+            raise ValueError(f"must be at most {high}, not {value}")
         return value
 
     return check
@@ -94,6 +99,31 @@ def byte_size(value: Any) -> int | str:
         num_bytes(value, lambda: 0)
         return value
     raise ValueError(f'must be bytes, "2 GB" or "25%", not {described(value)}')
+
+
+def time_to_live(value: Any) -> str:
+    """Text that `num_seconds` understands."""
+    if not isinstance(value, str):
+        raise ValueError(f'must be "5m", "1h", "7d" or "none", not {described(value)}')
+    num_seconds(value)
+    return value
+
+
+def num_seconds(value: str) -> float | None:
+    """A time span in seconds; None for "none"."""
+    if value.strip().lower() == "none":
+        return None
+    match = TIME_SPAN.fullmatch(value)
+    if match is None or match[2].lower() not in TIME_UNITS or float(match[1]) == 0:
+        raise ValueError(f'must be "5m", "1h", "7d" or "none", not {value!r}')
+    return float(match[1]) * TIME_UNITS[match[2].lower()]
+
+
+def spill_mode(value: Any) -> str:
+    """When to write to disk. True and false are the two ends."""
+    if isinstance(value, bool):
+        return "turn" if value else "never"
+    return str(one_of(*SPILL_MODES)(value))
 
 
 def num_bytes(value: int | str, total: Callable[[], int]) -> int:

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatcache.checks import num_bytes
+from chatcache.checks import num_bytes, num_seconds
 from chatcache.config import Settings
 
 if TYPE_CHECKING:
     from chatcache.backends.base import Backend, CostEstimate, SamplingParams
     from chatcache.backends.local.settings import EngineSettings
     from chatcache.cache.inspect import CacheInspector
+    from chatcache.cache.policy import TierPolicy
     from chatcache.chat.forget import ForgetKV, Journals
     from chatcache.chat.service import ChatService
     from chatcache.chat.sessions import SessionStore
@@ -79,7 +80,7 @@ def open_inspector(settings: Settings) -> CacheInspector:
     """A look at the segments on disk, without an engine."""
     from chatcache.cache.inspect import CacheInspector
 
-    return CacheInspector(settings.paths.cache_dir, *budgets(settings))
+    return CacheInspector(settings.paths.cache_dir, *budgets(settings), tier_policy(settings))
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
@@ -99,7 +100,21 @@ def engine_settings(settings: Settings) -> EngineSettings:
         log_path=_engine_log(settings),
         ram_budget=ram_budget,
         disk_budget=disk_budget,
-        is_spilling=settings.config.cache.spill,
+        is_spilling=settings.config.cache.spill != "never",
+        policy=tier_policy(settings),
+    )
+
+
+def tier_policy(settings: Settings) -> TierPolicy:
+    """When segments go to disk, and how long they are kept."""
+    from chatcache.cache.policy import TierPolicy
+
+    cache = settings.config.cache
+    return TierPolicy(
+        spill=cache.spill,  # type: ignore[arg-type]
+        ram_ttl=num_seconds(cache.ram_ttl),
+        disk_ttl=num_seconds(cache.disk_ttl),
+        disk_floor=num_bytes(cache.disk_floor, lambda: disk_size(settings.paths.cache_dir)),
     )
 
 
@@ -151,6 +166,7 @@ def run_tui(settings: Settings, session: str | None) -> None:
             keys=config.keys,
             theme=config.ui.theme,
             panel=config.ui.panel,
+            drafts_path=settings.paths.database.with_name("drafts.json"),
         ).run()
 
 

@@ -15,12 +15,24 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from chatcache.checks import byte_size, decimal, flag, key_names, one_of, setting, text, whole
+from chatcache.checks import (
+    byte_size,
+    decimal,
+    flag,
+    key_names,
+    one_of,
+    setting,
+    spill_mode,
+    text,
+    time_to_live,
+    whole,
+)
 from chatcache.errors import UsageError, did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PANELS = ("full", "compact", "off")
+MAX_SEED = (1 << 64) - 1  # what torch takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +68,19 @@ class CacheSection:
     disk_budget: int | str = setting("16 GiB", byte_size)
     """Disk space for segments. A percentage is of the disk that the cache directory is on."""
 
-    spill: bool = setting(True, flag)
-    """Write segments to disk, so that the next start resumes a conversation without a prefill."""
+    disk_floor: int | str = setting("1 GB", byte_size)
+    """Free space that is left on the disk whatever the budget says. A percentage is of the disk."""
+
+    ram_ttl: str = setting("none", time_to_live)
+    """How long a segment stays in memory unused: "5m", "1h", "24h", or "none" for ever."""
+
+    disk_ttl: str = setting("none", time_to_live)
+    """How long a segment stays on disk unused: "24h", "30d", or "none" for ever."""
+
+    spill: str = setting("turn", spill_mode)
+    """When segments are written to disk, so that the next start resumes without a prefill:
+    turn (after each turn), exit (when chatcache ends, and what memory has no room for),
+    pressure (only what memory has no room for), or never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +104,7 @@ class SamplingSection:
     )
     """Above 1, tokens that were there before become less likely."""
 
-    seed: int | None = setting(None, whole(0), example=7)
+    seed: int | None = setting(None, whole(0, MAX_SEED), example=7)
     """The same seed gives the same answer to the same conversation."""
 
     max_new_tokens: int | None = setting(None, whole(1), example=512)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from chatcache.backends.base import (
+    CacheEvent,
     CacheReport,
     CostEstimate,
     ModelInfo,
@@ -48,8 +49,9 @@ def result(text: str, finish_reason: str) -> TurnResult:
 class EchoRunner:
     """Says the last message again."""
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, emit: Emit) -> None:
         self._settings = settings
+        self._emit = emit
         self.info = ModelInfo(
             model=settings.model,
             backend="local",
@@ -89,6 +91,7 @@ class EchoRunner:
         return [CostEstimate(0, 0, len(journal), None) for journal in journals]
 
     def close(self) -> None:
+        self._emit(CacheEvent(0.0, "warning", "the last segment did not fit"))
         (self._settings.cache_dir / DRAINED).write_text("yes")
 
 
@@ -105,7 +108,7 @@ def build(settings: EngineSettings, emit: Emit) -> EchoRunner:
         os._exit(7)
     if settings.model == "never":
         threading.Event().wait()
-    return EchoRunner(settings)
+    return EchoRunner(settings, emit)
 
 
 def count_start(directory: Path) -> None:

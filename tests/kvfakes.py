@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.segfile import TensorSource
@@ -112,13 +113,13 @@ def boundaries_of(*parts: str) -> Sequence[int]:
 class Bench:
     """A cache directory, and turns on it."""
 
-    def __init__(self, directory: Path, **budgets: int | bool):
+    def __init__(self, directory: Path, **options: Any):
         self.directory = directory
         self.events: list[tuple[str, str]] = []
-        self._budgets: dict[str, int | bool] = {
+        self._options = {
             "ram_budget": 1 << 20,
             "disk_budget": 1 << 20,
-            **budgets,
+            **options,
         }
         self.reopen()
 
@@ -128,7 +129,7 @@ class Bench:
             self.directory,
             "ns",
             on_event=lambda kind, text: self.events.append((kind, text)),
-            **self._budgets,  # type: ignore[arg-type]
+            **self._options,
         )
         self.cache.open(FIELDS)
 

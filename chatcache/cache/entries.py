@@ -64,15 +64,23 @@ class Entry:
     hits: int = 0
     num_leases: int = 0
     can_spill: bool = True
+    is_pending: bool = False
+    is_pinned: bool = False
 
-    def ram_candidate(self) -> Candidate:
-        return Candidate(
-            self.segment_id, self.parent_id, self.num_bytes, self.last_used, self.num_leases > 0
-        )
+    @property
+    def is_held(self) -> bool:
+        """Nothing may take it away."""
+        return self.num_leases > 0 or self.is_pinned
 
-    def disk_candidate(self) -> Candidate:
+    def candidate(self, num_bytes: int, ttl: float | None) -> Candidate:
+        """For the eviction of a tier where it takes `num_bytes` and lives `ttl` seconds unused."""
         return Candidate(
-            self.segment_id, self.parent_id, self.disk_bytes, self.last_used, self.num_leases > 0
+            segment_id=self.segment_id,
+            parent_id=self.parent_id,
+            num_bytes=num_bytes,
+            last_used=self.last_used,
+            is_held=self.is_held,
+            expires_at=None if ttl is None else self.last_used + ttl,
         )
 
     def row(self, namespace: str, *, is_live: bool = False) -> SegmentRow:
@@ -86,7 +94,7 @@ class Entry:
             in_ram=self.block is not None,
             on_disk=self.path is not None,
             is_live=is_live,
-            is_pinned=False,
+            is_pinned=self.is_pinned,
             last_used=self.last_used,
             hits=self.hits,
         )

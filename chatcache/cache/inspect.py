@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chatcache.cache.attach import attach
+from chatcache.cache.policy import TierPolicy
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.radix import RadixTree
 from chatcache.cache.rates import RateBook
@@ -48,6 +49,17 @@ class VerifyReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentDetails:
+    """What a file says of itself. `problem`: why it cannot be used; None: every checksum holds."""
+
+    created_at: float
+    creator: str
+    dtypes: tuple[str, ...]
+    num_tensors: int
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Removed:
     num_files: int
     num_bytes: int
@@ -56,10 +68,17 @@ class Removed:
 class CacheInspector:
     """Everything below one cache directory."""
 
-    def __init__(self, cache_dir: Path, ram_budget: int, disk_budget: int):
-        self._cache_dir = cache_dir
+    def __init__(
+        self,
+        cache_dir: Path,
+        ram_budget: int,
+        disk_budget: int,
+        policy: TierPolicy | None = None,
+    ):
+        self.cache_dir = cache_dir
         self._ram_budget = ram_budget
         self._disk_budget = disk_budget
+        self._policy = policy
 
     def tiers(self) -> tuple[TierUse, TierUse]:
         """RAM (always empty here: it belongs to a running engine) and disk."""
@@ -73,27 +92,27 @@ class CacheInspector:
 
     def namespaces(self) -> list[NamespaceUse]:
         found = []
-        for store in namespaces(self._cache_dir):
+        for store in namespaces(self.cache_dir):
             sizes = [_size(path) for path in store.paths()]
             found.append(NamespaceUse(store.namespace, store.fields(), sum(sizes), len(sizes)))
         return found
 
     def rows(self) -> list[SegmentRow]:
         """All segments of all namespaces, the most recently used first."""
-        found = [row for store in namespaces(self._cache_dir) for row in self._open(store).rows()]
+        found = [row for store in namespaces(self.cache_dir) for row in self._open(store).rows()]
         return sorted(found, key=lambda row: (-row.last_used, row.segment_id))
 
     def path_of(self, row: SegmentRow) -> Path:
         """The file of a row."""
         name = f"{row.start}-{row.stop}-{row.segment_id}.safetensors"
-        return SegmentStore(self._cache_dir, row.namespace).directory / name
+        return SegmentStore(self.cache_dir, row.namespace).directory / name
 
     def verify(self, *, fix: bool = False) -> VerifyReport:
         """Compare every checksum and every id. With `fix`, damaged files are set aside and
         orphans removed."""
         num_checked = num_orphans = num_fixed = 0
         damaged: list[tuple[str, str]] = []
-        for store in namespaces(self._cache_dir):
+        for store in namespaces(self.cache_dir):
             paths = store.paths()
             num_checked += len(paths)
             problems = _problems(store, paths)
@@ -111,22 +130,42 @@ class CacheInspector:
     def collect_garbage(self) -> Removed:
         """Remove orphans, what was set aside as damaged, and leftovers of killed writers."""
         doomed: list[Path] = []
-        for store in namespaces(self._cache_dir):
+        for store in namespaces(self.cache_dir):
             with contextlib.suppress(OSError):
                 store.remove_leftovers()
             doomed += _orphans(store)
-        doomed += sorted((self._cache_dir / "quarantine").glob("*.safetensors"))
-        return _remove(doomed)
+        doomed += sorted((self.cache_dir / "quarantine").glob("*.safetensors"))
+        return remove_files(doomed)
 
     def clear(self) -> Removed:
         """Remove every segment. Conversations are not here and lose nothing but speed."""
-        doomed = [path for store in namespaces(self._cache_dir) for path in store.paths()]
-        removed = _remove(doomed)
+        doomed = [path for store in namespaces(self.cache_dir) for path in store.paths()]
+        removed = remove_files(doomed)
         self.collect_garbage()
         return removed
 
+    def examine(self, row: SegmentRow) -> SegmentDetails:
+        """Read the whole file of a row and compare its checksums."""
+        details = SegmentDetails(0.0, "", (), 0, None)
+        try:
+            with SegmentFile(self.path_of(row)) as file:
+                names = file.tensor_names
+                dtypes = tuple(sorted({file.dtype(name) for name in names}))
+                header = file.header
+                details = SegmentDetails(
+                    header.created_at, header.creator, dtypes, len(names), None
+                )
+                file.verify()
+        except (SegmentDamagedError, SegmentMissingError) as error:
+            return replace(details, problem=str(error))
+        return details
+
+    def on_paths(self, namespace: str, journals: Iterable[Sequence[int]]) -> set[str]:
+        """The segments that hold a part of the journals."""
+        return _segment_ids(self._open(SegmentStore(self.cache_dir, namespace)), journals)
+
     def delete(self, row: SegmentRow) -> None:
-        SegmentStore(self._cache_dir, row.namespace).delete(self.path_of(row))
+        SegmentStore(self.cache_dir, row.namespace).delete(self.path_of(row))
 
     def forget(
         self, namespace: str, gone: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]
@@ -135,7 +174,7 @@ class CacheInspector:
 
         A segment of which a kept journal uses a part stays. Returns how many were deleted.
         """
-        cache = self._open(SegmentStore(self._cache_dir, namespace))
+        cache = self._open(SegmentStore(self.cache_dir, namespace))
         needed = _segment_ids(cache, kept)
         doomed = _segment_ids(cache, gone) - needed
         for row in cache.rows():
@@ -147,10 +186,10 @@ class CacheInspector:
         self, namespace: str, journals: Sequence[Sequence[int]]
     ) -> list[CostEstimate] | None:
         """What continuing each journal would cost a new process; None for an unknown namespace."""
-        store = SegmentStore(self._cache_dir, namespace)
+        store = SegmentStore(self.cache_dir, namespace)
         if not namespace or not store.directory.is_dir():
             return None
-        cache, rates = self._open(store), RateBook(store.directory / "rates.json")
+        cache, rates = self._open(store, self._policy), RateBook(store.directory / "rates.json")
         return [_estimate(cache, rates, journal) for journal in journals]
 
     def session_kv(self, journals: Sequence[tuple[str, Sequence[int]]]) -> list[SessionKV]:
@@ -159,7 +198,8 @@ class CacheInspector:
         held = []
         for namespace, journal in journals:
             if namespace not in caches:
-                caches[namespace] = self._open(SegmentStore(self._cache_dir, namespace))
+                store = SegmentStore(self.cache_dir, namespace)
+                caches[namespace] = self._open(store, self._policy)
             held.append(caches[namespace].lookup(pack(journal)))
         users = Counter(
             segment_id for one in held for segment_id in {span.segment_id for span in one.spans}
@@ -173,13 +213,16 @@ class CacheInspector:
             found.append(SessionKV(0, one.disk_tokens, shared, total - shared))
         return found
 
-    def _open(self, store: SegmentStore) -> PrefixCache:
+    def _open(self, store: SegmentStore, policy: TierPolicy | None = None) -> PrefixCache:
+        """The segments as an engine would find them; without a policy, also those whose time is
+        over and that no engine has removed yet."""
         cache = PrefixCache(
-            self._cache_dir,
+            self.cache_dir,
             store.namespace,
             ram_budget=self._ram_budget,
             disk_budget=self._disk_budget,
             is_spilling=False,
+            policy=policy,
         )
         cache.open({})
         return cache
@@ -193,7 +236,7 @@ def _estimate(cache: PrefixCache, rates: RateBook, journal: Sequence[int]) -> Co
     return CostEstimate(0, held.disk_tokens, recompute, estimated, held.disk_bytes)
 
 
-def _segment_ids(cache: PrefixCache, journals: Sequence[Sequence[int]]) -> set[str]:
+def _segment_ids(cache: PrefixCache, journals: Iterable[Sequence[int]]) -> set[str]:
     return {span.segment_id for journal in journals for span in cache.lookup(pack(journal)).spans}
 
 
@@ -229,7 +272,8 @@ def _orphans(store: SegmentStore) -> list[Path]:
     return orphans
 
 
-def _remove(paths: Sequence[Path]) -> Removed:
+def remove_files(paths: Sequence[Path]) -> Removed:
+    """Delete files, of which some may be gone already. Raises OSError."""
     num_files = num_bytes = 0
     for path in paths:
         size = _size(path)

@@ -1,10 +1,13 @@
 """A radix tree over token ids that says which segment holds the K and V of which positions.
 
 It owns the paths and the labels, and knows nothing of tensors, files or budgets. Splitting an
-edge is arithmetic on positions: the segment that labels it stays one piece in memory and on disk.
-The idea of a prefix tree of KV is RadixAttention's (Zheng et al., arXiv 2312.07104); here a label
-is a turn-aligned segment of any length, and an edge may lose its label (a hole) while its children
-keep theirs: once the hole is computed again they are reachable again.
+edge is arithmetic on positions: a segment that labels it stays one piece in memory and on disk.
+The idea of a prefix tree of KV is RadixAttention's (Zheng et al., arXiv 2312.07104). Here a label
+is a turn-aligned segment of any length. Where two conversations go different ways in the middle of
+what each of them computed in one piece, both segments label the edge that they share, and a match
+stays with the one that it ends in: what was computed together is restored together, to the bit.
+An edge may lose all labels (a hole) while its children keep theirs: once the hole is computed
+again they are reachable again.
 """
 
 from __future__ import annotations
@@ -33,12 +36,12 @@ class MatchResult:
 
 
 class _Node:
-    __slots__ = ("children", "edge", "parent", "segment_id", "start")
+    __slots__ = ("children", "edge", "parent", "segment_ids", "start")
 
-    def __init__(self, edge: bytes, start: int, segment_id: str | None, parent: _Node | None):
+    def __init__(self, edge: bytes, start: int, parent: _Node | None):
         self.edge = edge
         self.start = start
-        self.segment_id = segment_id
+        self.segment_ids: list[str] = []
         self.parent = parent
         self.children: dict[bytes, _Node] = {}
 
@@ -55,7 +58,7 @@ class RadixTree:
     """Paths of packed token ids (see `tokens.pack`), labelled with segment ids."""
 
     def __init__(self) -> None:
-        self._root = _Node(b"", 0, None, None)
+        self._root = _Node(b"", 0, None)
         self._labelled: dict[str, set[_Node]] = {}
 
     def __contains__(self, segment_id: str) -> bool:
@@ -67,27 +70,22 @@ class RadixTree:
 
     def match(self, packed: bytes) -> MatchResult:
         """The spans that hold the leading ids of `packed`, up to the first id that none holds."""
-        spans: list[Span] = []
+        held: list[_Node] = []
         node, position = self._root, 0
         while (child := node.children.get(_next_head(packed, position))) is not None:
-            length = common_prefix(child.edge, packed, position)
-            if child.segment_id is None or length == 0:
+            if not child.segment_ids:
                 break
-            position += length
-            if spans and spans[-1].segment_id == child.segment_id:
-                spans[-1] = Span(child.segment_id, spans[-1].start, position)
-            else:
-                spans.append(Span(child.segment_id, child.start, position))
+            position += common_prefix(child.edge, packed, position)
+            held.append(child)
             if position < child.stop:
                 break
             node = child
-        return MatchResult(position, tuple(spans))
+        return MatchResult(position, _spans(held, position))
 
     def insert(self, packed: bytes, segment_id: str, start: int) -> list[Span]:
-        """Label the positions from `start` to the end of `packed` that nothing holds yet.
+        """Label the positions from `start` to the end of `packed` with a segment.
 
-        Returns what is now held by `segment_id` and was not held before; nothing when other
-        segments hold all of it. Raises ValueError if the path up to `start` is unknown.
+        Returns what nothing held before. Raises ValueError if the path up to `start` is unknown.
         """
         node, position = self._root, 0
         gained: list[Span] = []
@@ -97,22 +95,23 @@ class RadixTree:
             if child is None:
                 if position < start:
                     raise ValueError(f"no path up to position {start}: it ends at {position}")
-                child = _Node(packed[position * BYTES_PER_ID :], position, None, node)
+                child = _Node(packed[position * BYTES_PER_ID :], position, node)
                 node.children[_head(child.edge)] = child
             length = common_prefix(child.edge, packed, position)
             boundary = start - position if position < start < position + length else length
             if boundary < child.stop - child.start:
                 child = self._split(child, boundary)
-            if child.segment_id is None and position >= start:
+            if position >= start:
+                if not child.segment_ids:
+                    gained.append(Span(segment_id, child.start, child.stop))
                 self._label(child, segment_id)
-                gained.append(Span(segment_id, child.start, child.stop))
             node, position = child, child.stop
         return gained
 
     def remove(self, segment_id: str) -> None:
         """Take the label off; edges that then lead to no segment disappear, others become holes."""
         for node in self._labelled.pop(segment_id, set()):
-            node.segment_id = None
+            node.segment_ids.remove(segment_id)
             self._prune(node)
 
     def path(self, segment_id: str) -> bytes:
@@ -125,9 +124,10 @@ class RadixTree:
         return b"".join(reversed(edges))
 
     def parent_segment(self, segment_id: str) -> str | None:
-        """The segment just before the first position that `segment_id` labels, if one holds it."""
+        """A segment that holds the position before the first one of `segment_id`, if one does."""
         first = min(self._labelled[segment_id], key=lambda node: node.start)
-        return first.parent.segment_id if first.parent is not None else None
+        holders = first.parent.segment_ids if first.parent is not None else []
+        return holders[0] if holders else None
 
     def check(self) -> list[str]:
         """Everything that is wrong with the structure; empty when it is sound."""
@@ -136,9 +136,9 @@ class RadixTree:
         for node in self._walk():
             if node is not self._root and not node.edge:
                 problems.append(f"empty edge at {node.start}")
-            if node.segment_id is not None:
-                seen.setdefault(node.segment_id, set()).add(node)
-            elif node is not self._root and not node.children:
+            for segment_id in node.segment_ids:
+                seen.setdefault(segment_id, set()).add(node)
+            if node is not self._root and not node.segment_ids and not node.children:
                 problems.append(f"dead end at {node.start}")
             for head, child in node.children.items():
                 is_linked = child.parent is node and child.start == node.stop
@@ -156,28 +156,42 @@ class RadixTree:
             stack.extend(node.children.values())
 
     def _label(self, node: _Node, segment_id: str) -> None:
-        node.segment_id = segment_id
-        self._labelled.setdefault(segment_id, set()).add(node)
+        if segment_id not in node.segment_ids:
+            node.segment_ids.append(segment_id)
+            self._labelled.setdefault(segment_id, set()).add(node)
 
     def _split(self, node: _Node, length: int) -> _Node:
         """Cut `node` after `length` ids; returns the upper part, which takes its place."""
         assert node.parent is not None
         cut = length * BYTES_PER_ID
-        upper = _Node(node.edge[:cut], node.start, None, node.parent)
+        upper = _Node(node.edge[:cut], node.start, node.parent)
         node.parent.children[_head(upper.edge)] = upper
         node.edge, node.start, node.parent = node.edge[cut:], node.start + length, upper
         upper.children[_head(node.edge)] = node
-        if node.segment_id is not None:
-            self._label(upper, node.segment_id)
+        for segment_id in node.segment_ids:
+            self._label(upper, segment_id)
         return upper
 
     def _prune(self, node: _Node) -> None:
         """Drop `node` and its ancestors as far as they hold nothing and lead nowhere."""
-        while node.parent is not None and node.segment_id is None and not node.children:
+        while node.parent is not None and not node.segment_ids and not node.children:
             parent = node.parent
             parent.children.pop(_head(node.edge), None)
             node.parent = None
             node = parent
+
+
+def _spans(held: list[_Node], position: int) -> tuple[Span, ...]:
+    """Who holds a matched path up to `position`, chosen from its end: a segment that holds the
+    later positions is kept for the earlier ones as far as it goes."""
+    spans: list[Span] = []
+    for node in reversed(held):
+        stop = min(node.stop, position)
+        if spans and spans[-1].segment_id in node.segment_ids:
+            spans[-1] = Span(spans[-1].segment_id, node.start, spans[-1].stop)
+        else:
+            spans.append(Span(node.segment_ids[0], node.start, stop))
+    return tuple(reversed(spans))
 
 
 def _next_head(packed: bytes, position: int) -> bytes:

@@ -2,7 +2,8 @@
 
 It owns names, atomic writes, deletion, recency (the modification time of a file) and quarantine.
 The headers are the truth; there is no index that could disagree with them. File before anything
-that mentions it; a file appears whole or not at all (temporary name, fsync, rename).
+that mentions it; a file appears whole or not at all (temporary name, fsync, rename), so any number
+of processes may write without a lock: a name stands for its content.
 
     <cache-dir>/segments/<namespace>/namespace.json            the fields, for people and for misses
     <cache-dir>/segments/<namespace>/<start>-<stop>-<id>.safetensors
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,16 @@ class DamagedFile:
     start: int
     stop: int
     problem: str
+    inode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What a directory tells of a segment file. `last_used` is Unix time."""
+
+    segment_id: str
+    num_bytes: int
+    last_used: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +97,20 @@ class SegmentStore:
         found: list[StoredSegment] = []
         damaged: list[DamagedFile] = []
         for path in self.paths():
+            inode = inode_of(path)
             try:
                 found.append(self._load(path))
             except SegmentFormatError:
                 continue
             except SegmentDamagedError as error:
-                damaged.append(_damaged(path, str(error)))
+                damaged.append(_damaged(path, str(error), inode=inode))
             except SegmentMissingError:
                 continue
         return found, damaged
 
-    def write(self, header: SegmentHeader, tensors: Sequence[TensorSource]) -> tuple[Path, int]:
+    def write(
+        self, header: SegmentHeader, tensors: Sequence[TensorSource], last_used: float
+    ) -> tuple[Path, int]:
         """Write a segment; returns its path and size in bytes. Raises OSError, leaving nothing."""
         name = f"{header.start}-{header.stop}-{header.segment_id}.safetensors"
         size = 0
@@ -104,21 +119,47 @@ class SegmentStore:
             nonlocal size
             size = write_segment(file, header, tensors)
 
-        self._write_atomically(name, write)
+        self._write_atomically(name, write, last_used)
         return self.directory / name, size
 
-    def touch(self, path: Path) -> None:
-        """Note that the segment was used, for the least-recently-used order of later processes."""
+    def touch(self, path: Path, at: float) -> None:
+        """Note that the segment was used, for the least-recently-used order of all processes."""
         with contextlib.suppress(OSError):
-            os.utime(path)
+            os.utime(path, (at, at))
+
+    def stamps(self) -> list[tuple[Path, FileStamp]]:
+        """Sizes and times of the segment files; nothing is opened."""
+        found = []
+        for path in self.paths():
+            if (stamp := self.stamp(path)) is not None:
+                found.append((path, stamp))
+        return found
+
+    def stamp(self, path: Path) -> FileStamp | None:
+        """Size and time of one file; None when it is gone."""
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        return FileStamp(path.stem.split("-")[2], status.st_size, status.st_mtime)
+
+    def free_bytes(self) -> int:
+        """How much the file system can still take."""
+        return shutil.disk_usage(self.directory).free
 
     def delete(self, path: Path) -> None:
         """Remove a segment; it is no error if another process was quicker."""
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
 
-    def quarantine(self, path: Path) -> None:
-        """Set a damaged file aside, so that it is neither read again nor lost to inspection."""
+    def quarantine(self, path: Path, inode: int = 0) -> None:
+        """Set a damaged file aside, so that it is neither read again nor lost to inspection.
+
+        With the inode of the file that was read, one that another process has put in its place
+        since is left alone.
+        """
+        if inode and inode_of(path) != inode:
+            return
         try:
             self._quarantine.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.replace(self._quarantine / f"{self.namespace}-{path.name}")
@@ -158,13 +199,17 @@ class SegmentStore:
         except OSError as error:
             raise SegmentMissingError(str(error)) from error
 
-    def _write_atomically(self, name: str, write: Callable[[BinaryIO], object]) -> None:
+    def _write_atomically(
+        self, name: str, write: Callable[[BinaryIO], object], at: float | None = None
+    ) -> None:
         temporary = self.directory / f".tmp-{os.getpid()}-{secrets.token_hex(6)}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(fd, "wb") as file:
                 write(file)
                 file.flush()
+                if at is not None:
+                    os.utime(temporary, (at, at))
                 os.fsync(file.fileno())
             temporary.replace(self.directory / name)
         except BaseException:
@@ -191,10 +236,18 @@ def namespaces(cache_dir: Path) -> list[SegmentStore]:
     return [SegmentStore(cache_dir, name) for name in names]
 
 
-def _damaged(path: Path, problem: str, name: str | None = None) -> DamagedFile:
+def inode_of(path: Path) -> int:
+    """Tells a file from another one that took its name; 0 when it is gone."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _damaged(path: Path, problem: str, name: str | None = None, inode: int = 0) -> DamagedFile:
     match = _NAME.fullmatch(name or path.name)
     start, stop, segment_id = match.groups() if match else ("0", "0", path.stem)
-    return DamagedFile(segment_id, int(start), int(stop), problem)
+    return DamagedFile(segment_id, int(start), int(stop), problem, inode)
 
 
 def _dump(fields: Mapping[str, str]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import stat
 import threading
@@ -20,6 +21,7 @@ from chatcache.chat import schema
 from chatcache.errors import StorageError
 
 BUSY_SECONDS = 15.0
+FULL_BYTES = 64 << 10  # with less than this SQLite cannot even open a database
 
 Row = tuple[Any, ...]
 
@@ -144,7 +146,8 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _from_sqlite_error(error: sqlite3.Error, path: Path) -> StorageError:
     name = getattr(error, "sqlite_errorname", "") or ""
-    if name.startswith("SQLITE_FULL"):
+    # The file that SQLite shares between processes reports a full disk as an I/O error.
+    if name.startswith("SQLITE_FULL") or (name.startswith("SQLITE_IOERR") and _is_full(path)):
         return StorageError(
             f"The disk is full: nothing can be saved in {path.parent}.",
             "Free some space, or choose another directory with --data-dir.",
@@ -178,6 +181,13 @@ def _from_sqlite_error(error: sqlite3.Error, path: Path) -> StorageError:
         f"The conversation database {path} cannot be used ({error}).",
         "Run `chatcache doctor` to see what is wrong.",
     )
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        return shutil.disk_usage(path.parent).free < FULL_BYTES
+    except OSError:
+        return False
 
 
 def _from_os_error(error: OSError, path: Path) -> StorageError:

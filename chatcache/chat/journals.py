@@ -155,6 +155,7 @@ class AnswerTable:
     def ends(self, session_id: str | None = None) -> list[tuple[int, str, str]]:
         """(node, namespace id, tokenizer id) of each answer behind which nothing was answered.
 
+        And of each question that was read but got no answer, for every namespace of its tokenizer.
         All that is held in K and V lies on their journals. Of one session: what was said in it.
         """
         with self._database.reading() as connection:
@@ -165,7 +166,12 @@ class AnswerTable:
                 " WHERE (:session IS NULL OR n.session_id = :session) AND NOT EXISTS ("
                 "  SELECT 1 FROM nodes q JOIN nodes r ON r.parent = q.seq"
                 "  JOIN answers b ON b.node = r.seq"
-                "  WHERE q.parent = n.seq AND b.namespace_id = a.namespace_id)",
+                "  WHERE q.parent = n.seq AND b.namespace_id = a.namespace_id)"
+                " UNION SELECT j.node, s.namespace_id, s.tokenizer_id FROM journals j"
+                " JOIN nodes n ON n.seq = j.node AND n.role = 'user'"
+                " JOIN namespaces s ON s.tokenizer_id = j.tokenizer_id"
+                " WHERE (:session IS NULL OR n.session_id = :session) AND NOT EXISTS ("
+                "  SELECT 1 FROM nodes r JOIN answers b ON b.node = r.seq WHERE r.parent = n.seq)",
                 {"session": session_id},
             ).fetchall()
         return [(node, namespace_id, tokenizer_id) for node, namespace_id, tokenizer_id in rows]

@@ -27,6 +27,7 @@ from chatcache.errors import DamageError, UsageError
 FORMAT = "chatcache-session"
 FORMAT_VERSION = 1
 MAX_TOKEN_ID = (1 << 32) - 1
+MAX_CREATED_MS = 253_402_300_799_999  # the end of the year 9999; later is no date
 
 _ROLES = ("system", "user", "assistant")
 _FINISH_REASONS = ("stop", "length", "stopped")
@@ -79,7 +80,7 @@ def import_session(store: SessionStore, document: object) -> str:
         parent = _read_node(parent, item, number)
         nodes.append((parent, _read_journals(item, number)))
     with store.database.writing():
-        session_id = store.create(name).session_id
+        session_id = store.create(store.sessions.free_name(name)).session_id
         above: StoredNode | None = None
         lengths: dict[str, int] = {}
         for node, entries in nodes:
@@ -123,8 +124,8 @@ def _read_node(parent: Node | None, item: object, number: int) -> Node:
         raise _malformed(f"message {number} is not an object")
     role, text, created_ms = item.get("role"), item.get("text"), item.get("created_ms")
     finish_reason = item.get("finish_reason")
-    is_int = isinstance(created_ms, int) and not isinstance(created_ms, bool)
-    if role not in _ROLES or not isinstance(text, str) or not is_int:
+    is_time = _is_whole(created_ms, MAX_CREATED_MS)
+    if role not in _ROLES or not isinstance(text, str) or not is_time:
         raise _malformed(f"message {number} lacks a role, a text or a time")
     if finish_reason is not None and finish_reason not in _FINISH_REASONS:
         raise _malformed(f"message {number} has the finish reason {finish_reason!r}")
@@ -156,6 +157,8 @@ def _read_journals(item: dict[str, Any], number: int) -> dict[str, JournalEntry]
     for tokenizer_id, entry in journals.items():
         keep = entry.get("keep") if isinstance(entry, dict) else None
         new_ids = entry.get("new_ids") if isinstance(entry, dict) else None
+        if replace_unstorable(tokenizer_id) != tokenizer_id:
+            raise _malformed(f"message {number} has token ids of an unreadable tokenizer")
         if not _is_id(keep) or not isinstance(new_ids, list) or not all(map(_is_id, new_ids)):
             raise _malformed(f"message {number} has unreadable token ids")
         entries[tokenizer_id] = JournalEntry(keep, tuple(new_ids))
@@ -163,7 +166,11 @@ def _read_journals(item: dict[str, Any], number: int) -> dict[str, JournalEntry]
 
 
 def _is_id(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKEN_ID
+    return _is_whole(value, MAX_TOKEN_ID)
+
+
+def _is_whole(value: object, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= high
 
 
 def _malformed(what: str) -> UsageError:

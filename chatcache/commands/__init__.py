@@ -28,7 +28,7 @@ GROUPS: Mapping[str, str] = {
     "ask": "answer one prompt on stdout",
     "fork": "go on from an earlier turn in a new session",
     "sessions": "list, show, rename, delete, search, export, import, tree",
-    "cache": "what is remembered: stats, list, show, verify, gc, clear",
+    "cache": "what is remembered: stats, list, show, verify, pin, unpin, drop, gc, clear",
     "models": "list, show",
     "bench": "measure prefill, resume, fork and decode on this machine",
     "doctor": "check the installation, the directories and the stores",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from chatcache.commands.turn import (
     watch_backend,
 )
 from chatcache.config import Settings
-from chatcache.errors import NotFoundError, UsageError
+from chatcache.errors import ContextFullError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
@@ -93,21 +94,37 @@ def answer(
 ) -> int:
     """Send a prompt and print the answer; `extra` joins the JSON object. Returns the exit code."""
     stream = None if arguments.json else AnswerStream()
-    answered = ShellTurn(service, narrator, stream).run(
-        lambda: service.send(
-            turn.session_id,
-            turn.prompt,
-            sampling=compose.sampling_params(settings),
-            think=settings.config.sampling.think,
-            use_cache=turn.use_cache,
-            save=turn.save,
-            system=turn.system if not turn.save else None,
+    try:
+        answered = ShellTurn(service, narrator, stream).run(
+            lambda: service.send(
+                turn.session_id,
+                turn.prompt,
+                sampling=compose.sampling_params(settings),
+                think=settings.config.sampling.think,
+                use_cache=turn.use_cache,
+                save=turn.save,
+                system=turn.system if not turn.save else None,
+            )
         )
-    )
+    except ContextFullError as error:
+        if not turn.save:
+            raise
+        raise ContextFullError(error.message, _way_out(service, turn.session_id)) from error
     if arguments.json:
         print_json(turn_report(answered.saved) | (extra or {}))
     note_figures(narrator, answered.saved)
     return answered.exit_code
+
+
+def _way_out(service: ChatService, session_id: str) -> str:
+    """The message is kept, so asking again in the same session would meet it again."""
+    session = service.find_session(session_id)
+    messages = service.transcript(session_id)
+    answered = max((one.turn for one in messages if one.role == "assistant"), default=0)
+    return (
+        f"`chatcache fork {shlex.quote(session.name)} --at {answered}` goes on without this"
+        " message, `chatcache ask --new` begins another session."
+    )
 
 
 def _session_id(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
 from chatcache.cache.rows import SegmentRow, TierUse
-from chatcache.commands import Command
+from chatcache.commands import Command, cache_keep
 from chatcache.commands.output import Narrator, print_json, print_line
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
-from chatcache.errors import NotFoundError, StorageError
+from chatcache.errors import StorageError
 from chatcache.formatting import duration, moment, percent, plural, size, table
 
 if TYPE_CHECKING:
@@ -182,10 +182,16 @@ def _configure_show(parser: Parser) -> None:
 
 def show(arguments: Namespace) -> int:
     with _inspector(arguments) as (_, inspector):
-        row = _find(inspector.rows(), arguments.segment)
+        row = cache_keep.find_row(inspector.rows(), arguments.segment)
         fields = {one.namespace: one.fields for one in inspector.namespaces()}
+        found = inspector.examine(row)
         details = _row_json(row) | {
             "path": str(inspector.path_of(row)),
+            "created_at": found.created_at,
+            "creator": found.creator,
+            "tensors": found.num_tensors,
+            "dtypes": ", ".join(found.dtypes),
+            "checksums": found.problem or "sound",
             "namespace_fields": dict(fields.get(row.namespace, {})),
         }
     if arguments.json:
@@ -196,18 +202,6 @@ def show(arguments: Namespace) -> int:
     pairs += [(f"namespace {name}", value) for name, value in sorted(namespace_fields.items())]
     print_line(table(("FIELD", "VALUE"), pairs))
     return 0
-
-
-def _find(rows: list[SegmentRow], reference: str) -> SegmentRow:
-    found = [row for row in rows if row.segment_id.startswith(reference)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise NotFoundError(
-            f"{reference!r} is the beginning of {plural(len(found), 'segment')}.",
-            "Give more of the id.",
-        )
-    raise NotFoundError(f"There is no segment {reference!r}.", "`chatcache cache list` shows them.")
 
 
 def _configure_verify(parser: Parser) -> None:
@@ -245,13 +239,36 @@ def verify(arguments: Namespace) -> int:
 
 
 def collect_garbage(arguments: Namespace) -> int:
+    from chatcache.cache.keep import dead_namespaces, forget_lost_pins, remove_namespace
+
     with _inspector(arguments) as (_, inspector):
-        return _print_removed(inspector.collect_garbage(), arguments)
+        dead = dead_namespaces(inspector)
+        freed = [remove_namespace(inspector, one.namespace) for one in dead]
+        removed = inspector.collect_garbage()
+        forget_lost_pins(inspector)
+    num_files = removed.num_files + sum(one.num_files for one in freed)
+    num_bytes = removed.num_bytes + sum(one.num_bytes for one in freed)
+    if arguments.json:
+        namespaces = [_namespace_json(one) for one in dead]
+        print_json({"removed": num_files, "bytes": num_bytes, "namespaces": namespaces})
+        return 0
+    for one in dead:
+        print_line(f"{_title(one)}: the model is gone; {size(one.num_bytes)} freed.")
+    print_line(f"Removed {plural(num_files, 'file')}, {size(num_bytes)}.")
+    return 0
 
 
 def clear(arguments: Namespace) -> int:
     with _inspector(arguments) as (_, inspector):
         return _print_removed(inspector.clear(), arguments)
+
+
+def _keep(act: Callable[[cache_keep.Target, Namespace], int]) -> Callable[[Namespace], int]:
+    def run(arguments: Namespace) -> int:
+        with _inspector(arguments) as (settings, inspector):
+            return act(cache_keep.find_target(settings, inspector, arguments.name), arguments)
+
+    return run
 
 
 def _print_removed(removed: Removed, arguments: Namespace) -> int:
@@ -267,6 +284,15 @@ COMMANDS = {
     "list": Command("the segments, the last used first", _configure, list_all),
     "show": Command("one segment", _configure_show, show),
     "verify": Command("look for damaged segments", _configure_verify, verify),
+    "pin": Command(
+        "keep a session's segments whatever the budgets say",
+        cache_keep.configure,
+        _keep(cache_keep.pin),
+    ),
+    "unpin": Command("undo a pin", cache_keep.configure, _keep(cache_keep.unpin)),
+    "drop": Command(
+        "delete a session's segments from disk", cache_keep.configure_drop, _keep(cache_keep.drop)
+    ),
     "gc": Command("remove what nothing can use any more", _configure, collect_garbage),
     "clear": Command("remove all segments; no word is lost", _configure, clear),
 }

@@ -19,7 +19,7 @@ from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.prompt import read_bytes
 from chatcache.config import Settings
 from chatcache.errors import UsageError
-from chatcache.formatting import clean, moment, plural, shorten, table
+from chatcache.formatting import clean, moment, one_line, plural, shorten, table
 
 if TYPE_CHECKING:
     from chatcache.cache.rows import SessionKV
@@ -263,9 +263,10 @@ def _configure_import(parser: Parser) -> None:
 def import_one(arguments: Namespace) -> int:
     try:
         document = json.loads(read_bytes(arguments.file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets nested by the thousand
         raise UsageError(
-            f"{arguments.file} is not JSON: {error}.", "Import what `sessions export` wrote."
+            f"{one_line(arguments.file)} is not JSON: {error}.",
+            "Import what `sessions export` wrote.",
         ) from error
     with _service(arguments) as (_, service):
         return _print_named(service.import_session(document), arguments)

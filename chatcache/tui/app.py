@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
@@ -48,6 +49,7 @@ class ChatCacheApp(App[None]):
         keys: Mapping[str, str] | None = None,
         theme: str | None = None,
         panel: str = "full",
+        drafts_path: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
@@ -59,6 +61,7 @@ class ChatCacheApp(App[None]):
             keys=dict(keys or {}),
             theme=theme,
             panel=panel,
+            drafts_path=drafts_path,
             clock=clock,
         )
         self._interrupted_at = 0.0
@@ -97,7 +100,7 @@ class ChatCacheApp(App[None]):
         elif isinstance(screen, ChatScreen) and (screen.clear_composer() or screen.turns.stop()):
             return
         elif time.monotonic() - self._interrupted_at < QUIT_SECONDS:
-            self.exit()
+            self._leave()
         else:
             self._interrupted_at = time.monotonic()
             self.notify("Press Ctrl+C again to quit.", timeout=QUIT_SECONDS, markup=False)
@@ -115,5 +118,11 @@ class ChatCacheApp(App[None]):
 
     async def action_quit(self) -> None:
         """Everything is on disk already; an answer in progress is kept as far as it got."""
+        self._leave()
+
+    def _leave(self) -> None:
+        screen = self.screen_stack[0]
+        if isinstance(screen, ChatScreen):
+            screen.chats.save_drafts()
         self._service.stop()
         self.exit()

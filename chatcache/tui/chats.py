@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.errors import ChatcacheError, NotFoundError
 from chatcache.tui import figures
+from chatcache.tui.drafts import NEW_CHAT, Drafts
 from chatcache.tui.formatting import one_line
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import SystemMessage, UserMessage
@@ -32,7 +33,7 @@ class Chats:
     def __init__(self, screen: ChatScreen) -> None:
         self._screen = screen
         self._is_opened = asyncio.Event()
-        self._drafts: dict[str, str] = {}
+        self._drafts = Drafts(screen.options.drafts_path)
         self.session: SessionSummary | None = None
         self.system_prompt: str | None = None
         self.new_name: str | None = None
@@ -53,6 +54,7 @@ class Chats:
                 session = await screen.ask(screen.service.last_session)
             if session is None:
                 await self._show_empty()
+                self._put_into_composer(self._drafts.take(NEW_CHAT))
             else:
                 await self.open(session)
         except ChatcacheError as error:
@@ -60,6 +62,10 @@ class Chats:
             await screen.show_error(error.message, error.hint)
         finally:
             self._is_opened.set()
+
+    @property
+    def is_opened(self) -> bool:
+        return self._is_opened.is_set()
 
     async def wait_opened(self) -> None:
         """Until it is decided which chat is shown first."""
@@ -82,7 +88,8 @@ class Chats:
         answers = [figures.from_json(m.result_json, m.finish_reason) for m in messages]
         screen.panel_state.restart([figure for figure in answers if figure is not None])
         screen.composer.remember_all([m.text for m in messages if m.role == "user"])
-        screen.composer.set_text(self._drafts.pop(session.session_id, "") if text is None else text)
+        draft = self._drafts.take(session.session_id)
+        self._put_into_composer(draft if text is None else text)
         screen.composer.focus()
         self.show_title()
         screen.refresh_panel()
@@ -103,6 +110,7 @@ class Chats:
         self._screen.composer.remember_all([])
         self._screen.composer.reset()
         await self._show_empty()
+        self._put_into_composer(self._drafts.take(NEW_CHAT))
         self._screen.composer.focus()
 
     async def ensure(self) -> SessionSummary:
@@ -176,9 +184,25 @@ class Chats:
             return "a deleted chat"
         return found.name
 
+    def _put_into_composer(self, text: str) -> None:
+        """Give the composer its text; what was typed before the first chat was there stays."""
+        composer = self._screen.composer
+        if self.is_opened or not composer.text:
+            composer.set_text(text)
+
     def _keep_draft(self) -> None:
-        if self.session is not None and self.editing_turn is None:
-            self._drafts[self.session.session_id] = self._screen.composer.text
+        if self.editing_turn is None and self.is_opened:
+            session_id = self.session.session_id if self.session else NEW_CHAT
+            self._drafts.keep(session_id, self._screen.composer.full_text)
+
+    def save_drafts(self) -> None:
+        """Keep what is written and what waits behind a running turn over a restart."""
+        if self.is_opened:
+            waiting = [*self._screen.turns.queued_texts, self._screen.composer.full_text]
+            session_id = self.session.session_id if self.session else NEW_CHAT
+            if self.editing_turn is None:
+                self._drafts.keep(session_id, "\n\n".join(text for text in waiting if text))
+            self._drafts.save()
 
     async def _show_empty(self) -> None:
         await self._show_welcome()
@@ -236,14 +260,20 @@ class Chats:
             [m for m in messages if m.turn in wanted or m.turn == 0], screen.now
         )
 
+    async def refresh_name(self) -> None:
+        """The first message gives a chat its name."""
+        if self.session is not None:
+            session_id = self.session.session_id
+            self.session = await self._screen.ask(self._screen.service.find_session, session_id)
+            self.show_title()
+
     async def refresh_last_turn(self, running: RunningTurn) -> None:
         """Take over what is on disk now: ids, siblings, the text of a continued answer."""
         if self.session is None:
             return
         screen = self._screen
         session_id = self.session.session_id
-        self.session = await screen.ask(screen.service.find_session, session_id)
-        self.show_title()
+        await self.refresh_name()
         for message in await screen.ask(screen.service.transcript, session_id, last_turns=1):
             await self._adopt(message, running)
 

@@ -28,7 +28,7 @@ Kind = Literal["send", "edit", "regenerate", "continue"]
 Phase = Literal["starting", "waiting", "reading", "answering", "stopping"]
 _PHASE_WORDS: dict[Phase, str] = {
     "starting": "sending",
-    "waiting": "your message waits for the model · Esc stops",
+    "waiting": "your message waits · Esc stops",
     "reading": "reading the prompt · Esc stops",
     "answering": "answering · Esc stops",
     "stopping": "stopping",
@@ -62,6 +62,10 @@ class Turns:
         self._number = 0
         self._queue: list[UserMessage] = []
         self.running: RunningTurn | None = None
+
+    @property
+    def queued_texts(self) -> list[str]:
+        return [user.text for user in self._queue]
 
     @property
     def doing(self) -> str:
@@ -198,6 +202,7 @@ class Turns:
 
     def _user_saved(self, running: RunningTurn, event: UserMessageSaved) -> None:
         running.is_saved = True
+        self._screen.run_async(self._screen.chats.refresh_name())
         for block in (running.user, running.answer):
             if block is not None:
                 block.turn = event.turn
@@ -276,6 +281,7 @@ class Turns:
             if running.kind != "continue":
                 await running.answer.settle(saved.result.text, saved.result.reasoning)
             running.answer.turn = saved.turn
+            running.answer.name_model(saved.model)
             running.answer.node_id = saved.node_id
             running.answer.show_figures(result)
         self._screen.panel_state.finish(result, saved.turn)

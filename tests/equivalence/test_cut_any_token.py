@@ -115,6 +115,19 @@ def test_a_fork_is_the_conversation_that_went_there(engine: Factory) -> None:
     assert_same_bits(again, two)
 
 
+def test_a_fork_resumed_from_disk_has_the_bits_of_the_fork(engine: Factory) -> None:
+    """Both branches begin their next turn with the same tokens, as templates do."""
+    one, *_ = never_stopped(engine("straight"))
+    forked = engine()
+    forked.turn(FIRST, 6)
+    forked.turn([*one.ids, 7, 8, 9, *OTHER], 6)
+    branch = forked.turn([*one.ids, 7, 8, 9, *SECOND], 6)
+    last = forked.turn([*branch.ids, *THIRD], 6, is_kept=False)
+    again = engine().turn([*branch.ids, *THIRD], 6)
+    assert again.reuse.disk_tokens == len(branch.ids)
+    assert_same_bits(again, last)
+
+
 def test_switching_between_forks_and_back_changes_nothing(engine: Factory) -> None:
     one, two, three = never_stopped(engine("straight"))
     forked = engine()

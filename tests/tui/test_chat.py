@@ -54,6 +54,7 @@ async def test_one_can_write_and_send_while_the_model_loads(bench: Bench) -> Non
         gate.open()
         await chat.idle()
         assert chat.answers == ["You said: Are you there?"]
+        assert "assistant" not in chat.text
 
 
 async def test_escape_gives_up_waiting_for_the_model_and_keeps_the_words(bench: Bench) -> None:
@@ -299,3 +300,30 @@ async def test_a_message_without_an_answer_is_pointed_out(bench: Bench) -> None:
         assert chat.notices == ["· This message has no answer yet.\n  /regen answers it."]
         await chat.say("/regen")
         assert chat.answers == ["You said: Hello"]
+
+
+async def test_a_long_sitting_is_pruned_and_can_be_read_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatcache.tui.widgets.transcript.PRUNE_ABOVE_BLOCKS", 6)
+    monkeypatch.setattr("chatcache.tui.widgets.transcript.KEEP_BLOCKS", 4)
+    async with bench.run() as chat:
+        await chat.say("/system Be brief.", *(f"Question {number}" for number in range(1, 5)))
+        assert chat.users == ["Question 3", "Question 4"]
+        assert "2 earlier turns" in str(chat.screen.query_one(EarlierTurns).visual)
+        await chat.press("ctrl+home")
+        chat.screen.transcript.scroll_home(animate=False)
+        await chat.press("ctrl+home")
+        await chat.idle()
+        assert chat.users == [f"Question {number}" for number in range(1, 5)]
+        assert [block.turn for block in chat.screen.transcript.blocks][:2] == [0, 1]
+
+
+async def test_stopping_before_anything_has_begun_still_stops(bench: Bench) -> None:
+    bench.backend.gate("plan")
+    async with bench.run() as chat:
+        await chat.type("Hello")
+        await chat.press("enter", "escape")
+        await chat.idle()
+        assert chat.users == ["Hello"]
+        assert not chat.answers or "stopped" in chat.footers[0]

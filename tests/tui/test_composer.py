@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import pytest
 from textual.events import Paste
 
+from chatcache.chat.views import SessionSummary
 from tests.tui.conftest import Bench, Chat
 
 
@@ -187,3 +191,44 @@ async def test_drafts_stay_with_their_chat(bench: Bench) -> None:
         assert chat.screen.composer.text == ""
         await chat.say("two", "/switch one")
         assert chat.screen.composer.text == "unfinished"
+
+
+async def test_drafts_and_waiting_messages_survive_a_restart(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "drafts.json"
+    gate = bench.backend.gate("delta:1")
+    async with bench.run(drafts_path=path) as chat:
+        for text in ("one", "waiting"):
+            await chat.type(text)
+            await chat.press("enter")
+        await chat.until(lambda: gate.arrived.is_set() and "1 queued" in chat.status)
+        await chat.type("unfinished")
+        await chat.press("ctrl+q")
+    gate.open()
+    assert path.stat().st_mode & 0o077 == 0
+    async with bench.run(drafts_path=path) as chat:
+        assert chat.users == ["one"]
+        assert chat.screen.composer.text == "waiting\n\nunfinished"
+    path.write_text("damaged")
+    async with bench.run(drafts_path=path) as chat:
+        assert chat.screen.composer.text == ""
+
+
+async def test_what_is_typed_before_the_chat_has_opened_stays(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+    opened = threading.Event()
+    service = bench.service()
+    last_session = service.last_session
+
+    def slow_last_session() -> SessionSummary | None:
+        opened.wait(10)
+        return last_session()
+
+    service.last_session = slow_last_session  # type: ignore[method-assign]
+    bench.service = lambda: service  # type: ignore[method-assign]
+    async with bench.run(waits=False) as chat:
+        await chat.press("h", "i")
+        opened.set()
+        await chat.until(lambda: chat.users == ["one"])
+        await chat.idle()
+        assert chat.screen.composer.text == "hi"

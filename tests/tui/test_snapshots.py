@@ -49,6 +49,8 @@ async def fork_picker(chat: Chat) -> None:
 
 async def chats(chat: Chat) -> None:
     await chat.say(QUESTIONS[0], "/undo", "/new", "Something else")
+    chat.app.clear_notifications()
+    await chat.until(lambda: "Forked" not in chat.text)
     await chat.press("ctrl+s")
     await chat.until(lambda: "● Something" in chat.text)
 

@@ -18,7 +18,7 @@ import pytest
 from chatcache import cli, compose
 from chatcache.backends.base import CacheEvent, ModelInfo
 from chatcache.errors import ModelLoadError
-from tests.fakes import FakeBackend
+from tests.fakes import FakeBackend, fake_model_info
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -229,6 +229,7 @@ def test_a_turn_that_is_not_saved_leaves_nothing(run: Run) -> None:
         (["ask", "x", "y"], "quotes"),
         (["ask", "x", "--top-p", "2"], "at most 1"),
         (["ask", "x", "--seed", "one"], "whole number"),
+        (["ask", "x", "--seed", str(1 << 64)], "at most"),
         (["ask", "x", "--device", "gpu"], "'cpu'"),
         (["ask", "x", "--new", "--session", "a"], "different things"),
         (["sessions", "lst"], "'list'"),
@@ -513,6 +514,18 @@ def test_sessions_are_listed_shown_renamed_and_deleted(run: Run) -> None:
     assert run_json(run, "sessions", "list") == {"sessions": []}
 
 
+def test_a_message_that_does_not_fit_says_how_to_go_on_without_it(
+    run: Run, backends: list[FakeBackend]
+) -> None:
+    run("ask", "hello", "--session", "my talk")
+    backends.append(FakeBackend(info=fake_model_info(max_context_tokens=200)))
+    code, out, err = run("ask", "word " * 100, "--session", "my talk", "--json")
+    assert (code, out) == (4, "")
+    assert "`chatcache fork 'my talk' --at 1`" in err
+    run("fork", "my talk", "--at", "1", "--name", "rest")
+    assert run("ask", "again", "--session", "rest")[0] == 0
+
+
 def test_a_session_survives_export_and_import(run: Run, tmp_path: Path) -> None:
     run("ask", "hello", "--session", "a")
     before = run_json(run, "sessions", "show", "a")["messages"]
@@ -523,6 +536,8 @@ def test_a_session_survives_export_and_import(run: Run, tmp_path: Path) -> None:
     assert run_json(run, "sessions", "show", name)["messages"] == before
     assert run("sessions", "export", name, "--markdown")[1].startswith(f"# {name}\n")
     exported.write_text("{")
+    assert run("sessions", "import", str(exported))[0] == 2
+    exported.write_text("[" * 100_000)
     assert run("sessions", "import", str(exported))[0] == 2
     assert run("sessions", "import", str(tmp_path / "no"))[0] == 3
 

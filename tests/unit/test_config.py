@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import tomllib
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatcache.cache.policy import TierPolicy
 from chatcache.checks import byte_size, num_bytes
+from chatcache.compose import engine_settings
 from chatcache.config import SECTIONS, Config, load_settings, parse_config, resolve_paths
 from chatcache.configfile import default_text, documented_keys, set_value, write_default
 from chatcache.errors import StorageError, UsageError
@@ -203,3 +207,27 @@ def test_any_text_is_a_size_or_refused(word: str) -> None:
     except ValueError:
         return
     assert num_bytes(kept, lambda: 1000) >= 0
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [(True, "turn"), (False, "never"), ("exit", "exit"), ("pressure", "pressure")],
+)
+def test_spill_is_a_mode_or_a_switch(home: Path, value: Any, kept: str) -> None:
+    write_config(home, f"[cache]\nspill = {json.dumps(value)}\n")
+    assert load_settings().config.cache.spill == kept
+
+
+def test_times_to_live_and_floor_reach_the_engine(home: Path) -> None:
+    write_config(home, '[cache]\nram_ttl = "5m"\ndisk_ttl = "2d"\ndisk_floor = "2 GB"\n')
+    policy = engine_settings(load_settings()).policy
+    assert policy == TierPolicy("turn", 300, 172_800, 2_000_000_000)
+
+
+@pytest.mark.parametrize(
+    "line", ['ram_ttl = "5x"', "disk_ttl = 5", 'ram_ttl = "0s"', 'spill = "x"']
+)
+def test_bad_tier_settings_are_refused(home: Path, line: str) -> None:
+    write_config(home, f"[cache]\n{line}\n")
+    with pytest.raises(UsageError):
+        load_settings()

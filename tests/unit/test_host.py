@@ -18,6 +18,7 @@ import pytest
 from chatcache.backends.base import (
     BackendEvent,
     BackendFailed,
+    CacheEvent,
     ChatMessage,
     ModelLoading,
     ModelReady,
@@ -303,13 +304,16 @@ def test_a_listener_may_close_the_backend(make_backend: BackendFactory) -> None:
 
 def test_closing_stops_the_turn_and_drains(make_backend: BackendFactory, tmp_path: Path) -> None:
     backend = make_backend()
+    told: list[BackendEvent] = []
     turn = backend.generate(ask("until stopped"))
     next(turn)
+    backend.subscribe(told.append)
     closing = threading.Thread(target=backend.close)
     closing.start()
     assert kinds(list(turn))[-1] is TurnFinished
     closing.join(SECONDS)
     assert (tmp_path / "drained").exists()
+    assert CacheEvent(0.0, "warning", "the last segment did not fit") in told
 
 
 def test_after_closing_a_turn_fails_and_close_may_be_repeated(make_backend: BackendFactory) -> None:

@@ -49,6 +49,25 @@ def test_everything_is_found_again_by_a_new_process(bench: Bench) -> None:
     assert bench.turn(SYSTEM, HELLO, HI, "And now? ", "Well.", "More. ", "No.") == len(history)
 
 
+def test_what_was_computed_in_one_piece_is_restored_from_one_piece(bench: Bench) -> None:
+    """Two branches begin with the same tokens; each keeps the bits of its own computation."""
+    bench.turn(SYSTEM, HELLO, HI)
+    start = len(SYSTEM + HELLO + HI)
+    paths = [ids_of(SYSTEM + HELLO + HI + text) for text in ("And now? ", "And then? ")]
+    for packed in paths:
+        bench.cache.commit(
+            packed,
+            [len(packed) // 4],
+            lambda first, stop, packed=packed: ByteBlock(packed, first, stop),  # type: ignore[misc]
+            start,
+        )
+    bench.close()
+    bench.reopen()
+    last = [bench.cache.lookup(packed).spans[-1] for packed in paths]
+    assert [(span.start, span.stop) for span in last] == [(start, start + 9), (start, start + 10)]
+    assert last[0].segment_id != last[1].segment_id
+
+
 def test_a_turn_writes_its_own_delta_and_nothing_else(bench: Bench) -> None:
     bench.turn(SYSTEM, HELLO, HI)
     before = {path: path.stat().st_mtime_ns for path in bench.files()}

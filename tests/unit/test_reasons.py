@@ -85,3 +85,12 @@ def test_soft_fields_do_not_make_another_namespace() -> None:
     assert namespace_id(other) == namespace_id(FIELDS)
     assert explain_change(FIELDS, other) is None
     assert namespace_id({**FIELDS, "dtype": "bfloat16"}) != namespace_id(FIELDS)
+
+
+def test_a_cut_that_does_not_pay_is_not_called_an_eviction() -> None:
+    facts = replace(FACTS, reused=79, num_matched=80)
+    assert reason(facts) == ("partial", "cheaper_to_recompute")
+    assert "(1 token)" in explain(facts, NAMESPACE, FIELDS).detail
+    assert reason(replace(facts, reused=30, num_matched=60)) == ("partial", "evicted")
+    gone = replace(facts, reused=30, restore_problem="it is gone")
+    assert reason(gone) == ("partial", "evicted")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,4 +166,18 @@ def test_words_are_flushed_and_forks_are_not(path: Path) -> None:
     with store.database.reading() as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA foreign_keys").fetchone() == (1,)
+    store.close()
+
+
+@pytest.mark.parametrize(("num_free", "expected"), [(0, "disk is full"), (1 << 30, "I/O error")])
+def test_a_disk_so_full_that_nothing_can_be_shared(
+    path: Path, monkeypatch: pytest.MonkeyPatch, num_free: int, expected: str
+) -> None:
+    store = SessionStore(path)
+    usage = namedtuple("usage", "free")(num_free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+    with pytest.raises(StorageError, match=expected), store.database.reading():
+        raise error
     store.close()

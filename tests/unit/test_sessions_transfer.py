@@ -71,6 +71,7 @@ def test_importing_twice_shares_the_words(there: ChatService, document: Document
     second = there.import_session(document)
     assert first.session_id != second.session_id
     assert first.tip == second.tip
+    assert second.name == f"{first.name} (2)"  # so that a name means one of them
     there.delete(first.session_id)
     assert len(there.transcript(second.session_id)) == 5
     there.delete(second.session_id)
@@ -114,6 +115,8 @@ def test_altered_words_are_refused(
         {"text": "\ud800"},
         {"created_ms": "now"},
         {"created_ms": True},
+        {"created_ms": -1},
+        {"created_ms": 1 << 70},
         {"finish_reason": "bored"},
         {"reasoning": 5},
         {"role": "system"},
@@ -123,6 +126,7 @@ def test_altered_words_are_refused(
         {"journals": {"t": {"keep": 0, "new_ids": [1 << 32]}}},
         {"journals": {"t": {"keep": 0, "new_ids": "abc"}}},
         {"journals": {"t": 3}},
+        {"journals": {"\ud800": {"keep": 0, "new_ids": [1]}}},
     ],
 )
 def test_malformed_messages_are_refused(

@@ -6,11 +6,13 @@ nothing of what is said on the channel.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from chatcache.backends.local.wire import Channel, channel_pair
@@ -18,6 +20,7 @@ from chatcache.backends.local.wire import Channel, channel_pair
 log = logging.getLogger(__name__)
 
 EXIT_SECONDS = 5.0
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 _MAX_LOG_BYTES = 5 << 20
 
 
@@ -28,14 +31,15 @@ def start_process(
     channel, theirs = channel_pair()
     log_file = open_log(log_path)
     try:
-        process = subprocess.Popen(
-            [*command, "--fd", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=log_file,
-            pass_fds=[theirs.fileno()],
-            env=_environment(),
-        )
+        with _interrupts_blocked():
+            process = subprocess.Popen(
+                [*command, "--fd", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+            )
     except OSError:
         channel.close()
         raise
@@ -44,6 +48,19 @@ def start_process(
         if log_file != subprocess.DEVNULL:
             os.close(log_file)
     return process, channel
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """A process started meanwhile never sees what the terminal sends to the whole group.
+
+    The engine ignores these signals itself, but a Ctrl+C may come before it can say so.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def open_log(path: Path) -> int:

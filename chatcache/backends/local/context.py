@@ -62,6 +62,7 @@ class LiveContext:
         self._chunk = chunk
         self._cache: Cache = live
         self._ids = b""
+        self._computed_from = 0
 
     @property
     def num_tokens(self) -> int:
@@ -91,6 +92,7 @@ class LiveContext:
             restored = self._prefixes.restore(lease, self._live, live)
         seconds = time.perf_counter() - began
         self._set_length(packed, restored.num_tokens)
+        self._computed_from = restored.num_tokens
         if restored.disk_tokens:
             self._rates.note_restore(restored.bytes_read, seconds)
         return Reuse(
@@ -107,6 +109,7 @@ class LiveContext:
         """Forget what is live. With a config, run on transformers' own cache for one turn: for
         models that may not be cut."""
         self.forget()
+        self._computed_from = 0
         self._cache = self._live if own_cache is None else DynamicCache(config=own_cache)
 
     def forget(self) -> None:
@@ -132,7 +135,7 @@ class LiveContext:
         held = min(self._live.num_tokens, len(packed) // BYTES_PER_ID)
         self._set_length(packed, held)
         ends = sorted({min(end, held) for end in boundaries} - {0})
-        return self._prefixes.commit(self._ids, ends, self._live.export)
+        return self._prefixes.commit(self._ids, ends, self._live.export, self._computed_from)
 
     def estimate(self, packed: bytes) -> CostEstimate:
         """What continuing a path would cost now. Changes nothing."""

@@ -21,6 +21,7 @@ from typing import Literal
 from chatcache.backends.base import (
     BackendEvent,
     BackendFailed,
+    CacheEvent,
     CacheSnapshot,
     CostEstimate,
     ModelInfo,
@@ -278,7 +279,8 @@ class LocalBackend:
 
     def _on_backend_event(self, event: BackendEvent) -> None:
         with self._changed:
-            if self._state == "closed":
+            # What the last spills came to is still told; the rest is of no use any more.
+            if self._state == "closed" and not isinstance(event, CacheEvent):
                 return
             if isinstance(event, ModelReady):
                 self._state, self._info = "ready", event.info

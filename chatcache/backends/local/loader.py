@@ -97,9 +97,6 @@ def load_model(
         lambda done, total: progress(ModelLoading("hashing the weights", done, total)),
     )
     text_config = config.get_text_config()
-    parameters_id = identity.parameters_id(model.state_dict().items())
-    dtype_used = model.dtype
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -107,19 +104,19 @@ def load_model(
         path=path,
         description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
         architecture=str((config.architectures or [config.model_type])[0]),
-        num_parameters=num_parameters,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_layers=int(text_config.num_hidden_layers),
-        dtype=dtype_used,
+        dtype=model.dtype,
         device=place,
-        attention=tune(model, place),
         max_context_tokens=_context_limit(text_config, tokenizer),
         end_token_ids=_end_token_ids(model, tokenizer),
         generation_defaults=_generation_defaults(model.generation_config),
         weights_id=weights_id,
-        parameters_id=parameters_id,
+        parameters_id=identity.parameters_id(model.state_dict().items()),
         tokenizer_id=tokenizer_id,
         config_id=identity.config_id(config.to_dict()),
         adapter_id=identity.adapter_id(adapter, remembered),
+        attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
     )
 

@@ -14,6 +14,7 @@ from chatcache.backends.base import Outcome, PreviousTurn, Reason
 from chatcache.cache.namespace import explain_change
 from chatcache.cache.segments import DamagedFile
 from chatcache.cache.tokens import BYTES_PER_ID, chain_digest, common_prefix, pack
+from chatcache.formatting import plural
 
 MIN_MENTIONED_TOKENS = 16  # less is the template's own beginning, which all conversations share
 
@@ -113,13 +114,15 @@ def _changed_path(facts: TurnFacts) -> tuple[Reason, str] | None:
 def _lost(
     facts: TurnFacts, namespace: str, damaged: Sequence[DamagedFile]
 ) -> tuple[Reason, str] | None:
-    """The history promised more than the cache still held."""
+    """The history promised more than was reused: the cache lost it, or a cut did not pay."""
     if facts.reused >= facts.expected:
         return None
     missing = facts.expected - facts.reused
-    where = f"from token {facts.reused:,} on ({missing:,} tokens)"
+    where = f"from token {facts.reused:,} on ({plural(missing, 'token')})"
     if facts.is_damage:
         return "corrupt", f"a segment was damaged ({facts.restore_problem}), recomputed {where}"
+    if facts.restore_problem is None and facts.num_matched >= facts.expected:
+        return "cheaper_to_recompute", f"using a part of a segment does not pay {where}"
     for file in damaged:
         if _covers(file, facts, namespace):
             return "corrupt", f"a segment was damaged ({file.problem}), recomputed {where}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from chatcache.cache.policy import TierPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,5 +22,6 @@ class EngineSettings:
     ram_budget: int = 2 << 30
     disk_budget: int = 16 << 30
     is_spilling: bool = True
+    policy: TierPolicy = field(default_factory=TierPolicy)
     num_threads: int | None = None
     prefill_chunk_tokens: int = 512

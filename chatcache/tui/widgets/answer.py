@@ -90,6 +90,11 @@ class AnswerMessage(MessageBlock):
         if body.source != self.text:
             await body.update(self.text)
 
+    def name_model(self, model: str) -> None:
+        """Say which model it was; a message that waited for it was begun without a name."""
+        self.role_word = fmt.shorten(model, 40) or self.role_word
+        self.refresh_head()
+
     def show_figures(self, figures: Figures | None) -> None:
         self.figures = figures
         self.query_one(".footer", Static).update(self._footer_content())

@@ -12,8 +12,8 @@ from chatcache.tui.status import BackendStatus
 from chatcache.tui.styles import MUTED
 
 _BAR_WIDTH = 16
-# From this total on a count is one of bytes: no model has so many tensors, no prompt such length.
-_BYTES_FROM = 50_000_000
+# While loading, a total from here on is one of bytes: no model has so many tensors.
+_BYTES_FROM = 1_000_000
 
 
 class StatusBar(Horizontal):
@@ -27,7 +27,10 @@ class StatusBar(Horizontal):
         """What is being done, else the trouble, else the load, else that all is well."""
         if status.loading is not None:
             loading = status.loading
-            content = progress_content(loading.stage, loading.done, loading.total)
+            is_bytes = loading.total >= _BYTES_FROM
+            content = progress_content(
+                loading.stage, loading.done, loading.total, is_bytes=is_bytes
+            )
             content += Content.styled(f" · {doing}" if doing else "", MUTED)
         elif status.failure is not None:
             content = Content.assemble(
@@ -44,16 +47,13 @@ class StatusBar(Horizontal):
         self.query_one("#hints", Static).update(Content("   ").join(parts))
 
 
-def progress_content(stage: str, done: int, total: int) -> Content:
+def progress_content(stage: str, done: int, total: int, *, is_bytes: bool = False) -> Content:
     """`reading the prompt ━━━━╸────  1,536 / 4,812`; without a known end the stage alone."""
     stage = fmt.one_line(stage)
     if total <= 0:
         return Content(stage + ("" if stage.endswith((".", "…")) else " …"))
     filled, rest = fmt.bar(done / total, _BAR_WIDTH)
-    if total >= _BYTES_FROM:
-        figures = f"{fmt.size(done)} / {fmt.size(total)}"
-    else:
-        figures = f"{done:,} / {total:,}"
+    figures = f"{fmt.size(done)} / {fmt.size(total)}" if is_bytes else f"{done:,} / {total:,}"
     return Content.assemble(
         f"{stage} ", (filled, "$primary"), (rest, "$foreground 35%"), f"  {figures}"
     )

@@ -1,0 +1,31 @@
+"""What a person may set about the tiers beside their budgets. Owns the words, not what they do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SpillMode = Literal["turn", "pressure", "exit", "never"]
+
+LOW_WATER = 0.9  # when RAM is over its budget, it is cleared down to this share of it
+
+
+@dataclass(frozen=True, slots=True)
+class TierPolicy:
+    """When segments go to disk, and how long they are kept unused.
+
+    `spill`: "turn" writes what is new after each turn; "exit" when the cache is closed, and before
+    that only what RAM has no room for; "pressure" only what RAM has no room for; "never" nothing.
+    The times to live are seconds since the last use, None is for ever. `disk_floor` is how many
+    bytes are left free on the disk, whatever the budget says.
+    """
+
+    spill: SpillMode = "turn"
+    ram_ttl: float | None = None
+    disk_ttl: float | None = None
+    disk_floor: int = 0
+
+
+def is_over(last_used: float, ttl: float | None, now: float) -> bool:
+    """Whether the time of something that was used then is over."""
+    return ttl is not None and last_used + ttl <= now

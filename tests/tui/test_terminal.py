@@ -1,0 +1,91 @@
+"""One sitting in a real terminal: launch, chat, fork, quit, come back. Skipped without tmux."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIMIT_SECONDS = 30.0
+
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+
+
+class Terminal:
+    """A tmux server of its own, with one window."""
+
+    def __init__(self, directory: Path) -> None:
+        self._socket = str(directory / "tmux.socket")
+        self._directory = directory
+
+    def tmux(self, *words: str) -> str:
+        command = ["tmux", "-S", self._socket, "-f", "/dev/null", *words]
+        # An explicit environment: readline sets COLUMNS and LINES behind Python's back.
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=dict(os.environ)
+        )
+        return done.stdout
+
+    def launch(self) -> None:
+        app = shlex.join([sys.executable, "-m", "tests.tui.terminal_app", str(self._directory)])
+        command = f"cd {shlex.quote(str(ROOT))}; {app}; echo LEFT $?; exec cat"
+        self.tmux("new-session", "-d", "-x", "120", "-y", "36", command)
+
+    def screen(self) -> str:
+        return self.tmux("capture-pane", "-p")
+
+    def until(self, is_there: Callable[[str], bool]) -> str:
+        """The screen, once it shows what is waited for."""
+        end = time.monotonic() + LIMIT_SECONDS
+        while not is_there(screen := self.screen()):
+            assert time.monotonic() < end, screen
+            threading.Event().wait(0.05)
+        return screen
+
+    def close(self) -> None:
+        subprocess.run(
+            ["tmux", "-S", self._socket, "kill-server"], capture_output=True, check=False
+        )
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    for variable in ("TMUX", "COLUMNS", "LINES", "NO_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    terminal = Terminal(tmp_path)
+    yield terminal
+    terminal.close()
+
+
+def test_a_sitting_in_a_terminal(terminal: Terminal) -> None:
+    terminal.launch()
+    terminal.until(lambda screen: "ready" in screen)
+    terminal.tmux("send-keys", "-l", "first line")
+    terminal.tmux("send-keys", "C-j")
+    terminal.tmux("send-keys", "-l", "second line")
+    terminal.tmux("send-keys", "Enter")
+    terminal.until(lambda screen: "cold start" in screen and "You said: first line" in screen)
+    terminal.tmux("send-keys", "-l", "again")
+    terminal.tmux("send-keys", "Enter")
+    terminal.until(lambda screen: "You said: again" in screen and "⟲ new user turn" in screen)
+    terminal.tmux("send-keys", "F4")
+    terminal.until(lambda screen: "the whole conversation" in screen)
+    terminal.tmux("send-keys", "Down", "Down", "Enter")
+    terminal.until(lambda screen: "⑂ from first line" in screen and "You said: again" not in screen)
+    terminal.tmux("send-keys", "C-q")
+    terminal.until(lambda screen: "LEFT 0" in screen)
+    terminal.close()
+    terminal.launch()
+    screen = terminal.until(lambda screen: "You said: first line" in screen)
+    assert "⑂ from first line" in screen
