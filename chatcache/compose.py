@@ -100,7 +100,6 @@ def engine_settings(settings: Settings) -> EngineSettings:
         log_path=_engine_log(settings),
         ram_budget=ram_budget,
         disk_budget=disk_budget,
-        is_spilling=settings.config.cache.spill != "never",
         policy=tier_policy(settings),
     )
 

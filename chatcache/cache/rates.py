@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 MIN_MEASURED_TOKENS = 64
@@ -63,7 +64,7 @@ class RateBook:
             "is_measured": self.is_measured,
         }
         with contextlib.suppress(OSError):
-            temporary = self._path.with_suffix(".tmp")
+            temporary = self._path.with_suffix(f".tmp-{os.getpid()}")
             temporary.write_text(json.dumps(content))
             temporary.chmod(0o600)
             temporary.replace(self._path)

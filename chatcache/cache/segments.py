@@ -74,15 +74,22 @@ class SegmentStore:
         self.namespace = namespace
         self.directory = cache_dir / "segments" / namespace
         self._quarantine = cache_dir / "quarantine"
+        self._fields: Mapping[str, str] = {}
 
     def prepare(self, fields: Mapping[str, str]) -> None:
         """Make the directory (0700) and note what the namespace means. Raises OSError."""
+        self._fields = fields
         for directory in (self.directory.parent, self.directory):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.remove_leftovers()
         path = self.directory / "namespace.json"
         if not path.exists():
             self._write_atomically(path.name, lambda file: file.write(_dump(fields)))
+
+    def prepare_again(self) -> None:
+        """Make the directory as `prepare` did, if somebody removed it; failing shows at writing."""
+        with contextlib.suppress(OSError):
+            self.prepare(self._fields)
 
     def fields(self) -> dict[str, str]:
         """What the namespace stands for; empty if nobody noted it."""

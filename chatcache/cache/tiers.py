@@ -7,10 +7,11 @@ steps to be one take it around them.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -267,13 +268,16 @@ class Tiers:
             entry = self.entries.get(segment_id)
             if entry is None:
                 return
+            self._notice_removal()
             block = entry.block
-            if block is None or entry.path is not None:
+            if block is None or entry.path is not None or self._is_cut_off(entry):
                 entry.is_pending = False
+                self.enforce_ram()
                 return
         began = time.perf_counter()
         try:
-            path, size = self._write(entry, block)
+            with self._path_held(entry):
+                path, size = self._write(entry, block)
         except OSError as error:
             self._note_unwritten(entry, error)
             return
@@ -285,6 +289,44 @@ class Tiers:
             "spilled",
             f"spilled {entry.stop - entry.start:,} tokens, {size / 1e6:.1f} MB, {seconds:.2f} s",
         )
+
+    def _is_cut_off(self, entry: Entry) -> bool:
+        """Whether what comes before it cannot get to the disk: then it would be of no use there."""
+        if entry.start == 0:
+            return False
+        parent = self.entries.get(entry.parent_id or "")
+        is_lost = parent is None or (parent.path is None and not parent.can_spill)
+        entry.can_spill = entry.can_spill and not is_lost
+        return is_lost
+
+    @contextlib.contextmanager
+    def _path_held(self, entry: Entry) -> Iterator[None]:
+        """While a segment is written, what comes before it does not make room for it."""
+        held: list[Entry] = []
+        with self.lock:
+            before = self.entries.get(entry.parent_id or "")
+            while before is not None:
+                before.num_leases += 1
+                held.append(before)
+                before = self.entries.get(before.parent_id or "")
+        try:
+            yield
+        finally:
+            with self.lock:
+                for before in held:
+                    before.num_leases -= 1
+
+    def _notice_removal(self) -> None:
+        """If somebody removed the directory, begin it again with what is still in RAM."""
+        if self.store.directory.is_dir():
+            return
+        self.store.prepare_again()
+        for entry in list(self.entries.values()):
+            entry.path, entry.disk_bytes = None, 0
+            if entry.block is None:
+                self.forget(entry)
+        for entry in sorted(self.entries.values(), key=lambda entry: entry.start):
+            self.submit(entry)
 
     def _note_written(self, entry: Entry, path: Path, size: int) -> None:
         with self.lock:
@@ -300,7 +342,10 @@ class Tiers:
         if isinstance(error, DiskFloorError):
             self._warn_once("floor", f"new segments stay in RAM: {error}")
         else:
-            self._on_event("warning", f"tokens {entry.start}-{entry.stop} stay in RAM: {error}")
+            why = error.strerror or str(error)
+            self._on_event(
+                "warning", f"tokens {entry.start:,}-{entry.stop:,} are not kept on disk: {why}"
+            )
         self.enforce_ram()
 
     def _write(self, entry: Entry, block: Block) -> tuple[Path, int]:

@@ -173,7 +173,11 @@ class TurnRun:
                     yield WaitingForModel(self._task.session_id)
                 timeout = READY_POLL_SECONDS
             except Exception as error:
-                raise as_shown(error) from error
+                if timeout > 0.0:
+                    raise as_shown(error) from error
+                # It failed before this turn: whatever was wrong may be right by now.
+                self._backend.start()
+                timeout = READY_POLL_SECONDS
         return None
 
     def _wait_for_turn(self) -> Generator[ChatEvent, None, bool]:

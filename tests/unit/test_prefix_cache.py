@@ -6,13 +6,16 @@ that nothing of another history was used.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chatcache.cache import segments
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.segments import SegmentStore
 from tests.kvfakes import BYTES_PER_TOKEN, FIELDS, Bench, ByteBlock, ByteSink, ids_of
@@ -197,6 +200,38 @@ def test_a_cache_directory_that_is_a_file_is_a_warning(tmp_path: Path) -> None:
     assert bench.turn(HELLO, HI) == 0
     assert bench.turn(HELLO, HI, "?", "!") == len(HELLO + HI)
     assert [kind for kind, _ in bench.events] == ["warning"]
+
+
+def test_a_cache_that_is_removed_in_mid_chat_begins_again(bench: Bench) -> None:
+    bench.turn(SYSTEM, HELLO, HI)
+    shutil.rmtree(bench.directory)
+    bench.turn(SYSTEM, HELLO, HI, "On. ", "Yes.")
+    bench.close()
+    bench.reopen()
+    whole = ids_of(SYSTEM + HELLO + HI + "On. Yes.")
+    assert bench.cache.lookup(whole).disk_tokens == len(whole) // 4
+
+
+def test_a_full_disk_keeps_the_path_of_what_is_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is made by what is not needed for it; what cannot be reached is not written."""
+    bench.turn("something else, and older. ", "Yes. ")
+    bench.turn(SYSTEM, HELLO, HI)
+    real, is_full = segments.write_segment, [True]
+
+    def write_if_there_is_room(*arguments: Any) -> int:
+        if is_full.pop() if is_full else False:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(segments, "write_segment", write_if_there_is_room)
+    bench.turn(SYSTEM, HELLO, HI, "On. ", "Yes.")
+    bench.close()
+    bench.reopen()
+    whole = ids_of(SYSTEM + HELLO + HI + "On. Yes.")
+    assert bench.cache.lookup(whole).disk_tokens == len(whole) // 4
+    assert bench.cache.lookup(ids_of("something else, and older. Yes. ")).num_tokens == 27
 
 
 def test_leftovers_of_a_killed_writer_are_removed(bench: Bench) -> None:

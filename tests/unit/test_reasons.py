@@ -34,6 +34,7 @@ def test_a_first_turn_is_cold_or_shared_or_too_little_to_pay() -> None:
     assert reason(replace(first, reused=0)) == ("miss", "cold_start")
     assert reason(replace(first, reused=70)) == ("hit", "new_user_turn")
     assert reason(replace(first, reused=0, num_matched=40)) == ("miss", "below_minimum")
+    assert reason(replace(first, reused=1, num_matched=1)) == ("partial", "below_minimum")
 
 
 def test_the_cache_can_be_off_or_impossible() -> None:
@@ -54,6 +55,13 @@ def test_damage_is_told_apart_from_eviction() -> None:
     assert reason(facts, (damaged,)) == ("partial", "corrupt")
     assert reason(facts, (replace(damaged, segment_id="0" * 32),)) == ("partial", "evicted")
     assert reason(replace(facts, is_damage=True, restore_problem="bad")) == ("partial", "corrupt")
+
+
+def test_what_was_not_used_in_time_has_expired() -> None:
+    segment_id = chain_digest(NAMESPACE, 30, IDS[: 4 * 60])
+    late = DamagedFile(segment_id, 30, 60, "was not used within its time to live")
+    found = explain(replace(FACTS, reused=30), NAMESPACE, FIELDS, expired=[late])
+    assert (found.outcome, found.reason) == ("partial", "expired")
 
 
 def test_the_template_is_named_with_what_it_did() -> None:

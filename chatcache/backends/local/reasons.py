@@ -58,6 +58,7 @@ def explain(
     namespace: str,
     fields: Mapping[str, str],
     damaged: Sequence[DamagedFile] = (),
+    expired: Sequence[DamagedFile] = (),
 ) -> Explanation:
     """The explanation of a turn that ran in `namespace`, which stands for `fields`."""
     outcome: Outcome = "partial" if facts.reused else "miss"
@@ -69,14 +70,16 @@ def explain(
     found = (
         _changed_namespace(facts, fields)
         or _changed_path(facts)
-        or _lost(facts, namespace, damaged)
+        or _lost(facts, namespace, damaged, expired)
         or facts.divergence
     )
     if found is not None:
         return Explanation(outcome, found[0], f"{found[1]}: {counts}")
-    if facts.reused == 0 and facts.num_matched >= MIN_MENTIONED_TOKENS:
-        shared = f"only {facts.num_matched:,} leading tokens are shared with another conversation"
-        return Explanation("miss", "below_minimum", f"{shared}, too few to pay: {counts}")
+    is_little = facts.num_journal == 0 and facts.reused < MIN_MENTIONED_TOKENS
+    if is_little and (facts.reused or facts.num_matched >= MIN_MENTIONED_TOKENS):
+        known = plural(max(facts.reused, facts.num_matched), "leading token")
+        shared = f"another conversation shares only {known}"
+        return Explanation(outcome, "below_minimum", f"{shared}, too few to pay: {counts}")
     if facts.reused == 0:
         return Explanation("miss", "cold_start", f"nothing like this was read before: {counts}")
     return Explanation("hit", "new_user_turn", _hit_sentence(facts))
@@ -112,7 +115,10 @@ def _changed_path(facts: TurnFacts) -> tuple[Reason, str] | None:
 
 
 def _lost(
-    facts: TurnFacts, namespace: str, damaged: Sequence[DamagedFile]
+    facts: TurnFacts,
+    namespace: str,
+    damaged: Sequence[DamagedFile],
+    expired: Sequence[DamagedFile],
 ) -> tuple[Reason, str] | None:
     """The history promised more than was reused: the cache lost it, or a cut did not pay."""
     if facts.reused >= facts.expected:
@@ -126,6 +132,9 @@ def _lost(
     for file in damaged:
         if _covers(file, facts, namespace):
             return "corrupt", f"a segment was damaged ({file.problem}), recomputed {where}"
+    for file in expired:
+        if _covers(file, facts, namespace):
+            return "expired", f"a segment {file.problem}, recomputed {where}"
     return "evicted", f"the cache no longer holds the history {where}"
 
 

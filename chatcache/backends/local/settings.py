@@ -21,7 +21,6 @@ class EngineSettings:
     is_offline: bool = False
     ram_budget: int = 2 << 30
     disk_budget: int = 16 << 30
-    is_spilling: bool = True
     policy: TierPolicy = field(default_factory=TierPolicy)
     num_threads: int | None = None
     prefill_chunk_tokens: int = 512

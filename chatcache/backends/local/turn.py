@@ -75,7 +75,8 @@ class TurnRunner:
             namespace,
             ram_budget=settings.ram_budget,
             disk_budget=settings.disk_budget,
-            is_spilling=settings.is_spilling and self._cut.is_cuttable,
+            policy=settings.policy,
+            is_spilling=self._cut.is_cuttable,
             on_event=self._on_cache_event,
         )
         chunk = settings.prefill_chunk_tokens
@@ -184,7 +185,11 @@ class TurnRunner:
             is_damage=reuse.is_damage,
         )
         state.explanation = explain(
-            facts, self.info.namespace, self.info.namespace_fields, self._prefixes.damaged
+            facts,
+            self.info.namespace,
+            self.info.namespace_fields,
+            self._prefixes.damaged,
+            self._prefixes.expired,
         )
 
     def _planned(self, state: TurnState) -> TurnPlanned:
