@@ -120,9 +120,10 @@ class Chatcache:
         return (time.perf_counter() - began) / num_tokens
 
     def commit(self) -> tuple[float, float, int]:
-        """Keep the last prompt: seconds until kept in RAM, until on disk, and bytes."""
+        """Keep the last prompt as two turns: seconds until in RAM, until on disk, and bytes."""
         began = time.perf_counter()
-        num_bytes = self._context.commit(pack(self._ids), [len(self._ids)])
+        ends = [len(self._ids) // 2, len(self._ids)]
+        num_bytes = self._context.commit(pack(self._ids), ends)
         in_ram = time.perf_counter() - began
         self._prefixes.drain()
         return in_ram, time.perf_counter() - began, num_bytes

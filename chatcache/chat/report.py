@@ -19,8 +19,8 @@ def turn_report(saved: AnswerSaved) -> JsonObject:
     """The whole object of `ask --json`."""
     result = saved.result
     return {
-        "session_id": saved.session_id,
-        "session": saved.session_name,
+        "session_id": saved.session_id or None,
+        "session": saved.session_name or None,
         "turn": saved.turn,
         "node_id": saved.node_id,
         "model": saved.model,
