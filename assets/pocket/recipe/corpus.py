@@ -1,0 +1,166 @@
+"""The corpus: an endless, seeded stream of dialogues in several shapes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dialogues import Dialogue, DialogueWriter, Message
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How long dialogues of one kind are and how their turns are mixed."""
+
+    share: float
+    min_turns: int
+    max_turns: int
+    styled_share: float
+    turns: dict[str, float]
+    # Questions at the end are cheap in tokens and teach to look far back.
+    closing_asks: tuple[int, int] = (0, 0)
+
+
+KNOWLEDGE = {
+    "program": 5.0,
+    "explain": 5.0,
+    "smalltalk": 2.0,
+    "beyond": 3.5,
+    "more": 1.0,
+    "unknown": 0.7,
+    "both": 0.5,
+}
+MIXED = {
+    "tell": 3.5,
+    "recall": 5.0,
+    "unknown": 2.6,
+    "correct": 0.6,
+    "program": 2.0,
+    "explain": 2.0,
+    "smalltalk": 1.6,
+    "beyond": 1.3,
+    "summary": 0.3,
+    "repeat": 0.4,
+    "more": 0.5,
+    "both": 0.3,
+}
+DENSE = {
+    "tell": 5.0,
+    "recall": 6.0,
+    "unknown": 3.5,
+    "correct": 1.2,
+    "summary": 0.5,
+    "repeat": 0.6,
+    "smalltalk": 0.6,
+}
+COPYING = {"repeat": 5.0, "tell": 1.0, "recall": 1.0}
+STYLED = {
+    "smalltalk": 4.0,
+    "program": 2.0,
+    "explain": 2.0,
+    "tell": 2.0,
+    "recall": 2.5,
+    "unknown": 1.0,
+    "beyond": 1.5,
+}
+FAR = {
+    "program": 3.0,
+    "explain": 3.0,
+    "smalltalk": 2.0,
+    "beyond": 1.5,
+    "tell": 1.2,
+    "recall": 2.0,
+    "unknown": 0.6,
+}
+
+QUICK = {
+    "program": 4.5,
+    "explain": 3.0,
+    "beyond": 2.2,
+    "smalltalk": 1.0,
+    "tell": 0.6,
+    "unknown": 0.8,
+    "styled": 2.0,
+}
+
+SHAPES: dict[str, Shape] = {
+    "knowledge": Shape(0.12, 1, 6, 0.06, KNOWLEDGE),
+    "mixed": Shape(0.34, 3, 14, 0.08, MIXED, (1, 6)),
+    "dense": Shape(0.30, 1, 10, 0.04, DENSE, (2, 5)),
+    "copying": Shape(0.01, 2, 8, 0.0, COPYING),
+    "styled": Shape(0.15, 1, 8, 1.0, STYLED, (0, 2)),
+    "far": Shape(0.22, 8, 24, 0.1, FAR, (2, 8)),
+}
+# The first steps see short, dense copying so that the induction circuit forms early.
+WARMUP_SHARES = {
+    "knowledge": 0.15,
+    "mixed": 0.1,
+    "dense": 0.45,
+    "copying": 0.25,
+    "styled": 0.05,
+    "far": 0.0,
+}
+
+
+class Corpus:
+    """Dialogues by seed: the same seed gives the same stream."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.writer = DialogueWriter()
+
+    def draw(self, shares: dict[str, float] | None = None) -> list[Message]:
+        """One dialogue as a list of messages."""
+        rng = self.rng
+        weights = shares or {name: shape.share for name, shape in SHAPES.items()}
+        shape = SHAPES[rng.choices(list(weights), list(weights.values()))[0]]
+        dialogue = self.writer.begin(rng, shape.styled_share)
+        count = rng.randint(shape.min_turns, shape.max_turns)
+        if shape.turns is FAR:
+            for _ in range(rng.randint(2, 6)):
+                self._turn(dialogue, rng.choice(("tell", "tell", "smalltalk", "tell2")))
+        while self._num_turns(dialogue) < count:
+            self._turn(dialogue, rng.choices(list(shape.turns), list(shape.turns.values()))[0])
+        unasked = rng.sample(dialogue.facts, len(dialogue.facts))
+        for _ in range(rng.randint(*shape.closing_asks)):
+            if unasked and rng.random() < 0.62:
+                self.writer.recall_turn(dialogue, unasked.pop())
+            else:
+                self._turn(dialogue, "unknown")
+        return dialogue.messages
+
+    def draw_question(self) -> list[Message]:
+        """One question and its answer, meant to be cut after the first answer tokens."""
+        kind = self.rng.choices(list(QUICK), list(QUICK.values()))[0]
+        dialogue = self.writer.begin(self.rng, styled_share=float(kind == "styled"))
+        if kind == "styled":
+            kind = self.rng.choice(("smalltalk", "smalltalk", "program", "recall", "beyond"))
+        self._turn(dialogue, kind)
+        return dialogue.messages
+
+    def stream(self) -> Iterator[list[Message]]:
+        """Endless dialogues."""
+        while True:
+            yield self.draw()
+
+    @staticmethod
+    def _num_turns(dialogue: Dialogue) -> int:
+        return sum(message["role"] == "assistant" for message in dialogue.messages)
+
+    def _turn(self, dialogue: Dialogue, kind: str) -> None:
+        writer, rng = self.writer, self.rng
+        if kind in ("recall", "correct") and not dialogue.facts:
+            kind = "tell" if rng.random() < 0.8 else "unknown"
+        if kind == "tell":
+            writer.tell_turn(dialogue, rng.choices((1, 2, 3), (80, 15, 5))[0])
+        elif kind == "tell2":
+            writer.tell_turn(dialogue, 2)
+        elif kind == "both":
+            writer.tell_and_ask_turn(dialogue)
+        elif kind == "program":
+            writer.knowledge_turn(dialogue, writer.program)
+        elif kind == "explain":
+            writer.knowledge_turn(dialogue, writer.explain)
+        else:
+            getattr(writer, f"{kind}_turn")(dialogue)

@@ -1,0 +1,251 @@
+"""Facts that a user tells and asks back: how each kind is told, asked, confirmed and denied."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import values
+from pools import TEXTS_DIR
+from texts import expand
+
+_NONCE_SUBJECT_SHARE = 0.08
+_OPEN_SUBJECTS = {"pet", "relation", "favourite", "number_of", "where", "colour_of", "appointment"}
+
+
+@dataclass(frozen=True)
+class FactKind:
+    """Templates of one kind of fact; <v> is the value, <s> the subject."""
+
+    kind_id: str
+    value: str
+    subjects: tuple[str, ...]
+    tells: tuple[str, ...]
+    asks: tuple[str, ...]
+    acks: tuple[str, ...]
+    about: str
+    unknown: str
+    reverse: str
+
+
+@dataclass
+class Fact:
+    """One fact of one conversation."""
+
+    kind: FactKind
+    subject: str
+    value: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Two facts with one key contradict each other unless they are equal."""
+        return _CONFLICTS.get(self.kind.kind_id, self.kind.kind_id), self.subject
+
+    def fill(self, template: str) -> str:
+        """Put subject and value into a template."""
+        filled = template.replace("<s>", self.subject).replace("<S>", self.subject.capitalize())
+        return filled.replace("<v>", self.value)
+
+    def about(self) -> str:
+        """The canonical sentence without capital and full stop."""
+        return self.fill(self.kind.about)
+
+
+_CONFLICTS = {"relation": "named", "pet": "named", "thing_name": "named"}
+
+
+_ALIKE = (
+    {"name", "pet", "relation", "thing_name"},
+    {"number_of", "password", "code_for", "remember_word", "age", "owns_count"},
+    {"home", "origin", "workplace", "plan", "lives"},
+    {"colour", "colour_of", "favourite"},
+    {"list", "buy"},
+    {"birthday", "appointment"},
+)
+
+
+def kinds_alike(kind_id: str) -> set[str]:
+    """Kinds whose values look the same, so that only the subject tells them apart."""
+    return next((kinds for kinds in _ALIKE if kind_id in kinds), set())
+
+
+def _likes(rng: random.Random) -> str:
+    pool = values.FOODS + values.DRINKS + values.HOBBIES + values.ANIMALS + values.COLOURS
+    return values.nonce_word(rng) if rng.random() < 0.2 else rng.choice(pool)
+
+
+def _location(rng: random.Random) -> str:
+    place = rng.choice(values.PLACES_AT_HOME)
+    if rng.random() < 0.2:
+        place = values.nonce_word(rng)
+    elif rng.random() < 0.3:
+        place = f"{rng.choice(values.COLOURS)} {place}"
+    return f"{rng.choice(['in', 'under', 'behind', 'on', 'next to', 'above'])} the {place}"
+
+
+def _item_list(rng: random.Random) -> str:
+    items = rng.sample(values.ITEMS, rng.randint(2, 5))
+    if rng.random() < 0.3:
+        items[rng.randrange(len(items))] = values.nonce_word(rng)
+    return ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def _favourite(rng: random.Random) -> str:
+    pools = (values.FOODS, values.DRINKS, values.ANIMALS, values.SPORTS, values.INSTRUMENTS)
+    roll = rng.random()
+    if roll < 0.45:
+        return rng.choice(rng.choice(pools))
+    if roll < 0.75:
+        return values.nonce_name(rng)
+    return values.nonce_word(rng) if roll < 0.9 else values.number_text(rng, rng.randint(1, 3))
+
+
+def _thing_name(rng: random.Random) -> str:
+    if rng.random() < 0.2:
+        return (
+            f"{rng.choice(values.COLOURS).capitalize()} {rng.choice(values.ANIMALS).capitalize()}"
+        )
+    return values.nonce_name(rng)
+
+
+DRAW: dict[str, Callable[[random.Random], str]] = {
+    "person_name": values.person_name,
+    "pet_name": values.pet_name,
+    "city_name": values.city_name,
+    "plan_place": values.city_name,
+    "thing_name": _thing_name,
+    "company": values.nonce_name,
+    "age": lambda rng: str(rng.randint(3, 109)),
+    "small_count": lambda rng: (
+        str(rng.randint(1, 99))
+        if rng.random() < 0.6
+        else rng.choice("two three four five six seven eight nine ten eleven twelve".split())
+    ),
+    "job": values.from_pool(values.JOBS),
+    "hobby": values.from_pool(values.HOBBIES),
+    "colour_name": values.colour_name,
+    "favourite_of": _favourite,
+    "liked_thing": _likes,
+    "number_of": lambda rng: (
+        values.phone_number(rng)
+        if rng.random() < 0.25
+        else values.number_text(rng, rng.randint(1, 6))
+    ),
+    "code_text": values.code_text,
+    "word_or_number": lambda rng: rng.choice(
+        (values.nonce_word, values.nonce_name, values.code_text, _likes)
+    )(rng),
+    "calendar_day": values.calendar_day,
+    "time_or_day": lambda rng: (
+        values.clock_time(rng) if rng.random() < 0.6 else rng.choice(values.WEEKDAYS)
+    ),
+    "location": _location,
+    "item_list": _item_list,
+}
+
+
+def load_fact_kinds() -> list[FactKind]:
+    """Parse `texts/facts.txt`."""
+    kinds: list[FactKind] = []
+    for block in re.split(r"\n(?=\[)", (TEXTS_DIR / "facts.txt").read_text(encoding="utf-8")):
+        if not block.startswith("["):
+            continue
+        lines = block.strip().splitlines()
+        pieces = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
+        kinds.append(
+            FactKind(
+                kind_id=lines[0][1:-1],
+                value=pieces["value"],
+                subjects=_alternatives(pieces.get("subject", "")),
+                tells=_alternatives(pieces["tell"]),
+                asks=_alternatives(pieces["ask"]),
+                acks=_alternatives(pieces.get("ack", "")),
+                about=pieces["about"],
+                unknown=pieces["unknown"],
+                reverse=pieces.get("reverse", ""),
+            )
+        )
+    return kinds
+
+
+def _alternatives(line: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in re.split(r"\|(?![^{]*\})", line) if part.strip())
+
+
+class FactBook:
+    """Draws facts of all kinds."""
+
+    def __init__(self) -> None:
+        self.kinds = load_fact_kinds()
+        self.weights = [_WEIGHTS.get(kind.kind_id, 1.0) for kind in self.kinds]
+
+    def draw(self, rng: random.Random) -> Fact:
+        """A fresh fact."""
+        kind = rng.choices(self.kinds, self.weights)[0]
+        return Fact(kind, draw_subject(kind, rng), DRAW[kind.value](rng))
+
+
+_WEIGHTS = {
+    "name": 4.0,
+    "home": 1.5,
+    "pet": 3.0,
+    "relation": 2.0,
+    "number_of": 2.0,
+    "password": 1.5,
+}
+
+
+def draw_subject(kind: FactKind, rng: random.Random) -> str:
+    """A subject of this kind; open kinds also get nouns that nobody has seen."""
+    if not kind.subjects:
+        return ""
+    if kind.kind_id in _OPEN_SUBJECTS and rng.random() < _NONCE_SUBJECT_SHARE:
+        return values.nonce_word(rng)
+    subject = rng.choice(kind.subjects)
+    if subject == "<nonce>":
+        return values.nonce_word(rng)
+    return values.person_name(rng) if subject == "<Person>" else subject
+
+
+def with_new_value(fact: Fact, rng: random.Random) -> Fact:
+    """The same fact corrected: another value."""
+    value = fact.value
+    while value == fact.value:
+        value = DRAW[fact.kind.value](rng)
+    return Fact(fact.kind, fact.subject, value)
+
+
+def tell(fact: Fact, rng: random.Random) -> str:
+    """How a user says it."""
+    return fact.fill(expand(rng.choice(fact.kind.tells), rng))
+
+
+def ask(fact: Fact, rng: random.Random) -> str:
+    """How a user asks it back."""
+    return fact.fill(expand(rng.choice(fact.kind.asks), rng))
+
+
+def acknowledge(facts: list[Fact], rng: random.Random) -> str:
+    """The answer to being told repeats the facts in canonical words: easy to find again."""
+    if len(facts) == 1 and facts[0].kind.acks:
+        return facts[0].fill(rng.choice(facts[0].kind.acks))
+    return f"Noted: {join_facts(facts)}."
+
+
+def join_facts(facts: list[Fact]) -> str:
+    """Canonical sentences joined by commas and `and`; lists come last and stand alone."""
+    parts = [fact.about() for fact in facts]
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def recall(fact: Fact) -> str:
+    """The answer to the question."""
+    sentence = fact.about()
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def not_told(kind: FactKind, subject: str) -> str:
+    """The honest answer when the fact was never told."""
+    return f"You have not told me {Fact(kind, subject, '').fill(kind.unknown)}."
