@@ -309,6 +309,24 @@ def test_a_model_that_does_not_load_keeps_the_question(open_service: Open) -> No
     assert said(service, session) == ["go"]
 
 
+class FailsOnce(FakeBackend):
+    """Loading fails the first time, as with a file that is still being copied."""
+
+    def start(self) -> None:
+        if self.is_started:
+            self.load_error = None
+        super().start()
+
+
+def test_a_backend_that_failed_before_is_started_again(open_service: Open) -> None:
+    backend = FailsOnce(load_error=ModelLoadError("No weights.", "Get some."), starts_ready=True)
+    service = open_service(backend)
+    if not backend.is_started:
+        backend.start()
+    session = service.create_session().session_id
+    assert answer(service.send(session, "go")).result.text == "You said: go"
+
+
 def test_an_unsaved_turn_leaves_nothing(open_service: Open, path: Path) -> None:
     backend = FakeBackend()
     service = open_service(backend)
