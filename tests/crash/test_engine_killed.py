@@ -51,7 +51,7 @@ def talk_and_kill(model: Path, name: str, seconds: float) -> list[str]:
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are needed")
 def test_a_killed_process_group_loses_nothing_that_was_sent(tmp_path: Path, home: Path) -> None:
-    model = build_model_dir(tmp_path / "model", seed=3)
+    model = build_model_dir(tmp_path / "model", seed=3, max_position_embeddings=65_536)
     draw = random.Random(20)
     shown: list[str] = []
     for number in range(NUM_KILLS):
