@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from chatcache.cache import segments
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.segfile import SegmentFile, write_segment
 from chatcache.cache.segments import SegmentStore
 from tests.kvfakes import BYTES_PER_TOKEN, FIELDS, Bench, ByteBlock, ByteSink, ids_of
 
@@ -140,6 +142,28 @@ def test_damage_while_running_is_found_at_the_read(bench: Bench) -> None:
         restored = bench.cache.restore(lease, sink, 0)
     assert (restored.num_tokens, sink.num_tokens, restored.is_damage) == (0, 0, True)
     assert bench.cache.lookup(packed).num_tokens == 0
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["while running", "before opening"])
+def test_a_sound_file_of_other_tokens_under_the_right_name_is_refused(
+    bench: Bench, is_open: bool
+) -> None:
+    """Name, id, header and checksums are all right; only the ids themselves tell."""
+    bench.turn(SYSTEM, HELLO, HI)
+    bench.close()
+    if is_open:
+        bench.reopen()
+    victim = bench.files()[-1]
+    with SegmentFile(victim) as file:
+        header = file.header
+    other = ids_of("x" * header.stop)
+    forged = replace(header, token_ids=other[header.start * 4 :])
+    with victim.open("wb") as stream:
+        write_segment(stream, forged, ByteBlock(other, header.start, header.stop).sources())
+    if not is_open:
+        bench.reopen()
+    assert bench.turn(SYSTEM, HELLO, HI, "On. ", "Yes.") < len(SYSTEM + HELLO + HI)
+    assert header.segment_id in [file.segment_id for file in bench.cache.damaged]
 
 
 def test_ram_pressure_spills_and_nothing_is_computed_twice(tmp_path: Path) -> None:
