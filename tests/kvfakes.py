@@ -16,6 +16,8 @@ HEAD_BYTES = 8
 TENSORS = ("key.0", "value.0")
 FIELDS = {"weights": "w"}
 BYTES_PER_TOKEN = NUM_HEADS * HEAD_BYTES * len(TENSORS)
+STATE = "recurrent.0.0"
+STATE_BYTES = 16
 
 
 def true_bytes(packed: bytes, name: str, head: int, position: int) -> bytes:
@@ -25,6 +27,11 @@ def true_bytes(packed: bytes, name: str, head: int, position: int) -> bytes:
     return digest.digest()
 
 
+def true_state(packed: bytes) -> bytes:
+    """What a recurrent layer would have summed up after exactly these ids."""
+    return hashlib.blake2b(packed, digest_size=STATE_BYTES, person=b"state").digest()
+
+
 def rows(packed: bytes, name: str, head: int, start: int, stop: int) -> bytes:
     return b"".join(true_bytes(packed, name, head, position) for position in range(start, stop))
 
@@ -32,23 +39,31 @@ def rows(packed: bytes, name: str, head: int, start: int, stop: int) -> bytes:
 class ByteBlock:
     """A block as the prefix cache sees one."""
 
-    def __init__(self, packed: bytes, start: int, stop: int):
+    def __init__(self, packed: bytes, start: int, stop: int, *, with_states: bool = False):
         self._tensors = {
             name: [rows(packed, name, head, start, stop) for head in range(NUM_HEADS)]
             for name in TENSORS
         }
         self._num_tokens = stop - start
+        self.states = true_state(packed[: stop * BYTES_PER_ID]) if with_states else b""
 
     @property
     def num_bytes(self) -> int:
-        return self._num_tokens * BYTES_PER_TOKEN
+        return self._num_tokens * BYTES_PER_TOKEN + len(self.states)
+
+    @property
+    def has_states(self) -> bool:
+        return bool(self.states)
 
     def sources(self) -> list[TensorSource]:
         shape = (NUM_HEADS, self._num_tokens, HEAD_BYTES)
-        return [
+        found = [
             TensorSource(name, "U8", shape, tuple(memoryview(head) for head in heads))
             for name, heads in self._tensors.items()
         ]
+        if self.states:
+            found.append(TensorSource(STATE, "U8", (STATE_BYTES,), (memoryview(self.states),)))
+        return found
 
     def part(self, name: str, head: int, start: int, stop: int) -> bytes:
         return self._tensors[name][head][start * HEAD_BYTES : stop * HEAD_BYTES]
@@ -59,6 +74,8 @@ class ByteSink:
 
     def __init__(self) -> None:
         self.num_tokens = 0
+        self.state = b""
+        self._state_memory = bytearray(STATE_BYTES)
         self._rows = {(name, head): bytearray() for name in TENSORS for head in range(NUM_HEADS)}
 
     def load(self, block: ByteBlock, at: int, start: int, stop: int) -> None:
@@ -84,6 +101,16 @@ class ByteSink:
 
     def set_length(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
+
+    def load_states(self, block: ByteBlock) -> None:
+        self.state = block.states
+
+    def writable_state(self, name: str, dtype: str, shape: tuple[int, ...]) -> memoryview:
+        assert (name, dtype, shape) == (STATE, "U8", (STATE_BYTES,))
+        return memoryview(self._state_memory)
+
+    def states_written(self) -> None:
+        self.state = bytes(self._state_memory)
 
     def is_true_to(self, packed: bytes) -> bool:
         """Whether every token that counts has the bytes of these ids."""

@@ -20,6 +20,9 @@ Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "stopped"]
 Outcome = Literal["hit", "partial", "miss", "off"]
 Tier = Literal["live", "ram", "disk", "none"]
+# "canonical": a prompt is what the template writes for the whole conversation. "append": what was
+# read stays as it was read, and the template writes only what is new.
+HistoryMode = Literal["canonical", "append"]
 Reason = Literal[
     "new_user_turn",
     "cold_start",
@@ -86,7 +89,8 @@ class TurnRequest:
     `messages` run from the root to the new user message (or, with `continue_answer`, to a partial
     answer that is to be continued). `journal` are the ids read and produced on the path up to and
     including the message before the last one that the journal knows; () when there is none for
-    this backend's tokenizer.
+    this backend's tokenizer. In append mode the journal ends with an answer, and `num_read` is the
+    number of leading messages that it covers.
     """
 
     turn_id: str
@@ -97,6 +101,8 @@ class TurnRequest:
     use_cache: bool = True
     continue_answer: bool = False
     previous: PreviousTurn | None = None
+    history_mode: HistoryMode = "canonical"
+    num_read: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +125,7 @@ class ModelInfo:
     namespace_fields: Mapping[str, str]
     description: str = ""
     load_ms: float = 0.0
+    checkpoint_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +164,8 @@ class CacheReport:
 
     `diverged_at` is the position of the first computed prompt token. `estimated_cold_ttft_ms`
     is a measured prefill rate times the prompt; `is_estimate_measured` is True once that rate
-    comes from a prefill of at least 64 tokens of this model on this machine.
+    comes from a prefill of at least 64 tokens of this model on this machine. `ahead_tokens` of the
+    reused tokens had been computed in idle time, ahead of this turn.
     """
 
     outcome: Outcome
@@ -170,6 +178,7 @@ class CacheReport:
     bytes_written: int = 0
     is_estimate_measured: bool = False
     system_tokens: int = 0
+    ahead_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +192,38 @@ class TurnResult:
     usage: Usage
     timings: Timings
     cache: CacheReport
+
+
+# Idle work: what a backend does ahead of a turn, while nobody waits for it.
+
+IdleKind = Literal["next_turn", "draft", "restore"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Get ready for a turn that will probably be asked.
+
+    `turn` is that turn as far as it is known: its last message is the user's, "" before anything
+    was written. "next_turn": compute what the template renders differently from how it was read,
+    and keep it. "draft": compute what is written so far, live, and keep nothing of it. "restore":
+    bring back what is held of the conversation, and compute nothing.
+    """
+
+    prepare_id: str
+    kind: IdleKind
+    turn: TurnRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What came of a `Prepare`. `tokens_restored` were moved into the live KV, from RAM or disk."""
+
+    prepare_id: str
+    kind: IdleKind
+    tokens_prefilled: int = 0
+    tokens_restored: int = 0
+    seconds: float = 0.0
+    was_cancelled: bool = False
 
 
 # Events of one turn, in this order: TurnPlanned, PrefillProgress*, TextDelta*, then one of
@@ -286,7 +327,7 @@ class CacheEvent:
     text: str
 
 
-BackendEvent = ModelLoading | ModelReady | BackendFailed | CacheSnapshot | CacheEvent
+BackendEvent = ModelLoading | ModelReady | BackendFailed | CacheSnapshot | CacheEvent | Prepared
 
 
 class Backend(Protocol):
@@ -316,6 +357,16 @@ class Backend(Protocol):
 
     def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
         """The cost of continuing each journal, without changing anything."""
+
+    def prepare(self, request: Prepare) -> bool:
+        """Begin idle work and return at once; a `Prepared` event ends it. Takes the place of any
+        idle work before it; a turn ends it within one small prefill chunk.
+
+        False, and nothing is done: a turn runs, the model is not ready, or it is not ours.
+        """
+
+    def cancel_prepare(self) -> None:
+        """End idle work, if there is any."""
 
     def close(self) -> None:
         """Write out what is still to be spilled, then end the engine."""

@@ -1,57 +1,120 @@
-"""Rebuilding the tree from the headers of the files.
+"""Growing the tree from the files: along a prompt while chats are held, or all at once to verify.
 
 A segment knows its parent, its first position and its own ids. Its path is the parent's path up to
 that position followed by its own ids, and its id is the digest of all of it: a file that was put
-under another parent, or renamed, is found out here.
+under another parent, or renamed, is found out here, before anything of it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from chatcache.cache.catalog import Catalog
 from chatcache.cache.entries import Entry
+from chatcache.cache.index import IndexRow, pack_row
 from chatcache.cache.radix import RadixTree
-from chatcache.cache.segments import DamagedFile, StoredSegment
-from chatcache.cache.tokens import BYTES_PER_ID, chain_digest
+from chatcache.cache.segfile import peek_ids
+from chatcache.cache.segments import (
+    DamagedFile,
+    SegmentStore,
+    StoredSegment,
+    file_name,
+    index_row,
+)
+from chatcache.cache.tokens import BYTES_PER_ID, chain_digest, common_prefix
+
+Take = Callable[[Entry], None]
+Damaged = Callable[[DamagedFile], None]
+_NOT_ITS_ID = "its tokens do not belong to its id"
 
 
-def attach(
-    tree: RadixTree, namespace: str, found: Sequence[StoredSegment]
-) -> tuple[dict[str, Entry], list[DamagedFile]]:
-    """Insert all segments into `tree`; returns the entries by id, and what contradicts itself.
+class Attacher:
+    """Brings the segments of a catalog into a tree, when a prompt comes by.
 
-    An orphan (its parent is gone) gets an entry but no place in the tree: it cannot be matched,
-    still counts for the disk budget, and is the first to be evicted.
+    `take` gets what was attached, `on_damaged` what contradicts itself; what is gone by now is
+    forgotten. Not thread-safe.
     """
-    entries: dict[str, Entry] = {}
-    paths: dict[str, bytes] = {}
-    broken: list[DamagedFile] = []
-    for stored in sorted(found, key=lambda stored: (stored.header.start, stored.header.stop)):
+
+    def __init__(self, tree: RadixTree, store: SegmentStore, take: Take, on_damaged: Damaged):
+        self.catalog = Catalog(self._peek)
+        self._tree = tree
+        self._store = store
+        self._take = take
+        self._on_damaged = on_damaged
+
+    def reach(self, packed: bytes) -> None:
+        """Attach so many segments that the tree's match of a prompt is as long as with all."""
+        if not self.catalog:
+            return
+        found: list[tuple[str | None, int]] = [(None, 0), *self._tree.extents(packed).items()]
+        while found:
+            parent_id, extent = found.pop()
+            for group in self.catalog.children(parent_id, packed, extent):
+                for segment_id in group:
+                    if (reached := self._attach(segment_id, packed)) is not None:
+                        found.append((segment_id, reached))
+                        break
+
+    def _attach(self, segment_id: str, packed: bytes) -> int | None:
+        """Returns how far the prompt goes along the segment; None if it cannot be attached."""
+        row = self.catalog.row(segment_id)
+        if row is None:
+            return None
+        loaded = self._store.load(file_name(row))
+        self.catalog.discard(segment_id)
+        if isinstance(loaded, DamagedFile):
+            self._on_damaged(loaded)
+        if not isinstance(loaded, StoredSegment):
+            return None
+        header = loaded.header
+        actual = index_row(header, header.num_bytes)
+        if (actual.parent_id, actual.start) != (row.parent_id, row.start):
+            self.catalog.add(
+                {segment_id: pack_row(actual)}
+            )  # the index was wrong: it is looked for elsewhere
+            return None
+        path = packed[: header.start * BYTES_PER_ID] + header.token_ids
+        if chain_digest(self._store.namespace, header.start, path) != segment_id:
+            self._on_damaged(_contradiction(loaded))
+            return None
+        self._tree.insert(path, segment_id, header.start)
+        self._take(_entry(loaded))
+        return header.start + common_prefix(header.token_ids, packed, header.start)
+
+    def _peek(self, row: IndexRow) -> bytes:
+        return peek_ids(self._store.directory / file_name(row), row.stop - row.start)
+
+
+def contradictions(namespace: str, found: Sequence[StoredSegment]) -> list[DamagedFile]:
+    """The segments whose id is not the digest of their path. What builds on one that is missing
+    or wrong has no path, and is not judged."""
+    children: dict[str | None, list[StoredSegment]] = {}
+    for stored in found:
         header = stored.header
-        prefix = _prefix(header.parent_id, header.start, paths)
-        if prefix is not None:
-            path = prefix + header.token_ids
-            if chain_digest(namespace, header.start, path) != header.segment_id:
-                problem = "its tokens do not belong to its id"
-                broken.append(DamagedFile(header.segment_id, header.start, header.stop, problem))
+        parent_id = None if header.start == 0 else header.parent_id or ""
+        children.setdefault(parent_id, []).append(stored)
+    broken: list[DamagedFile] = []
+    paths: list[tuple[str | None, bytes]] = [(None, b"")]
+    while paths:
+        parent_id, above = paths.pop()
+        for stored in children.get(parent_id, ()):
+            header = stored.header
+            if len(above) < header.start * BYTES_PER_ID:
                 continue
-            paths[header.segment_id] = path
-            if tree.match(prefix).num_tokens == header.start:
-                tree.insert(path, header.segment_id, header.start)
-        entries[header.segment_id] = _entry(stored, is_orphan=prefix is None)
-    return entries, broken
+            path = above[: header.start * BYTES_PER_ID] + header.token_ids
+            if chain_digest(namespace, header.start, path) != header.segment_id:
+                broken.append(_contradiction(stored))
+            elif header.segment_id in children:
+                paths.append((header.segment_id, path))
+    return broken
 
 
-def _prefix(parent_id: str | None, start: int, paths: dict[str, bytes]) -> bytes | None:
-    if start == 0:
-        return b""
-    path = paths.get(parent_id or "")
-    if path is None or len(path) < start * BYTES_PER_ID:
-        return None
-    return path[: start * BYTES_PER_ID]
+def _contradiction(stored: StoredSegment) -> DamagedFile:
+    header = stored.header
+    return DamagedFile(header.segment_id, header.start, header.stop, _NOT_ITS_ID, stored.inode)
 
 
-def _entry(stored: StoredSegment, *, is_orphan: bool) -> Entry:
+def _entry(stored: StoredSegment) -> Entry:
     header = stored.header
     return Entry(
         segment_id=header.segment_id,
@@ -60,7 +123,8 @@ def _entry(stored: StoredSegment, *, is_orphan: bool) -> Entry:
         stop=header.stop,
         token_ids=header.token_ids,
         num_bytes=header.num_bytes,
-        last_used=0.0 if is_orphan else stored.last_used,
+        last_used=stored.last_used,
         path=stored.path,
         disk_bytes=header.num_bytes,
+        has_states=header.has_states,
     )

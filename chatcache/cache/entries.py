@@ -7,7 +7,7 @@ and the live KV is anything that can take it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,10 @@ class Block(Protocol):
 
     @property
     def num_bytes(self) -> int: ...
+
+    @property
+    def has_states(self) -> bool:
+        """Whether the checkpoint behind its last token is in it."""
 
     def sources(self) -> Sequence[TensorSource]:
         """The tensors for a segment file."""
@@ -46,6 +50,15 @@ class KVSink(Protocol):
     def set_length(self, num_tokens: int) -> None:
         """What was loaded or written up to here counts from now on."""
 
+    def load_states(self, block: Any) -> None:
+        """Put the checkpoint of a block back. Raises ValueError if it is not one of the model."""
+
+    def writable_state(self, name: str, dtype: str, shape: tuple[int, ...]) -> memoryview:
+        """Memory for a tensor of a checkpoint. Raises ValueError if the model has no such."""
+
+    def states_written(self) -> None:
+        """The memory from `writable_state` is filled. Raises ValueError if some is missing."""
+
 
 @dataclass(slots=True)
 class Entry:
@@ -66,6 +79,7 @@ class Entry:
     can_spill: bool = True
     is_pending: bool = False
     is_pinned: bool = False
+    has_states: bool = False
 
     @property
     def is_held(self) -> bool:
@@ -109,6 +123,38 @@ class Lookup:
     disk_tokens: int
     disk_bytes: int
     spans: tuple[Span, ...]
+
+
+class Lease:
+    """A held prefix: its segments are neither evicted nor changed until it is released.
+
+    `checkpoint` is the segment with the states behind the last token, for models with states.
+    """
+
+    def __init__(
+        self,
+        packed: bytes,
+        spans: Sequence[Span],
+        num_matched: int,
+        checkpoint: Span | None = None,
+        disk: tuple[int, int] | None = None,
+    ):
+        self.packed = packed
+        self.spans = tuple(spans)
+        self.num_tokens = self.spans[-1].stop if self.spans else 0
+        self.num_matched = num_matched
+        self.checkpoint = checkpoint
+        # From which position on files have to be read, and the bytes of all of them.
+        self.disk_start, self.disk_bytes = disk or (self.num_tokens, 0)
+
+    def up_to(self, position: int) -> Lease:
+        """The same, less what lies behind `position`; for models without states."""
+        spans = [
+            replace(span, stop=min(span.stop, position))
+            for span in self.spans
+            if span.start < position
+        ]
+        return Lease(self.packed, spans, self.num_matched)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chatcache.cache.attach import attach
+from chatcache.cache.attach import contradictions
 from chatcache.cache.policy import TierPolicy
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.radix import RadixTree
 from chatcache.cache.rates import RateBook
 from chatcache.cache.rows import CostEstimate, SegmentRow, SessionKV, TierUse
 from chatcache.cache.segfile import (
@@ -23,7 +22,7 @@ from chatcache.cache.segfile import (
     SegmentFormatError,
     SegmentMissingError,
 )
-from chatcache.cache.segments import SegmentStore, namespaces
+from chatcache.cache.segments import SegmentStore, id_of, namespaces
 from chatcache.cache.tokens import pack
 
 
@@ -174,12 +173,12 @@ class CacheInspector:
 
         A segment of which a kept journal uses a part stays. Returns how many were deleted.
         """
-        cache = self._open(SegmentStore(self.cache_dir, namespace))
-        needed = _segment_ids(cache, kept)
-        doomed = _segment_ids(cache, gone) - needed
-        for row in cache.rows():
-            if row.segment_id in doomed:
-                self.delete(row)
+        store = SegmentStore(self.cache_dir, namespace)
+        cache = self._open(store)
+        doomed = _segment_ids(cache, gone) - _segment_ids(cache, kept)
+        for name in store.names():
+            if id_of(name) in doomed:
+                store.delete(store.directory / name)
         return len(doomed)
 
     def estimate(
@@ -253,8 +252,7 @@ def _problems(store: SegmentStore, paths: Sequence[Path]) -> dict[Path, str]:
         except SegmentMissingError:
             continue
     stored, unreadable = store.scan()
-    _, broken = attach(RadixTree(), store.namespace, stored)
-    for file_ in (*unreadable, *broken):
+    for file_ in (*unreadable, *contradictions(store.namespace, stored)):
         found.setdefault(store.path_of(file_), file_.problem)
     return found
 

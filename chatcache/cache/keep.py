@@ -11,10 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chatcache.cache import index, pins
 from chatcache.cache.inspect import CacheInspector, NamespaceUse, Removed, remove_files
 from chatcache.cache.pins import PinBook
 from chatcache.cache.rows import SegmentRow
 from chatcache.cache.segments import SegmentStore
+
+_NOTES = ("namespace.json", "rates.json", pins.FILE_NAME, index.FILE_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ def remove_namespace(inspector: CacheInspector, namespace: str) -> Removed:
     """Delete its segments and what is noted beside them. Raises OSError."""
     store = SegmentStore(inspector.cache_dir, namespace)
     removed = remove_files(store.paths())
-    remove_files([store.directory / name for name in ("namespace.json", "rates.json", "pins.json")])
+    remove_files([store.directory / name for name in _NOTES])
     with contextlib.suppress(OSError):
         store.directory.rmdir()  # not empty: somebody is writing there, or put something there
     return removed

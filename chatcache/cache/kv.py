@@ -1,96 +1,33 @@
 """The live K and V of one path, given to transformers as its cache; and blocks cut out of it.
 
-A layer owns one buffer per tensor, `[1, num_kv_heads, capacity, head_dim]`, writes new tokens in
-place and hands out views, so a step copies nothing that is there already (the idea of mlx-lm's
-KVCache). Truncating moves an offset. This module knows tensors and positions, and nothing of
-token ids, files or budgets. Whatever writes a buffer runs under `torch.inference_mode`: a buffer
-made inside it cannot be written outside.
+It knows tensors and positions, and nothing of token ids, files or budgets. K and V can be cut after
+any token. States of recurrent and convolution layers, where a model has such, stand at one position
+only: cutting leaves them behind ("torn") until a checkpoint is loaded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
 
+from chatcache.cache.layers import GrowingLayer
 from chatcache.cache.segfile import TensorSource
+from chatcache.cache.states import (
+    copy_states,
+    has_states,
+    layers_for,
+    load_states,
+    reset_states,
+    state_like,
+    states_of,
+)
 
-_GROWTH_TOKENS = 256
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
-
-
-class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """K and V of one layer for tokens 0 to `num_tokens`, in one growing buffer each."""
-
-    is_sliding = False
-    is_compileable = False
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.num_tokens = 0
-        self._buffers: dict[str, torch.Tensor] = {}
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        for kind, states in (("key", key_states), ("value", value_states)):
-            self.allocate(kind, states.shape[1], states.shape[3], states.dtype, states.device)
-        self.is_initialized = True
-
-    def allocate(
-        self, kind: str, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        """Make an empty buffer for "key" or "value", unless there is one."""
-        if kind not in self._buffers:
-            self._buffers[kind] = torch.empty(
-                (1, num_heads, _GROWTH_TOKENS, head_dim), dtype=dtype, device=device
-            )
-
-    def reserve(self, num_tokens: int) -> None:
-        """Make room for `num_tokens` in all. Growing by half keeps the copies linear in total."""
-        for kind, buffer in self._buffers.items():
-            capacity = buffer.shape[2]
-            if num_tokens <= capacity:
-                continue
-            wanted = max(num_tokens, capacity + capacity // 2)
-            rounded = -(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS
-            grown = buffer.new_empty((1, buffer.shape[1], rounded, buffer.shape[3]))
-            grown[:, :, : self.num_tokens] = buffer[:, :, : self.num_tokens]
-            self._buffers[kind] = grown
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append `[1, num_kv_heads, num_new, head_dim]`; returns views of all tokens."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        stop = self.num_tokens + key_states.shape[2]
-        self.reserve(stop)
-        self._buffers["key"][:, :, self.num_tokens : stop] = key_states
-        self._buffers["value"][:, :, self.num_tokens : stop] = value_states
-        self.set_length(stop)
-        return self.view("key"), self.view("value")
-
-    def set_length(self, num_tokens: int) -> None:
-        """Say how many tokens count. The buffer must hold them already."""
-        self.num_tokens = num_tokens
-        self.is_initialized = len(self._buffers) == 2
-        if self.is_initialized:
-            self.keys, self.values = self.view("key"), self.view("value")
-
-    def view(self, kind: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """`[1, num_kv_heads, stop - start, head_dim]` of the buffer itself."""
-        return self._buffers[kind][:, :, start : self.num_tokens if stop is None else stop]
-
-    def get_seq_length(self) -> int:
-        return self.num_tokens
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.num_tokens + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,60 +35,109 @@ class KVBlock:
     """K and V of a run of tokens in host memory, by tensor name (`key.0`, `value.0`, ...).
 
     Each tensor is contiguous, `[num_kv_heads, num_tokens, head_dim]`, and never written again.
+    `states` is the checkpoint behind the last token, for models that have one.
     """
 
     tensors: dict[str, torch.Tensor]
+    states: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(tensor.nbytes for tensor in (*self.tensors.values(), *self.states.values()))
+
+    @property
+    def has_states(self) -> bool:
+        return bool(self.states)
 
     def sources(self) -> list[TensorSource]:
         """The block as a segment file wants it; the buffers share the block's memory."""
         return [
             TensorSource(name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), (_memory(tensor),))
-            for name, tensor in self.tensors.items()
+            for name, tensor in {**self.tensors, **self.states}.items()
         ]
 
 
 class LiveKV(Cache):
-    """The growing layers of the active path. All layers always hold the same tokens."""
+    """The growing layers of the active path. All layers always hold the same tokens.
 
-    def __init__(self, num_layers: int, dtype: torch.dtype, device: torch.device):
-        self._growing = [GrowingLayer() for _ in range(num_layers)]
-        super().__init__(layers=list(self._growing))
+    With a `config`, the layers are those that transformers makes for it: states included.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        config: PreTrainedConfig | None = None,
+    ):
+        plain = [GrowingLayer() for _ in range(num_layers)]
+        layers: list[Any] = layers_for(config) if config is not None else [*plain]
+        super().__init__(layers=layers)
+        self._growing = {
+            number: layer for number, layer in enumerate(layers) if isinstance(layer, GrowingLayer)
+        }
         self._dtype = dtype
         self._device = device
         self._staged: dict[str, torch.Tensor] = {}
+        self._states: dict[str, torch.Tensor] = {}
+        self._num_counted = 0
+        self.has_states = any(has_states(layer) for layer in layers)
+        self.is_torn = False
 
     @property
     def num_tokens(self) -> int:
-        return min(layer.num_tokens for layer in self._growing)
+        if not self._growing:
+            return self._num_counted
+        return min(layer.num_tokens for layer in self._growing.values())
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the tokens held (the buffers may be up to half as large again)."""
         return sum(
             layer.view(kind).nbytes
-            for layer in self._growing
+            for layer in self._growing.values()
             if layer.is_initialized
             for kind in ("key", "value")
         )
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of the states, whatever the number of tokens."""
+        return sum(tensor.nbytes for tensor in states_of(self.layers).values())
+
     def truncate(self, num_tokens: int) -> None:
-        """Keep the first `num_tokens` tokens; in O(1), nothing is freed."""
-        for layer in self._growing:
+        """Keep the first `num_tokens` tokens; in O(1), nothing is freed.
+
+        States cannot go back: they are reset for 0 tokens, and torn otherwise."""
+        if self.has_states and num_tokens < self.num_tokens:
+            self.is_torn = num_tokens > 0
+        if self.has_states and num_tokens == 0:
+            reset_states(self.layers)
+            self.is_torn = False
+        self._num_counted = min(self._num_counted, num_tokens)
+        for layer in self._growing.values():
             layer.set_length(min(layer.num_tokens, num_tokens))
 
+    def note_computed(self, num_tokens: int) -> None:
+        """The model has run up to here: needed where no layer counts tokens itself."""
+        self._num_counted = num_tokens
+
     @torch.inference_mode()
-    def export(self, start: int, stop: int) -> KVBlock:
-        """Copy tokens `start` to `stop` into host memory."""
+    def copy_states(self) -> dict[str, torch.Tensor]:
+        """The checkpoint at the last token, cloned into host memory; empty without states."""
+        return copy_states(self.layers)
+
+    @torch.inference_mode()
+    def export(
+        self, start: int, stop: int, states: dict[str, torch.Tensor] | None = None
+    ) -> KVBlock:
+        """Copy tokens `start` to `stop` into host memory, with the checkpoint at `stop`, if any."""
         tensors = {}
-        for index, layer in enumerate(self._growing):
+        for index, layer in self._growing.items():
             for kind in ("key", "value"):
                 view = layer.view(kind, start, stop)[0]
                 tensors[f"{kind}.{index}"] = view.to("cpu", copy=True).contiguous()
-        return KVBlock(tensors)
+        return KVBlock(tensors, states or {})
 
     @torch.inference_mode()
     def load(self, block: KVBlock, at: int, start: int, stop: int) -> None:
@@ -194,15 +180,41 @@ class LiveKV(Cache):
 
     def set_length(self, num_tokens: int) -> None:
         """All layers now hold `num_tokens` tokens: what was loaded or read in place counts."""
-        for layer in self._growing:
+        self.is_torn = self.has_states
+        self._num_counted = num_tokens
+        for layer in self._growing.values():
             layer.set_length(num_tokens)
+
+    @torch.inference_mode()
+    def load_states(self, block: KVBlock) -> None:
+        """Put the checkpoint of a block back, behind the last token held. Raises ValueError."""
+        load_states(self.layers, block.states)
+        self.is_torn = False
+
+    @torch.inference_mode()
+    def writable_state(self, name: str, dtype: str, shape: tuple[int, ...]) -> memoryview:
+        """Host memory for a state. Raises ValueError if the model has no such state."""
+        state = state_like(self.layers, name)
+        if state is None or tuple(state.shape) != shape or _DTYPES.get(dtype) != state.dtype:
+            raise ValueError(f"{name} is {dtype}{list(shape)}, not a state of this model")
+        self._states[name] = state
+        return _memory(state)
+
+    @torch.inference_mode()
+    def states_written(self) -> None:
+        """All memory that `writable_state` gave is filled: the checkpoint counts from now on.
+
+        Raises ValueError if it is not complete."""
+        states, self._states = self._states, {}
+        load_states(self.layers, states)
+        self.is_torn = False
 
     def _locate(self, name: str) -> tuple[GrowingLayer, str]:
         kind, _, index = name.partition(".")
-        is_known = kind in ("key", "value") and index.isdecimal()
-        if not is_known or int(index) >= len(self._growing):
+        layer = self._growing.get(int(index)) if index.isdecimal() else None
+        if layer is None or kind not in ("key", "value"):
             raise ValueError(f"{name} is not a tensor of this model")
-        return self._growing[int(index)], kind
+        return layer, kind
 
 
 def _memory(tensor: torch.Tensor) -> memoryview:

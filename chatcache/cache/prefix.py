@@ -20,33 +20,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from chatcache.cache.attach import attach
-from chatcache.cache.entries import Block, Entry, KVSink, Lookup, RestoreResult
+from chatcache.cache.entries import Block, Entry, KVSink, Lease, Lookup, RestoreResult
 from chatcache.cache.policy import TierPolicy
 from chatcache.cache.radix import Span
-from chatcache.cache.reader import read_segment
+from chatcache.cache.restore import restore_states, restore_tokens
 from chatcache.cache.rows import SegmentRow, TierUse
-from chatcache.cache.segfile import SegmentDamagedError, SegmentMissingError
-from chatcache.cache.segments import DamagedFile, inode_of
-from chatcache.cache.spill import SpillWriter
+from chatcache.cache.segments import DamagedFile
 from chatcache.cache.tiers import Tiers
 from chatcache.cache.tokens import BYTES_PER_ID, chain_digest
-
-
-class Lease:
-    """A held prefix: its segments are neither evicted nor changed until it is released."""
-
-    def __init__(self, packed: bytes, spans: Sequence[Span], num_matched: int):
-        self.packed = packed
-        self.spans = tuple(spans)
-        self.num_tokens = self.spans[-1].stop if self.spans else 0
-        self.num_matched = num_matched
 
 
 class PrefixCache:
     """Segments of one namespace in RAM and on disk. Thread-safe; see the module for its use.
 
-    Without `is_spilling` the disk is read and never changed, whatever the policy says.
+    Without `is_spilling` the disk is read and never changed, whatever the policy says. With
+    `needs_states` a prefix counts only up to a position where a segment holds a checkpoint.
     """
 
     def __init__(
@@ -57,12 +45,12 @@ class PrefixCache:
         ram_budget: int,
         disk_budget: int,
         is_spilling: bool = True,
+        needs_states: bool = False,
         policy: TierPolicy | None = None,
         on_event: Callable[[str, str], None] = lambda kind, text: None,
         clock: Callable[[], float] = time.time,
     ):
         self.namespace = namespace
-        self.damaged: list[DamagedFile] = []
         policy = policy or TierPolicy()
         if not is_spilling:
             policy = dataclasses.replace(policy, spill="never")
@@ -71,8 +59,15 @@ class PrefixCache:
         self._store = self._tiers.store
         self._lock = self._tiers.lock
         self._tree = self._tiers.tree
+        self._needs_states = needs_states
         self._on_event = on_event
         self._clock = clock
+
+    @property
+    def damaged(self) -> list[DamagedFile]:
+        """What was found damaged and set aside, to explain a miss by it."""
+        with self._lock:
+            return list(self._tiers.damaged)
 
     @property
     def expired(self) -> list[DamagedFile]:
@@ -87,43 +82,38 @@ class PrefixCache:
         if self._tiers.is_writing:
             try:
                 self._store.prepare(fields)
-                self._tiers.writer = SpillWriter(self._tiers.spill)
+                self._tiers.spiller.start()
             except OSError as error:
                 self._tiers.policy = dataclasses.replace(self._tiers.policy, spill="never")
                 text = f"nothing is kept on disk: {self._store.directory}: {error}"
                 self._on_event("warning", text)
-        found, damaged = self._store.scan()
-        with self._lock:
-            entries, broken = attach(self._tree, self.namespace, found)
-            self.damaged = [*self._store.quarantined(), *damaged, *broken]
-            for file in (*damaged, *broken):
-                path = self._store.path_of(file)
-                self._quarantine(file.segment_id, file.problem, path, file.inode)
-            self._tiers.take(entries)
+        self._tiers.open()
 
     def close(self) -> None:
         """Write out what is still to be spilled."""
-        writer = self._tiers.writer
-        if writer is not None:
-            if self._tiers.policy.spill == "exit":
-                self._tiers.submit_all()
-            writer.close()
-            self._tiers.writer = None
+        if self._tiers.policy.spill == "exit":
+            self._tiers.spiller.submit_all()
+        self._tiers.spiller.close()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until all that was given to the writer is on disk or has failed to get there."""
-        writer = self._tiers.writer
-        return writer is None or writer.drain(timeout)
+        return self._tiers.spiller.drain(timeout)
+
+    def spill(self) -> int:
+        """Have all that is in RAM alone written now, whatever the policy says; returns the bytes
+        that will be written (0 where nothing may be)."""
+        return self._tiers.spiller.submit_all()
 
     # looking
 
     def lookup(self, packed: bytes) -> Lookup:
         """What is held of the leading ids, by tier. Changes nothing, not even recency."""
-        self._tiers.refresh_pins()
+        self._tiers.refresh()
         with self._lock:
             spans: list[Span] = []
             ram = disk = disk_bytes = 0
-            for span in self._tree.match(packed).spans:
+            found, _, checkpoint = self._match(packed)
+            for span in found:
                 entry = self._tiers.entries[span.segment_id]
                 place = self._tiers.place(entry)
                 if place is None:
@@ -134,24 +124,26 @@ class PrefixCache:
                     disk += span.stop - span.start
                     disk_bytes += entry.disk_bytes
                 spans.append(span)
+            if checkpoint is not None and ram + disk < checkpoint.stop:
+                return Lookup(0, 0, 0, 0, ())
             return Lookup(ram + disk, ram, disk, disk_bytes, tuple(spans))
 
-    def rows(self, live: bytes = b"") -> list[SegmentRow]:
-        """All segments, the most recently used first; those of the path `live` are marked."""
-        self._tiers.refresh_pins()
+    def rows(self, live: bytes = b"", limit: int | None = None) -> list[SegmentRow]:
+        """Segments, the most recently used first; those of the path `live` are marked.
+
+        With a limit, no more than that, and without a look at every file."""
+        self._tiers.refresh()
         with self._lock:
-            live_ids = {span.segment_id for span in self._tree.match(live).spans}
-            ordered = sorted(self._tiers.entries.values(), key=lambda e: (-e.last_used, -e.start))
-            return [e.row(self.namespace, is_live=e.segment_id in live_ids) for e in ordered]
+            live_ids = {span.segment_id for span in self._tiers.match(live).spans}
+            return self._tiers.rows(live_ids, limit)
 
     def use(self) -> tuple[TierUse, TierUse]:
         """RAM and disk: bytes used, budget, number of segments. Disk counts all namespaces."""
         tiers = self._tiers
         with self._lock:
             in_ram = [e for e in tiers.entries.values() if e.block is not None]
-            num_on_disk = sum(e.path is not None for e in tiers.entries.values())
             ram = TierUse(sum(e.num_bytes for e in in_ram), tiers.ram_budget, len(in_ram))
-            return ram, TierUse(tiers.disk_bytes(), tiers.disk_budget, num_on_disk)
+            return ram, TierUse(tiers.disk_bytes(), tiers.disk_budget, tiers.num_on_disk())
 
     # one turn
 
@@ -163,19 +155,21 @@ class PrefixCache:
         a segment is where the conversation itself was cut, so what follows is computed in the
         same pieces as it was, with the same bits; a cut elsewhere has to pay for itself.
         """
-        self._tiers.refresh_pins()
+        self._tiers.refresh()
         with self._lock:
-            fresh = self._without_expired(self._tree.match(packed[: limit * BYTES_PER_ID]).spans)
-            num_matched = fresh[-1].stop if fresh else 0
+            fresh, num_matched, checkpoint = self._fresh(packed[: limit * BYTES_PER_ID])
             spans = self._without_small_part(fresh, min_part)
-            held = [self._tiers.entries[span.segment_id] for span in spans]
+            if checkpoint is not None:
+                spans = fresh
+            needed = [*spans, *([checkpoint] if checkpoint else [])]
+            held = [self._tiers.entries[span.segment_id] for span in needed]
             now = self._clock()
             for entry in held:
                 entry.num_leases += 1
                 entry.hits += 1
                 entry.last_used = now
         try:
-            yield Lease(packed, spans, num_matched)
+            yield Lease(packed, spans, num_matched, checkpoint, self._on_disk(spans))
         finally:
             with self._lock:
                 for entry in held:
@@ -190,31 +184,13 @@ class PrefixCache:
         Stops at the first segment that is gone or damaged (it is set aside); the sink then holds
         exactly the tokens before it.
         """
-        position, ram, disk, bytes_read = start, 0, 0, 0
-        for span in lease.spans:
-            if span.stop <= position:
-                continue
-            entry = self._tiers.entries.get(span.segment_id)
-            block, path = (None, None) if entry is None else (entry.block, entry.path)
-            inode = 0 if path is None else inode_of(path)
-            try:
-                if entry is not None and block is not None:
-                    sink.load(block, entry.start, position, span.stop)
-                    ram += span.stop - position
-                elif path is not None:
-                    bytes_read += read_segment(path, lease.packed, sink, position, span)
-                    disk += span.stop - position
-                else:
-                    raise SegmentMissingError("it was evicted")
-            except (SegmentDamagedError, SegmentMissingError) as error:
-                sink.set_length(position)
-                is_damage = isinstance(error, SegmentDamagedError)
-                if entry is not None:
-                    self._give_up(entry, str(error), inode if is_damage else None)
-                return RestoreResult(position, ram, disk, bytes_read, str(error), is_damage)
-            position = span.stop
-            sink.set_length(position)
-        return RestoreResult(position, ram, disk, bytes_read)
+        return restore_tokens(self._tiers, self._give_up, lease, sink, start)
+
+    def restore_states(self, lease: Lease, sink: KVSink) -> RestoreResult:
+        """Bring the checkpoint at the end of the lease into `sink`, which holds all its tokens.
+
+        A segment that is gone or damaged is set aside, and the states are left as they were."""
+        return restore_states(self._tiers, self._give_up, lease, sink)
 
     def commit(
         self,
@@ -234,10 +210,10 @@ class PrefixCache:
         for stop in boundaries:
             ids = packed[: stop * BYTES_PER_ID]
             with self._lock:
-                held = self._tree.match(ids).num_tokens
+                held = self._tiers.match(ids).num_tokens
             start = held if computed_from is None else min(held, max(before, computed_from))
             before = stop
-            if held >= stop:
+            if start >= stop or (held >= stop and not self._lacks_states(ids)):
                 continue
             entry = self._new_entry(ids, start, export(start, stop))
             with self._lock:
@@ -266,6 +242,50 @@ class PrefixCache:
 
     # inside
 
+    def _match(self, packed: bytes) -> tuple[tuple[Span, ...], int, Span | None]:
+        """The spans that can be used, how many tokens are known, and where the states are."""
+        match = self._tiers.match(packed)
+        if not self._needs_states:
+            return match.spans, match.num_tokens, None
+        found = [
+            span
+            for span in self._tree.ending_on(packed)
+            if self._tiers.entries[span.segment_id].has_states
+        ]
+        if not found:
+            return (), match.num_tokens, None
+        spans = self._tiers.match(packed[: found[-1].stop * BYTES_PER_ID]).spans
+        return spans, match.num_tokens, found[-1]
+
+    def _fresh(self, packed: bytes) -> tuple[tuple[Span, ...], int, Span | None]:
+        """A match of which nothing is over; what is over is given up."""
+        while True:
+            spans, num_matched, checkpoint = self._match(packed)
+            fresh = self._without_expired(spans)
+            if checkpoint is None:
+                return fresh, fresh[-1].stop if fresh else 0, None
+            entry = self._tiers.entries.get(checkpoint.segment_id)
+            if entry is not None and fresh == spans and not self._tiers.drop_expired(entry):
+                return fresh, num_matched, checkpoint
+
+    def _on_disk(self, spans: Sequence[Span]) -> tuple[int, int] | None:
+        """Where the first span starts that has to be read, and the bytes of all such files."""
+        with self._lock:
+            entries = [self._tiers.entries.get(span.segment_id) for span in spans]
+            pairs = zip(spans, entries, strict=True)
+            read = [(span, entry) for span, entry in pairs if entry and entry.block is None]
+            if not read:
+                return None
+            return read[0][0].start, sum(entry.disk_bytes for _, entry in read)
+
+    def _lacks_states(self, packed: bytes) -> bool:
+        """Whether a path that is held has no checkpoint at its end, though the model needs one."""
+        if not self._needs_states:
+            return False
+        with self._lock:
+            _, _, checkpoint = self._match(packed)
+        return checkpoint is None or checkpoint.stop < len(packed) // BYTES_PER_ID
+
     def _without_expired(self, spans: Sequence[Span]) -> tuple[Span, ...]:
         """The spans up to the first one whose time is over; what is over is given up."""
         entries = [self._tiers.entries[span.segment_id] for span in spans]
@@ -289,6 +309,7 @@ class PrefixCache:
             num_bytes=block.num_bytes,
             last_used=self._clock(),
             block=block,
+            has_states=block.has_states,
         )
 
     def _spill_path(self, packed: bytes) -> int:
@@ -296,19 +317,14 @@ class PrefixCache:
         if self._tiers.policy.spill != "turn":
             return 0
         with self._lock:
-            spans = self._tree.match(packed).spans
+            spans = self._tiers.match(packed).spans
             entries = [self._tiers.entries[span.segment_id] for span in spans]
-            return sum(self._tiers.submit(entry) for entry in entries if entry.can_spill)
+            return sum(self._tiers.spiller.submit(entry) for entry in entries if entry.can_spill)
 
     def _give_up(self, entry: Entry, problem: str, damaged_inode: int | None) -> None:
         with self._lock:
             if damaged_inode is not None:
-                file = DamagedFile(entry.segment_id, entry.start, entry.stop, problem)
-                self.damaged.append(file)
-                self._quarantine(entry.segment_id, problem, entry.path, damaged_inode)
+                self._tiers.set_aside(
+                    DamagedFile(entry.segment_id, entry.start, entry.stop, problem, damaged_inode)
+                )
             self._tiers.forget(entry)
-
-    def _quarantine(self, segment_id: str, problem: str, path: Path | None, inode: int) -> None:
-        if path is not None and self._tiers.is_writing:
-            self._store.quarantine(path, inode)
-        self._on_event("quarantined", f"set aside segment {segment_id[:8]}: {problem}")

@@ -82,6 +82,38 @@ class RadixTree:
             node = child
         return MatchResult(position, _spans(held, position))
 
+    def ending_on(self, packed: bytes) -> list[Span]:
+        """The segments whose last position lies on the held run of leading ids, whole, in order.
+
+        A checkpoint stands behind the last position of its segment: only these can be resumed."""
+        found: list[Span] = []
+        node, position = self._root, 0
+        while (child := node.children.get(_next_head(packed, position))) is not None:
+            position += common_prefix(child.edge, packed, position)
+            if not child.segment_ids or position < child.stop:
+                break
+            for segment_id in child.segment_ids:
+                labelled = self._labelled[segment_id]
+                if max(one.stop for one in labelled) == child.stop:
+                    start = min(one.start for one in labelled)
+                    found.append(Span(segment_id, start, child.stop))
+            node = child
+        return found
+
+    def extents(self, packed: bytes) -> dict[str, int]:
+        """How far the held run of leading ids goes along each segment on it, by segment id."""
+        found: dict[str, int] = {}
+        node, position = self._root, 0
+        while (child := node.children.get(_next_head(packed, position))) is not None:
+            if not child.segment_ids:
+                break
+            position += common_prefix(child.edge, packed, position)
+            found.update(dict.fromkeys(child.segment_ids, position))
+            if position < child.stop:
+                break
+            node = child
+        return found
+
     def insert(self, packed: bytes, segment_id: str, start: int) -> list[Span]:
         """Label the positions from `start` to the end of `packed` with a segment.
 

@@ -12,7 +12,10 @@ import os
 from pathlib import Path
 
 MIN_MEASURED_TOKENS = 64
+MIN_MEASURED_BYTES = 1_000_000  # less is the opening of a file more than its reading
+CLEARLY_DEARER = 1.5
 _WEIGHT = 0.3
+_FORGIVENESS = 1.25
 
 
 class RateBook:
@@ -40,9 +43,26 @@ class RateBook:
         self.is_measured = True
 
     def note_restore(self, num_bytes: int, seconds: float) -> None:
-        if num_bytes > 0 and seconds > 0:
-            rate = num_bytes / seconds
+        if num_bytes <= 0 or seconds <= 0:
+            return
+        rate = num_bytes / seconds
+        if num_bytes >= MIN_MEASURED_BYTES or self.restore_bytes_per_second is None:
             self.restore_bytes_per_second = _average(self.restore_bytes_per_second, rate)
+
+    def is_restore_dearer(self, num_bytes: int, num_tokens: int) -> bool:
+        """Whether reading `num_bytes` clearly takes longer than computing the `num_tokens` in them.
+
+        Only what was measured counts, and only where it is worth measuring."""
+        compute_ms = self.prefill_ms(num_tokens)
+        if compute_ms is None or not self.is_measured or num_bytes < MIN_MEASURED_BYTES:
+            return False
+        return self.restore_ms(num_bytes) > CLEARLY_DEARER * compute_ms
+
+    def note_declined(self) -> None:
+        """A restore was declined, so it is not measured: believe in it a little more each time, or
+        one bad moment of the disk would decide for ever."""
+        if self.restore_bytes_per_second is not None:
+            self.restore_bytes_per_second *= _FORGIVENESS
 
     def prefill_ms(self, num_tokens: int) -> float | None:
         """The estimated time to compute `num_tokens`; None while nothing was measured."""

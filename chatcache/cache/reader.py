@@ -1,4 +1,4 @@
-"""Reading part of a segment file straight into the live KV."""
+"""Reading part of a segment file straight into the live KV, or its checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from chatcache.cache.radix import Span
 from chatcache.cache.segfile import SegmentDamagedError, SegmentFile
 from chatcache.cache.tokens import BYTES_PER_ID
 
+STATE_PREFIXES = ("conv.", "recurrent.")
+
 
 def read_segment(path: Path, packed: bytes, sink: KVSink, start: int, span: Span) -> int:
     """Bring positions `start` to `span.stop` from the file into `sink`; returns the bytes read.
@@ -17,17 +19,43 @@ def read_segment(path: Path, packed: bytes, sink: KVSink, start: int, span: Span
     before anything counts. Raises SegmentDamagedError or SegmentMissingError.
     """
     with SegmentFile(path) as file:
-        header = file.header
-        if header.segment_id != span.segment_id or not header.start <= start < header.stop:
-            raise SegmentDamagedError("the file is not the segment that its name says")
-        wanted = packed[start * BYTES_PER_ID : span.stop * BYTES_PER_ID]
-        offset = (start - header.start) * BYTES_PER_ID
-        if header.token_ids[offset : offset + len(wanted)] != wanted:
-            raise SegmentDamagedError("the file holds other tokens than it should")
+        _check(file, packed, start, span)
+        names = [name for name in file.tensor_names if not name.startswith(STATE_PREFIXES)]
         try:
-            return sum(_read_tensor(file, name, sink, start, span) for name in file.tensor_names)
+            return sum(_read_tensor(file, name, sink, start, span) for name in names)
         except ValueError as error:
             raise SegmentDamagedError(str(error)) from error
+
+
+def read_states(path: Path, packed: bytes, sink: KVSink, span: Span) -> int:
+    """Bring the checkpoint at the end of the segment into `sink`; returns the bytes read.
+
+    `span` is the whole segment. Raises SegmentDamagedError or SegmentMissingError; the states of
+    the sink are what they were then.
+    """
+    with SegmentFile(path) as file:
+        _check(file, packed, span.start, span)
+        num_bytes = 0
+        try:
+            for name in file.tensor_names:
+                if name.startswith(STATE_PREFIXES):
+                    memory = sink.writable_state(name, file.dtype(name), file.shape(name))
+                    num_bytes += file.read_into(name, [memory])
+            sink.states_written()
+        except ValueError as error:
+            raise SegmentDamagedError(str(error)) from error
+        return num_bytes
+
+
+def _check(file: SegmentFile, packed: bytes, start: int, span: Span) -> None:
+    """That the file is the segment, and its ids from `start` on are those of the path."""
+    header = file.header
+    if header.segment_id != span.segment_id or not header.start <= start < header.stop:
+        raise SegmentDamagedError("the file is not the segment that its name says")
+    wanted = packed[start * BYTES_PER_ID : span.stop * BYTES_PER_ID]
+    offset = (start - header.start) * BYTES_PER_ID
+    if header.token_ids[offset : offset + len(wanted)] != wanted:
+        raise SegmentDamagedError("the file holds other tokens than it should")
 
 
 def _read_tensor(file: SegmentFile, name: str, sink: KVSink, start: int, span: Span) -> int:

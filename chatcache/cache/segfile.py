@@ -7,7 +7,8 @@ neither an fsync before the rename nor a read into memory that exists already.
 Layout (version 1): tensor `token_ids` (I32) first, then `key.N` and `value.N` per layer, each
 `[num_kv_heads, num_tokens, head_dim]`. `__metadata__` holds the fields of `SegmentHeader`, a
 checksum per tensor, and a digest over all of it: a flipped bit in the header is found like one in
-the data. Nothing in a file is ever executed or imported.
+the data. Nothing in a file is ever executed or imported. Models with recurrent or convolution
+layers add `conv.N.I` and `recurrent.N.I`: the states of layer N behind the last token.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,6 +74,7 @@ class SegmentHeader:
     created_at: float
     creator: str
     num_bytes: int = 0
+    has_states: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -123,6 +125,7 @@ def _encode_header(header: SegmentHeader, sources: Sequence[TensorSource]) -> by
         "layout": "num_kv_heads,num_tokens,head_dim",
         "created_at": f"{header.created_at:.3f}",
         "creator": header.creator,
+        "states": str(int(header.has_states)),
         "checksum_algorithm": CHECKSUM_ALGORITHM,
         "checksums": json.dumps({source.name: _checksum(source.buffers) for source in sources}),
     }
@@ -246,10 +249,7 @@ class SegmentFile:
             raise SegmentDamagedError(f"the file has {num_bytes} bytes instead of {end}")
         packed = bytearray(header.num_tokens * BYTES_PER_ID)
         self.read_into(TOKEN_IDS, [memoryview(packed)])
-        self.header = SegmentHeader(
-            header.segment_id, header.parent_id, header.namespace, header.start, header.stop,
-            bytes(packed), header.created_at, header.creator, num_bytes,
-        )  # fmt: skip
+        self.header = replace(header, token_ids=bytes(packed))
 
 
 def _parse_table(
@@ -279,7 +279,20 @@ def _parse_metadata(metadata: Mapping[str, str], num_bytes: int) -> SegmentHeade
         created_at=float(metadata["created_at"]),
         creator=metadata["creator"],
         num_bytes=num_bytes,
+        has_states=metadata.get("states") == "1",
     )
+
+
+def peek_ids(path: Path, num_tokens: int) -> bytes:
+    """The packed ids in a file as they stand there, compared with nothing; empty if there are none.
+
+    Good for finding out where to look, and a tenth of the time that a header takes."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            return os.pread(file.fileno(), num_tokens * BYTES_PER_ID, 8 + length)
+    except (OSError, struct.error, OverflowError):
+        return b""
 
 
 def _batches(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:

@@ -1,11 +1,12 @@
 """The segments of one namespace on disk: a directory of files, and nothing else.
 
 It owns names, atomic writes, deletion, recency (the modification time of a file) and quarantine.
-The headers are the truth; there is no index that could disagree with them. File before anything
-that mentions it; a file appears whole or not at all (temporary name, fsync, rename), so any number
-of processes may write without a lock: a name stands for its content.
+The headers are the truth; the index only tells where to look first (`index.py`). File before
+anything that mentions it; a file appears whole or not at all (temporary name, fsync, rename), so
+any number of processes may write without a lock: a name stands for its content.
 
     <cache-dir>/segments/<namespace>/namespace.json            the fields, for people and for misses
+    <cache-dir>/segments/<namespace>/index-1.bin               which segment builds on which
     <cache-dir>/segments/<namespace>/<start>-<stop>-<id>.safetensors
     <cache-dir>/quarantine/<namespace>-<name>                  damaged files, set aside
 """
@@ -21,8 +22,9 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+from chatcache.cache.index import IndexRow, SegmentIndex, head_of, pack_row
 from chatcache.cache.segfile import (
     SegmentDamagedError,
     SegmentFile,
@@ -34,6 +36,8 @@ from chatcache.cache.segfile import (
 )
 
 _NAME = re.compile(r"(\d+)-(\d+)-([0-9a-f]{32})\.safetensors")
+_SUFFIX = len(".safetensors")
+_ID_END = _SUFFIX + 32
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+")
 
 
@@ -48,8 +52,7 @@ class DamagedFile:
     inode: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class FileStamp:
+class FileStamp(NamedTuple):
     """What a directory tells of a segment file. `last_used` is Unix time."""
 
     segment_id: str
@@ -64,6 +67,7 @@ class StoredSegment:
     header: SegmentHeader
     path: Path
     last_used: float
+    inode: int
 
 
 class SegmentStore:
@@ -73,6 +77,7 @@ class SegmentStore:
     def __init__(self, cache_dir: Path, namespace: str):
         self.namespace = namespace
         self.directory = cache_dir / "segments" / namespace
+        self.index = SegmentIndex(self.directory)
         self._quarantine = cache_dir / "quarantine"
         self._fields: Mapping[str, str] = {}
 
@@ -103,17 +108,24 @@ class SegmentStore:
         """Read every header. Nothing is changed: the caller decides about what is damaged."""
         found: list[StoredSegment] = []
         damaged: list[DamagedFile] = []
-        for path in self.paths():
-            inode = inode_of(path)
-            try:
-                found.append(self._load(path))
-            except SegmentFormatError:
-                continue
-            except SegmentDamagedError as error:
-                damaged.append(_damaged(path, str(error), inode=inode))
-            except SegmentMissingError:
-                continue
+        for name in sorted(self.names()):
+            loaded = self.load(name)
+            if isinstance(loaded, StoredSegment):
+                found.append(loaded)
+            elif loaded is not None:
+                damaged.append(loaded)
         return found, damaged
+
+    def load(self, name: str) -> StoredSegment | DamagedFile | None:
+        """Read the header of a file; None if it is gone, or of a format of the future."""
+        path = self.directory / name
+        inode = inode_of(path)
+        try:
+            return self._load(path)
+        except (SegmentFormatError, SegmentMissingError):
+            return None
+        except SegmentDamagedError as error:
+            return _damaged(path, str(error), inode=inode)
 
     def write(
         self, header: SegmentHeader, tensors: Sequence[TensorSource], last_used: float
@@ -127,6 +139,7 @@ class SegmentStore:
             size = write_segment(file, header, tensors)
 
         self._write_atomically(name, write, last_used)
+        self.index.append([pack_row(index_row(header, size))])
         return self.directory / name, size
 
     def touch(self, path: Path, at: float) -> None:
@@ -134,21 +147,18 @@ class SegmentStore:
         with contextlib.suppress(OSError):
             os.utime(path, (at, at))
 
-    def stamps(self) -> list[tuple[Path, FileStamp]]:
-        """Sizes and times of the segment files; nothing is opened."""
-        found = []
-        for path in self.paths():
-            if (stamp := self.stamp(path)) is not None:
-                found.append((path, stamp))
-        return found
+    def stamps(self) -> list[tuple[str, FileStamp]]:
+        """Names, sizes and times of the segment files; nothing is opened."""
+        stamps = ((name, self.stamp(name)) for name in self.names())
+        return [(name, stamp) for name, stamp in stamps if stamp is not None]
 
-    def stamp(self, path: Path) -> FileStamp | None:
+    def stamp(self, name: str) -> FileStamp | None:
         """Size and time of one file; None when it is gone."""
         try:
-            status = path.stat()
+            status = os.stat(f"{self.directory}/{name}")  # noqa: PTH116 - there are many
         except OSError:
             return None
-        return FileStamp(path.stem.split("-")[2], status.st_size, status.st_mtime)
+        return FileStamp(id_of(name), status.st_size, status.st_mtime)
 
     def free_bytes(self) -> int:
         """How much the file system can still take."""
@@ -185,11 +195,15 @@ class SegmentStore:
 
     def paths(self) -> list[Path]:
         """The segment files there are, by name; nothing is opened."""
+        return [self.directory / name for name in sorted(self.names())]
+
+    def names(self) -> list[str]:
+        """The names of the segment files there are, in no order; nothing is opened."""
         try:
-            names = sorted(entry.name for entry in os.scandir(self.directory))
+            names = os.listdir(self.directory)  # noqa: PTH208 - there are many
         except OSError:
             return []
-        return [self.directory / name for name in names if _NAME.fullmatch(name)]
+        return list(filter(_NAME.fullmatch, names))
 
     def path_of(self, file: DamagedFile) -> Path:
         """Where a file of these positions and this id lies."""
@@ -202,7 +216,8 @@ class SegmentStore:
         if header.namespace != self.namespace or name != path.name:
             raise SegmentDamagedError("the file has been renamed or belongs to another model")
         try:
-            return StoredSegment(header, path, path.stat().st_mtime)
+            status = path.stat()
+            return StoredSegment(header, path, status.st_mtime, status.st_ino)
         except OSError as error:
             raise SegmentMissingError(str(error)) from error
 
@@ -227,11 +242,11 @@ class SegmentStore:
 
     def remove_leftovers(self) -> None:
         """Temporary files of processes that no longer run."""
-        for entry in os.scandir(self.directory):
-            match = _TEMPORARY.fullmatch(entry.name)
+        for name in os.listdir(self.directory):  # noqa: PTH208 - there are many
+            match = name.startswith(".") and _TEMPORARY.fullmatch(name)
             if match and not _is_running(int(match[1])):
                 with contextlib.suppress(OSError):
-                    Path(entry.path).unlink()
+                    (self.directory / name).unlink()
 
 
 def namespaces(cache_dir: Path) -> list[SegmentStore]:
@@ -241,6 +256,29 @@ def namespaces(cache_dir: Path) -> list[SegmentStore]:
     except OSError:
         return []
     return [SegmentStore(cache_dir, name) for name in names]
+
+
+def index_row(header: SegmentHeader, num_bytes: int) -> IndexRow:
+    """What the index notes of a segment."""
+    parent_id = header.parent_id if header.start else None
+    head = head_of(header.token_ids)
+    return IndexRow(header.segment_id, parent_id, header.start, header.stop, num_bytes, head)
+
+
+def file_name(row: IndexRow) -> str:
+    """The name of a segment's file."""
+    return f"{row.start}-{row.stop}-{row.segment_id}.safetensors"
+
+
+def id_of(name: str) -> str:
+    """The id of a segment, as its file's name has it."""
+    return name[-_ID_END:-_SUFFIX]
+
+
+def positions_of(name: str) -> tuple[int, int]:
+    """The first position of a segment and the one behind its last, as its file's name has them."""
+    start, stop, _ = name.split("-", 2)
+    return int(start), int(stop)
 
 
 def inode_of(path: Path) -> int:

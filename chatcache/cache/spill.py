@@ -1,17 +1,35 @@
-"""The thread that writes segments to disk behind the conversation.
+"""From RAM to disk: a thread that writes segments behind the conversation, and what it minds.
 
-It owns a queue of segment ids and nothing else: what to write and where is the caller's. Memory is
-bounded because a queued segment is held by the RAM tier anyway; the queue holds only its id.
+`SpillWriter` owns a queue of segment ids and its thread. `Spiller` owns when a segment may be
+written and what follows: its path stays on disk meanwhile, the disk keeps its free space, and a
+disk that is full or gone leaves the segment in RAM. Memory is bounded because a queued segment is
+held by the RAM tier anyway; the queue holds only its id.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chatcache.cache.segfile import SegmentHeader, is_out_of_space
+
+if TYPE_CHECKING:
+    from chatcache.cache.entries import Block, Entry
+    from chatcache.cache.tiers import Tiers
 
 log = logging.getLogger(__name__)
+
+CREATOR = "chatcache"
+
+
+class DiskFloorError(OSError):
+    """Writing would leave less free space than was asked for."""
 
 
 class SpillWriter:
@@ -50,3 +68,152 @@ class SpillWriter:
                 with self._idle:
                     self._num_pending -= 1
                     self._idle.notify_all()
+
+
+class Spiller:
+    """Writes segments of `tiers` that are in RAM alone."""
+
+    def __init__(self, tiers: Tiers):
+        self._tiers = tiers
+        self._writer: SpillWriter | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._writer is not None
+
+    def start(self) -> None:
+        self._writer = SpillWriter(self.spill)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until all that was submitted is on disk or has failed to get there."""
+        return self._writer is None or self._writer.drain(timeout)
+
+    def close(self) -> None:
+        """Write what is pending, and end."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def submit(self, entry: Entry) -> int:
+        """Have a segment written; returns the bytes that will be written for it."""
+        if self._writer is None or entry.is_pending or entry.path is not None:
+            return 0
+        entry.is_pending = True
+        self._writer.submit(entry.segment_id)
+        return entry.num_bytes + len(entry.token_ids)
+
+    def submit_all(self) -> int:
+        """Have everything written that is in RAM alone, what was used last first.
+
+        Returns the bytes that will be written."""
+        tiers = self._tiers
+        with tiers.lock:
+            ordered = sorted(tiers.entries.values(), key=lambda e: (-e.last_used, e.start))
+            due = [one for one in ordered if one.block is not None and tiers.can_write(one)]
+            return sum(self.submit(entry) for entry in due)
+
+    def spill(self, segment_id: str) -> None:
+        """Write one segment (in the writer's thread)."""
+        tiers = self._tiers
+        with tiers.lock:
+            entry = tiers.entries.get(segment_id)
+            if entry is None:
+                return
+            self._notice_removal()
+            block = entry.block
+            if block is None or entry.path is not None or self._is_cut_off(entry):
+                entry.is_pending = False
+                tiers.enforce_ram()
+                return
+        began = time.perf_counter()
+        try:
+            with self._path_held(entry):
+                path, size = self._write(entry, block)
+        except OSError as error:
+            self._note_unwritten(entry, error)
+            return
+        finally:
+            entry.is_pending = False
+        seconds = time.perf_counter() - began
+        tiers.note_written(entry, path, size)
+        tiers.tell(
+            "spilled",
+            f"spilled {entry.stop - entry.start:,} tokens, {size / 1e6:.1f} MB, {seconds:.2f} s",
+        )
+
+    def _is_cut_off(self, entry: Entry) -> bool:
+        """Whether what comes before it cannot get to the disk: then it would be of no use there."""
+        if entry.start == 0:
+            return False
+        parent = self._tiers.entries.get(entry.parent_id or "")
+        is_lost = parent is None or (parent.path is None and not parent.can_spill)
+        entry.can_spill = entry.can_spill and not is_lost
+        return is_lost
+
+    @contextlib.contextmanager
+    def _path_held(self, entry: Entry) -> Iterator[None]:
+        """While a segment is written, what comes before it does not make room for it."""
+        tiers = self._tiers
+        held: list[Entry] = []
+        with tiers.lock:
+            before = tiers.entries.get(entry.parent_id or "")
+            while before is not None:
+                before.num_leases += 1
+                held.append(before)
+                before = tiers.entries.get(before.parent_id or "")
+        try:
+            yield
+        finally:
+            with tiers.lock:
+                for before in held:
+                    before.num_leases -= 1
+
+    def _notice_removal(self) -> None:
+        """If somebody removed the directory, begin it again with what is still in RAM."""
+        tiers = self._tiers
+        if tiers.store.directory.is_dir():
+            return
+        tiers.store.prepare_again()
+        for entry in list(tiers.entries.values()):
+            entry.path, entry.disk_bytes = None, 0
+            if entry.block is None:
+                tiers.forget(entry)
+        for entry in sorted(tiers.entries.values(), key=lambda entry: entry.start):
+            self.submit(entry)
+
+    def _note_unwritten(self, entry: Entry, error: OSError) -> None:
+        entry.can_spill = False
+        if isinstance(error, DiskFloorError):
+            self._tiers.warn_once("floor", f"new segments stay in RAM: {error}")
+        else:
+            why = error.strerror or str(error)
+            text = f"tokens {entry.start:,}-{entry.stop:,} are not kept on disk: {why}"
+            self._tiers.tell("warning", text)
+        self._tiers.enforce_ram()
+
+    def _write(self, entry: Entry, block: Block) -> tuple[Path, int]:
+        tiers = self._tiers
+        header = SegmentHeader(
+            entry.segment_id, entry.parent_id, tiers.store.namespace, entry.start, entry.stop,
+            entry.token_ids, tiers.clock(), CREATOR, has_states=block.has_states,
+        )  # fmt: skip
+        self._keep_floor(block.num_bytes)
+        try:
+            return tiers.store.write(header, block.sources(), entry.last_used)
+        except OSError as error:
+            if not is_out_of_space(error):
+                raise
+        tiers.enforce_disk(bytes_wanted=2 * block.num_bytes)
+        return tiers.store.write(header, block.sources(), entry.last_used)
+
+    def _keep_floor(self, num_bytes: int) -> None:
+        """Make room so that the disk keeps its free space. Raises DiskFloorError."""
+        tiers = self._tiers
+        floor = tiers.policy.disk_floor
+        if floor == 0:
+            return
+        missing = floor + num_bytes - tiers.store.free_bytes()
+        if missing > 0:
+            tiers.enforce_disk(bytes_wanted=missing, is_all_or_nothing=True)
+            if tiers.store.free_bytes() < floor + num_bytes:
+                raise DiskFloorError(f"less than {floor / 1e9:.1f} GB would be left on the disk")

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from chatcache.backends.local.context import LiveContext, Reuse
+from chatcache.backends.local.assemble import build_context
+from chatcache.backends.local.context import Reuse
+from chatcache.backends.local.cut import cut_policy
 from chatcache.backends.local.generate import Forward
 from chatcache.cache.kv import LiveKV
 from chatcache.cache.prefix import PrefixCache
@@ -17,6 +19,7 @@ from chatcache.cache.rates import RateBook
 from chatcache.cache.tokens import pack
 
 CHUNK_TOKENS = 8
+TAIL_TOKENS = 2  # of a prompt stand for the generation prompt
 
 
 @dataclass(frozen=True)
@@ -33,27 +36,49 @@ class IdsEngine:
     """What the engine process does, on token ids."""
 
     def __init__(self, model: Any, directory: Path, **budgets: Any):
+        cut = cut_policy(model.config)
         self.prefixes = PrefixCache(
             directory,
             "equivalence",
+            needs_states=cut.needs_states,
             **{"ram_budget": 1 << 30, "disk_budget": 1 << 30, **budgets},
         )
         self.prefixes.open({})
-        self.live = LiveKV(model.config.num_hidden_layers, torch.float32, torch.device("cpu"))
-        forward = Forward(model, torch.device("cpu"))
-        self.context = LiveContext(forward, self.live, self.prefixes, RateBook(), CHUNK_TOKENS)
+        config = model.config if cut.needs_states else None
+        device = torch.device("cpu")
+        self.live = LiveKV(model.config.num_hidden_layers, torch.float32, device, config)
+        forward = Forward(model, device)
+        forward(self.live, [0], 0)
+        self.live.truncate(0)
+        self.rates = RateBook()
+        self.context = build_context(
+            cut, forward, self.live, self.prefixes, self.rates, CHUNK_TOKENS
+        )
 
     def turn(
-        self, prompt: Sequence[int], num_answer: int, *, is_cold: bool = False, is_kept: bool = True
+        self,
+        prompt: Sequence[int],
+        num_answer: int,
+        *,
+        is_cold: bool = False,
+        is_kept: bool = True,
+        stop_after: int | None = None,
     ) -> Said:
-        """Answer greedily with `num_answer` tokens, then close the turn as the engine does."""
+        """Answer greedily with `num_answer` tokens, then close the turn as the engine does.
+
+        With `stop_after` the prefill is stopped there, as a key press would; nothing is answered.
+        """
         packed, reuse = pack(prompt), Reuse(0)
         if is_cold:
             self.context.start_cold()
         else:
             reuse = self.context.reuse(packed, len(prompt) - 1)
-        for step in self.context.prefill(packed, prompt, reuse.num_tokens):
+        stops = [len(prompt) - TAIL_TOKENS]
+        for step in self.context.prefill(packed, prompt, reuse.num_tokens, stops=stops):
             logits = step.logits
+            if stop_after is not None and step.done >= stop_after:
+                self.context.commit(pack(prompt[: step.done]), [step.done])
+                return Said(list(prompt[: step.done]), [], logits, reuse)
         kept, answer = [logits], [int(logits.argmax())]
         while len(answer) < num_answer:
             logits = self.context.step(answer[-1], len(prompt) + len(answer) - 1)

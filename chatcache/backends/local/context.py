@@ -15,11 +15,13 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from chatcache.backends.local.generate import Forward, chunks
+from chatcache.cache.entries import Lease
 from chatcache.cache.kv import LiveKV
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.rates import RateBook
 from chatcache.cache.rows import CostEstimate
 from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
+from chatcache.formatting import plural, size
 
 # Computing fewer tokens than this takes about as long as computing one: both read all weights.
 MIN_PART_TOKENS = 64
@@ -29,7 +31,8 @@ MIN_PART_TOKENS = 64
 class Reuse:
     """How much of a prompt is in the live KV now, where it came from, and how long that took.
 
-    `num_matched` tokens were known; fewer are reused where a cut inside a segment does not pay.
+    `num_matched` tokens were known; fewer are reused where a cut inside a segment does not pay, or
+    where computing is quicker than reading (`declined` says so).
     """
 
     num_tokens: int
@@ -39,6 +42,7 @@ class Reuse:
     num_matched: int = 0
     problem: str | None = None
     is_damage: bool = False
+    declined: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class LiveContext:
         self._cache: Cache = live
         self._ids = b""
         self._computed_from = 0
+        # Live tokens that were committed or restored; the ones behind them were computed ahead.
+        self._kept = 0
 
     @property
     def num_tokens(self) -> int:
@@ -86,13 +92,21 @@ class LiveContext:
         began = time.perf_counter()
         live = min(common_prefix(self._ids, packed), limit)
         with self._prefixes.acquire(packed, limit, MIN_PART_TOKENS) as lease:
-            if live <= lease.num_matched:
-                live = min(live, lease.num_tokens)
+            is_ahead = live > max(self._kept, lease.num_matched)
+            if not is_ahead:
+                live = min(live, self._kept)
+                if live <= lease.num_matched:
+                    live = min(live, lease.num_tokens)
             self._set_length(packed, live)
-            restored = self._prefixes.restore(lease, self._live, live)
+            declined = self._decline(lease, live)
+            wanted = lease if declined is None else lease.up_to(max(live, lease.disk_start))
+            restored = self._prefixes.restore(wanted, self._live, live)
         seconds = time.perf_counter() - began
         self._set_length(packed, restored.num_tokens)
-        self._computed_from = restored.num_tokens
+        if not is_ahead:
+            self._kept = restored.num_tokens
+        # What was known and is computed again is not written again.
+        self._computed_from = self._kept if declined is None else lease.num_tokens
         if restored.disk_tokens:
             self._rates.note_restore(restored.bytes_read, seconds)
         return Reuse(
@@ -103,7 +117,41 @@ class LiveContext:
             seconds=seconds,
             problem=restored.problem,
             is_damage=restored.is_damage,
+            declined=declined,
         )
+
+    def _decline(self, lease: Lease, live: int) -> str | None:
+        """Why computing beats reading what files hold of the lease; None: it does not."""
+        num_tokens = lease.num_tokens - max(live, lease.disk_start)
+        compute_ms = self._rates.prefill_ms(num_tokens)
+        if compute_ms is None or num_tokens <= 0:
+            return None
+        if not self._rates.is_restore_dearer(lease.disk_bytes, num_tokens):
+            return None
+        read_ms = self._rates.restore_ms(lease.disk_bytes)
+        self._rates.note_declined()
+        return (
+            f"reading {size(lease.disk_bytes)} would take about {read_ms:,.0f} ms, computing "
+            f"{plural(num_tokens, 'token')} about {compute_ms:,.0f} ms"
+        )
+
+    def ready(self, packed: bytes) -> Reuse:
+        """Like `reuse` of all ids, before it is known whether a turn will need them.
+
+        What is live stays as it is while segments hold no more of the path: nothing is moved.
+        """
+        live = common_prefix(self._ids, packed)
+        if live < self._kept or self._prefixes.lookup(packed).num_tokens > live:
+            return self.reuse(packed, len(packed) // BYTES_PER_ID)
+        self._cache = self._live
+        self._set_length(packed, live)
+        self._computed_from = self._kept
+        return Reuse(live, num_matched=live)
+
+    def can_leave(self, packed: bytes) -> bool:
+        """Whether segments hold what would be lost of the live path by going over to another."""
+        shared = common_prefix(self._ids, packed)
+        return self._kept <= shared or self._prefixes.lookup(self._ids).num_tokens >= self._kept
 
     def start_cold(self, own_cache: PreTrainedConfig | None = None) -> None:
         """Forget what is live. With a config, run on transformers' own cache for one turn: for
@@ -115,14 +163,27 @@ class LiveContext:
     def forget(self) -> None:
         self._set_length(b"", 0)
 
-    def prefill(self, packed: bytes, ids: Sequence[int], start: int) -> Iterator[PrefillStep]:
-        """Compute the ids from `start` on, chunk by chunk; the caller may stop in between."""
+    def prefill(
+        self,
+        packed: bytes,
+        ids: Sequence[int],
+        start: int,
+        chunk: int | None = None,
+        stops: Sequence[int] = (),
+    ) -> Iterator[PrefillStep]:
+        """Compute the ids from `start` on, chunk by chunk; the caller may stop in between.
+
+        `stops` are where messages end: a model that needs checkpoints takes them there.
+
+        With a `chunk` of its own it is work ahead of a turn, whose pace says nothing of a turn's.
+        """
         began = time.perf_counter()
-        for begin, end in chunks(start, len(ids), self._chunk):
+        for begin, end in self._pieces(start, len(ids), chunk or self._chunk, stops):
             logits = self._forward(self._cache, ids[begin:end], begin)
             if self._cache is self._live:
                 self._ids = packed[: end * BYTES_PER_ID]
-            if end == len(ids):
+                self._computed(end, stops)
+            if end == len(ids) and chunk is None:
                 self._rates.note_prefill(end - start, time.perf_counter() - began)
             yield PrefillStep(end, logits)
 
@@ -135,15 +196,33 @@ class LiveContext:
         held = min(self._live.num_tokens, len(packed) // BYTES_PER_ID)
         self._set_length(packed, held)
         ends = sorted({min(end, held) for end in boundaries} - {0})
-        return self._prefixes.commit(self._ids, ends, self._live.export, self._computed_from)
+        computed_from, self._kept = self._computed_from, held
+        return self._prefixes.commit(self._ids, ends, self._live.export, computed_from)
+
+    def _pieces(
+        self, start: int, stop: int, chunk: int, stops: Sequence[int]
+    ) -> Iterator[tuple[int, int]]:
+        if self._cache is not self._live:
+            # No verdict says that this model may be given a prompt in pieces.
+            return iter([(start, stop)])
+        return chunks(start, stop, chunk)
+
+    def _computed(self, end: int, stops: Sequence[int]) -> None:
+        """The live KV has just come to `end`."""
+
+    def _live_tokens(self, packed: bytes) -> int:
+        """How many leading ids could be gone on with from what is live."""
+        return common_prefix(self._ids, packed)
 
     def estimate(self, packed: bytes) -> CostEstimate:
         """What continuing a path would cost now. Changes nothing."""
         total = len(packed) // BYTES_PER_ID
         held = self._prefixes.lookup(packed)
-        live = common_prefix(self._ids, packed)
+        live = self._live_tokens(packed)
         in_ram = max(live, held.ram_tokens)
         from_disk = max(0, held.num_tokens - in_ram)
+        if self._rates.is_restore_dearer(held.disk_bytes, from_disk):
+            from_disk = 0
         disk_bytes = held.disk_bytes if from_disk else 0
         recompute = total - in_ram - from_disk
         compute_ms = self._rates.prefill_ms(recompute) if recompute else 0.0
@@ -155,3 +234,4 @@ class LiveContext:
     def _set_length(self, packed: bytes, num_tokens: int) -> None:
         self._live.truncate(num_tokens)
         self._ids = packed[: num_tokens * BYTES_PER_ID]
+        self._kept = min(self._kept, num_tokens)

@@ -58,6 +58,26 @@ ANY_TOKEN_FAMILIES = frozenset(
         "starcoder2",
     }
 )
+# Recurrent or convolution layers: their states stand at one position, a checkpoint.
+CHECKPOINT_FAMILIES = frozenset(
+    {
+        "bamba",
+        "falcon_h1",
+        "granitemoehybrid",
+        "kimi_linear",
+        "lfm2",
+        "lfm2_moe",
+        "mamba2",
+        "nemotron_h",
+        "olmo_hybrid",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_next",
+        "zamba2",
+    }
+)
+# transformers drops the state when several tokens follow one: only single steps are right.
+STEPWISE_FAMILIES = frozenset({"falcon_mamba", "jamba", "mamba"})
 # Windows and chunks are kept whole: the mask of the model hides what is behind them.
 _ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
@@ -65,19 +85,37 @@ _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
 @dataclass(frozen=True, slots=True)
 class CutPolicy:
-    """`kind` "none": nothing is reused, and `detail` says why."""
+    """`kind` "none": nothing is reused, and `detail` says why.
 
-    kind: Literal["any_token", "none"]
+    "turn_boundary": a prefix ends where a checkpoint was taken. `is_stepwise`: behind a checkpoint
+    the model reads one token at a time. `max_tokens`: longer prompts are always computed.
+    """
+
+    kind: Literal["any_token", "turn_boundary", "none"]
     detail: str
+    is_stepwise: bool = False
+    max_tokens: int | None = None
 
     @property
     def is_cuttable(self) -> bool:
-        return self.kind == "any_token"
+        return self.kind != "none"
+
+    @property
+    def needs_states(self) -> bool:
+        return self.kind == "turn_boundary"
 
 
 def cut_policy(config: Any) -> CutPolicy:
     """The policy for a transformers config (the text part of it)."""
     family = str(getattr(config, "model_type", "unknown"))
+    if family in CHECKPOINT_FAMILIES:
+        what = "its recurrent or convolution layers keep a state of the whole past"
+        return CutPolicy("turn_boundary", f"{what}: a prefix may be cut where a message ends")
+    if family in STEPWISE_FAMILIES:
+        what = (
+            "a prefix may be cut where a message ends, and what follows it is read token by token"
+        )
+        return CutPolicy("turn_boundary", f"state-space layers: {what}", is_stepwise=True)
     if family not in ANY_TOKEN_FAMILIES:
         return CutPolicy("none", f"no measured verdict says where {family} models may be cut")
     others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_KINDS
@@ -85,12 +123,35 @@ def cut_policy(config: Any) -> CutPolicy:
         return CutPolicy("none", f"this {family} model has {', '.join(sorted(others))} layers")
     if getattr(config, "num_kv_shared_layers", 0):
         return CutPolicy("none", f"layers of this {family} model share their K and V")
-    rope = _rope_type(config)
-    if rope in _LENGTH_DEPENDENT_ROPE:
-        return CutPolicy("none", f"its rotary embedding ({rope}) depends on the prompt's length")
-    return CutPolicy("any_token", "attention in all layers: a prefix may be cut after any token")
+    return _any_token(config)
 
 
-def _rope_type(config: Any) -> str:
+def _any_token(config: Any) -> CutPolicy:
+    detail = "attention in all layers: a prefix may be cut after any token"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    return str(rope.get("rope_type") or rope.get("type") or "default")
+    kinds = {str(one.get("rope_type") or one.get("type") or "default") for one in _flat(rope)}
+    bounded = kinds & _LENGTH_DEPENDENT_ROPE
+    if not bounded:
+        return CutPolicy("any_token", detail)
+    most = [_original_length(one, config) for one in _flat(rope)]
+    if None in most:
+        return CutPolicy("none", "its rotary embedding depends on the prompt's length")
+    max_tokens = min(one for one in most if one is not None)
+    kind = sorted(bounded)[0]
+    if kind == "dynamic":
+        max_tokens -= 1  # transformers goes back to the short embedding strictly below it
+    detail += f"; its rotary embedding ({kind}) changes behind {max_tokens:,} tokens"
+    return CutPolicy("any_token", detail, max_tokens=max_tokens)
+
+
+def _flat(rope: Any) -> list[Any]:
+    """The parameters of a rotary embedding; some models have a set of them per kind of layer."""
+    sets = [one for one in rope.values() if isinstance(one, dict)]
+    return sets if sets and "rope_type" not in rope else [rope]
+
+
+def _original_length(rope: Any, config: Any) -> int | None:
+    length = getattr(config, "max_position_embeddings", None)
+    if rope.get("rope_type") == "longrope":
+        length = rope.get("original_max_position_embeddings") or length
+    return int(length) if length else None

@@ -28,6 +28,7 @@ class Forward:
         if "logits_to_keep" in accepted:
             self._options["logits_to_keep"] = 1
         self._has_positions = "position_ids" in accepted
+        self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
 
     @torch.inference_mode()
     def __call__(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
@@ -42,7 +43,7 @@ class Forward:
             options["position_ids"] = torch.arange(start, stop, device=self._device)[None]
         ids = torch.tensor([list(token_ids)], device=self._device)
         try:
-            output = self._model(input_ids=ids, past_key_values=cache, **options)
+            output = self._model(input_ids=ids, **{self._cache_name: cache}, **options)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _out_of_memory(start + len(token_ids)) from error
         except RuntimeError as error:

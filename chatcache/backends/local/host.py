@@ -27,6 +27,7 @@ from chatcache.backends.base import (
     ModelInfo,
     ModelLoading,
     ModelReady,
+    Prepare,
     TurnEvent,
     TurnFailed,
     TurnFinished,
@@ -41,11 +42,13 @@ from chatcache.backends.local.child import (
 from chatcache.backends.local.partial import PartialAnswer
 from chatcache.backends.local.settings import EngineSettings
 from chatcache.backends.local.wire import (
+    CancelPrepare,
     Channel,
     ChannelClosedError,
     CloseEngine,
     CostsEstimated,
     EstimateCosts,
+    PrepareTurn,
     RunTurn,
     StopTurn,
 )
@@ -180,6 +183,20 @@ class LocalBackend:
         if answer.error is not None:
             raise answer.error
         return list(answer.estimates)
+
+    def prepare(self, request: Prepare) -> bool:
+        """Begin idle work; False when a turn runs or the model is not ready."""
+        with self._changed:
+            is_idle = self._state == "ready" and not self._turns
+            if is_idle:
+                self._send(PrepareTurn(request))
+            return is_idle
+
+    def cancel_prepare(self) -> None:
+        """End idle work, if there is any."""
+        with self._changed:
+            if self._state == "ready":
+                self._send(CancelPrepare())
 
     def close(self) -> None:
         """Write out what is still to be spilled, then end the engine. May be called again."""

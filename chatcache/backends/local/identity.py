@@ -74,6 +74,13 @@ def weights_id(
     return _digest(digests)
 
 
+def known_weights_id(files: Sequence[Path], remembered: Path | None) -> str | None:
+    """`weights_id`, if it can be told without reading the files."""
+    book = HashBook(remembered)
+    digests = [book.known(file) if file.is_file() else None for file in files]
+    return None if not digests or None in digests else _digest(map(str, digests))
+
+
 def adapter_id(directory: Path | None, remembered: Path | None) -> str:
     """A digest over an adapter's weights and config (its scale is in there); "none" without one."""
     if directory is None:
@@ -90,14 +97,20 @@ class HashBook:
         self._entries: dict[str, list[Any]] = _load_entries(path)
         self._is_changed = False
 
-    def sha256(self, file: Path, progress: Callable[[int], None] = lambda done: None) -> str:
-        """The hash of a file's content; `progress` is told the bytes read so far."""
+    def known(self, file: Path) -> str | None:
+        """The hash of a file if it can be told without reading it."""
         real = file.resolve()
         if real.parent.name == "blobs" and _HUB_BLOB.fullmatch(real.name):
             return real.name
-        known = self._entries.get(str(real))
-        if known is not None and known[:3] == _stamp(real):
-            return str(known[3])
+        entry = self._entries.get(str(real))
+        return str(entry[3]) if entry is not None and entry[:3] == _stamp(real) else None
+
+    def sha256(self, file: Path, progress: Callable[[int], None] = lambda done: None) -> str:
+        """The hash of a file's content; `progress` is told the bytes read so far."""
+        known = self.known(file)
+        if known is not None:
+            return known
+        real = file.resolve()
         before = _stamp(real)
         digest = hashlib.sha256()
         done = 0

@@ -7,14 +7,15 @@ the sentence that explains it. Token ids and text only: it knows no cache and no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from chatcache.backends.base import ChatMessage
+from chatcache.backends.base import ChatMessage, HistoryMode
 from chatcache.backends.local.alignment import JournalMatch, extend_journal
 from chatcache.backends.local.detokenize import REPLACEMENT
+from chatcache.backends.local.reasoning import HARMONY
 from chatcache.backends.local.template import ChatTemplate, Render, free_marker
 from chatcache.errors import UnavailableError
 
@@ -42,6 +43,8 @@ class PromptPlan:
     `diverged` is None when the whole journal was kept. `system_tokens` leading ids belong to the
     system prompt. `opens_reasoning`: the prompt ends inside reasoning, so the answer begins there.
     `continues_answer`: the prompt ends inside an answer whose text is known already.
+    `num_deviating`: how many ids of the journal the template would have written differently; they
+    are kept, because the session asks for it.
     """
 
     ids: list[int]
@@ -50,21 +53,35 @@ class PromptPlan:
     system_tokens: int = 0
     opens_reasoning: bool = False
     continues_answer: bool = False
+    num_deviating: int = 0
 
 
 class PromptPlanner:
     """Plans the prompts of one tokenizer.
 
     `end_token_ids` end an answer; one at the end of a journal is dropped when the answer goes on.
+    `clock`: what templates take for the present time; None: the time it is.
     """
 
-    def __init__(self, tokenizer: Any, *, end_token_ids: Iterable[int] = ()) -> None:
-        self.template = ChatTemplate(tokenizer)
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        end_token_ids: Iterable[int] = (),
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self.template = ChatTemplate(tokenizer, clock)
         self.codec = self.template.codec
         end_ids = {*end_token_ids, *self.template.turn_end_ids()}
         if tokenizer.eos_token_id is not None:
             end_ids.add(tokenizer.eos_token_id)
         self._end_token_ids = frozenset(end_ids)
+        # gpt-oss ends an answer with one token, and its template writes another one in history.
+        self._closing_ids = frozenset(
+            end_ids | {self.codec.controls["<|end|>"]}
+            if self.template.reasoning is HARMONY and "<|end|>" in self.codec.controls
+            else end_ids
+        )
         self._system_ids: tuple[tuple[str, bool | None], list[int]] | None = None
 
     def plan(
@@ -74,12 +91,20 @@ class PromptPlanner:
         *,
         think: bool | None = None,
         continue_answer: bool = False,
+        history_mode: HistoryMode = "canonical",
+        num_read: int = 0,
     ) -> PromptPlan:
         """The prompt for `messages`, keeping as many ids of `journal` as it can.
 
         With `continue_answer` the last message is a partial answer and the prompt ends inside it.
+        In append mode all of the journal is kept, which ends with the answer that is the last of
+        the first `num_read` messages; where that cannot be, the prompt is the canonical one.
         Raises UnavailableError if the template refuses the messages.
         """
+        if history_mode == "append" and self._ends_with_answer(messages, journal, num_read):
+            plan = self._plan_behind(messages, journal, num_read, think, continue_answer)
+            if plan is not None:
+                return plan
         if continue_answer and messages[-1].role == "assistant":
             *messages, partial = messages
             if partial.text or partial.reasoning:
@@ -107,22 +132,105 @@ class PromptPlanner:
     ) -> PromptPlan:
         """The prompt that goes on with `partial`: the ids as produced, or else as rendered."""
         prompt = self.template.render(messages, think=think)
-        opens_reasoning, diverged = not partial.text, None
         if self._is_covered(journal, prompt, partial):
-            ids = list(journal if journal[-1] not in self._end_token_ids else journal[:-1])
-            keep = len(ids)
-            opens_reasoning = opens_reasoning and not self._has_closed(ids)
-        else:
-            render = self._with_partial(prompt, partial)
-            match = extend_journal(self.codec, journal, render.text, render.marker)
-            ids, keep = match.ids, match.keep
-            if keep < len(journal):
-                diverged = self._explain(journal, render, match, changes_itself=False)
+            return self._plan_as_read(messages, partial, journal, think)
+        render, diverged = self._with_partial(prompt, partial), None
+        match = extend_journal(self.codec, journal, render.text, render.marker)
+        if match.keep < len(journal):
+            diverged = self._explain(journal, render, match, changes_itself=False)
+        system_tokens = self._count_system_tokens(messages, think, match.ids)
+        is_open = not partial.text
+        return PromptPlan(match.ids, match.keep, diverged, system_tokens, is_open, True)
+
+    def _plan_as_read(
+        self,
+        messages: Sequence[ChatMessage],
+        partial: ChatMessage,
+        journal: Sequence[int],
+        think: bool | None,
+    ) -> PromptPlan:
+        """The prompt that goes on with a partial answer that the journal ends with."""
+        ids = list(journal if journal[-1] not in self._end_token_ids else journal[:-1])
         system_tokens = self._count_system_tokens(messages, think, ids)
-        return PromptPlan(ids, keep, diverged, system_tokens, opens_reasoning, True)
+        is_open = not partial.text and not self._has_closed(ids)
+        return PromptPlan(ids, len(ids), None, system_tokens, is_open, True)
 
     def _is_open(self, text: str) -> bool:
         return text.rstrip().endswith(self.template.reasoning.open)
+
+    # append mode
+
+    def _ends_with_answer(
+        self, messages: Sequence[ChatMessage], journal: Sequence[int], num_read: int
+    ) -> bool:
+        is_known = bool(journal) and self.codec.num_known(journal) == len(journal)
+        is_inside = 0 < num_read <= len(messages)
+        return is_known and is_inside and messages[num_read - 1].role == "assistant"
+
+    def _plan_behind(
+        self,
+        messages: Sequence[ChatMessage],
+        journal: Sequence[int],
+        num_read: int,
+        think: bool | None,
+        continue_answer: bool,
+    ) -> PromptPlan | None:
+        """The whole journal, and behind it what the template writes for the messages that are not
+        in it; None if the template does not tell."""
+        answer, rest = messages[num_read - 1], list(messages[num_read:])
+        is_partial = continue_answer and messages[-1].role == "assistant"
+        if is_partial and not rest:
+            return self._plan_as_read(messages, answer, journal, think)
+        partial = rest.pop() if is_partial else None
+        system = list(messages[:1]) if messages[0].role == "system" else []
+        tail = self.template.render_after_answer([*system, *rest], think=think) if rest else None
+        if tail is None:
+            return None
+        tail = replace(tail, text=self._closing(journal, answer) + self._behind_end(journal, tail))
+        if partial is not None:
+            tail = self._with_partial(tail, partial)
+        after = journal[-1] if journal[-1] in self.codec.control_ids else None
+        # The marker in front lets the text go on where it stands, without a space of its own.
+        text = tail.text if after is not None else tail.marker + tail.text
+        ids = [*journal, *self.codec.encode(text, tail.marker, after)]
+        return PromptPlan(
+            ids=ids,
+            keep=len(journal),
+            system_tokens=self._count_system_tokens(messages, think, ids),
+            opens_reasoning=self._is_open(tail.text) if partial is None else not partial.text,
+            continues_answer=partial is not None,
+            num_deviating=self._num_deviating([*messages[:num_read], *rest], journal, think),
+        )
+
+    def _behind_end(self, journal: Sequence[int], tail: Render) -> str:
+        """The text of `tail`, less the end of the answer where the journal has it already."""
+        first = next((one for one in self.codec.segments(tail.text) if one.text.strip()), None)
+        if journal[-1] not in self._end_token_ids or first is None or first.token_id is None:
+            return tail.text
+        rest = tail.text[first.start + len(first.text) :]
+        # A token that stands right in front of what the user says opens it, whatever it ends.
+        said = tail.contents[0].strip() if tail.contents else ""
+        header = rest.partition(said)[0] if said else rest
+        is_opened = any(one.token_id is not None for one in self.codec.segments(header))
+        is_end = first.token_id in self._closing_ids and is_opened
+        return rest if first.token_id == journal[-1] or is_end else tail.text
+
+    def _closing(self, journal: Sequence[int], answer: ChatMessage) -> str:
+        """What ends the reasoning that an answer was stopped in."""
+        style = self.template.reasoning
+        is_inside = answer.reasoning is not None and not answer.text and style is not HARMONY
+        if not is_inside or journal[-1] in self._end_token_ids or self._has_closed(journal):
+            return ""
+        return f"\n{style.close}\n\n"
+
+    def _num_deviating(
+        self, messages: Sequence[ChatMessage], journal: Sequence[int], think: bool | None
+    ) -> int:
+        try:
+            render = self.template.render(messages, think=think)
+        except UnavailableError:
+            return len(journal)
+        return len(journal) - extend_journal(self.codec, journal, render.text, render.marker).keep
 
     # a partial answer
 
@@ -185,7 +293,7 @@ class PromptPlanner:
         keep = match.keep
         lost = f"{len(journal) - keep:,} of {len(journal):,} tokens of history are read again"
         first = self._written(match.ids, keep, 1)
-        date = self._date_at(render.text, match.offset, match.offset + max(1, len(first)))
+        date = self.date_at(render.text, match.offset, match.offset + max(1, len(first)))
         if date is not None or changes_itself:
             what = "something else each time" if date is None else f"the date ({date!r})"
             detail = f"the template writes {what} at token {keep:,}: {lost}"
@@ -206,9 +314,9 @@ class PromptPlanner:
         text = self.codec.decode([*before, *ids[start:stop]])
         return text.removeprefix(head)
 
-    def _date_at(self, text: str, start: int, stop: int) -> str | None:
+    def date_at(self, text: str, start: int, stop: int) -> str | None:
         """The date or time that the template wrote across `text[start:stop]`, if it did."""
-        now = datetime.now()
+        now = self.template.now()
         for match in _DATE_FORMAT.finditer(self.template.source):
             date = now.strftime(match.group(2))
             at = text.find(date, max(0, start - len(date)), stop + len(date)) if date else -1

@@ -82,10 +82,10 @@ def load_model(
     _check_adapter(adapter)
     remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
-    tokenizer = _load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
     tokenizer_id = identity.tokenizer_id(tokenizer)
     place = choose_device(device)
-    config = _load_config(path)
+    config = load_config(path)
     chosen = choose_dtype(dtype, config, place, resolve.count_parameters(path))
     with reported_progress(progress):
         model = _load_weights(path, config, chosen, place)
@@ -108,8 +108,10 @@ def load_model(
         num_layers=int(text_config.num_hidden_layers),
         dtype=model.dtype,
         device=place,
-        max_context_tokens=_context_limit(text_config, tokenizer),
-        end_token_ids=_end_token_ids(model, tokenizer),
+        max_context_tokens=context_limit(text_config, tokenizer),
+        end_token_ids=end_token_ids(
+            getattr(model, "generation_config", None), model.config, tokenizer
+        ),
         generation_defaults=_generation_defaults(model.generation_config),
         weights_id=weights_id,
         parameters_id=identity.parameters_id(model.state_dict().items()),
@@ -169,7 +171,8 @@ def has_fast_bfloat16() -> bool:
 # steps of loading
 
 
-def _load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a model directory. Raises ModelLoadError."""
     from transformers import AutoTokenizer
 
     try:
@@ -181,7 +184,8 @@ def _load_tokenizer(path: Path) -> Any:
         ) from error
 
 
-def _load_config(path: Path) -> Any:
+def load_config(path: Path) -> Any:
+    """The config of a model directory. Raises ModelLoadError."""
     from transformers import AutoConfig
 
     try:
@@ -283,20 +287,20 @@ def _apply_adapter(model: Any, directory: Path) -> Any:
 # figures
 
 
-def _context_limit(config: Any, tokenizer: Any) -> int:
+def context_limit(config: Any, tokenizer: Any) -> int:
+    """How many tokens a model reads at most."""
     limit = getattr(config, "max_position_embeddings", None)
     if not limit:
         limit = min(int(getattr(tokenizer, "model_max_length", _NO_LIMIT)), _NO_LIMIT)
     return int(limit)
 
 
-def _end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def end_token_ids(generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:
     """What ends an answer: by the generation config, the tokenizer, and the chat template."""
     ends: set[Any] = set(ChatTemplate(tokenizer).turn_end_ids())
-    generation = getattr(model, "generation_config", None)
     declared = (
         getattr(generation, "eos_token_id", None),
-        getattr(model.config.get_text_config(), "eos_token_id", None),
+        getattr(config.get_text_config(), "eos_token_id", None),
         tokenizer.eos_token_id,
     )
     for entry in declared:

@@ -15,7 +15,7 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -26,6 +26,8 @@ from chatcache.backends.base import (
     ModelInfo,
     ModelLoading,
     ModelReady,
+    Prepare,
+    Prepared,
     TurnEvent,
     TurnFailed,
     TurnFinished,
@@ -33,11 +35,13 @@ from chatcache.backends.base import (
 )
 from chatcache.backends.local.settings import EngineSettings
 from chatcache.backends.local.wire import (
+    CancelPrepare,
     Channel,
     ChannelClosedError,
     CloseEngine,
     CostsEstimated,
     EstimateCosts,
+    PrepareTurn,
     RunTurn,
     StopTurn,
     portable,
@@ -61,10 +65,14 @@ class Runner(Protocol):
 
     def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]: ...
 
+    def prepare(
+        self, request: Prepare, is_wanted: Callable[[], bool]
+    ) -> Generator[None, None, Prepared]: ...
+
     def close(self) -> None: ...
 
 
-FromHost = RunTurn | EstimateCosts | CloseEngine
+FromHost = RunTurn | EstimateCosts | PrepareTurn | CloseEngine
 Emit = Callable[[BackendEvent], None]
 RunnerFactory = Callable[[Emit], Runner]
 
@@ -78,6 +86,7 @@ class EngineServer:
         self._deferred: deque[FromHost] = deque()
         self._stops: dict[str, threading.Event] = {}
         self._is_loading = threading.Event()
+        self._wanted_prepare: str | None = None
 
     def serve(self, factory: RunnerFactory) -> int:
         """Load with `factory`, then answer until the end. Returns the exit code."""
@@ -95,6 +104,8 @@ class EngineServer:
             while not isinstance(message := self._next(), CloseEngine):
                 if isinstance(message, EstimateCosts):
                     self._estimate(runner, message)
+                elif isinstance(message, PrepareTurn):
+                    self._prepare(runner, message.request)
                 else:
                     self._run(runner, message.request)
         finally:
@@ -122,6 +133,20 @@ class EngineServer:
                 self._send(TurnFailed(request.turn_id, problem))
         finally:
             del self._stops[request.turn_id]
+
+    def _prepare(self, runner: Runner, request: Prepare) -> None:
+        """Idle work, until it is done or something else is wanted."""
+        prepared = Prepared(request.prepare_id, request.kind, was_cancelled=True)
+        work = runner.prepare(request, lambda: self._wanted_prepare == request.prepare_id)
+        try:
+            while True:
+                next(work)
+                self._answer_questions(runner)
+        except StopIteration as end:
+            prepared = end.value
+        except Exception:
+            log.exception("idle work failed")
+        self._send(prepared)
 
     def _answer_questions(self, runner: Runner) -> None:
         """Estimates that wait in the inbox; everything else stays in order."""
@@ -156,7 +181,13 @@ class EngineServer:
             if isinstance(message, StopTurn):
                 if message.turn_id in self._stops:
                     self._stops[message.turn_id].set()
+            elif isinstance(message, PrepareTurn):
+                self._wanted_prepare = message.request.prepare_id
+                self._inbox.put(message)
+            elif isinstance(message, CancelPrepare):
+                self._wanted_prepare = None
             elif isinstance(message, RunTurn):
+                self._wanted_prepare = None
                 self._stops[message.request.turn_id] = threading.Event()
                 self._inbox.put(message)
             elif isinstance(message, EstimateCosts):
@@ -165,6 +196,7 @@ class EngineServer:
                 self._close()
 
     def _close(self) -> None:
+        self._wanted_prepare = None
         for stop in list(self._stops.values()):
             stop.set()
         self._inbox.put(CloseEngine())

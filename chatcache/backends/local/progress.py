@@ -72,8 +72,11 @@ def reported_progress(progress: Progress) -> Iterator[None]:
         transformers_logging.set_tqdm_hook(previous)
 
 
-def download(repo_id: str, progress: Progress) -> Path:
-    """Fetch a model from the hub into the Hugging Face cache; returns its directory."""
+def download(repo_id: str, progress: Progress, *, has_weights: bool = True) -> Path:
+    """Fetch a model from the hub into the Hugging Face cache; returns its directory.
+
+    Without weights only what describes the model is fetched.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
@@ -83,7 +86,10 @@ def download(repo_id: str, progress: Progress) -> Path:
             snapshot_download(
                 repo_id,
                 allow_patterns=list(resolve.DOWNLOADED_FILES),
-                ignore_patterns=list(resolve.NOT_DOWNLOADED),
+                ignore_patterns=[
+                    *resolve.NOT_DOWNLOADED,
+                    *([] if has_weights else ["*.safetensors"]),
+                ],
                 tqdm_class=_download_bar(repo_id, progress),
             )
         )

@@ -22,7 +22,8 @@ MIN_MENTIONED_TOKENS = 16  # less is the template's own beginning, which all con
 @dataclass(frozen=True, slots=True)
 class TurnFacts:
     """Positions and counts of one planned turn. `keep` is how much of the journal the prompt kept;
-    `reused` how many leading prompt tokens were not computed."""
+    `reused` how many leading prompt tokens were not computed; `num_deviating` how many of the
+    journal's are kept although the template would write them differently now."""
 
     prompt_ids: bytes
     reused: int
@@ -31,8 +32,10 @@ class TurnFacts:
     use_cache: bool = True
     cut_problem: str | None = None
     divergence: tuple[Reason, str] | None = None
+    num_deviating: int = 0
     previous: PreviousTurn | None = None
     num_matched: int = 0
+    declined: str | None = None
     restore_problem: str | None = None
     is_damage: bool = False
 
@@ -63,10 +66,11 @@ def explain(
     """The explanation of a turn that ran in `namespace`, which stands for `fields`."""
     outcome: Outcome = "partial" if facts.reused else "miss"
     counts = f"{facts.num_prompt - facts.reused:,} of {facts.num_prompt:,} tokens are computed"
+    counts += _mode_words(facts)
     if not facts.use_cache:
         return Explanation("off", "disabled", f"the cache is off for this turn: {counts}")
     if facts.cut_problem is not None:
-        return Explanation("miss", "not_cuttable", f"{facts.cut_problem}: {counts}")
+        return Explanation(outcome, "not_cuttable", f"{facts.cut_problem}: {counts}")
     found = (
         _changed_namespace(facts, fields)
         or _changed_path(facts)
@@ -88,8 +92,17 @@ def explain(
 def _hit_sentence(facts: TurnFacts) -> str:
     new = facts.num_prompt - facts.reused
     if facts.num_journal:
-        return f"all {facts.reused:,} tokens read before were reused, {new:,} are new"
+        kept = f"all {facts.reused:,} tokens read before were reused, {new:,} are new"
+        return kept + _mode_words(facts)
     return f"{facts.reused:,} tokens are shared with another conversation, {new:,} are new"
+
+
+def _mode_words(facts: TurnFacts) -> str:
+    """What append mode does against the template, if it does anything."""
+    if not facts.num_deviating:
+        return ""
+    tokens = plural(facts.num_deviating, "token")
+    return f"; append mode keeps {tokens} that the template would write differently now"
 
 
 def _changed_namespace(facts: TurnFacts, fields: Mapping[str, str]) -> tuple[Reason, str] | None:
@@ -127,6 +140,8 @@ def _lost(
     where = f"from token {facts.reused:,} on ({plural(missing, 'token')})"
     if facts.is_damage:
         return "corrupt", f"a segment was damaged ({facts.restore_problem}), recomputed {where}"
+    if facts.declined is not None:
+        return "cheaper_to_recompute", f"{facts.declined}, recomputed {where}"
     if facts.restore_problem is None and facts.num_matched >= facts.expected:
         return "cheaper_to_recompute", f"using a part of a segment does not pay {where}"
     for file in damaged:

@@ -21,7 +21,7 @@ BUILTIN = "builtin"
 DOWNLOADED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 NOT_DOWNLOADED = ("original/*", "onnx/*", "openvino/*", "*consolidated*")
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -52,14 +52,14 @@ def resolve_model(name: str, *, is_offline: bool = False) -> Path | str:
             f"{path} is a file, not the directory of a model.",
             "Name the directory that holds config.json.",
         )
-    if not _HUB_ID.fullmatch(name) and (os.sep in name or name.startswith(("~", "."))):
+    if not HUB_ID.fullmatch(name) and (os.sep in name or name.startswith(("~", "."))):
         raise ModelLoadError(
             f"The model directory {path} does not exist.", "Check the path, or use --model builtin."
         )
     snapshot = cached_snapshot(name)
     if snapshot is not None and not (problem := _first_problem(snapshot)):
         return snapshot
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise NotFoundError(
             f"There is no model {name!r}.",
             did_you_mean(name, [BUILTIN, *cached_models()])

@@ -26,6 +26,7 @@ class TurnState:
     explanation: Explanation = field(default_factory=lambda: Explanation("miss", "cold_start", ""))
     disk_tokens: int = 0
     reused: int = 0
+    ahead_tokens: int = 0
     computed_to: int = 0
     bytes_read: int = 0
     restore_seconds: float = 0.0

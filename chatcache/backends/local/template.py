@@ -6,8 +6,10 @@ what becomes of a system prompt that a template does not know. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime, tzinfo
 from typing import Any
 
 from chatcache.backends.base import ChatMessage
@@ -26,6 +28,8 @@ PLAIN_TEMPLATE = (
     "{%- if add_generation_prompt %}{{- 'Assistant:' }}{%- endif %}"
 )
 
+# What stands for an answer where only its surroundings are wanted.
+_PLACEHOLDERS = ("xqzvk", "vkxqz", "qzkvx", "kxvzq")
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
@@ -39,10 +43,14 @@ class Render:
 
 
 class ChatTemplate:
-    """The chat template of one tokenizer, or PLAIN_TEMPLATE when it has none."""
+    """The chat template of one tokenizer, or PLAIN_TEMPLATE when it has none.
 
-    def __init__(self, tokenizer: Any) -> None:
+    `clock`: what the template takes for the present time; None: the time it is.
+    """
+
+    def __init__(self, tokenizer: Any, clock: Callable[[], datetime] | None = None) -> None:
         self._tokenizer = tokenizer
+        self._clock = clock
         self.source = template_source(tokenizer)
         self.codec = SymbolCodec(tokenizer, self.source)
         self.reasoning: ReasoningFormat = reasoning_format(self.codec.controls)
@@ -71,9 +79,35 @@ class ChatTemplate:
         contents = tuple(message.text for message in marked if message.role == "user")
         return Render(text, marker, contents)
 
+    def now(self) -> datetime:
+        """The present time, as the template is told it."""
+        return self._clock() if self._clock else datetime.now()
+
+    def render_after_answer(
+        self, messages: Sequence[ChatMessage], *, think: bool | None = None
+    ) -> Render | None:
+        """What the template writes behind an answer that `messages` follow; None: it cannot be
+        told. A system message in front is for templates that follow it in the later turns; one
+        that the template would repeat in each turn is left out.
+        """
+        system = [message for message in messages[:1] if message.role == "system"]
+        rest = list(messages[len(system) :])
+        taken = [text for message in messages for text in (message.text, message.reasoning) if text]
+        word = next(
+            (word for word in _PLACEHOLDERS if not any(word in text for text in taken)), None
+        )
+        if word is None:
+            return None
+        before = [ChatMessage("user", word[:2]), ChatMessage("assistant", word)]
+        render = self.render([*system, *before, *rest], think=think)
+        tail = render.text.partition(word)[2]
+        if system and _is_repeated(system[0].text.strip(), tail.replace(render.marker, ""), rest):
+            return self.render_after_answer(rest, think=think)
+        return replace(render, text=tail, contents=render.contents[1:]) if tail else None
+
     def turn_end_ids(self) -> frozenset[int]:
         """The control token that the template writes right behind an answer, if it does."""
-        probe = "xqzvk"
+        probe = _PLACEHOLDERS[0]
         try:
             text = self.render(
                 [ChatMessage("user", "u"), ChatMessage("assistant", probe)],
@@ -111,15 +145,16 @@ class ChatTemplate:
         conversation = [_as_dict(message) for message in messages]
         variables = {} if think is None else {"enable_thinking": think, "thinking": think}
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    conversation,
-                    chat_template=self.source,
-                    tokenize=False,
-                    add_generation_prompt=add,
-                    **variables,
+            with _told(self._clock):
+                return str(
+                    self._tokenizer.apply_chat_template(
+                        conversation,
+                        chat_template=self.source,
+                        tokenize=False,
+                        add_generation_prompt=add,
+                        **variables,
+                    )
                 )
-            )
         except Exception as error:
             raise UnavailableError(
                 f"The model's chat template does not accept this conversation: "
@@ -140,12 +175,39 @@ class ChatTemplate:
         )
 
 
+@contextmanager
+def _told(clock: Callable[[], datetime] | None) -> Iterator[None]:
+    """Let templates that ask transformers for the present time be told that of `clock`."""
+    if clock is None:
+        yield
+        return
+    from transformers.utils import chat_template_utils
+
+    class Told(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Any:
+            return clock()
+
+    scope = vars(chat_template_utils)
+    before, scope["datetime"] = scope["datetime"], Told
+    try:
+        yield
+    finally:
+        scope["datetime"] = before
+
+
 def template_source(tokenizer: Any) -> str:
     """The Jinja source of a tokenizer's chat template; PLAIN_TEMPLATE if it has none."""
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, dict):
         template = template.get("default") or next(iter(template.values()), None)
     return str(template) if template else PLAIN_TEMPLATE
+
+
+def _is_repeated(system: str, tail: str, messages: Sequence[ChatMessage]) -> bool:
+    """Whether the template writes the system prompt behind an answer once more."""
+    said = sum(message.text.count(system) for message in messages)
+    return bool(system) and tail.count(system) > said
 
 
 def _as_dict(message: ChatMessage) -> dict[str, str]:

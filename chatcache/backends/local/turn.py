@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from chatcache.backends.base import (
     BackendEvent,
@@ -20,6 +20,8 @@ from chatcache.backends.base import (
     CostEstimate,
     ModelInfo,
     PrefillProgress,
+    Prepare,
+    Prepared,
     TurnEvent,
     TurnFailed,
     TurnFinished,
@@ -28,20 +30,22 @@ from chatcache.backends.base import (
     TurnResult,
 )
 from chatcache.backends.local.answer import Answer
-from chatcache.backends.local.context import LiveContext, Reuse
+from chatcache.backends.local.assemble import build_context, build_live, warm_up
+from chatcache.backends.local.context import MIN_PART_TOKENS, Reuse
 from chatcache.backends.local.cut import cut_policy
 from chatcache.backends.local.generate import Forward
 from chatcache.backends.local.identity import namespace_fields
-from chatcache.backends.local.journal import PromptPlanner
+from chatcache.backends.local.idle import IdleWork
+from chatcache.backends.local.journal import PromptPlan, PromptPlanner
 from chatcache.backends.local.loader import LoadedModel
 from chatcache.backends.local.reasons import TurnFacts, explain
 from chatcache.backends.local.sampling import Sampler, with_defaults
 from chatcache.backends.local.settings import EngineSettings
 from chatcache.backends.local.state import TurnState
-from chatcache.cache.kv import LiveKV
+from chatcache.backends.local.tail import GenerationTail
 from chatcache.cache.namespace import namespace_id
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.rates import MIN_MEASURED_TOKENS, RateBook
+from chatcache.cache.rates import RateBook
 from chatcache.cache.tokens import pack
 from chatcache.errors import ChatcacheError, ContextFullError, UnavailableError
 
@@ -65,11 +69,13 @@ class TurnRunner:
         self._planner = PromptPlanner(loaded.tokenizer, end_token_ids=loaded.end_token_ids)
         self._cut = cut_policy(loaded.model.config.get_text_config())
         forward = Forward(loaded.model, loaded.device)
-        live = LiveKV(loaded.num_layers, loaded.dtype, loaded.device)
+        live = build_live(loaded, self._cut)
         fields = namespace_fields(loaded)
         namespace = namespace_id(fields)
         self._rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
-        self.info = self._describe(namespace, fields, self._warm_up(forward, live))
+        self.info = self._describe(
+            namespace, fields, warm_up(self._cut, forward, live, self._rates), live.checkpoint_bytes
+        )
         self._prefixes = PrefixCache(
             settings.cache_dir,
             namespace,
@@ -77,10 +83,21 @@ class TurnRunner:
             disk_budget=settings.disk_budget,
             policy=settings.policy,
             is_spilling=self._cut.is_cuttable,
+            needs_states=self._cut.needs_states,
             on_event=self._on_cache_event,
         )
         chunk = settings.prefill_chunk_tokens
-        self._context = LiveContext(forward, live, self._prefixes, self._rates, chunk)
+        self._context = build_context(self._cut, forward, live, self._prefixes, self._rates, chunk)
+        self._tail = GenerationTail(self._planner.template)
+        self._idle = IdleWork(
+            self._plan_prompt,
+            frozenset(self._planner.codec.control_ids),
+            self._context,
+            self._rates,
+            max_chunk=chunk,
+            max_context=loaded.max_context_tokens,
+            can_compute=self._cut.kind == "any_token",
+        )
         self._prefixes.open(fields)
         self._emit(self._snapshot())
 
@@ -108,6 +125,19 @@ class TurnRunner:
             return [CostEstimate(0, 0, total, cold_ms) for total, cold_ms in costs]
         return [self._context.estimate(pack(journal)) for journal in journals]
 
+    def prepare(
+        self, request: Prepare, is_wanted: Callable[[], bool]
+    ) -> Generator[None, None, Prepared]:
+        """Idle work; it ends at the next step once it is not wanted any more."""
+        if not self._cut.is_cuttable:
+            return Prepared(request.prepare_id, request.kind)
+        prepared = yield from self._idle.run(request, is_wanted)
+        if prepared.tokens_restored:
+            text = f"restored {prepared.tokens_restored:,} tokens ahead, {prepared.seconds:.2f} s"
+            self._on_cache_event("restored", text)
+        self._emit(self._snapshot())
+        return prepared
+
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was said is spilled, as far as it can be."""
         return self._prefixes.drain(timeout)
@@ -134,14 +164,19 @@ class TurnRunner:
         yield TurnFinished(request.turn_id, self._finish(state, answer))
         self._emit(self._snapshot())
 
-    def _plan(self, request: TurnRequest) -> TurnState:
-        began = time.perf_counter()
-        plan = self._planner.plan(
+    def _plan_prompt(self, request: TurnRequest) -> PromptPlan:
+        return self._planner.plan(
             request.messages,
             request.journal,
             think=request.think,
             continue_answer=request.continue_answer,
+            history_mode=request.history_mode,
+            num_read=request.num_read,
         )
+
+    def _plan(self, request: TurnRequest) -> TurnState:
+        began = time.perf_counter()
+        plan = self._plan_prompt(request)
         room = self._loaded.max_context_tokens - len(plan.ids)
         if room <= 0:
             raise ContextFullError(
@@ -161,6 +196,7 @@ class TurnRunner:
             is_whole = self._cut.is_cuttable
             self._context.start_cold(None if is_whole else self._loaded.model.config)
         state.note_reuse(reuse)
+        state.ahead_tokens = self._idle.take_used(state.packed, state.reused)
         if reuse.disk_tokens:
             self._on_cache_event(
                 "restored",
@@ -171,16 +207,21 @@ class TurnRunner:
 
     def _explain(self, state: TurnState, reuse: Reuse) -> None:
         divergence = state.plan.diverged
+        if divergence is not None and state.reused > state.plan.keep:
+            is_read = self._idle.has_read_history(state.request, state.reused)
+            divergence = None if is_read else divergence
         facts = TurnFacts(
             prompt_ids=state.packed,
             reused=state.reused,
             keep=state.plan.keep,
             num_journal=len(state.request.journal),
             use_cache=state.request.use_cache,
-            cut_problem=None if self._cut.is_cuttable else self._cut.detail,
+            cut_problem=self._cut_problem(state, reuse),
             divergence=(divergence.kind, divergence.detail) if divergence else None,
+            num_deviating=state.plan.num_deviating,
             previous=state.request.previous,
             num_matched=reuse.num_matched,
+            declined=reuse.declined,
             restore_problem=reuse.problem,
             is_damage=reuse.is_damage,
         )
@@ -191,6 +232,13 @@ class TurnRunner:
             self._prefixes.damaged,
             self._prefixes.expired,
         )
+
+    def _cut_problem(self, state: TurnState, reuse: Reuse) -> str | None:
+        """Why the architecture kept tokens from reuse that are known; None: it did not."""
+        if len(state.plan.ids) > (self._cut.max_tokens or len(state.plan.ids)):
+            return self._cut.detail
+        is_cut = self._cut.needs_states and reuse.num_matched >= reuse.num_tokens + MIN_PART_TOKENS
+        return self._cut.detail if is_cut or not self._cut.is_cuttable else None
 
     def _planned(self, state: TurnState) -> TurnPlanned:
         return TurnPlanned(
@@ -209,7 +257,8 @@ class TurnRunner:
         turn_id, total = state.request.turn_id, len(state.plan.ids)
         began = time.perf_counter()
         yield PrefillProgress(turn_id, state.reused, total, state.reused)
-        steps = self._context.prefill(state.packed, state.plan.ids, state.reused)
+        stops = (state.plan.system_tokens, self._tail.start(state.plan.ids, state.request.think))
+        steps = self._context.prefill(state.packed, state.plan.ids, state.reused, stops=stops)
         while not stop.is_set() and (step := next(steps, None)) is not None:
             state.computed_to, state.logits = step.done, step.logits
             yield PrefillProgress(turn_id, step.done, total, state.reused)
@@ -277,27 +326,14 @@ class TurnRunner:
             bytes_written=bytes_written,
             is_estimate_measured=self._rates.is_measured,
             system_tokens=state.plan.system_tokens,
+            ahead_tokens=state.ahead_tokens,
         )
 
     # figures
 
-    def _warm_up(self, forward: Forward, live: LiveKV) -> int:
-        """Run the model once; returns the bytes of K and V per token (0: they are not ours).
-
-        Where nothing was measured before, the run is long enough to tell the prefill rate."""
-        if not self._cut.is_cuttable:
-            return 0
-        forward(live, [0], 0)
-        num_bytes = live.num_bytes
-        if not self._rates.is_measured:
-            live.truncate(0)
-            began = time.perf_counter()
-            forward(live, [0] * MIN_MEASURED_TOKENS, 0)
-            self._rates.note_prefill(MIN_MEASURED_TOKENS, time.perf_counter() - began)
-        live.truncate(0)
-        return num_bytes
-
-    def _describe(self, namespace: str, fields: dict[str, str], kv_bytes: int) -> ModelInfo:
+    def _describe(
+        self, namespace: str, fields: dict[str, str], kv_bytes: int, checkpoint_bytes: int
+    ) -> ModelInfo:
         loaded = self._loaded
         return ModelInfo(
             model=loaded.name,
@@ -308,6 +344,7 @@ class TurnRunner:
             device=str(loaded.device),
             num_layers=loaded.num_layers,
             kv_bytes_per_token=kv_bytes,
+            checkpoint_bytes=checkpoint_bytes,
             max_context_tokens=loaded.max_context_tokens,
             cut=self._cut.kind,
             cut_detail=self._cut.detail,
@@ -320,7 +357,7 @@ class TurnRunner:
 
     def _snapshot(self) -> CacheSnapshot:
         ram, disk = self._prefixes.use()
-        rows = self._prefixes.rows(self._context.ids)[:_SNAPSHOT_ROWS]
+        rows = self._prefixes.rows(self._context.ids, _SNAPSHOT_ROWS)
         return CacheSnapshot(
             ram, disk, self._context.num_tokens, self._context.num_bytes, tuple(rows)
         )

@@ -11,7 +11,14 @@ import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from chatcache.backends.base import BackendEvent, CostEstimate, TurnEvent, TurnFailed, TurnRequest
+from chatcache.backends.base import (
+    BackendEvent,
+    CostEstimate,
+    Prepare,
+    TurnEvent,
+    TurnFailed,
+    TurnRequest,
+)
 from chatcache.errors import ChatcacheError, UnavailableError
 
 # front end -> engine
@@ -36,11 +43,23 @@ class EstimateCosts:
 
 
 @dataclass(frozen=True, slots=True)
+class PrepareTurn:
+    """Idle work. What comes after it ends it, except for questions about costs."""
+
+    request: Prepare
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPrepare:
+    """End idle work."""
+
+
+@dataclass(frozen=True, slots=True)
 class CloseEngine:
     """Finish: stop the turn in progress, write out what is to be kept, end."""
 
 
-ToEngine = RunTurn | StopTurn | EstimateCosts | CloseEngine
+ToEngine = RunTurn | StopTurn | EstimateCosts | PrepareTurn | CancelPrepare | CloseEngine
 
 # engine -> front end; besides these, all events of turns and of the backend
 

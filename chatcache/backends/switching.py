@@ -1,0 +1,110 @@
+"""A backend whose model can be changed while the chat runs: one engine at a time.
+
+Owns the change: the old engine writes out what is to be kept and ends before the new one starts, so
+that two models never share the memory. Listeners move along.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from chatcache.backends.base import (
+    Backend,
+    BackendEvent,
+    CostEstimate,
+    ModelInfo,
+    ModelLoading,
+    Prepare,
+    TurnEvent,
+    TurnRequest,
+)
+from chatcache.errors import UnavailableError
+
+Listener = Callable[[BackendEvent], None]
+
+
+class SwitchingBackend:
+    """A `Backend` in front of the one that `make` builds for a model's name."""
+
+    def __init__(self, make: Callable[[str], Backend], model: str) -> None:
+        self._make = make
+        self._current = make(model)
+        self.model = model
+        self._listeners: dict[Listener, Callable[[], None]] = {}
+        self._lock = threading.RLock()
+        self._is_switching = False
+        self._is_closed = False
+
+    def switch(self, model: str) -> None:
+        """End the engine and start one for another model; returns when the new one is loading.
+
+        Turns that are asked for meanwhile wait. What is being answered must have been stopped.
+        """
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_switching = True
+            try:
+                self._replace(model)
+            finally:
+                self._is_switching = False
+            self._current.start()
+
+    def _replace(self, model: str) -> None:
+        listeners = list(self._listeners)
+        for listener in listeners:
+            self._listeners[listener]()
+            listener(ModelLoading(f"closing {self.model}"))
+        self._current.close()
+        self._current, self.model = self._make(model), model
+        for listener in listeners:
+            self._listeners[listener] = self._current.subscribe(listener)
+
+    # Backend
+
+    def start(self) -> None:
+        self._current.start()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        with self._lock:
+            self._listeners[listener] = self._current.subscribe(listener)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                if undo := self._listeners.pop(listener, None):
+                    undo()
+
+        return unsubscribe
+
+    def wait_ready(self, timeout: float | None = None) -> ModelInfo:
+        if timeout == 0 and self._is_switching:
+            raise TimeoutError("another model is being loaded")
+        return self._settled().wait_ready(timeout)
+
+    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
+        return self._settled().generate(request)
+
+    def stop(self) -> None:
+        self._current.stop()
+
+    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+        if self._is_switching:
+            raise UnavailableError("Another model is being loaded.", "Wait until it is ready.")
+        return self._current.estimate(journals)
+
+    def prepare(self, request: Prepare) -> bool:
+        return not self._is_switching and self._current.prepare(request)
+
+    def cancel_prepare(self) -> None:
+        self._current.cancel_prepare()
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            self._current.close()
+
+    def _settled(self) -> Backend:
+        """The present backend; while it is being exchanged, the one after that."""
+        with self._lock:
+            return self._current

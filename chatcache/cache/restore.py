@@ -1,0 +1,86 @@
+"""From segments into the live KV: tokens from RAM blocks and files, then the checkpoint behind.
+
+Owns the order of it, and what happens where a segment turns out to be gone or damaged: it is given
+up, and the live KV holds exactly the tokens before it. What may be restored was decided before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from chatcache.cache.entries import Block, Entry, KVSink, Lease, RestoreResult
+from chatcache.cache.reader import read_segment, read_states
+from chatcache.cache.segfile import SegmentDamagedError, SegmentMissingError
+from chatcache.cache.segments import inode_of
+from chatcache.cache.tiers import Tiers
+
+# A segment, what is wrong with it, and the inode of its file if it is the file that is damaged.
+GiveUp = Callable[[Entry, str, int | None], None]
+
+
+class _Source:
+    """Where a segment lies now, and giving it up."""
+
+    def __init__(self, tiers: Tiers, give_up: GiveUp, segment_id: str):
+        self._give_up = give_up
+        self._entry = tiers.entries.get(segment_id)
+        self.block: Block | None = None if self._entry is None else self._entry.block
+        self.path: Path | None = None if self._entry is None else self._entry.path
+        self._inode = 0 if self.path is None else inode_of(self.path)
+
+    @property
+    def start(self) -> int:
+        return 0 if self._entry is None else self._entry.start
+
+    def failed(self, error: Exception) -> bool:
+        """Give the segment up; returns whether its file is damaged (and not merely gone)."""
+        is_damage = isinstance(error, SegmentDamagedError)
+        if self._entry is not None:
+            self._give_up(self._entry, str(error), self._inode if is_damage else None)
+        return is_damage
+
+
+def restore_tokens(
+    tiers: Tiers, give_up: GiveUp, lease: Lease, sink: KVSink, start: int
+) -> RestoreResult:
+    """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens."""
+    position, ram, disk, bytes_read = start, 0, 0, 0
+    for span in lease.spans:
+        if span.stop <= position:
+            continue
+        source = _Source(tiers, give_up, span.segment_id)
+        try:
+            if source.block is not None:
+                sink.load(source.block, source.start, position, span.stop)
+                ram += span.stop - position
+            elif source.path is not None:
+                bytes_read += read_segment(source.path, lease.packed, sink, position, span)
+                disk += span.stop - position
+            else:
+                raise SegmentMissingError("it was evicted")
+        except (SegmentDamagedError, SegmentMissingError) as error:
+            sink.set_length(position)
+            is_damage = source.failed(error)
+            return RestoreResult(position, ram, disk, bytes_read, str(error), is_damage)
+        position = span.stop
+        sink.set_length(position)
+    return RestoreResult(position, ram, disk, bytes_read)
+
+
+def restore_states(tiers: Tiers, give_up: GiveUp, lease: Lease, sink: KVSink) -> RestoreResult:
+    """Bring the checkpoint at the end of the lease into `sink`, which holds all its tokens."""
+    span, num_bytes = lease.checkpoint, 0
+    if span is None:
+        return RestoreResult(0, 0, 0, 0)
+    source = _Source(tiers, give_up, span.segment_id)
+    try:
+        if source.block is not None:
+            sink.load_states(source.block)
+        elif source.path is not None:
+            num_bytes = read_states(source.path, lease.packed, sink, span)
+        else:
+            raise SegmentMissingError("it was evicted")
+    except (SegmentDamagedError, SegmentMissingError) as error:
+        return RestoreResult(0, 0, 0, 0, str(error), source.failed(error))
+    return RestoreResult(span.stop, 0, 0, num_bytes)

@@ -1,0 +1,246 @@
+"""Conversations on models with states: a path is gone on with from a checkpoint, or not at all.
+
+The truth is transformers with a cache of its own, given the same pieces: two of these families
+answer a little differently token by token than in one call (zamba2 by up to 6e-2 of the logits'
+deviation), with or without chatcache. Resumed is bit-identical to never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from chatcache.backends.local.cut import CHECKPOINT_FAMILIES, STEPWISE_FAMILIES, cut_policy
+from chatcache.backends.local.generate import Forward
+from chatcache.cache.kv import LiveKV
+from tests.equivalence.engine import TAIL_TOKENS, IdsEngine, Said
+from tests.equivalence.stateful import stateful_model
+
+TOLERANCE = 5e-3
+FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
+SECOND = [43, 38, 32, 79, 50, 28]
+THIRD = [84, 19, 71, 69, 39]
+OTHER = [93, 75, 10, 58, 20]
+NUM_ANSWER = 5
+THOROUGHLY = ["falcon_h1", "jamba", "lfm2", "mamba2", "qwen3_next"]
+Factory = Callable[..., IdsEngine]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=THOROUGHLY)
+def model(request: pytest.FixtureRequest) -> Any:
+    return stateful_model(str(request.param))
+
+
+@pytest.fixture
+def engine(model: Any, tmp_path: Path) -> Iterator[Factory]:
+    """Makes engines on one cache directory, like processes that come and go."""
+    made: list[IdsEngine] = []
+
+    def make(name: str = "cache", **budgets: Any) -> IdsEngine:
+        for one in made:
+            one.prefixes.drain()
+        made.append(IdsEngine(model, tmp_path / name, **budgets))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def talk(engine: IdsEngine) -> tuple[Said, Said, Said]:
+    one = engine.turn(FIRST, NUM_ANSWER)
+    two = engine.turn(one.ids + SECOND, NUM_ANSWER)
+    return one, two, engine.turn(two.ids + THIRD, NUM_ANSWER)
+
+
+def assert_same_bits(said: Said, other: Said) -> None:
+    assert said.ids == other.ids
+    assert torch.equal(said.logits, other.logits)
+
+
+def truth(model: Any, turns: Sequence[Sequence[int]], said: Said) -> torch.Tensor:
+    """The logits of the last answer, from transformers alone: each message in one call, each token
+    of an answer in a call of its own. Behind a state, stepwise families are given single tokens."""
+    forward, cache = Forward(model, torch.device("cpu")), DynamicCache(config=model.config)
+    is_stepwise = model.config.model_type in STEPWISE_FAMILIES
+    position, kept, ids = 0, [], said.ids
+    for message in turns:
+        kept = []
+        end = position + len(message)
+        whole = end - TAIL_TOKENS if is_stepwise else end
+        first = whole if position == 0 or not is_stepwise else position + 1
+        logits = forward(cache, ids[position:first], position)
+        for at in range(first, end):
+            logits = forward(cache, ids[at : at + 1], at)
+        for at in range(end, end + NUM_ANSWER):
+            kept.append(logits)
+            logits = forward(cache, ids[at : at + 1], at)
+        position = end + NUM_ANSWER
+    return torch.cat(kept)
+
+
+@pytest.mark.parametrize("family", sorted(CHECKPOINT_FAMILIES | STEPWISE_FAMILIES))
+def test_the_family_resumes_from_a_checkpoint(family: str, tmp_path: Path) -> None:
+    model = stateful_model(family)
+    policy = cut_policy(model.config)
+    assert (policy.kind, policy.is_stepwise) == ("turn_boundary", family in STEPWISE_FAMILIES)
+    first = IdsEngine(model, tmp_path)
+    one = first.turn(FIRST, NUM_ANSWER)
+    two = first.turn([*one.ids, *SECOND], NUM_ANSWER)
+    three = first.turn([*two.ids, *THIRD], NUM_ANSWER, is_kept=False)
+    first.close()
+    again = IdsEngine(model, tmp_path)
+    resumed = again.turn([*two.ids, *THIRD], NUM_ANSWER)
+    again.close()
+    assert resumed.reuse.disk_tokens == resumed.reuse.num_tokens == len(two.ids)
+    assert_same_bits(resumed, three)
+    expected = truth(model, [FIRST, SECOND, THIRD], three)
+    assert expected.argmax(-1).tolist() == three.answer
+    assert (three.logits - expected).abs().max() <= TOLERANCE * expected.std()
+
+
+def test_what_is_live_is_gone_on_with_in_place(engine: Factory) -> None:
+    _, two, three = talk(engine())
+    assert (three.reuse.num_tokens, three.reuse.bytes_read) == (len(two.ids), 0)
+
+
+def test_resumed_from_ram_is_never_stopped(engine: Factory) -> None:
+    _, two, three = talk(engine())
+    other = engine("other")
+    one = other.turn(FIRST, NUM_ANSWER)
+    other.turn(one.ids + SECOND, NUM_ANSWER)
+    other.forget_live()
+    again = other.turn(two.ids + THIRD, NUM_ANSWER)
+    assert (again.reuse.num_tokens, again.reuse.disk_tokens) == (len(two.ids), 0)
+    assert_same_bits(again, three)
+
+
+def test_a_fork_begins_at_the_end_of_the_answer_before_it(engine: Factory) -> None:
+    one, two, three = talk(engine("straight"))
+    forked = engine()
+    forked.turn(FIRST, NUM_ANSWER)
+    forked.turn(one.ids + OTHER, 9)
+    branch = forked.turn(one.ids + SECOND, NUM_ANSWER)
+    assert branch.reuse.num_tokens == len(one.ids)
+    assert_same_bits(branch, two)
+    forked.turn(one.ids + OTHER, 9)
+    again = forked.turn(two.ids + THIRD, NUM_ANSWER)
+    assert again.reuse.num_tokens == len(two.ids)
+    assert_same_bits(again, three)
+
+
+def test_a_regenerated_answer_begins_at_the_end_of_the_message(engine: Factory) -> None:
+    one, two, _ = talk(engine())
+    prompt = one.ids + SECOND
+    again = engine().turn(prompt, NUM_ANSWER)
+    assert again.reuse.num_tokens == len(prompt) - TAIL_TOKENS
+    assert_same_bits(again, two)
+
+
+def test_a_template_that_rewrites_the_answer_falls_back_to_the_message(engine: Factory) -> None:
+    talker = engine()
+    one = talker.turn(FIRST, NUM_ANSWER)
+    rewritten = [*one.ids[: len(FIRST) - TAIL_TOKENS], 5, 6, *one.answer[2:], *SECOND]
+    said = talker.turn(rewritten, NUM_ANSWER)
+    assert said.reuse.num_tokens == len(FIRST) - TAIL_TOKENS
+    fresh = engine("other")
+    fresh.turn(FIRST, NUM_ANSWER)
+    fresh.forget_live()
+    assert_same_bits(said, fresh.turn(rewritten, NUM_ANSWER))
+
+
+def test_an_edited_message_is_not_cut_inside(engine: Factory) -> None:
+    one, *_ = talk(engine())
+    edited = [*one.ids, *SECOND[:3], *OTHER]
+    said = engine().turn(edited, NUM_ANSWER)
+    assert said.reuse.num_tokens == len(one.ids)
+    assert said.reuse.num_matched == len(one.ids) + 3
+    fresh = engine("other")
+    fresh.turn(FIRST, NUM_ANSWER)
+    assert_same_bits(said, fresh.turn(edited, NUM_ANSWER))
+
+
+def test_a_prefill_that_was_stopped_is_gone_on_with(engine: Factory) -> None:
+    one, *_ = talk(engine("straight"))
+    long = one.ids + SECOND * 6
+    whole = engine("straight").turn(long, NUM_ANSWER)
+    talker = engine()
+    talker.turn(FIRST, NUM_ANSWER)
+    stopped = talker.turn(long, NUM_ANSWER, stop_after=len(one.ids) + 2)
+    assert not stopped.answer
+    again = engine().turn(long, NUM_ANSWER)
+    assert again.reuse.num_tokens == len(stopped.ids) < len(long)
+    assert again.answer == whole.answer
+    assert (again.logits - whole.logits).abs().max() <= TOLERANCE * whole.logits.std()
+
+
+def test_without_its_checkpoint_nothing_is_reused(engine: Factory) -> None:
+    small = engine(ram_budget=1, is_spilling=False)
+    one = small.turn(FIRST, NUM_ANSWER)
+    small.forget_live()
+    two = small.turn(one.ids + SECOND, NUM_ANSWER)
+    assert two.reuse.num_tokens == 0
+    cold = engine("other").turn(one.ids + SECOND, NUM_ANSWER, is_cold=True, is_kept=False)
+    assert_same_bits(two, cold)
+
+
+def test_a_damaged_checkpoint_costs_time_only(engine: Factory, tmp_path: Path) -> None:
+    _, two, three = talk(engine())
+    engine()
+    for path in sorted((tmp_path / "cache").rglob(f"{len(two.ids)}-*.safetensors")):
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 0xFF  # states are the last in a file
+        path.write_bytes(content)
+    again = engine().turn(two.ids + THIRD, NUM_ANSWER)
+    assert again.reuse.is_damage
+    assert again.reuse.num_tokens == len(two.ids)
+    assert_same_bits(again, three)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(model: Any) -> None:
+    live = LiveKV(model.config.num_hidden_layers, torch.float32, torch.device("cpu"), model.config)
+    Forward(model, torch.device("cpu"))(live, [0], 0)
+    name = next(iter(live.copy_states()))
+    with pytest.raises(ValueError, match="not a state"):
+        live.writable_state(name, "F32", (1, 2, 3))
+    with pytest.raises(ValueError, match="not a state"):
+        live.writable_state("conv.99.0", "F32", (1, 2, 3))
+    with pytest.raises(ValueError, match="other states"):
+        live.states_written()
+
+
+@pytest.mark.parametrize("harm", ["zeroed state", "state of another branch", "state too early"])
+def test_a_planted_fault_is_found_by_these_comparisons(engine: Factory, harm: str) -> None:
+    one, two, three = talk(engine("straight"))
+    victim = engine()
+    victim.turn(FIRST, NUM_ANSWER)
+    victim.turn(one.ids + SECOND, NUM_ANSWER)
+    states = victim.live.copy_states()
+    other = engine("other")
+    other.turn(FIRST, NUM_ANSWER)
+    if harm == "state of another branch":
+        other.turn(one.ids + OTHER, NUM_ANSWER)
+    wrong = other.live.copy_states()
+    with torch.inference_mode():
+        for name in states:
+            layer, index = victim.live.layers[int(name.split(".")[1])], int(name.split(".")[2])
+            kind = layer.conv_states if name.startswith("conv") else layer.recurrent_states
+            kind[index].copy_(wrong[name] if harm != "zeroed state" else 0 * wrong[name])
+    said = victim.turn(two.ids + THIRD, NUM_ANSWER, is_kept=False)
+    assert said.reuse.num_tokens == len(two.ids)
+    assert not torch.equal(said.logits, three.logits)
+    deviation = (said.logits[0] - three.logits[0]).abs().max() / three.logits.std()
+    assert deviation > TOLERANCE
