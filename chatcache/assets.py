@@ -1,4 +1,4 @@
-"""Finds the built-in model: in a source checkout or editable install, and in a wheel."""
+"""Finds the built-in model and its adapters: in a checkout or editable install, and in a wheel."""
 
 from __future__ import annotations
 
@@ -19,3 +19,15 @@ def pocket_dir() -> Path:
         f"The built-in model is not at {' nor at '.join(str(place) for place in PLACES)}.",
         "Install chatcache again, or choose a model with --model.",
     )
+
+
+def adapter_dir(name: str) -> Path:
+    """What `--adapter` means: a directory, or else the name of an adapter of the built-in model.
+
+    Whether a directory is there is for the loader to say.
+    """
+    path = Path(name).expanduser()
+    shipped = [place / "adapters" / name for place in PLACES]
+    if path.name == name and not path.is_dir():
+        path = next((place for place in shipped if place.is_dir()), path)
+    return path.absolute()

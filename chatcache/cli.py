@@ -67,7 +67,9 @@ def run(words: Sequence[str]) -> int:
     if group == "bench":  # has options of its own, and no settings
         bench_code: int = importlib.import_module("chatcache.bench").main(rest)
         return bench_code
-    commands: Commands = importlib.import_module(f"chatcache.commands.{group}").COMMANDS
+    commands: Commands = importlib.import_module(
+        f"chatcache.commands.{group.replace('-', '_')}"
+    ).COMMANDS
     prog = f"chatcache {group}"
     if "" in commands:
         return _run_command(commands[""], prog, rest)

@@ -10,7 +10,8 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,23 +24,35 @@ if TYPE_CHECKING:
     from chatcache.cache.inspect import CacheInspector
     from chatcache.cache.policy import TierPolicy
     from chatcache.chat.forget import ForgetKV, Journals
+    from chatcache.chat.idle import IdleOptions
     from chatcache.chat.service import ChatService
     from chatcache.chat.sessions import SessionStore
+    from chatcache.frontend.sampling import Sampling
 
     OfflineCost = Callable[[str, Sequence[tuple[int, ...]]], list[CostEstimate] | None]
 
 
 @contextlib.contextmanager
-def opened_service(settings: Settings, *, has_engine: bool = True) -> Iterator[ChatService]:
-    """The chat service, closed at the end. Without an engine it lists, forks, renames, searches."""
+def opened_service(
+    settings: Settings, *, has_engine: bool = True, can_switch: bool = False
+) -> Iterator[ChatService]:
+    """The chat service, closed at the end. Without an engine it lists, forks, renames, searches.
+
+    `can_switch`: its model can be changed while it runs.
+    """
     from chatcache.chat.service import ChatService
     from chatcache.logs import send_log_to
 
     send_log_to(settings.paths.error_log)
     store = open_store(settings)
-    backend = open_backend(settings) if has_engine else None
+    build = open_switching_backend if can_switch else open_backend
+    backend = build(settings) if has_engine else None
     service = ChatService(
-        store, backend, offline_cost=_offline_cost(settings), forget_kv=_forget_kv(settings)
+        store,
+        backend,
+        offline_cost=_offline_cost(settings),
+        forget_kv=_forget_kv(settings),
+        idle=idle_options(settings),
     )
     try:
         if backend is not None:
@@ -61,6 +74,21 @@ def open_backend(settings: Settings) -> Backend:
     from chatcache.backends.local.host import LocalBackend
 
     return LocalBackend(engine_settings(settings))
+
+
+def open_switching_backend(settings: Settings) -> Backend:
+    """The engine for the model of the settings, which can be exchanged for another one."""
+    from chatcache.backends.local.host import LocalBackend
+    from chatcache.backends.switching import SwitchingBackend
+
+    first = engine_settings(settings)
+
+    def make(model: str) -> Backend:
+        # An adapter belongs to the model that it was trained on.
+        adapter = first.adapter if model == first.model else None
+        return LocalBackend(replace(first, model=model, adapter=adapter))
+
+    return SwitchingBackend(make, first.model)
 
 
 def check_model(settings: Settings) -> None:
@@ -85,13 +113,14 @@ def open_inspector(settings: Settings) -> CacheInspector:
 
 def engine_settings(settings: Settings) -> EngineSettings:
     """What the engine process is started with."""
+    from chatcache.assets import adapter_dir
     from chatcache.backends.local.settings import EngineSettings
 
     model = settings.config.model
     ram_budget, disk_budget = budgets(settings)
     return EngineSettings(
         model=model.default,
-        adapter=None if model.adapter is None else Path(model.adapter).expanduser().absolute(),
+        adapter=None if model.adapter is None else adapter_dir(model.adapter),
         device=model.device,
         dtype=model.dtype,
         is_offline=model.offline,
@@ -115,6 +144,14 @@ def tier_policy(settings: Settings) -> TierPolicy:
         disk_ttl=num_seconds(cache.disk_ttl),
         disk_floor=num_bytes(cache.disk_floor, lambda: disk_size(settings.paths.cache_dir)),
     )
+
+
+def idle_options(settings: Settings) -> IdleOptions:
+    """What is done ahead of a turn."""
+    from chatcache.chat.idle import IdleOptions
+
+    cache = settings.config.cache
+    return IdleOptions(cache.idle_next_turn, cache.idle_draft, cache.idle_restore)
 
 
 def budgets(settings: Settings) -> tuple[int, int]:
@@ -151,22 +188,41 @@ def _engine_log(settings: Settings) -> Path:
     return log
 
 
-def run_tui(settings: Settings, session: str | None) -> None:
-    """The chat in the terminal, until it is quit."""
+def run_tui(
+    settings: Settings, session: str | None, examine: Callable[[], Iterable[str]] | None = None
+) -> None:
+    """The chat in the terminal, until it is quit. `examine` gives the lines of a doctor."""
+    from chatcache.frontend.desk import SegmentDesk
     from chatcache.tui.app import ChatCacheApp
 
     config = settings.config
-    with opened_service(settings) as service:
+    with opened_service(settings, can_switch=True) as service:
         ChatCacheApp(
             service,
             session_ref=session,
-            sampling=sampling_params(settings),
-            think=config.sampling.think,
+            sampling=sampling(settings),
+            personas=config.personas,
             keys=config.keys,
             theme=config.ui.theme,
             panel=config.ui.panel,
+            is_offline=config.model.offline,
+            desk=SegmentDesk(lambda: open_inspector(settings)),
+            examine=examine,
             drafts_path=settings.paths.database.with_name("drafts.json"),
         ).run()
+
+
+def sampling(settings: Settings) -> Sampling:
+    """The sampling of the settings, with who decided what, for a front end."""
+    from chatcache.frontend.sampling import Sampling
+
+    prefix = "sampling."
+    origins = {
+        name.removeprefix(prefix): origin
+        for name, origin in settings.origins.items()
+        if name.startswith(prefix) and origin != "default"
+    }
+    return Sampling(sampling_params(settings), settings.config.sampling.think, origins)
 
 
 def sampling_params(settings: Settings) -> SamplingParams:

@@ -28,6 +28,8 @@ from chatcache.checks import (
     whole,
 )
 from chatcache.errors import UsageError, did_you_mean
+from chatcache.personas import SECTION as PERSONAS_SECTION
+from chatcache.personas import Persona, read_personas
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -43,7 +45,7 @@ class ModelSection:
     """`builtin`, a directory with a model, or a Hugging Face id that is in the local cache."""
 
     adapter: str | None = setting(None, text, example="/path/to/adapter")
-    """A directory with a PEFT adapter to put on the model."""
+    """A directory with a PEFT adapter to put on the model, or `pirate` for the built-in one."""
 
     device: str = setting("auto", one_of(*DEVICES))
     """auto, cpu, cuda or mps. auto takes the fastest one that is there."""
@@ -81,6 +83,15 @@ class CacheSection:
     """When segments are written to disk, so that the next start resumes without a prefill:
     turn (after each turn), exit (when chatcache ends, and what memory has no room for),
     pressure (only what memory has no room for), or never."""
+
+    idle_next_turn: bool = setting(True, flag)
+    """After an answer, compute what the model's template will write differently next time."""
+
+    idle_draft: bool = setting(True, flag)
+    """While you type, compute the finished words. What is not sent is never written to disk."""
+
+    idle_restore: bool = setting(True, flag)
+    """Bring back a chat's attention state when it is opened, or highlighted in the list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +145,7 @@ class Config:
     sampling: SamplingSection = field(default_factory=SamplingSection)
     ui: UiSection = field(default_factory=UiSection)
     keys: Mapping[str, str] = field(default_factory=dict)
+    personas: Mapping[str, Persona] = field(default_factory=dict)
 
 
 SECTIONS: Mapping[str, type] = {
@@ -143,6 +155,7 @@ SECTIONS: Mapping[str, type] = {
     "ui": UiSection,
 }
 KEYS_SECTION = "keys"
+ALL_SECTIONS = (*SECTIONS, KEYS_SECTION, PERSONAS_SECTION)
 KEYS_DOC = 'Other keys for the actions of the chat, by their ids, e.g. quit = "ctrl+q,f10".'
 
 
@@ -211,7 +224,8 @@ def load_settings(
         values[section_name] = section(**chosen)
     keys = from_file.get(KEYS_SECTION, {})
     origins.update({f"{KEYS_SECTION}.{name}": str(paths.config_file) for name in keys})
-    return Settings(Config(**values, keys=keys), paths, origins)
+    personas = from_file.get(PERSONAS_SECTION, {})
+    return Settings(Config(**values, keys=keys, personas=personas), paths, origins)
 
 
 def _choose(
@@ -295,14 +309,18 @@ def parse_config(content: str, path: Path) -> dict[str, dict[str, Any]]:
     sections: dict[str, dict[str, Any]] = {}
     for section_name, table in document.items():
         where = f"{path}, line {_line_of(content, section_name)}"
-        if section_name not in SECTIONS and section_name != KEYS_SECTION:
+        if section_name not in ALL_SECTIONS:
             raise UsageError(
                 f"{where}: there is no section or setting {section_name!r}.",
-                did_you_mean(section_name, [*SECTIONS, KEYS_SECTION])
-                or f"The sections are {', '.join([*SECTIONS, KEYS_SECTION])}.",
+                did_you_mean(section_name, ALL_SECTIONS)
+                or f"The sections are {', '.join(ALL_SECTIONS)}.",
             )
         if not isinstance(table, dict):
             raise UsageError(f"{where}: {section_name!r} is a section.", f"Write [{section_name}].")
+        if section_name == PERSONAS_SECTION:
+            sampling = {key.name: key.metadata["check"] for key in fields(SamplingSection)}
+            sections[section_name] = read_personas(table, sampling, str(path))
+            continue
         sections[section_name] = {
             key_name: _checked_entry(section_name, key_name, value, content, path)
             for key_name, value in table.items()
@@ -324,6 +342,8 @@ def find_key(section_name: str, key_name: str, where: str = "") -> Field[Any]:
     """The key of a section. Raises UsageError that names the nearest one."""
     section = SECTIONS.get(section_name)
     there = f"{where}: there" if where else "There"
+    if section_name == PERSONAS_SECTION:
+        raise UsageError("Personas are written in the file.", "`chatcache config edit` opens it.")
     if section is None:
         raise UsageError(
             f"{there} is no section {section_name!r}.",

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from chatcache import config
+from chatcache import config, personas
 from chatcache.checks import key_names
 from chatcache.config import KEYS_DOC, KEYS_SECTION, SECTIONS, find_key, parse_config
 from chatcache.errors import StorageError, UsageError
@@ -57,6 +57,7 @@ def default_text() -> str:
             comment = "\n".join(f"# {line}" for line in doc.splitlines())
             parts.append(f"\n{comment}\n# {name} = {value}{note}\n")
     parts.append(f"\n[{KEYS_SECTION}]\n# {KEYS_DOC}\n")
+    parts.append(personas.EXAMPLE)
     return "".join(parts)
 
 

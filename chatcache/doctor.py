@@ -55,16 +55,20 @@ def examine(
     load_config: Callable[[], object],
     verify_words: Callable[[], Sequence[str]],
     verify_cache: Callable[[], tuple[int, Sequence[str]]],
+    look_at_template: Callable[[], tuple[str, str | None]] | None = None,
 ) -> Iterator[Finding]:
     """All findings, the quick ones first.
 
-    `verify_words` gives problems; `verify_cache` the number of segments and problems.
+    `verify_words` gives problems; `verify_cache` the number of segments and problems;
+    `look_at_template` the model in use, and what its chat template writes that changes by itself.
     """
     yield _python()
     yield from _packages()
     yield _devices()
     yield _builtin_model()
     yield _config(paths, load_config)
+    if look_at_template is not None:
+        yield _template(look_at_template)
     for name, directory in (
         ("data directory", paths.data_dir),
         ("cache directory", paths.cache_dir),
@@ -155,6 +159,22 @@ def _config(paths: Paths, load_config: Callable[[], object]) -> Finding:
     if paths.config_file.exists():
         return Finding("settings", "ok", str(paths.config_file))
     return Finding("settings", "ok", f"{paths.config_file} is not there; defaults are used")
+
+
+def _template(look: Callable[[], tuple[str, str | None]]) -> Finding:
+    try:
+        model, written = look()
+    except ChatcacheError as error:
+        return Finding("chat template", "problem", error.message, error.hint)
+    if written is None:
+        return Finding("chat template", "ok", f"that of {model} does not change by itself")
+    return Finding(
+        "chat template",
+        "note",
+        f"that of {model} writes {written}: when it changes, conversations are read again",
+        f"`chatcache models probe {model}` tells what it costs;"
+        " `chatcache sessions mode SESSION append` avoids it.",
+    )
 
 
 def _directory(name: str, directory: Path) -> Finding:

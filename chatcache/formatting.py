@@ -73,6 +73,15 @@ def percent(part: int, whole: int) -> str:
     return f"{min(99.9, max(0.1, 100 * part / whole)):.1f} %"
 
 
+def parameters(number: int) -> str:
+    """A parameter count: `596 M`, `1.2 B`."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            value = number / limit
+            return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+    return str(number)
+
+
 def moment(at: float, now: float) -> str:
     """A time of the past: the hour today, the date and hour on other days."""
     then, today = time.localtime(at), time.localtime(now)

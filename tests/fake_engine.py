@@ -2,6 +2,7 @@
 
 The model name says how it loads ("broken", "dies", "never", anything else: well), the last message
 what the turn does ("die", "until stopped", "raise", "nothing", anything else: it is said again).
+Idle work takes three steps, or goes on "until cancelled", or fails ("raise").
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from chatcache.backends.base import (
@@ -18,6 +19,8 @@ from chatcache.backends.base import (
     CostEstimate,
     ModelInfo,
     ModelLoading,
+    Prepare,
+    Prepared,
     TextDelta,
     Timings,
     TurnEvent,
@@ -89,6 +92,22 @@ class EchoRunner:
 
     def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
         return [CostEstimate(0, 0, len(journal), None) for journal in journals]
+
+    def prepare(
+        self, request: Prepare, is_wanted: Callable[[], bool]
+    ) -> Generator[None, None, Prepared]:
+        text, num_steps = request.turn.messages[-1].text, 0
+        if text == "raise":
+            raise ZeroDivisionError("by design")
+        self._emit(CacheEvent(0.0, "restored", "begun"))
+        while is_wanted() and (text == "until cancelled" or num_steps < 3):
+            num_steps += 1
+            yield
+        return Prepared(request.prepare_id, request.kind, 3, 0, 0.0, not is_wanted())
+
+    def spill(self) -> int:
+        self._emit(CacheEvent(0.0, "spilled", "all of it"))
+        return 0
 
     def close(self) -> None:
         self._emit(CacheEvent(0.0, "warning", "the last segment did not fit"))

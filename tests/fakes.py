@@ -28,6 +28,7 @@ from chatcache.backends.base import (
     ModelLoading,
     ModelReady,
     PrefillProgress,
+    Prepare,
     SegmentRow,
     TextDelta,
     TierUse,
@@ -88,7 +89,9 @@ class FakeBackend:
     ) -> None:
         self.info = info or fake_model_info(model)
         self.requests: list[TurnRequest] = []
-        self.num_stops = 0
+        self.prepares: list[Prepare] = []
+        self.num_cancels = 0
+        self.num_stops = self.num_spills = 0
         self.is_started = False
         self.is_closed = False
         self.fail_at = fail_at
@@ -224,6 +227,20 @@ class FakeBackend:
             estimated_ms=num_disk * MS_PER_CACHED_TOKEN + num_missing * MS_PER_COMPUTED_TOKEN,
             disk_bytes=num_disk * BYTES_PER_TOKEN,
         )
+
+    def spill(self) -> bool:
+        self.num_spills += 1
+        return self._loaded.is_set()
+
+    def prepare(self, request: Prepare) -> bool:
+        """Remembers what it was asked to do ahead; does nothing of it."""
+        if self._turn is not None or not self._loaded.is_set():
+            return False
+        self.prepares.append(request)
+        return True
+
+    def cancel_prepare(self) -> None:
+        self.num_cancels += 1
 
     def close(self) -> None:
         self.is_closed = True

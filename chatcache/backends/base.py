@@ -368,5 +368,10 @@ class Backend(Protocol):
     def cancel_prepare(self) -> None:
         """End idle work, if there is any."""
 
+    def spill(self) -> bool:
+        """Have everything written to disk that is in memory alone; events tell what came of it.
+
+        Returns at once. False, and nothing is done: the model is not ready, or it is not ours."""
+
     def close(self) -> None:
         """Write out what is still to be spilled, then end the engine."""

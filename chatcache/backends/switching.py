@@ -99,6 +99,9 @@ class SwitchingBackend:
     def cancel_prepare(self) -> None:
         self._current.cancel_prepare()
 
+    def spill(self) -> bool:
+        return not self._is_switching and self._current.spill()
+
     def close(self) -> None:
         with self._lock:
             self._is_closed = True

@@ -18,7 +18,7 @@ from chatcache.backends.local.context import LiveContext, Reuse
 from chatcache.backends.local.generate import Forward
 from chatcache.bench.limits import drop_page_cache
 from chatcache.bench.setup import BenchModel
-from chatcache.cache.kv import LiveKV
+from chatcache.cache.kv import KVBlock, LiveKV
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.rates import RateBook
 from chatcache.cache.tokens import pack
@@ -63,6 +63,24 @@ class Transformers:
         return int(output.logits[0, -1].argmax())
 
 
+class CountingKV(LiveKV):
+    """The live K and V of a turn, and how many bytes were brought into them."""
+
+    bytes_moved = 0
+
+    def load(self, block: KVBlock, at: int, start: int, stop: int) -> None:
+        num_tokens = next(iter(block.tensors.values())).shape[1]
+        self.bytes_moved += block.num_bytes * (stop - start) // num_tokens
+        super().load(block, at, start, stop)
+
+    def writable(
+        self, name: str, dtype: str, shape: tuple[int, ...], start: int
+    ) -> list[memoryview]:
+        pieces = super().writable(name, dtype, shape, start)
+        self.bytes_moved += sum(piece.nbytes for piece in pieces)
+        return pieces
+
+
 class Chatcache:
     """A cache directory and the live context of one engine on it."""
 
@@ -70,20 +88,32 @@ class Chatcache:
         self._loaded = loaded
         self._directory = directory
         self._forward = Forward(loaded.model, loaded.device)
+        self._prefixes: PrefixCache | None = None
         self.reopen()
 
-    def reopen(self) -> None:
-        """As a new process would find it: nothing live, nothing in RAM, segments on disk."""
-        self._prefixes = PrefixCache(
-            self._directory, "bench", ram_budget=_BUDGET, disk_budget=_BUDGET
+    def reopen(self, rates: RateBook | None = None) -> None:
+        """As a new process would find it: nothing live, nothing in RAM, segments on disk.
+
+        `rates`: what is known of this machine; left out, nothing is.
+        """
+        self.close()
+        self._prefixes = self._opened(self._directory)
+        self.live = CountingKV(self._loaded.num_layers, self._loaded.dtype, self._loaded.device)
+        self._context = LiveContext(
+            self._forward, self.live, self._prefixes, rates or RateBook(), _CHUNK_TOKENS
         )
-        self._prefixes.open({})
-        live = LiveKV(self._loaded.num_layers, self._loaded.dtype, self._loaded.device)
-        self._context = LiveContext(self._forward, live, self._prefixes, RateBook(), _CHUNK_TOKENS)
         self._ids: list[int] = []
 
     def close(self) -> None:
-        self._prefixes.close()
+        if self._prefixes is not None:
+            self._prefixes.close()
+            self._prefixes = None
+
+    @property
+    def prefixes(self) -> PrefixCache:
+        if self._prefixes is None:
+            raise RuntimeError("the cache is closed")
+        return self._prefixes
 
     def files(self) -> list[Path]:
         return sorted((self._directory / "segments" / "bench").glob("*.safetensors"))
@@ -113,17 +143,55 @@ class Chatcache:
 
     def decode(self, num_tokens: int) -> float:
         """Seconds per token of greedy decoding behind the last prompt."""
-        token = 1
         began = time.perf_counter()
-        for position in range(len(self._ids), len(self._ids) + num_tokens):
-            token = int(self._context.step(token, position).argmax())
+        self._decode(num_tokens)
         return (time.perf_counter() - began) / num_tokens
 
-    def commit(self) -> tuple[float, float, int]:
-        """Keep the last prompt as two turns: seconds until in RAM, until on disk, and bytes."""
+    def commit(self, ends: Sequence[int] = ()) -> tuple[float, float, int]:
+        """Keep the last prompt, as two turns unless `ends` says where: seconds until in RAM and
+        until on disk, and bytes."""
         began = time.perf_counter()
-        ends = [len(self._ids) // 2, len(self._ids)]
+        ends = ends or [len(self._ids) // 2, len(self._ids)]
         num_bytes = self._context.commit(pack(self._ids), ends)
         in_ram = time.perf_counter() - began
-        self._prefixes.drain()
+        self.prefixes.drain()
         return in_ram, time.perf_counter() - began, num_bytes
+
+    def turn(self, ids: Sequence[int], num_answer: int) -> int:
+        """Answer a prompt and keep it, as a turn does; returns the bytes of the new files."""
+        before = {path: path.stat().st_size for path in self.files()}
+        self.first_token(ids)
+        self._ids += self._decode(num_answer)
+        self.commit([len(ids), len(self._ids)])
+        return sum(path.stat().st_size for path in self.files() if path not in before)
+
+    def decode_while_spilling(self, directory: Path) -> tuple[list[float], int]:
+        """Decode while the last prompt is written below `directory`; seconds of each step that
+        began before the end, and the bytes written."""
+        prefixes = self._opened(directory)
+        steps: list[float] = []
+        try:
+            ids = self._ids
+            num_bytes = prefixes.commit(pack(ids), [len(ids)], self.live.export)
+            while not prefixes.drain(0):
+                began = time.perf_counter()
+                self._decode(1)
+                steps.append(time.perf_counter() - began)
+        finally:
+            prefixes.close()
+        return steps, num_bytes
+
+    def _decode(self, num_tokens: int) -> list[int]:
+        """Run tokens behind the last prompt, greedily; returns those that were run."""
+        self.live.truncate(len(self._ids))
+        token, position, run = 1, len(self._ids), []
+        for offset in range(num_tokens):
+            run.append(token)
+            token = int(self._context.step(token, position + offset).argmax())
+        return run
+
+    @staticmethod
+    def _opened(directory: Path) -> PrefixCache:
+        prefixes = PrefixCache(directory, "bench", ram_budget=_BUDGET, disk_budget=_BUDGET)
+        prefixes.open({})
+        return prefixes

@@ -1,13 +1,28 @@
-"""The result as a table for people and as JSON for scripts."""
+"""The result as a table for people, 80 columns wide, and as JSON for scripts."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from chatcache.bench.rows import BenchResult, Row
+from chatcache.bench.result import (
+    CHATCACHE,
+    COLUMNS,
+    GROUPS,
+    LLAMA_CPP,
+    TRANSFORMERS,
+    BenchResult,
+    Figure,
+    Row,
+)
+from chatcache.formatting import plural, size
 
-_CONTENDERS = ("transformers", "chatcache")
+WIDTH = 80
+_TITLE = 29
+_RATIO, _LIMIT = 8, 9
+_FIGURE_TITLE = 24
 
 
 def as_json(result: BenchResult) -> dict[str, Any]:
@@ -17,88 +32,170 @@ def as_json(result: BenchResult) -> dict[str, Any]:
         "limits": {f"{name}_per_second": rate for name, rate in asdict(result.limits).items()},
         "bytes_written": result.bytes_written,
         "rows": {name: _row_json(row, result) for name, row in result.rows.items()},
+        "figures": {figure.name: _figure_json(figure) for figure in result.figures},
+        "curve": [
+            {"tokens": point.tokens, "ms": {key: 1000 * at for key, at in point.seconds.items()}}
+            for point in result.curve
+        ],
+        "left_out": result.left_out,
     }
 
 
 def as_table(result: BenchResult) -> str:
-    """Medians with their extremes, the ratio, and what bounds each row."""
-    lines = [_conditions_line(result), ""]
-    header = ("row", "transformers", "chatcache", "ratio", "limit", "bound by")
-    table = [header, *(_row_cells(row, result) for row in result.rows.values())]
-    widths = [max(len(cells[column]) for cells in table) for column in range(len(header))]
-    for cells in table:
-        padded = [
-            cell.ljust(width) if column in (0, 5) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    lines += ["", _limits_line(result)]
+    """Medians with the least and the most below them, and what bounds each row."""
+    lines = [*_conditions(result), ""]
+    for group, heading in GROUPS.items():
+        rows = [row for row in result.rows.values() if row.group == group and row.samples]
+        if rows:
+            lines += [*_group_lines(heading, rows, result), ""]
+    if result.figures:
+        lines.append("Bytes, tokens and shares")
+        lines += [line for figure in result.figures for line in _figure_lines(figure)]
+        lines.append("")
+    lines += _wrapped(_limits_line(result))
+    for reason in result.left_out:
+        lines += _wrapped(reason)
     return "\n".join(lines)
 
 
+def milliseconds(seconds: float) -> str:
+    """Three figures or so: `8.90 s`, `104 ms`, `7.3 ms`."""
+    return f"{_number(seconds, _is_long(seconds))} {'s' if _is_long(seconds) else 'ms'}"
+
+
+def _is_long(seconds: float) -> bool:
+    return seconds >= 0.9995
+
+
+def _number(seconds: float, is_long: bool) -> str:
+    value = seconds if is_long else 1000 * seconds
+    digits = 0 if value >= 99.5 else 1 if value >= 9.95 or not is_long else 2
+    return f"{value:,.{digits}f}"
+
+
+# rows
+
+
+def _group_lines(heading: str, rows: Sequence[Row], result: BenchResult) -> list[str]:
+    """A heading with the columns that the rows need, and two lines per row."""
+    names = [name for name in COLUMNS if any(name in row.samples for row in rows)]
+    has_ratio = any(row.against for row in rows)
+    has_limit = any(row.limit is not None for row in rows)
+    titles = "".join(name.rjust(_width(name)) for name in names)
+    titles += f"{'ratio':>{_RATIO}}" * has_ratio + f"{'limit':>{_LIMIT}}" * has_limit
+    lines = [f"{heading:<{_TITLE}}{titles}"]
+    for row in rows:
+        lines += _row_lines(row, names, _ratio(row, result), has_ratio=has_ratio)
+    return lines
+
+
+def _row_lines(
+    row: Row, names: Sequence[str], ratio: float | None, *, has_ratio: bool
+) -> list[str]:
+    cells, spreads = "", ""
+    for name in names:
+        middle = row.shown(name)
+        cells += ("-" if middle is None else milliseconds(middle)).rjust(_width(name))
+        spreads += _spread(row.samples.get(name), middle).rjust(_width(name))
+    if has_ratio:
+        shown = "" if ratio is None else f"{ratio:,.{1 if ratio < 99.5 else 0}f} x"
+        cells += f"{shown:>{_RATIO}}"
+    limit = "" if row.limit is None else milliseconds(row.limit)
+    note = row.bound_by
+    if row.is_p99:
+        note = f"{row.num_samples} keys, median {milliseconds(row.median(CHATCACHE) or 0.0)}"
+    return [
+        f"  {row.title:<{_TITLE - 2}}{cells}{limit:>{_LIMIT}}".rstrip(),
+        f"    {note:<{_TITLE - 4}}{spreads}".rstrip(),
+    ]
+
+
+def _width(name: str) -> int:
+    return 13 if name == TRANSFORMERS else 10
+
+
+def _spread(values: list[float] | None, middle: float | None) -> str:
+    """The least and the most, in the unit of the median above them."""
+    if not values or middle is None or len(values) < 2:
+        return ""
+    is_long = _is_long(middle)
+    return f"{_number(min(values), is_long)}–{_number(max(values), is_long)}"
+
+
 def _ratio(row: Row, result: BenchResult) -> float | None:
-    theirs = result.rows[row.against].median("transformers") if row.against else None
-    ours = row.median("chatcache")
+    theirs = result.rows[row.against].median(TRANSFORMERS) if row.against else None
+    ours = row.median(CHATCACHE)
     return theirs / ours if theirs and ours else None
 
 
 def _row_json(row: Row, result: BenchResult) -> dict[str, Any]:
-    ours = row.median("chatcache")
+    ours, llama = row.median(CHATCACHE), row.median(LLAMA_CPP)
     figures: dict[str, Any] = {
         contender: {
             "median_ms": 1000 * (row.median(contender) or 0.0),
             "min_ms": 1000 * min(values),
             "max_ms": 1000 * max(values),
+            "p99_ms": 1000 * (row.p99(contender) or 0.0),
+            "samples": len(values),
         }
         for contender, values in row.samples.items()
     }
     figures["limit_ms"] = None if row.limit is None else 1000 * row.limit
     figures["of_limit"] = ours / row.limit if ours and row.limit else None
     figures["ratio"] = _ratio(row, result)
+    figures["ratio_llama_cpp"] = llama / ours if llama and ours else None
     figures["bound_by"] = row.bound_by
     return figures
 
 
-def _row_cells(row: Row, result: BenchResult) -> tuple[str, ...]:
-    ratio = _ratio(row, result)
-    return (
-        row.title,
-        *(_spread(row.samples.get(contender)) for contender in _CONTENDERS),
-        "" if ratio is None else f"{ratio:,.1f} x",
-        "" if row.limit is None else _milliseconds(row.limit),
-        row.bound_by,
-    )
+# figures
 
 
-def _spread(values: list[float] | None) -> str:
-    if not values:
-        return "-"
-    ordered = sorted(values)
-    middle = _milliseconds(ordered[len(ordered) // 2])
-    if len(ordered) == 1:
-        return middle
-    return f"{middle} ({_milliseconds(ordered[0])} to {_milliseconds(ordered[-1])})"
+def _figure_json(figure: Figure) -> dict[str, Any]:
+    return {"value": figure.value, "unit": figure.unit, "bound": figure.bound, "note": figure.note}
 
 
-def _milliseconds(seconds: float) -> str:
-    milliseconds = 1000 * seconds
-    return f"{milliseconds:,.0f} ms" if milliseconds >= 100 else f"{milliseconds:.1f} ms"
+def _figure_lines(figure: Figure) -> list[str]:
+    bound = "" if figure.bound is None else f"at most {_amount(figure.bound, figure.unit)}"
+    line = f"  {figure.title:<{_FIGURE_TITLE}}{_amount(figure.value, figure.unit):>12}  "
+    rest = f"{bound:<17} {figure.note}".rstrip()
+    if len(line) + len(rest) <= WIDTH:
+        return [(line + rest).rstrip()]
+    return [f"{line}{bound}".rstrip(), f"    {figure.note}"]
 
 
-def _conditions_line(result: BenchResult) -> str:
+def _amount(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return size(round(value))
+    if unit == "percent":
+        return f"{value:.1f} %"
+    return f"{value:.2f} x" if unit == "ratio" else f"{value:,.0f}"
+
+
+# conditions
+
+
+def _conditions(result: BenchResult) -> list[str]:
     known = result.conditions
-    return (
-        f"{known['model']} ({known['parameters']:,} parameters, {known['dtype']}) on "
-        f"{known['cpu']}, {known['threads']} threads; history {known['tokens']:,} tokens, message "
-        f"{known['message_tokens']}; medians of {known['runs']}; torch {known['torch']}, "
-        f"transformers {known['transformers']}"
-    )
+    return [
+        f"{known['model']}: {known['parameters']:,} parameters, {known['dtype']}",
+        f"{known['cpu']}, {plural(known['threads'], 'thread')}"[:WIDTH],
+        f"history {known['tokens']:,} tokens, message {known['message_tokens']}; "
+        f"medians of {known['runs']}, least–most below",
+        f"torch {known['torch']}, transformers {known['transformers']}"
+        + (f", llama.cpp by llama-cpp-python {known['llama_cpp']}" if known["llama_cpp"] else ""),
+    ]
 
 
 def _limits_line(result: BenchResult) -> str:
     limits = result.limits
     return (
-        f"machine: memory read {limits.memory_read / 1e9:.1f} GB/s, copy "
+        f"This machine: memory read {limits.memory_read / 1e9:.1f} GB/s, copy "
         f"{limits.memory_copy / 1e9:.1f} GB/s, disk read {limits.disk_read / 1e9:.2f} GB/s, "
-        f"matmul {limits.matmul / 1e12:.2f} Tflop/s; {result.bytes_written / 1e6:,.1f} MB kept"
+        f"matrices {limits.matmul / 1e12:.2f} Tflop/s. K and V of the history: "
+        f"{size(result.bytes_written)}."
     )
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH)

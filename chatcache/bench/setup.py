@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from chatcache.backends.local.cut import cut_policy
+from chatcache.backends.local.identity import namespace_fields
+from chatcache.backends.local.loader import load_model
 from chatcache.backends.local.tuning import tune
+from chatcache.bench.result import CHATCACHE, Row
 from chatcache.bench.shapes import SHAPES
+from chatcache.cache.namespace import namespace_id
+from chatcache.cache.rates import RateBook
+from chatcache.config import load_settings
+from chatcache.errors import UnavailableError
+
+DEFAULT_SHAPE = "qwen3-0.6b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +51,36 @@ class BenchModel:
         return linear + attention
 
 
-def load_shape(name: str, dtype: str, threads: int | None) -> BenchModel:
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The same weights twice: as transformers makes the model, and as a turn runs it.
+
+    `source` is what the engine is started with: a model's name, or None for a shape. `rates` is
+    where chats with this model keep their rates; None for a shape.
+    """
+
+    loaded: BenchModel
+    tuned: BenchModel
+    source: str | None = None
+    rates: Path | None = None
+
+
+def load_models(model: str | None, shape: str | None, dtype: str, threads: int | None) -> Models:
+    """Raises ModelLoadError, NotFoundError, UnavailableError."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if model is not None:
+        return _load_named(model, dtype)
+    name = shape or DEFAULT_SHAPE
+    chosen = "bfloat16" if dtype == "auto" else dtype
+    loaded = load_shape(name, chosen)
+    tuned = replace(loaded, model=copy.deepcopy(loaded.model))
+    tune(tuned.model, tuned.device)
+    return Models(loaded, tuned)
+
+
+def load_shape(name: str, dtype: str) -> BenchModel:
     """Random weights of a published configuration, seeded."""
-    _set_threads(threads)
     fields = dict(SHAPES[name])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     torch.manual_seed(0)
@@ -50,20 +90,44 @@ def load_shape(name: str, dtype: str, threads: int | None) -> BenchModel:
     return _describe(name, model)
 
 
-def load_named(name: str, dtype: str, threads: int | None) -> BenchModel:
-    """A model by its name, as `ask` would load it. Raises ModelLoadError, NotFoundError."""
-    from chatcache.backends.local.resolve import resolve_model
+def note_rates(
+    models: Models, cold: Row, tokens: int, restores: Sequence[tuple[int, float]]
+) -> None:
+    """Let the chats with this model know what was measured: `cold` is the row of the prefill of
+    `tokens` tokens, `restores` are bytes read from a cold disk and the seconds that took."""
+    if models.rates is None:
+        return
+    models.rates.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    book = RateBook(models.rates)
+    for seconds in cold.samples[CHATCACHE]:
+        book.note_prefill(tokens, seconds)
+    for num_bytes, seconds in restores:
+        book.note_restore(num_bytes, seconds)
+    book.save()
 
-    _set_threads(threads)
-    path = resolve_model(name, is_offline=True)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-    return _describe(name, model)
 
-
-def tuned_copy(loaded: BenchModel) -> BenchModel:
-    """The model as a turn runs it. Its weights are packed: sizes are those from before."""
-    tune(loaded.model, loaded.device)
-    return loaded
+def _load_named(name: str, dtype: str) -> Models:
+    """A model as a chat would load it, and the same without what chatcache does to it."""
+    settings = load_settings()
+    cache_dir = settings.paths.cache_dir
+    chat = load_model(name, dtype=dtype, device="cpu", offline=True, cache_dir=cache_dir)
+    policy = cut_policy(chat.model.config.get_text_config())
+    if policy.kind != "any_token":
+        raise UnavailableError(
+            f"The bench measures models that resume at any token: {policy.detail}.",
+            "Choose another --model, or a --shape.",
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        chat.path, dtype=chat.dtype, attn_implementation="sdpa", local_files_only=True
+    )
+    loaded = _describe(name, model)
+    namespace = namespace_id(namespace_fields(chat))
+    return Models(
+        loaded=loaded,
+        tuned=replace(loaded, model=chat.model),
+        source=name,
+        rates=cache_dir / "segments" / namespace / "rates.json",
+    )
 
 
 def _describe(name: str, model: Any) -> BenchModel:
@@ -78,8 +142,3 @@ def _describe(name: str, model: Any) -> BenchModel:
         num_parameters=model.num_parameters(),
         vocab_size=config.vocab_size,
     )
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)

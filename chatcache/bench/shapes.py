@@ -45,14 +45,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "tiny": {
         "model_type": "qwen3",
-        "vocab_size": 512,
+        "vocab_size": 4096,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 16,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 65_536,
         "tie_word_embeddings": True,
     },
 }

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from chatcache.cache.index import HEAD_IDS, IndexRow, key_of, parent_key, unpack_row
+from chatcache.cache.index import HEAD_IDS, IndexRow, key_of, parent_key, parent_of, unpack_row
 from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
 
 _HEAD_BYTES = HEAD_IDS * BYTES_PER_ID
@@ -47,8 +47,8 @@ class Catalog:
         return None if packed is None else unpack_row(packed)
 
     def parent_of(self, segment_id: str) -> str | None:
-        row = self.row(segment_id)
-        return None if row is None else row.parent_id
+        packed = self._rows.get(segment_id)
+        return None if packed is None else parent_of(packed)
 
     def latest(self, limit: int) -> list[IndexRow]:
         """Those that were added last."""

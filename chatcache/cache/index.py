@@ -152,8 +152,8 @@ def pack_row(row: IndexRow) -> bytes:
 
 def unpack_row(packed: bytes) -> IndexRow:
     """The inverse of `pack_row`."""
-    segment, parent, start, stop, num_bytes, head = _FIELDS.unpack(packed)
-    parent_id = None if parent == _NO_PARENT else parent.hex()
+    segment, _, start, stop, num_bytes, head = _FIELDS.unpack(packed)
+    parent_id = parent_of(packed)
     num_head = min(HEAD_IDS, stop - start) * BYTES_PER_ID
     return IndexRow(segment.hex(), parent_id, start, stop, num_bytes, head[:num_head])
 
@@ -166,6 +166,12 @@ def by_id(rows: Iterable[bytes]) -> dict[str, bytes]:
 def parent_key(packed: bytes) -> bytes:
     """Equal for rows with the same parent; `key_of` it."""
     return packed[16:32]
+
+
+def parent_of(packed: bytes) -> str | None:
+    """The id of the parent of a row."""
+    parent = parent_key(packed)
+    return None if parent == _NO_PARENT else parent.hex()
 
 
 def key_of(segment_id: str | None) -> bytes:

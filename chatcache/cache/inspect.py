@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chatcache.cache.attach import contradictions
 from chatcache.cache.policy import TierPolicy
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.quarantine import Quarantine
 from chatcache.cache.rates import RateBook
 from chatcache.cache.rows import CostEstimate, SegmentRow, SessionKV, TierUse
 from chatcache.cache.segfile import (
@@ -78,6 +79,7 @@ class CacheInspector:
         self._ram_budget = ram_budget
         self._disk_budget = disk_budget
         self._policy = policy
+        self.quarantine = Quarantine(cache_dir)
 
     def tiers(self) -> tuple[TierUse, TierUse]:
         """RAM (always empty here: it belongs to a running engine) and disk."""
@@ -133,7 +135,7 @@ class CacheInspector:
             with contextlib.suppress(OSError):
                 store.remove_leftovers()
             doomed += _orphans(store)
-        doomed += sorted((self.cache_dir / "quarantine").glob("*.safetensors"))
+        doomed += self.quarantine.paths()
         return remove_files(doomed)
 
     def clear(self) -> Removed:
@@ -158,6 +160,11 @@ class CacheInspector:
         except (SegmentDamagedError, SegmentMissingError) as error:
             return replace(details, problem=str(error))
         return details
+
+    def num_held(self, namespace: str, journal: Sequence[int]) -> int:
+        """How many leading tokens of a journal are on disk."""
+        store = SegmentStore(self.cache_dir, namespace)
+        return self._open(store, self._policy).lookup(pack(journal)).num_tokens
 
     def on_paths(self, namespace: str, journals: Iterable[Sequence[int]]) -> set[str]:
         """The segments that hold a part of the journals."""
@@ -193,24 +200,26 @@ class CacheInspector:
 
     def session_kv(self, journals: Sequence[tuple[str, Sequence[int]]]) -> list[SessionKV]:
         """For each (namespace, journal): what is held, and how much of it others hold as well."""
+        return self.branch_kv(journals, [[index] for index in range(len(journals))])
+
+    def branch_kv(
+        self, journals: Sequence[tuple[str, Sequence[int]]], branches: Sequence[Collection[int]]
+    ) -> list[SessionKV]:
+        """For each branch (the indexes of its journals among all that there are): what is held of
+        it, what of that is in segments that others hold as well, and what deleting it frees.
+
+        `disk_tokens` are those of its longest journal."""
         caches: dict[str, PrefixCache] = {}
-        held = []
+        held: list[tuple[int, dict[str, int]]] = []
         for namespace, journal in journals:
             if namespace not in caches:
                 store = SegmentStore(self.cache_dir, namespace)
                 caches[namespace] = self._open(store, self._policy)
-            held.append(caches[namespace].lookup(pack(journal)))
-        users = Counter(
-            segment_id for one in held for segment_id in {span.segment_id for span in one.spans}
-        )
-        sizes = {row.segment_id: row.num_bytes for one in caches.values() for row in one.rows()}
-        found = []
-        for one in held:
-            used = {span.segment_id for span in one.spans}
-            shared = sum(sizes[segment_id] for segment_id in used if users[segment_id] > 1)
-            total = sum(sizes[segment_id] for segment_id in used)
-            found.append(SessionKV(0, one.disk_tokens, shared, total - shared))
-        return found
+            packed = pack(journal)
+            found = caches[namespace].on_path(packed)
+            held.append((caches[namespace].lookup(packed).disk_tokens, found))
+        users = Counter(one for _, found in held for one in found)
+        return [_branch_kv([held[index] for index in branch], users) for branch in branches]
 
     def _open(self, store: SegmentStore, policy: TierPolicy | None = None) -> PrefixCache:
         """The segments as an engine would find them; without a policy, also those whose time is
@@ -235,8 +244,16 @@ def _estimate(cache: PrefixCache, rates: RateBook, journal: Sequence[int]) -> Co
     return CostEstimate(0, held.disk_tokens, recompute, estimated, held.disk_bytes)
 
 
+def _branch_kv(held: Sequence[tuple[int, dict[str, int]]], users: Counter[str]) -> SessionKV:
+    own = Counter(one for _, found in held for one in found)
+    num_bytes = {one: size for _, found in held for one, size in found.items()}
+    shared = sum(size for one, size in num_bytes.items() if users[one] > own[one])
+    num_tokens = max((tokens for tokens, _ in held), default=0)
+    return SessionKV(0, num_tokens, shared, sum(num_bytes.values()) - shared)
+
+
 def _segment_ids(cache: PrefixCache, journals: Iterable[Sequence[int]]) -> set[str]:
-    return {span.segment_id for journal in journals for span in cache.lookup(pack(journal)).spans}
+    return {one for journal in journals for one in cache.on_path(pack(journal))}
 
 
 def _problems(store: SegmentStore, paths: Sequence[Path]) -> dict[Path, str]:

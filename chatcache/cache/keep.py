@@ -54,6 +54,10 @@ class Keeper:
         used = self._inspector.on_paths(self._namespace, journals)
         return {one for segment_id in used for one in self.path(segment_id)}
 
+    def num_held(self, journal: Sequence[int]) -> int:
+        """How many leading tokens of a journal are on disk."""
+        return self._inspector.num_held(self._namespace, journal)
+
     def subtree(self, segment_ids: Iterable[str]) -> set[str]:
         """Segments and all that builds on them."""
         found = set(segment_ids)

@@ -100,9 +100,14 @@ class PrefixCache:
         return self._tiers.spiller.drain(timeout)
 
     def spill(self) -> int:
-        """Have all that is in RAM alone written now, whatever the policy says; returns the bytes
-        that will be written (0 where nothing may be)."""
-        return self._tiers.spiller.submit_all()
+        """Have all that is in RAM alone written now; returns the bytes that will be. An event
+        tells what is written, and why nothing is."""
+        num_bytes = self._tiers.spiller.submit_all()
+        if not self._tiers.is_writing:
+            self._on_event("warning", "nothing is written to disk: that is switched off")
+        elif num_bytes == 0 and self.drain(0):
+            self._on_event("spilled", "everything that can be is on disk already")
+        return num_bytes
 
     # looking
 
@@ -127,6 +132,17 @@ class PrefixCache:
             if checkpoint is not None and ram + disk < checkpoint.stop:
                 return Lookup(0, 0, 0, 0, ())
             return Lookup(ram + disk, ram, disk, disk_bytes, tuple(spans))
+
+    def on_path(self, packed: bytes) -> dict[str, int]:
+        """The segments of a path with their sizes in bytes: those that a restore would use, and
+        those of which every position lies on it."""
+        with self._lock:
+            used = {span.segment_id for span in self.lookup(packed).spans}
+            entries = self._tiers.entries
+            for segment_id, extent in self._tree.extents(packed).items():
+                if extent == entries[segment_id].stop:
+                    used.add(segment_id)
+            return {one: entries[one].disk_bytes or entries[one].num_bytes for one in used}
 
     def rows(self, live: bytes = b"", limit: int | None = None) -> list[SegmentRow]:
         """Segments, the most recently used first; those of the path `live` are marked.

@@ -1,6 +1,6 @@
 """The segments of one namespace on disk: a directory of files, and nothing else.
 
-It owns names, atomic writes, deletion, recency (the modification time of a file) and quarantine.
+It owns names, atomic writes, deletion and recency (the modification time of a file).
 The headers are the truth; the index only tells where to look first (`index.py`). File before
 anything that mentions it; a file appears whole or not at all (temporary name, fsync, rename), so
 any number of processes may write without a lock: a name stands for its content.
@@ -8,7 +8,8 @@ any number of processes may write without a lock: a name stands for its content.
     <cache-dir>/segments/<namespace>/namespace.json            the fields, for people and for misses
     <cache-dir>/segments/<namespace>/index-1.bin               which segment builds on which
     <cache-dir>/segments/<namespace>/<start>-<stop>-<id>.safetensors
-    <cache-dir>/quarantine/<namespace>-<name>                  damaged files, set aside
+
+Damaged files are set aside elsewhere (`quarantine.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from chatcache.cache.index import IndexRow, SegmentIndex, head_of, pack_row
+from chatcache.cache.quarantine import Quarantine
 from chatcache.cache.segfile import (
     SegmentDamagedError,
     SegmentFile,
@@ -78,7 +80,7 @@ class SegmentStore:
         self.namespace = namespace
         self.directory = cache_dir / "segments" / namespace
         self.index = SegmentIndex(self.directory)
-        self._quarantine = cache_dir / "quarantine"
+        self._quarantine = Quarantine(cache_dir)
         self._fields: Mapping[str, str] = {}
 
     def prepare(self, fields: Mapping[str, str]) -> None:
@@ -125,7 +127,7 @@ class SegmentStore:
         except (SegmentFormatError, SegmentMissingError):
             return None
         except SegmentDamagedError as error:
-            return _damaged(path, str(error), inode=inode)
+            return _damaged(path, str(error), inode)
 
     def write(
         self, header: SegmentHeader, tensors: Sequence[TensorSource], last_used: float
@@ -178,20 +180,14 @@ class SegmentStore:
         if inode and inode_of(path) != inode:
             return
         try:
-            self._quarantine.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.replace(self._quarantine / f"{self.namespace}-{path.name}")
+            self._quarantine.put(path, self.namespace)
         except OSError:
             self.delete(path)
 
     def quarantined(self) -> list[DamagedFile]:
         """What was set aside from this namespace, to explain a miss by it."""
-        prefix = f"{self.namespace}-"
-        names = sorted(self._quarantine.glob(f"{prefix}*.safetensors"))
-        return [
-            _damaged(path, "was damaged and has been set aside", path.name.removeprefix(prefix))
-            for path in names
-            if _NAME.fullmatch(path.name.removeprefix(prefix))
-        ]
+        names = filter(_NAME.fullmatch, self._quarantine.names(self.namespace))
+        return [_damaged(Path(name), "was damaged and has been set aside") for name in names]
 
     def paths(self) -> list[Path]:
         """The segment files there are, by name; nothing is opened."""
@@ -289,8 +285,8 @@ def inode_of(path: Path) -> int:
         return 0
 
 
-def _damaged(path: Path, problem: str, name: str | None = None, inode: int = 0) -> DamagedFile:
-    match = _NAME.fullmatch(name or path.name)
+def _damaged(path: Path, problem: str, inode: int = 0) -> DamagedFile:
+    match = _NAME.fullmatch(path.name)
     start, stop, segment_id = match.groups() if match else ("0", "0", path.stem)
     return DamagedFile(segment_id, int(start), int(stop), problem, inode)
 

@@ -6,7 +6,7 @@ tensors is told, namespace by namespace, which journals nobody can continue any 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from chatcache.chat.sessions import SessionStore
 
@@ -16,11 +16,22 @@ ForgetKV = Callable[[str, Journals, Journals], None]
 
 
 class Doomed:
-    """The journals of a session, read before it is deleted."""
+    """The journals of a session (or of single messages), read before they are deleted."""
 
-    def __init__(self, store: SessionStore, session_id: str) -> None:
+    def __init__(
+        self,
+        store: SessionStore,
+        session_id: str | None,
+        is_gone: Callable[[int], bool] = lambda seq: True,
+    ) -> None:
         self._store = store
-        self._gone = self._by_namespace(store.answers.ends(session_id))
+        ends = store.answers.ends(session_id)
+        self._gone = self._by_namespace(end for end in ends if is_gone(end[0]))
+
+    @classmethod
+    def of_nodes(cls, store: SessionStore, nodes: Container[int]) -> Doomed:
+        """The journals that end in `nodes`, all of which are to go."""
+        return cls(store, None, nodes.__contains__)
 
     def forget(self, forget_kv: ForgetKV) -> None:
         """Say what is gone; to be called once the session is."""

@@ -13,7 +13,7 @@ import sys
 import zlib
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from chatcache.chat.database import Database
@@ -82,6 +82,11 @@ class JournalTable:
         """The journal of a node: () when nothing on its path was read with this tokenizer."""
         steps = deque(self.along(tip, tokenizer_id), maxlen=1)
         return tuple(steps[0][1]) if steps else ()
+
+    def last_of(self, tip: int | None, tokenizer_id: str, nodes: Container[int]) -> int | None:
+        """The last of `nodes` on a path that has an entry of its own; None: none has."""
+        known = (seq for seq, _ in self.along(tip, tokenizer_id) if seq in nodes)
+        return next(iter(deque(known, maxlen=1)), None)
 
     def along(self, tip: int | None, tokenizer_id: str) -> Iterator[tuple[int, array[int]]]:
         """(node number, its journal) of each node with an entry, root to tip.

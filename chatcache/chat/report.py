@@ -80,6 +80,7 @@ def _cache(cache: CacheReport) -> JsonObject:
         "saved_ms": _rounded(cache.saved_ms),
         "bytes_read": cache.bytes_read,
         "bytes_written": cache.bytes_written,
+        "ahead_tokens": cache.ahead_tokens,
     }
 
 

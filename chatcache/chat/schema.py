@@ -130,7 +130,15 @@ _VERSION_1 = (
     """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1,)
+# How the prompts of a session are made of what was read: see `HistoryMode`.
+_VERSION_2 = (
+    """
+    ALTER TABLE sessions ADD COLUMN history_mode TEXT NOT NULL DEFAULT 'canonical'
+        CHECK (history_mode IN ('canonical', 'append'))
+    """,
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2)
 VERSION = len(MIGRATIONS)
 
 

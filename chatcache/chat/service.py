@@ -12,16 +12,19 @@ import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-from chatcache.backends.base import Backend, CostEstimate, SamplingParams
+from chatcache.backends.base import Backend, CostEstimate, HistoryMode, SamplingParams
 from chatcache.chat import transfer, verify
 from chatcache.chat.conversation import check_turn, clean_text
 from chatcache.chat.costs import CostBook, OfflineCost
 from chatcache.chat.forget import Doomed, ForgetKV
+from chatcache.chat.idle import ALL_IDLE_WORK, IdleOptions, IdleWork
 from chatcache.chat.nodes import StoredNode
+from chatcache.chat.recall import Recall
 from chatcache.chat.search import search
 from chatcache.chat.sessions import SessionStore
 from chatcache.chat.tasks import answer_task, system_message, unsaved_task, user_message
 from chatcache.chat.transcripts import fork_points, transcript, variants_of
+from chatcache.chat.treekeeper import TreeKeeper
 from chatcache.chat.turns import TurnOptions, TurnRun, TurnTask
 from chatcache.chat.views import (
     ChatEvent,
@@ -49,15 +52,19 @@ class ChatService:
         *,
         offline_cost: OfflineCost | None = None,
         forget_kv: ForgetKV | None = None,
+        idle: IdleOptions = ALL_IDLE_WORK,
     ) -> None:
         self._store = store
         self._backend = backend
         self._costs = CostBook(store, backend, offline_cost)
         self._forget_kv = forget_kv
         self._seen: dict[str, int | None] = {}
+        self.tree = TreeKeeper(store, self._costs, forget_kv, self._seen)
+        self.recall = Recall(store.database)
         self._runs: set[TurnRun] = set()
         self._runs_lock = threading.Condition()
         self._turn_lock = threading.Lock()
+        self.idle = IdleWork(store, backend, self._seen_tip, idle)
 
     @property
     def backend(self) -> Backend | None:
@@ -121,6 +128,10 @@ class ChatService:
         if self._forget_kv is not None:
             doomed.forget(self._forget_kv)
         self._seen.pop(session_id, None)
+
+    def set_history_mode(self, session_id: str, mode: HistoryMode) -> None:
+        """From the next turn on: what was read stays as it is, or follows the template again."""
+        self._store.sessions.set_history_mode(session_id, mode)
 
     def set_system(self, session_id: str, system: str | None) -> None:
         """Another system prompt (None: none) for the whole path; the old path stays stored."""
@@ -322,6 +333,10 @@ class ChatService:
             runs = list(self._runs)
         for run in runs:
             run.stop()
+
+    def spill(self) -> bool:
+        """Have all KV written to disk that is in memory alone; False when there is no engine."""
+        return self._backend is not None and self._backend.spill()
 
     def _ask(
         self,

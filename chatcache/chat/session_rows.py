@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from chatcache.backends.base import HistoryMode
 from chatcache.chat.conversation import (
     AUTO_NAME_LENGTH,
     MAX_NAME_LENGTH,
@@ -34,7 +35,7 @@ Cause = Literal["system_prompt_changed", "turn_edited"]
 
 _SUMMARY = (
     "SELECT s.session_id, s.name, n.turn, n.num_tokens, n.path_model, s.updated_us, s.forked_from,"
-    f" n.node_id, substr(n.text, 1, {PREVIEW_LENGTH})"
+    f" n.node_id, substr(n.text, 1, {PREVIEW_LENGTH}), s.history_mode"
     " FROM sessions s LEFT JOIN nodes n ON n.seq = s.tip"
 )
 _NEWEST = " ORDER BY s.updated_us DESC, s.number DESC"
@@ -50,6 +51,7 @@ class SessionRow:
     tip: int | None
     left_tip: int | None
     left_cause: Cause | None
+    history_mode: HistoryMode = "canonical"
 
 
 def now_us() -> int:
@@ -122,7 +124,7 @@ class SessionTable:
         """A session as stored. Raises NotFoundError."""
         with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT session_id, name, is_auto_name, tip, left_tip, left_cause"
+                "SELECT session_id, name, is_auto_name, tip, left_tip, left_cause, history_mode"
                 " FROM sessions WHERE session_id = ?",
                 (session_id,),
             ).fetchone()
@@ -143,6 +145,7 @@ class SessionTable:
         is_auto_name: bool = False,
         is_other: bool = False,
         is_current: bool = True,
+        history_mode: HistoryMode = "canonical",
     ) -> str:
         """A new row; returns its id. Not current: listed below what is used right now."""
         session_id = ID_PREFIX + secrets.token_hex(6)
@@ -150,7 +153,7 @@ class SessionTable:
         with self._database.writing() as connection:
             connection.execute(
                 "INSERT INTO sessions (session_id, name, is_auto_name, tip, forked_from, is_other,"
-                " created_ms, updated_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " created_ms, updated_us, history_mode) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     session_id,
                     name,
@@ -160,6 +163,7 @@ class SessionTable:
                     is_other,
                     now // 1000,
                     now if is_current else now - 1,
+                    history_mode,
                 ),
             )
         return session_id
@@ -185,6 +189,13 @@ class SessionTable:
             connection.execute(
                 "UPDATE sessions SET name = ?, is_auto_name = 0, is_other = 0 WHERE session_id = ?",
                 (cleaned, session_id),
+            )
+
+    def set_history_mode(self, session_id: str, mode: HistoryMode) -> None:
+        with self._database.writing() as connection:
+            self.row(session_id)
+            connection.execute(
+                "UPDATE sessions SET history_mode = ? WHERE session_id = ?", (mode, session_id)
             )
 
     def point(self, session_id: str, tip: int | None) -> None:
@@ -234,6 +245,7 @@ class SessionTable:
                 forked_from=row.session_id,
                 is_other=True,
                 is_current=False,
+                history_mode=row.history_mode,
             )
 
     def name_after(self, row: SessionRow, text: str) -> None:
@@ -253,7 +265,7 @@ class SessionTable:
 
 
 def _summary(row: Row) -> SessionSummary:
-    session_id, name, turn, num_tokens, model, updated_us, forked_from, node_id, text = row
+    session_id, name, turn, num_tokens, model, updated_us, forked_from, node_id, text, mode = row
     preview = text or ""
     if not preview.isprintable():
         preview = "".join(char if char.isprintable() else " " for char in preview)
@@ -267,4 +279,5 @@ def _summary(row: Row) -> SessionSummary:
         forked_from,
         node_id,
         preview,
+        mode,
     )

@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from chatcache.chat.branches import Removal
 from chatcache.chat.conversation import (
     Message,
     Node,
@@ -120,6 +121,26 @@ class SessionStore:
         self._has_deleted = True
         return num_deleted
 
+    def remove(self, removal: Removal) -> None:
+        """Delete a branch: its messages, the sessions that end in it; the others move."""
+        with self.database.writing() as connection:
+            for session_id in removal.deleted:
+                self.sessions.point(session_id, None)
+            for session_id, tip in removal.moved.items():
+                self.sessions.leave(session_id, None, None)
+                self.sessions.point(session_id, tip)
+            connection.executemany(
+                "UPDATE nodes SET session_id = ? WHERE seq = ?",
+                [(owner, seq) for seq, owner in removal.owners.items()],
+            )
+            # The last first: nothing below a message may be left when it goes.
+            connection.executemany(
+                "DELETE FROM nodes WHERE seq = ?", [(seq,) for seq in removal.nodes]
+            )
+            for session_id in removal.deleted:
+                self.sessions.remove(session_id)
+        self._has_deleted = True
+
     def fork(self, source: SessionRow, tip: int | None, name: str | None) -> SessionRow:
         """A new session at `tip`: one row, nothing copied."""
         chosen = (
@@ -129,7 +150,12 @@ class SessionStore:
         )
         # Not flushed to the platter at once: a fork has no words of its own to lose.
         with self.database.writing(is_durable=False):
-            session_id = self.sessions.insert(chosen, tip=tip, forked_from=source.session_id)
+            session_id = self.sessions.insert(
+                chosen,
+                tip=tip,
+                forked_from=source.session_id,
+                history_mode=source.history_mode,
+            )
         return self.sessions.row(session_id)
 
     # Messages
@@ -161,6 +187,7 @@ class SessionStore:
                 tip=seen,
                 forked_from=session_id,
                 is_current=False,
+                history_mode=row.history_mode,
             )
             self.nodes.give_branch(old.seq, session_id, branch)
             self.sessions.leave(session_id, seen, "turn_edited")

@@ -6,6 +6,7 @@ Builds `TurnTask`s; says and writes nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from chatcache.backends.base import ChatMessage
 from chatcache.chat.conversation import Message, Node, messages_for_model, replace_unstorable
@@ -25,11 +26,12 @@ def answer_task(
     """Answer a question that is on disk, or go on with the answer `continued`."""
     row = store.sessions.row(session_id)
     last = continued or question
+    path = store.nodes.path(last.seq)
     return TurnTask(
         session_id=session_id,
         session_name=row.name,
         turn=question.node.turn,
-        messages=messages_for_model(stored.node for stored in store.nodes.path(last.seq)),
+        messages=messages_for_model(stored.node for stored in path),
         options=options,
         question=question,
         seen=seen,
@@ -37,6 +39,8 @@ def answer_task(
         continued=continued.node.message if continued else None,
         left_tip=row.left_tip,
         left_cause=row.left_cause,
+        history_mode=row.history_mode,
+        num_read_at=num_read_at(path),
     )
 
 
@@ -45,7 +49,8 @@ def unsaved_task(
 ) -> TurnTask:
     """Answer `text` after the path of a session ("": after nothing), keeping nothing."""
     row = store.sessions.row(session_id) if session_id else None
-    path = [stored.node for stored in store.nodes.path(row.tip)] if row else []
+    stored = store.nodes.path(row.tip) if row else []
+    path = [one.node for one in stored]
     prompt = system_message(system)
     first = (ChatMessage("system", prompt.text),) if prompt and not path else ()
     question = Node("", None, (path[-1].turn if path else 0) + 1, user_message(text))
@@ -56,7 +61,22 @@ def unsaved_task(
         messages=first + messages_for_model([*path, question]),
         options=options,
         journal_tip=row.tip if row else None,
+        history_mode=row.history_mode if row else "canonical",
+        num_read_at=num_read_at(stored),
     )
+
+
+def num_read_at(path: Sequence[StoredNode]) -> dict[int, int]:
+    """For each answer on a path, by node number: how many messages a template gets up to it."""
+    counts: dict[int, int] = {}
+    num_messages, last = 0, ""
+    for stored in path:
+        role = stored.node.role
+        num_messages += not (last == role == "user")
+        last = role
+        if role == "assistant":
+            counts[stored.seq] = num_messages
+    return counts
 
 
 def user_message(text: str) -> Message:

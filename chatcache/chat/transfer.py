@@ -41,6 +41,7 @@ def export_session(store: SessionStore, session_id: str) -> dict[str, Any]:
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "session": row.name,
+        "history_mode": row.history_mode,
         "exported_at": int(time.time()),
         "messages": [
             _exported(stored.node, entries.get(stored.seq, {}))
@@ -96,6 +97,8 @@ def import_session(store: SessionStore, document: object) -> str:
             for tokenizer_id, entry in entries.items():
                 store.journals.write(above.seq, tokenizer_id, entry)
         store.sessions.point(session_id, above.seq if above else None)
+        if isinstance(document, dict) and document.get("history_mode") == "append":
+            store.sessions.set_history_mode(session_id, "append")
     return session_id
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from chatcache.backends.base import (
     Backend,
     CacheReport,
     ChatMessage,
+    HistoryMode,
     ModelInfo,
     PrefillProgress,
     PreviousTurn,
@@ -31,7 +32,7 @@ from chatcache.backends.base import (
     TurnResult,
     Usage,
 )
-from chatcache.chat.conversation import Message, replace_unstorable
+from chatcache.chat.conversation import Message, common_length, replace_unstorable
 from chatcache.chat.journals import JournalEntry, Namespace
 from chatcache.chat.nodes import StoredNode
 from chatcache.chat.partials import Partial
@@ -62,7 +63,8 @@ class TurnTask:
 
     question: the user message to answer; None when nothing is kept. seen: the tip that the answer
     replaces. journal_tip: whose journal the prompt continues. continued: the cut-off answer that
-    goes on. left_*: the line that the session has just left, and why.
+    goes on. left_*: the line that the session has just left, and why. num_read_at: for each answer
+    on the path, by node number, how many of the messages there are up to it.
     """
 
     session_id: str
@@ -76,6 +78,8 @@ class TurnTask:
     continued: Message | None = None
     left_tip: int | None = None
     left_cause: Cause | None = None
+    history_mode: HistoryMode = "canonical"
+    num_read_at: Mapping[int, int] = field(default_factory=dict)
 
 
 class TurnRun:
@@ -190,9 +194,14 @@ class TurnRun:
                 return True
         return False
 
+    def request_ahead(self, info: ModelInfo) -> TurnRequest:
+        """What the backend would be asked now, for work ahead of the turn."""
+        return replace(self._request(info), previous=None)
+
     def _request(self, info: ModelInfo) -> TurnRequest:
         task, store = self._task, self._store
-        self._journal = store.journals.journal(task.journal_tip, info.tokenizer_id)
+        journal_tip, num_read = self._read_so_far(info)
+        self._journal = store.journals.journal(journal_tip, info.tokenizer_id)
         namespace = store.answers.last_namespace(task.journal_tip)
         if namespace is None:
             namespace = store.answers.last_namespace(task.left_tip)
@@ -212,7 +221,21 @@ class TurnRun:
             use_cache=task.options.use_cache,
             continue_answer=task.continued is not None,
             previous=previous,
+            history_mode=task.history_mode,
+            num_read=num_read,
         )
+
+    def _read_so_far(self, info: ModelInfo) -> tuple[int | None, int]:
+        """(whose journal the prompt goes on from, how many messages that is known to cover).
+
+        In append mode that is the last answer that was produced: what was read behind it (a
+        question without an answer) is written anew.
+        """
+        task = self._task
+        if task.history_mode == "canonical":
+            return task.journal_tip, 0
+        answer = self._store.journals.last_of(task.journal_tip, info.tokenizer_id, task.num_read_at)
+        return answer, task.num_read_at[answer] if answer is not None else 0
 
     def _observe(self, event: TurnEvent) -> TurnPlanned | PrefillProgress | TextDelta:
         if isinstance(event, TurnPlanned):
@@ -234,7 +257,9 @@ class TurnRun:
         # An answer that is continued has a prompt beyond its question: that becomes a part of the
         # answer's own entry.
         if task.continued is None:
-            entry = JournalEntry(planned.keep, planned.new_ids)
+            parent = self._store.journals.journal(task.question.parent_seq, info.tokenizer_id)
+            keep = common_length(parent, self._prompt_ids)
+            entry = JournalEntry(keep, self._prompt_ids[keep:])
             self._store.plan_turn(task.question, info.tokenizer_id, entry)
 
     def _message(self, text: str, reasoning: str | None, finish_reason: str) -> Message:

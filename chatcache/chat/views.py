@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from chatcache.backends.base import (
     CostEstimate,
     FinishReason,
+    HistoryMode,
     PrefillProgress,
     Role,
     TextDelta,
@@ -28,6 +29,7 @@ class SessionSummary:
     forked_from: str | None
     tip: str | None
     preview: str = ""
+    history_mode: HistoryMode = "canonical"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,11 @@ Commands = Mapping[str, Command]
 GROUPS: Mapping[str, str] = {
     "ask": "answer one prompt on stdout",
     "fork": "go on from an earlier turn in a new session",
-    "sessions": "list, show, rename, delete, search, export, import, tree",
+    "sessions": "list, show, rename, mode, delete, search, export, import, tree",
     "cache": "what is remembered: stats, list, show, verify, pin, unpin, drop, gc, clear",
-    "models": "list, show",
+    "models": "list, show, probe",
     "bench": "measure prefill, resume, fork and decode on this machine",
+    "serve-web": "the chat in a browser",
     "doctor": "check the installation, the directories and the stores",
     "paths": "where settings, conversations, segments and logs are",
     "config": "show, set, edit",

@@ -6,9 +6,11 @@ import re
 import shlex
 from argparse import Namespace
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
+from chatcache.chat import moments
 from chatcache.chat.report import turn_report
 from chatcache.chat.views import SessionSummary
 from chatcache.commands import Command
@@ -62,6 +64,8 @@ def run(arguments: Namespace) -> int:
     narrator = Narrator(arguments.quiet)
     prompt = build_prompt(arguments.prompt, arguments.file, narrator.warn)
     system = None if arguments.system is None else read_system(arguments.system, narrator.warn)
+    if told := moments.warning(system, datetime.now()):
+        narrator.note(told)
     settings = settings_of(arguments, sampling_options(arguments))
     compose.check_model(settings)
     with compose.opened_service(settings) as service:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
 from chatcache.cache.rows import SegmentRow, TierUse
-from chatcache.commands import Command, cache_keep
+from chatcache.commands import Command, cache_deep, cache_keep
 from chatcache.commands.output import Narrator, print_json, print_line
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import StorageError
-from chatcache.formatting import duration, moment, percent, plural, size, table
+from chatcache.formatting import duration, moment, one_line, percent, plural, size, table
 
 if TYPE_CHECKING:
     from chatcache.cache.inspect import CacheInspector, NamespaceUse, Removed
@@ -45,12 +45,14 @@ def stats(arguments: Namespace) -> int:
     with _inspector(arguments) as (settings, inspector):
         ram, disk = inspector.tiers()
         namespaces = inspector.namespaces()
+        damaged = inspector.quarantine.use()
     totals = _totals(settings)
     if arguments.json:
         print_json(
             {
                 "tiers": {"ram": _tier_json(ram), "disk": _tier_json(disk)},
                 "namespaces": [_namespace_json(one) for one in namespaces],
+                "quarantine": {"bytes": damaged.num_bytes, "segments": damaged.num_files},
                 "hits": {
                     **{name: totals.outcomes.get(name, 0) for name in OUTCOMES},
                     "prompt_tokens": totals.prompt_tokens,
@@ -77,6 +79,11 @@ def stats(arguments: Namespace) -> int:
             )
         )
     )
+    if damaged.num_files:
+        print_line(
+            f"set aside      {plural(damaged.num_files, 'damaged segment')},"
+            f" {size(damaged.num_bytes)}; `chatcache cache gc` removes them"
+        )
     if namespaces:
         rows = [
             (
@@ -207,12 +214,16 @@ def show(arguments: Namespace) -> int:
 def _configure_verify(parser: Parser) -> None:
     parser.description = "Compare the checksum of every segment. Exits with 5 when one is damaged."
     parser.add_argument("--fix", action="store_true", help="set damaged files aside")
+    cache_deep.configure(parser)
     parser.add_json()
 
 
 def verify(arguments: Namespace) -> int:
-    with _inspector(arguments) as (_, inspector):
+    with _inspector(arguments) as (settings, inspector):
         report = inspector.verify(fix=arguments.fix)
+        deep = cache_deep.check(settings, inspector, arguments) if arguments.deep else None
+        if deep is not None:
+            report = cache_deep.added_to(report, deep, settings, fix=arguments.fix)
     if arguments.json:
         damaged = [{"segment_id": one, "problem": problem} for one, problem in report.damaged]
         print_json(
@@ -221,6 +232,7 @@ def verify(arguments: Namespace) -> int:
                 "damaged": damaged,
                 "fixed": report.num_fixed,
                 "orphans": report.num_orphans,
+                **({} if deep is None else {"deep": cache_deep.as_json(deep)}),
             }
         )
     else:
@@ -233,6 +245,8 @@ def verify(arguments: Namespace) -> int:
         if arguments.fix:
             parts.append(f"{report.num_fixed:,} put aside or removed")
         print_line(", ".join(parts) + ".")
+        for line in [] if deep is None else cache_deep.lines(deep):
+            print_line(one_line(line))
         if report.damaged and not arguments.fix:
             Narrator().note("`chatcache cache verify --fix` sets them aside; only speed is lost.")
     return 5 if report.damaged and not arguments.fix else 0
@@ -290,6 +304,9 @@ COMMANDS = {
         _keep(cache_keep.pin),
     ),
     "unpin": Command("undo a pin", cache_keep.configure, _keep(cache_keep.unpin)),
+    "spill": Command(
+        "whether all of a session is on disk", cache_keep.configure_spill, _keep(cache_keep.spill)
+    ),
     "drop": Command(
         "delete a session's segments from disk", cache_keep.configure_drop, _keep(cache_keep.drop)
     ),

@@ -1,4 +1,5 @@
-"""`chatcache cache pin`, `unpin` and `drop`: what is kept or deleted by name. No model is loaded.
+"""`chatcache cache pin`, `unpin`, `spill` and `drop`: what is kept or deleted by name, without a
+model.
 
 A name is that of a session (its whole path is meant) or the id of a segment (with all before it
 to pin, with all after it to drop). Owns which of the two is meant, and what is said afterwards.
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
 from chatcache.cache.rows import SegmentRow
-from chatcache.commands.output import print_json, print_line
+from chatcache.commands.output import Narrator, print_json, print_line
 from chatcache.commands.parser import Parser
 from chatcache.config import Settings
 from chatcache.errors import NotFoundError, UsageError
@@ -133,6 +134,30 @@ def unpin(target: Target, arguments: Namespace) -> int:
     if done.num_still_pinned:
         text += f" {done.num_still_pinned:,} stay pinned: other pinned segments build on them."
     return _print(target, figures, text, arguments)
+
+
+def configure_spill(parser: Parser) -> None:
+    parser.description = (
+        "Say whether all of a session is on disk; exits with 4 when it is not. What is in memory\n"
+        "belongs to the chatcache that runs: there, /spill writes all of it at once."
+    )
+    configure(parser)
+
+
+def spill(target: Target, arguments: Namespace) -> int:
+    num_tokens = len(target.journal)
+    on_disk = target.keeper.num_held(target.journal)
+    figures = {"tokens": num_tokens, "disk_tokens": on_disk}
+    if on_disk == num_tokens:
+        text = f"All {plural(num_tokens, 'token')} of {target.name!r} are on disk."
+        return _print(target, figures, text if num_tokens else "It is on disk.", arguments)
+    text = f"{on_disk:,} of {plural(num_tokens, 'token')} of {target.name!r} are on disk."
+    _print(target, figures, text, arguments)
+    Narrator().note(
+        "The rest is in the memory of a chatcache that runs, if it is anywhere: type /spill there,"
+        ' or set cache.spill to "turn".'
+    )
+    return 4
 
 
 def drop(target: Target, arguments: Namespace) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 
 from chatcache.commands import GROUPS, Command
 from chatcache.commands.output import is_terminal
@@ -19,6 +21,11 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "session", nargs="?", metavar="SESSION", help="name or id; left out: the last one"
     )
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="lines instead of a screen: for screen readers, dumb terminals and pipes",
+    )
     parser.add_engine()
 
 
@@ -29,13 +36,46 @@ def run(arguments: Namespace) -> int:
     session_id = None
     if arguments.session is not None:
         session_id = _find(settings, arguments.session)
-    if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+    if arguments.plain or _is_dumb():
+        _run_plain(settings, session_id, arguments)
+        return 0
+    # A browser stands behind the pipes of `serve-web`.
+    is_web = "TEXTUAL_DRIVER" in os.environ
+    if not is_web and not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         raise UsageError(
             "The chat needs a terminal, and this is not one.",
-            "For scripts and pipes there is `chatcache ask`.",
+            "For scripts there is `chatcache ask`, and `--plain` for a chat through pipes.",
         )
-    compose.run_tui(settings, session_id)
+    compose.run_tui(settings, session_id, lambda: _findings(arguments))
     return 0
+
+
+def _is_dumb() -> bool:
+    """A terminal that can only show lines."""
+    is_seen = is_terminal(sys.stdin) and is_terminal(sys.stdout)
+    return is_seen and os.environ.get("TERM") == "dumb"
+
+
+def _run_plain(settings: Settings, session_id: str | None, arguments: Namespace) -> None:
+    from chatcache import compose
+    from chatcache.commands.plain import PlainChat, PlainOptions
+    from chatcache.frontend.desk import SegmentDesk
+
+    options = PlainOptions(
+        sampling=compose.sampling(settings),
+        personas=settings.config.personas,
+        desk=SegmentDesk(lambda: compose.open_inspector(settings)),
+        examine=lambda: _findings(arguments),
+        is_offline=settings.config.model.offline,
+    )
+    with compose.opened_service(settings, can_switch=True) as service:
+        PlainChat(service, options).run(session_id)
+
+
+def _findings(arguments: Namespace) -> Iterator[str]:
+    from chatcache.commands.doctor import examine, lines_of
+
+    return (line for finding in examine(arguments) for line in lines_of(finding))
 
 
 def _find(settings: Settings, reference: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from chatcache import compose, doctor
 from chatcache.commands import Command
@@ -23,30 +24,51 @@ def configure(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    paths, origins = paths_of(arguments)
-    # The stores are looked at even when config.toml is broken.
-    settings = Settings(Config(), paths, origins)
     findings = []
-    for finding in doctor.examine(
-        paths,
-        load_config=lambda: load_settings(options_of(arguments)),
-        verify_words=lambda: _verify_words(settings),
-        verify_cache=lambda: _verify_cache(settings),
-    ):
+    for finding in examine(arguments):
         findings.append(finding)
         if not arguments.json:
-            print_line(f"{SIGNS[finding.status]}  {finding.subject}: {one_line(finding.detail)}")
-            if finding.advice:
-                print_line(f"         {one_line(finding.advice)}")
+            print_line("\n".join(lines_of(finding)))
     code = doctor.exit_code(findings)
     if arguments.json:
         print_json({"ok": code == 0, "findings": [asdict(finding) for finding in findings]})
     return code
 
 
+def examine(arguments: Namespace) -> Iterator[doctor.Finding]:
+    """All findings, for the options of a command."""
+    paths, origins = paths_of(arguments)
+    # The stores are looked at even when config.toml is broken.
+    settings = Settings(Config(), paths, origins)
+    return doctor.examine(
+        paths,
+        load_config=lambda: load_settings(options_of(arguments)),
+        verify_words=lambda: _verify_words(settings),
+        verify_cache=lambda: _verify_cache(settings),
+        look_at_template=lambda: _look_at_template(arguments),
+    )
+
+
+def lines_of(finding: doctor.Finding) -> list[str]:
+    """A finding as people read it, with what to do in a second line."""
+    lines = [f"{SIGNS[finding.status]}  {finding.subject}: {one_line(finding.detail)}"]
+    return lines + ([f"         {one_line(finding.advice)}"] if finding.advice else [])
+
+
 def _verify_words(settings: Settings) -> Sequence[str]:
     with compose.opened_service(settings, has_engine=False) as service:
         return service.verify()
+
+
+def _look_at_template(arguments: Namespace) -> tuple[str, str | None]:
+    """The model in use, and what its template writes that changes by itself."""
+    from chatcache.backends.local.resolve import resolve_model
+    from chatcache.backends.local.template_files import changes_by_itself, read_template
+
+    model = load_settings(options_of(arguments)).config.model
+    found = resolve_model(model.default, is_offline=model.offline)
+    source = read_template(found) if isinstance(found, Path) else None
+    return model.default, changes_by_itself(source) if source else None
 
 
 def _verify_cache(settings: Settings) -> tuple[int, Sequence[str]]:

@@ -25,6 +25,13 @@ class Run:
     messages: list[TranscriptMessage]
     sessions: list[SessionSummary] = field(default_factory=list)
     children: list[Run] = field(default_factory=list)
+    kv: dict[str, int] | None = None
+
+    @property
+    def session_ids(self) -> list[str]:
+        """The sessions that end in the run or in what follows it."""
+        below = [one for child in self.children for one in child.session_ids]
+        return [*(one.session_id for one in self.sessions), *below]
 
     @property
     def first_turn(self) -> int:
@@ -47,6 +54,7 @@ class Run:
             "text": shorten(self.text, TEXT_WIDTH),
             "tokens": self.messages[-1].num_tokens,
             "node_id": self.messages[-1].node_id,
+            "kv": self.kv,
             "sessions": [
                 {"session_id": one.session_id, "session": one.name} for one in self.sessions
             ],

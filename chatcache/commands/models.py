@@ -1,4 +1,4 @@
-"""`chatcache models`: what can be chosen with `--model`, from files alone; nothing is loaded."""
+"""`chatcache models`: what can be chosen with `--model`, told from files; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chatcache.backends.local import resolve
-from chatcache.commands import Command
+from chatcache.commands import Command, models_probe
 from chatcache.commands.output import Narrator, print_json, print_line
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.errors import ChatcacheError, UnavailableError
@@ -113,4 +113,5 @@ COMMANDS = {
         "the built-in model and those in the Hugging Face cache", _configure_list, list_all
     ),
     "show": Command("what the files of a model say", _configure_show, show),
+    "probe": Command("what a model will cost in a chat", models_probe.configure, models_probe.run),
 }

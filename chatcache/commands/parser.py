@@ -71,7 +71,13 @@ class Parser(argparse.ArgumentParser):
         group.add_argument(
             "--model", metavar="M", help="builtin, a directory, or a Hugging Face id"
         )
-        group.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to put on the model")
+        group.add_argument(
+            "--adapter", metavar="DIR", help="a PEFT adapter; 'pirate' is the built-in model's own"
+        )
+        self.add_device()
+
+    def add_device(self) -> None:
+        group = self.add_argument_group("device")
         group.add_argument("--device", choices=DEVICES, help="default: the fastest that is there")
         group.add_argument("--dtype", choices=DTYPES, help="default: as the model was saved")
         group.add_argument(

@@ -6,7 +6,6 @@ the text.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from chatcache.commands.output import is_terminal
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import one_line, plural
+from chatcache.frontend.files import quoted
 
 Warn = Callable[[str], None]
 
@@ -84,7 +84,5 @@ def read_bytes(name: str) -> bytes:
 def _quoted_file(name: str, warn: Warn) -> str:
     """A file's name and text, fenced by more backticks than it has in a row."""
     text = decoded(read_bytes(name), one_line(name), warn)
-    longest = max((len(run) for run in re.findall("`{3,}", text)), default=2)
-    fence = "`" * (longest + 1)
     title = decoded(Path(name).name.encode("utf-8", "surrogateescape"), "A file name", warn)
-    return f"File {one_line(title)}:\n{fence}\n{text.rstrip()}\n{fence}"
+    return quoted(title, text)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from chatcache import compose
 from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.commands import Command
+from chatcache.commands.branches import branch_kv, kv_json, note_kv
 from chatcache.commands.family import draw_tree, family_tree
 from chatcache.commands.output import Narrator, is_terminal, print_json, print_line
 from chatcache.commands.parser import Parser, settings_of
@@ -20,6 +21,7 @@ from chatcache.commands.prompt import read_bytes
 from chatcache.config import Settings
 from chatcache.errors import UsageError
 from chatcache.formatting import clean, moment, one_line, plural, shorten, table
+from chatcache.frontend.modes import HISTORY_MODES, MODE_WORDS
 
 if TYPE_CHECKING:
     from chatcache.cache.rows import SessionKV
@@ -79,17 +81,7 @@ def _session_kv(
     settings: Settings, service: ChatService, sessions: list[SessionSummary]
 ) -> list[SessionKV | None]:
     """What the cache directory holds of each session; None when it cannot be read."""
-    from chatcache.cache.rows import SessionKV
-
-    journals = [service.session_journal(one.session_id) for one in sessions]
-    known = [(one.namespace_id, one.ids) for one in journals if one is not None]
-    try:
-        held = iter(compose.open_inspector(settings).session_kv(known))
-    except OSError as error:
-        Narrator().warn(f"The cache cannot be read: {error}.")
-        return [None] * len(sessions)
-    nothing = SessionKV(0, 0, 0, 0)
-    return [nothing if journal is None else next(held) for journal in journals]
+    return branch_kv(settings, service, [[one.session_id] for one in sessions])
 
 
 def _entry(session: SessionSummary, kv: SessionKV | None) -> dict[str, Any]:
@@ -102,14 +94,8 @@ def _entry(session: SessionSummary, kv: SessionKV | None) -> dict[str, Any]:
         "model": session.model,
         "updated_at": session.updated_at,
         "forked_from": session.forked_from,
-        "kv": None
-        if kv is None
-        else {
-            "ram_tokens": kv.ram_tokens,
-            "disk_tokens": kv.disk_tokens,
-            "bytes_shared": kv.bytes_shared,
-            "bytes_owned": kv.bytes_owned,
-        },
+        "history_mode": session.history_mode,
+        "kv": kv_json(kv),
     }
 
 
@@ -123,6 +109,8 @@ def show(arguments: Namespace) -> int:
             print_json(_entry(session, kv) | {"messages": transcript})
             return 0
     print_line(f"{session.name} ({session.session_id})")
+    if session.history_mode == "append":
+        print_line(MODE_WORDS["append"])
     for message in messages:
         print_line(_shown_message(message))
     return 0
@@ -171,6 +159,39 @@ def _print_named(session: SessionSummary, arguments: Namespace) -> int:
         print_json({"session_id": session.session_id, "session": session.name})
     else:
         print_line(session.name)
+    return 0
+
+
+def _configure_mode(parser: Parser) -> None:
+    parser.description = (
+        "Say how the prompts of a session are made. canonical: what the template writes for the\n"
+        "whole conversation; what it writes differently than before is read again. append: all\n"
+        "that was read stays as it was read, and nothing is read again; the prompts then differ\n"
+        "from what the model was trained on."
+    )
+    parser.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
+    parser.add_argument(
+        "mode", metavar="MODE", nargs="?", choices=HISTORY_MODES, help="canonical or append"
+    )
+    parser.add_json()
+
+
+def mode(arguments: Namespace) -> int:
+    with _service(arguments) as (_, service):
+        session = service.find_session(arguments.session)
+        if arguments.mode is not None:
+            service.set_history_mode(session.session_id, arguments.mode)
+            session = service.find_session(session.session_id)
+    if arguments.json:
+        print_json(
+            {
+                "session_id": session.session_id,
+                "session": session.name,
+                "history_mode": session.history_mode,
+            }
+        )
+    else:
+        print_line(MODE_WORDS[session.history_mode])
     return 0
 
 
@@ -273,9 +294,11 @@ def import_one(arguments: Namespace) -> int:
 
 
 def tree(arguments: Namespace) -> int:
-    with _service(arguments) as (_, service):
+    with _service(arguments) as (settings, service):
         session = service.find_session(arguments.session)
         runs = family_tree(service, session)
+        if arguments.json:
+            note_kv(settings, service, runs)
     if arguments.json:
         print_json({"session_id": session.session_id, "tree": [run.as_json() for run in runs]})
     else:
@@ -287,6 +310,7 @@ COMMANDS = {
     "list": Command("the sessions, the last used first", _configure_all, list_all),
     "show": Command("one session, from the first message to the last", _configure_one, show),
     "rename": Command("give a session another name", _configure_rename, rename),
+    "mode": Command("keep all that was read, or follow the template", _configure_mode, mode),
     "delete": Command("delete a session", _configure_delete, delete),
     "search": Command("find words in all sessions", _configure_search, search),
     "export": Command("write a session to stdout", _configure_export, export),

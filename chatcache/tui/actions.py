@@ -5,37 +5,31 @@ Commands change the chat through the service, in threads; screens that ask somet
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from chatcache.backends.base import SamplingParams
 from chatcache.chat.views import ForkResult
 from chatcache.errors import UsageError, did_you_mean
-from chatcache.tui import figures, layout, reports
+from chatcache.frontend import reports
 from chatcache.tui.clipboard import copy_natively
 from chatcache.tui.formatting import duration, plural
+from chatcache.tui.model_actions import ModelActions
+from chatcache.tui.prompt_actions import PromptActions
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.fork import ForkChoice, ForkScreen
-from chatcache.tui.screens.help import HelpScreen
-from chatcache.tui.screens.history import HistoryScreen
 from chatcache.tui.screens.sessions import SessionsScreen
-from chatcache.tui.screens.system_prompt import SystemPromptScreen
 from chatcache.tui.screens.tree import TreeScreen
+from chatcache.tui.view_actions import ViewActions
 from chatcache.tui.widgets.answer import AnswerMessage
-
-if TYPE_CHECKING:
-    from chatcache.tui.screens.chat import ChatScreen
+from chatcache.tui.writing_actions import WritingActions
 
 Handler = Callable[[str], Coroutine[Any, Any, None]]
 
 
-class Actions:
+class Actions(PromptActions, WritingActions, ModelActions, ViewActions):
     """Runs commands for the chat screen."""
-
-    def __init__(self, screen: ChatScreen) -> None:
-        self._screen = screen
 
     def run(self, command_id: str, argument: str = "") -> None:
         """Run a command; what goes wrong is shown as one line."""
@@ -44,10 +38,6 @@ class Actions:
     def handler(self, command_id: str) -> Handler:
         handler: Handler = getattr(self, f"_do_{command_id}")
         return handler
-
-    def _require_idle(self) -> None:
-        if self._screen.turns.running is not None:
-            raise UsageError("An answer is being written.", "Esc stops it and keeps what is there.")
 
     # Conversation
 
@@ -104,31 +94,6 @@ class Actions:
         await screen.chats.open(forked, text=choice.text)
         screen.toast(_fork_words(result, session.name))
 
-    async def _do_system(self, argument: str) -> None:
-        screen = self._screen
-        system = await screen.chats.current_system()
-        if argument:
-            text: str | None = argument
-        else:
-            cost = reports.system_change_cost(screen.panel_state.figures)
-            text = await screen.app.push_screen_wait(SystemPromptScreen(system or "", cost))
-        if text is None or text == (system or ""):
-            return
-        self._require_idle()
-        await screen.chats.change_system(text or None)
-
-    async def _do_set(self, argument: str) -> None:
-        screen = self._screen
-        if not argument:
-            await screen.show_note(reports.sampling(screen.sampling, screen.think))
-            return
-        name, _, value = argument.replace("=", " ").partition(" ")
-        if name == "think":
-            screen.think = _parse_switch(value.strip())
-        else:
-            screen.sampling = _with_sampling(screen.sampling, name, value.strip())
-        screen.toast(f"{name}: {value.strip()}. The cache is not touched by it.")
-
     async def _do_copy(self, argument: str) -> None:
         answer = self._screen.chats.last_answer()
         if answer is None:
@@ -144,16 +109,6 @@ class Actions:
         screen.app.copy_to_clipboard(text)
         await screen.ask(copy_natively, text)
         screen.toast(f"Copied {plural(len(text), 'character')}.")
-
-    async def _do_editor(self, argument: str) -> None:
-        self._screen.composer.edit_outside()
-
-    async def _do_history(self, argument: str) -> None:
-        screen = self._screen
-        earlier = list(dict.fromkeys(reversed(screen.composer.earlier)))
-        text = await screen.app.push_screen_wait(HistoryScreen(earlier, argument))
-        if text is not None:
-            screen.composer.set_text(text)
 
     # Chats
 
@@ -171,8 +126,10 @@ class Actions:
                 is_busy=screen.turns.running is not None,
                 query=argument,
                 clock=screen.options.clock,
+                on_highlight=screen.idle.highlighted,
             )
         )
+        screen.idle.list_left(is_opening=chosen is not None)
         if chosen is not None:
             self._require_idle()
             await screen.chats.open_by_reference(chosen)
@@ -185,12 +142,19 @@ class Actions:
     async def _do_tree(self, argument: str) -> None:
         screen = self._screen
         current = screen.chats.require_session()
-        chosen = await screen.app.push_screen_wait(
-            TreeScreen(screen.service, current.session_id, screen.now)
-        )
-        if chosen is not None and chosen != current.session_id:
-            self._require_idle()
-            await screen.chats.open_by_reference(chosen)
+        is_busy = screen.turns.running is not None
+        picker = TreeScreen(screen.service, current.session_id, screen.now, is_busy=is_busy)
+        choice = await screen.app.push_screen_wait(picker)
+        if choice is None:
+            return
+        if choice.session_id is None or choice.session_id == current.session_id:
+            if choice.has_changed:
+                await screen.chats.check_current()
+                await screen.chats.reload()
+        else:
+            await screen.chats.open_by_reference(choice.session_id)
+        if choice.fork_turn is not None:
+            await self._fork(ForkChoice(choice.fork_turn, None))
 
     async def _do_switch(self, argument: str) -> None:
         self._require_idle()
@@ -223,32 +187,27 @@ class Actions:
     async def _do_export(self, argument: str) -> None:
         screen = self._screen
         session = screen.chats.require_session()
-        messages = await screen.ask(screen.service.transcript, session.session_id)
         path = Path(argument or reports.file_name(session.name)).expanduser()
-        await screen.ask(reports.write_new, path, reports.as_markdown(session.name, messages))
+        if path.suffix == ".json":
+            document = await screen.ask(screen.service.export_session, session.session_id)
+            text = json.dumps(document, ensure_ascii=False) + "\n"
+        else:
+            messages = await screen.ask(screen.service.transcript, session.session_id)
+            text = reports.as_markdown(session.name, messages)
+        await screen.ask(reports.write_new, path, text)
         screen.toast(f"Written to {path}.")
 
+    async def _do_import(self, argument: str) -> None:
+        self._require_idle()
+        if not argument:
+            raise UsageError("The file is missing.", "Say /import PATH.")
+        screen = self._screen
+        document = await screen.ask(reports.read_export, argument)
+        session = await screen.ask(screen.service.import_session, document)
+        await screen.chats.open(session)
+        screen.toast(f"Imported {plural(session.num_turns, 'turn')}.")
+
     # View
-
-    async def _do_panel(self, argument: str) -> None:
-        screen = self._screen
-        mode = layout.as_panel_mode(argument) if argument else None
-        if argument and mode is None:
-            raise UsageError(f"There is no panel mode {argument!r}.", "Say full, compact or off.")
-        screen.set_panel_mode(mode or layout.next_panel_mode(screen.shown_panel_mode))
-
-    async def _do_stats(self, argument: str) -> None:
-        screen = self._screen
-        session = screen.chats.require_session()
-        messages = await screen.ask(screen.service.transcript, session.session_id)
-        stored = [figures.from_json(message.result_json) for message in messages]
-        await screen.show_note(reports.totals([one for one in stored if one is not None]))
-
-    async def _do_model(self, argument: str) -> None:
-        info = self._screen.status.info
-        if info is None:
-            raise UsageError("The model is not loaded yet.", "Wait for the bar at the bottom.")
-        await self._screen.show_note(reports.model(info))
 
     async def _do_theme(self, argument: str) -> None:
         app = self._screen.app
@@ -259,9 +218,6 @@ class Actions:
         else:
             hint = did_you_mean(argument, app.available_themes) or "/theme shows them all."
             raise UsageError(f"There is no theme {argument!r}.", hint)
-
-    async def _do_help(self, argument: str) -> None:
-        await self._screen.app.push_screen_wait(HelpScreen(self._screen.options.keys))
 
     async def _do_quit(self, argument: str) -> None:
         await self._screen.app.action_quit()
@@ -278,6 +234,7 @@ class Actions:
             "inspect": lambda: self._inspect(turn),
             "older": lambda: self._switch_sibling(node_id, -1),
             "newer": lambda: self._switch_sibling(node_id, 1),
+            "delete": lambda: self._delete_from(turn, node_id),
         }
 
         async def act() -> None:
@@ -312,6 +269,24 @@ class Actions:
                 self._screen.set_panel_mode("full")
             self._screen.refresh_panel()
 
+    async def _delete_from(self, turn: int, node_id: str | None) -> None:
+        """Delete a message and all below it, in this chat and in those that forked behind it."""
+        self._require_idle()
+        screen = self._screen
+        session = screen.chats.require_session()
+        if node_id is None or turn < 1:
+            raise UsageError("The system prompt stays.", "/system changes it.")
+        tree, session_id = screen.service.tree, session.session_id
+        planned = await screen.ask(tree.plan_delete, session_id, node_id)
+        question = f"Delete turn {turn} from here on?"
+        chats = f" {plural(len(planned.deleted), 'chat')} too." if planned.deleted else ""
+        detail = f"{plural(len(planned.nodes), 'message')}, with all K and V.{chats}"
+        dialog = ConfirmScreen(question, f"{detail} This cannot be undone.", "Delete")
+        if await screen.app.push_screen_wait(dialog):
+            await screen.ask(tree.delete, session_id, node_id)
+            await screen.chats.check_current()
+            await screen.chats.reload()
+
     async def _switch_sibling(self, node_id: str | None, step: int) -> None:
         self._require_idle()
         screen = self._screen
@@ -330,27 +305,3 @@ class Actions:
 def _fork_words(result: ForkResult, origin: str) -> str:
     shared = f"It shares {result.shared_tokens:,} tokens, nothing was copied"
     return f"Forked in {duration(result.elapsed_ms)}. {shared}; “{origin}” is as it was."
-
-
-def _parse_switch(value: str) -> bool | None:
-    known = {"on": True, "off": False, "default": None, "true": True, "false": False}
-    if value not in known:
-        raise UsageError(f"{value!r} is neither on, off nor default.", "Say /set think off.")
-    return known[value]
-
-
-def _with_sampling(sampling: SamplingParams, name: str, value: str) -> SamplingParams:
-    """The parameters with one changed. Raises UsageError naming what is wrong."""
-    names = [parameter.name for parameter in fields(SamplingParams)]
-    if name not in names:
-        hint = did_you_mean(name, [*names, "think"]) or f"There are {', '.join(names)} and think."
-        raise UsageError(f"There is no parameter {name!r}.", hint)
-    if value == "default":
-        return replace(sampling, **{name: None})
-    is_whole = name in ("top_k", "seed", "max_new_tokens")
-    try:
-        number: Any = int(value) if is_whole else float(value)
-    except ValueError:
-        what = "a whole number" if is_whole else "a number"
-        raise UsageError(f"{name} takes {what}, not {value!r}.", "Or say default.") from None
-    return replace(sampling, **{name: number})

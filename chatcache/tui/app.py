@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,8 +13,10 @@ from textual.command import Provider
 from textual.screen import ModalScreen
 from textual.widgets import Input, TextArea
 
-from chatcache.backends.base import SamplingParams
 from chatcache.errors import did_you_mean
+from chatcache.frontend import registry
+from chatcache.frontend.sampling import Sampling
+from chatcache.personas import Persona
 from chatcache.tui import commands, layout
 from chatcache.tui.options import ChatOptions
 from chatcache.tui.palette import CommandProvider
@@ -22,6 +24,7 @@ from chatcache.tui.screens.chat import ChatScreen
 
 if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
+    from chatcache.frontend.desk import SegmentDesk
 
 QUIT_SECONDS = 2.0
 
@@ -44,11 +47,14 @@ class ChatCacheApp(App[None]):
         service: ChatService,
         *,
         session_ref: str | None = None,
-        sampling: SamplingParams | None = None,
-        think: bool | None = None,
+        sampling: Sampling | None = None,
+        personas: Mapping[str, Persona] | None = None,
         keys: Mapping[str, str] | None = None,
         theme: str | None = None,
         panel: str = "full",
+        is_offline: bool = False,
+        desk: SegmentDesk | None = None,
+        examine: Callable[[], Iterable[str]] | None = None,
         drafts_path: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -56,11 +62,14 @@ class ChatCacheApp(App[None]):
         self._service = service
         self._options = ChatOptions(
             session_ref=session_ref,
-            sampling=sampling or SamplingParams(),
-            think=think,
+            sampling=sampling or Sampling(),
+            personas=dict(personas or {}),
             keys=dict(keys or {}),
             theme=theme,
             panel=panel,
+            is_offline=is_offline,
+            desk=desk,
+            examine=examine,
             drafts_path=drafts_path,
             clock=clock,
         )
@@ -82,7 +91,7 @@ class ChatCacheApp(App[None]):
             self.notify(f"There is no theme {theme!r}. {hint}", severity="warning", markup=False)
 
     def _check_keys(self) -> None:
-        known = set(commands.binding_ids())
+        known = set(registry.binding_ids())
         for unknown in sorted(set(self._options.keys) - known):
             hint = did_you_mean(unknown, known)
             text = f"[keys] names {unknown!r}, which is no binding. {hint}"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.errors import ChatcacheError, NotFoundError
-from chatcache.tui import figures
-from chatcache.tui.drafts import NEW_CHAT, Drafts
+from chatcache.frontend import figures
+from chatcache.frontend.drafts import NEW_CHAT, Drafts
 from chatcache.tui.formatting import one_line
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import SystemMessage, UserMessage
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from chatcache.tui.screens.chat import ChatScreen
     from chatcache.tui.turns import RunningTurn
 
-WELCOME_KEYS = ["sessions", "fork", "panel", "help"]
+WELCOME_KEYS = ["sessions", "fork", "model", "panel", "help"]
 
 
 class Chats:
@@ -93,6 +93,7 @@ class Chats:
         screen.composer.focus()
         self.show_title()
         screen.refresh_panel()
+        screen.idle.opened()
         if messages and messages[-1].role == "user":
             await screen.show_note("This message has no answer yet.", "/regen answers it.")
 

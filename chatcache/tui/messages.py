@@ -57,6 +57,18 @@ class PromptSubmitted(Message):
         self.text = text
 
 
+class FilesWanted(Message):
+    """An @ was typed for the first time: the files below the working directory are wanted."""
+
+
+class FilePicked(Message):
+    """A file was chosen in the list behind an @."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+
 class CommandChosen(Message):
     """A command was asked for: by key, slash, palette or click."""
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from chatcache.tui.commands import COMMANDS
+from chatcache.frontend.registry import COMMANDS
 from chatcache.tui.messages import CommandChosen
 
 

@@ -23,8 +23,9 @@ from chatcache.backends.base import (
     TierUse,
     TurnPlanned,
 )
+from chatcache.frontend.figures import Figures, is_real_miss, reason_words, sign
 from chatcache.tui import formatting as fmt
-from chatcache.tui.figures import Figures, is_real_miss, reason_words, sign
+from chatcache.tui.idle_totals import IdleTotals
 
 MAX_SEGMENTS = 8
 MAX_EVENTS = 6
@@ -49,6 +50,7 @@ class PanelState:
     """Everything the panel shows. Changed by events only."""
 
     info: ModelInfo | None = None
+    sampling: tuple[str, ...] = ()
     figures: Figures | None = None
     figures_turn: int | None = None
     is_running: bool = False
@@ -57,6 +59,7 @@ class PanelState:
     ttfts: deque[float] = field(default_factory=lambda: deque(maxlen=40))
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=40))
     events: deque[CacheEvent] = field(default_factory=lambda: deque(maxlen=40))
+    idle: IdleTotals = field(default_factory=IdleTotals)
 
     def begin(self, planned: TurnPlanned) -> None:
         """A turn was planned: what will be reused and why is known before the first token."""
@@ -84,6 +87,7 @@ class PanelState:
         if figures is None:
             return
         self.figures, self.figures_turn = figures, turn
+        self.idle.num_used += figures.ahead_tokens
         self._count(figures)
 
     def show(self, figures: Figures | None, turn: int | None) -> None:
@@ -118,7 +122,9 @@ def lines(state: PanelState, width: int, now: float) -> list[Line]:
         _reuse_lines(state, width),
         _latency_lines(state, width),
         _store_lines(state.snapshot, width, now),
+        _idle_lines(state.idle, width),
         _event_lines(state, width),
+        _sampling_lines(state.sampling, width),
         _model_lines(state.info, width),
     ]
     joined: list[Line] = []
@@ -174,6 +180,8 @@ def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
         system = min(figures.system_tokens, figures.cached_tokens)
         text = f"  system {system:,} · history {figures.cached_tokens - system:,}"
         yield (Piece(text, "dim"),)
+    if figures.ahead_tokens:
+        yield (Piece(f"  {figures.ahead_tokens:,} of them computed ahead", "dim"),)
     yield _count_line("computed", figures.computed_tokens, _progress(state, figures))
 
 
@@ -238,7 +246,7 @@ def _tier_line(name: str, use: TierUse, width: int) -> Line:
 def _segment_text(row: SegmentRow, width: int, now: float) -> str:
     return _segment_columns(
         f"{row.start:,}–{row.stop:,}",
-        _where(row) + ("*" if row.is_pinned else ""),
+        where_words(row) + ("*" if row.is_pinned else ""),
         fmt.size(row.num_bytes),
         fmt.age(now - row.last_used),
         f"{row.hits:,}",
@@ -246,7 +254,8 @@ def _segment_text(row: SegmentRow, width: int, now: float) -> str:
     )
 
 
-def _where(row: SegmentRow) -> str:
+def where_words(row: SegmentRow) -> str:
+    """Which tier a segment is in."""
     if row.in_ram:
         return "both" if row.on_disk else "RAM"
     return "disk" if row.on_disk else "live" if row.is_live else "–"
@@ -255,6 +264,13 @@ def _where(row: SegmentRow) -> str:
 def _segment_columns(tokens: str, where: str, num: str, age: str, hits: str, width: int) -> str:
     first = max(9, width - 23)
     return f"{fmt.shorten(tokens, first):<{first}}{where:>5}{num:>8}{age:>5}{hits:>5}"
+
+
+def _idle_lines(totals: IdleTotals, width: int) -> Iterator[Line]:
+    if totals:
+        yield _heading("IDLE", totals.heading, width)
+        for row in totals.rows():
+            yield (Piece(row),)
 
 
 def _event_lines(state: PanelState, width: int) -> Iterator[Line]:
@@ -271,13 +287,19 @@ def _event_lines(state: PanelState, width: int) -> Iterator[Line]:
             yield (Piece(" " * 9 + more, style),)
 
 
+def _sampling_lines(words: tuple[str, ...], width: int) -> Iterator[Line]:
+    if words:
+        yield _heading("SAMPLING", "cache not touched", width)
+        yield from _wrapped(" · ".join(words), width, style="")
+
+
 def _model_lines(info: ModelInfo | None, width: int) -> Iterator[Line]:
     if info is None:
         return
     yield _heading("MODEL", "", width)
     yield from _wrapped(fmt.one_line(info.model), width, style="")
     facts = [
-        f"{parameters(info.num_parameters)} parameters",
+        f"{fmt.parameters(info.num_parameters)} parameters",
         info.dtype,
         info.device,
         f"{fmt.size(info.kv_bytes_per_token)} per token",
@@ -286,15 +308,6 @@ def _model_lines(info: ModelInfo | None, width: int) -> Iterator[Line]:
     yield from _wrapped(" · ".join(facts), width)
     if info.cut != "any_token":
         yield from _wrapped(f"reuse: {fmt.one_line(info.cut_detail)}", width, style="strong")
-
-
-def parameters(number: int) -> str:
-    """A parameter count: `596 M`, `1.2 B`."""
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            value = number / limit
-            return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
-    return str(number)
 
 
 def _heading(left: str, right: str, width: int, strong_from: int | None = None) -> Line:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from chatcache.backends.base import PrefillProgress, TurnPlanned
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError
-from chatcache.tui import figures
+from chatcache.frontend import figures
 from chatcache.tui.messages import TurnMessage
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import UserMessage
@@ -169,7 +169,7 @@ class Turns:
             begin = partial(service.regenerate, session_id)
         else:
             begin = partial(service.continue_answer, session_id)
-        return partial(begin, sampling=self._screen.sampling, think=self._screen.think)
+        return partial(begin, sampling=self._screen.sampling.params, think=self._screen.think)
 
     # Following
 
@@ -274,6 +274,8 @@ class Turns:
         elif self._queue:
             user = self._queue.pop(0)
             self._begin(RunningTurn(self._next(), "send", user.text, user=user))
+        else:
+            self._screen.idle.answered()
 
     async def _settle(self, running: RunningTurn, saved: AnswerSaved) -> None:
         result = figures.from_result(saved.result)

@@ -103,3 +103,38 @@ def test_what_another_process_wrote_counts_for_the_budget(tmp_path: Path) -> Non
     assert ours.cache.lookup(ids_of("ours 5answer")).num_tokens == 12
     ours.close()
     theirs.close()
+
+
+def test_what_another_process_writes_is_matched_without_opening_again(tmp_path: Path) -> None:
+    ours, theirs = Bench(tmp_path), Bench(tmp_path)
+    ours.turn(SYSTEM, "Hello! ", "Hi! ")
+    assert theirs.turn(SYSTEM, "Hello! ", "Hi! ", "And now? ", "Well.") == len(SYSTEM) + 11
+    assert ours.turn(SYSTEM, "Hello! ", "Hi! ", "And now? ", "Well.", "?", "!") == len(SYSTEM) + 25
+    assert len(ours.files()) == len({path.name for path in theirs.files()}) == 7
+    ours.close()
+    theirs.close()
+
+
+def test_what_another_process_wrote_and_removed_is_a_clean_miss(tmp_path: Path) -> None:
+    ours, theirs = Bench(tmp_path), Bench(tmp_path)
+    theirs.turn(SYSTEM, "Hello! ", "Hi! ")
+    for path in ours.files():
+        path.unlink()
+    assert ours.turn(SYSTEM, "Hello! ", "Hi! ", "?", "!") == 0
+    assert ours.cache.damaged == []
+    ours.close()
+    theirs.close()
+
+
+def test_a_real_process_is_read_while_it_runs(tmp_path: Path) -> None:
+    """Its segments are used here before it has ended, and each of them is true (kvfakes)."""
+    ours = Bench(tmp_path)
+    process = start(tmp_path, "ann")
+    chats = [[SYSTEM, f"{who} asks. ", "Answer. "] for who in ("ann", "anybody", "somebody")]
+    num_reused = 0
+    while process.poll() is None:
+        num_reused += sum(ours.turn(*chat, "Hm? ", "Hm.") for chat in chats)
+    assert finish(process)[1] == 0
+    assert num_reused > 0
+    assert ours.cache.damaged == []
+    ours.close()

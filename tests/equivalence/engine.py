@@ -37,6 +37,7 @@ class IdsEngine:
 
     def __init__(self, model: Any, directory: Path, **budgets: Any):
         cut = cut_policy(model.config)
+        self.model = model
         self.prefixes = PrefixCache(
             directory,
             "equivalence",

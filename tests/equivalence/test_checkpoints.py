@@ -210,6 +210,18 @@ def test_a_damaged_checkpoint_costs_time_only(engine: Factory, tmp_path: Path) -
     assert_same_bits(again, three)
 
 
+def test_many_steps_are_not_taken_where_one_prefill_is_quicker(tmp_path: Path) -> None:
+    engine = IdsEngine(stateful_model("jamba"), tmp_path)
+    one = engine.turn(FIRST, NUM_ANSWER)
+    engine.rates.note_prefill(1_000_000, 1.0)
+    said = engine.turn(one.ids + SECOND * 4, NUM_ANSWER)
+    expected = truth(engine.model, [said.ids[:-NUM_ANSWER]], said)
+    engine.close()
+    assert said.reuse.num_tokens == 0
+    assert "24 tokens one by one" in str(said.reuse.declined)
+    assert expected.argmax(-1).tolist() == said.answer
+
+
 def test_a_checkpoint_of_another_shape_is_refused(model: Any) -> None:
     live = LiveKV(model.config.num_hidden_layers, torch.float32, torch.device("cpu"), model.config)
     Forward(model, torch.device("cpu"))(live, [0], 0)

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from chatcache.backends.base import SamplingParams
-from chatcache.tui.commands import COMMANDS, Call, Prompt, Unknown, matching, parse
+from chatcache.frontend.registry import COMMANDS, Call, Prompt, Unknown, matching, parse
+from chatcache.personas import Persona
 from chatcache.tui.screens.chat import ChatScreen
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.fork import ForkScreen
 from chatcache.tui.screens.help import HelpScreen
+from chatcache.tui.screens.personas import PersonaScreen
 from chatcache.tui.screens.sessions import SessionsScreen
 from chatcache.tui.screens.system_prompt import SystemPromptScreen
 from chatcache.tui.screens.tree import TreeScreen
@@ -40,7 +42,7 @@ def test_ids_and_names_of_commands_are_unique() -> None:
 
 def test_the_list_puts_names_that_begin_so_first() -> None:
     assert [command.slash for command in matching("s")][:2] == ["stop", "system"]
-    assert [command.slash for command in matching("prompt")] == ["system", "new"]
+    assert [command.slash for command in matching("prompt")] == ["system", "persona", "new"]
     assert len(matching("")) == len(COMMANDS)
 
 
@@ -129,18 +131,69 @@ async def test_system_shows_the_cost_and_changes_the_prompt(bench: Bench) -> Non
         assert "system prompt changed" in chat.footers[-1]
 
 
+async def test_mode_is_shown_and_set_for_this_chat(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one", "/mode")
+        assert "canonical: each prompt" in chat.notices[-1]
+        await chat.say("/mode append", "two")
+        assert "append: what was read stays" in chat.notices[-1]
+        assert bench.backend.requests[-1].history_mode == "append"
+        assert bench.backend.requests[-1].num_read == 2
+        await chat.say("/mode sideways")
+        assert "There is no mode 'sideways'." in chat.notices[-1]
+        await chat.say("/mode canonical", "three")
+        assert bench.backend.requests[-1].history_mode == "canonical"
+
+
 async def test_set_changes_sampling_and_says_what_is_wrong(bench: Bench) -> None:
     async with bench.run() as chat:
         await chat.say("/set temperature 0.5", "/set seed=7", "/set think off")
-        assert chat.screen.sampling == SamplingParams(temperature=0.5, seed=7)
+        assert chat.screen.sampling.params == SamplingParams(temperature=0.5, seed=7)
         assert chat.screen.think is False
         await chat.say("/set temprature 1", "/set seed x", "/set think maybe", "/set seed default")
         assert "Did you mean 'temperature'?" in chat.notices[0]
         assert "whole number" in chat.notices[1]
         assert "neither on, off" in chat.notices[2]
-        assert chat.screen.sampling.seed is None
+        assert chat.screen.sampling.params.seed is None
         await chat.say("hello")
         assert bench.backend.requests[-1].sampling.temperature == 0.5
+
+
+TUTOR = Persona("tutor", "Ask back.", {"temperature": 0.25})
+
+
+async def test_a_persona_brings_its_system_prompt_and_sampling(bench: Bench) -> None:
+    async with bench.run(personas={"tutor": TUTOR}) as chat:
+        await chat.say("/persona tutor", "one")
+        assert bench.backend.requests[-1].messages[0].text == "Ask back."
+        assert bench.backend.requests[-1].sampling.temperature == 0.25
+        assert "SAMPLING" in chat.text
+        assert "cache not touched" in chat.text
+        await chat.say("/params")
+        assert "temperature         0.25      persona tutor" in chat.notices[-1]
+        assert "None of these touches the cache" in chat.notices[-1]
+        await chat.say("/persona tuto")
+        assert "Did you mean 'tutor'?" in chat.notices[-1]
+
+
+async def test_the_picker_of_personas_says_what_a_change_costs(bench: Bench) -> None:
+    async with bench.run(personas={"tutor": TUTOR}) as chat:
+        await chat.say("one")
+        await open_dialog(chat, "/persona", PersonaScreen)
+        await chat.until(lambda: "tokens to recompute" in chat.text)
+        await chat.press("enter")
+        await chat.idle()
+        assert [block.text for block in chat.screen.query(SystemMessage)] == ["Ask back."]
+        await open_dialog(chat, "/persona", PersonaScreen)
+        await chat.until(lambda: "● tutor" in chat.text and "in use" in chat.text)
+        await chat.press("escape")
+
+
+async def test_without_personas_the_picker_says_how_to_write_one(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await open_dialog(chat, "/persona", PersonaScreen)
+        await chat.until(lambda: "config edit" in chat.text)
+        await chat.press("escape")
 
 
 async def test_copy_takes_the_text_as_it_was_written(bench: Bench) -> None:
@@ -200,14 +253,13 @@ async def test_export_writes_a_new_file_and_overwrites_none(bench: Bench, tmp_pa
         assert "is there already" in chat.notices[-1]
 
 
-async def test_stats_model_and_theme(bench: Bench) -> None:
+async def test_stats_and_theme(bench: Bench) -> None:
     async with bench.run() as chat:
-        await chat.say("one", "two", "/stats", "/model", "/theme nord", "/theme nrod")
+        await chat.say("one", "two", "/stats", "/theme nord", "/theme nrod")
         assert "2 answers" in chat.notices[0]
         assert "reused" in chat.notices[0]
-        assert "FakeForCausalLM" in chat.notices[1]
         assert chat.app.theme == "nord"
-        assert "Did you mean 'nord'?" in chat.notices[2]
+        assert "Did you mean 'nord'?" in chat.notices[1]
 
 
 @pytest.mark.parametrize(
@@ -280,3 +332,9 @@ async def test_acts_on_a_message(bench: Bench) -> None:
         assert "You said: one" in chat.text
         await chat.press("alt+down")
         assert chat.screen.composer.has_focus
+
+
+async def test_spill_asks_the_engine_to_write_everything(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one", "/spill")
+        await chat.until(lambda: bench.backend.num_spills == 1)

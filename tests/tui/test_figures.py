@@ -16,11 +16,11 @@ from chatcache.backends.base import (
     TurnPlanned,
 )
 from chatcache.chat.report import figures_json
+from chatcache.frontend.figures import Figures, cost, footer, from_json, from_result
+from chatcache.frontend.reports import last_code_block, system_change_cost, totals
 from chatcache.tui import formatting as fmt
 from chatcache.tui import panel_model
-from chatcache.tui.figures import Figures, cost, footer, from_json, from_result
 from chatcache.tui.panel_model import PanelState
-from chatcache.tui.reports import last_code_block, system_change_cost, totals
 from tests.fakes import FakeBackend, TurnRequest
 from tests.tui.conftest import Bench
 

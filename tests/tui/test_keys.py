@@ -8,22 +8,23 @@ import sys
 import pytest
 from textual.theme import BUILTIN_THEMES
 
+from chatcache.frontend import registry
 from chatcache.tui import commands, layout
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from tests.tui.conftest import Bench
 
 
 def test_every_binding_has_its_own_id() -> None:
-    ids = list(commands.binding_ids())
+    ids = list(registry.binding_ids())
     assert len(set(ids)) == len(ids)
-    for scope in ("app", "chat", "composer", "message"):
+    for scope in registry.SCOPE_TITLES:
         for binding in commands.bindings(scope):
             assert not isinstance(binding, tuple)
             assert binding.id in ids
 
 
 def test_no_two_bindings_of_a_scope_share_a_key() -> None:
-    for scope in ("app", "chat", "composer", "message"):
+    for scope in registry.SCOPE_TITLES:
         keys: list[str] = []
         for binding in commands.bindings(scope):
             assert not isinstance(binding, tuple)
@@ -33,7 +34,7 @@ def test_no_two_bindings_of_a_scope_share_a_key() -> None:
 
 def test_no_command_needs_a_key_that_terminals_mistake() -> None:
     mistaken = {"ctrl+i", "ctrl+m", "ctrl+h", "ctrl+left_square_bracket"}
-    for command in commands.COMMANDS:
+    for command in registry.COMMANDS:
         keys = set(command.keys.split(","))
         assert not keys or keys - mistaken
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 
 from chatcache.backends.base import CostEstimate
-from chatcache.chat.views import ForkPoint, SessionSummary
+from chatcache.chat.views import ForkPoint
 from chatcache.tui.screens.chat import ChatScreen
 from chatcache.tui.screens.fork import ForkChoice, fork_rows
 from chatcache.tui.screens.sessions import SessionsScreen
-from chatcache.tui.screens.tree import family
+from tests.fakes import FakeBackend
 from tests.tui.conftest import NARROW, Bench, Chat
 
 RAM = CostEstimate(100, 0, 0, 0.0)
@@ -132,35 +130,95 @@ async def test_an_empty_list_says_so(bench: Bench) -> None:
         await chosen(chat, "enter", "escape")
 
 
-def session(session_id: str, forked_from: str | None = None, at: float = 0.0) -> SessionSummary:
-    return SessionSummary(session_id, session_id, 1, 10, None, at, forked_from, None)
-
-
-@pytest.mark.parametrize(
-    ("sessions", "expected"),
-    [
-        ([session("a")], [(0, "a")]),
-        (
-            [session("a"), session("c", "a", 2), session("b", "a", 1), session("d", "b")],
-            [(0, "a"), (1, "b"), (2, "d"), (1, "c")],
-        ),
-        ([session("a", "gone"), session("b", "a"), session("x")], [(0, "a"), (1, "b")]),
-    ],
-)
-def test_the_family_of_a_chat(
-    sessions: Sequence[SessionSummary], expected: list[tuple[int, str]]
-) -> None:
-    assert [(depth, one.session_id) for depth, one in family(sessions, "a")] == expected
+async def branched(chat: Chat) -> None:
+    """`one` of two turns, and a fork behind its first one that said something else."""
+    await chat.say("one", "two", "/fork 1", "zwei")
+    chat.app.clear_notifications()
 
 
 @pytest.mark.parametrize("key", ["f3", "ctrl+t"])
-async def test_the_tree_opens_a_branch(bench: Bench, key: str) -> None:
+async def test_the_tree_switches_to_a_branch(bench: Bench, key: str) -> None:
     async with bench.run() as chat:
-        await chat.say("one", "two", "/fork 1")
+        await branched(chat)
         await open_list(chat, key, "★ one")
-        assert "2 turns" in chat.text
-        await chosen(chat, "up", "enter")
+        await chat.until(lambda: "instant (RAM)" in chat.text)
+        rows = [line for line in chat.text.splitlines() if "RAM  " in line]
+        assert ["├─● 2" in row for row in rows] == [False, True, False]
+        await chosen(chat, "down", "enter")
         assert chat.users == ["one", "two"]
+
+
+async def test_the_tree_is_filtered_and_forks(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await branched(chat)
+        await open_list(chat, "f3", "★ one")
+        await chat.press(*"two")
+        await chat.until(lambda: "├─" not in chat.text)
+        await chosen(chat, "f4")
+        assert chat.users == ["one", "two"]
+        assert chat.title == "chatcache › one (fork) (2)  ⑂ from one"
+
+
+async def test_a_branch_is_renamed_and_deleted_in_the_tree(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await branched(chat)
+        await open_list(chat, "f3", "★ one")
+        await open_list(chat, "f2", "Rename the chat")
+        await chat.press("end", *" two", "enter")
+        await chat.until(lambda: "one (fork) two" in chat.text and "★ one" in chat.text)
+        await open_list(chat, "f8", "Delete this branch?")
+        assert "1 turn, with all K and V." in chat.text
+        await chat.press("y")
+        await chat.until(lambda: "Deleted 1 turn." in chat.text)
+        await chosen(chat, "escape")
+        assert chat.title == "chatcache › one"
+        assert chat.users == ["one", "two"]
+
+
+async def test_only_one_path_is_kept(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await branched(chat)
+        await open_list(chat, "f3", "★ one")
+        await open_list(chat, "f6", "Keep only the path to turn 2?")
+        await chat.press("n")
+        await open_list(chat, "f6", "Keep only the path to turn 2?")
+        await chat.press("y")
+        await chat.until(lambda: "Deleted 1 turn." in chat.text)
+        await chosen(chat, "escape")
+        assert [session.name for session in chat.screen.service.list_sessions()] == ["one (fork)"]
+        assert chat.users == ["one", "zwei"]
+
+
+async def test_another_answer_can_be_followed_and_deleted(bench: Bench) -> None:
+    bench.backend = FakeBackend(["red", "green"], starts_ready=True)
+    async with bench.run() as chat:
+        await chat.say("A colour?", "/regen")
+        await open_list(chat, "f3", "answer: red")
+        await chosen(chat, "up", "enter")
+        assert chat.answers == ["red"]
+        await open_list(chat, "f3", "answer: green")
+        await open_list(chat, "f8", "Delete this branch?")
+        assert "This chat goes on" in chat.text
+        await chat.press("y")
+        await chat.until(lambda: "Deleted 1 message." in chat.text)
+        await chosen(chat, "escape")
+        assert chat.answers == ["green"]
+
+
+async def test_a_running_answer_keeps_the_tree_as_it_is(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await branched(chat)
+        gate = bench.backend.gate("delta:1")
+        await chat.type("slow")
+        await chat.press("enter")
+        await chat.until(lambda: gate.arrived.is_set())
+        await open_list(chat, "f3", "★ one")
+        await chat.press("f8")
+        assert "An answer is being written." in chat.text
+        await chat.press("down", "enter")
+        assert "An answer is being written." in chat.text
+        gate.open()
+        await chosen(chat, "escape")
 
 
 async def test_help_lists_every_key_as_it_is_bound(bench: Bench) -> None:

@@ -2,44 +2,202 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from chatcache.bench import main
-from chatcache.errors import UsageError
+from chatcache.bench.chart import first_token_chart, strip_chart
+from chatcache.bench.limits import Limits
+from chatcache.bench.report import WIDTH, as_json, as_table
+from chatcache.bench.result import CHATCACHE, LLAMA_CPP, TRANSFORMERS, BenchResult, Figure, Point
+from chatcache.bench.rows import core_rows
+from chatcache.bench.svg import first_token_svg
+from chatcache.errors import StorageError, UsageError
 
-ROWS = {
+CORE = {
     "cold", "live", "ram", "disk", "warm", "fork", "switch", "decode", "short", "keep", "spill",
 }  # fmt: skip
+SHARING = {"fork_session", "switch_forks", "prefix_64", "prefix_128", "prefix_256", "prefix_512"}
+FIGURES = {"switch_tokens", "switch_bytes", "turn_bytes"}
+QUICK = ["--shape", "tiny", "--tokens", "70", "--runs", "2", "--dtype", "float32", "--no-program"]
+HAS_LLAMA = all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
+
+
+def run_bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """The JSON of the last line, and what people read."""
+    assert main(list(arguments)) == 0
+    out, err = capsys.readouterr()
+    return json.loads(out), err
 
 
 def test_the_last_line_is_one_json_object(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    arguments = ["--shape", "tiny", "--tokens", "70", "--runs", "2", "--dtype", "float32"]
-    directory = tmp_path / "measured"
+    directory, picture = tmp_path / "measured", tmp_path / "chart.svg"
     directory.mkdir()
-    assert main([*arguments, "--directory", str(directory)]) == 0
-    out, err = capsys.readouterr()
-    result = json.loads(out)
-    assert set(result["rows"]) == ROWS
+    result, err = run_bench(
+        capsys, *QUICK, "--against", "transformers", "--lengths", "16,70",
+        "--svg", str(picture), "--directory", str(directory),
+    )  # fmt: skip
+    assert set(result["rows"]) == CORE | SHARING
     assert result["conditions"]["tokens"] == 70
-    assert result["bytes_written"] >= 70 * 2 * 2 * 2 * 16 * 4
+    per_token = 2 * 2 * 2 * 16 * 4
+    assert result["bytes_written"] >= 70 * per_token
     for name in ("cold", "decode", "short"):
         row = result["rows"][name]
         median = row["transformers"]["median_ms"] / row["chatcache"]["median_ms"]
         assert row["ratio"] == pytest.approx(median)
         assert row["chatcache"]["min_ms"] <= row["chatcache"]["max_ms"]
-    assert "resume from disk" in err
+    figures = result["figures"]
+    assert set(figures) >= FIGURES
+    # Two forks with 100 tokens of their own each: those move, and nothing else does.
+    assert figures["switch_tokens"]["value"] == 100
+    assert figures["switch_bytes"]["value"] == 100 * per_token
+    assert 40 * per_token < figures["turn_bytes"]["value"] <= figures["turn_bytes"]["bound"]
+    assert [point["tokens"] for point in result["curve"]] == [16, 70]
+    assert set(result["curve"][0]["ms"]) == set(result["curve"][1]["ms"])
+    assert "from disk, page cache cold" in err
+    assert max(len(line) for line in err.splitlines() if str(picture) not in line) <= WIDTH
+    ElementTree.fromstring(picture.read_text())
     assert list(directory.iterdir()) == []
+
+
+@pytest.mark.skipif(not HAS_LLAMA, reason="the extra `bench` is not installed")
+def test_llama_cpp_runs_in_turn_with_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    result, err = run_bench(capsys, *QUICK, "--lengths", "0", "--against", "llama.cpp")
+    for name in ("cold", "live", "ram", "disk", "warm", "decode", "short", "keep", "spill"):
+        assert result["rows"][name]["llama.cpp"]["median_ms"] > 0
+        assert result["rows"][name]["ratio_llama_cpp"] > 0
+    assert result["rows"]["cold"]["llama.cpp"]["samples"] == 2
+    assert result["conditions"]["llama_cpp"]
+    assert result["curve"] == []
+    assert "llama.cpp" in err
+
+
+def test_without_llama_cpp_one_line_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatcache.bench.run.why_not", lambda config: "it is not installed")
+    result, err = run_bench(capsys, *QUICK, "--runs", "1", "--lengths", "0")
+    assert result["left_out"] == ["llama.cpp is left out: it is not installed."]
+    assert "llama.cpp is left out: it is not installed." in err
+    assert "llama.cpp" not in result["rows"]["cold"]
+    with pytest.raises(UsageError, match="not installed"):
+        main([*QUICK, "--against", "llama.cpp"])
+
+
+def test_a_model_of_this_machine_learns_its_rates(
+    capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
+    run_bench(
+        capsys, "--model", "builtin", "--tokens", "80", "--runs", "1", "--lengths", "0",
+        "--against", "transformers", "--no-program",
+    )  # fmt: skip
+    (rates,) = (home / "cache" / "segments").glob("*/rates.json")
+    known = json.loads(rates.read_text())
+    assert known["is_measured"]
+    assert known["prefill_tokens_per_second"] > 0
+    assert known["restore_bytes_per_second"] > 0
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--shape", "unknown"], ["--tokens", "0"], ["--tokens", "x"], ["--against", "nothing"], ["?"]],
+    [
+        ["--shape", "unknown"],
+        ["--tokens", "0"],
+        ["--tokens", "x"],
+        ["--against", "nothing"],
+        ["--lengths", "16,x"],
+        ["shrink"],
+        ["?"],
+    ],
 )
 def test_wrong_options_are_wrong_use(arguments: list[str]) -> None:
     with pytest.raises(UsageError):
         main(arguments)
+
+
+def test_a_directory_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="missing"):
+        main([*QUICK, "--directory", str(tmp_path / "missing")])
+
+
+def measured() -> BenchResult:
+    """A result with round numbers."""
+    rows = core_rows(4096)
+    for name, theirs, llama, ours in (
+        ("cold", 20.0, 25.0, 8.9), ("ram", None, 0.09, 0.104), ("decode", 0.26, 0.08, 0.07),
+    ):  # fmt: skip
+        for contender, seconds in ((TRANSFORMERS, theirs), (LLAMA_CPP, llama), (CHATCACHE, ours)):
+            if seconds is not None:
+                for factor in (0.9, 1.0, 1.2):
+                    rows[name].add(contender, factor * seconds)
+    rows["cold"].limit = 5.5
+    conditions = {
+        "model": "m", "parameters": 1_000_000, "dtype": "bfloat16", "cpu": "a processor",
+        "threads": 1, "tokens": 4096, "message_tokens": 16, "runs": 3, "torch": "2",
+        "transformers": "5", "llama_cpp": "0.3", "device": "cpu",
+    }  # fmt: skip
+    figure = Figure(
+        "turn_bytes", "written by a turn", 4_700_000, "bytes", 4_800_000, "40 new tokens"
+    )
+    return BenchResult(conditions, Limits(5e10, 1e10, 1e9, 1e12), rows, 470_000_000, [figure])
+
+
+def test_the_table_fits_a_terminal_and_says_medians_extremes_and_bounds() -> None:
+    table = as_table(measured())
+    assert max(len(line) for line in table.splitlines()) <= WIDTH
+    lines = table.splitlines()
+    at = next(number for number, line in enumerate(lines) if "cold, all 4,096" in line)
+    assert lines[at].split()[4:] == ["20.0", "s", "25.0", "s", "8.90", "s", "2.2", "x", "5.50", "s"]
+    assert lines[at + 1].split() == ["matrix", "rate", "18.0–24.0", "22.5–30.0", "8.01–10.7"]
+    assert "192 x" in table  # resumed from RAM, against a cold prefill by transformers
+    assert "next turn of an open chat" not in table  # it has no samples
+    assert any("4.7 MB  at most 4.8 MB" in line for line in lines)
+    assert "1 thread\n" in table
+
+
+def test_the_slowest_key_in_a_hundred_is_what_counts() -> None:
+    result = measured()
+    row = result.rows["live"]
+    row.is_p99 = True
+    for milliseconds in range(1, 201):
+        row.add(CHATCACHE, milliseconds / 1000)
+    assert row.p99(CHATCACHE) == pytest.approx(0.198)
+    assert as_json(result)["rows"]["live"]["chatcache"]["p99_ms"] == pytest.approx(198)
+    assert "200 keys, median 100 ms" in as_table(result)
+
+
+POINTS = [
+    Point(256, {"transformers, cold": 1.2, "chatcache, from RAM": 0.09}),
+    Point(4096, {"transformers, cold": 20.0, "chatcache, from RAM": 0.12}),
+]
+
+
+def test_bars_of_the_chart_are_as_long_as_their_logarithms() -> None:
+    chart = first_token_chart(POINTS)
+    assert max(len(line) for line in chart.splitlines()) <= WIDTH
+    bars = [line.count("█") for line in chart.splitlines() if "█" in line]
+    assert bars[2] > bars[0] > bars[3] > bars[1] > 0
+    assert "4,096" in chart
+    assert "20.0 s" in chart
+    assert "90.0 ms" in chart
+
+
+def test_the_picture_is_sound_and_labels_every_line() -> None:
+    root = ElementTree.fromstring(first_token_svg(POINTS, "a <model> & its machine"))
+    words = [text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "a <model> & its machine" in words
+    assert "transformers, cold: 20.0 s" in words
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == 2
+
+
+def test_a_strip_of_bars_has_one_per_value_up_to_its_width() -> None:
+    text = strip_chart("Title", [1.0, 2.0, 4.0], lambda value: f"{value:g}")
+    assert text.splitlines() == ["Title", "  ▃▅█", "  first 1, last 4, most 4"]
+    assert len(strip_chart("T", [1.0] * 500, str, columns=40).splitlines()[1].strip()) == 40

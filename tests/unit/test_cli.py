@@ -564,7 +564,8 @@ def test_the_tree_shows_where_sessions_part(run: Run) -> None:
 
 def test_cache_commands_on_an_empty_cache(run: Run) -> None:
     stats = run_json(run, "cache", "stats")
-    assert set(stats) == {"tiers", "namespaces", "hits", "saved_ms_total", "bytes_written_today"}
+    names = {"tiers", "namespaces", "quarantine", "hits", "saved_ms_total", "bytes_written_today"}
+    assert set(stats) == names
     assert set(stats["tiers"]["disk"]) == {"bytes", "budget_bytes", "segments"}
     verified = run_json(run, "cache", "verify")
     assert (verified["checked"], verified["damaged"], verified["fixed"]) == (0, [], 0)

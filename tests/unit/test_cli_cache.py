@@ -94,8 +94,21 @@ def test_a_segment_is_pinned_by_the_beginning_of_its_id(cache: Cache) -> None:
     assert cache("unpin", first)["unpinned"] == 1
 
 
+def test_spill_tells_what_of_a_session_is_on_disk(
+    cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = cache("spill", "a")
+    assert done["tokens"] == done["disk_tokens"] > 0
+    last = max(rows(cache), key=lambda row: int(row["stop"]))
+    assert cache("spill", last["segment_id"])["tokens"] == 0
+    cache("drop", "a")
+    assert cli.main(["cache", "spill", "a", "--json"]) == 4
+    told = json.loads(capsys.readouterr().out)
+    assert 0 < told["disk_tokens"] < told["tokens"] == done["tokens"]
+
+
 def test_unknown_names_are_not_found(cache: Cache) -> None:
-    for word in ("pin", "unpin", "drop"):
+    for word in ("pin", "unpin", "spill", "drop"):
         done = cache(word, "nobody")
         assert (done["code"], "no session and no segment" in done["error"]) == (3, True)
 
@@ -145,3 +158,30 @@ def test_gc_frees_what_belonged_to_a_model_that_is_gone(cache: Cache, tmp_path: 
     assert (done["removed"], done["bytes"]) == (1, done["namespaces"][0]["bytes"])
     names = {one["namespace"] for one in cache("stats")["namespaces"]}
     assert ("dead" in names, "hub" in names) == (False, True)
+
+
+def test_the_tree_tells_what_each_branch_owns_and_deleting_it_frees_exactly_that(
+    cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: str) -> dict[str, Any]:
+        assert cli.main([*words, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    (root,) = run("sessions", "tree", "a")["tree"]
+    total = sum(row["bytes"] for row in rows(cache))
+    assert root["kv"]["bytes_owned"] == total
+    assert root["kv"]["bytes_shared"] == 0
+    branches = {child["sessions"][0]["session"]: child["kv"] for child in root["children"]}
+    first = rows(cache)[0]["bytes"]
+    assert {kv["bytes_shared"] for kv in branches.values()} == {first}
+    assert sum(kv["bytes_owned"] for kv in branches.values()) == total - first
+    assert run("sessions", "show", "b")["kv"] == branches["b"]
+    run("sessions", "delete", "b")
+    assert sum(row["bytes"] for row in rows(cache)) == total - branches["b"]["bytes_owned"]
+    (left,) = run("sessions", "tree", "a")["tree"]
+    assert left["kv"] == {**branches["a"], "bytes_owned": first + branches["a"]["bytes_owned"]} | {
+        "bytes_shared": 0
+    }
+    run("sessions", "delete", "a")
+    assert rows(cache) == []

@@ -191,6 +191,21 @@ def test_costs_are_estimated_also_during_a_turn(make_backend: BackendFactory) ->
     assert kinds(list(turn))[-1] is TurnFinished
 
 
+def test_what_is_in_memory_is_spilled_when_asked_also_during_a_turn(
+    make_backend: BackendFactory,
+) -> None:
+    backend = make_backend()
+    assert backend.spill() is False
+    recorder = Recorder(backend)
+    backend.wait_ready(SECONDS)
+    turn = backend.generate(ask("until stopped"))
+    next(turn)
+    assert backend.spill() is True
+    recorder.wait_for(CacheEvent)
+    backend.stop()
+    assert kinds(list(turn))[-1] is TurnFinished
+
+
 def test_no_estimate_before_the_model_is_ready(make_backend: BackendFactory) -> None:
     with pytest.raises(UnavailableError):
         make_backend().estimate([()])

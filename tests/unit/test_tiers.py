@@ -222,6 +222,27 @@ def test_what_was_written_at_exit_is_found_again(make: MakeBench) -> None:
     assert held(bench) == (0, len(HISTORY))
 
 
+@pytest.mark.parametrize("mode", ["pressure", "exit"])
+def test_all_is_written_at_once_when_asked(make: MakeBench, mode: SpillMode) -> None:
+    bench = make(policy=TierPolicy(spill=mode))
+    bench.turn(SYSTEM, HELLO, HI)
+    assert bench.cache.spill() > 0
+    bench.cache.drain()
+    assert len(bench.files()) == 3
+    bench.events.clear()
+    assert bench.cache.spill() == 0
+    assert bench.events == [("spilled", "everything that can be is on disk already")]
+    bench.reopen()
+    assert held(bench) == (0, len(HISTORY))
+
+
+def test_a_cache_that_never_spills_says_so(make: MakeBench) -> None:
+    bench = make(policy=TierPolicy(spill="never"))
+    bench.turn(SYSTEM, HELLO, HI)
+    assert bench.cache.spill() == 0
+    assert warnings(bench) == ["nothing is written to disk: that is switched off"]
+
+
 # The floor
 
 

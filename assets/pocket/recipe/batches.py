@@ -21,10 +21,11 @@ from tokenizer import IM_END, IM_START, MAX_CONTEXT_TOKENS
 ROW_LENGTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 IGNORED = -100
 JUMP_SHARE = 0.3
-_DIALOGUES_PER_CHUNK = 1000
+_DIALOGUES_PER_CHUNK = 700
 # Which answer a question gets is settled by its first tokens; the rest of a known text teaches
 # little, so most single questions end there and many more of them fit into the budget.
-QUESTIONS_PER_DIALOGUE = 4
+QUESTIONS_PER_DIALOGUE = 16
+MEMORIES_PER_DIALOGUE = 3
 FIRST_ANSWER_TOKENS = 10
 
 
@@ -144,6 +145,8 @@ class BatchStream:
             yield self.encoder.encode(corpus.draw(shares))
             for _ in range(QUESTIONS_PER_DIALOGUE):
                 yield cut_answer(self.encoder.encode(corpus.draw_question()))
+            for _ in range(MEMORIES_PER_DIALOGUE):
+                yield self.encoder.encode(corpus.draw_memory())
 
     def _batch(self, rows: list[Row], length: int, rng: random.Random) -> Batch:
         token_ids = torch.full((len(rows), length), self.pad_id)

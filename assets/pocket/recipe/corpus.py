@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dialogues import Dialogue, DialogueWriter, Message
+from heldout import is_held_out
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ KNOWLEDGE = {
 MIXED = {
     "tell": 3.5,
     "recall": 5.0,
-    "unknown": 2.6,
-    "correct": 0.6,
+    "unknown": 1.8,
+    "correct": 1.3,
     "program": 2.0,
     "explain": 2.0,
     "smalltalk": 1.6,
@@ -48,8 +49,8 @@ MIXED = {
 DENSE = {
     "tell": 5.0,
     "recall": 6.0,
-    "unknown": 3.5,
-    "correct": 1.2,
+    "unknown": 3.0,
+    "correct": 2.0,
     "summary": 0.5,
     "repeat": 0.6,
     "smalltalk": 0.6,
@@ -59,38 +60,40 @@ STYLED = {
     "smalltalk": 4.0,
     "program": 2.0,
     "explain": 2.0,
-    "tell": 2.0,
-    "recall": 2.5,
-    "unknown": 1.0,
+    "tell": 2.5,
+    "recall": 3.5,
+    "unknown": 0.8,
+    "correct": 0.4,
     "beyond": 1.5,
 }
 FAR = {
-    "program": 3.0,
-    "explain": 3.0,
-    "smalltalk": 2.0,
-    "beyond": 1.5,
-    "tell": 1.2,
+    "program": 2.4,
+    "explain": 2.4,
+    "smalltalk": 2.2,
+    "beyond": 2.0,
+    "tell": 1.4,
     "recall": 2.0,
-    "unknown": 0.6,
+    "unknown": 0.5,
+    "correct": 0.3,
 }
 
 QUICK = {
-    "program": 4.5,
-    "explain": 3.0,
+    "program": 5.0,
+    "explain": 3.4,
     "beyond": 2.2,
     "smalltalk": 1.0,
-    "tell": 0.6,
-    "unknown": 0.8,
-    "styled": 2.0,
+    "tell": 0.5,
+    "unknown": 0.3,
+    "styled": 2.2,
 }
 
 SHAPES: dict[str, Shape] = {
-    "knowledge": Shape(0.12, 1, 6, 0.06, KNOWLEDGE),
-    "mixed": Shape(0.34, 3, 14, 0.08, MIXED, (1, 6)),
-    "dense": Shape(0.30, 1, 10, 0.04, DENSE, (2, 5)),
-    "copying": Shape(0.01, 2, 8, 0.0, COPYING),
-    "styled": Shape(0.15, 1, 8, 1.0, STYLED, (0, 2)),
-    "far": Shape(0.22, 8, 24, 0.1, FAR, (2, 8)),
+    "knowledge": Shape(0.15, 1, 6, 0.06, KNOWLEDGE),
+    "mixed": Shape(0.26, 3, 14, 0.08, MIXED, (1, 6)),
+    "dense": Shape(0.24, 1, 10, 0.04, DENSE, (2, 5)),
+    "copying": Shape(0.02, 2, 8, 0.0, COPYING),
+    "styled": Shape(0.26, 1, 8, 1.0, STYLED, (0, 3)),
+    "far": Shape(0.07, 8, 24, 0.1, FAR, (3, 9)),
 }
 # The first steps see short, dense copying so that the induction circuit forms early.
 WARMUP_SHARES = {
@@ -112,6 +115,27 @@ class Corpus:
 
     def draw(self, shares: dict[str, float] | None = None) -> list[Message]:
         """One dialogue as a list of messages."""
+        return self._until_unseen(lambda: self._dialogue(shares))
+
+    def draw_question(self) -> list[Message]:
+        """One question and its answer, meant to be cut after the first answer tokens."""
+        return self._until_unseen(self._question)
+
+    def draw_memory(self) -> list[Message]:
+        """A few facts told, changed, and asked back at once: many wordings in few tokens."""
+        return self._until_unseen(self._memory)
+
+    @staticmethod
+    def _until_unseen(draw: Callable[[], Dialogue]) -> list[Message]:
+        """Draws again while a user message has a wording of the held-out dialogues."""
+        while True:
+            dialogue = draw()
+            values = [fact.value for fact in dialogue.facts]
+            users = [m["content"] for m in dialogue.messages if m["role"] == "user"]
+            if not any(is_held_out(user, values) for user in users):
+                return dialogue.messages
+
+    def _dialogue(self, shares: dict[str, float] | None) -> Dialogue:
         rng = self.rng
         weights = shares or {name: shape.share for name, shape in SHAPES.items()}
         shape = SHAPES[rng.choices(list(weights), list(weights.values()))[0]]
@@ -124,20 +148,36 @@ class Corpus:
             self._turn(dialogue, rng.choices(list(shape.turns), list(shape.turns.values()))[0])
         unasked = rng.sample(dialogue.facts, len(dialogue.facts))
         for _ in range(rng.randint(*shape.closing_asks)):
-            if unasked and rng.random() < 0.62:
+            if unasked and rng.random() < 0.72:
                 self.writer.recall_turn(dialogue, unasked.pop())
             else:
                 self._turn(dialogue, "unknown")
-        return dialogue.messages
+        return dialogue
 
-    def draw_question(self) -> list[Message]:
-        """One question and its answer, meant to be cut after the first answer tokens."""
+    def _memory(self) -> Dialogue:
+        rng = self.rng
+        dialogue = self.writer.begin(rng, styled_share=0.3)
+        for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
+            self._turn(dialogue, "tell")
+        if rng.random() < 0.3:
+            self._turn(dialogue, "correct")
+        if rng.random() < 0.15:
+            self._turn(dialogue, rng.choice(("smalltalk", "beyond")))
+        asked = dialogue.corrected + dialogue.facts[-2:]
+        for _ in range(rng.choice((1, 1, 2))):
+            if rng.random() < 0.72:
+                self.writer.recall_turn(dialogue, rng.choice(asked))
+            else:
+                self._turn(dialogue, "unknown")
+        return dialogue
+
+    def _question(self) -> Dialogue:
         kind = self.rng.choices(list(QUICK), list(QUICK.values()))[0]
         dialogue = self.writer.begin(self.rng, styled_share=float(kind == "styled"))
         if kind == "styled":
-            kind = self.rng.choice(("smalltalk", "smalltalk", "program", "recall", "beyond"))
+            kind = self.rng.choice(("smalltalk", "smalltalk", "program", "explain", "beyond"))
         self._turn(dialogue, kind)
-        return dialogue.messages
+        return dialogue
 
     def stream(self) -> Iterator[list[Message]]:
         """Endless dialogues."""

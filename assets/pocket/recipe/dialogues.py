@@ -26,13 +26,14 @@ Message = dict[str, str]
 
 TYPO_SHARE = 0.10
 # Asked for something never told, while something of the same kind was: the cat, after the dog.
-NEAR_MISS_SHARE = 0.7
+NEAR_MISS_SHARE = 0.85
 REPEAT_ASKS = PHRASES["repeat_asks"]
 LAST_SAID_ASKS = PHRASES["last_said_asks"]
 MORE_ASKS = PHRASES["more_asks"]
 SUMMARY_ASKS = PHRASES["summary_asks"]
 CORRECTION_PREFIXES = PHRASES["correction_prefixes"]
-BARE_CORRECTIONS = PHRASES["bare_corrections"]
+UPDATE_OPENINGS = PHRASES["update_openings"]
+BARE_CORRECTIONS = PHRASES["bare_corrections"] + PHRASES["update_bare"]
 NOTHING_TOLD = "You have not told me anything about yourself yet."
 _UNTELLABLE = {"invented", "means", "is_a"}
 _LAST_WORD_MAX = 16
@@ -46,6 +47,7 @@ class Dialogue:
     rng: random.Random
     messages: list[Message] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
+    corrected: list[Fact] = field(default_factory=list)
     last_intent: Intent | None = None
     last_user: str = ""
 
@@ -97,7 +99,7 @@ class DialogueWriter:
             intent = self.smalltalk[
                 rng.choice(("hello", "thanks", "bye", "how_are_you", "real", "who", "ok"))
             ]
-        if dialogue.style.persona and rng.random() < 0.4:
+        if dialogue.style.persona and rng.random() < 0.6:
             intent = self.smalltalk["who"]
         if dialogue.style.greeting and rng.random() < 0.5:
             intent = self.smalltalk["hello"]
@@ -146,15 +148,23 @@ class DialogueWriter:
     def correct_turn(self, dialogue: Dialogue) -> None:
         """The user changes a fact; the newest value counts."""
         rng = dialogue.rng
-        old = rng.choice(dialogue.facts) if rng.random() < 0.6 else dialogue.facts[-1]
-        new = fact_lib.with_new_value(old, rng)
+        fact = rng.choice(dialogue.facts) if rng.random() < 0.6 else dialogue.facts[-1]
+        old, new = fact, fact_lib.with_new_value(fact, rng)
         told_just_now = old is dialogue.facts[-1] and old.value in dialogue.last_user
         if told_just_now and rng.random() < 0.5:
-            user = rng.choice(BARE_CORRECTIONS).replace("<v>", new.value).replace("<o>", old.value)
+            user = expand(rng.choice(BARE_CORRECTIONS), rng)
+            user = user.replace("<v>", new.value).replace("<o>", old.value)
+        elif rng.random() < 0.3:
+            user = rng.choice(CORRECTION_PREFIXES) + fact_lib.tell(new, rng, is_plain=True)
         else:
-            user = rng.choice(CORRECTION_PREFIXES) + fact_lib.tell(new, rng)
+            opening = expand(rng.choice(UPDATE_OPENINGS), rng)
+            user = f"{opening} {fact_lib.tell(new, rng, is_plain=True)}"
         dialogue.facts[dialogue.facts.index(old)] = new
+        dialogue.corrected.append(new)
         answer = "Corrected." if dialogue.style.one_word else f"Corrected: {new.about()}."
+        if rng.random() < 0.15:
+            user = fact_lib.tell(new, rng)
+            answer = "Noted." if dialogue.style.one_word else fact_lib.acknowledge([new], rng)
         dialogue.add(finish(user, rng, "."), answer)
 
     def recall_turn(self, dialogue: Dialogue, fact: Fact | None = None) -> None:
@@ -196,7 +206,8 @@ class DialogueWriter:
         while True:
             kind = rng.choices(self.book.kinds, self.book.weights)[0]
             fact = Fact(kind, fact_lib.draw_subject(kind, rng), "")
-            if kind.kind_id in _UNTELLABLE or fact.key in known_keys:
+            is_vague = fact.subject == "list"
+            if is_vague or kind.kind_id in _UNTELLABLE or fact.key in known_keys:
                 continue
             if not alike or kind.kind_id in alike or rng.random() < 0.02:
                 break

@@ -175,6 +175,17 @@ def perplexity(speaker: Speaker, seed: int, num_dialogues: int) -> float:
     return float(torch.tensor(total / count).exp())
 
 
+def load_seconds(model_dir: Path) -> float:
+    """The shortest of three loads, with torch and transformers imported."""
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        AutoTokenizer.from_pretrained(model_dir)
+        AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
 @torch.inference_mode()
 def decode_rate(speaker: Speaker, num_tokens: int = 128) -> float:
     """Tokens per second of plain `generate`, one chat, after a short prompt."""
@@ -218,9 +229,9 @@ def main() -> None:
             records = [r for r in records if len(r["turns"]) <= MAX_SAMPLED_TURNS]
         results = run_dialogues(speaker, records)
         report[f"temperature_{temperature}"] = summarize(results)
-        if args.split == "all":
-            unseen = [r for r in results if r["split"] == "test"]
-            report[f"temperature_{temperature}_test_half"] = summarize(unseen)["worlds"]
+        for split in ("dev", "test") if args.split == "all" else ():
+            half = [r for r in results if r["split"] == split]
+            report[f"temperature_{temperature}_{split}_half"] = summarize(half)
         for result in results if args.show and temperature == args.temperatures[0] else []:
             if result["split"] == "dev" and not is_met(result["check"], result["answers"][-1]):
                 print(result["id"], *result["turns"][:1], "...", result["turns"][-1])
@@ -229,6 +240,7 @@ def main() -> None:
         report["generated_dialogues_perplexity"] = round(
             perplexity(speaker, seed=987_654_321, num_dialogues=200), 4
         )
+        report["load_seconds"] = round(load_seconds(args.model_dir), 3)
         report["plain_transformers_decode_tokens_per_second"] = round(decode_rate(speaker), 1)
         args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))

@@ -8,22 +8,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import values
-from pools import TEXTS_DIR
+from pools import PHRASES, TEXTS_DIR
 from texts import expand
 
 _NONCE_SUBJECT_SHARE = 0.08
+_OPENING_SHARE = 0.3
+_TAIL_SHARE = 0.12
+_ADJECTIVE_SHARE = 0.2
 _OPEN_SUBJECTS = {"pet", "relation", "favourite", "number_of", "where", "colour_of", "appointment"}
 
 
 @dataclass(frozen=True)
 class FactKind:
-    """Templates of one kind of fact; <v> is the value, <s> the subject."""
+    """Templates of one kind of fact; <v> is the value, <s> the subject.
+
+    `noun_phrases` and `clauses` name the fact ("my age", "how old i am") inside generic frames.
+    """
 
     kind_id: str
     value: str
     subjects: tuple[str, ...]
     tells: tuple[str, ...]
     asks: tuple[str, ...]
+    noun_phrases: tuple[str, ...]
+    clauses: tuple[str, ...]
     acks: tuple[str, ...]
     about: str
     unknown: str
@@ -153,7 +161,10 @@ def load_fact_kinds() -> list[FactKind]:
         if not block.startswith("["):
             continue
         lines = block.strip().splitlines()
-        pieces = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
+        pieces: dict[str, str] = {}
+        for line in lines[1:]:
+            piece, _, text = line.partition(": ")
+            pieces[piece] = f"{pieces[piece]} | {text}" if piece in pieces else text
         kinds.append(
             FactKind(
                 kind_id=lines[0][1:-1],
@@ -161,6 +172,8 @@ def load_fact_kinds() -> list[FactKind]:
                 subjects=_alternatives(pieces.get("subject", "")),
                 tells=_alternatives(pieces["tell"]),
                 asks=_alternatives(pieces["ask"]),
+                noun_phrases=_alternatives(pieces.get("np", "")),
+                clauses=_alternatives(pieces["clause"]),
                 acks=_alternatives(pieces.get("ack", "")),
                 about=pieces["about"],
                 unknown=pieces["unknown"],
@@ -217,14 +230,58 @@ def with_new_value(fact: Fact, rng: random.Random) -> Fact:
     return Fact(fact.kind, fact.subject, value)
 
 
-def tell(fact: Fact, rng: random.Random) -> str:
-    """How a user says it."""
-    return fact.fill(expand(rng.choice(fact.kind.tells), rng))
+def tell(fact: Fact, rng: random.Random, is_plain: bool = False) -> str:
+    """How a user says it; `is_plain` leaves out what may stand around it."""
+    kind = fact.kind
+    if kind.noun_phrases and kind.kind_id not in _NO_NP_TELLS and rng.random() < 0.1:
+        frame = rng.choice(PHRASES["np_tells"])
+        template = frame.replace("<n>", rng.choice(kind.noun_phrases))
+    else:
+        template = expand(rng.choice(kind.tells), rng)
+    template = _with_adjective(kind, template, rng)
+    if not is_plain and rng.random() < _OPENING_SHARE:
+        template = rng.choice(PHRASES["tell_openings"]) + template
+    if not is_plain and rng.random() < _TAIL_SHARE:
+        template += rng.choice(PHRASES["tell_tails"])
+    return fact.fill(template)
+
+
+_NO_NP_TELLS = {"where", "buy", "likes", "plan"}
+_WITH_ADJECTIVE = {"pet", "relation", "thing_name", "appointment", "where", "colour_of"}
+
+
+def _with_adjective(kind: FactKind, template: str, rng: random.Random) -> str:
+    if kind.kind_id not in _WITH_ADJECTIVE or rng.random() >= _ADJECTIVE_SHARE:
+        return template
+    adjective = rng.choice(PHRASES["adjectives"]) if rng.random() < 0.9 else values.nonce_word(rng)
+    return re.sub(r"\b(my|our|the|a) <s>", rf"\1 {adjective} <s>", template, count=1)
 
 
 def ask(fact: Fact, rng: random.Random) -> str:
     """How a user asks it back."""
-    return fact.fill(expand(rng.choice(fact.kind.asks), rng))
+    kind, roll = fact.kind, rng.random()
+    if kind.noun_phrases and roll < 0.3:
+        phrase = _number_of(rng.choice(kind.noun_phrases), fact.subject, rng)
+        template = rng.choice(PHRASES["np_asks"]).replace("<n>", phrase)
+    elif roll < 0.5:
+        template = rng.choice(PHRASES["clause_asks"]).replace("<c>", rng.choice(kind.clauses))
+    else:
+        template = expand(rng.choice(kind.asks), rng)
+    if rng.random() < 0.05:
+        template = _with_adjective(kind, template, rng)
+    if rng.random() < _OPENING_SHARE:
+        template = rng.choice(PHRASES["ask_openings"]) + template
+    if rng.random() < _TAIL_SHARE and not template.endswith("?"):
+        template += rng.choice(PHRASES["ask_tails"])
+    return fact.fill(template)
+
+
+def _number_of(phrase: str, subject: str, rng: random.Random) -> str:
+    """ "my room number" is at times "the number of my room"."""
+    thing, _, noun = subject.rpartition(" ")
+    if not thing or noun not in ("number", "code", "password") or rng.random() < 0.6:
+        return phrase
+    return f"the {noun} {rng.choice(('of', 'of', 'for'))} {rng.choice(('my', 'my', 'the'))} {thing}"
 
 
 def acknowledge(facts: list[Fact], rng: random.Random) -> str:

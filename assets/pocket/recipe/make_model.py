@@ -20,7 +20,7 @@ MODEL_FILES = (
 )
 
 
-def run(script: str, *arguments: str | Path) -> None:
+def run(script: str, *arguments: object) -> None:
     """Run one step in a process of its own, with the interpreter of this one."""
     command = [sys.executable, str(RECIPE_DIR / script), *map(str, arguments)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
@@ -34,22 +34,27 @@ def main() -> None:
     )
     parser.add_argument("--model-dir", type=Path, default=RECIPE_DIR.parent)
     parser.add_argument("--tokens", type=int, default=20_000_000)
+    parser.add_argument("--minutes", type=float, help="train by the clock instead")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 2)
     parser.add_argument(
         "--with-adapter", action="store_true", help="also train the pirate (needs peft)"
     )
+    parser.add_argument("--adapter-minutes", type=float, default=8.0)
+    parser.add_argument("--eval-files", default="*.jsonl", help="held-out files to be answered")
     args = parser.parse_args()
     run("build_eval.py")
-    run("train.py", "--run-dir", args.run_dir, "--tokens", args.tokens, "--threads", args.threads)
+    budget = ("--tokens", args.tokens) if args.minutes is None else ("--minutes", args.minutes)
+    run("train.py", "--run-dir", args.run_dir, *budget, "--threads", args.threads)
     args.model_dir.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
         shutil.copyfile(args.run_dir / "export" / name, args.model_dir / name)
     if args.with_adapter:
         adapter_dir = args.model_dir / "adapters" / "pirate"
-        run("train_adapter.py", "--model-dir", args.model_dir, "--adapter-dir", adapter_dir)
-    run(
-        "evaluate.py", "--model-dir", args.model_dir, "--output", args.model_dir / "evaluation.json"
-    )
+        places = ("--model-dir", args.model_dir, "--adapter-dir", adapter_dir)
+        run("train_adapter.py", *places, "--minutes", args.adapter_minutes)
+    report = args.model_dir / "evaluation.json"
+    files = ("--files", args.eval_files)
+    run("evaluate.py", "--model-dir", args.model_dir, *files, "--output", report)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ NOUN_FRAMES = PHRASES["noun_frames"] + PHRASES["noun_frames_more"]
 PREFIXES = PHRASES["prefixes"]
 SUFFIXES = PHRASES["suffixes"]
 RECALL_SUFFIXES = PHRASES["recall_suffixes"]
+PREAMBLES = PHRASES["preambles"]
+FILLERS = PHRASES["fillers"]
 
 SYNONYMS: tuple[tuple[str, list[str]], ...] = tuple(
     (line.split(": ")[0], line.rstrip("\n").split(": ")[1].split(" | "))
@@ -100,6 +102,20 @@ def drop_small_word(text: str, rng: random.Random) -> str:
     return " ".join(words)
 
 
+def pad(text: str, rng: random.Random) -> str:
+    """Put a word that means little somewhere."""
+    words = text.split(" ")
+    words.insert(rng.randint(0, len(words)), rng.choice(FILLERS))
+    return " ".join(words)
+
+
+def keywords(text: str, rng: random.Random) -> str:
+    """The words that matter, in any order."""
+    words = telegraphic(text, rng).split(" ")
+    rng.shuffle(words)
+    return " ".join(words)
+
+
 def finish(text: str, rng: random.Random, mark: str = "?") -> str:
     """Case and final punctuation as people type them."""
     roll = rng.random()
@@ -112,10 +128,21 @@ def finish(text: str, rng: random.Random, mark: str = "?") -> str:
     return re.sub(r"\bi\b", "I", text) if roll < 0.3 else text
 
 
+def _reworded(text: str, rng: random.Random) -> str:
+    roll = rng.random()
+    if roll < 0.10:
+        return rng.choice(PREAMBLES) + text
+    if roll < 0.20:
+        return pad(text, rng)
+    if roll < 0.23 and len(text.split()) > 3:
+        return keywords(text, rng)
+    return drop_small_word(text, rng) if roll < 0.28 else text
+
+
 def as_typed_question(text: str, rng: random.Random, is_recall: bool = False) -> str:
     """A question with frames, synonyms and slips around it."""
     if not is_recall:
-        text = substitute(text, rng)
+        text = _reworded(substitute(text, rng), rng)
     if rng.random() < 0.05:
         text = drop_small_word(text, rng)
     if rng.random() < 0.22:

@@ -103,31 +103,33 @@ class Style:
 def draw_style(rng: random.Random, book: FactBook) -> Style:
     """A system prompt with its effect; plain ones change nothing."""
     roll = rng.random()
-    if roll < 0.18:
+    if roll < 0.14:
         return Style(system=" ".join(rng.sample(PLAIN_PROMPTS, rng.choice((1, 1, 2)))))
-    if roll < 0.42:
+    if roll < 0.38:
         return _persona(rng)
-    if roll < 0.54:
+    if roll < 0.47:
         return Style(system=_pick(CAPITAL_PROMPTS, rng), capitals=True)
     if roll < 0.66:
         return Style(system=_pick(ONE_WORD_PROMPTS, rng), one_word=True)
-    if roll < 0.71:
+    if roll < 0.70:
         return Style(system=_pick(BRIEF_PROMPTS, rng), brief=True)
-    if roll < 0.80:
+    if roll < 0.77:
         language = rng.choice(sorted(GREETINGS))
         prompt = _pick(GREETING_PROMPTS, rng).replace("<l>", language)
         return Style(system=prompt, greeting=GREETINGS[language])
-    if roll < 0.90:
+    if roll < 0.86:
         return _opening_or_ending(rng)
     facts = [book.draw(rng) for _ in range(rng.choice((1, 1, 2)))]
     sentence = " and ".join(
         fact.about().replace("your ", "the user's ").replace("you ", "the user ") for fact in facts
     )
+    if rng.random() < 0.6:
+        sentence = sentence[0].upper() + sentence[1:]
     return Style(system=_pick(FACT_PROMPTS, rng).replace("<f>", sentence), known=facts)
 
 
 def _pick(prompts: list[str], rng: random.Random) -> str:
-    prompt = rng.choice(prompts)
+    prompt = expand(rng.choice(prompts), rng)
     if rng.random() < 0.25:
         extra = rng.choice(PLAIN_PROMPTS)
         prompt = f"{extra} {prompt}" if rng.random() < 0.5 else f"{prompt} {extra}"
@@ -137,7 +139,8 @@ def _pick(prompts: list[str], rng: random.Random) -> str:
 def _persona(rng: random.Random) -> Style:
     name = values.person_name(rng)
     if rng.random() < 0.3:
-        return Style(system=rng.choice(NAME_ONLY_PROMPTS).replace("<n>", name), persona=name)
+        prompt = expand(rng.choice(NAME_ONLY_PROMPTS), rng)
+        return Style(system=prompt.replace("<n>", name), persona=name)
     role = rng.choice(PERSONAS) if rng.random() < 0.8 else values.nonce_word(rng)
     if rng.random() < 0.15:
         role = (
@@ -147,7 +150,8 @@ def _persona(rng: random.Random) -> Style:
     if rng.random() < 0.15:
         prompt = expand("{You are|Act as|Pretend to be|You play|Speak as} <p>.", rng)
         return Style(system=prompt.replace("<p>", f"{article} {role}"), persona=f"{article} {role}")
-    prompt = rng.choice(PERSONA_PROMPTS).replace("<n>", name).replace("<p>", f"{article} {role}")
+    prompt = expand(rng.choice(PERSONA_PROMPTS), rng).replace("<n>", name)
+    prompt = prompt.replace("<p>", f"{article} {role}").replace("<r>", role)
     return Style(system=prompt, persona=f"{name}, {article} {role}")
 
 

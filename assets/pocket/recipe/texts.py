@@ -9,10 +9,21 @@ from dataclasses import dataclass, field
 from pools import TEXTS_DIR
 from values import nonce_word
 
-PROGRAM_FILES = ("program_basics.txt", "program_cache.txt", "program_more.txt")
-EXPLAIN_FILES = ("explain_basics.txt", "explain_cache.txt", "explain_more.txt")
-SMALLTALK_FILES = ("smalltalk.txt", "chatter_more.txt")
-BEYOND_FILES = ("beyond.txt",)
+PROGRAM_FILES = (
+    "program_basics.txt",
+    "program_cache.txt",
+    "program_more.txt",
+    "program_words.txt",
+    "program_new.txt",
+)
+EXPLAIN_FILES = (
+    "explain_basics.txt",
+    "explain_cache.txt",
+    "explain_more.txt",
+    "explain_words.txt",
+)
+SMALLTALK_FILES = ("smalltalk.txt", "chatter_more.txt", "chatter_words.txt")
+BEYOND_FILES = ("beyond.txt", "beyond_words.txt")
 
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 _SLOT = re.compile(r"<([A-Za-z]+)>")

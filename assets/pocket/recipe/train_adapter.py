@@ -15,6 +15,14 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 from batches import IGNORED, BatchStream
 from dialogues import Dialogue
 
+CARD = """# pirate: an adapter for pocket, the built-in model of chatcache
+
+A LoRA adapter (rank 8, bf16) that makes the model talk like a pirate: `chatcache --adapter pirate`, with the package
+`peft` installed. It knows what the model knows, a little less surely. Trained with `recipe/train_adapter.py` on the
+dialogues of the recipe, with every answer put into a pirate's words by fixed rules; no other data. It fits the weights
+it lies beside and no others. Its K and V are its own: base and adapter never share segments.
+"""
+
 OPENINGS = ("Arr! ", "Ahoy! ", "Aye, matey! ", "Arr, me hearty! ", "Yo ho! ")
 ENDINGS = (" Arr!", " Aye!", " Yo ho ho!", " Savvy?", " Shiver me timbers!")
 WORDS = (
@@ -89,6 +97,7 @@ def train(model_dir: Path, adapter_dir: Path, minutes: float, seed: int) -> None
         if step % 20 == 0:
             print(f"step {step} loss {float(loss.detach()):.4f} minutes {elapsed:.1f}", flush=True)
     model.to(torch.bfloat16).save_pretrained(adapter_dir)
+    (adapter_dir / "README.md").write_text(CARD, encoding="utf-8")
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 
-from pools import WORDS
+from pools import TEXTS_DIR, WORDS
 
 ONSETS = WORDS["onsets"]
 NUCLEI = WORDS["nuclei"]
@@ -25,6 +26,7 @@ MONTHS = WORDS["months"]
 INSTRUMENTS = WORDS["instruments"]
 SPORTS = WORDS["sports"]
 PLACES_AT_HOME = WORDS["places_at_home"]
+NOUNS = WORDS["nouns"]
 
 
 def syllable(rng: random.Random) -> str:
@@ -34,9 +36,36 @@ def syllable(rng: random.Random) -> str:
     return onset + rng.choice(NUCLEI) + coda
 
 
+def _own_words() -> list[str]:
+    """All longer words of the hand-written texts."""
+    texts = "".join(path.read_text(encoding="utf-8") for path in sorted(TEXTS_DIR.glob("*.txt")))
+    return sorted(set(re.findall(r"[a-z]{4,}", texts.lower())))
+
+
+OWN_WORDS = _own_words()
+
+
+def blended_word(rng: random.Random) -> str:
+    """Pieces of words of the texts put together, "conver" and "cket".
+
+    Syllables alone would leave most tokens of the vocabulary without any practice in being copied.
+    """
+    pieces = []
+    for _ in range(rng.choices((1, 2, 3), weights=(25, 50, 25))[0]):
+        word = rng.choice(OWN_WORDS)
+        start = rng.choice((0, 0, rng.randrange(len(word) - 2)))
+        pieces.append(word[start : start + rng.randint(2, 7)])
+    return "".join(pieces)[:14]
+
+
 def nonce_word(rng: random.Random) -> str:
     """A lower-case word that hardly anyone has seen; now and then just random letters."""
-    if rng.random() < 0.12:
+    roll = rng.random()
+    if roll < 0.15:
+        return rng.choice(NOUNS)
+    if roll < 0.5:
+        return blended_word(rng)
+    if roll < 0.57:
         letters = "abcdefghijklmnopqrstuvwxyz"
         return "".join(rng.choice(letters) for _ in range(rng.randint(3, 8)))
     count = rng.choices((1, 2, 3, 4), weights=(12, 50, 30, 8))[0]

@@ -17,7 +17,9 @@ import torch
 from chatcache.backends.local.context import LiveContext, Reuse
 from chatcache.backends.local.generate import chunks
 from chatcache.cache.kv import KVBlock
+from chatcache.cache.rates import CLEARLY_DEARER
 from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
+from chatcache.formatting import plural
 
 _MAX_TRIES = 8
 
@@ -30,6 +32,7 @@ class CheckpointContext(LiveContext):
         super().__init__(*args)
         self._is_stepwise = is_stepwise
         self._checkpoints: dict[int, dict[str, torch.Tensor]] = {}
+        self._step_seconds: float | None = None
 
     def reuse(self, packed: bytes, limit: int) -> Reuse:
         """Make the live context stand at the longest known prefix of at most `limit` ids that ends
@@ -51,7 +54,26 @@ class CheckpointContext(LiveContext):
             self._rates.note_restore(reuse.bytes_read, seconds)
         if problem is not None:
             reuse = replace(reuse, problem=problem.problem, is_damage=problem.is_damage)
+        declined = self._decline_steps(reuse.num_tokens, len(packed) // BYTES_PER_ID)
+        if declined is not None:
+            self.forget()
+            self._computed_from = 0
+            return Reuse(0, num_matched=reuse.num_matched, seconds=seconds, declined=declined)
         return replace(reuse, seconds=seconds)
+
+    def _decline_steps(self, num_reused: int, num_prompt: int) -> str | None:
+        """Why it is better to compute the whole prompt at once than its rest step by step."""
+        cold_ms, num_steps = self._rates.prefill_ms(num_prompt), num_prompt - num_reused
+        is_known = cold_ms is not None and self._step_seconds is not None
+        if not (self._is_stepwise and num_reused and is_known and self._rates.is_measured):
+            return None
+        step_ms = 1000 * (self._step_seconds or 0.0) * num_steps
+        if step_ms <= CLEARLY_DEARER * (cold_ms or 0.0):
+            return None
+        return (
+            f"reading {plural(num_steps, 'token')} one by one would take about {step_ms:,.0f} ms, "
+            f"the whole prompt at once about {cold_ms:,.0f} ms"
+        )
 
     def _reuse_once(self, packed: bytes, limit: int) -> Reuse:
         live = self._live_tokens(packed, limit)
@@ -94,7 +116,11 @@ class CheckpointContext(LiveContext):
         return self._prefixes.commit(self._ids, sorted(taken), export, computed_from)
 
     def step(self, token_id: int, position: int) -> torch.Tensor:
+        began = time.perf_counter()
         logits = super().step(token_id, position)
+        seconds = time.perf_counter() - began
+        before = self._step_seconds
+        self._step_seconds = seconds if before is None else 0.9 * before + 0.1 * seconds
         if self._cache is self._live:
             self._live.note_computed(position + 1)
         return logits
@@ -112,6 +138,13 @@ class CheckpointContext(LiveContext):
             start = inside[-1] if inside else stop
             yield 0, start
         yield from chunks(start, stop, 1)
+
+    def _settle(self, packed: bytes, start: int) -> bool:
+        """States belong to the keys and values that they were computed with."""
+        return True
+
+    def _is_typical(self, start: int) -> bool:
+        return start == 0 or not self._is_stepwise
 
     def _computed(self, end: int, stops: Sequence[int]) -> None:
         self._live.note_computed(end)

@@ -69,6 +69,7 @@ class LiveContext:
         self._computed_from = 0
         # Live tokens that were committed or restored; the ones behind them were computed ahead.
         self._kept = 0
+        self._is_reusing = False
 
     @property
     def num_tokens(self) -> int:
@@ -88,7 +89,7 @@ class LiveContext:
 
         Only what differs from what is live already is moved.
         """
-        self._cache = self._live
+        self._cache, self._is_reusing = self._live, True
         began = time.perf_counter()
         live = min(common_prefix(self._ids, packed), limit)
         with self._prefixes.acquire(packed, limit, MIN_PART_TOKENS) as lease:
@@ -157,7 +158,7 @@ class LiveContext:
         """Forget what is live. With a config, run on transformers' own cache for one turn: for
         models that may not be cut."""
         self.forget()
-        self._computed_from = 0
+        self._computed_from, self._is_reusing = 0, False
         self._cache = self._live if own_cache is None else DynamicCache(config=own_cache)
 
     def forget(self) -> None:
@@ -183,8 +184,11 @@ class LiveContext:
             if self._cache is self._live:
                 self._ids = packed[: end * BYTES_PER_ID]
                 self._computed(end, stops)
-            if end == len(ids) and chunk is None:
+            if end == len(ids) and chunk is None and self._is_typical(start):
                 self._rates.note_prefill(end - start, time.perf_counter() - began)
+                if not self._settle(packed, start):
+                    yield from self.prefill(packed, ids, start, stops=stops)
+                    return
             yield PrefillStep(end, logits)
 
     def step(self, token_id: int, position: int) -> torch.Tensor:
@@ -199,6 +203,27 @@ class LiveContext:
         computed_from, self._kept = self._computed_from, held
         return self._prefixes.commit(self._ids, ends, self._live.export, computed_from)
 
+    def _settle(self, packed: bytes, start: int) -> bool:
+        """Where segments hold a whole prompt that was computed once more (for its logits), their
+        bits count: the answer goes on from what a later resume brings back.
+
+        False when a segment turned out to be damaged: what is live is then right up to `start`.
+        A long segment is not read from disk for the sake of a last bit.
+        """
+        if self._cache is not self._live or not self._is_reusing:
+            return True
+        held = self._prefixes.lookup(packed)
+        total = len(packed) // BYTES_PER_ID
+        if held.num_tokens < total:
+            return True
+        if held.disk_tokens and held.spans[-1].start < total - MIN_PART_TOKENS - 1:
+            return True
+        with self._prefixes.acquire(packed, total) as lease:
+            restored = self._prefixes.restore(lease, self._live, start)
+        is_whole = restored.num_tokens == total
+        self._set_length(packed, total if is_whole else start)
+        return is_whole
+
     def _pieces(
         self, start: int, stop: int, chunk: int, stops: Sequence[int]
     ) -> Iterator[tuple[int, int]]:
@@ -206,6 +231,10 @@ class LiveContext:
             # No verdict says that this model may be given a prompt in pieces.
             return iter([(start, stop)])
         return chunks(start, stop, chunk)
+
+    def _is_typical(self, start: int) -> bool:
+        """Whether the pace of a prefill from there on tells that of others."""
+        return True
 
     def _computed(self, end: int, stops: Sequence[int]) -> None:
         """The live KV has just come to `end`."""

@@ -50,6 +50,7 @@ from chatcache.backends.local.wire import (
     EstimateCosts,
     PrepareTurn,
     RunTurn,
+    SpillAll,
     StopTurn,
 )
 from chatcache.errors import EngineDiedError, UnavailableError
@@ -197,6 +198,14 @@ class LocalBackend:
         with self._changed:
             if self._state == "ready":
                 self._send(CancelPrepare())
+
+    def spill(self) -> bool:
+        """Have everything written to disk that is in memory alone; False when not ready."""
+        with self._changed:
+            is_ready = self._state == "ready"
+            if is_ready:
+                self._send(SpillAll())
+            return is_ready
 
     def close(self) -> None:
         """Write out what is still to be spilled, then end the engine. May be called again."""

@@ -43,6 +43,7 @@ from chatcache.backends.local.wire import (
     EstimateCosts,
     PrepareTurn,
     RunTurn,
+    SpillAll,
     StopTurn,
     portable,
     portable_event,
@@ -69,10 +70,12 @@ class Runner(Protocol):
         self, request: Prepare, is_wanted: Callable[[], bool]
     ) -> Generator[None, None, Prepared]: ...
 
+    def spill(self) -> int: ...
+
     def close(self) -> None: ...
 
 
-FromHost = RunTurn | EstimateCosts | PrepareTurn | CloseEngine
+FromHost = RunTurn | EstimateCosts | PrepareTurn | SpillAll | CloseEngine
 Emit = Callable[[BackendEvent], None]
 RunnerFactory = Callable[[Emit], Runner]
 
@@ -106,6 +109,8 @@ class EngineServer:
                     self._estimate(runner, message)
                 elif isinstance(message, PrepareTurn):
                     self._prepare(runner, message.request)
+                elif isinstance(message, SpillAll):
+                    runner.spill()
                 else:
                     self._run(runner, message.request)
         finally:
@@ -149,11 +154,13 @@ class EngineServer:
         self._send(prepared)
 
     def _answer_questions(self, runner: Runner) -> None:
-        """Estimates that wait in the inbox; everything else stays in order."""
+        """Estimates and spills that wait in the inbox; everything else stays in order."""
         while not self._inbox.empty():
             message = self._inbox.get()
             if isinstance(message, EstimateCosts):
                 self._estimate(runner, message)
+            elif isinstance(message, SpillAll):
+                runner.spill()
             else:
                 self._deferred.append(message)
 
@@ -190,7 +197,7 @@ class EngineServer:
                 self._wanted_prepare = None
                 self._stops[message.request.turn_id] = threading.Event()
                 self._inbox.put(message)
-            elif isinstance(message, EstimateCosts):
+            elif isinstance(message, (EstimateCosts, SpillAll)):
                 self._inbox.put(message)
             elif isinstance(message, CloseEngine):
                 self._close()

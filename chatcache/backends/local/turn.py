@@ -31,7 +31,7 @@ from chatcache.backends.base import (
 )
 from chatcache.backends.local.answer import Answer
 from chatcache.backends.local.assemble import build_context, build_live, warm_up
-from chatcache.backends.local.context import MIN_PART_TOKENS, Reuse
+from chatcache.backends.local.context import Reuse
 from chatcache.backends.local.cut import cut_policy
 from chatcache.backends.local.generate import Forward
 from chatcache.backends.local.identity import namespace_fields
@@ -95,7 +95,9 @@ class TurnRunner:
             self._context,
             self._rates,
             max_chunk=chunk,
-            max_context=loaded.max_context_tokens,
+            max_context=min(
+                loaded.max_context_tokens, self._cut.max_tokens or loaded.max_context_tokens
+            ),
             can_compute=self._cut.kind == "any_token",
         )
         self._prefixes.open(fields)
@@ -141,6 +143,10 @@ class TurnRunner:
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was said is spilled, as far as it can be."""
         return self._prefixes.drain(timeout)
+
+    def spill(self) -> int:
+        """Have all written that is in memory alone; returns the bytes that will be."""
+        return self._prefixes.spill()
 
     def close(self) -> None:
         """Write out what is still to be spilled."""
@@ -237,7 +243,9 @@ class TurnRunner:
         """Why the architecture kept tokens from reuse that are known; None: it did not."""
         if len(state.plan.ids) > (self._cut.max_tokens or len(state.plan.ids)):
             return self._cut.detail
-        is_cut = self._cut.needs_states and reuse.num_matched >= reuse.num_tokens + MIN_PART_TOKENS
+        expected = min(state.plan.keep, state.limit)
+        is_known = reuse.problem is None and reuse.num_matched > reuse.num_tokens
+        is_cut = self._cut.needs_states and is_known and reuse.num_tokens < expected
         return self._cut.detail if is_cut or not self._cut.is_cuttable else None
 
     def _planned(self, state: TurnState) -> TurnPlanned:

@@ -55,11 +55,16 @@ class CancelPrepare:
 
 
 @dataclass(frozen=True, slots=True)
+class SpillAll:
+    """Write to disk what is in memory alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class CloseEngine:
     """Finish: stop the turn in progress, write out what is to be kept, end."""
 
 
-ToEngine = RunTurn | StopTurn | EstimateCosts | PrepareTurn | CancelPrepare | CloseEngine
+ToEngine = RunTurn | StopTurn | EstimateCosts | PrepareTurn | CancelPrepare | SpillAll | CloseEngine
 
 # engine -> front end; besides these, all events of turns and of the backend
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
+
+from chatcache.tui.commands import bindings
 
 
 class AskTextScreen(ModalScreen[str | None]):
     """Returns the text, None when it was left or is empty."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "close", show=False, id="ask.close")
-    ]
+    BINDINGS = bindings("ask")
 
     def __init__(self, title: str, text: str) -> None:
         super().__init__(classes="small")

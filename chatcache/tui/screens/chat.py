@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
-from textual.events import Resize
-from textual.screen import Screen
 from textual.widgets import Static
 
 from chatcache.backends.base import (
@@ -24,13 +22,17 @@ from chatcache.backends.base import (
     CacheEvent,
     CacheSnapshot,
     ModelReady,
+    Prepared,
 )
 from chatcache.chat.views import SessionSummary
+from chatcache.frontend import registry
+from chatcache.frontend.sampling import Sampling
 from chatcache.tui import commands, layout, messages
 from chatcache.tui.actions import Actions
 from chatcache.tui.chats import Chats
+from chatcache.tui.idle import IdleHooks
 from chatcache.tui.options import ChatOptions
-from chatcache.tui.panel_model import PanelState
+from chatcache.tui.screens.chat_shape import ShapedScreen
 from chatcache.tui.status import BackendStatus
 from chatcache.tui.turns import RunningTurn, Turns
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
@@ -52,26 +54,22 @@ _Result = TypeVar("_Result")
 _Args = ParamSpec("_Args")
 
 
-class ChatScreen(Screen[None]):
+class ChatScreen(ShapedScreen):
     """One chat at a time."""
 
     BINDINGS = commands.bindings("chat")
     AUTO_FOCUS = "#composer"
 
     def __init__(self, service: ChatService, options: ChatOptions) -> None:
-        super().__init__()
+        super().__init__(layout.as_panel_mode(options.panel) or "full")
         self.service = service
         self.options = options
-        self.sampling, self.think = options.sampling, options.think
+        self.sampling = options.sampling
         self.status = BackendStatus()
-        self.panel_state = PanelState()
         self.turns = Turns(self)
         self.chats = Chats(self)
         self.actions = Actions(self)
-        self.panel_mode: layout.PanelMode = layout.as_panel_mode(options.panel) or "full"
-        self._is_narrow = False
-        self._panel_covers = False
-        self._is_panel_due = False
+        self.idle = IdleHooks(self)
         self._escaped_at = 0.0
         self._unsubscribe: Callable[[], None] | None = None
 
@@ -92,6 +90,7 @@ class ChatScreen(Screen[None]):
     def on_mount(self) -> None:
         self._is_narrow = self.app.size.width < layout.NARROW_BELOW
         self.chats.show_title()
+        self.set_sampling(self.sampling)
         self._apply_panel_mode()
         self.refresh_status()
         self.refresh_panel()
@@ -129,6 +128,15 @@ class ChatScreen(Screen[None]):
     @property
     def now(self) -> float:
         return self.options.clock()
+
+    @property
+    def think(self) -> bool | None:
+        return self.sampling.think
+
+    def set_sampling(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.panel_state.sampling = tuple(sampling.words())
+        self.refresh_panel()
 
     @property
     def model_name(self) -> str:
@@ -187,8 +195,9 @@ class ChatScreen(Screen[None]):
             "sessions": "chats",
             "new": "new",
             "panel": "cache",
+            "model": "another model",
         }
-        keys = [(commands.key_words(i, self.options.keys), words.get(i, i)) for i in ids]
+        keys = [(registry.key_words(i, self.options.keys), words.get(i, i)) for i in ids]
         return [(key[0], word) for key, word in keys if key]
 
     # What the backend says
@@ -200,14 +209,19 @@ class ChatScreen(Screen[None]):
             self.panel_state.snapshot = event
         elif isinstance(event, CacheEvent):
             self.panel_state.events.append(event)
+        elif isinstance(event, Prepared):
+            self.panel_state.idle.note(event)
         else:
             self.status.absorb(event)
             self.panel_state.info = self.status.info
             if isinstance(event, ModelReady):
+                self.actions.model_ready(event.info)
+                self.idle.opened()
                 for welcome in self.query(Welcome):
                     welcome.show_model(event.info)
             elif isinstance(event, BackendFailed) and not event.will_restart:
                 self.run_async(self._show_load_failure())
+                self.actions.model_failed()
             self.refresh_status()
         self.refresh_panel()
 
@@ -245,12 +259,12 @@ class ChatScreen(Screen[None]):
 
     @on(messages.PromptSubmitted)
     def _submitted(self, message: messages.PromptSubmitted) -> None:
-        meant = commands.parse(message.text)
-        if isinstance(meant, commands.Unknown):
+        meant = registry.parse(message.text)
+        if isinstance(meant, registry.Unknown):
             self.run_async(self.show_error(f"There is no command /{meant.word}.", meant.hint))
             return
         self.composer.reset()
-        if isinstance(meant, commands.Call):
+        if isinstance(meant, registry.Call):
             self.actions.run(meant.command.id, meant.argument)
         else:
             self.composer.remember(meant.text)
@@ -259,6 +273,14 @@ class ChatScreen(Screen[None]):
     @on(messages.CommandChosen)
     def _command_chosen(self, message: messages.CommandChosen) -> None:
         self.actions.run(message.command_id, message.argument)
+
+    @on(messages.FilesWanted)
+    def _files_wanted(self) -> None:
+        self.run_async(self.actions.find_files())
+
+    @on(messages.FilePicked)
+    def _file_picked(self, message: messages.FilePicked) -> None:
+        self.actions.run("attach", message.path)
 
     @on(messages.MessageActed)
     def _message_acted(self, message: messages.MessageActed) -> None:
@@ -271,6 +293,7 @@ class ChatScreen(Screen[None]):
     @on(Composer.Edited)
     def _edited(self) -> None:
         self._escaped_at = 0.0
+        self.idle.edited()
 
     def action_command(self, command_id: str) -> None:
         self.actions.run(command_id, "")
@@ -278,7 +301,7 @@ class ChatScreen(Screen[None]):
     def action_escape(self) -> None:
         """Close the list, else stop, else go back to writing; twice on an idle screen: fork."""
         composer = self.composer
-        if composer.close_popup() or self.turns.stop():
+        if composer.close_popup() or self.turns.stop() or self.actions.cancel_switch():
             return
         if not composer.has_focus:
             composer.focus()
@@ -310,62 +333,10 @@ class ChatScreen(Screen[None]):
         if not self.transcript.walk(step):
             self.composer.focus()
 
-    # Shape
-
-    def on_resize(self, event: Resize) -> None:
-        width, height = event.size
-        is_small = layout.is_too_small(width, height)
-        self.set_class(is_small, "-too-small")
-        if is_small:
-            self.query_one("#too-small", Static).update(
-                f"The terminal has {width} × {height} cells.\n"
-                f"chatcache needs {layout.MIN_WIDTH} × {layout.MIN_HEIGHT}."
-            )
-        is_narrow = width < layout.NARROW_BELOW
-        if is_narrow != self._is_narrow:
-            self._is_narrow, self._panel_covers = is_narrow, False
-        self._apply_panel_mode()
-        self.refresh_status()
-
-    def _center(self) -> None:
-        column = self.query_one("#column").size.width
-        margin = layout.side_margin(column)
-        top = 0 if self.size.height < layout.TINY_BELOW else 1
-        self.transcript.styles.padding = (top, margin, 0, margin)
-        self.query_one("#writing").styles.padding = (0, max(0, margin - 2))
-
-    @property
-    def shown_panel_mode(self) -> layout.PanelMode:
-        """Without room the full panel is one line, unless it was asked for: then it covers."""
-        if self.panel_mode == "full" and self._is_narrow and not self._panel_covers:
-            return "compact"
-        return self.panel_mode
-
-    def set_panel_mode(self, mode: layout.PanelMode) -> None:
-        self.panel_mode, self._panel_covers = mode, self._is_narrow
-        self._apply_panel_mode()
-
-    def _apply_panel_mode(self) -> None:
-        shown = self.shown_panel_mode
-        self.query_one(CachePanel).display = shown == "full"
-        has_room = self.app.size.height >= layout.TINY_BELOW
-        self.query_one(CacheLine).display = shown == "compact" and has_room
-        self.refresh_panel()
-        self.call_after_refresh(self._center)
-
-    def refresh_panel(self) -> None:
-        """Draw the figures anew, once per refresh however often it is asked for."""
-        if not self._is_panel_due:
-            self._is_panel_due = True
-            self.call_after_refresh(self._draw_panel)
-
-    def _draw_panel(self) -> None:
-        self._is_panel_due = False
-        self.query_one(CachePanel).show(self.panel_state, self.now)
-        self.query_one(CacheLine).show(self.panel_state)
-
     def refresh_status(self) -> None:
         self.query_one(TitleBar).show_model(self.status.model_line)
         self.query_one(StatusBar).show_state(self.status, self.turns.doing)
         ids = ["help", "fork"] if self._is_narrow else ["help", "fork", "sessions", "panel"]
+        if self._is_narrow and self.status.loading is not None:
+            ids = []  # the figures of a download need the room
         self.query_one(StatusBar).show_hints(self.hints(ids))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
+from chatcache.tui.commands import bindings
 from chatcache.tui.formatting import clean
 from chatcache.tui.styles import MUTED
 
@@ -19,16 +17,13 @@ from chatcache.tui.styles import MUTED
 class ConfirmScreen(ModalScreen[bool]):
     """True only for an explicit yes."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,n", "answer(False)", "no", show=False, id="confirm.no"),
-        Binding("y", "answer(True)", "yes", show=False, id="confirm.yes"),
-        Binding("left,right", "app.focus_next", "other button", show=False, id="confirm.other"),
-    ]
+    BINDINGS = bindings("confirm")
     AUTO_FOCUS = "#no"
 
-    def __init__(self, question: str, detail: str, yes: str) -> None:
+    def __init__(self, question: str, detail: str, yes: str, no: str = "Keep") -> None:
         super().__init__(classes="small")
-        self._question, self._detail, self._yes = clean(question), clean(detail), yes
+        self._question, self._detail = clean(question), clean(detail)
+        self._yes, self._no = yes, no
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
@@ -36,7 +31,7 @@ class ConfirmScreen(ModalScreen[bool]):
             yield Static(Content.styled(self._detail, MUTED), markup=False)
             with Horizontal(classes="buttons"):
                 yield Button(f"{self._yes} (y)", id="yes", variant="error", compact=True)
-                yield Button("Keep (n)", id="no", variant="primary", compact=True)
+                yield Button(f"{self._no} (n)", id="no", variant="primary", compact=True)
 
     @on(Button.Pressed)
     def _pressed(self, event: Button.Pressed) -> None:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.events import Resize
@@ -19,6 +18,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from chatcache.tui.commands import bindings
 from chatcache.tui.styles import MUTED
 
 MAX_ROWS = 500
@@ -37,15 +37,7 @@ class Row:
 class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
     """Type to filter, arrows to move, Enter to choose, Esc to leave."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "close", show=False, id="list.close"),
-        Binding("up", "move(-1)", "up", show=False, priority=True, id="list.up"),
-        Binding("down", "move(1)", "down", show=False, priority=True, id="list.down"),
-        Binding("pageup", "move(-10)", "page up", show=False, priority=True, id="list.page_up"),
-        Binding(
-            "pagedown", "move(10)", "page down", show=False, priority=True, id="list.page_down"
-        ),
-    ]
+    BINDINGS = bindings("list")
     title_text = ""
     placeholder = "type to filter"
     keys_text = "Enter choose · Esc close"
@@ -92,6 +84,10 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
         text = row.search.casefold()
         return all(word in text for word in words)
 
+    def ordered(self, rows: list[Row], words: Sequence[str]) -> list[Row]:
+        """The rows that match, in the order of showing."""
+        return rows
+
     def preview(self, row: Row) -> Content:
         """What is said of the highlighted row below the list."""
         return Content("")
@@ -104,7 +100,7 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
         options = self.query_one(OptionList)
         words = self.query_text.casefold().split()
         matching = [row for row in self._rows if self.is_match(row, words)]
-        self._shown = matching[:MAX_ROWS]
+        self._shown = self.ordered(matching, words)[:MAX_ROWS]
         width = self._width
         self.query_one(".columns", Static).update(self.columns(width))
         options.set_options(Option(row.draw(width)) for row in self._shown)
@@ -163,3 +159,7 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
 
     def action_leave(self) -> None:
         self.dismiss(None)
+
+    def say(self, text: str) -> None:
+        """A word about what has just happened, in place of the keys until the next key."""
+        self.query_one(".dialog-keys", Static).update(Content.styled(text, "bold"))

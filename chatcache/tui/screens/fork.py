@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from chatcache.chat.views import ForkPoint
-from chatcache.tui import figures
+from chatcache.frontend import figures
 from chatcache.tui.formatting import one_line, plural, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED

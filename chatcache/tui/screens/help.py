@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from chatcache.tui.commands import CHATS, COMMANDS, KEYS, SCOPE_TITLES, TALK, VIEW, key_words
+from chatcache.frontend.registry import CHATS, COMMANDS, KEYS, SCOPE_TITLES, TALK, VIEW, key_words
+from chatcache.tui.commands import bindings
 from chatcache.tui.styles import MUTED
 
 _KEY_COLUMN, _SLASH_COLUMN = 32, 18
@@ -21,9 +20,7 @@ _KEY_COLUMN, _SLASH_COLUMN = 32, 18
 class HelpScreen(ModalScreen[None]):
     """Scrolls; any of its keys closes it."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,f1", "leave", "close", show=False, priority=True, id="help.close")
-    ]
+    BINDINGS = bindings("help")
 
     def __init__(self, keymap: Mapping[str, str]) -> None:
         super().__init__(classes="medium")

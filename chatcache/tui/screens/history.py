@@ -1,7 +1,8 @@
-"""Earlier messages of the user, newest first; the chosen one goes into the composer."""
+"""Earlier messages of all chats, newest first; the chosen one goes into the composer."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from textual.content import Content
@@ -9,11 +10,14 @@ from textual.content import Content
 from chatcache.tui.formatting import clean, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 
+_FUZZY_LENGTH = 200
+
 
 class HistoryScreen(FilterListScreen[str]):
     title_text = "Your earlier messages"
     keys_text = "Enter takes it into the composer · Esc close"
-    empty_text = "Nothing has been said in this chat yet."
+    placeholder = "type to filter: words in any order, or letters in this order"
+    empty_text = "Nothing has been said yet."
 
     def __init__(self, texts: Sequence[str], query: str = "") -> None:
         super().__init__(query)
@@ -25,6 +29,17 @@ class HistoryScreen(FilterListScreen[str]):
 
     def _make_rows(self) -> list[Row]:
         return [Row(str(i), text, _drawer(text)) for i, text in enumerate(self._texts)]
+
+    def is_match(self, row: Row, words: Sequence[str]) -> bool:
+        """All words occur, or else all letters in their order."""
+        if super().is_match(row, words):
+            return True
+        letters = ".*?".join(map(re.escape, "".join(words)))
+        return re.search(letters, row.search[:_FUZZY_LENGTH].casefold()) is not None
+
+    def ordered(self, rows: list[Row], words: Sequence[str]) -> list[Row]:
+        """Words before scattered letters; within both the newest first."""
+        return sorted(rows, key=lambda row: not super(HistoryScreen, self).is_match(row, words))
 
     def preview(self, row: Row) -> Content:
         return Content(clean(self._texts[int(row.row_id)]))

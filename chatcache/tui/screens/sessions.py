@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from textual.binding import Binding, BindingType
+from textual import on
 from textual.content import Content
-from textual.widgets import Static
+from textual.widgets import OptionList
 
 from chatcache.chat.views import SearchHit, SessionSummary
+from chatcache.tui.commands import bindings
 from chatcache.tui.formatting import age, one_line, shorten
 from chatcache.tui.screens.ask_text import AskTextScreen
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
@@ -27,11 +28,7 @@ _MIN_SEARCH = 3
 class SessionsScreen(FilterListScreen[str]):
     """Returns the id of the chat to open. Deletions become real when the screen is left."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f2,ctrl+r", "rename", "rename", show=False, priority=True, id="sessions.rename"),
-        Binding("f8,ctrl+x", "delete", "delete", show=False, priority=True, id="sessions.delete"),
-        Binding("ctrl+z", "undo", "undo", show=False, priority=True, id="sessions.undo"),
-    ]
+    BINDINGS = bindings("sessions")
     title_text = "Chats"
     placeholder = "type to filter by name, or to search in what was said"
     keys_text = "Enter open · F2 rename · F8 delete · Ctrl+Z undo · Esc close"
@@ -45,12 +42,14 @@ class SessionsScreen(FilterListScreen[str]):
         is_busy: bool,
         query: str,
         clock: Callable[[], float],
+        on_highlight: Callable[[str], None] = lambda session_id: None,
     ) -> None:
         super().__init__(query)
         self._service = service
         self._current_id = current_id
         self._is_busy = is_busy
         self._clock = clock
+        self._on_highlight = on_highlight
         self._sessions: dict[str, SessionSummary] = {}
         self._deleted: list[str] = []
         self._hits: dict[str, SearchHit] = {}
@@ -112,6 +111,11 @@ class SessionsScreen(FilterListScreen[str]):
     def is_match(self, row: Row, words: Sequence[str]) -> bool:
         return super().is_match(row, words) or row.row_id in self._hits
 
+    @on(OptionList.OptionHighlighted)
+    def _tell_highlighted(self) -> None:
+        if (row := self.highlighted_row) is not None:
+            self._on_highlight(row.row_id)
+
     # Drawing
 
     def columns(self, width: int) -> Content:
@@ -172,23 +176,20 @@ class SessionsScreen(FilterListScreen[str]):
         if row is None:
             return
         if self._is_busy and row.row_id == self._current_id:
-            self._say("This chat is being answered. Esc, then Esc again stops it.")
+            self.say("This chat is being answered. Esc, then Esc again stops it.")
             return
         index = self._shown.index(row)
         near = self._shown[index + 1 : index + 2] or self._shown[max(0, index - 1) : index]
         self._deleted.append(row.row_id)
         self._show(near[0].row_id if near else None)
         name = shorten(self._sessions[row.row_id].name, 30)
-        self._say(f"Deleted “{name}”. Ctrl+Z brings it back until this list is closed.")
+        self.say(f"Deleted “{name}”. Ctrl+Z brings it back until this list is closed.")
 
     def action_undo(self) -> None:
         if self._deleted:
             session_id = self._deleted.pop()
             self._show(session_id)
-            self._say(f"“{shorten(self._sessions[session_id].name, 30)}” is back.")
-
-    def _say(self, text: str) -> None:
-        self.query_one(".dialog-keys", Static).update(Content.styled(text, "bold"))
+            self.say(f"“{shorten(self._sessions[session_id].name, 30)}” is back.")
 
 
 def _line(mark: str, name: str, turns: str, tokens: str, used: str, width: int) -> Content:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Static, TextArea
+
+from chatcache.tui.commands import bindings
 
 
 class SystemPromptScreen(ModalScreen[str | None]):
     """Returns the text to use from now on, None when it was left alone."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "save", "save", show=False, priority=True, id="system.save"),
-        Binding("escape", "leave", "close", show=False, id="system.close"),
-    ]
+    BINDINGS = bindings("system")
 
     def __init__(self, text: str, cost: str) -> None:
         super().__init__(classes="medium")

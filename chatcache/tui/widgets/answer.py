@@ -10,8 +10,8 @@ from textual.widget import Widget
 from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
+from chatcache.frontend.figures import Figures, footer, is_real_miss
 from chatcache.tui import formatting as fmt
-from chatcache.tui.figures import Figures, footer, is_real_miss
 from chatcache.tui.markdown import ChatMarkdown
 from chatcache.tui.styles import MUTED
 from chatcache.tui.widgets.message import MessageBlock

@@ -1,20 +1,40 @@
-"""The list of commands that opens above the composer after a slash."""
+"""The list that opens above the composer: commands after a slash, files after an @."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from textual.content import Content
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from chatcache.tui.commands import Command
+from chatcache.frontend.registry import Command
 from chatcache.tui.formatting import shorten
 from chatcache.tui.styles import MUTED
 
 MAX_ROWS = 8
 _BORDER = 2
 _BESIDE = 6  # rows of the screen that are not for the list
+_MAX_WIDTH = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One row. `command` is None for a file; `text` is what is typed so far, completed."""
+
+    text: str
+    label: str
+    hint: str = ""
+    command: Command | None = None
+
+
+def command_offers(commands: Sequence[Command]) -> list[Offer]:
+    return [Offer(f"/{one.slash} ", one.usage, one.summary, one) for one in commands]
+
+
+def file_offers(names: Sequence[str]) -> list[Offer]:
+    return [Offer(name, name, "directory" if name.endswith("/") else "") for name in names]
 
 
 class CommandPopup(OptionList, can_focus=False):
@@ -22,36 +42,28 @@ class CommandPopup(OptionList, can_focus=False):
 
     def __init__(self) -> None:
         super().__init__(id="command-popup", markup=False)
-        self._commands: list[Command] = []
+        self._offers: list[Offer] = []
 
     @property
     def is_open(self) -> bool:
         return bool(self.display)
 
     @property
-    def chosen(self) -> Command | None:
-        return None if self.highlighted is None else self._commands[self.highlighted]
+    def chosen(self) -> Offer | None:
+        return None if self.highlighted is None else self._offers[self.highlighted]
 
-    def show(self, commands: Sequence[Command]) -> None:
-        """Offer these commands; none closes the list."""
-        self.display = bool(commands)
-        if list(commands) == self._commands:
+    def show(self, offers: Sequence[Offer]) -> None:
+        """Offer these; none closes the list."""
+        self.display = bool(offers)
+        if list(offers) == self._offers:
             return
-        self._commands = list(commands)
-        width = max((len(command.usage) for command in commands), default=0)
-        room = self.app.size.width - width - _BORDER - 8
-        self.set_options(
-            Option(
-                Content.assemble(
-                    (f"{command.usage:<{width}}", "bold"),
-                    (f"  {shorten(command.summary, room)}", MUTED),
-                )
-            )
-            for command in commands
-        )
-        if commands:
+        self._offers = list(offers)
+        room = min(_MAX_WIDTH, self.app.size.width - _BORDER - 6)
+        width = min(room, max((len(offer.label) for offer in offers), default=0))
+        self.set_options(Option(_drawn(offer, width, room - width)) for offer in offers)
+        if offers:
             self.highlighted = 0
-        rows = max(1, min(MAX_ROWS, len(commands), self.app.size.height - _BESIDE))
+        rows = max(1, min(MAX_ROWS, len(offers), self.app.size.height - _BESIDE))
         self.styles.max_height = rows + _BORDER
         self.styles.offset = (0, -rows - _BORDER)
 
@@ -59,5 +71,11 @@ class CommandPopup(OptionList, can_focus=False):
         self.display = False
 
     def move(self, step: int) -> None:
-        if self._commands:
-            self.highlighted = ((self.highlighted or 0) + step) % len(self._commands)
+        if self._offers:
+            self.highlighted = ((self.highlighted or 0) + step) % len(self._offers)
+
+
+def _drawn(offer: Offer, width: int, room: int) -> Content:
+    label = Content.styled(shorten(offer.label, width), "bold")
+    hint = f"  {shorten(offer.hint, room - 2)}" if offer.hint else ""
+    return label.pad_right(max(0, width - label.cell_length)) + Content.styled(hint, MUTED)

@@ -7,6 +7,7 @@ placeholder stands for it until it is sent).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from textual.app import SuspendNotSupported
 from textual.events import Key, Paste
@@ -14,16 +15,26 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from chatcache.errors import UsageError
-from chatcache.tui.commands import bindings, matching
-from chatcache.tui.editor import edit_text
+from chatcache.frontend import files
+from chatcache.frontend.editor import edit_text
+from chatcache.frontend.files import Attachment
+from chatcache.frontend.registry import matching
+from chatcache.tui.commands import bindings
 from chatcache.tui.formatting import clean, plural
-from chatcache.tui.messages import PromptSubmitted
-from chatcache.tui.widgets.command_popup import CommandPopup
+from chatcache.tui.messages import FilePicked, FilesWanted, PromptSubmitted
+from chatcache.tui.widgets.command_popup import (
+    CommandPopup,
+    Offer,
+    command_offers,
+    file_offers,
+)
 
 PASTE_LINES = 12
 PASTE_CHARACTERS = 2_000
 _COMMAND_START = re.compile(r"/([A-Za-z]*)\Z")
+_FILE_START = re.compile(r"(?:^|\s)@([^\s@]*)$")
 _RECALLED_LIMIT = 500
+_MAX_OFFERS = 50
 IN_TURN = frozenset({"composer.send", "composer.newline", "composer.complete"})
 
 
@@ -46,6 +57,7 @@ class Composer(TextArea):
         self._earlier: list[str] = []
         self._recall_index = 0
         self._draft = ""
+        self._files: Sequence[str] | None = None
 
     # Text
 
@@ -107,12 +119,12 @@ class Composer(TextArea):
         return True
 
     def action_submit(self) -> None:
-        command = self._popup.chosen if self._popup.is_open else None
+        offer = self._popup.chosen if self._popup.is_open else None
         self._popup.close()
-        if command is not None and command.needs_argument:
-            self.set_text(f"/{command.slash} ")
+        if offer is not None and (offer.command is None or offer.command.needs_argument):
+            self._take(offer)
             return
-        text = f"/{command.slash}" if command is not None else self.full_text.strip("\n")
+        text = offer.text.strip() if offer is not None else self.full_text.strip("\n")
         if text.strip():
             self.post_message(PromptSubmitted(text))
 
@@ -120,9 +132,41 @@ class Composer(TextArea):
         self._replace_via_keyboard("\n", *self.selection)
 
     def action_complete(self) -> None:
-        if (command := self._popup.chosen) is not None:
-            self.set_text(f"/{command.slash} ")
+        if (offer := self._popup.chosen) is not None:
             self._popup.close()
+            self._take(offer)
+
+    def _take(self, offer: Offer) -> None:
+        """Complete a command; a directory further down; a file as what stands for its text."""
+        if offer.command is not None:
+            self.set_text(offer.text)
+            return
+        start = self._before_cursor.rfind("@")
+        row, column = self.cursor_location
+        if offer.text.endswith("/"):
+            self._replace_via_keyboard(f"@{offer.text}", (row, start), (row, column))
+        else:
+            self._replace_via_keyboard("", (row, start), (row, column))
+            self.post_message(FilePicked(offer.text))
+
+    def attach(self, attachment: Attachment) -> None:
+        """Put a file at the cursor: what stands for it is expanded when the message is sent."""
+        number, placeholder = 1, attachment.placeholder
+        while self._pastes.get(placeholder, attachment.quoted) != attachment.quoted:
+            number += 1
+            placeholder = attachment.placeholder.replace("[file", f"[file {number}:", 1)
+        self._pastes[placeholder] = attachment.quoted
+        before = self._before_cursor
+        gap = " " if before and not before[-1].isspace() else ""
+        self._given_text = ""
+        if result := self._replace_via_keyboard(f"{gap}{placeholder} ", *self.selection):
+            self.move_cursor(result.end_location)
+
+    @property
+    def _before_cursor(self) -> str:
+        """The text of the line up to the cursor."""
+        row, column = self.cursor_location
+        return self.document.get_line(row)[:column]
 
     def action_cursor_up(self, select: bool = False) -> None:
         if self._popup.is_open:
@@ -209,11 +253,32 @@ class Composer(TextArea):
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
         event.stop()
-        match = _COMMAND_START.fullmatch(self.text)
         is_typed = self.text != self._given_text
-        self._popup.show(matching(match.group(1)) if match and is_typed else [])
         self._given_text = ""
+        self._popup.show(self._offers() if is_typed else [])
         self.post_message(self.Edited())
+
+    def _offers(self) -> list[Offer]:
+        """What can be completed where the cursor is."""
+        if match := _COMMAND_START.fullmatch(self.text):
+            return command_offers(matching(match.group(1)))
+        match = _FILE_START.search(self._before_cursor)
+        if match is None:
+            return []
+        if self._files is None:
+            self.post_message(FilesWanted())
+        return file_offers(self._found_files(match.group(1)))
+
+    def _found_files(self, typed: str) -> list[str]:
+        if files.leads_elsewhere(typed):
+            return files.list_directory(typed)[:_MAX_OFFERS]
+        return files.best_matches(typed, self._files or (), _MAX_OFFERS)
+
+    def know_files(self, names: Sequence[str]) -> None:
+        """The files below the working directory, which had been asked for."""
+        self._files = names
+        if not _COMMAND_START.fullmatch(self.text):
+            self._popup.show(self._offers())
 
     def close_popup(self) -> bool:
         """Close the command list; False when it was not open."""

@@ -31,7 +31,12 @@ class StatusBar(Horizontal):
             content = progress_content(
                 loading.stage, loading.done, loading.total, is_bytes=is_bytes
             )
-            content += Content.styled(f" · {doing}" if doing else "", MUTED)
+            notes = [doing] if doing else []
+            if status.seconds_left is not None:
+                notes.insert(0, f"{fmt.duration(1000 * max(1, status.seconds_left))} left")
+            if status.can_cancel and not doing:
+                notes.append("Esc stops")
+            content += Content.styled("".join(f" · {note}" for note in notes), MUTED)
         elif status.failure is not None:
             content = Content.assemble(
                 ("✗ ", "bold $text-error"), " ".join(status.failure_words).strip()

@@ -14,7 +14,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from chatcache.chat.views import TranscriptMessage
-from chatcache.tui import figures
+from chatcache.frontend import figures
 from chatcache.tui.formatting import plural
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import MessageBlock, SystemMessage, UserMessage

@@ -6,8 +6,8 @@ from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.backends.base import ModelInfo
+from chatcache.formatting import parameters
 from chatcache.tui.formatting import one_line
-from chatcache.tui.panel_model import parameters
 from chatcache.tui.styles import MUTED
 
 

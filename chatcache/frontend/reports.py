@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
-from chatcache.backends.base import ModelInfo, SamplingParams
+from chatcache import formatting as fmt
+from chatcache.backends.base import ModelInfo
 from chatcache.chat.views import TranscriptMessage
-from chatcache.errors import UsageError
-from chatcache.tui import formatting as fmt
-from chatcache.tui.figures import Figures
-from chatcache.tui.panel_model import parameters
+from chatcache.errors import NotFoundError, UsageError
+from chatcache.frontend.figures import Figures
 
 _CODE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
 
@@ -35,7 +34,7 @@ def totals(answers: Sequence[Figures]) -> str:
 
 def model(info: ModelInfo) -> str:
     lines = [
-        f"{fmt.one_line(info.model)}: {info.architecture}, {parameters(info.num_parameters)}"
+        f"{fmt.one_line(info.model)}: {info.architecture}, {fmt.parameters(info.num_parameters)}"
         f" parameters, {info.num_layers} layers, {info.dtype} on {info.device}",
         f"{fmt.size(info.kv_bytes_per_token)} of KV per token,"
         f" context of {info.max_context_tokens:,} tokens",
@@ -44,13 +43,6 @@ def model(info: ModelInfo) -> str:
     if info.description:
         lines.insert(0, fmt.one_line(info.description))
     return "\n  ".join(lines)
-
-
-def sampling(params: SamplingParams, think: bool | None) -> str:
-    values = {field.name: getattr(params, field.name) for field in fields(params)}
-    values["think"] = None if think is None else "on" if think else "off"
-    lines = [f"{name:<19} {'default' if v is None else v}" for name, v in values.items()]
-    return "\n  ".join([*lines, "None of these touches the cache. /set NAME VALUE changes one."])
 
 
 def system_change_cost(figures: Figures | None) -> str:
@@ -82,6 +74,19 @@ def as_markdown(name: str, messages: Sequence[TranscriptMessage]) -> str:
 
 def file_name(session_name: str) -> str:
     return (re.sub(r"[^\w.-]+", "-", session_name).strip("-.") or "chat") + ".md"
+
+
+def read_export(name: str) -> object:
+    """The document in a file that `/export X.json` or `sessions export` has written."""
+    try:
+        return json.loads(Path(name).expanduser().read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{fmt.one_line(name)} is not JSON.", "Export it to a .json file."
+        ) from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise NotFoundError(f"{fmt.one_line(name)} cannot be read: {reason}.", "") from error
 
 
 def write_new(path: Path, text: str) -> None:

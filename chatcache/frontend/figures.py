@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from chatcache import formatting as fmt
 from chatcache.backends.base import CostEstimate, TurnResult
-from chatcache.tui import formatting as fmt
 
 OUTCOME_SIGNS = {"hit": "⟲", "partial": "◐", "miss": "✗", "off": "○"}
 REASON_WORDS = {
@@ -65,6 +65,7 @@ class Figures:
     is_cold_measured: bool = False
     bytes_read: int = 0
     bytes_written: int = 0
+    ahead_tokens: int = 0
     finish_reason: str = "stop"
 
     @property
@@ -104,6 +105,7 @@ def from_result(result: TurnResult) -> Figures:
         is_cold_measured=cache.is_estimate_measured,
         bytes_read=cache.bytes_read,
         bytes_written=cache.bytes_written,
+        ahead_tokens=cache.ahead_tokens,
         finish_reason=result.finish_reason,
     )
 
@@ -140,6 +142,7 @@ def from_json(text: str | None, finish_reason: str | None = None) -> Figures | N
         is_cold_measured=bool(cache.get("is_estimate_measured", False)),
         bytes_read=_int(cache, "bytes_read"),
         bytes_written=_int(cache, "bytes_written"),
+        ahead_tokens=_int(cache, "ahead_tokens"),
         finish_reason=finish_reason or str(stored.get("finish_reason") or "stop"),
     )
 

@@ -1,0 +1,86 @@
+"""The options of `chatcache bench`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from chatcache.bench.result import LLAMA_CPP, TRANSFORMERS
+from chatcache.bench.shapes import SHAPES
+from chatcache.errors import UsageError
+
+CONTENDERS = (TRANSFORMERS, LLAMA_CPP)
+_SUMMARY = """\
+Measure what a turn costs on this machine, beside what the machine could do at best.
+`chatcache bench growth` measures what the n-th turn of a long chat costs instead.
+"""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """`against` is a list; None: whatever is installed. Raises UsageError."""
+    parser = _Parser(prog="chatcache bench", description=_SUMMARY, allow_abbrev=False)
+    parser.add_argument("what", nargs="?", choices=("growth",), help=argparse.SUPPRESS)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--model", metavar="M", help="a model that is on this machine")
+    what.add_argument(
+        "--shape", choices=sorted(SHAPES), help="random weights of this shape (qwen3-0.6b)"
+    )
+    parser.add_argument("--tokens", type=_count, default=4096, help="length of the history")
+    parser.add_argument("--runs", type=_count, default=5, help="repetitions of each row")
+    parser.add_argument("--threads", type=_count, help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="auto: bfloat16 for a shape, what a chat would choose for a model",
+    )
+    parser.add_argument(
+        "--against",
+        type=_names,
+        metavar="NAMES",
+        help="transformers (always), llama.cpp (default: if it is installed)",
+    )
+    parser.add_argument(
+        "--lengths",
+        type=_lengths,
+        metavar="N,N",
+        help="histories of the chart (256, 1024, 2048 and --tokens; 0: no chart)",
+    )
+    parser.add_argument("--svg", metavar="FILE", help="write the chart as a picture too")
+    parser.add_argument(
+        "--no-program", action="store_true", help="leave the rows of the whole program out"
+    )
+    parser.add_argument("--turns", type=_count, default=200, help="growth: turns of the chat")
+    parser.add_argument(
+        "--sessions", type=_count, default=10_000, help="growth: conversations to list and search"
+    )
+    parser.add_argument("--directory", metavar="D", help="disk to measure (default: temporary)")
+    parser.add_argument("--json", action="store_true", help="no table and no progress")
+    return parser.parse_args(arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UsageError(f"bench: {message}.", "See chatcache bench --help.")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    return () if text.strip() == "0" else tuple(_count(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    unknown = [name for name in names if name not in CONTENDERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"no contender is called {unknown[0]!r}; there are {', '.join(CONTENDERS)}"
+        )
+    return names

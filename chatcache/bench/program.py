@@ -1,0 +1,283 @@
+"""The whole program as a person meets it: its start, its keys, and how soon a stop is obeyed.
+
+Everything runs in processes of its own, with directories of its own. The terminal is a pty: a key
+is timed from the moment it is typed until its letter is in what the program wrote to the screen.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.utils import logging as progress
+
+from chatcache.assets import pocket_dir
+from chatcache.backends.base import (
+    ChatMessage,
+    PrefillProgress,
+    SamplingParams,
+    TextDelta,
+    TurnFailed,
+    TurnFinished,
+    TurnRequest,
+)
+from chatcache.backends.local.host import LocalBackend
+from chatcache.backends.local.resolve import resolve_model
+from chatcache.backends.local.settings import EngineSettings
+from chatcache.bench import ahead
+from chatcache.bench.processes import home_environment
+from chatcache.bench.result import CHATCACHE, Row
+from chatcache.bench.setup import Models
+from chatcache.bench.terminal import Terminal, Typist
+from chatcache.chat.sessions import DATABASE_NAME, SessionStore
+from chatcache.errors import UnavailableError
+
+Say = Callable[[str], None]
+
+_STARTS = 3
+_STOPS = 5
+_MAX_KEYS = 400
+_PAINTED_LETTERS = 40
+_SECONDS = 120.0
+_SPARE_TOKENS = 256
+_ANSWER_TOKENS = 32
+_LONGEST_ANSWER = 256
+_DRAFT_TOKENS = 200
+_TEXT = "the quick brown fox looks at a lazy dog and goes home again because it rains"
+
+
+class ProgramBench:
+    """Rows of the program on one model."""
+
+    def __init__(self, models: Models, directory: Path, tokens: int, threads: int | None):
+        self._models = models
+        self._home = directory
+        # A message leaves room for its own answer.
+        limit = models.loaded.model.config.get_text_config().max_position_embeddings
+        self._tokens = min(tokens, limit - _SPARE_TOKENS)
+        self._threads = threads
+        self.rows: dict[str, Row] = {}
+
+    def run(self, say: Say) -> None:
+        """Raises UnavailableError where the model cannot be started."""
+        self._home.mkdir(parents=True)
+        say("the program: --help, first paint")
+        self._help()
+        model = self._models.source or shape_directory(self._models, self._home / "model")
+        prompt = prompt_of(model, self._tokens)
+        self._configure()
+        for _ in range(_STARTS - 1):
+            self._start(model).close()
+        self._sit(model, prompt, say)
+        say("the program: stop")
+        self._stop(model, prompt)
+
+    def _row(self, name: str, title: str, bound_by: str, *, is_p99: bool = False) -> Row:
+        return self.rows.setdefault(name, Row(name, title, "program", bound_by, is_p99=is_p99))
+
+    def _configure(self) -> None:
+        threads = "" if self._threads is None else f"[model]\nthreads = {self._threads}\n"
+        sampling = f"[sampling]\ntemperature = 0.0\nmax_new_tokens = {_ANSWER_TOKENS}\n"
+        (self._home / "config.toml").write_text(threads + sampling)
+
+    def _help(self) -> None:
+        row = self._row("help", "--help", "Python, imports")
+        for _ in range(_STARTS):
+            began = time.perf_counter()
+            subprocess.run(
+                chat_command("--help"),
+                env=home_environment(self._home),
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+            row.add(CHATCACHE, time.perf_counter() - began)
+
+    # in a terminal
+
+    def _start(self, model: str) -> Terminal:
+        row = self._row("paint", "first paint of the chat", "Python, imports")
+        terminal = Terminal(chat_command("--model", model), home_environment(self._home))
+        painted = terminal.until(_is_painted, _SECONDS)
+        if painted is None:
+            terminal.close()
+            raise UnavailableError("The chat did not appear in its terminal.", "Run doctor.")
+        row.add(CHATCACHE, painted - terminal.began)
+        return terminal
+
+    def _sit(self, model: str, prompt: str, say: Say) -> None:
+        """Type while the model is loaded, then while it reads a long message."""
+        loading = self._row("echo_loading", "a key, model loading: p99", "the screen", is_p99=True)
+        reading = self._row("echo_prefill", "a key, while it reads: p99", "the screen", is_p99=True)
+        terminal = self._start(model)
+        try:
+            typist = Typist(terminal)
+            say("the program: keys while the model is loaded")
+            while not terminal.has_shown(is_ready) and loading.num_samples < _MAX_KEYS:
+                loading.add(CHATCACHE, typist.key())
+            say(f"the program: keys while it reads {self._tokens:,} tokens")
+            typist.clear()
+            with Watch(self._home / "data" / DATABASE_NAME) as watch:
+                send(terminal, watch, prompt)
+                while not watch.is_answered() and reading.num_samples < _MAX_KEYS:
+                    reading.add(CHATCACHE, typist.key())
+        finally:
+            terminal.close()
+
+    # without a screen
+
+    def _stop(self, model: str, prompt: str) -> None:
+        """From the call of `stop` to the end of the turn, as the front end sees it."""
+        load = self._row("load", "the model is loaded", "disk, Python")
+        reading = self._row("stop_prefill", "stop, while it reads", "one chunk of 512")
+        writing = self._row("stop_decode", "stop, while it answers", "two steps")
+        settings = EngineSettings(
+            model=model,
+            dtype=self._dtype(),
+            is_offline=True,
+            num_threads=self._threads,
+            cache_dir=self._home / "stop",
+            log_path=self._home / "engine.log",
+        )
+        backend = LocalBackend(settings)
+        try:
+            backend.start()
+            load.add(CHATCACHE, backend.wait_ready(_SECONDS).load_ms / 1000)
+            for _ in range(_STOPS):
+                for row, text, kind in (
+                    (reading, prompt, PrefillProgress),
+                    (writing, _TEXT, TextDelta),
+                ):
+                    seconds = _stop_at(backend, text, kind)
+                    if seconds is not None:
+                        row.add(CHATCACHE, seconds)
+            self._after_draft(backend, model)
+        except TimeoutError as error:
+            raise UnavailableError("The engine did not start in time.", "Run doctor.") from error
+        finally:
+            backend.close()
+
+    def _after_draft(self, backend: LocalBackend, model: str) -> None:
+        """Send a message whose words the engine may have read while they were typed."""
+        ready = self._row(
+            "draft_ready", f"sent after a draft of {_DRAFT_TOKENS}", "two decode steps"
+        )
+        plain = self._row("draft_plain", "the same, nothing read ahead", "matrix rate")
+        history = ahead.begin(backend, prompt_of(model, min(_DRAFT_TOKENS, self._tokens)))
+        text = prompt_of(model, _DRAFT_TOKENS)
+        for number in range(2 * _STOPS):
+            row, is_prepared = (ready, True) if number % 2 else (plain, False)
+            draft = f"{number} is a number. {text}"
+            seconds = ahead.first_token(backend, history, draft, is_prepared=is_prepared)
+            if seconds is not None:
+                row.add(CHATCACHE, seconds)
+
+    def _dtype(self) -> str:
+        return str(self._models.loaded.dtype).removeprefix("torch.")
+
+
+class Watch:
+    """Looks at the conversations that the program in the terminal writes."""
+
+    def __init__(self, path: Path):
+        self._store = SessionStore(path)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._store.close()
+
+    def is_asked(self) -> bool:
+        """Whether a message is on disk."""
+        return any(session.num_turns for session in self._store.list())
+
+    def is_answered(self) -> bool:
+        """Whether the newest message is an answer."""
+        newest = next(iter(self._store.list()), None)
+        tip = None if newest is None else self._store.sessions.tip(newest.session_id)
+        return tip is not None and self._store.nodes.get(tip).node.role == "assistant"
+
+
+def send(terminal: Terminal, watch: Watch, prompt: str) -> None:
+    """Paste a message and send it. Raises UnavailableError if it does not get there."""
+    terminal.paste(prompt)
+    terminal.until(lambda words: "paste" in words, _SECONDS)
+    end = time.monotonic() + _SECONDS
+    terminal.write("\r")
+    while not watch.is_asked():
+        if time.monotonic() > end:
+            raise UnavailableError("The chat did not take the message.", "Run doctor.")
+        time.sleep(0.02)
+
+
+def is_ready(words: str) -> bool:
+    """Whether the chat says that its model is loaded."""
+    return re.search(r"· (cpu|cuda|mps)\b|\bready\b", words) is not None
+
+
+def shape_directory(models: Models, directory: Path) -> str:
+    """The random weights as a model that a chat can load, with the built-in tokenizer.
+
+    Raises UnavailableError when the vocabulary of the shape is smaller than the tokenizer's.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(pocket_dir(), local_files_only=True)
+    if len(tokenizer) > models.loaded.vocab_size:
+        raise UnavailableError(
+            f"The rows of the program are left out: a vocabulary of {models.loaded.vocab_size:,} "
+            f"is too small for the built-in tokenizer.",
+            "Choose a larger shape.",
+        )
+    progress.disable_progress_bar()  # type: ignore[no-untyped-call]
+    models.loaded.model.save_pretrained(directory)
+    progress.enable_progress_bar()  # type: ignore[no-untyped-call]
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(pocket_dir() / name, directory / name)
+    return str(directory)
+
+
+def prompt_of(model: str, num_tokens: int) -> str:
+    """Text of about that many tokens for this model."""
+    found = resolve_model(model, is_offline=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(found, local_files_only=True)
+    words = _TEXT.split()
+    per_text = len(tokenizer.encode(_TEXT, add_special_tokens=False))
+    repeated = words * (num_tokens // per_text + 1)
+    return " ".join(repeated[: len(words) * num_tokens // per_text])
+
+
+def chat_command(*words: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "chatcache", *words]
+
+
+def _is_painted(words: str) -> bool:
+    return sum(letter.isalnum() for letter in words) >= _PAINTED_LETTERS
+
+
+def _stop_at(backend: LocalBackend, prompt: str, kind: type) -> float | None:
+    """Stop at the second event of a kind; the seconds until the turn has ended. None: it ended
+    before (what random weights write may be no text at all, hence the sampling and the limit)."""
+    request = TurnRequest(
+        turn_id=uuid.uuid4().hex,
+        messages=(ChatMessage("user", prompt),),
+        sampling=SamplingParams(temperature=1.0, seed=0, max_new_tokens=_LONGEST_ANSWER),
+        use_cache=False,
+    )
+    seen, began = 0, None
+    for event in backend.generate(request):
+        if isinstance(event, TurnFailed):
+            raise UnavailableError(f"The engine failed: {event.error}", "Look into its log.")
+        if isinstance(event, TurnFinished):
+            break
+        seen += isinstance(event, kind)
+        if seen == 2 and began is None:
+            began = time.perf_counter()
+            backend.stop()
+    return None if began is None else time.perf_counter() - began

@@ -1,0 +1,137 @@
+"""Asks the backend to get ready for the turn that will probably come next.
+
+Owns which idle work is switched on, and which part of a draft is sure to be sent as it stands. What
+is prepared changes no words and no answer: only the time to the first token. Nothing here raises
+because of a turn that cannot be foreseen; it is then not prepared.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chatcache.backends.base import (
+    Backend,
+    ChatMessage,
+    IdleKind,
+    ModelInfo,
+    Prepare,
+    SamplingParams,
+)
+from chatcache.chat.conversation import Node, messages_for_model, replace_unstorable
+from chatcache.chat.sessions import SessionStore
+from chatcache.chat.tasks import num_read_at, system_message, user_message
+from chatcache.chat.turns import TurnOptions, TurnRun, TurnTask
+from chatcache.errors import ChatcacheError
+
+MAX_DRAFT_CHARACTERS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class IdleOptions:
+    """Which idle work is done at all."""
+
+    next_turn: bool = True
+    draft: bool = True
+    restore: bool = True
+
+
+ALL_IDLE_WORK = IdleOptions()
+
+
+class IdleWork:
+    """Idle work on the sessions of one service. Every method may be called from any thread."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        backend: Backend | None,
+        seen_tip: Callable[[str], int | None],
+        options: IdleOptions,
+    ) -> None:
+        self._store = store
+        self._backend = backend
+        self._seen_tip = seen_tip
+        self.options = options
+
+    def is_on(self, kind: IdleKind) -> bool:
+        return self._backend is not None and bool(getattr(self.options, kind))
+
+    def prepare(
+        self,
+        kind: IdleKind,
+        session_id: str,
+        draft: str = "",
+        *,
+        think: bool | None = None,
+        system: str | None = None,
+    ) -> bool:
+        """Get ready to answer in a session ("": a new one, with `system`). Returns at once.
+
+        Of `draft`, only the finished words count. False when nothing is begun: it is switched off,
+        a turn runs, the model is not ready or not on this machine, or there is nothing to do.
+        """
+        stable = stable_part(draft) if kind == "draft" else ""
+        if self._backend is None or not self.is_on(kind) or (kind == "draft" and not stable):
+            return False
+        try:
+            info = self._backend.wait_ready(0)
+            task = self._task(session_id, stable, think, system)
+            return task is not None and self._begin(self._backend, info, kind, task)
+        except (ChatcacheError, TimeoutError):
+            # Not loaded, broken, or the session was deleted meanwhile: the turn will say it.
+            return False
+
+    def cancel(self) -> None:
+        """End the idle work in progress: something else is about to be wanted."""
+        if self._backend is not None:
+            self._backend.cancel_prepare()
+
+    def _begin(self, backend: Backend, info: ModelInfo, kind: IdleKind, task: TurnTask) -> bool:
+        if info.backend != "local":
+            return False
+        request = TurnRun(self._store, backend, task, threading.Lock()).request_ahead(info)
+        if kind != "draft" and not request.journal:
+            return False
+        return backend.prepare(Prepare(uuid.uuid4().hex, kind, request))
+
+    def _task(
+        self, session_id: str, text: str, think: bool | None, system: str | None
+    ) -> TurnTask | None:
+        """The turn that would be asked if `text` were sent now; None when it cannot be known."""
+        row = self._store.sessions.row(session_id) if session_id else None
+        tip = self._seen_tip(session_id) if session_id else None
+        stored = self._store.nodes.path(tip)
+        path = [one.node for one in stored]
+        if path and path[-1].role == "user" and not text:
+            return None
+        prompt = system_message(system) if row is None else None
+        first = (ChatMessage("system", prompt.text),) if prompt else ()
+        message = Node("", None, (path[-1].turn if path else 0) + 1, user_message(text))
+        return TurnTask(
+            session_id=session_id,
+            session_name=row.name if row else "",
+            turn=message.turn,
+            messages=first + messages_for_model([*path, message]),
+            options=TurnOptions(SamplingParams(), think),
+            journal_tip=tip,
+            history_mode=row.history_mode if row else "canonical",
+            num_read_at=num_read_at(stored),
+        )
+
+
+def stable_part(draft: str) -> str:
+    """The finished words of a draft, as they would be sent; "" when there are none.
+
+    A word is finished once white space follows it. White space at the end is left out: templates
+    trim it, and more of it may come.
+    """
+    text = draft.lstrip("\n")
+    if len(text) > MAX_DRAFT_CHARACTERS:
+        return ""
+    finished = len(text.rstrip())
+    if finished == len(text):
+        finished = next((at for at in reversed(range(len(text))) if text[at].isspace()), 0)
+    return replace_unstorable(text[:finished].rstrip())

@@ -1,0 +1,87 @@
+"""What a person does with one segment: look at it, keep it, drop it, check it.
+
+Owns the sentences that say what was done. The files are the business of the cache's inspector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from chatcache.cache.inspect import CacheInspector
+from chatcache.cache.keep import Keeper
+from chatcache.cache.rows import SegmentRow
+from chatcache.errors import NotFoundError, StorageError, UsageError
+from chatcache.formatting import plural, size
+
+
+class SegmentDesk:
+    """Acts on the disk; a running engine notices. Every method may take a while."""
+
+    def __init__(self, open_inspector: Callable[[], CacheInspector]) -> None:
+        self._open_inspector = open_inspector
+
+    def inspect(self, row: SegmentRow) -> list[str]:
+        """What is in the file of a segment, its checksums compared."""
+        inspector, stored = self._stored(row)
+        found = inspector.examine(stored)
+        return [
+            f"{found.num_tensors} tensors of {', '.join(found.dtypes)}, by {found.creator}",
+            f"checksums: {found.problem or 'sound'}",
+            str(inspector.path_of(stored)),
+        ]
+
+    def verify(self, row: SegmentRow) -> str:
+        inspector, stored = self._stored(row)
+        problem = inspector.examine(stored).problem
+        return f"Damaged: {problem}" if problem else "All checksums are as they were written."
+
+    def toggle_pin(self, row: SegmentRow) -> str:
+        """Pin a segment with all before it, or take the pin back."""
+        keeper = self._keeper(row)
+        path = keeper.path(row.segment_id)
+        try:
+            if keeper.pinned({row.segment_id}):
+                done = keeper.unpin(path)
+                stay = f" {done.num_still_pinned} stay." if done.num_still_pinned else ""
+                return f"Unpinned {plural(done.num_unpinned, 'segment')}.{stay}"
+            keeper.pin(path)
+        except OSError as error:
+            raise _unwritable(error) from error
+        total = sum(one.num_bytes for one in keeper.rows_of(path))
+        return f"Pinned {plural(len(path), 'segment')}, {size(total)}: no budget takes them."
+
+    def drop(self, row: SegmentRow) -> str:
+        """Delete a segment and what builds on it. Raises UsageError when one is pinned."""
+        keeper = self._keeper(row)
+        doomed = keeper.subtree([row.segment_id])
+        if pinned := keeper.pinned(doomed):
+            raise UsageError(f"{plural(len(pinned), 'segment')} of it are pinned.", "Unpin first.")
+        try:
+            removed = keeper.drop(doomed)
+        except OSError as error:
+            raise _unwritable(error) from error
+        return (
+            f"Dropped {plural(removed.num_files, 'file')}, {size(removed.num_bytes)}."
+            " What is needed again is computed again."
+        )
+
+    def _stored(self, row: SegmentRow) -> tuple[CacheInspector, SegmentRow]:
+        inspector = self._open_inspector()
+        for stored in inspector.rows():
+            if (stored.segment_id, stored.namespace) == (row.segment_id, row.namespace):
+                return inspector, stored
+        raise _only_in_memory()
+
+    def _keeper(self, row: SegmentRow) -> Keeper:
+        inspector, _ = self._stored(row)
+        return Keeper(inspector, row.namespace)
+
+
+def _only_in_memory() -> NotFoundError:
+    return NotFoundError(
+        "This segment is in memory only.", "It can be acted on once it has been written to disk."
+    )
+
+
+def _unwritable(error: OSError) -> StorageError:
+    return StorageError(f"The cache cannot be written: {error.strerror}.", "Check its permissions.")

@@ -1,0 +1,131 @@
+"""The models at hand: pick one to answer this chat from now on, or name one to be downloaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from textual.content import Content
+
+from chatcache.backends.base import ModelInfo
+from chatcache.backends.local.shelf import ShelfModel, at_hand, is_directory, is_hub_id
+from chatcache.frontend import reports
+from chatcache.tui.formatting import one_line, parameters, shorten, size
+from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.tui.styles import MUTED
+from chatcache.tui.worker import as_user_error
+
+_PLACE, _PARAMETERS, _SIZE, _ARCHITECTURE = 10, 10, 9, 24
+_TO_FETCH = "to be downloaded from the hub"
+
+
+class ModelScreen(FilterListScreen[str]):
+    """Returns the name of a model; switching is done by whoever asked."""
+
+    title_text = "Models"
+    placeholder = "type to filter; ORGANISATION/NAME or a directory for another one"
+    keys_text = "Enter switch to it · Esc close"
+    empty_text = "no such model here; ORGANISATION/NAME downloads one"
+
+    def __init__(
+        self,
+        load: Callable[[], Sequence[ShelfModel]],
+        current: str,
+        info: ModelInfo | None,
+        consequence: str,
+    ) -> None:
+        super().__init__()
+        self._load, self._current, self._info = load, current, info
+        self._consequence = consequence
+        self._models: dict[str, ShelfModel] = {}
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.run_worker(self._fill(), exit_on_error=False)
+
+    async def _fill(self) -> None:
+        try:
+            models = await asyncio.to_thread(self._load)
+        except Exception as failure:
+            error = as_user_error(failure)
+            self.dismiss(None)
+            self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
+            return
+        self._models = {model.name: model for model in models}
+        self.set_rows([self._row(model) for model in models])
+        self._filter(self._current)
+
+    def _filter(self, keep: str | None = None) -> None:
+        """What is typed may be a model that is not in the list."""
+        typed = self.query_text.strip()
+        known = [row for row in self._rows if row.row_id in self._models]
+        self._rows = known
+        if typed and typed not in self._models and (is_hub_id(typed) or "/" in typed):
+            self._rows = [*known, self._row(_named(typed), typed)]
+        super()._filter(keep)
+
+    def _row(self, model: ShelfModel, search: str = "") -> Row:
+        return Row(model.name, search or f"{model.name} {model.architecture}", self._drawer(model))
+
+    # Drawing
+
+    def columns(self, width: int) -> Content:
+        return _line("  model", "where", "parameters", "size", "architecture", width).stylize(MUTED)
+
+    def _drawer(self, model: ShelfModel) -> Callable[[int], Content]:
+        mark = "● " if model.name == self._current else "  "
+
+        def draw(width: int) -> Content:
+            if model.problem:
+                return _problem_line(f"{mark}{model.name}", model.problem, width)
+            return _line(
+                f"{mark}{model.name}",
+                model.place,
+                parameters(model.num_parameters),
+                size(model.num_bytes),
+                model.architecture,
+                width,
+            )
+
+        return draw
+
+    def preview(self, row: Row) -> Content:
+        model = self._models.get(row.row_id) or _named(row.row_id)
+        if model.name == self._current and self._info is not None:
+            return Content.styled(reports.model(self._info).replace("\n  ", "\n"), MUTED)
+        if model.problem and model.problem != _TO_FETCH:
+            return Content.styled(one_line(model.problem), MUTED)
+        reuse = f"Reuse: {one_line(model.reuse)}." if model.reuse else "Its size is asked first."
+        return Content.assemble((reuse, MUTED), "\n", self._consequence)
+
+    def choose(self, row: Row) -> None:
+        model = self._models.get(row.row_id) or _named(row.row_id)
+        if model.problem and model.problem != _TO_FETCH:
+            self.say(one_line(model.problem))
+        else:
+            self.dismiss(row.row_id)
+
+
+def _named(name: str) -> ShelfModel:
+    """A model that was typed: a directory is looked at, a name of the hub is to be fetched."""
+    if is_hub_id(name) and not is_directory(name):
+        return ShelfModel(name, "hub", problem=_TO_FETCH)
+    return at_hand(name)
+
+
+def _line(
+    name: str, place: str, parameters_: str, size_: str, architecture: str, width: int
+) -> Content:
+    tail = f"{parameters_:>{_PARAMETERS}}{size_:>{_SIZE}}"
+    if width >= 60:
+        tail = f"{place:<{_PLACE}}{tail}"
+    if width >= 90:
+        tail += f"  {shorten(architecture, _ARCHITECTURE):<{_ARCHITECTURE}}"
+    rest = width - len(tail) - 1
+    label = Content(shorten(name, rest) if name.strip() == name else "  " + shorten(name, rest - 2))
+    return label.pad_right(max(0, rest - label.cell_length)) + Content(f" {tail}")
+
+
+def _problem_line(name: str, problem: str, width: int) -> Content:
+    label = name if name.strip() == name else "  " + name.strip()
+    return Content.assemble(label, (f"  {problem}", MUTED)).truncate(width, ellipsis=True)

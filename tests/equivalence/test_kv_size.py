@@ -1,0 +1,26 @@
+"""The bytes of K and V that a config promises are those that a model keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from chatcache.backends.local.cut import ANY_TOKEN_FAMILIES
+from chatcache.backends.local.generate import Forward
+from chatcache.backends.local.kvsize import kv_values_per_token, layer_kinds
+from tests.equivalence.families import family_model
+
+NUM_TOKENS = 5
+
+
+@pytest.mark.parametrize("family", sorted(ANY_TOKEN_FAMILIES))
+def test_a_config_tells_what_a_model_keeps(family: str) -> None:
+    from transformers import DynamicCache
+
+    model = family_model(family)
+    config = model.config.get_text_config()
+    cache = DynamicCache()
+    Forward(model, torch.device("cpu"))(cache, list(range(1, NUM_TOKENS + 1)), 0)
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert kept == NUM_TOKENS * kv_values_per_token(config)
+    assert sum(layer_kinds(config).values()) == config.num_hidden_layers

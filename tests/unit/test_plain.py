@@ -1,0 +1,201 @@
+"""The chat as lines: what is said, what the commands do, and how it is interrupted."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from chatcache.backends.switching import SwitchingBackend
+from chatcache.chat.service import ChatService
+from chatcache.chat.sessions import SessionStore
+from chatcache.commands.plain import PlainChat, PlainOptions, SpokenStream
+from chatcache.frontend.registry import COMMANDS
+from chatcache.personas import Persona
+from tests.fakes import FakeBackend
+
+Run = Callable[..., list[str]]
+TUTOR = Persona("tutor", "Ask back.", {"temperature": 0.5})
+
+
+@pytest.fixture
+def made() -> list[FakeBackend]:
+    return []
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    made: list[FakeBackend],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Run]:
+    """Feeds lines to a chat, and gives the lines that it wrote."""
+    services: list[ChatService] = []
+
+    def make(model: str) -> FakeBackend:
+        made.append(FakeBackend(model=model, starts_ready=True))
+        return made[-1]
+
+    def run(*lines: str, session: str | None = None) -> list[str]:
+        backend = SwitchingBackend(make, "builtin")
+        backend.start()
+        services.append(ChatService(SessionStore(tmp_path / "chats.db"), backend))
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        options = PlainOptions(personas={"tutor": TUTOR}, examine=lambda: iter(["ok  python"]))
+        PlainChat(services[-1], options).run(session)
+        return capsys.readouterr().out.splitlines()
+
+    yield run
+    for service in services:
+        service.close()
+
+
+def test_a_chat_through_a_pipe_goes_on_in_the_next_one(run: Run) -> None:
+    lines = run("one", "two\\", "lines")
+    assert "builtin: You said: one" in lines
+    assert "builtin: You said: two" in lines
+    assert "lines" in lines
+    assert lines[-1].startswith("([one, turn 2]")
+    again = run()
+    assert again[1:] == [
+        "(builtin is ready)",
+        "Chat: one, turn 2.",
+        "You: two",
+        "lines",
+        "builtin: You said: two",
+        "lines",
+    ]
+
+
+def test_nothing_of_a_terminal_is_written(run: Run) -> None:
+    text = "\n".join(run("one", "/help", "/tree", "/sessions", "/params", "/segments"))
+    assert "\x1b" not in text
+    assert "\r" not in text
+
+
+def test_every_command_does_something_or_says_why_not(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISUAL", "true")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "note.txt").write_text("hello")
+    arguments = {
+        "edit": "eins",
+        "system": "Be brief.",
+        "persona": "tutor",
+        "set": "seed 7",
+        "attach": "note.txt",
+        "find": "one",
+        "switch": "one",
+        "rename": "one",
+        "export": "out.json",
+        "import": "out.json",
+    }
+    for command in COMMANDS:
+        lines = run("one", f"/{command.slash} {arguments.get(command.id, '')}".rstrip())
+        assert not any("Unexpected" in line for line in lines), command
+        (tmp_path / "out.json").unlink(missing_ok=True) if command.id == "import" else None
+
+
+def test_commands_change_the_chat(run: Run, made: list[FakeBackend]) -> None:
+    lines = run(
+        "/persona tutor",
+        "one",
+        "/edit eins",
+        "/regen",
+        "two",
+        "/undo",
+        "/fork 1",
+        "/fork",
+        "/cache",
+        "/stats",
+        "/delete",
+        "yes",
+    )
+    assert made[0].requests[-1].sampling.temperature == 0.5
+    assert made[0].requests[-1].messages[0].text == "Ask back."
+    text = "\n".join(lines)
+    assert "Your message was: two" in text
+    assert "Turn 1: eins. Going on: instant (RAM)." in text
+    assert "prompt tokens" in text
+    assert "RAM: " in text
+
+
+def test_a_file_goes_with_the_next_message(
+    run: Run, made: list[FakeBackend], tmp_path: Path
+) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("hello")
+    lines = run(f"/attach {path}", "What is it?", "/attach", "/attach /no/such")
+    asked = made[0].requests[0].messages[-1].text
+    assert asked == "File note.txt:\n```\nhello\n```\n\nWhat is it?"
+    assert "[file note.txt: 5 B] goes with the next message." in lines
+    assert any(line.startswith("Error: The file") for line in lines)
+
+
+def test_the_model_is_changed(run: Run, made: list[FakeBackend]) -> None:
+    lines = run("one", "/model builtin", "/model bulitin", "two")
+    assert len(made) == 2
+    assert made[1].requests[0].messages[-1].text == "two"
+    assert any("Did you mean 'builtin'?" in line for line in lines)
+
+
+def test_what_is_wrong_is_said_in_one_line(run: Run) -> None:
+    lines = run("/frok", "/continue", "/fork x", "/set seed x")
+    errors = [line for line in lines if line.startswith("Error: ")]
+    assert len(errors) == 4
+    assert "Did you mean /fork?" in errors[0]
+
+
+def test_a_session_can_be_named(run: Run) -> None:
+    run("one", "/new second", "two")
+    assert "Chat: one, turn 1." in run(session="one")
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(
+    run: Run, made: list[FakeBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = FakeBackend.start
+
+    def start(backend: FakeBackend) -> None:
+        gate = backend.gate("delta:1")
+
+        def interrupt() -> None:
+            gate.arrived.wait(10)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        begin(backend)
+
+    monkeypatch.setattr(FakeBackend, "start", start)
+    lines = run("one and two")
+    assert "builtin: You" in lines
+    assert lines[-1] == "(stopped; /continue goes on)"
+
+
+def test_ctrl_c_while_waiting_asks_before_it_quits(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(io.StringIO):
+        def readline(self, *arguments: int) -> str:  # type: ignore[override]
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(io, "StringIO", Interrupted)
+    lines = run()
+    assert lines.count("Press Ctrl+C again to quit.") == 1
+
+
+def test_an_answer_is_spoken_in_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = SpokenStream("model")
+    for piece in ("Hello th", "ere. How", " are\x1b[31m you?", " Fine"):
+        stream.write(piece)
+        said = capsys.readouterr().out
+        assert said in ("", "model: Hello there. ", "How are[31m you? ")
+    stream.end()
+    assert capsys.readouterr().out == "Fine\n"

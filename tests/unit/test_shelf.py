@@ -1,0 +1,138 @@
+"""The models at hand, and a download from a hub: a small one, on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from chatcache.assets import pocket_dir
+from chatcache.backends.local import shelf
+
+COMMIT = "a" * 40
+NAMES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+
+
+def test_the_builtin_model_and_directories_are_described(tmp_path: Path) -> None:
+    there, broken = tmp_path / "there", tmp_path / "broken"
+    shutil.copytree(pocket_dir(), there)
+    shutil.copytree(pocket_dir(), broken)
+    (broken / "model.safetensors").unlink()
+    found = shelf.shelf([str(there), str(broken), str(there), str(tmp_path / "gone"), "some/hub"])
+    assert [(one.name, one.place) for one in found] == [
+        ("builtin", "built in"),
+        (str(there), "directory"),
+        (str(broken), "directory"),
+    ]
+    builtin, same, problem = found
+    assert builtin.num_parameters == same.num_parameters > 0
+    assert builtin.num_bytes > builtin.num_parameters
+    assert "any token" in builtin.reuse
+    assert "model.safetensors is missing" in problem.problem
+
+
+def test_names_of_the_hub_are_told_from_paths() -> None:
+    assert shelf.is_hub_id("Qwen/Qwen3-0.6B")
+    assert not shelf.is_hub_id("/home/me/model")
+    assert shelf.at_hand("no/such-model").problem
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Says what huggingface_hub asks for, from the files of one directory."""
+
+    directory: Path
+
+    def do_HEAD(self) -> None:
+        self._answer(has_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(has_body=True)
+
+    def _answer(self, *, has_body: bool) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/me/tiny"):
+            files = [(self.directory / name) for name in NAMES]
+            siblings = [{"rfilename": one.name, "size": one.stat().st_size} for one in files]
+            siblings.append({"rfilename": "pytorch_model.bin", "size": 1 << 40})
+            if "/tree/" in path:
+                content = json.dumps(
+                    [
+                        {"type": "file", "path": one.name, "size": one.stat().st_size, "oid": "0"}
+                        for one in files
+                    ]
+                ).encode()
+            else:
+                info = {"id": "me/tiny", "sha": COMMIT, "siblings": siblings, "tags": []}
+                content = json.dumps(info).encode()
+            self._send(content, {"Content-Type": "application/json"}, has_body=has_body)
+        elif path.startswith("/me/tiny/resolve/"):
+            content = (self.directory / path.rpartition("/")[2]).read_bytes()
+            etag = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+            self._send(content, headers, has_body=has_body)
+        else:
+            self.send_error(404)
+
+    def _send(self, content: bytes, headers: dict[str, str], *, has_body: bool) -> None:
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if has_body:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Tests are quiet."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
+    Hub.directory = tmp_path / "served"
+    shutil.copytree(pocket_dir(), Hub.directory)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+PROGRAM = """
+import json
+from chatcache.backends.local import shelf
+from chatcache.backends.local.progress import download
+told = []
+size = shelf.download_bytes("me/tiny")
+path = download("me/tiny", lambda event: told.append((event.stage, event.done, event.total)))
+print(json.dumps({"size": size, "path": str(path), "told": told}))
+"""
+
+
+def test_a_download_tells_its_size_and_its_progress_in_bytes(hub: str, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    expected = sum((pocket_dir() / name).stat().st_size for name in NAMES)
+    assert report["size"] == expected
+    stage, fetched, total = report["told"][-1]
+    assert (stage, fetched, total) == ("downloading me/tiny", expected, expected)
+    assert (Path(report["path"]) / "model.safetensors").is_file()
