@@ -35,12 +35,22 @@ class Attacher:
     forgotten. Not thread-safe.
     """
 
-    def __init__(self, tree: RadixTree, store: SegmentStore, take: Take, on_damaged: Damaged):
+    def __init__(
+        self,
+        tree: RadixTree,
+        store: SegmentStore,
+        take: Take,
+        on_damaged: Damaged,
+        *,
+        needs_all: bool = False,
+    ):
         self.catalog = Catalog(self._peek)
         self._tree = tree
         self._store = store
         self._take = take
         self._on_damaged = on_damaged
+        # Checkpoints stand at the ends of segments: the shorter ones of a group are wanted, too.
+        self._needs_all = needs_all
 
     def reach(self, packed: bytes) -> None:
         """Attach so many segments that the tree's match of a prompt is as long as with all."""
@@ -53,7 +63,8 @@ class Attacher:
                 for segment_id in group:
                     if (reached := self._attach(segment_id, packed)) is not None:
                         found.append((segment_id, reached))
-                        break
+                        if not self._needs_all:
+                            break
 
     def _attach(self, segment_id: str, packed: bytes) -> int | None:
         """Returns how far the prompt goes along the segment; None if it cannot be attached."""

@@ -55,7 +55,9 @@ class PrefixCache:
         if not is_spilling:
             policy = dataclasses.replace(policy, spill="never")
         budgets = (ram_budget, disk_budget)
-        self._tiers = Tiers(cache_dir, namespace, budgets, policy, on_event, clock)
+        self._tiers = Tiers(
+            cache_dir, namespace, budgets, policy, on_event, clock, needs_states=needs_states
+        )
         self._store = self._tiers.store
         self._lock = self._tiers.lock
         self._tree = self._tiers.tree
@@ -333,8 +335,10 @@ class PrefixCache:
         if self._tiers.policy.spill != "turn":
             return 0
         with self._lock:
-            spans = self._tiers.match(packed).spans
-            entries = [self._tiers.entries[span.segment_id] for span in spans]
+            wanted = [span.segment_id for span in self._tiers.match(packed).spans]
+            if self._needs_states:  # a checkpoint counts, also where a longer segment has its K, V
+                wanted += [span.segment_id for span in self._tree.ending_on(packed)]
+            entries = [self._tiers.entries[one] for one in dict.fromkeys(wanted)]
             return sum(self._tiers.spiller.submit(entry) for entry in entries if entry.can_spill)
 
     def _give_up(self, entry: Entry, problem: str, damaged_inode: int | None) -> None:

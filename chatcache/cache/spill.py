@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chatcache import formatting
 from chatcache.cache.segfile import SegmentHeader, is_out_of_space
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ class Spiller:
         tiers.note_written(entry, path, size)
         tiers.tell(
             "spilled",
-            f"spilled {entry.stop - entry.start:,} tokens, {size / 1e6:.1f} MB, {seconds:.2f} s",
+            f"spilled {entry.stop - entry.start:,} tokens, {formatting.size(size)},"
+            f" {seconds:.2f} s",
         )
 
     def _is_cut_off(self, entry: Entry) -> bool:

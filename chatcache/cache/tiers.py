@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Literal
 
+from chatcache import formatting
 from chatcache.cache.attach import Attacher
 from chatcache.cache.disk import DiskFiles
 from chatcache.cache.entries import Entry
@@ -50,6 +51,8 @@ class Tiers:
         policy: TierPolicy,
         on_event: Callable[[str, str], None],
         clock: Callable[[], float],
+        *,
+        needs_states: bool = False,
     ):
         self.ram_budget, self.disk_budget = budgets
         self.policy = policy
@@ -63,7 +66,9 @@ class Tiers:
         self.store = SegmentStore(cache_dir, namespace)
         self.disk = DiskFiles(cache_dir, self.store)
         self.spiller = Spiller(self)
-        self._attacher = Attacher(self.tree, self.store, self._attached, self.set_aside)
+        self._attacher = Attacher(
+            self.tree, self.store, self._attached, self.set_aside, needs_all=needs_states
+        )
         self._catalog = self._attacher.catalog
         self._pins = PinBook(self.store.directory)
         self._pinned: frozenset[str] = frozenset()
@@ -374,8 +379,8 @@ class Tiers:
         if pinned > budget:
             self.warn_once(
                 where,
-                f"pinned segments take {pinned / 1e6:.1f} MB of {where}, "
-                f"more than the budget of {budget / 1e6:.1f} MB",
+                f"pinned segments take {formatting.size(pinned)} of {where}, "
+                f"more than the budget of {formatting.size(budget)}",
             )
 
     def warn_once(self, topic: str, text: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -81,6 +84,7 @@ class ChatCacheApp(App[None]):
     def on_mount(self) -> None:
         self.set_keymap(dict(self._options.keys))
         self._check_keys()
+        self._leave_on_signals()
         theme = self._options.theme
         if theme is None:
             return
@@ -89,6 +93,13 @@ class ChatCacheApp(App[None]):
         else:
             hint = did_you_mean(theme, self.available_themes)
             self.notify(f"There is no theme {theme!r}. {hint}", severity="warning", markup=False)
+
+    def _leave_on_signals(self) -> None:
+        """A terminal that is closed, or a machine that shuts down, must not cost a draft."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.add_signal_handler(number, self._leave)
 
     def _check_keys(self) -> None:
         known = set(registry.binding_ids())

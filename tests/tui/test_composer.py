@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -232,3 +235,31 @@ async def test_what_is_typed_before_the_chat_has_opened_stays(bench: Bench) -> N
         await chat.until(lambda: chat.users == ["one"])
         await chat.idle()
         assert chat.screen.composer.text == "hi"
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+async def test_a_draft_survives_the_end_of_the_terminal(
+    bench: Bench, tmp_path: Path, number: int
+) -> None:
+    drafts = tmp_path / "drafts.json"
+    async with bench.run(drafts_path=drafts) as chat:
+        await chat.type("half a thought")
+        os.kill(os.getpid(), number)
+        await chat.until(drafts.exists)
+    async with bench.run(drafts_path=drafts) as chat:
+        assert chat.screen.composer.text == "half a thought"
+
+
+async def test_the_editor_gives_back_what_was_saved(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "editor"
+    script.write_text('#!/bin/sh\nprintf " and more" >> "$1"\n')
+    script.chmod(0o700)
+    monkeypatch.setenv("VISUAL", str(script))
+    async with bench.run() as chat:
+        monkeypatch.setattr(chat.app, "suspend", contextlib.nullcontext)
+        await chat.type("some")
+        await chat.press("ctrl+g")
+        await chat.idle()
+        assert chat.screen.composer.text == "some and more"

@@ -46,7 +46,7 @@ def test_every_row_of_the_program_is_measured(
 ) -> None:
     monkeypatch.setattr(program, "_STARTS", 1)
     monkeypatch.setattr(program, "_STOPS", 1)
-    bench = ProgramBench(load_models(None, "tiny", "float32", 1), tmp_path / "home", 1200, 1)
+    bench = ProgramBench(load_models(None, "tiny", "float32", 1), tmp_path / "program", 1200, 1)
     bench.run(lambda line: None)
     measured = {name for name, row in bench.rows.items() if row.samples}
     # A tiny model may be loaded, or have read, before the first key is typed.

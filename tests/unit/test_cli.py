@@ -496,6 +496,7 @@ def test_sessions_are_listed_shown_renamed_and_deleted(run: Run) -> None:
         "model",
         "updated_at",
         "forked_from",
+        "history_mode",
         "kv",
     ]
     assert set(entry["kv"]) == {"ram_tokens", "disk_tokens", "bytes_shared", "bytes_owned"}

@@ -98,6 +98,27 @@ def test_stopping_ends_a_long_answer(backend: LocalBackend) -> None:
     assert len(event.result.answer_ids) < 3000
 
 
+def test_what_was_not_read_to_its_end_is_not_called_evicted(backend: LocalBackend) -> None:
+    question = ChatMessage("user", "This is a long story about nothing. " * 60)
+    events = []
+    for event in backend.generate(TurnRequest("t5", (question,), sampling=GREEDY)):
+        events.append(event)
+        if isinstance(event, PrefillProgress):
+            backend.stop()
+    planned, last = events[0], events[-1]
+    assert isinstance(planned, TurnPlanned)
+    assert isinstance(last, TurnFinished)
+    if last.result.answer_ids:
+        pytest.skip("the prompt was read before the stop arrived")
+    again = TurnRequest(
+        "t6", (question, ChatMessage("user", "Go on.")), planned.new_ids, sampling=GREEDY
+    )
+    second, result, _ = answer(backend, again)
+    assert second.keep > 0
+    assert result.cache.reason == "new_user_turn"
+    assert "stopped" in result.cache.detail
+
+
 def test_a_broken_model_is_refused_in_its_own_words(open_backend: Opener, tmp_path: Path) -> None:
     broken = build_model_dir(tmp_path / "broken")
     weights = broken / "model.safetensors"

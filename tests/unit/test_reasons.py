@@ -48,6 +48,15 @@ def test_what_is_no_longer_held_was_evicted() -> None:
     assert "50" in explain(facts, NAMESPACE, FIELDS).detail
 
 
+def test_what_was_never_read_was_not_evicted() -> None:
+    facts = replace(FACTS, reused=30, stopped_at=30)
+    assert reason(facts) == ("partial", "new_user_turn")
+    detail = explain(facts, NAMESPACE, FIELDS).detail
+    assert "stopped" in detail
+    assert "30" in detail
+    assert reason(replace(facts, stopped_at=40)) == ("partial", "evicted")
+
+
 def test_damage_is_told_apart_from_eviction() -> None:
     segment_id = chain_digest(NAMESPACE, 30, IDS[: 4 * 60])
     damaged = DamagedFile(segment_id, 30, 60, "flipped")

@@ -23,7 +23,8 @@ MIN_MENTIONED_TOKENS = 16  # less is the template's own beginning, which all con
 class TurnFacts:
     """Positions and counts of one planned turn. `keep` is how much of the journal the prompt kept;
     `reused` how many leading prompt tokens were not computed; `num_deviating` how many of the
-    journal's are kept although the template would write them differently now."""
+    journal's are kept although the template would write them differently now; `stopped_at` where
+    the reading of this very prompt was stopped before."""
 
     prompt_ids: bytes
     reused: int
@@ -38,6 +39,7 @@ class TurnFacts:
     declined: str | None = None
     restore_problem: str | None = None
     is_damage: bool = False
+    stopped_at: int | None = None
 
     @property
     def num_prompt(self) -> int:
@@ -138,6 +140,8 @@ def _lost(
         return None
     missing = facts.expected - facts.reused
     where = f"from token {facts.reused:,} on ({plural(missing, 'token')})"
+    if facts.stopped_at is not None and facts.reused >= facts.stopped_at:
+        return "new_user_turn", f"reading was stopped before, and goes on {where}"
     if facts.is_damage:
         return "corrupt", f"a segment was damaged ({facts.restore_problem}), recomputed {where}"
     if facts.declined is not None:

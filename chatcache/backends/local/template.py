@@ -183,10 +183,12 @@ def _told(clock: Callable[[], datetime] | None) -> Iterator[None]:
         return
     from transformers.utils import chat_template_utils
 
+    tell = clock
+
     class Told(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> Any:
-            return clock()
+            return tell()
 
     scope = vars(chat_template_utils)
     before, scope["datetime"] = scope["datetime"], Told

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from chatcache.backends.base import (
@@ -46,12 +47,14 @@ from chatcache.backends.local.tail import GenerationTail
 from chatcache.cache.namespace import namespace_id
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.rates import RateBook
-from chatcache.cache.tokens import pack
+from chatcache.cache.tokens import common_prefix, pack
 from chatcache.errors import ChatcacheError, ContextFullError, UnavailableError
+from chatcache.formatting import size
 
 log = logging.getLogger(__name__)
 
 _SNAPSHOT_ROWS = 50
+_MAX_STOPPED = 100  # prompts that were not read to their end
 
 
 class TurnRunner:
@@ -67,6 +70,7 @@ class TurnRunner:
         self._settings = settings
         self._emit = emit
         self._planner = PromptPlanner(loaded.tokenizer, end_token_ids=loaded.end_token_ids)
+        self._stopped: deque[tuple[bytes, int]] = deque(maxlen=_MAX_STOPPED)
         self._cut = cut_policy(loaded.model.config.get_text_config())
         forward = Forward(loaded.model, loaded.device)
         live = build_live(loaded, self._cut)
@@ -206,7 +210,7 @@ class TurnRunner:
         if reuse.disk_tokens:
             self._on_cache_event(
                 "restored",
-                f"restored {reuse.disk_tokens:,} tokens, {reuse.bytes_read / 1e6:.1f} MB, "
+                f"restored {reuse.disk_tokens:,} tokens, {size(reuse.bytes_read)}, "
                 f"{reuse.seconds:.2f} s",
             )
         self._explain(state, reuse)
@@ -230,6 +234,7 @@ class TurnRunner:
             declined=reuse.declined,
             restore_problem=reuse.problem,
             is_damage=reuse.is_damage,
+            stopped_at=self._stopped_at(state.packed),
         )
         state.explanation = explain(
             facts,
@@ -247,6 +252,13 @@ class TurnRunner:
         is_known = reuse.problem is None and reuse.num_matched > reuse.num_tokens
         is_cut = self._cut.needs_states and is_known and reuse.num_tokens < expected
         return self._cut.detail if is_cut or not self._cut.is_cuttable else None
+
+    def _stopped_at(self, packed: bytes) -> int | None:
+        """Where the reading of a prompt with this beginning was last stopped, if it was."""
+        for stopped, position in reversed(self._stopped):
+            if common_prefix(stopped, packed) > position:
+                return position
+        return None
 
     def _planned(self, state: TurnState) -> TurnPlanned:
         return TurnPlanned(
@@ -276,6 +288,7 @@ class TurnRunner:
         self, state: TurnState, answer: Answer, stop: threading.Event
     ) -> Iterator[TurnEvent]:
         if state.logits is None or state.computed_to < len(state.plan.ids):
+            self._stopped.append((state.packed, state.computed_to))
             answer.finish("stopped")
             return
         params = with_defaults(state.request.sampling, self._loaded.generation_defaults)

@@ -14,7 +14,8 @@ from chatcache.frontend.registry import CHATS, COMMANDS, KEYS, SCOPE_TITLES, TAL
 from chatcache.tui.commands import bindings
 from chatcache.tui.styles import MUTED
 
-_KEY_COLUMN, _SLASH_COLUMN = 32, 18
+_KEY_COLUMN, _SLASH_COLUMN, _KEYS_OF_COMMAND = 32, 18, 14
+_TWO_LINES_BELOW = 84
 
 
 class HelpScreen(ModalScreen[None]):
@@ -39,11 +40,7 @@ class HelpScreen(ModalScreen[None]):
             for command in COMMANDS:
                 if command.group == group:
                     keys = ", ".join(key_words(command.id, self._keymap))
-                    yield Content.assemble(
-                        (f"{command.usage:<{_SLASH_COLUMN}}", "bold"),
-                        (f"{keys:<14}", "bold $text-accent"),
-                        f"{command.summary}",
-                    )
+                    yield self._entry(command.usage, keys, command.summary)
             yield Content("")
         for scope, title in SCOPE_TITLES.items():
             yield Content.styled(title, "bold $primary")
@@ -57,6 +54,15 @@ class HelpScreen(ModalScreen[None]):
                     )
             yield Content("")
         yield Content("Other keys: [keys] in the config file, by the ids on the right.")
+
+    def _entry(self, usage: str, keys: str, summary: str) -> Content:
+        """One command; on a narrow screen what it does stands below it."""
+        parts = [
+            (f"{usage:<{_SLASH_COLUMN}}", "bold"),
+            (f"{keys:<{_KEYS_OF_COMMAND}}", "bold $text-accent"),
+        ]
+        start = "\n  " if self.app.size.width < _TWO_LINES_BELOW else ""
+        return Content.assemble(*parts, f"{start}{summary}")
 
     def action_leave(self) -> None:
         self.dismiss(None)

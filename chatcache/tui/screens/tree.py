@@ -176,6 +176,8 @@ class TreeScreen(FilterListScreen[TreeChoice]):
     def preview(self, row: Row) -> Content:
         branch = self._tree_rows[row.row_id].branch
         facts = [f"{branch.num_tokens:,} tokens from the start to here"]
+        if row.row_id in self._costs:
+            facts.append(f"to go on: {figures.cost(self._costs[row.row_id])}")
         if self._is_open(branch):
             facts.append("open now")
         if not branch.sessions:

@@ -12,6 +12,7 @@ from chatcache.tui.status import BackendStatus
 from chatcache.tui.styles import MUTED
 
 _BAR_WIDTH = 16
+_BAR_FROM = 80  # columns; below, the figures need the room
 # While loading, a total from here on is one of bytes: no model has so many tensors.
 _BYTES_FROM = 1_000_000
 
@@ -28,12 +29,17 @@ class StatusBar(Horizontal):
         if status.loading is not None:
             loading = status.loading
             is_bytes = loading.total >= _BYTES_FROM
+            has_room = self.app.size.width >= _BAR_FROM
             content = progress_content(
-                loading.stage, loading.done, loading.total, is_bytes=is_bytes
+                loading.stage,
+                loading.done,
+                loading.total,
+                is_bytes=is_bytes,
+                bar_width=_BAR_WIDTH if has_room else 0,
             )
             notes = [doing] if doing else []
             if status.seconds_left is not None:
-                notes.insert(0, f"{fmt.duration(1000 * max(1, status.seconds_left))} left")
+                notes.insert(0, f"{_about(status.seconds_left)} left")
             if status.can_cancel and not doing:
                 notes.append("Esc stops")
             content += Content.styled("".join(f" · {note}" for note in notes), MUTED)
@@ -52,12 +58,19 @@ class StatusBar(Horizontal):
         self.query_one("#hints", Static).update(Content("   ").join(parts))
 
 
-def progress_content(stage: str, done: int, total: int, *, is_bytes: bool = False) -> Content:
+def _about(seconds: float) -> str:
+    """A rough time: `23 s`, `4 min`."""
+    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
+
+
+def progress_content(
+    stage: str, done: int, total: int, *, is_bytes: bool = False, bar_width: int = _BAR_WIDTH
+) -> Content:
     """`reading the prompt ━━━━╸────  1,536 / 4,812`; without a known end the stage alone."""
     stage = fmt.one_line(stage)
     if total <= 0:
         return Content(stage + ("" if stage.endswith((".", "…")) else " …"))
-    filled, rest = fmt.bar(done / total, _BAR_WIDTH)
+    filled, rest = fmt.bar(done / total, bar_width) if bar_width else ("", "")
     figures = f"{fmt.size(done)} / {fmt.size(total)}" if is_bytes else f"{done:,} / {total:,}"
     return Content.assemble(
         f"{stage} ", (filled, "$primary"), (rest, "$foreground 35%"), f"  {figures}"
