@@ -169,7 +169,7 @@ class ProgramBench:
         ready = self._row(
             "draft_ready", f"sent after a draft of {_DRAFT_TOKENS}", "two decode steps"
         )
-        plain = self._row("draft_plain", "the same, nothing read ahead", "matrix rate")
+        plain = self._row("draft_plain", "the same, not read ahead", "matrix rate")
         history = ahead.begin(backend, prompt_of(model, min(_DRAFT_TOKENS, self._tokens)))
         text = prompt_of(model, _DRAFT_TOKENS)
         for number in range(2 * _STOPS):

@@ -103,7 +103,9 @@ def _row_lines(
     limit = "" if row.limit is None else milliseconds(row.limit)
     note = row.bound_by
     if row.is_p99:
-        note = f"{row.num_samples} keys, median {milliseconds(row.median(CHATCACHE) or 0.0)}"
+        note = (
+            f"{plural(row.num_samples, 'key')}, median {milliseconds(row.median(CHATCACHE) or 0.0)}"
+        )
     return [
         f"  {row.title:<{_TITLE - 2}}{cells}{limit:>{_LIMIT}}".rstrip(),
         f"    {note:<{_TITLE - 4}}{spreads}".rstrip(),

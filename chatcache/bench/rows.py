@@ -15,6 +15,7 @@ from chatcache.formatting import size
 MESSAGE_TOKENS = 16
 DECODE_TOKENS = 24
 SHORT_TOKENS = 128
+TELLING_BYTES = 16_000_000  # less is lost in what else a process does
 _WARM_UP_TOKENS = 256
 _MEMORY, _DISK, _WEIGHTS = "memory bandwidth", "disk bandwidth", "one pass over weights"
 
@@ -164,7 +165,7 @@ class Bench:
     def _note_memory(self, num_bytes: int) -> None:
         """What the process grew by, over the K and V of the distinct tokens that it holds."""
         kv = self.ours.live.num_bytes
-        if num_bytes > 0:
+        if num_bytes > 0 and kv >= TELLING_BYTES:
             note = f"{size(num_bytes)} resident; K and V are {size(kv)}; live path included"
             self.memory = Figure(
                 "memory", "memory per token held", num_bytes / kv, "ratio", 2.1, note

@@ -9,7 +9,7 @@ from pathlib import Path
 from chatcache.backends.local.context import Reuse
 from chatcache.bench.contenders import Chatcache
 from chatcache.bench.result import CHATCACHE, CHOSEN, COMPUTED, FROM_DISK, Figure, Row
-from chatcache.bench.rows import MESSAGE_TOKENS, Bench
+from chatcache.bench.rows import MESSAGE_TOKENS, TELLING_BYTES, Bench
 from chatcache.bench.setup import BenchModel
 from chatcache.cache.rates import RateBook
 from chatcache.chat.conversation import Message
@@ -110,7 +110,7 @@ class SharingBench:
             idle += [ours.decode(1) for _ in range(max(8, len(steps)))]
             busy += steps
             _remove_segments(directory)
-        if not busy:
+        if not busy or self._bench.bytes_written < TELLING_BYTES:
             return
         slower = 100 * (statistics.median(busy) / statistics.median(idle) - 1)
         note = f"while all {len(history):,} tokens are written; {len(busy)} steps"

@@ -20,13 +20,12 @@ from chatcache.backends.base import (
     Prepare,
     SamplingParams,
 )
-from chatcache.chat.conversation import Node, messages_for_model, replace_unstorable
+from chatcache.chat.conversation import Node, messages_for_model
+from chatcache.chat.finished import stable_part
 from chatcache.chat.sessions import SessionStore
 from chatcache.chat.tasks import num_read_at, system_message, user_message
 from chatcache.chat.turns import TurnOptions, TurnRun, TurnTask
 from chatcache.errors import ChatcacheError
-
-MAX_DRAFT_CHARACTERS = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +119,3 @@ class IdleWork:
             history_mode=row.history_mode if row else "canonical",
             num_read_at=num_read_at(stored),
         )
-
-
-def stable_part(draft: str) -> str:
-    """The finished words of a draft, as they would be sent; "" when there are none.
-
-    A word is finished once white space follows it. White space at the end is left out: templates
-    trim it, and more of it may come.
-    """
-    text = draft.lstrip("\n")
-    if len(text) > MAX_DRAFT_CHARACTERS:
-        return ""
-    finished = len(text.rstrip())
-    if finished == len(text):
-        finished = next((at for at in reversed(range(len(text))) if text[at].isspace()), 0)
-    return replace_unstorable(text[:finished].rstrip())

@@ -69,6 +69,7 @@ def configure(parser: Parser) -> None:
 
 def check(settings: Settings, inspector: CacheInspector, arguments: Namespace) -> DeepReport:
     """Recompute a sample. Raises what keeps the model from being loaded."""
+    compose.check_model(settings)
     narrator = Narrator()
     request = DeepRequest(compose.engine_settings(settings), arguments.sample, arguments.seed)
     started: DeepStarted | None = None

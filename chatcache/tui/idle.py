@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from textual.timer import Timer
 
 from chatcache.backends.base import IdleKind
-from chatcache.chat.idle import stable_part
+from chatcache.chat.finished import stable_part
 from chatcache.frontend import registry
 
 if TYPE_CHECKING:

@@ -199,7 +199,7 @@ async def test_the_panel_counts_idle_work_and_what_was_used_of_it(bench: Bench) 
         bench.backend.emit(Prepared("d", "restore", 0, 4688, 0.2))
         await chat.until(lambda: "IDLE" in chat.text)
         assert "used 0 of 610" in chat.text
-        assert "next turn 412 tok 1.2 s" in " ".join(chat.text.split())
+        assert "next turn 412 tok 1.20 s" in " ".join(chat.text.split())
 
 
 def test_used_tokens_are_told_beside_the_turn() -> None:

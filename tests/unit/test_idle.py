@@ -24,7 +24,8 @@ from chatcache.backends.local.host import LocalBackend
 from chatcache.backends.local.idle import AheadBook
 from chatcache.backends.local.settings import EngineSettings
 from chatcache.cache.tokens import pack
-from chatcache.chat.idle import MAX_DRAFT_CHARACTERS, IdleOptions, stable_part
+from chatcache.chat.finished import MAX_DRAFT_CHARACTERS, stable_part
+from chatcache.chat.idle import IdleOptions
 from chatcache.chat.service import ChatService
 from chatcache.chat.sessions import DATABASE_NAME, SessionStore
 from chatcache.compose import idle_options
