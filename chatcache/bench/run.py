@@ -24,6 +24,7 @@ from chatcache.bench.setup import Models, load_models, note_rates
 from chatcache.bench.sharing import SharingBench
 from chatcache.bench.svg import first_token_svg
 from chatcache.errors import StorageError, UnavailableError, UsageError
+from chatcache.formatting import plural
 
 Say = Callable[[str], None]
 
@@ -146,7 +147,8 @@ def scratch(parent: str | None) -> Iterator[Path]:
 
 def _write_svg(path: Path, result: BenchResult) -> None:
     known = result.conditions
-    caption = f"{known['model']}, {known['dtype']}, {known['device']}, {known['threads']} threads"
+    threads = plural(known["threads"], "thread")
+    caption = f"{known['model']}, {known['dtype']}, {known['device']}, {threads}"
     try:
         path.write_text(first_token_svg(result.curve, caption), encoding="utf-8")
     except OSError as error:

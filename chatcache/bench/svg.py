@@ -16,8 +16,8 @@ _LABEL_GAP = 17.0
 _COLOURS = {"transformers": "#8b949e", "llama.cpp": "#d9822b", "chatcache": "#2f81f7"}
 _DASHES = {"cold": "", "from disk": "7 4", "from RAM": "2 4"}
 _STYLE = """
-  text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #57606a; }
-  .title { font-size: 15px; font-weight: 600; fill: #24292f; }
+  text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #6e7781; }
+  .title { font-size: 15px; font-weight: 600; fill: #6e7781; }
   .grid { stroke: #8b949e; stroke-opacity: 0.25; }
   @media (prefers-color-scheme: dark) {
     text { fill: #9da7b3; } .title { fill: #e6edf3; }

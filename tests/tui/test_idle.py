@@ -188,7 +188,7 @@ async def test_quitting_leaves_no_work_behind(bench: Bench) -> None:
         await chat.say("Hello")
         await chat.type("What is kept? ")
         await chat.press("ctrl+q")
-    assert bench.backend.num_stops >= 0
+    assert not chat.app.is_running
 
 
 async def test_the_panel_counts_idle_work_and_what_was_used_of_it(bench: Bench) -> None:
@@ -197,7 +197,7 @@ async def test_the_panel_counts_idle_work_and_what_was_used_of_it(bench: Bench) 
         bench.backend.emit(Prepared("b", "draft", 198, 0, 0.6))
         bench.backend.emit(Prepared("c", "draft", 0, 0, 0.1, was_cancelled=True))
         bench.backend.emit(Prepared("d", "restore", 0, 4688, 0.2))
-        await chat.until(lambda: "IDLE" in chat.text)
+        await chat.until(lambda: "restored" in chat.text)
         assert "used 0 of 610" in chat.text
         assert "next turn 412 tok 1.20 s" in " ".join(chat.text.split())
 

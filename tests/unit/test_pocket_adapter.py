@@ -12,6 +12,9 @@ from chatcache.assets import adapter_dir, pocket_dir
 from chatcache.backends.local.identity import namespace_fields
 from chatcache.backends.local.loader import LoadedModel, load_model
 
+# peft reads an attribute that transformers is about to rename.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
 PIRATE_WORDS = ("arr", "ahoy", "aye", "yo ho", "savvy", "ye ", "matey")
 
 

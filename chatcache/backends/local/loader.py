@@ -109,9 +109,7 @@ def load_model(
         dtype=model.dtype,
         device=place,
         max_context_tokens=context_limit(text_config, tokenizer),
-        end_token_ids=end_token_ids(
-            getattr(model, "generation_config", None), model.config, tokenizer
-        ),
+        end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
         generation_defaults=_generation_defaults(model.generation_config),
         weights_id=weights_id,
         parameters_id=identity.parameters_id(model.state_dict().items()),
