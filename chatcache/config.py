@@ -45,7 +45,7 @@ class ModelSection:
     """`builtin`, a directory with a model, or a Hugging Face id that is in the local cache."""
 
     adapter: str | None = setting(None, text, example="/path/to/adapter")
-    """A directory with a PEFT adapter to put on the model, or `pirate` for the built-in one."""
+    """A directory with a PEFT adapter to put on the model."""
 
     device: str = setting("auto", one_of(*DEVICES))
     """auto, cpu, cuda or mps. auto takes the fastest one that is there."""

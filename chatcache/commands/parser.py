@@ -71,9 +71,7 @@ class Parser(argparse.ArgumentParser):
         group.add_argument(
             "--model", metavar="M", help="builtin, a directory, or a Hugging Face id"
         )
-        group.add_argument(
-            "--adapter", metavar="DIR", help="a PEFT adapter; 'pirate' is the built-in model's own"
-        )
+        group.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to put on the model")
         self.add_device()
 
     def add_device(self) -> None:
