@@ -115,7 +115,8 @@ def test_the_first_file_documents_every_setting_and_changes_none(home: Path) -> 
 
 
 def test_every_commented_value_is_valid(home: Path) -> None:
-    lines = [line.split("   # ")[0] for line in default_text().splitlines()]
+    settings, _, personas = default_text().partition("# Personas: ")
+    lines = [line.split("   # ")[0] for line in settings.splitlines()]
     entries = [line.removeprefix("# ") for line in lines if " = " in line and "e.g." not in line]
     headers = [line for line in lines if line.startswith("[")]
     assert len(entries) == sum(len(fields(section)) for section in SECTIONS.values())
@@ -125,6 +126,8 @@ def test_every_commented_value_is_valid(home: Path) -> None:
     parsed = parse_config(uncommented, PATH)
     assert len(parsed) == len(headers)
     assert sum(len(table) for table in parsed.values()) == len(entries)
+    example = "\n".join(line.removeprefix("# ") for line in personas.splitlines()[1:])
+    assert list(parse_config(example, PATH)) == ["personas"]
 
 
 def test_a_home_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
