@@ -25,13 +25,16 @@ What was tried for speed and did not pay, on 2 cores with avx512_bf16:
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the bench; returns the exit code. Raises UsageError, ModelLoadError, NotFoundError."""
+    from chatcache.backends.local.child import use_large_pages
     from chatcache.bench.options import parse
 
+    use_large_pages(os.environ)
     options = parse(arguments)
     module = "chatcache.bench.growth" if options.what == "growth" else "chatcache.bench.run"
     code: int = importlib.import_module(module).run(options)

@@ -173,10 +173,11 @@ class Chatcache:
         try:
             ids = self._ids
             num_bytes = prefixes.commit(pack(ids), [len(ids)], self.live.export)
-            while not prefixes.drain(0):
-                began = time.perf_counter()
-                self._decode(1)
-                steps.append(time.perf_counter() - began)
+            with prefixes.computing():
+                while not prefixes.drain(0):
+                    began = time.perf_counter()
+                    self._decode(1)
+                    steps.append(time.perf_counter() - began)
         finally:
             prefixes.close()
         return steps, num_bytes

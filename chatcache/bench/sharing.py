@@ -21,6 +21,7 @@ FORK_TOKENS = 100
 ANSWER_TOKENS = 24
 SHORT_PREFIXES = (64, 128, 256, 512)
 _SPILL_ROUNDS = 3
+_SPILL_STEPS = 60
 _FORKS = 9
 _SEGMENT_OVERHEAD = 64 * 1024
 
@@ -106,13 +107,15 @@ class SharingBench:
         busy: list[float] = []
         for number in range(_SPILL_ROUNDS):
             directory = self._directory / f"spill-{number}"
-            steps, _ = ours.decode_while_spilling(directory)
-            idle += [ours.decode(1) for _ in range(max(8, len(steps)))]
-            busy += steps
+            idle += [ours.decode(1) for _ in range(_SPILL_STEPS // _SPILL_ROUNDS)]
+            busy += ours.decode_while_spilling(directory)[0]
             _remove_segments(directory)
+            if len(busy) >= _SPILL_STEPS:
+                break
+        idle += [ours.decode(1) for _ in range(_SPILL_STEPS // _SPILL_ROUNDS)]
         if not busy or self._bench.bytes_written < TELLING_BYTES:
             return
-        slower = 100 * (statistics.median(busy) / statistics.median(idle) - 1)
+        slower = 100 * (statistics.fmean(busy) / statistics.fmean(idle) - 1)
         note = f"while all {len(history):,} tokens are written; {len(busy)} steps"
         self.figures.append(
             Figure("spill_cost", "spill: slower decode", slower, "percent", 3, note)

@@ -26,7 +26,12 @@ from chatcache.cache.states import (
     states_of,
 )
 
-_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int8: "I8",
+}
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 
 
@@ -52,7 +57,9 @@ class KVBlock:
     def sources(self) -> list[TensorSource]:
         """The block as a segment file wants it; the buffers share the block's memory."""
         return [
-            TensorSource(name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), (_memory(tensor),))
+            TensorSource(
+                name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), (memory_of(tensor),)
+            )
             for name, tensor in {**self.tensors, **self.states}.items()
         ]
 
@@ -101,9 +108,20 @@ class LiveKV(Cache):
         )
 
     @property
+    def num_settled(self) -> int:
+        """How many leading tokens are here, bit by bit, what a restore would bring back of them."""
+        return self.num_tokens
+
+    @property
     def checkpoint_bytes(self) -> int:
         """Bytes of the states, whatever the number of tokens."""
         return sum(tensor.nbytes for tensor in states_of(self.layers).values())
+
+    @torch.inference_mode()
+    def reserve(self, num_tokens: int) -> None:
+        """Make room for a path of this length at once, instead of growing on the way there."""
+        for layer in self._growing.values():
+            layer.reserve(num_tokens)
 
     def truncate(self, num_tokens: int) -> None:
         """Keep the first `num_tokens` tokens; in O(1), nothing is freed.
@@ -168,7 +186,7 @@ class LiveKV(Cache):
             raise ValueError(f"{name} is {list(shape)}, the model wants {list(target.shape)}")
         if self._device.type != "cpu":
             target = self._staged[name] = torch.empty(shape, dtype=self._dtype)
-        return [_memory(head) for head in target]
+        return [memory_of(head) for head in target]
 
     @torch.inference_mode()
     def written(self, name: str, start: int) -> None:
@@ -198,7 +216,7 @@ class LiveKV(Cache):
         if state is None or tuple(state.shape) != shape or _DTYPES.get(dtype) != state.dtype:
             raise ValueError(f"{name} is {dtype}{list(shape)}, not a state of this model")
         self._states[name] = state
-        return _memory(state)
+        return memory_of(state)
 
     @torch.inference_mode()
     def states_written(self) -> None:
@@ -217,7 +235,7 @@ class LiveKV(Cache):
         return layer, kind
 
 
-def _memory(tensor: torch.Tensor) -> memoryview:
+def memory_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, shared."""
     flat = tensor.view(-1).view(torch.uint8)
     return memoryview(flat.numpy())  # type: ignore[arg-type]

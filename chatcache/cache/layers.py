@@ -14,6 +14,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 _GROWTH_TOKENS = 256
+_GROWTH_SHARE = 16  # a sixteenth more at a time: little memory lies idle, and copies stay rare
 
 
 class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -26,6 +27,7 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.num_tokens = 0
         self._buffers: dict[str, torch.Tensor] = {}
+        self._room = _GROWTH_TOKENS
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         for kind, states in (("key", key_states), ("value", value_states)):
@@ -38,18 +40,17 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Make an empty buffer for "key" or "value", unless there is one."""
         if kind not in self._buffers:
             self._buffers[kind] = torch.empty(
-                (1, num_heads, _GROWTH_TOKENS, head_dim), dtype=dtype, device=device
+                (1, num_heads, self._room, head_dim), dtype=dtype, device=device
             )
 
     def reserve(self, num_tokens: int) -> None:
-        """Make room for `num_tokens` in all. Growing by half keeps the copies linear in total."""
+        """Make room for `num_tokens` in all, and for some more to come."""
+        if num_tokens <= self._room:
+            return
+        wanted = num_tokens + num_tokens // _GROWTH_SHARE
+        self._room = -(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS
         for kind, buffer in self._buffers.items():
-            capacity = buffer.shape[2]
-            if num_tokens <= capacity:
-                continue
-            wanted = max(num_tokens, capacity + capacity // 2)
-            rounded = -(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS
-            grown = buffer.new_empty((1, buffer.shape[1], rounded, buffer.shape[3]))
+            grown = buffer.new_empty((1, buffer.shape[1], self._room, buffer.shape[3]))
             grown[:, :, : self.num_tokens] = buffer[:, :, : self.num_tokens]
             self._buffers[kind] = grown
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from chatcache.cache.access import check_owner
 from chatcache.cache.entries import Block, Entry, KVSink, Lease, Lookup, RestoreResult
 from chatcache.cache.policy import TierPolicy
 from chatcache.cache.radix import Span
@@ -58,6 +59,7 @@ class PrefixCache:
         self._tiers = Tiers(
             cache_dir, namespace, budgets, policy, on_event, clock, needs_states=needs_states
         )
+        self._cache_dir = cache_dir
         self._store = self._tiers.store
         self._lock = self._tiers.lock
         self._tree = self._tiers.tree
@@ -81,6 +83,14 @@ class PrefixCache:
 
     def open(self, fields: Mapping[str, str]) -> None:
         """Read what earlier processes left. Never raises for the state of the disk: it warns."""
+        try:
+            check_owner(self._cache_dir, self.namespace)
+        except OSError as error:
+            self._tiers.is_reading = False
+            self._tiers.policy = dataclasses.replace(self._tiers.policy, spill="never")
+            text = f"nothing is read from disk, and nothing is kept there: {error.filename}"
+            self._on_event("warning", f"{text}: {error.strerror}")
+            return
         if self._tiers.is_writing:
             try:
                 self._store.prepare(fields)
@@ -97,18 +107,23 @@ class PrefixCache:
             self._tiers.spiller.submit_all()
         self._tiers.spiller.close()
 
+    def computing(self) -> contextlib.AbstractContextManager[None]:
+        """While a turn computes, segments are written at a pace that does not slow it down."""
+        return self._tiers.spiller.pace.computing()
+
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until all that was given to the writer is on disk or has failed to get there."""
         return self._tiers.spiller.drain(timeout)
 
-    def spill(self) -> int:
-        """Have all that is in RAM alone written now; returns the bytes that will be. An event
-        tells what is written, and why nothing is."""
-        num_bytes = self._tiers.spiller.submit_all()
+    def spill(self, segment_id: str | None = None) -> int:
+        """Have all that is in RAM alone written now, or one segment with all before it; returns
+        the bytes that will be. An event tells what is written, and why nothing is."""
+        num_bytes = self._tiers.spiller.submit_all(segment_id)
         if not self._tiers.is_writing:
             self._on_event("warning", "nothing is written to disk: that is switched off")
         elif num_bytes == 0 and self.drain(0):
-            self._on_event("spilled", "everything that can be is on disk already")
+            what = "everything" if segment_id is None else "all of it"
+            self._on_event("spilled", f"{what} that can be is on disk already")
         return num_bytes
 
     # looking

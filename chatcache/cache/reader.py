@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from chatcache.cache.entries import KVSink
 from chatcache.cache.radix import Span
 from chatcache.cache.segfile import SegmentDamagedError, SegmentFile
 from chatcache.cache.tokens import BYTES_PER_ID
+
+_NUM_THREADS = 2
+_MIN_BYTES_FOR_THREADS = 8 << 20  # below this they cost more than they bring
 
 STATE_PREFIXES = ("conv.", "recurrent.")
 
@@ -22,7 +28,7 @@ def read_segment(path: Path, packed: bytes, sink: KVSink, start: int, span: Span
         _check(file, packed, start, span)
         names = [name for name in file.tensor_names if not name.startswith(STATE_PREFIXES)]
         try:
-            return sum(_read_tensor(file, name, sink, start, span) for name in names)
+            return _read_tensors(file, names, sink, start, span)
         except ValueError as error:
             raise SegmentDamagedError(str(error)) from error
 
@@ -58,22 +64,60 @@ def _check(file: SegmentFile, packed: bytes, start: int, span: Span) -> None:
         raise SegmentDamagedError("the file holds other tokens than it should")
 
 
-def _read_tensor(file: SegmentFile, name: str, sink: KVSink, start: int, span: Span) -> int:
-    dtype, shape, first = file.dtype(name), file.shape(name), file.header.start
-    if start == first:
-        # The whole tensor lands in place. What lies behind `span.stop` is not counted by the sink
-        # and is overwritten by the tokens that come next.
-        size = file.read_into(name, sink.writable(name, dtype, shape, start))
-        sink.written(name, start)
-        return size
-    num_heads, num_tokens = shape[0], shape[1]
-    num_bytes = file.num_bytes(name)
-    whole = memoryview(bytearray(num_bytes))
-    file.read_into(name, [whole])
-    stride = num_bytes // (num_heads * num_tokens)
-    part = (num_heads, span.stop - start, *shape[2:])
-    for head, target in enumerate(sink.writable(name, dtype, part, start)):
-        begin = (head * num_tokens + start - first) * stride
-        target[:] = whole[begin : begin + target.nbytes]
-    sink.written(name, start)
+def _read_tensors(
+    file: SegmentFile, names: Sequence[str], sink: KVSink, start: int, span: Span
+) -> int:
+    """All tensors, in order; large ones by several threads, few at a time.
+
+    One thread copies from the page cache, or compares a checksum, while another waits for the disk.
+    """
+    num_bytes = sum(file.num_bytes(name) for name in names)
+    if num_bytes < _MIN_BYTES_FOR_THREADS:
+        for name in names:
+            _reading(file, name, sink, start, span)()
+            sink.written(name, start)
+        return num_bytes
+    running: deque[tuple[str, Future[None]]] = deque()
+    with ThreadPoolExecutor(_NUM_THREADS, "restore") as threads:
+        for name in names:
+            running.append((name, threads.submit(_reading(file, name, sink, start, span))))
+            if len(running) > _NUM_THREADS:
+                _finish(sink, start, *running.popleft())
+        while running:
+            _finish(sink, start, *running.popleft())
     return num_bytes
+
+
+def _finish(sink: KVSink, start: int, name: str, reading: Future[None]) -> None:
+    reading.result()
+    sink.written(name, start)
+
+
+def _reading(
+    file: SegmentFile, name: str, sink: KVSink, start: int, span: Span
+) -> Callable[[], None]:
+    """What reads one tensor into the sink's memory, which is made now."""
+    dtype, shape, first = file.dtype(name), file.shape(name), file.header.start
+    if start == first or shape[1] != file.header.num_tokens:
+        # The whole tensor lands in place (always, if it is not about single tokens). What lies
+        # behind `span.stop` is not counted by the sink and is overwritten by what comes next.
+        memory = sink.writable(name, dtype, shape, start)
+        return lambda: _read_whole(file, name, memory)
+    part = (shape[0], span.stop - start, *shape[2:])
+    memory = sink.writable(name, dtype, part, start)
+    return lambda: _read_part(file, name, memory, start - first)
+
+
+def _read_whole(file: SegmentFile, name: str, memory: list[memoryview]) -> None:
+    file.read_into(name, memory)
+
+
+def _read_part(file: SegmentFile, name: str, memory: list[memoryview], offset: int) -> None:
+    """Tokens from `offset` on, a piece of memory per head; all are read, for the checksum."""
+    num_heads, num_tokens = file.shape(name)[:2]
+    whole = memoryview(bytearray(file.num_bytes(name)))
+    file.read_into(name, [whole])
+    stride = whole.nbytes // (num_heads * num_tokens)
+    for head, target in enumerate(memory):
+        begin = (head * num_tokens + offset) * stride
+        target[:] = whole[begin : begin + target.nbytes]

@@ -17,13 +17,14 @@ import errno
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import xxhash
 
+from chatcache.cache.pace import PIECE_BYTES, Pace
 from chatcache.cache.tokens import BYTES_PER_ID
 
 FORMAT = "chatcache-kv"
@@ -90,21 +91,30 @@ class _TensorEntry:
     checksum: str
 
 
-def write_segment(file: BinaryIO, header: SegmentHeader, tensors: Sequence[TensorSource]) -> int:
-    """Write a whole segment to an open binary file; returns the number of bytes."""
+def write_segment(
+    file: BinaryIO, header: SegmentHeader, tensors: Sequence[TensorSource], pace: Pace | None = None
+) -> int:
+    """Write a whole segment to an open binary file; returns the number of bytes.
+
+    With a `pace`, in small pieces at that pace.
+    """
+    pace = pace or Pace()
+    pace.begin()
     ids = TensorSource(TOKEN_IDS, "I32", (header.num_tokens,), (memoryview(header.token_ids),))
     sources = [ids, *tensors]
-    encoded = _encode_header(header, sources)
+    encoded = _encode_header(header, sources, pace)
     file.write(struct.pack("<Q", len(encoded)))
     file.write(encoded)
     for source in sources:
-        for buffer in source.buffers:
-            file.write(buffer)
+        for piece in _pieces(source.buffers, PIECE_BYTES):
+            file.write(piece)
+            pace.breathe()
     return 8 + len(encoded) + sum(source.num_bytes for source in sources)
 
 
-def _encode_header(header: SegmentHeader, sources: Sequence[TensorSource]) -> bytes:
+def _encode_header(header: SegmentHeader, sources: Sequence[TensorSource], pace: Pace) -> bytes:
     table: dict[str, Any] = {}
+    checksums: dict[str, str] = {}
     offset = 0
     for source in sources:
         end = offset + source.num_bytes
@@ -114,6 +124,8 @@ def _encode_header(header: SegmentHeader, sources: Sequence[TensorSource]) -> by
             "data_offsets": [offset, end],
         }
         offset = end
+        checksums[source.name] = _checksum(source.buffers)
+        pace.breathe()
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -127,7 +139,7 @@ def _encode_header(header: SegmentHeader, sources: Sequence[TensorSource]) -> by
         "creator": header.creator,
         "states": str(int(header.has_states)),
         "checksum_algorithm": CHECKSUM_ALGORITHM,
-        "checksums": json.dumps({source.name: _checksum(source.buffers) for source in sources}),
+        "checksums": json.dumps(checksums),
     }
     metadata["header_digest"] = _header_digest(metadata, table)
     encoded = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":")).encode()
@@ -299,19 +311,24 @@ def _batches(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
     """Pieces within the limits of one system call."""
     batch: list[memoryview] = []
     size = 0
-    for buffer in buffers:
-        flat = buffer.cast("B") if buffer.nbytes else buffer
-        for begin in range(0, flat.nbytes, _MAX_BYTES_PER_READ):
-            piece = flat[begin : begin + _MAX_BYTES_PER_READ]
-            if batch and (
-                len(batch) == _MAX_BUFFERS_PER_READ or size + piece.nbytes > _MAX_BYTES_PER_READ
-            ):
-                yield batch
-                batch, size = [], 0
-            batch.append(piece)
-            size += piece.nbytes
+    for piece in _pieces(buffers, _MAX_BYTES_PER_READ):
+        if batch and (
+            len(batch) == _MAX_BUFFERS_PER_READ or size + piece.nbytes > _MAX_BYTES_PER_READ
+        ):
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += piece.nbytes
     if batch:
         yield batch
+
+
+def _pieces(buffers: Iterable[memoryview], num_bytes: int) -> Iterator[memoryview]:
+    """The buffers as bytes, in pieces of at most `num_bytes`."""
+    for buffer in buffers:
+        flat = buffer.cast("B") if buffer.nbytes else buffer
+        for begin in range(0, flat.nbytes, num_bytes):
+            yield flat[begin : begin + num_bytes]
 
 
 def _advance(pending: list[memoryview], num_read: int) -> list[memoryview]:

@@ -22,10 +22,12 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from chatcache.cache.index import IndexRow, SegmentIndex, head_of, pack_row
+from chatcache.cache.pace import Pace
 from chatcache.cache.quarantine import Quarantine
 from chatcache.cache.segfile import (
     SegmentDamagedError,
@@ -118,6 +120,12 @@ class SegmentStore:
                 damaged.append(loaded)
         return found, damaged
 
+    def has_states(self) -> bool:
+        """Whether the first sound segment there is holds a checkpoint."""
+        loaded = (self.load(name) for name in self.names())
+        sound = (one for one in loaded if isinstance(one, StoredSegment))
+        return any(one.header.has_states for one in islice(sound, 1))
+
     def load(self, name: str) -> StoredSegment | DamagedFile | None:
         """Read the header of a file; None if it is gone, or of a format of the future."""
         path = self.directory / name
@@ -130,7 +138,11 @@ class SegmentStore:
             return _damaged(path, str(error), inode)
 
     def write(
-        self, header: SegmentHeader, tensors: Sequence[TensorSource], last_used: float
+        self,
+        header: SegmentHeader,
+        tensors: Sequence[TensorSource],
+        last_used: float,
+        pace: Pace | None = None,
     ) -> tuple[Path, int]:
         """Write a segment; returns its path and size in bytes. Raises OSError, leaving nothing."""
         name = f"{header.start}-{header.stop}-{header.segment_id}.safetensors"
@@ -138,7 +150,7 @@ class SegmentStore:
 
         def write(file: BinaryIO) -> None:
             nonlocal size
-            size = write_segment(file, header, tensors)
+            size = write_segment(file, header, tensors, pace)
 
         self._write_atomically(name, write, last_used)
         self.index.append([pack_row(index_row(header, size))])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatcache import formatting
+from chatcache.cache.pace import Pace
 from chatcache.cache.segfile import SegmentHeader, is_out_of_space
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Spiller:
     """Writes segments of `tiers` that are in RAM alone."""
 
     def __init__(self, tiers: Tiers):
+        self.pace = Pace()
         self._tiers = tiers
         self._writer: SpillWriter | None = None
 
@@ -87,12 +89,16 @@ class Spiller:
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until all that was submitted is on disk or has failed to get there."""
-        return self._writer is None or self._writer.drain(timeout)
+        if self._writer is None or timeout == 0:
+            return self._writer is None or self._writer.drain(timeout)
+        with self.pace.waited_for():
+            return self._writer.drain(timeout)
 
     def close(self) -> None:
         """Write what is pending, and end."""
         if self._writer is not None:
-            self._writer.close()
+            with self.pace.waited_for():
+                self._writer.close()
             self._writer = None
 
     def submit(self, entry: Entry) -> int:
@@ -103,15 +109,26 @@ class Spiller:
         self._writer.submit(entry.segment_id)
         return entry.num_bytes + len(entry.token_ids)
 
-    def submit_all(self) -> int:
-        """Have everything written that is in RAM alone, what was used last first.
+    def submit_all(self, segment_id: str | None = None) -> int:
+        """Have everything written that is in RAM alone, what was used last first; or one segment,
+        and before it what it builds on.
 
         Returns the bytes that will be written."""
         tiers = self._tiers
         with tiers.lock:
-            ordered = sorted(tiers.entries.values(), key=lambda e: (-e.last_used, e.start))
+            wanted = tiers.entries.values() if segment_id is None else self._path(segment_id)
+            ordered = sorted(wanted, key=lambda e: (-e.last_used, e.start))
             due = [one for one in ordered if one.block is not None and tiers.can_write(one)]
             return sum(self.submit(entry) for entry in due)
+
+    def _path(self, segment_id: str) -> list[Entry]:
+        """A segment and those that it builds on."""
+        found = []
+        entry = self._tiers.entries.get(segment_id)
+        while entry is not None:
+            found.append(entry)
+            entry = self._tiers.entries.get(entry.parent_id or "")
+        return found
 
     def spill(self, segment_id: str) -> None:
         """Write one segment (in the writer's thread)."""
@@ -201,12 +218,12 @@ class Spiller:
         )  # fmt: skip
         self._keep_floor(block.num_bytes)
         try:
-            return tiers.store.write(header, block.sources(), entry.last_used)
+            return tiers.store.write(header, block.sources(), entry.last_used, self.pace)
         except OSError as error:
             if not is_out_of_space(error):
                 raise
         tiers.enforce_disk(bytes_wanted=2 * block.num_bytes)
-        return tiers.store.write(header, block.sources(), entry.last_used)
+        return tiers.store.write(header, block.sources(), entry.last_used, self.pace)
 
     def _keep_floor(self, num_bytes: int) -> None:
         """Make room so that the disk keeps its free space. Raises DiskFloorError."""

@@ -72,6 +72,7 @@ class Tiers:
         self._catalog = self._attacher.catalog
         self._pins = PinBook(self.store.directory)
         self._pinned: frozenset[str] = frozenset()
+        self.is_reading = True  # what lies on disk may be used
         self._bytes_unseen = 0
         self._warned: set[str] = set()
 
@@ -106,6 +107,8 @@ class Tiers:
 
     def refresh(self) -> None:
         """Notice what commands have pinned and other processes have written meanwhile."""
+        if not self.is_reading:
+            return
         self.refresh_pins()
         with self.lock:
             for segment_id, packed in by_id(self.store.index.read_new()).items():
@@ -248,6 +251,7 @@ class Tiers:
             in_ram = [entry for entry in self.entries.values() if entry.block is not None]
             used, now = sum(entry.num_bytes for entry in in_ram), self.clock()
             excess = 0
+            self.spiller.pace.is_pressed = used > self.ram_budget
             if used > self.ram_budget:
                 excess = used - int(self.ram_budget * LOW_WATER)
                 pinned = sum(entry.num_bytes for entry in in_ram if entry.is_pinned)

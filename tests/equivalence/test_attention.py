@@ -67,7 +67,7 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
     overrides = {"sliding_window": None, "layer_types": None, "use_sliding_window": False}
     made = family_model(request.param, **overrides)
     monkeypatch.setattr(attention, "MIN_KEYS", 4)
-    monkeypatch.setattr(attention, "_BLOCK_QUERIES", 3)
+    monkeypatch.setattr(attention, "_BLOCK_BYTES", 12)
     return made
 
 

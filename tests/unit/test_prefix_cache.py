@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from chatcache.cache import segments
+from chatcache.cache import reader, segments
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.segfile import SegmentFile, write_segment
 from chatcache.cache.segments import SegmentStore
@@ -26,8 +26,11 @@ SYSTEM = "You are helpful. "
 HELLO, HI = "Hello! ", "Hi! "
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+@pytest.fixture(params=[1 << 30, 0], ids=["one-reader", "readers"])
+def bench(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bench]:
+    monkeypatch.setattr(reader, "_MIN_BYTES_FOR_THREADS", request.param)
     made = Bench(tmp_path)
     yield made
     made.close()

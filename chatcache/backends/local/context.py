@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from chatcache.backends.local.generate import Forward, chunks
+from chatcache.backends.local.generate import Forward, chunks, memory_for
 from chatcache.cache.entries import Lease
 from chatcache.cache.kv import LiveKV
 from chatcache.cache.prefix import PrefixCache
@@ -101,6 +101,7 @@ class LiveContext:
             self._set_length(packed, live)
             declined = self._decline(lease, live)
             wanted = lease if declined is None else lease.up_to(max(live, lease.disk_start))
+            self._reserve(len(packed) // BYTES_PER_ID)
             restored = self._prefixes.restore(wanted, self._live, live)
         seconds = time.perf_counter() - began
         self._set_length(packed, restored.num_tokens)
@@ -179,6 +180,8 @@ class LiveContext:
         With a `chunk` of its own it is work ahead of a turn, whose pace says nothing of a turn's.
         """
         began = time.perf_counter()
+        if self._cache is self._live:
+            self._reserve(len(ids))
         for begin, end in self._pieces(start, len(ids), chunk or self._chunk, stops):
             logits = self._forward(self._cache, ids[begin:end], begin)
             if self._cache is self._live:
@@ -201,7 +204,15 @@ class LiveContext:
         self._set_length(packed, held)
         ends = sorted({min(end, held) for end in boundaries} - {0})
         computed_from, self._kept = self._computed_from, held
-        return self._prefixes.commit(self._ids, ends, self._live.export, computed_from)
+        num_bytes = self._prefixes.commit(self._ids, ends, self._live.export, computed_from)
+        self._stay_settled()
+        return num_bytes
+
+    def _stay_settled(self) -> None:
+        """Where the bits that are kept are not those that were computed, the kept ones count: what
+        another turn had kept before is brought back by the next one."""
+        if self._live.num_settled < self._kept:
+            self.forget()
 
     def _settle(self, packed: bytes, start: int) -> bool:
         """Where segments hold a whole prompt that was computed once more (for its logits), their
@@ -259,6 +270,11 @@ class LiveContext:
         if compute_ms is not None:
             estimated = compute_ms + self._rates.restore_ms(disk_bytes)
         return CostEstimate(in_ram, from_disk, recompute, estimated, disk_bytes)
+
+    def _reserve(self, num_tokens: int) -> None:
+        """Raises UnavailableError when there is no memory for as many."""
+        with memory_for(num_tokens):
+            self._live.reserve(num_tokens)
 
     def _set_length(self, packed: bytes, num_tokens: int) -> None:
         self._live.truncate(num_tokens)

@@ -7,6 +7,7 @@ and has neither progress nor a stop between chunks.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -42,14 +43,8 @@ class Forward:
             stop = start + len(token_ids)
             options["position_ids"] = torch.arange(start, stop, device=self._device)[None]
         ids = torch.tensor([list(token_ids)], device=self._device)
-        try:
+        with memory_for(start + len(token_ids)):
             output = self._model(input_ids=ids, **{self._cache_name: cache}, **options)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise _out_of_memory(start + len(token_ids)) from error
-        except RuntimeError as error:
-            if "not enough memory" in str(error) or "out of memory" in str(error):
-                raise _out_of_memory(start + len(token_ids)) from error
-            raise
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
@@ -58,6 +53,19 @@ def chunks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     """The prefill plan from `start` to `stop`: it depends on nothing but its arguments."""
     for begin in range(start, stop, size):
         yield begin, min(begin + size, stop)
+
+
+@contextlib.contextmanager
+def memory_for(num_tokens: int) -> Iterator[None]:
+    """Where memory may run out. Raises UnavailableError then, with what helps."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(num_tokens) from error
+    except RuntimeError as error:
+        if "not enough memory" in str(error) or "out of memory" in str(error):
+            raise _out_of_memory(num_tokens) from error
+        raise
 
 
 def _out_of_memory(num_tokens: int) -> UnavailableError:

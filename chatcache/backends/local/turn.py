@@ -44,7 +44,7 @@ from chatcache.backends.local.sampling import Sampler, with_defaults
 from chatcache.backends.local.settings import EngineSettings
 from chatcache.backends.local.state import TurnState
 from chatcache.backends.local.tail import GenerationTail
-from chatcache.cache.namespace import namespace_id
+from chatcache.cache.namespace import is_approximate, namespace_id
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.rates import RateBook
 from chatcache.cache.tokens import common_prefix, pack
@@ -73,8 +73,9 @@ class TurnRunner:
         self._stopped: deque[tuple[bytes, int]] = deque(maxlen=_MAX_STOPPED)
         self._cut = cut_policy(loaded.model.config.get_text_config())
         forward = Forward(loaded.model, loaded.device)
-        live = build_live(loaded, self._cut)
-        fields = namespace_fields(loaded)
+        precision = settings.policy.precision
+        live = build_live(loaded, self._cut, precision)
+        fields = namespace_fields(loaded, precision)
         namespace = namespace_id(fields)
         self._rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
         self.info = self._describe(
@@ -110,7 +111,8 @@ class TurnRunner:
     def run(self, request: TurnRequest, stop: threading.Event) -> Iterator[TurnEvent]:
         """The events of one turn; always ends with TurnFinished or TurnFailed."""
         try:
-            yield from self._run(request, stop)
+            with self._prefixes.computing():
+                yield from self._run(request, stop)
         except ChatcacheError as error:
             yield TurnFailed(request.turn_id, error)
         except Exception as error:
@@ -148,9 +150,9 @@ class TurnRunner:
         """Wait until what was said is spilled, as far as it can be."""
         return self._prefixes.drain(timeout)
 
-    def spill(self) -> int:
-        """Have all written that is in memory alone; returns the bytes that will be."""
-        return self._prefixes.spill()
+    def spill(self, segment_id: str | None = None) -> int:
+        """Have written what is in memory alone; returns the bytes that will be."""
+        return self._prefixes.spill(segment_id)
 
     def close(self) -> None:
         """Write out what is still to be spilled."""
@@ -186,6 +188,7 @@ class TurnRunner:
 
     def _plan(self, request: TurnRequest) -> TurnState:
         began = time.perf_counter()
+        self._loaded.check_files()
         plan = self._plan_prompt(request)
         room = self._loaded.max_context_tokens - len(plan.ids)
         if room <= 0:
@@ -234,7 +237,8 @@ class TurnRunner:
             declined=reuse.declined,
             restore_problem=reuse.problem,
             is_damage=reuse.is_damage,
-            stopped_at=self._stopped_at(state.packed),
+            stopped_at=self._stopped_at(state),
+            is_approximate=self._is_approximate(state),
         )
         state.explanation = explain(
             facts,
@@ -253,12 +257,17 @@ class TurnRunner:
         is_cut = self._cut.needs_states and is_known and reuse.num_tokens < expected
         return self._cut.detail if is_cut or not self._cut.is_cuttable else None
 
-    def _stopped_at(self, packed: bytes) -> int | None:
-        """Where the reading of a prompt with this beginning was last stopped, if it was."""
+    def _is_approximate(self, state: TurnState) -> bool:
+        return state.reused > 0 and is_approximate(self.info.namespace_fields)
+
+    def _stopped_at(self, state: TurnState) -> int | None:
+        """Where the reading of a prompt with this beginning was last stopped, if it was; at least
+        behind the last answer, where another engine read it."""
         for stopped, position in reversed(self._stopped):
-            if common_prefix(stopped, packed) > position:
+            if common_prefix(stopped, state.packed) > position:
                 return position
-        return None
+        answered = state.request.num_answered
+        return answered if answered != len(state.request.journal) else None
 
     def _planned(self, state: TurnState) -> TurnPlanned:
         return TurnPlanned(
@@ -318,7 +327,7 @@ class TurnRunner:
         """Commit what is new, and put the figures together."""
         ids = [*state.plan.ids[: state.computed_to], *answer.token_ids]
         bytes_written = 0
-        if state.can_reuse:
+        if state.can_reuse and self._loaded.watch.changed() is None:
             ends = (state.plan.system_tokens, len(state.plan.ids), len(ids))
             bytes_written = self._context.commit(pack(ids), ends)
         else:
@@ -348,6 +357,7 @@ class TurnRunner:
             is_estimate_measured=self._rates.is_measured,
             system_tokens=state.plan.system_tokens,
             ahead_tokens=state.ahead_tokens,
+            is_approximate=self._is_approximate(state),
         )
 
     # figures
