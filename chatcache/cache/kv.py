@@ -108,6 +108,11 @@ class LiveKV(Cache):
         )
 
     @property
+    def is_staged(self) -> bool:
+        """Whether files are read into host memory first, because the live KV is elsewhere."""
+        return self._device.type != "cpu"
+
+    @property
     def num_settled(self) -> int:
         """How many leading tokens are here, bit by bit, what a restore would bring back of them."""
         return self.num_tokens
@@ -184,8 +189,10 @@ class LiveKV(Cache):
         target = layer.view(kind, start, stop)[0]
         if target.shape != shape:
             raise ValueError(f"{name} is {list(shape)}, the model wants {list(target.shape)}")
-        if self._device.type != "cpu":
-            target = self._staged[name] = torch.empty(shape, dtype=self._dtype)
+        if self.is_staged:
+            is_gpu = self._device.type == "cuda"  # which copies from locked pages twice as fast
+            target = torch.empty(shape, dtype=self._dtype, pin_memory=is_gpu)
+            self._staged[name] = target
         return [memory_of(head) for head in target]
 
     @torch.inference_mode()

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from chatcache.backends.local.cut import cut_policy
+from chatcache.cache.kv import LiveKV
 from tests.equivalence.engine import IdsEngine, Said
 from tests.equivalence.families import THOROUGHLY, family_model
 
@@ -75,6 +76,22 @@ def assert_same_bits(said: Said, other: Said) -> None:
 
 def test_the_family_is_cuttable(model: Any) -> None:
     assert cut_policy(model.config).is_cuttable
+
+
+def test_a_device_with_memory_of_its_own_is_given_the_same_bits(
+    engine: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are read into host memory and copied from there, as for a GPU; whole and in parts."""
+    expected = never_stopped(engine("other"))
+    one = engine().turn(FIRST, 6)
+    two = engine().turn(one.ids + SECOND, 6)
+    monkeypatch.setattr(LiveKV, "is_staged", True)
+    resumed = engine().turn(two.ids + THIRD, 6)
+    assert resumed.reuse.disk_tokens == len(two.ids)
+    assert_same_bits(resumed, expected[2])
+    half_live = engine()
+    half_live.turn(FIRST, 2)
+    assert_same_bits(half_live.turn(two.ids + THIRD, 6), expected[2])
 
 
 def test_a_conversation_in_memory_is_what_a_cold_run_says(engine: Factory) -> None:
