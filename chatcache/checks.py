@@ -28,6 +28,7 @@ BYTE_UNITS = {
 TIME_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 TIME_SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
 SPILL_MODES = ("turn", "pressure", "exit", "never")
+INT8 = "int8"
 BYTE_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*|%)\s*")
 
 
@@ -120,10 +121,26 @@ def num_seconds(value: str) -> float | None:
 
 
 def spill_mode(value: Any) -> str:
-    """When to write to disk. True and false are the two ends."""
+    """When segments are written, and "int8" if with fewer bits: "turn", "int8", "exit, int8".
+
+    True and false are the two ends."""
     if isinstance(value, bool):
         return "turn" if value else "never"
-    return str(one_of(*SPILL_MODES)(value))
+    wanted = f'must be one of {", ".join(SPILL_MODES)}, or with int8: "int8", "exit, int8"'
+    if not isinstance(value, str):
+        raise ValueError(f"{wanted}, not {described(value)}")
+    mode, is_int8 = spill_parts(value)
+    if mode not in SPILL_MODES or (is_int8 and mode == "never"):
+        raise ValueError(f"{wanted}, not {value!r}")
+    return f"{mode}, {INT8}" if is_int8 else mode
+
+
+def spill_parts(value: str) -> tuple[str, bool]:
+    """When segments are written ("turn" if only "int8" is said), and whether as 8-bit integers."""
+    words = [word for word in re.split(r"[\s,]+", value) if word]
+    modes = [word for word in words if word != INT8]
+    is_int8 = len(modes) < len(words)
+    return " ".join(modes) or ("turn" if is_int8 else ""), is_int8
 
 
 def num_bytes(value: int | str, total: Callable[[], int]) -> int:

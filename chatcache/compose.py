@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatcache.checks import num_bytes, num_seconds
+from chatcache.checks import num_bytes, num_seconds, spill_parts
 from chatcache.config import Settings
 
 if TYPE_CHECKING:
@@ -138,11 +138,13 @@ def tier_policy(settings: Settings) -> TierPolicy:
     from chatcache.cache.policy import TierPolicy
 
     cache = settings.config.cache
+    mode, is_int8 = spill_parts(cache.spill)
     return TierPolicy(
-        spill=cache.spill,  # type: ignore[arg-type]
+        spill=mode,  # type: ignore[arg-type]
         ram_ttl=num_seconds(cache.ram_ttl),
         disk_ttl=num_seconds(cache.disk_ttl),
         disk_floor=num_bytes(cache.disk_floor, lambda: disk_size(settings.paths.cache_dir)),
+        precision="int8" if is_int8 else "exact",
     )
 
 
@@ -192,10 +194,15 @@ def run_tui(
     settings: Settings, session: str | None, examine: Callable[[], Iterable[str]] | None = None
 ) -> None:
     """The chat in the terminal, until it is quit. `examine` gives the lines of a doctor."""
+    from chatcache.configfile import set_value
     from chatcache.frontend.desk import SegmentDesk
     from chatcache.tui.app import ChatCacheApp
 
     config = settings.config
+
+    def set_default_model(name: str) -> None:
+        set_value(settings.paths.config_file, "model.default", name)
+
     with opened_service(settings, can_switch=True) as service:
         ChatCacheApp(
             service,
@@ -208,6 +215,7 @@ def run_tui(
             is_offline=config.model.offline,
             desk=SegmentDesk(lambda: open_inspector(settings)),
             examine=examine,
+            set_default_model=set_default_model,
             drafts_path=settings.paths.database.with_name("drafts.json"),
         ).run()
 

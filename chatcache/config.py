@@ -82,7 +82,8 @@ class CacheSection:
     spill: str = setting("turn", spill_mode)
     """When segments are written to disk, so that the next start resumes without a prefill:
     turn (after each turn), exit (when chatcache ends, and what memory has no room for),
-    pressure (only what memory has no room for), or never."""
+    pressure (only what memory has no room for), or never. "int8" (or "exit, int8") keeps them
+    as 8-bit integers, in memory too: half the bytes of bfloat16, and approximate."""
 
     idle_next_turn: bool = setting(True, flag)
     """After an answer, compute what the model's template will write differently next time."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from chatcache.assets import pocket_dir
+from chatcache.cache.access import foreign_owner
 from chatcache.config import Paths
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import plural, size
@@ -40,6 +41,17 @@ print(", ".join(names))
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentsFound:
+    """`num_fixed` of those with problems, and of those that nothing can reach, were put away.
+    `is_approximate`: new ones are kept as 8-bit integers."""
+
+    num_segments: int
+    problems: Sequence[str] = ()
+    num_fixed: int = 0
+    is_approximate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the report; `advice` says what to do when it is not ok."""
 
@@ -54,13 +66,15 @@ def examine(
     *,
     load_config: Callable[[], object],
     verify_words: Callable[[], Sequence[str]],
-    verify_cache: Callable[[], tuple[int, Sequence[str]]],
+    verify_cache: Callable[[], SegmentsFound],
     look_at_template: Callable[[], tuple[str, str | None]] | None = None,
+    fix: bool = False,
 ) -> Iterator[Finding]:
     """All findings, the quick ones first.
 
-    `verify_words` gives problems; `verify_cache` the number of segments and problems;
+    `verify_words` gives problems; `verify_cache` what it found, and put right if it was asked to;
     `look_at_template` the model in use, and what its chat template writes that changes by itself.
+    With `fix`, directories that others can read are closed to them.
     """
     yield _python()
     yield from _packages()
@@ -74,7 +88,7 @@ def examine(
         ("cache directory", paths.cache_dir),
         ("log directory", paths.log_dir),
     ):
-        yield _directory(name, directory)
+        yield _directory(name, directory, fix=fix)
     yield _words(paths, verify_words)
     yield _cache(verify_cache)
 
@@ -177,7 +191,7 @@ def _template(look: Callable[[], tuple[str, str | None]]) -> Finding:
     )
 
 
-def _directory(name: str, directory: Path) -> Finding:
+def _directory(name: str, directory: Path, *, fix: bool) -> Finding:
     existing = next(place for place in (directory, *directory.parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         advice = "Change its permissions, or choose another one (see `chatcache paths`)."
@@ -185,11 +199,22 @@ def _directory(name: str, directory: Path) -> Finding:
     free = f"{size(shutil.disk_usage(existing).free)} free"
     if existing != directory:
         return Finding(name, "ok", f"{directory} will be made when it is needed, {free}")
+    if (owner := foreign_owner(directory)) is not None:
+        advice = "Choose another one (see `chatcache paths`)."
+        return Finding(
+            name, "problem", f"{directory} belongs to another user (uid {owner})", advice
+        )
     mode = stat.S_IMODE(directory.stat().st_mode)
-    if mode & 0o077 and os.name == "posix":
-        detail = f"{directory} can be read by others (mode {mode:04o})"
+    if not mode & 0o077 or os.name != "posix":
+        return Finding(name, "ok", f"{directory}, {free}")
+    detail = f"{directory} can be read by others (mode {mode:04o})"
+    if not fix:
         return Finding(name, "note", detail, f"chmod 700 {directory}")
-    return Finding(name, "ok", f"{directory}, {free}")
+    try:
+        directory.chmod(0o700)
+    except OSError as error:
+        return Finding(name, "problem", f"{detail}: {error.strerror}", f"chmod 700 {directory}")
+    return Finding(name, "ok", f"{directory}, {free}; others can no longer read it")
 
 
 def _words(paths: Paths, verify_words: Callable[[], Sequence[str]]) -> Finding:
@@ -208,12 +233,18 @@ def _words(paths: Paths, verify_words: Callable[[], Sequence[str]]) -> Finding:
     return Finding("conversations", "damage", " ".join(problems), advice)
 
 
-def _cache(verify_cache: Callable[[], tuple[int, Sequence[str]]]) -> Finding:
+def _cache(verify_cache: Callable[[], SegmentsFound]) -> Finding:
     try:
-        num_segments, problems = verify_cache()
+        found = verify_cache()
     except (ChatcacheError, OSError) as error:
         return Finding("segments", "problem", f"They cannot be read: {error}", "Check permissions.")
-    if not problems:
-        return Finding("segments", "ok", f"{plural(num_segments, 'segment')}, all sound")
-    advice = "`chatcache cache verify --fix` sets them aside; only speed is lost."
-    return Finding("segments", "damage", "; ".join(problems), advice)
+    detail = f"{plural(found.num_segments, 'segment')}, all sound"
+    if found.num_fixed:
+        detail = "; ".join([*found.problems, f"{found.num_fixed:,} put aside or removed"])
+    elif found.problems:
+        advice = "`chatcache doctor --fix` sets them aside; only speed is lost."
+        return Finding("segments", "damage", "; ".join(found.problems), advice)
+    if found.is_approximate:
+        advice = "Exact is `chatcache config set cache.spill turn`; it is the default."
+        return Finding("segments", "note", f"{detail}; kept as int8, which is approximate", advice)
+    return Finding("segments", "ok", detail)

@@ -105,8 +105,8 @@ class EchoRunner:
             yield
         return Prepared(request.prepare_id, request.kind, 3, 0, 0.0, not is_wanted())
 
-    def spill(self) -> int:
-        self._emit(CacheEvent(0.0, "spilled", "all of it"))
+    def spill(self, segment_id: str | None = None) -> int:
+        self._emit(CacheEvent(0.0, "spilled", segment_id or "all of it"))
         return 0
 
     def close(self) -> None:

@@ -92,6 +92,7 @@ class FakeBackend:
         self.prepares: list[Prepare] = []
         self.num_cancels = 0
         self.num_stops = self.num_spills = 0
+        self.spilled: list[str | None] = []
         self.is_started = False
         self.is_closed = False
         self.fail_at = fail_at
@@ -228,8 +229,9 @@ class FakeBackend:
             disk_bytes=num_disk * BYTES_PER_TOKEN,
         )
 
-    def spill(self) -> bool:
+    def spill(self, segment_id: str | None = None) -> bool:
         self.num_spills += 1
+        self.spilled.append(segment_id)
         return self._loaded.is_set()
 
     def prepare(self, request: Prepare) -> bool:

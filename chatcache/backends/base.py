@@ -90,7 +90,8 @@ class TurnRequest:
     answer that is to be continued). `journal` are the ids read and produced on the path up to and
     including the message before the last one that the journal knows; () when there is none for
     this backend's tokenizer. In append mode the journal ends with an answer, and `num_read` is the
-    number of leading messages that it covers.
+    number of leading messages that it covers. `num_answered` leading ids of the journal belong to
+    turns that were answered; a question behind them may not have been read to its end.
     """
 
     turn_id: str
@@ -103,6 +104,7 @@ class TurnRequest:
     previous: PreviousTurn | None = None
     history_mode: HistoryMode = "canonical"
     num_read: int = 0
+    num_answered: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,8 @@ class CacheReport:
     `diverged_at` is the position of the first computed prompt token. `estimated_cold_ttft_ms`
     is a measured prefill rate times the prompt; `is_estimate_measured` is True once that rate
     comes from a prefill of at least 64 tokens of this model on this machine. `ahead_tokens` of the
-    reused tokens had been computed in idle time, ahead of this turn.
+    reused tokens had been computed in idle time, ahead of this turn. `is_approximate`: what was
+    reused is kept with fewer bits than it was computed with.
     """
 
     outcome: Outcome
@@ -179,6 +182,7 @@ class CacheReport:
     is_estimate_measured: bool = False
     system_tokens: int = 0
     ahead_tokens: int = 0
+    is_approximate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,8 +372,9 @@ class Backend(Protocol):
     def cancel_prepare(self) -> None:
         """End idle work, if there is any."""
 
-    def spill(self) -> bool:
-        """Have everything written to disk that is in memory alone; events tell what came of it.
+    def spill(self, segment_id: str | None = None) -> bool:
+        """Have everything written to disk that is in memory alone, or one segment with all before
+        it; events tell what came of it.
 
         Returns at once. False, and nothing is done: the model is not ready, or it is not ours."""
 

@@ -99,8 +99,8 @@ class SwitchingBackend:
     def cancel_prepare(self) -> None:
         self._current.cancel_prepare()
 
-    def spill(self) -> bool:
-        return not self._is_switching and self._current.spill()
+    def spill(self, segment_id: str | None = None) -> bool:
+        return not self._is_switching and self._current.spill(segment_id)
 
     def close(self) -> None:
         with self._lock:

@@ -71,6 +71,8 @@ class Attacher:
         row = self.catalog.row(segment_id)
         if row is None:
             return None
+        if not self._needs_all and self._goes_along(row, packed):
+            return self._attach_unread(row, packed)
         loaded = self._store.load(file_name(row))
         self.catalog.discard(segment_id)
         if isinstance(loaded, DamagedFile):
@@ -91,6 +93,36 @@ class Attacher:
         self._tree.insert(path, segment_id, header.start)
         self._take(_entry(loaded))
         return header.start + common_prefix(header.token_ids, packed, header.start)
+
+    def _goes_along(self, row: IndexRow, packed: bytes) -> bool:
+        """Whether the prompt goes along all of a segment: then its ids are known, for its id is
+        their digest. The file is read once it is needed, and compared with the prompt then."""
+        whole = packed[: row.stop * BYTES_PER_ID]
+        is_long_enough = len(whole) == row.stop * BYTES_PER_ID
+        return is_long_enough and (
+            chain_digest(self._store.namespace, row.start, whole) == row.segment_id
+        )
+
+    def _attach_unread(self, row: IndexRow, packed: bytes) -> int | None:
+        self.catalog.discard(row.segment_id)
+        stamp = self._store.stamp(file_name(row))
+        if stamp is None:
+            return None
+        whole = packed[: row.stop * BYTES_PER_ID]
+        self._tree.insert(whole, row.segment_id, row.start)
+        entry = Entry(
+            segment_id=row.segment_id,
+            parent_id=row.parent_id,
+            start=row.start,
+            stop=row.stop,
+            token_ids=whole[row.start * BYTES_PER_ID :],
+            num_bytes=stamp.num_bytes,
+            last_used=stamp.last_used,
+            path=self._store.directory / file_name(row),
+            disk_bytes=stamp.num_bytes,
+        )
+        self._take(entry)
+        return row.stop
 
     def _peek(self, row: IndexRow) -> bytes:
         return peek_ids(self._store.directory / file_name(row), row.stop - row.start)

@@ -6,11 +6,12 @@ It reads headers, compares checksums, and removes files. It changes nothing unle
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from chatcache.cache.access import check_readable
 from chatcache.cache.attach import contradictions
 from chatcache.cache.policy import TierPolicy
 from chatcache.cache.prefix import PrefixCache
@@ -81,6 +82,10 @@ class CacheInspector:
         self._policy = policy
         self.quarantine = Quarantine(cache_dir)
 
+    def check_access(self) -> None:
+        """Raises OSError if the segments belong to another user, or cannot be listed."""
+        check_readable(self.cache_dir)
+
     def tiers(self) -> tuple[TierUse, TierUse]:
         """RAM (always empty here: it belongs to a running engine) and disk."""
         used = self.namespaces()
@@ -97,6 +102,11 @@ class CacheInspector:
             sizes = [_size(path) for path in store.paths()]
             found.append(NamespaceUse(store.namespace, store.fields(), sum(sizes), len(sizes)))
         return found
+
+    def fields(self) -> Mapping[str, Mapping[str, str]]:
+        """What each namespace stands for, by its id; nothing is known of those that have gone."""
+        found = {store.namespace: store.fields() for store in namespaces(self.cache_dir)}
+        return defaultdict(dict, found)
 
     def rows(self) -> list[SegmentRow]:
         """All segments of all namespaces, the most recently used first."""
@@ -223,13 +233,16 @@ class CacheInspector:
 
     def _open(self, store: SegmentStore, policy: TierPolicy | None = None) -> PrefixCache:
         """The segments as an engine would find them; without a policy, also those whose time is
-        over and that no engine has removed yet."""
+        over and that no engine has removed yet.
+
+        A model with states writes a checkpoint into each of its segments, so one of them tells."""
         cache = PrefixCache(
             self.cache_dir,
             store.namespace,
             ram_budget=self._ram_budget,
             disk_budget=self._disk_budget,
             is_spilling=False,
+            needs_states=store.has_states(),
             policy=policy,
         )
         cache.open({})

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 LAYOUT_VERSION = "1"
+PRECISION = "precision"
+EXACT = "exact"
 SOFT = "soft."
 
 _REASONS: dict[str, Literal["model_changed", "adapter_changed", "settings_changed"]] = {
@@ -33,7 +35,10 @@ _WORDS = {
     "attention": "the attention kernel",
     "layout": "the layout of the cache",
     "transformers": "the version of transformers",
+    PRECISION: "how exactly K and V are kept",
 }
+# What a field means that is not there: it was introduced after the first namespaces.
+_ABSENT = {PRECISION: EXACT}
 
 
 def namespace_id(fields: Mapping[str, str]) -> str:
@@ -43,15 +48,23 @@ def namespace_id(fields: Mapping[str, str]) -> str:
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
 
+def is_approximate(fields: Mapping[str, str]) -> bool:
+    """Whether K and V of this namespace are kept with fewer bits than they were computed with."""
+    return fields.get(PRECISION, EXACT) != EXACT
+
+
 def explain_change(
     before: Mapping[str, str], after: Mapping[str, str]
 ) -> tuple[Literal["model_changed", "adapter_changed", "settings_changed"], str] | None:
     """The reason and a sentence for the most important hard field that differs; None: none does."""
     names = [*_WORDS, *sorted({*before, *after} - set(_WORDS))]
     for name in names:
-        if not name.startswith(SOFT) and before.get(name) != after.get(name):
+        if name.startswith(SOFT):
+            continue
+        old, new = (fields.get(name, _ABSENT.get(name)) for fields in (before, after))
+        if old != new:
             words = _WORDS.get(name, name)
-            values = f"{_short(before.get(name))} before, {_short(after.get(name))} now"
+            values = f"{_short(old)} before, {_short(new)} now"
             return _REASONS.get(name, "settings_changed"), f"{words} changed ({values})"
     return None
 

@@ -35,7 +35,8 @@ class PrefixCache:
     """Segments of one namespace in RAM and on disk. Thread-safe; see the module for its use.
 
     Without `is_spilling` the disk is read and never changed, whatever the policy says. With
-    `needs_states` a prefix counts only up to a position where a segment holds a checkpoint.
+    `needs_states` a prefix counts only up to a position where a segment holds a checkpoint. What is
+    committed while `may_keep` says no is not kept: it may not be what the namespace says.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class PrefixCache:
         policy: TierPolicy | None = None,
         on_event: Callable[[str, str], None] = lambda kind, text: None,
         clock: Callable[[], float] = time.time,
+        may_keep: Callable[[], bool] = lambda: True,
     ):
         self.namespace = namespace
         policy = policy or TierPolicy()
@@ -59,7 +61,7 @@ class PrefixCache:
         self._tiers = Tiers(
             cache_dir, namespace, budgets, policy, on_event, clock, needs_states=needs_states
         )
-        self._cache_dir = cache_dir
+        self._cache_dir, self._may_keep = cache_dir, may_keep
         self._store = self._tiers.store
         self._lock = self._tiers.lock
         self._tree = self._tiers.tree
@@ -240,7 +242,7 @@ class PrefixCache:
         tier to write.
         """
         before = 0
-        for stop in boundaries:
+        for stop in boundaries if self._may_keep() else ():
             ids = packed[: stop * BYTES_PER_ID]
             with self._lock:
                 held = self._tiers.match(ids).num_tokens

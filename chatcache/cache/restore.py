@@ -11,7 +11,11 @@ from pathlib import Path
 
 from chatcache.cache.entries import Block, Entry, KVSink, Lease, RestoreResult
 from chatcache.cache.reader import read_segment, read_states
-from chatcache.cache.segfile import SegmentDamagedError, SegmentMissingError
+from chatcache.cache.segfile import (
+    SegmentDamagedError,
+    SegmentFormatError,
+    SegmentMissingError,
+)
 from chatcache.cache.segments import inode_of
 from chatcache.cache.tiers import Tiers
 
@@ -35,7 +39,8 @@ class _Source:
 
     def failed(self, error: Exception) -> bool:
         """Give the segment up; returns whether its file is damaged (and not merely gone)."""
-        is_damage = isinstance(error, SegmentDamagedError)
+        is_newer = isinstance(error, SegmentFormatError)
+        is_damage = isinstance(error, SegmentDamagedError) and not is_newer
         if self._entry is not None:
             self._give_up(self._entry, str(error), self._inode if is_damage else None)
         return is_damage

@@ -81,6 +81,7 @@ def _cache(cache: CacheReport) -> JsonObject:
         "bytes_read": cache.bytes_read,
         "bytes_written": cache.bytes_written,
         "ahead_tokens": cache.ahead_tokens,
+        "approximate": cache.is_approximate,
     }
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 
 from chatcache.backends.base import Backend, CostEstimate, HistoryMode, SamplingParams
 from chatcache.chat import transfer, verify
@@ -77,12 +76,7 @@ class ChatService:
     def __enter__(self) -> ChatService:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -120,6 +114,10 @@ class ChatService:
 
     def rename(self, session_id: str, name: str) -> None:
         self._store.sessions.rename(session_id, name)
+
+    def set_pinned(self, session_id: str, is_pinned: bool) -> None:
+        """Keep a session at the top of lists, or no longer."""
+        self._store.sessions.set_pinned(session_id, is_pinned)
 
     def delete(self, session_id: str) -> None:
         """Delete a session, and all words and all K and V that no other session reaches."""
@@ -334,9 +332,9 @@ class ChatService:
         for run in runs:
             run.stop()
 
-    def spill(self) -> bool:
-        """Have all KV written to disk that is in memory alone; False when there is no engine."""
-        return self._backend is not None and self._backend.spill()
+    def spill(self, segment_id: str | None = None) -> bool:
+        """Have KV of memory written to disk: all, or one segment and what is before it."""
+        return self._backend is not None and self._backend.spill(segment_id)
 
     def _ask(
         self,

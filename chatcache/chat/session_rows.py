@@ -35,7 +35,7 @@ Cause = Literal["system_prompt_changed", "turn_edited"]
 
 _SUMMARY = (
     "SELECT s.session_id, s.name, n.turn, n.num_tokens, n.path_model, s.updated_us, s.forked_from,"
-    f" n.node_id, substr(n.text, 1, {PREVIEW_LENGTH}), s.history_mode"
+    f" n.node_id, substr(n.text, 1, {PREVIEW_LENGTH}), s.history_mode, s.is_pinned"
     " FROM sessions s LEFT JOIN nodes n ON n.seq = s.tip"
 )
 _NEWEST = " ORDER BY s.updated_us DESC, s.number DESC"
@@ -198,6 +198,13 @@ class SessionTable:
                 "UPDATE sessions SET history_mode = ? WHERE session_id = ?", (mode, session_id)
             )
 
+    def set_pinned(self, session_id: str, is_pinned: bool) -> None:
+        with self._database.writing() as connection:
+            self.row(session_id)
+            connection.execute(
+                "UPDATE sessions SET is_pinned = ? WHERE session_id = ?", (is_pinned, session_id)
+            )
+
     def point(self, session_id: str, tip: int | None) -> None:
         with self._database.writing() as connection:
             connection.execute(
@@ -265,7 +272,8 @@ class SessionTable:
 
 
 def _summary(row: Row) -> SessionSummary:
-    session_id, name, turn, num_tokens, model, updated_us, forked_from, node_id, text, mode = row
+    session_id, name, turn, num_tokens, model, updated_us, forked_from, node_id, text, *flags = row
+    mode, is_pinned = flags
     preview = text or ""
     if not preview.isprintable():
         preview = "".join(char if char.isprintable() else " " for char in preview)
@@ -280,4 +288,5 @@ def _summary(row: Row) -> SessionSummary:
         node_id,
         preview,
         mode,
+        bool(is_pinned),
     )

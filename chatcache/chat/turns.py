@@ -223,7 +223,17 @@ class TurnRun:
             previous=previous,
             history_mode=task.history_mode,
             num_read=num_read,
+            num_answered=self._num_answered(journal_tip, info),
         )
+
+    def _num_answered(self, journal_tip: int | None, info: ModelInfo) -> int:
+        """How much of the journal is known to have been read: the model may have been stopped on
+        the way through a question without an answer."""
+        answers, journals = self._task.num_read_at, self._store.journals
+        if journal_tip is None or journal_tip in answers:
+            return len(self._journal)
+        last = journals.last_of(journal_tip, info.tokenizer_id, answers)
+        return len(journals.journal(last, info.tokenizer_id))
 
     def _read_so_far(self, info: ModelInfo) -> tuple[int | None, int]:
         """(whose journal the prompt goes on from, how many messages that is known to cover).

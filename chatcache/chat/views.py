@@ -30,6 +30,7 @@ class SessionSummary:
     tip: str | None
     preview: str = ""
     history_mode: HistoryMode = "canonical"
+    is_pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
+from chatcache.cache.namespace import PRECISION, is_approximate
 from chatcache.cache.rows import SegmentRow, TierUse
 from chatcache.commands import Command, cache_deep, cache_keep
 from chatcache.commands.output import Narrator, print_json, print_line
@@ -29,7 +30,9 @@ SHORT_ID = 12
 def _inspector(arguments: Namespace) -> Iterator[tuple[Settings, CacheInspector]]:
     settings = settings_of(arguments)
     try:
-        yield settings, compose.open_inspector(settings)
+        inspector = compose.open_inspector(settings)
+        inspector.check_access()
+        yield settings, inspector
     except OSError as error:
         raise StorageError(
             f"The cache in {settings.paths.cache_dir} cannot be used: {error.strerror or error}.",
@@ -128,6 +131,7 @@ def _namespace_json(one: NamespaceUse) -> dict[str, Any]:
     return {
         "namespace": one.namespace,
         "fields": dict(one.fields),
+        "approximate": is_approximate(one.fields),
         "bytes": one.num_bytes,
         "segments": one.num_segments,
     }
@@ -136,14 +140,20 @@ def _namespace_json(one: NamespaceUse) -> dict[str, Any]:
 def _title(one: NamespaceUse) -> str:
     """What a namespace is called by people."""
     names = [one.fields.get(key, "") for key in ("soft.name", "dtype", "soft.device")]
-    return " ".join(name for name in names if name) or "unknown"
+    return " ".join([*filter(None, names), *_label(one.fields)]) or "unknown"
+
+
+def _label(fields: Mapping[str, str]) -> list[str]:
+    """What has to be said of segments that are not exact; nothing of the others."""
+    return [f"{fields[PRECISION]} (approximate)"] if is_approximate(fields) else []
 
 
 def list_all(arguments: Namespace) -> int:
     with _inspector(arguments) as (_, inspector):
         rows = inspector.rows()
+        fields = inspector.fields()
     if arguments.json:
-        print_json({"segments": [_row_json(row) for row in rows]})
+        print_json({"segments": [_row_json(row, fields[row.namespace]) for row in rows]})
         return 0
     if not rows:
         Narrator().note("Nothing is remembered yet.")
@@ -157,7 +167,7 @@ def list_all(arguments: Namespace) -> int:
             f"{row.num_tokens:,}",
             size(row.num_bytes),
             moment(row.last_used, now),
-            row.namespace[:SHORT_ID],
+            " ".join([row.namespace[:SHORT_ID], *_label(fields[row.namespace])]),
         )
         for row in rows
     ]
@@ -166,7 +176,7 @@ def list_all(arguments: Namespace) -> int:
     return 0
 
 
-def _row_json(row: SegmentRow) -> dict[str, Any]:
+def _row_json(row: SegmentRow, fields: Mapping[str, str]) -> dict[str, Any]:
     return {
         "segment_id": row.segment_id,
         "namespace": row.namespace,
@@ -179,6 +189,7 @@ def _row_json(row: SegmentRow) -> dict[str, Any]:
         "on_disk": row.on_disk,
         "pinned": row.is_pinned,
         "last_used": row.last_used,
+        "approximate": is_approximate(fields),
     }
 
 
@@ -190,16 +201,16 @@ def _configure_show(parser: Parser) -> None:
 def show(arguments: Namespace) -> int:
     with _inspector(arguments) as (_, inspector):
         row = cache_keep.find_row(inspector.rows(), arguments.segment)
-        fields = {one.namespace: one.fields for one in inspector.namespaces()}
+        fields = inspector.fields()[row.namespace]
         found = inspector.examine(row)
-        details = _row_json(row) | {
+        details = _row_json(row, fields) | {
             "path": str(inspector.path_of(row)),
             "created_at": found.created_at,
             "creator": found.creator,
             "tensors": found.num_tensors,
             "dtypes": ", ".join(found.dtypes),
             "checksums": found.problem or "sound",
-            "namespace_fields": dict(fields.get(row.namespace, {})),
+            "namespace_fields": dict(fields),
         }
     if arguments.json:
         print_json(details)

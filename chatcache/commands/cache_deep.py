@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chatcache import compose
 from chatcache.backends.base import ModelLoading
 from chatcache.backends.local.deep import DeepRequest, DeepStarted, SegmentCheck, recheck
+from chatcache.cache.namespace import EXACT, PRECISION
 from chatcache.cache.segments import SegmentStore
 from chatcache.checks import whole
 from chatcache.commands.output import Narrator
@@ -116,6 +117,7 @@ def as_json(report: DeepReport) -> dict[str, Any]:
         "model": report.model,
         "namespace": report.started.namespace,
         "dtype": report.started.dtype,
+        "approximate": report.started.precision != EXACT,
         "tolerance": report.started.tolerance,
         "segments_of_model": report.started.num_segments,
         "top1_agreement": report.top1_agreement,
@@ -144,7 +146,7 @@ def lines(report: DeepReport) -> list[str]:
     """The report for people; damage is listed by `cache verify` itself."""
     started, checks = report.started, report.checks
     if not started.num_segments:
-        found = [f"{report.model} ({started.dtype}) has no segments to compute again."]
+        found = [f"{report.model} ({_kept(started)}) has no segments to compute again."]
     else:
         largest = max((one.deviation for one in checks), default=0.0)
         agreement = report.top1_agreement
@@ -154,15 +156,21 @@ def lines(report: DeepReport) -> list[str]:
             f" computed again: largest |dK| {_largest(one.max_dk for one in checks)},"
             f" largest |dV| {_largest(one.max_dv for one in checks)}"
             f" ({largest:.2g} standard deviations, {started.tolerance:g} allowed in"
-            f" {started.dtype}){same}."
+            f" {_kept(started)}){same}."
         ]
     for one in report.unchecked:
-        name = " ".join(one.fields.get(key, "") for key in ("soft.name", "dtype")).strip()
+        parts = ("soft.name", "dtype", PRECISION)
+        name = " ".join(one.fields[key] for key in parts if one.fields.get(key))
         found.append(
             f"Not computed again: {plural(one.num_segments, 'segment')} of {name or 'unknown'}"
-            f" ({one.namespace[:12]}); choose it with --model and --dtype."
+            f" ({one.namespace[:12]}); choose it with --model and --dtype, int8 with the setting"
+            " cache.spill."
         )
     return found
+
+
+def _kept(started: DeepStarted) -> str:
+    return started.dtype if started.precision == EXACT else f"{started.precision}, approximate"
 
 
 def _largest(values: Any) -> str:

@@ -13,12 +13,16 @@ from chatcache.commands.output import print_json, print_line
 from chatcache.commands.parser import Parser, options_of
 from chatcache.commands.paths import paths_of
 from chatcache.config import Config, Settings, load_settings
+from chatcache.errors import ChatcacheError
 from chatcache.formatting import one_line
 
 SIGNS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM", "damage": "DAMAGE "}
 
 
 def configure(parser: Parser) -> None:
+    parser.add_argument(
+        "--fix", action="store_true", help="set damaged segments aside, close directories to others"
+    )
     parser.add_engine()
     parser.add_json()
 
@@ -44,9 +48,15 @@ def examine(arguments: Namespace) -> Iterator[doctor.Finding]:
         paths,
         load_config=lambda: load_settings(options_of(arguments)),
         verify_words=lambda: _verify_words(settings),
-        verify_cache=lambda: _verify_cache(settings),
+        verify_cache=lambda: _verify_cache(settings, arguments),
         look_at_template=lambda: _look_at_template(arguments),
+        fix=_is_fixing(arguments),
     )
+
+
+def _is_fixing(arguments: Namespace) -> bool:
+    """The chat asks for the findings, too, and has no such option."""
+    return getattr(arguments, "fix", False)
 
 
 def lines_of(finding: doctor.Finding) -> list[str]:
@@ -71,9 +81,23 @@ def _look_at_template(arguments: Namespace) -> tuple[str, str | None]:
     return model.default, changes_by_itself(source) if source else None
 
 
-def _verify_cache(settings: Settings) -> tuple[int, Sequence[str]]:
-    report = compose.open_inspector(settings).verify()
-    return report.num_checked, [f"{one}: {problem}" for one, problem in report.damaged]
+def _verify_cache(settings: Settings, arguments: Namespace) -> doctor.SegmentsFound:
+    inspector = compose.open_inspector(settings)
+    inspector.check_access()
+    report = inspector.verify(fix=_is_fixing(arguments))
+    return doctor.SegmentsFound(
+        report.num_checked,
+        [f"{one}: {problem}" for one, problem in report.damaged],
+        report.num_fixed,
+        _is_approximate(arguments),
+    )
+
+
+def _is_approximate(arguments: Namespace) -> bool:
+    try:
+        return compose.tier_policy(load_settings(options_of(arguments))).precision != "exact"
+    except ChatcacheError:
+        return False  # the settings have a finding of their own
 
 
 COMMANDS = {"": Command("check the installation, the directories and the stores", configure, run)}

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from chatcache.checks import Check
 from chatcache.config import DEVICES, DTYPES, Settings, load_settings
 from chatcache.configfile import write_default
-from chatcache.errors import UsageError, did_you_mean
+from chatcache.errors import NotFoundError, UsageError, did_you_mean
 
 PLACE_OPTIONS = {"--data-dir": "D", "--cache-dir": "D", "--config": "FILE"}
 ENGINE_OPTIONS = {"--model": "M", "--adapter": "DIR", "--device": "DEVICE", "--dtype": "TYPE"}
@@ -117,5 +117,11 @@ def settings_of(arguments: Namespace, more: Mapping[str, Any] | None = None) -> 
     `more`: options of this command alone, by the names of their settings.
     """
     settings = load_settings({**options_of(arguments), **(more or {})})
-    write_default(settings.paths.config_file)
+    config_file = settings.paths.config_file
+    if settings.origins["paths.config_file"] == "option" and not config_file.exists():
+        raise NotFoundError(
+            f"There is no settings file {config_file}.",
+            "Check --config; `chatcache config edit --config FILE` makes one.",
+        )
+    write_default(config_file)
     return settings

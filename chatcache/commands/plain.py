@@ -22,6 +22,7 @@ from chatcache.frontend.sampling import Sampling
 from chatcache.personas import Persona
 
 if TYPE_CHECKING:
+    from chatcache.backends.base import ModelInfo
     from chatcache.chat.service import ChatService
     from chatcache.frontend.desk import SegmentDesk
 
@@ -195,15 +196,19 @@ class PlainChat:
     def answer(self, events: Callable[[], Iterator[ChatEvent]]) -> None:
         """Run one turn; Ctrl+C stops it and keeps what was said."""
         self.lines.forget()
-        info = None
-        if self.service.backend is not None:
-            try:
-                info = self.service.backend.wait_ready(0)
-            except (TimeoutError, ChatcacheError):
-                info = None  # it is still being loaded: the turn waits for it
+        info = self.model_info()
         stream = SpokenStream(one_line(info.model) if info else "Answer")
         done = ShellTurn(self.service, self.lines, stream).run(events)
         self._ended(done.saved)
+
+    def model_info(self) -> ModelInfo | None:
+        """What answers; None while it is being loaded, or where nothing is."""
+        if self.service.backend is None:
+            return None
+        try:
+            return self.service.backend.wait_ready(0)
+        except (TimeoutError, ChatcacheError):
+            return None  # it is still being loaded: a turn waits for it
 
     def _ended(self, saved: AnswerSaved) -> None:
         note_figures(self.lines, saved)

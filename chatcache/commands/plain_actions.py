@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatcache.backends.base import CacheSnapshot, SegmentRow
+from chatcache.commands.plain_tree import TreeActions
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
 from chatcache.formatting import duration, moment, one_line, plural, shorten, size, table
 from chatcache.frontend import figures, files, keycheck, reports
@@ -24,11 +25,11 @@ _WIDTH = 60
 _MAX_ROWS = 30
 
 
-class PlainActions:
+class PlainActions(TreeActions):
     """One method per command, named `_do_ID`; each gets the words behind the command."""
 
     def __init__(self, chat: PlainChat) -> None:
-        self._chat = chat
+        super().__init__(chat)
         self._snapshot: CacheSnapshot | None = None
         if chat.service.backend is not None:
             chat.service.backend.subscribe(self._note)
@@ -187,27 +188,6 @@ class PlainActions:
             where = f", turn {hit.turn}" if hit.turn else ""
             self._chat.say(f"{one_line(hit.session_name)}{where}: {one_line(hit.snippet)}")
 
-    def _do_tree(self, argument: str) -> None:
-        session = self._chat.require_session()
-        tree = self._chat.service.tree.branches(session.session_id)
-        rows = tree.rows()
-        costs = self._chat.service.tree.costs([row.branch for row in rows])
-        for row, cost in zip(rows, costs, strict=True):
-            branch = row.branch
-            names = ", ".join(
-                one_line(one.name)
-                + (" (main)" if one.session_id == tree.main_id else "")
-                + (" (open)" if one.session_id == session.session_id else "")
-                for one in branch.sessions
-            )
-            level = f"Branch {row.depth}, " if row.depth else ""
-            turns = f"turn {branch.first_turn}"
-            if branch.last_turn != branch.first_turn:
-                turns = f"turns {branch.first_turn} to {branch.last_turn}"
-            ends = f" Ends {names}." if names else ""
-            said = shorten(branch.text, _WIDTH)
-            self._chat.say(f"{level}{turns}: {said}. Going on: {figures.cost(cost)}.{ends}")
-
     def _do_switch(self, argument: str) -> None:
         if not argument:
             raise UsageError("The name is missing.", "/sessions lists them.")
@@ -262,7 +242,7 @@ class PlainActions:
                 self._chat.say(f"{name}: {size(use.num_bytes)} of {size(use.budget_bytes)}.")
 
     def _do_segments(self, argument: str) -> None:
-        """Without words: the list. Else `inspect|pin|verify|drop ID`."""
+        """Without words: the list. Else `inspect|pin|verify|spill|drop ID`, or `verify`."""
         rows = self._snapshot.segments if self._snapshot is not None else ()
         if not argument:
             for row in rows[:_MAX_ROWS]:
@@ -273,9 +253,23 @@ class PlainActions:
                 self._chat.say(
                     f"{row.segment_id[:12]}: tokens {row.start:,} to {row.stop:,}, {held}."
                 )
-            self._chat.say("Say /segments inspect ID, or pin, verify, drop.")
+            self._chat.say("Say /segments inspect ID, or pin, verify, spill, drop.")
+            self._chat.say("/segments verify looks at all files.")
             return
-        self._chat.say(self._on_segment(argument.split(), rows))
+        if argument == "verify":
+            self._verify_all()
+        else:
+            self._chat.say(self._on_segment(argument.split(), rows))
+
+    def _verify_all(self) -> None:
+        desk, last, num_damaged = self._chat.options.desk, None, 0
+        for last in desk.verify_all() if desk is not None else ():
+            num_damaged += last.problem is not None
+        if last is None:
+            self._chat.say("Nothing is on disk yet.")
+        else:
+            found = f"{num_damaged:,} damaged" if num_damaged else "all sound"
+            self._chat.say(f"Verified {plural(last.total, 'segment')}: {found}.")
 
     def _on_segment(self, words: list[str], rows: tuple[SegmentRow, ...]) -> str:
         desk = self._chat.options.desk
@@ -286,11 +280,24 @@ class PlainActions:
             "inspect": lambda row: "\n".join(desk.inspect(row)),
             "pin": desk.toggle_pin,
             "verify": desk.verify,
+            "spill": self._spill,
             "drop": desk.drop,
         }
         if words[0] not in acts:
             raise UsageError(f"A segment cannot be {words[0]!r}.", f"There are {', '.join(acts)}.")
         return acts[words[0]](found[0])
+
+    def _spill(self, row: SegmentRow) -> str:
+        if row.on_disk:
+            return "It is on disk already."
+        if not self._chat.service.spill(row.segment_id):
+            raise UsageError("No model of this machine is loaded.", "Then nothing is in memory.")
+        return "It is being written, with all before it."
+
+    def _do_spill(self, argument: str) -> None:
+        if not self._chat.service.spill():
+            raise UsageError("No model of this machine is loaded.", "Then nothing is in memory.")
+        self._chat.say("What is in memory alone is being written to disk.")
 
     def _do_stats(self, argument: str) -> None:
         path = self._chat.service.transcript(self._chat.require_session().session_id)

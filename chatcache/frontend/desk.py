@@ -5,13 +5,24 @@ Owns the sentences that say what was done. The files are the business of the cac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from chatcache.cache.inspect import CacheInspector
 from chatcache.cache.keep import Keeper
 from chatcache.cache.rows import SegmentRow
 from chatcache.errors import NotFoundError, StorageError, UsageError
 from chatcache.formatting import plural, size
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """How far a look at all files is: `done` of `total`, `num_bytes` read, the last one's state."""
+
+    done: int
+    total: int
+    num_bytes: int
+    problem: str | None
 
 
 class SegmentDesk:
@@ -34,6 +45,19 @@ class SegmentDesk:
         inspector, stored = self._stored(row)
         problem = inspector.examine(stored).problem
         return f"Damaged: {problem}" if problem else "All checksums are as they were written."
+
+    def stored(self) -> list[SegmentRow]:
+        """What is on disk now."""
+        return self._open_inspector().rows()
+
+    def verify_all(self) -> Iterator[Verified]:
+        """Read every file and compare its checksums, telling after each one."""
+        inspector = self._open_inspector()
+        rows, num_bytes = inspector.rows(), 0
+        for number, row in enumerate(rows, 1):
+            problem = inspector.examine(row).problem
+            num_bytes += row.num_bytes
+            yield Verified(number, len(rows), num_bytes, problem)
 
     def toggle_pin(self, row: SegmentRow) -> str:
         """Pin a segment with all before it, or take the pin back."""

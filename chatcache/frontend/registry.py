@@ -25,6 +25,7 @@ Scope = Literal[
     "confirm",
     "help",
     "segments",
+    "models",
 ]
 
 
@@ -80,6 +81,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "set", "set", "sampling: temperature, top_p, seed, think ...", TALK, "", "[NAME VALUE]"
     ),
+    Command("variant", "variant", "another answer to your last message", TALK, "", "[NUMBER]"),
     Command(
         "copy", "copy", "copy the last answer, or its last code block", TALK, argument="[code]"
     ),
@@ -98,8 +100,9 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command("import", "import", "open a chat from a .json export", CHATS, argument="PATH"),
     Command("panel", "cache", "cache panel: full, one line, off", VIEW, "f2,ctrl+b", "[MODE]"),
-    Command("segments", "segments", "the segments: inspect, pin, verify, drop", VIEW, "f7"),
+    Command("segments", "segments", "the segments: inspect, pin, verify, spill, drop", VIEW, "f7"),
     Command("spill", "spill", "write what is in memory to disk now", VIEW),
+    Command("lens", "lens", "what the model has read, turn by turn, and where it is kept", VIEW),
     Command("stats", "stats", "what the cache did for this chat", VIEW),
     Command("model", "model", "pick another model, or download one", VIEW, "f5", "[NAME]"),
     Command("theme", "theme", "pick the colours", VIEW, argument="[NAME]"),
@@ -142,6 +145,8 @@ KEYS: tuple[Key, ...] = (
     Key("sessions.rename", "f2,ctrl+r", "rename", "rename the chat", "sessions", True),
     Key("sessions.delete", "f8,ctrl+x", "delete", "delete the chat", "sessions", True),
     Key("sessions.undo", "ctrl+z", "undo", "bring it back", "sessions", True),
+    Key("sessions.pin", "f6", "pin", "keep it at the top, or not", "sessions", True),
+    Key("sessions.sort", "f7", "sort", "by use, name, or length", "sessions", True),
     Key("tree.rename", "f2,ctrl+r", "rename", "rename the chat", "tree", True),
     Key("tree.fork", "f4,ctrl+f", "fork", "fork behind this branch", "tree", True),
     Key("tree.keep_only", "f6,ctrl+k", "keep_only", "keep only this path", "tree", True),
@@ -149,7 +154,10 @@ KEYS: tuple[Key, ...] = (
     Key("tree.close", "f3", "leave", "close", "tree", True),
     Key("segments.pin", "f6", "pin", "pin or unpin", "segments", True),
     Key("segments.verify", "f7", "verify", "verify its checksums", "segments", True),
+    Key("segments.verify_all", "f5", "verify_all", "verify all on disk", "segments", True),
+    Key("segments.spill", "f9", "spill", "write it to disk now", "segments", True),
     Key("segments.drop", "f8,ctrl+x", "drop", "drop it", "segments", True),
+    Key("models.default", "f6", "default", "load it at every start", "models", True),
     Key("ask.close", "escape", "leave", "close", "ask"),
     Key("system.save", "ctrl+s", "save", "save", "system", True),
     Key("system.close", "escape", "leave", "leave it as it was", "system"),
@@ -168,6 +176,7 @@ SCOPE_TITLES: dict[Scope, str] = {
     "sessions": "In the list of chats",
     "tree": "In the tree",
     "segments": "In the list of segments",
+    "models": "In the list of models",
     "ask": "In a question for a text",
     "system": "In the system prompt",
     "confirm": "In a question",

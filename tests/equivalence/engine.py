@@ -13,6 +13,7 @@ from chatcache.backends.local.assemble import build_context
 from chatcache.backends.local.context import Reuse
 from chatcache.backends.local.cut import cut_policy
 from chatcache.backends.local.generate import Forward
+from chatcache.cache.int8 import Int8KV
 from chatcache.cache.kv import LiveKV
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.rates import RateBook
@@ -35,19 +36,20 @@ class Said:
 class IdsEngine:
     """What the engine process does, on token ids."""
 
-    def __init__(self, model: Any, directory: Path, **budgets: Any):
+    def __init__(self, model: Any, directory: Path, precision: str = "exact", **budgets: Any):
         cut = cut_policy(model.config)
         self.model = model
         self.prefixes = PrefixCache(
             directory,
-            "equivalence",
+            f"equivalence-{precision}",
             needs_states=cut.needs_states,
             **{"ram_budget": 1 << 30, "disk_budget": 1 << 30, **budgets},
         )
         self.prefixes.open({})
         config = model.config if cut.needs_states else None
         device = torch.device("cpu")
-        self.live = LiveKV(model.config.num_hidden_layers, torch.float32, device, config)
+        kind = Int8KV if precision == "int8" else LiveKV
+        self.live = kind(model.config.num_hidden_layers, torch.float32, device, config)
         forward = Forward(model, device)
         forward(self.live, [0], 0)
         self.live.truncate(0)

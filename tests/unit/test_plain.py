@@ -199,3 +199,41 @@ def test_an_answer_is_spoken_in_sentences(capsys: pytest.CaptureFixture[str]) ->
         assert said in ("", "model: Hello there. ", "How are[31m you? ")
     stream.end()
     assert capsys.readouterr().out == "Fine\n"
+
+
+def test_branches_and_answers_are_walked_by_their_numbers(run: Run) -> None:
+    lines = run(
+        "one",
+        "two",
+        "/fork 1",
+        "zwei",
+        "/tree",
+        "/tree switch 3",
+        "/regen",
+        "/variant",
+        "/variant 9",
+    )
+    rows = [line for line in lines if line.startswith("Row ")]
+    assert [row.split(",")[0] for row in rows] == ["Row 1", "Row 2", "Row 3"]
+    assert "Chat: one, turn 2." in lines
+    assert "Answer 1 of 2." in lines
+    assert any("Say a number from 1 to 2." in line for line in lines)
+    lines = run("/tree delete 9", "/tree delete 2", "yes", "/tree", "/tree keep 1", "yes")
+    assert lines.count("Error: No branch is meant by that. /tree lists them with their rows.") == 1
+    assert "Delete 2 messages and 1 chat, for good? Type yes: Chat: one, turn 2." in lines
+
+
+def test_what_was_read_is_told_turn_by_turn(run: Run) -> None:
+    lines = run("one", "two", "/lens")
+    assert any("tokens of context" in line for line in lines)
+    assert any(line.startswith("Turn 2: ") and "in RAM. two" in line for line in lines)
+
+
+def test_memory_is_written_to_disk_and_files_are_verified(
+    run: Run, made: list[FakeBackend]
+) -> None:
+    lines = run("one", "/spill", "/segments spill ram-0", "/segments verify", "/segments")
+    assert made[0].spilled == [None]
+    assert "What is in memory alone is being written to disk." in lines
+    assert "Error: No segment is meant by that. /segments lists them." in lines
+    assert "Nothing is on disk yet." in lines

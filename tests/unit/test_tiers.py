@@ -236,6 +236,21 @@ def test_all_is_written_at_once_when_asked(make: MakeBench, mode: SpillMode) -> 
     assert held(bench) == (0, len(HISTORY))
 
 
+def test_one_segment_is_written_with_all_before_it(make: MakeBench) -> None:
+    bench = make(policy=TierPolicy(spill="exit"))
+    bench.turn(SYSTEM, HELLO, HI)
+    middle = sorted(bench.cache.rows(), key=lambda row: row.start)[1]
+    assert bench.cache.spill(middle.segment_id) > 0
+    bench.cache.drain()
+    assert len(bench.files()) == 2
+    on_disk = {row.start for row in bench.cache.rows() if row.on_disk}
+    assert on_disk == {0, middle.start}
+    bench.events.clear()
+    assert bench.cache.spill(middle.segment_id) == 0
+    assert bench.cache.spill("unknown") == 0
+    assert bench.events == [("spilled", "all of it that can be is on disk already")] * 2
+
+
 def test_a_cache_that_never_spills_says_so(make: MakeBench) -> None:
     bench = make(policy=TierPolicy(spill="never"))
     bench.turn(SYSTEM, HELLO, HI)

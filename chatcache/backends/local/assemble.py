@@ -10,15 +10,20 @@ from chatcache.backends.local.cut import CutPolicy
 from chatcache.backends.local.generate import Forward
 from chatcache.backends.local.loader import LoadedModel
 from chatcache.backends.local.rope import LengthBoundContext
+from chatcache.cache.int8 import Int8KV
 from chatcache.cache.kv import LiveKV
+from chatcache.cache.policy import Precision
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.rates import MIN_MEASURED_TOKENS, RateBook
 
 
-def build_live(loaded: LoadedModel, cut: CutPolicy) -> LiveKV:
-    """An empty live KV; with the states of the layers where the model has such."""
+def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exact") -> LiveKV:
+    """An empty live KV; with the states of the layers where the model has such.
+
+    `precision`: how its blocks keep K and V."""
     config = loaded.model.config if cut.needs_states else None
-    return LiveKV(loaded.num_layers, loaded.dtype, loaded.device, config)
+    kind = Int8KV if precision == "int8" else LiveKV
+    return kind(loaded.num_layers, loaded.dtype, loaded.device, config)
 
 
 def build_context(

@@ -113,7 +113,9 @@ class CheckpointContext(LiveContext):
         def export(start: int, stop: int) -> KVBlock:
             return self._live.export(start, stop, taken[stop])
 
-        return self._prefixes.commit(self._ids, sorted(taken), export, computed_from)
+        num_bytes = self._prefixes.commit(self._ids, sorted(taken), export, computed_from)
+        self._stay_settled()
+        return num_bytes
 
     def step(self, token_id: int, position: int) -> torch.Tensor:
         began = time.perf_counter()

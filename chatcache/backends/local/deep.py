@@ -14,6 +14,7 @@ from chatcache.backends.base import BackendFailed, ModelLoading
 from chatcache.backends.local.child import EXIT_SECONDS, end_process, exit_words, start_process
 from chatcache.backends.local.settings import EngineSettings
 from chatcache.backends.local.wire import ChannelClosedError
+from chatcache.cache.policy import Precision
 from chatcache.errors import EngineDiedError
 
 CHILD_MODULE = "chatcache.backends.local.deep_child"
@@ -32,7 +33,8 @@ class DeepRequest:
 class DeepStarted:
     """`num_segments` segments belong to the model; `num_chosen` of them are recomputed.
 
-    `tolerance` is the largest difference that is rounding, in standard deviations of the tensor.
+    `tolerance` is the largest difference that is rounding, in standard deviations of the tensor;
+    for `precision` "int8" it is the largest one that this precision explains.
     """
 
     namespace: str
@@ -40,6 +42,7 @@ class DeepStarted:
     tolerance: float
     num_segments: int
     num_chosen: int
+    precision: Precision = "exact"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,9 @@ from chatcache.backends.local.identity import namespace_fields
 from chatcache.backends.local.loader import LoadedModel, load_model
 from chatcache.backends.local.process import start
 from chatcache.backends.local.wire import ChannelClosedError, portable
+from chatcache.cache.int8 import SCALE_PREFIXES, are_scales_of, dequantise, scales_of
 from chatcache.cache.namespace import namespace_id
+from chatcache.cache.policy import Precision
 from chatcache.cache.radix import Span
 from chatcache.cache.reader import STATE_PREFIXES, read_segment, read_states
 from chatcache.cache.segfile import (
@@ -49,7 +51,9 @@ log = logging.getLogger(__name__)
 # of 512, answers token by token and cold runs of up to 28 layers: 4e-6 in float32, 0.08 in
 # bfloat16; one token of wrong K or V is at 1 or above.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+INT8_TOLERANCE = 0.5  # measured: up to 0.1
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+ReadTensor = Callable[[SegmentFile, str], torch.Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +100,18 @@ def _up_to(pieces: Sequence[tuple[Path, Span]], stop: int) -> list[tuple[Path, S
 class Recomputer:
     """Compares segments with cold runs of one model."""
 
-    def __init__(self, loaded: LoadedModel, chunk: int) -> None:
+    def __init__(self, loaded: LoadedModel, chunk: int, precision: Precision) -> None:
         self._loaded = loaded
         self._cut = cut_policy(loaded.model.config.get_text_config())
         self._forward = Forward(loaded.model, loaded.device)
         self._chunk = chunk
         self._fresh = build_live(loaded, self._cut)
-        self._stored = build_live(loaded, self._cut)
+        self._stored = build_live(loaded, self._cut, precision)
+        self._read = _read_integers if precision == "int8" else _read_exact
         self._fresh_ids = b""
-        self.tolerance = TOLERANCES.get(loaded.dtype, TOLERANCES[torch.bfloat16])
+        self._allowed = "what 8 bits explain" if precision == "int8" else "rounding"
+        exact = TOLERANCES.get(loaded.dtype, TOLERANCES[torch.bfloat16])
+        self.tolerance = max(exact, INT8_TOLERANCE) if precision == "int8" else exact
 
     def check(self, chain: Chain) -> SegmentCheck | None:
         """Recompute one segment and compare it; None if its file is gone meanwhile."""
@@ -117,7 +124,7 @@ class Recomputer:
         if self._fresh.has_states:
             expected |= self._fresh.copy_states()
         try:
-            differences = _compare(chain.stored.path, expected)
+            differences = _compare(chain.stored.path, expected, self._read)
         except SegmentMissingError:
             return None
         except SegmentDamagedError as error:
@@ -136,7 +143,7 @@ class Recomputer:
         if not found.deviation <= self.tolerance:
             problem = (
                 f"{worst} differs from what the model computes by {found.deviation:.2g} standard"
-                f" deviations; up to {self.tolerance:g} is rounding"
+                f" deviations; up to {self.tolerance:g} is {self._allowed}"
             )
             return replace(found, problem=problem)
         return found
@@ -192,7 +199,9 @@ class Recomputer:
         return int(ours.argmax()) == int(cold.argmax())
 
 
-def _compare(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
+def _compare(
+    path: Path, expected: Mapping[str, torch.Tensor], read: ReadTensor
+) -> dict[str, tuple[float, float]]:
     """By tensor name: the largest difference, and the same in standard deviations.
 
     Raises SegmentDamagedError for tensors that the model does not have, or lacks."""
@@ -203,13 +212,36 @@ def _compare(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, tupl
         if missing:
             raise SegmentDamagedError(f"{min(missing)} is not in the file")
         for name in file.tensor_names:
-            wanted, dtype = expected.get(name), _DTYPES.get(file.dtype(name))
-            if wanted is None or dtype is None or file.shape(name) != tuple(wanted.shape):
+            if read is _read_integers and name.startswith(SCALE_PREFIXES):
+                continue
+            wanted = expected.get(name)
+            held = None if wanted is None else read(file, name)
+            if wanted is None or held is None or held.shape != wanted.shape:
                 raise SegmentDamagedError(f"{name} is not a tensor of this model")
-            held = torch.empty(file.shape(name), dtype=dtype)
-            file.read_into(name, [_memory(held)])
             differences[name] = _difference(held.float(), wanted.float())
     return differences
+
+
+def _read_exact(file: SegmentFile, name: str) -> torch.Tensor | None:
+    """A tensor of a file; None if it is none of a model's."""
+    dtype = _DTYPES.get(file.dtype(name))
+    if dtype is None:
+        return None
+    held = torch.empty(file.shape(name), dtype=dtype)
+    file.read_into(name, [_memory(held)])
+    return held
+
+
+def _read_integers(file: SegmentFile, name: str) -> torch.Tensor | None:
+    """The same where K and V are kept as integers; states are exact there, too."""
+    if name.startswith(STATE_PREFIXES):
+        return _read_exact(file, name)
+    scales = _read_exact(file, scales_of(name))
+    if file.dtype(name) != "I8" or scales is None:
+        return None
+    integers = torch.empty(file.shape(name), dtype=torch.int8)
+    file.read_into(name, [_memory(integers)])
+    return dequantise(integers, scales) if are_scales_of(integers, scales, name) else None
 
 
 def _difference(held: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
@@ -254,13 +286,15 @@ def run(request: DeepRequest, send: Callable[[object], None]) -> None:
         cache_dir=settings.cache_dir,
         progress=send,
     )
-    namespace = namespace_id(namespace_fields(loaded))
+    precision = settings.policy.precision
+    namespace = namespace_id(namespace_fields(loaded, precision))
     found, _ = SegmentStore(settings.cache_dir, namespace).scan()
     chains = chains_of(namespace, found)
     chosen = choose(chains, request.num_samples, request.seed)
-    recomputer = Recomputer(loaded, settings.prefill_chunk_tokens)
+    recomputer = Recomputer(loaded, settings.prefill_chunk_tokens, precision)
     dtype = str(loaded.dtype).removeprefix("torch.")
-    send(DeepStarted(namespace, dtype, recomputer.tolerance, len(chains), len(chosen)))
+    numbers = (recomputer.tolerance, len(chains), len(chosen))
+    send(DeepStarted(namespace, dtype, *numbers, precision))
     for chain in chosen:
         check = recomputer.check(chain)
         if check is not None:

@@ -199,12 +199,12 @@ class LocalBackend:
             if self._state == "ready":
                 self._send(CancelPrepare())
 
-    def spill(self) -> bool:
-        """Have everything written to disk that is in memory alone; False when not ready."""
+    def spill(self, segment_id: str | None = None) -> bool:
+        """Have written to disk what is in memory alone; False when not ready."""
         with self._changed:
             is_ready = self._state == "ready"
             if is_ready:
-                self._send(SpillAll())
+                self._send(SpillAll(segment_id))
             return is_ready
 
     def close(self) -> None:

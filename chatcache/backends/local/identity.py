@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatcache.cache.namespace import LAYOUT_VERSION, SOFT
+from chatcache.cache.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
+from chatcache.cache.policy import Precision
 
 if TYPE_CHECKING:
     from chatcache.backends.local.loader import LoadedModel
@@ -32,8 +33,10 @@ _NOT_COMPUTED = frozenset(
 Progress = Callable[[int, int], None]
 
 
-def namespace_fields(loaded: LoadedModel) -> dict[str, str]:
-    """Everything that a namespace consists of; fields that start with `soft.` are for people."""
+def namespace_fields(loaded: LoadedModel, precision: Precision = "exact") -> dict[str, str]:
+    """Everything that a namespace consists of; fields that start with `soft.` are for people.
+
+    `precision`: how K and V are kept. What is exact has no such field, and never meets the rest."""
     import torch
     import transformers
 
@@ -47,6 +50,7 @@ def namespace_fields(loaded: LoadedModel) -> dict[str, str]:
         "attention": loaded.attention,
         "layout": LAYOUT_VERSION,
         "transformers": transformers.__version__,
+        **({} if precision == EXACT else {PRECISION: precision}),
         SOFT + "torch": torch.__version__,
         SOFT + "device": str(loaded.device),
         SOFT + "threads": str(torch.get_num_threads()),
@@ -138,6 +142,28 @@ class HashBook:
         except OSError:
             return
         self._is_changed = False
+
+
+class FileWatch:
+    """Weight files as they were when a model was loaded from them.
+
+    Weights that need no conversion are mapped from their file, so whoever writes into it changes
+    the model in memory, and the keys and values that it computes."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._stamps = {file: _stamp(file) for file in (one.resolve() for one in files)}
+
+    def changed(self) -> Path | None:
+        """A file that was written to. One that was removed, or replaced by another one of its name,
+        is still mapped as it was."""
+        for file, before in self._stamps.items():
+            try:
+                now = _stamp(file)
+            except OSError:
+                continue
+            if now != before and now[-1] == before[-1]:
+                return file
+        return None
 
 
 def parameters_id(named_tensors: Iterable[tuple[str, Any]]) -> str:

@@ -41,7 +41,8 @@ def kv_values_per_token(config: Any) -> int:
 def _declared(config: Any, name: str) -> int | None:
     """A field that the config of this family has; any config file may hold more than that."""
     fields = getattr(type(config), "__dataclass_fields__", {})
-    return getattr(config, name, None) if name in fields else None
+    aliases = getattr(type(config), "attribute_map", {})
+    return getattr(config, name, None) if name in fields or name in aliases else None
 
 
 def _layers(config: Any) -> list[Any]:

@@ -58,6 +58,16 @@ class LoadedModel:
     config_id: str
     adapter_id: str
     load_ms: float
+    watch: identity.FileWatch
+
+    def check_files(self) -> None:
+        """Raises UnavailableError if the weights in memory may no longer be what was loaded."""
+        changed = self.watch.changed()
+        if changed is not None:
+            raise UnavailableError(
+                f"{changed} was written to while {self.name} was in use: it may answer wrongly.",
+                "Start chatcache again, so that it is loaded anew; nothing was kept of it.",
+            )
 
 
 def load_model(
@@ -87,6 +97,7 @@ def load_model(
     place = choose_device(device)
     config = load_config(path)
     chosen = choose_dtype(dtype, config, place, resolve.count_parameters(path))
+    watch = identity.FileWatch(resolve.weight_files(path))
     with reported_progress(progress):
         model = _load_weights(path, config, chosen, place)
     if adapter is not None:
@@ -118,6 +129,7 @@ def load_model(
         adapter_id=identity.adapter_id(adapter, remembered),
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
+        watch=watch,
     )
 
 

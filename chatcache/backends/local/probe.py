@@ -33,6 +33,7 @@ from chatcache.backends.local.rehearsal import (
     Rehearsed,
     Stage,
 )
+from chatcache.cache.namespace import is_approximate
 from chatcache.cache.rates import RateBook
 from chatcache.cache.segments import namespaces
 from chatcache.errors import ModelLoadError, UnavailableError
@@ -315,7 +316,8 @@ def _with_measured(probe: ModelProbe, known: dict[str, str], cache_dir: Path) ->
     if weights is None:
         return probe
     wanted = known | {"weights": weights}
-    stores = [store for store in namespaces(cache_dir) if wanted.items() <= store.fields().items()]
+    exact = [one for one in namespaces(cache_dir) if not is_approximate(one.fields())]
+    stores = [store for store in exact if wanted.items() <= store.fields().items()]
     if len(stores) != 1:
         return probe
     rates = RateBook(stores[0].directory / "rates.json")

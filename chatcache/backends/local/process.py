@@ -70,7 +70,7 @@ class Runner(Protocol):
         self, request: Prepare, is_wanted: Callable[[], bool]
     ) -> Generator[None, None, Prepared]: ...
 
-    def spill(self) -> int: ...
+    def spill(self, segment_id: str | None = None) -> int: ...
 
     def close(self) -> None: ...
 
@@ -110,7 +110,7 @@ class EngineServer:
                 elif isinstance(message, PrepareTurn):
                     self._prepare(runner, message.request)
                 elif isinstance(message, SpillAll):
-                    runner.spill()
+                    runner.spill(message.segment_id)
                 else:
                     self._run(runner, message.request)
         finally:
@@ -160,7 +160,7 @@ class EngineServer:
             if isinstance(message, EstimateCosts):
                 self._estimate(runner, message)
             elif isinstance(message, SpillAll):
-                runner.spill()
+                runner.spill(message.segment_id)
             else:
                 self._deferred.append(message)
 

@@ -24,7 +24,8 @@ class TurnFacts:
     """Positions and counts of one planned turn. `keep` is how much of the journal the prompt kept;
     `reused` how many leading prompt tokens were not computed; `num_deviating` how many of the
     journal's are kept although the template would write them differently now; `stopped_at` where
-    the reading of this very prompt was stopped before."""
+    the reading of this very prompt was stopped before; `is_approximate` that what is reused is kept
+    as 8-bit integers."""
 
     prompt_ids: bytes
     reused: int
@@ -40,6 +41,7 @@ class TurnFacts:
     restore_problem: str | None = None
     is_damage: bool = False
     stopped_at: int | None = None
+    is_approximate: bool = False
 
     @property
     def num_prompt(self) -> int:
@@ -96,15 +98,17 @@ def _hit_sentence(facts: TurnFacts) -> str:
     if facts.num_journal:
         kept = f"all {facts.reused:,} tokens read before were reused, {new:,} are new"
         return kept + _mode_words(facts)
-    return f"{facts.reused:,} tokens are shared with another conversation, {new:,} are new"
+    shared = f"{facts.reused:,} tokens are shared with another conversation, {new:,} are new"
+    return shared + _mode_words(facts)
 
 
 def _mode_words(facts: TurnFacts) -> str:
-    """What append mode does against the template, if it does anything."""
+    """What append mode does against the template, and 8-bit integers against the numbers."""
+    words = "; what is reused is approximate (int8)" if facts.is_approximate else ""
     if not facts.num_deviating:
-        return ""
+        return words
     tokens = plural(facts.num_deviating, "token")
-    return f"; append mode keeps {tokens} that the template would write differently now"
+    return f"; append mode keeps {tokens} that the template would write differently now{words}"
 
 
 def _changed_namespace(facts: TurnFacts, fields: Mapping[str, str]) -> tuple[Reason, str] | None:

@@ -73,9 +73,8 @@ class TurnRunner:
         self._stopped: deque[tuple[bytes, int]] = deque(maxlen=_MAX_STOPPED)
         self._cut = cut_policy(loaded.model.config.get_text_config())
         forward = Forward(loaded.model, loaded.device)
-        precision = settings.policy.precision
-        live = build_live(loaded, self._cut, precision)
-        fields = namespace_fields(loaded, precision)
+        live = build_live(loaded, self._cut, settings.policy.precision)
+        fields = namespace_fields(loaded, settings.policy.precision)
         namespace = namespace_id(fields)
         self._rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
         self.info = self._describe(
@@ -90,6 +89,7 @@ class TurnRunner:
             is_spilling=self._cut.is_cuttable,
             needs_states=self._cut.needs_states,
             on_event=self._on_cache_event,
+            may_keep=lambda: loaded.watch.changed() is None,
         )
         chunk = settings.prefill_chunk_tokens
         self._context = build_context(self._cut, forward, live, self._prefixes, self._rates, chunk)
@@ -177,6 +177,7 @@ class TurnRunner:
         self._emit(self._snapshot())
 
     def _plan_prompt(self, request: TurnRequest) -> PromptPlan:
+        self._loaded.check_files()
         return self._planner.plan(
             request.messages,
             request.journal,
@@ -188,7 +189,6 @@ class TurnRunner:
 
     def _plan(self, request: TurnRequest) -> TurnState:
         began = time.perf_counter()
-        self._loaded.check_files()
         plan = self._plan_prompt(request)
         room = self._loaded.max_context_tokens - len(plan.ids)
         if room <= 0:
@@ -261,8 +261,7 @@ class TurnRunner:
         return state.reused > 0 and is_approximate(self.info.namespace_fields)
 
     def _stopped_at(self, state: TurnState) -> int | None:
-        """Where the reading of a prompt with this beginning was last stopped, if it was; at least
-        behind the last answer, where another engine read it."""
+        """Where reading a prompt that begins like this was stopped; if long ago: no earlier."""
         for stopped, position in reversed(self._stopped):
             if common_prefix(stopped, state.packed) > position:
                 return position
@@ -327,7 +326,7 @@ class TurnRunner:
         """Commit what is new, and put the figures together."""
         ids = [*state.plan.ids[: state.computed_to], *answer.token_ids]
         bytes_written = 0
-        if state.can_reuse and self._loaded.watch.changed() is None:
+        if state.can_reuse:
             ends = (state.plan.system_tokens, len(state.plan.ids), len(ids))
             bytes_written = self._context.commit(pack(ids), ends)
         else:

@@ -56,7 +56,9 @@ class CancelPrepare:
 
 @dataclass(frozen=True, slots=True)
 class SpillAll:
-    """Write to disk what is in memory alone."""
+    """Write to disk what is in memory alone: all of it, or one segment with all before it."""
+
+    segment_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,100 @@
+"""What the model has read of a chat, turn by turn, and where the K and V of each turn is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chatcache import formatting as fmt
+from chatcache.chat.views import ForkPoint
+
+
+@dataclass(frozen=True, slots=True)
+class LensRow:
+    """One turn: tokens `start` to `stop` of the prompt, by where their K and V is.
+
+    The first turn has the system prompt in it. `is_known` is False where no model was asked.
+    """
+
+    turn: int
+    start: int
+    stop: int
+    ram_tokens: int
+    disk_tokens: int
+    missing_tokens: int
+    user_text: str
+    answer_text: str
+    is_known: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def where(self) -> str:
+        """Where it is kept: `RAM`, `disk`, `RAM+disk`, with `part` when something is missing."""
+        if not self.is_known:
+            return "unknown"
+        tiers = [n for n, num in (("RAM", self.ram_tokens), ("disk", self.disk_tokens)) if num > 0]
+        if not tiers:
+            return "none"
+        return "+".join(tiers) + (" part" if self.missing_tokens > 0 and len(tiers) == 1 else "")
+
+    @property
+    def detail(self) -> str:
+        """Its share in words: `1,204 tokens: 1,000 in RAM, 204 on disk`."""
+        parts = [
+            f"{number:,} {place}"
+            for number, place in (
+                (self.ram_tokens, "in RAM"),
+                (self.disk_tokens, "on disk"),
+                (self.missing_tokens, "to compute"),
+            )
+            if number > 0 and self.is_known
+        ]
+        return (
+            f"{fmt.plural(self.num_tokens, 'token')}" + (": " if parts else "") + ", ".join(parts)
+        )
+
+
+def lens(points: Sequence[ForkPoint]) -> list[LensRow]:
+    """The turns of a chat, oldest first. `points` as the service gives them, newest first."""
+    rows: list[LensRow] = []
+    before: ForkPoint | None = None
+    for point in reversed(points):
+        if point.turn == 0:
+            continue
+        rows.append(_row(point, before))
+        before = point
+    return rows
+
+
+def _row(point: ForkPoint, before: ForkPoint | None) -> LensRow:
+    start = before.num_tokens if before else 0
+    stop = max(start, point.num_tokens)
+    cost, known = point.cost, before.cost if before else None
+    is_known = cost is not None and (before is None or known is not None)
+    ram = disk = missing = 0
+    if cost is not None:
+        ram = cost.ram_tokens - (known.ram_tokens if known else 0)
+        disk = cost.disk_tokens - (known.disk_tokens if known else 0)
+        missing = cost.recompute_tokens - (known.recompute_tokens if known else 0)
+    return LensRow(
+        turn=point.turn,
+        start=start,
+        stop=stop,
+        ram_tokens=max(0, ram),
+        disk_tokens=max(0, disk),
+        missing_tokens=max(0, missing),
+        user_text=point.user_text,
+        answer_text=point.answer_text,
+        is_known=is_known and stop > start,
+    )
+
+
+def heading(rows: Sequence[LensRow], max_tokens: int | None) -> str:
+    """How much of the context is in use: `4,812 of 32,768 tokens of context, 14.7 %`."""
+    read = rows[-1].stop if rows else 0
+    if not max_tokens:
+        return f"{read:,} tokens read"
+    return f"{read:,} of {max_tokens:,} tokens of context, {fmt.percent(read, max_tokens)}"

@@ -1,0 +1,227 @@
+"""Who computed what: a model that changes while it runs, adapters of one name, 8-bit integers, a
+question that was not read to its end. Real engines on tiny models."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chatcache.backends.base import PrefillProgress, PreviousTurn, TurnFinished, TurnPlanned
+from chatcache.backends.local.identity import FileWatch
+from chatcache.cache.policy import TierPolicy
+from chatcache.errors import UnavailableError
+from tests.models import build_model_dir
+from tests.talks import Engine, Talk
+
+LONG = "What is the answer? " + "The key and the value of every token are kept. " * 12
+Open = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are quicker without a second thread, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return build_model_dir(tmp_path / "model")
+
+
+@pytest.fixture
+def open_engine(model: Path, tmp_path: Path) -> Iterator[Open]:
+    """Opens engines on one cache directory, one after the other, as restarts do."""
+    opened: list[Engine] = []
+
+    def open_(**settings: Any) -> Engine:
+        for engine in opened:
+            engine.close()
+        opened.append(Engine(model, tmp_path, **settings))
+        return opened[-1]
+
+    yield open_
+    for engine in opened:
+        engine.close()
+
+
+def namespace_of(engine: Engine) -> str:
+    return engine.runner.info.namespace
+
+
+def num_segments(tmp_path: Path, namespace: str) -> int:
+    return len(list((tmp_path / "cache" / "segments" / namespace).glob("*.safetensors")))
+
+
+# a model directory that changes while it is in use
+
+
+def overwrite(model: Path, other: Path) -> None:
+    """Write other weights of the same shape into the file, as a copying program does."""
+    with (model / "model.safetensors").open("r+b") as file:
+        file.write((other / "model.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_is_overwritten_answers_no_more_and_keeps_nothing(
+    open_engine: Open, model: Path, tmp_path: Path, dtype: str
+) -> None:
+    engine, talk = open_engine(dtype=dtype), Talk()
+    talk.say(engine, LONG)
+    first = namespace_of(engine)
+    engine.runner.drain()  # type: ignore[attr-defined]
+    kept = num_segments(tmp_path, first)
+    assert kept > 0
+    overwrite(model, build_model_dir(tmp_path / "other", seed=1))
+    error = talk.fail(engine, "And then?")
+    assert isinstance(error, UnavailableError)
+    assert "was written to while" in error.message
+    again = open_engine(dtype=dtype)
+    assert namespace_of(again) != first
+    assert num_segments(tmp_path, first) == kept
+    talk.options["previous"] = PreviousTurn(engine.runner.info.namespace_fields)
+    result = talk.say(again, "And then?")
+    assert (result.usage.cached_tokens, result.cache.reason) == (0, "model_changed")
+
+
+def test_what_was_computed_while_the_model_changed_is_not_kept(
+    open_engine: Open, model: Path, tmp_path: Path
+) -> None:
+    engine, talk = open_engine(), Talk()
+    other = build_model_dir(tmp_path / "other", seed=1)
+    last = None
+    for event in engine.runner.run(talk.request(LONG), threading.Event()):
+        if isinstance(event, TurnPlanned):
+            overwrite(model, other)
+        last = event
+    assert isinstance(last, TurnFinished)
+    assert last.result.cache.bytes_written == 0
+    assert num_segments(tmp_path, namespace_of(engine)) == 0
+    assert isinstance(talk.fail(engine, "And then?"), UnavailableError)
+
+
+def test_a_model_that_is_replaced_or_deleted_goes_on_as_it_was(
+    open_engine: Open, model: Path, tmp_path: Path
+) -> None:
+    engine, talk = open_engine(), Talk()
+    first = talk.say(engine, LONG)
+    weights = model / "model.safetensors"
+    (build_model_dir(tmp_path / "other", seed=1) / "model.safetensors").replace(weights)
+    assert talk.say(engine, "And then?").usage.cached_tokens >= first.usage.prompt_tokens
+    weights.unlink()
+    assert talk.say(engine, "Why?").usage.cached_tokens > first.usage.prompt_tokens
+
+
+def test_a_watch_tells_writing_from_replacing(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    watch = FileWatch([link])
+    assert watch.changed() is None
+    (tmp_path / "new").write_bytes(b"two")
+    (tmp_path / "new").replace(file)
+    assert watch.changed() is None
+    watch = FileWatch([link])
+    file.write_bytes(b"three")
+    assert watch.changed() == file
+    file.unlink()
+    assert watch.changed() is None
+
+
+# adapters
+
+
+def adapter_dir(model: Path, place: Path, seed: int) -> Path:
+    """A small random adapter of the name `pirate`."""
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    peft.get_peft_model(base, config).save_pretrained(str(place / "pirate"))
+    return place / "pirate"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_adapters_of_one_name_are_two(open_engine: Open, model: Path, tmp_path: Path) -> None:
+    one = adapter_dir(model, tmp_path / "one", 1)
+    other = adapter_dir(model, tmp_path / "other", 2)
+    first, talk = open_engine(adapter=one), Talk()
+    talk.say(first, LONG)
+    second = open_engine(adapter=other)
+    assert namespace_of(first) != namespace_of(second)
+    talk.options["previous"] = PreviousTurn(first.runner.info.namespace_fields)
+    result = talk.say(second, "And then?")
+    assert (result.usage.cached_tokens, result.cache.reason) == (0, "adapter_changed")
+    # The files of the first under the name of the second: now it is the first.
+    for file in one.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    assert namespace_of(open_engine(adapter=other)) == namespace_of(first)
+
+
+# 8-bit integers
+
+INT8 = TierPolicy(precision="int8")
+
+
+def test_integers_are_told_and_never_mixed(open_engine: Open, tmp_path: Path) -> None:
+    exact, talk = open_engine(), Talk()
+    first = talk.say(exact, LONG)
+    talk.options["previous"] = PreviousTurn(exact.runner.info.namespace_fields)
+    engine = open_engine(policy=INT8)
+    told = talk.say(engine, "And then?")
+    assert namespace_of(engine) != namespace_of(exact)
+    assert (told.usage.cached_tokens, told.cache.reason) == (0, "settings_changed")
+    assert "(exact before, int8 now)" in told.cache.detail
+    assert not told.cache.is_approximate
+    del talk.options["previous"]
+    resumed = talk.say(open_engine(policy=INT8), "And then?")
+    assert resumed.usage.cached_disk_tokens > first.usage.prompt_tokens
+    assert resumed.cache.is_approximate
+    assert "approximate (int8)" in resumed.cache.detail
+
+
+def test_integers_take_about_half_of_bfloat16(open_engine: Open, tmp_path: Path) -> None:
+    sizes = []
+    for policy in (TierPolicy(), INT8):
+        engine, talk = open_engine(policy=policy, dtype="bfloat16"), Talk()
+        talk.say(engine, LONG)
+        engine.runner.drain()  # type: ignore[attr-defined]
+        files = (tmp_path / "cache" / "segments" / namespace_of(engine)).glob("*.safetensors")
+        sizes.append(sum(file.stat().st_size for file in files))
+    assert sizes[1] < 0.7 * sizes[0]  # with headers, and heads of 16 numbers
+
+
+# a question that was not read to its end
+
+
+def test_a_question_that_was_stopped_is_no_eviction_after_a_restart(open_engine: Open) -> None:
+    engine, talk = open_engine(), Talk()
+    talk.say(engine, "What is kept?")
+    events = talk.events(engine, LONG * 3, PrefillProgress)
+    last = events[-1]
+    assert isinstance(last, TurnFinished)
+    assert not last.result.answer_ids
+    assert talk.num_answered < len(talk.journal)
+    result = talk.say(open_engine(), "Go on.")
+    assert result.cache.reason == "new_user_turn"
+    assert "stopped" in result.cache.detail
+
+
+def test_what_was_answered_and_is_gone_is_evicted(open_engine: Open, tmp_path: Path) -> None:
+    engine, talk = open_engine(), Talk()
+    talk.say(engine, "What is kept?")
+    talk.events(engine, LONG * 3, PrefillProgress)
+    again = open_engine()
+    for file in (tmp_path / "cache" / "segments" / namespace_of(again)).glob("*.safetensors"):
+        file.unlink()
+    assert talk.say(open_engine(), "Go on.").cache.reason == "evicted"
