@@ -13,6 +13,7 @@ from typing import Any
 from chatcache.chat.views import ForkResult
 from chatcache.errors import UsageError, did_you_mean
 from chatcache.frontend import reports
+from chatcache.frontend.variants import which_variant
 from chatcache.tui.clipboard import copy_natively
 from chatcache.tui.formatting import duration, plural
 from chatcache.tui.model_actions import ModelActions
@@ -22,7 +23,6 @@ from chatcache.tui.screens.fork import ForkChoice, ForkScreen
 from chatcache.tui.screens.sessions import SessionsScreen
 from chatcache.tui.screens.tree import TreeScreen
 from chatcache.tui.view_actions import ViewActions
-from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.writing_actions import WritingActions
 
 Handler = Callable[[str], Coroutine[Any, Any, None]]
@@ -93,6 +93,21 @@ class Actions(PromptActions, WritingActions, ModelActions, ViewActions):
         forked = await screen.ask(screen.service.find_session, result.session_id)
         await screen.chats.open(forked, text=choice.text)
         screen.toast(_fork_words(result, session.name))
+
+    async def _do_variant(self, argument: str) -> None:
+        """Another answer to the last message: the next one, or the one with this number."""
+        self._require_idle()
+        screen = self._screen
+        answer = screen.chats.last_answer()
+        session = screen.chats.require_session()
+        if answer is None or answer.node_id is None:
+            raise UsageError("There is no answer yet.", "Say something first.")
+        variants = await screen.ask(screen.service.variants, session.session_id, answer.node_id)
+        here = variants.index(answer.node_id)
+        wanted = which_variant(argument, here, len(variants))
+        await screen.ask(screen.service.switch_sibling, session.session_id, variants[wanted])
+        await screen.chats.reload()
+        screen.toast(f"Answer {wanted + 1} of {len(variants)}.")
 
     async def _do_copy(self, argument: str) -> None:
         answer = self._screen.chats.last_answer()
@@ -260,14 +275,6 @@ class Actions(PromptActions, WritingActions, ModelActions, ViewActions):
         block = self._screen.transcript.focused_block
         if block is not None:
             await self._copy(reports.last_code_block(block.text) if is_code else block.text)
-
-    async def _inspect(self, turn: int) -> None:
-        answer = self._screen.transcript.answer_of(turn)
-        if isinstance(answer, AnswerMessage) and answer.figures is not None:
-            self._screen.panel_state.show(answer.figures, turn)
-            if self._screen.shown_panel_mode != "full":
-                self._screen.set_panel_mode("full")
-            self._screen.refresh_panel()
 
     async def _delete_from(self, turn: int, node_id: str | None) -> None:
         """Delete a message and all below it, in this chat and in those that forked behind it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.app import App
 from textual.binding import BindingType
 from textual.command import Provider
+from textual.driver import Driver
 from textual.screen import ModalScreen
+from textual.theme import Theme
 from textual.widgets import Input, TextArea
 
 from chatcache.errors import did_you_mean
@@ -30,6 +33,21 @@ if TYPE_CHECKING:
     from chatcache.frontend.desk import SegmentDesk
 
 QUIT_SECONDS = 2.0
+# Without colours (NO_COLOR) the blue of a theme would be a dark grey: greys chosen as such instead.
+PLAIN_THEME = Theme(
+    name="no-color",
+    primary="#d0d0d0",
+    secondary="#b0b0b0",
+    accent="#f0f0f0",
+    warning="#e0e0e0",
+    error="#f0f0f0",
+    success="#e0e0e0",
+    foreground="#e0e0e0",
+    background="#121212",
+    surface="#1e1e1e",
+    panel="#2a2a2a",
+    dark=True,
+)
 
 
 class ChatCacheApp(App[None]):
@@ -58,6 +76,7 @@ class ChatCacheApp(App[None]):
         is_offline: bool = False,
         desk: SegmentDesk | None = None,
         examine: Callable[[], Iterable[str]] | None = None,
+        set_default_model: Callable[[str], None] | None = None,
         drafts_path: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -73,10 +92,20 @@ class ChatCacheApp(App[None]):
             is_offline=is_offline,
             desk=desk,
             examine=examine,
+            set_default_model=set_default_model,
             drafts_path=drafts_path,
             clock=clock,
         )
         self._interrupted_at = 0.0
+
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's own, except for a terminal, where long pastes are read faster."""
+        found = super().get_driver_class()
+        if found.__name__ != "LinuxDriver":
+            return found
+        from chatcache.tui.driver import ChatDriver
+
+        return ChatDriver
 
     def get_default_screen(self) -> ChatScreen:
         return ChatScreen(self._service, self._options)
@@ -87,6 +116,9 @@ class ChatCacheApp(App[None]):
         self._leave_on_signals()
         theme = self._options.theme
         if theme is None:
+            if os.environ.get("NO_COLOR"):
+                self.register_theme(PLAIN_THEME)
+                self.theme = PLAIN_THEME.name
             return
         if theme in self.available_themes:
             self.theme = theme

@@ -96,6 +96,7 @@ class Chats:
         screen.idle.opened()
         if messages and messages[-1].role == "user":
             await screen.show_note("This message has no answer yet.", "/regen answers it.")
+        screen.run_async(screen.transcript.fill_up())
 
     async def open_by_reference(self, reference: str) -> None:
         await self.open(await self._screen.ask(self._screen.service.find_session, reference))
@@ -218,7 +219,9 @@ class Chats:
     def show_title(self) -> None:
         session = self.session
         title = self._screen.query_one(TitleBar)
-        title.show_session(session.name if session else self.new_name, self._origin)
+        is_append = session is not None and session.history_mode == "append"
+        name = session.name if session else self.new_name
+        title.show_session(name, self._origin, is_append=is_append)
 
     # Sending
 
@@ -253,7 +256,7 @@ class Chats:
         """Put the next piece of the past above what is shown."""
         screen = self._screen
         first = screen.transcript.first_turn
-        if self.session is None or first <= 1:
+        if self.session is None or first <= 1 or screen.transcript.is_filling:
             return
         messages = await screen.ask(screen.service.transcript, self.session.session_id)
         wanted = range(max(1, first - WINDOW_TURNS), first)

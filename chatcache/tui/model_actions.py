@@ -10,13 +10,15 @@ from pathlib import Path
 
 from chatcache.backends.base import ModelInfo
 from chatcache.backends.local import shelf
-from chatcache.backends.local.resolve import resolve_model
+from chatcache.backends.local.resolve import BUILTIN, resolve_model
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import UnavailableError
+from chatcache.frontend.registry import key_words
 from chatcache.tui.actions_base import ActionGroup
 from chatcache.tui.formatting import one_line, size
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.models import ModelScreen
+from chatcache.tui.widgets.first_run import FirstRunBar
 
 _GO_BACK = "The K and V of {old} stay, and serve again when you switch back."
 
@@ -42,6 +44,8 @@ class ModelActions(ActionGroup):
                 backend.model,
                 screen.status.info,
                 self._consequence(backend.model),
+                set_default=screen.options.set_default_model,
+                is_offline=screen.options.is_offline,
             )
             name = await screen.app.push_screen_wait(picker)
         if not name:
@@ -77,6 +81,21 @@ class ModelActions(ActionGroup):
         screen.status.can_cancel = before is not None
         screen.panel_state.snapshot = None
         await screen.ask(backend.switch, name)
+
+    async def offer_another(self) -> None:
+        """On the first run: say that there are other models than the built-in one."""
+        screen, backend = self._screen, self._screen.service.backend
+        await screen.chats.wait_opened()
+        if not isinstance(backend, SwitchingBackend) or backend.model != BUILTIN:
+            return
+        if screen.chats.session is not None:
+            return
+        if await screen.ask(screen.service.recall.models_used):
+            return
+        models = await screen.ask(shelf.shelf)
+        keys = key_words("model", screen.options.keys)
+        bar = screen.query_one(FirstRunBar)
+        bar.offer(keys[0] if keys else "/model", models, is_offline=screen.options.is_offline)
 
     # What the backend says
 

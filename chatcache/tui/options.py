@@ -28,5 +28,6 @@ class ChatOptions:
     is_offline: bool = False
     desk: SegmentDesk | None = None
     examine: Callable[[], Iterable[str]] | None = None
+    set_default_model: Callable[[str], None] | None = None
     drafts_path: Path | None = None
     clock: Callable[[], float] = time.time

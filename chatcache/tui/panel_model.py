@@ -23,6 +23,7 @@ from chatcache.backends.base import (
     TierUse,
     TurnPlanned,
 )
+from chatcache.cache.namespace import PRECISION, is_approximate
 from chatcache.frontend.figures import Figures, is_real_miss, reason_words, sign
 from chatcache.tui import formatting as fmt
 from chatcache.tui.idle_totals import IdleTotals
@@ -45,6 +46,22 @@ class Piece(NamedTuple):
 Line = tuple[Piece, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """An answer while it is written: tokens so far, and since `began_at` (a monotonic clock)."""
+
+    num_tokens: int
+    first_tokens: int
+    began_at: float
+    at: float
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per second; None as long as there is nothing to measure."""
+        seconds = self.at - self.began_at
+        return (self.num_tokens - self.first_tokens) / seconds if seconds > 0 else None
+
+
 @dataclass
 class PanelState:
     """Everything the panel shows. Changed by events only."""
@@ -55,6 +72,7 @@ class PanelState:
     figures_turn: int | None = None
     is_running: bool = False
     prefill_done: int = 0
+    decoding: Decoding | None = None
     snapshot: CacheSnapshot | None = None
     ttfts: deque[float] = field(default_factory=lambda: deque(maxlen=40))
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=40))
@@ -66,6 +84,7 @@ class PanelState:
         cached = planned.cached_ram_tokens + planned.cached_disk_tokens
         outcome = "miss" if not cached else "hit" if _is_whole(planned) else "partial"
         self.is_running = True
+        self.decoding = None
         self.prefill_done = cached
         self.figures_turn = None
         self.figures = Figures(
@@ -80,6 +99,11 @@ class PanelState:
 
     def advance(self, progress: PrefillProgress) -> None:
         self.prefill_done = progress.done
+
+    def decode(self, num_tokens: int, at: float) -> None:
+        """So many tokens of the answer are there at this time (of a monotonic clock)."""
+        first = self.decoding or Decoding(num_tokens, num_tokens, at, at)
+        self.decoding = Decoding(num_tokens, first.first_tokens, first.began_at, at)
 
     def finish(self, figures: Figures | None, turn: int | None = None) -> None:
         """A turn ended; without figures (it failed) what was planned stays visible."""
@@ -174,7 +198,8 @@ def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
     yield (Piece(f"{sign(figures)} {reason_words(figures.reason)}", style),)
     yield from _wrapped(fmt.clean(figures.detail), width)
     yield ()
-    yield _count_line("prompt", figures.prompt_tokens, f"cut at {figures.diverged_at:,}")
+    cut = f"cut at {figures.diverged_at:,}" if figures.cached_tokens else ""
+    yield _count_line("prompt", figures.prompt_tokens, cut)
     yield _count_line("reused", figures.cached_tokens, _reused_from(figures))
     if figures.cached_tokens and figures.system_tokens:
         system = min(figures.system_tokens, figures.cached_tokens)
@@ -198,6 +223,10 @@ def _progress(state: PanelState, figures: Figures) -> str:
 
 def _latency_lines(state: PanelState, width: int) -> Iterator[Line]:
     figures = state.figures
+    if state.is_running and (now := state.decoding) is not None:
+        yield _heading("LATENCY", "writing now", width)
+        speed = f"{fmt.rate(now.rate)}/s" if now.rate is not None else "–"
+        yield _table_line(("decode", speed, f"{now.num_tokens:,} tok", ""), width)
     if figures is None or figures.ttft_ms is None:
         return
     cold = "cold" if figures.is_cold_measured else "cold est."
@@ -305,6 +334,8 @@ def _model_lines(info: ModelInfo | None, width: int) -> Iterator[Line]:
         f"{fmt.size(info.kv_bytes_per_token)} per token",
         f"context {info.max_context_tokens:,}",
     ]
+    if is_approximate(info.namespace_fields):
+        facts.append(f"kept as {info.namespace_fields[PRECISION]}, approximate")
     yield from _wrapped(" · ".join(facts), width)
     if info.cut != "any_token":
         yield from _wrapped(f"reuse: {fmt.one_line(info.cut_detail)}", width, style="strong")

@@ -35,6 +35,7 @@ class PromptActions(ActionGroup):
         if argument:
             mode = as_history_mode(argument)
             await screen.ask(screen.service.set_history_mode, session.session_id, mode)
+            await screen.chats.check_current()
         now = await screen.ask(screen.service.find_session, session.session_id)
         await screen.show_note(MODE_WORDS[now.history_mode])
 

@@ -6,6 +6,7 @@ transcript. What the screen around it does is reached through the screen's publi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +28,7 @@ FLUSH_SECONDS = 0.04
 Kind = Literal["send", "edit", "regenerate", "continue"]
 Phase = Literal["starting", "waiting", "reading", "answering", "stopping"]
 _PHASE_WORDS: dict[Phase, str] = {
-    "starting": "sending",
+    "starting": "getting ready · Esc stops",
     "waiting": "your message waits · Esc stops",
     "reading": "reading the prompt · Esc stops",
     "answering": "answering · Esc stops",
@@ -243,6 +244,8 @@ class Turns:
         if answer is not None and (reasoning or text):
             await answer.write(reasoning, text, running.buffer.num_reasoning_tokens)
             answer.show_waiting(f"writing · {running.buffer.num_tokens:,} tok")
+            self._screen.panel_state.decode(running.buffer.num_tokens, time.monotonic())
+            self._screen.refresh_panel()
 
     # Ending
 

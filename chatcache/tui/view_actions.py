@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-from chatcache.errors import UsageError
+from chatcache.errors import NotFoundError, UsageError
 from chatcache.frontend import figures, keycheck, reports
 from chatcache.tui import layout
 from chatcache.tui.actions_base import ActionGroup
 from chatcache.tui.screens.help import HelpScreen
+from chatcache.tui.screens.lens import LensScreen
 from chatcache.tui.screens.segments import SegmentsScreen
 
 
@@ -31,7 +32,36 @@ class ViewActions(ActionGroup):
         screen = self._screen
         snapshot = screen.panel_state.snapshot
         rows = snapshot.segments if snapshot is not None else ()
-        await screen.app.push_screen_wait(SegmentsScreen(rows, screen.options.desk, screen.now))
+        picker = SegmentsScreen(rows, screen.options.desk, screen.now, screen.service.spill)
+        await screen.app.push_screen_wait(picker)
+
+    async def _do_lens(self, argument: str) -> None:
+        screen = self._screen
+        session = screen.chats.require_session()
+        shown = screen.panel_state.figures
+        info = screen.status.info
+        picker = LensScreen(
+            lambda: screen.service.fork_points(session.session_id),
+            info.max_context_tokens if info else None,
+            shown.diverged_at if shown and shown.cached_tokens else None,
+        )
+        turn = await screen.app.push_screen_wait(picker)
+        if turn is not None:
+            await self._inspect(turn)
+
+    async def _inspect(self, turn: int) -> None:
+        """Show the figures of the answer of a turn in the panel."""
+        screen = self._screen
+        session = screen.chats.require_session()
+        path = await screen.ask(screen.service.transcript, session.session_id)
+        kept = next((one.result_json for one in path if one.turn == turn and one.result_json), None)
+        found = figures.from_json(kept)
+        if found is None:
+            raise NotFoundError(f"Turn {turn} has no figures.", "They come with the answer.")
+        screen.panel_state.show(found, turn)
+        if screen.shown_panel_mode != "full":
+            screen.set_panel_mode("full")
+        screen.refresh_panel()
 
     async def _do_spill(self, argument: str) -> None:
         screen = self._screen

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from textual.message import Message
 
-from chatcache.backends.base import TextDelta
+from chatcache.backends.base import PrefillProgress, TextDelta
 from chatcache.chat.views import ChatEvent
 from chatcache.errors import ChatcacheError
 from chatcache.tui.messages import AnswerGrew, TurnAdvanced, TurnEnded, TurnFailed
 
+# Progress is told no more often than this, so that a fast prefill leaves time for keys.
+PROGRESS_SECONDS = 0.03
 _log = logging.getLogger(__name__)
 
 
@@ -61,8 +64,13 @@ def run_turn(
     buffer: TextBuffer,
 ) -> None:
     """Consume the events of a turn. Called in a thread; always ends by posting `TurnEnded`."""
+    told_at = 0.0
     try:
         for event in events():
+            if isinstance(event, PrefillProgress) and event.done < event.total:
+                if time.monotonic() - told_at < PROGRESS_SECONDS:
+                    continue
+                told_at = time.monotonic()
             if not isinstance(event, TextDelta):
                 target.post_message(TurnAdvanced(number, event))
             elif buffer.add(event):

@@ -216,11 +216,14 @@ async def test_reasoning_is_folded_and_opens(bench: Bench) -> None:
 
 
 @pytest.fixture
-def long_chat(bench: Bench) -> str:
+def long_chat(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A chat of 12 turns, of which 5 are shown at a time."""
+    for module in ("chatcache.tui.chats", "chatcache.tui.widgets.transcript"):
+        monkeypatch.setattr(f"{module}.WINDOW_TURNS", 5)
     service = bench.service()
     bench.backend.start()
     session = service.create_session("long")
-    for turn in range(1, 51):
+    for turn in range(1, 13):
         for _ in service.send(session.session_id, f"Question {turn}\n\nwith a second line"):
             pass
     return session.session_id
@@ -228,20 +231,20 @@ def long_chat(bench: Bench) -> str:
 
 async def test_a_long_chat_opens_at_its_end_and_loads_more(bench: Bench, long_chat: str) -> None:
     async with bench.run() as chat:
-        assert len(chat.users) == 20
-        assert chat.users[-1].startswith("Question 50")
-        assert "Question 50" in chat.text
-        assert chat.screen.transcript.is_following
-        await chat.press("ctrl+home", "ctrl+home")
-        await chat.idle()
-        assert len(chat.users) == 40
-        assert chat.users[0].startswith("Question 11")
-        top = chat.screen.transcript.scroll_y
-        assert top > 0
-        chat.screen.transcript.scroll_home(animate=False)
+        transcript = chat.screen.transcript
+        assert len(chat.users) == 5
+        assert chat.users[-1].startswith("Question 12")
+        assert "Question 12" in chat.text
+        assert transcript.is_following
         await chat.press("ctrl+home")
-        await chat.idle()
-        assert len(chat.users) == 50
+        await chat.until(lambda: transcript.scroll_y <= 0)
+        await chat.press("ctrl+home")
+        await chat.until(lambda: len(chat.users) == 10 and transcript.scroll_y > 0)
+        assert chat.users[0].startswith("Question 3")
+        transcript.scroll_home(animate=False)
+        await chat.until(lambda: transcript.scroll_y <= 0)
+        await chat.press("ctrl+home")
+        await chat.until(lambda: len(chat.users) == 12)
         assert not chat.screen.query(EarlierTurns)
 
 

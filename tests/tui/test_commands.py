@@ -13,7 +13,10 @@ from chatcache.tui.screens.chat import ChatScreen
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.fork import ForkScreen
 from chatcache.tui.screens.help import HelpScreen
+from chatcache.tui.screens.history import HistoryScreen
+from chatcache.tui.screens.lens import LensScreen
 from chatcache.tui.screens.personas import PersonaScreen
+from chatcache.tui.screens.segments import SegmentsScreen
 from chatcache.tui.screens.sessions import SessionsScreen
 from chatcache.tui.screens.system_prompt import SystemPromptScreen
 from chatcache.tui.screens.tree import TreeScreen
@@ -97,6 +100,25 @@ async def test_regen_puts_a_variant_beside_and_brackets_switch(bench: Bench) -> 
         assert "There is no other variant on this side." in chat.toasts
 
 
+async def test_variants_are_walked_by_command_and_r_gives_another(bench: Bench) -> None:
+    bench.backend = FakeBackend(["red", "green", "blue"], starts_ready=True)
+    async with bench.run() as chat:
+        await chat.say("/variant")
+        assert "This chat is empty." in chat.notices[0]
+        await chat.say("A colour?", "/variant")
+        assert "There is only one answer." in chat.notices[-1]
+        await chat.say("/regen")
+        await chat.say("/variant")
+        assert chat.answers == ["red"]
+        await chat.say("/variant 2")
+        assert chat.answers == ["green"]
+        await chat.say("/variant 3")
+        assert "Say a number from 1 to 2." in chat.notices[-1]
+        await chat.press("alt+up", "r")
+        await chat.idle()
+        assert chat.answers == ["blue"]
+
+
 async def test_undo_goes_back_and_gives_the_text_back(bench: Bench) -> None:
     async with bench.run() as chat:
         await chat.say("one", "two", "/undo")
@@ -136,12 +158,14 @@ async def test_mode_is_shown_and_set_for_this_chat(bench: Bench) -> None:
         await chat.say("one", "/mode")
         assert "canonical: each prompt" in chat.notices[-1]
         await chat.say("/mode append", "two")
+        assert chat.title == "chatcache › one  append mode"
         assert "append: what was read stays" in chat.notices[-1]
         assert bench.backend.requests[-1].history_mode == "append"
         assert bench.backend.requests[-1].num_read == 2
         await chat.say("/mode sideways")
         assert "There is no mode 'sideways'." in chat.notices[-1]
         await chat.say("/mode canonical", "three")
+        assert chat.title == "chatcache › one"
         assert bench.backend.requests[-1].history_mode == "canonical"
 
 
@@ -271,6 +295,9 @@ async def test_stats_and_theme(bench: Bench) -> None:
         ("/fork", ForkScreen),
         ("/tree", TreeScreen),
         ("/system", SystemPromptScreen),
+        ("/history", HistoryScreen),
+        ("/segments", SegmentsScreen),
+        ("/lens", LensScreen),
     ],
 )
 async def test_commands_open_dialogs_that_escape_closes(

@@ -9,9 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from textual.events import Paste
+from textual.events import Key, Paste
 
 from chatcache.chat.views import SessionSummary
+from chatcache.tui.widgets.message import beginning
+from tests.fakes import FakeBackend
 from tests.tui.conftest import Bench, Chat
 
 
@@ -24,6 +26,16 @@ async def test_a_new_line_is_not_sent(bench: Bench, key: str) -> None:
         await chat.press("enter")
         await chat.idle()
         assert chat.users == ["a\nb"]
+
+
+async def test_keys_that_edit_keep_their_place_among_fast_typing(bench: Bench) -> None:
+    async with bench.run() as chat:
+        composer = chat.screen.composer
+        composer.set_text("old words")
+        for key in ("ctrl+u", "n", "e", "x", "backspace", "w", "left", "ctrl+j"):
+            composer.post_message(Key(key, key if len(key) == 1 else None))
+        await chat.pilot.pause()
+        assert composer.text == "ne\nw"
 
 
 async def test_an_empty_message_is_not_sent(bench: Bench) -> None:
@@ -88,6 +100,49 @@ async def test_backspace_takes_a_whole_placeholder(bench: Bench) -> None:
         await paste(chat, "x" * 5000)
         assert chat.screen.composer.text == "[paste 1: 5,000 characters]"
         await chat.press("backspace")
+        assert chat.screen.composer.text == ""
+
+
+async def test_a_long_text_that_comes_back_is_held_too(bench: Bench) -> None:
+    text = "word " * 6000
+    async with bench.run() as chat:
+        await paste(chat, text)
+        await chat.press("enter")
+        await chat.idle()
+        await chat.press("up")
+        assert chat.screen.composer.text == "[paste 2: 30,000 characters]"
+        await chat.press("enter")
+        await chat.idle()
+        assert chat.users == [text.strip("\n")] * 2
+
+
+async def test_of_a_very_long_message_the_beginning_is_shown(bench: Bench) -> None:
+    bench.backend = FakeBackend(["Fine."], starts_ready=True)
+    async with bench.run() as chat:
+        await paste(chat, "\n".join(f"line {number}" for number in range(100)))
+        await chat.press("enter")
+        await chat.idle()
+        assert "characters more · Alt+Up, Space shows more" in chat.text
+        assert "line 39" in chat.text
+        assert "line 40" not in chat.text
+        await chat.press("alt+up", "alt+up", "space", "ctrl+end")
+        await chat.until(lambda: "line 99" in chat.text)
+
+
+def test_the_beginning_of_a_text() -> None:
+    assert beginning("a\nb\nc\nd", 2, 100) == ("a\nb", 4)
+    assert beginning("a\nb\nc", 2, 100) == ("a\nb\nc", 0)
+    assert beginning("abcdefgh", 2, 4) == ("abcd", 4)
+    assert beginning("", 2, 4) == ("", 0)
+
+
+@pytest.mark.parametrize("key", ["up", "ctrl+up"])
+async def test_ctrl_up_and_down_walk_the_earlier_messages(bench: Bench, key: str) -> None:
+    async with bench.run() as chat:
+        await chat.say("first")
+        await chat.press(key)
+        assert chat.screen.composer.text == "first"
+        await chat.press("ctrl+down")
         assert chat.screen.composer.text == ""
 
 
@@ -164,6 +219,12 @@ async def test_ctrl_c_copies_clears_stops_and_quits(bench: Bench) -> None:
         assert chat.app.is_running
         await chat.press("ctrl+c")
     assert chat.app.return_code == 0
+
+
+async def test_the_editor_is_a_command_too(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("/editor")
+        assert chat.notices == ["✗ This terminal cannot be lent to an editor."]
 
 
 async def test_history_is_picked_from_a_list(bench: Bench) -> None:

@@ -191,3 +191,18 @@ async def test_the_panel_shows_the_figures_of_the_json(bench: Bench) -> None:
         assert f"{usage['prompt_tokens']:,}" in line
         assert f"cut at {figures['cache']['diverged_at']:,}" in line
         assert figures["cache"]["detail"].split(" (")[0] in chat.text
+
+
+def shown(state: PanelState) -> str:
+    return "\n".join(words(panel_model.lines(state, 40, 0.0)))
+
+
+def test_the_panel_tells_the_rate_while_an_answer_is_written() -> None:
+    state = PanelState(figures=HIT, is_running=True)
+    state.decode(1, 10.0)
+    assert "1 tok" in shown(state)
+    state.decode(41, 12.0)
+    assert "20.0/s" in shown(state)
+    assert "41 tok" in shown(state)
+    state.finish(HIT)
+    assert "writing now" not in shown(state)

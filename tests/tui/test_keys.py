@@ -8,10 +8,13 @@ import sys
 import pytest
 from textual.theme import BUILTIN_THEMES
 
+from chatcache.backends.switching import SwitchingBackend
 from chatcache.frontend import registry
 from chatcache.tui import commands, layout
+from chatcache.tui.screens.system_prompt import SystemPromptScreen
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
-from tests.tui.conftest import Bench
+from tests.fakes import FakeBackend
+from tests.tui.conftest import NARROW, Bench
 
 
 def test_every_binding_has_its_own_id() -> None:
@@ -127,6 +130,76 @@ async def test_walking_leaves_the_view_where_it_is(bench: Bench) -> None:
         await chat.press("escape")
         assert chat.screen.composer.has_focus
         assert chat.text == before
+
+
+OPENERS: dict[registry.Scope, str] = {
+    "app": "",
+    "chat": "",
+    "composer": "/",
+    "message": "alt+up",
+    "list": "f4",
+    "sessions": "ctrl+s",
+    "tree": "f3",
+    "segments": "f7",
+    "models": "f5",
+    "ask": "ctrl+s f2",
+    "confirm": "alt+up x",
+    "help": "f1",
+}
+
+
+ON_THE_CHAT = ("app", "chat", "composer", "message")
+
+
+@pytest.mark.parametrize("scope", OPENERS)
+async def test_every_key_is_bound_where_it_belongs(bench: Bench, scope: registry.Scope) -> None:
+    bench.backend = SwitchingBackend(  # type: ignore[assignment]
+        lambda model: FakeBackend(model=model, starts_ready=True), "builtin"
+    )
+    bench.backend.is_started = False
+    num_screens = 1 if scope in ON_THE_CHAT else 3 if scope == "ask" else 2
+    async with bench.run() as chat:
+        await chat.say("one")
+        for key in OPENERS[scope].split():
+            await chat.press(key)
+        await chat.until(lambda: len(chat.app.screen_stack) == num_screens)
+        bound = chat.app.screen.active_bindings
+        wanted = {key.id: key.keys for key in registry.KEYS if key.scope == scope}
+        if scope == "chat":
+            wanted |= {one.id: one.keys for one in registry.COMMANDS if one.keys}
+        for binding_id, keys in wanted.items():
+            for key in keys.split(","):
+                assert bound[key].binding.id == binding_id, key
+
+
+async def test_the_system_prompt_has_its_keys(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.type("/system")
+        await chat.press("enter")
+        await chat.until(lambda: isinstance(chat.app.screen, SystemPromptScreen))
+        bound = chat.app.screen.active_bindings
+        assert bound["ctrl+s"].binding.id == "system.save"
+        assert bound["escape"].binding.id == "system.close"
+
+
+async def test_the_keys_of_a_message_are_shown_while_one_walks(bench: Bench) -> None:
+    async with bench.run(NARROW) as chat:
+        await chat.say("one")
+        assert "F1 help" in chat.text
+        await chat.press("alt+up")
+        await chat.until(lambda: "e edit" in chat.text and "x delete" in chat.text)
+        await chat.press("escape")
+        await chat.until(lambda: "F1 help" in chat.text)
+
+
+async def test_without_colours_the_greys_are_told_apart(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with bench.run() as chat:
+        assert chat.app.theme == "no-color"
+    async with bench.run(theme="nord") as chat:
+        assert chat.app.theme == "nord"
 
 
 @pytest.mark.parametrize("theme", [*sorted(BUILTIN_THEMES)[:3], "textual-light"])

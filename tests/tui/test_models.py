@@ -16,6 +16,7 @@ from chatcache.tui import model_actions
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.models import ModelScreen
 from chatcache.tui.status import BackendStatus
+from chatcache.tui.widgets.first_run import FirstRunBar
 from tests.fakes import FakeBackend
 from tests.tui.conftest import NARROW, Bench, Chat
 
@@ -123,6 +124,53 @@ async def test_a_download_is_asked_for_shown_and_called_off(
         await chat.until(lambda: len(shop.made) == 3 and chat.screen.status.is_ready)
         assert shop.made[1].is_closed
         assert chat.screen.status.info == shop.made[2].info
+
+
+async def test_a_model_is_made_the_one_of_every_start(
+    bench: Bench, shop: Shop, directory: str
+) -> None:
+    chosen: list[str] = []
+    async with bench.run(set_default_model=chosen.append) as chat:
+        await open_picker(chat)
+        await chat.press("f6")
+        await chat.until(lambda: "builtin is loaded at every start from now on." in chat.text)
+        assert chosen == ["builtin"]
+        await chat.press(*"qwen3-0.6")
+        await chat.until(lambda: "about 1.5 GB" in chat.text)
+        await chat.press("f6")
+        await chat.until(lambda: "Only a model that is on this machine" in chat.text)
+        assert chosen == ["builtin"]
+        await chat.press("escape")
+
+
+async def test_the_first_run_offers_another_model(
+    bench: Bench, shop: Shop, directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = [
+        shelf.ShelfModel("builtin", "built in"),
+        shelf.ShelfModel("org/some-model", "hub", num_bytes=1_500_000_000),
+        shelf.ShelfModel("org/other", "hub"),
+        shelf.ShelfModel("org/broken", "hub", problem="half of it is missing"),
+    ]
+    monkeypatch.setattr(shelf, "shelf", lambda used_before=(): here)
+    async with bench.run() as chat:
+        bar = chat.screen.query_one(FirstRunBar)
+        await chat.until(lambda: bar.display)
+        assert (
+            "F5 picks another: org/some-model is on this machine (1.5 GB), and 1 more" in chat.text
+        )
+        await chat.press("escape")
+        assert not bar.display
+    monkeypatch.setattr(shelf, "shelf", lambda used_before=(): here[:1])
+    async with bench.run(NARROW) as chat:
+        bar = chat.screen.query_one(FirstRunBar)
+        await chat.until(lambda: bar.display)
+        assert "a download, or a directory" in chat.text
+        await chat.say("hello")
+        assert not bar.display
+    async with bench.run() as chat:
+        await chat.until(lambda: chat.users == ["hello"])
+        assert not chat.screen.query_one(FirstRunBar).display
 
 
 async def test_without_a_network_nothing_is_asked(bench: Bench, shop: Shop) -> None:

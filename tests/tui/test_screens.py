@@ -124,6 +124,36 @@ async def test_a_chat_is_renamed_in_the_list(bench: Bench) -> None:
         assert chat.title == "chatcache › one more"
 
 
+async def test_chats_are_pinned_and_sorted(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("banana", "and more", "/new", "apple", "/new", "cherry")
+
+        def order() -> list[str]:
+            words = ("banana", "apple", "cherry")
+            rows = chat.text.split(" used")[1].split("on fake")[0].splitlines()
+            return [word for row in rows for word in words if f"{word}  " in row]
+
+        await open_list(chat, "ctrl+s", "● cherry")
+        assert order() == ["cherry", "apple", "banana"]
+        await chat.press("f7")
+        assert "Sorted by name." in chat.text
+        assert order() == ["apple", "banana", "cherry"]
+        await chat.press("f7")
+        assert "Sorted by length." in chat.text
+        assert order()[0] == "banana"
+        await chat.press("f7", "f6")
+        await chat.until(lambda: "* cherry" in chat.text)
+        assert "it stays at the top" in chat.text
+        await chat.press("f7")
+        assert order() == ["cherry", "apple", "banana"]
+        await chosen(chat, "escape")
+    async with bench.run() as chat:
+        await open_list(chat, "ctrl+s", "* cherry")
+        await chat.press("f6")
+        await chat.until(lambda: "No longer pinned." in chat.text)
+        await chosen(chat, "escape")
+
+
 async def test_an_empty_list_says_so(bench: Bench) -> None:
     async with bench.run() as chat:
         await open_list(chat, "ctrl+s", "There are no chats yet.")

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from chatcache.backends.local import shelf
+from chatcache.backends.switching import SwitchingBackend
+from chatcache.personas import Persona
 from chatcache.tui.app import ChatCacheApp
 from tests.fakes import CLOCK, FakeBackend, fake_model_info
 from tests.tui.conftest import NARROW, WIDE, Bench, Chat
@@ -69,6 +72,69 @@ async def help_screen(chat: Chat) -> None:
     await chat.until(lambda: "Keys and commands" in chat.text)
 
 
+async def tree(chat: Chat) -> None:
+    await chat.say(*QUESTIONS, "/fork 1", "And where is it?")
+    chat.app.clear_notifications()
+    await chat.press("f3")
+    await chat.until(lambda: "instant (RAM)" in chat.text or "RAM" in chat.text)
+
+
+async def personas(chat: Chat) -> None:
+    await chat.say(QUESTIONS[0])
+    await chat.type("/persona")
+    await chat.press("enter")
+    await chat.until(lambda: "tokens to recompute" in chat.text)
+
+
+async def params(chat: Chat) -> None:
+    await chat.say(QUESTIONS[0], "/persona tutor", "/set seed 7", "/params")
+    chat.app.clear_notifications()
+
+
+async def segments(chat: Chat) -> None:
+    await talk(chat)
+    await chat.press("f7")
+    await chat.until(lambda: "ram-0" in chat.text)
+
+
+async def lens(chat: Chat) -> None:
+    await talk(chat)
+    await chat.type("/lens")
+    await chat.press("enter")
+    await chat.until(lambda: "of context" in chat.text and "in RAM" in chat.text)
+
+
+async def first_run(chat: Chat) -> None:
+    await chat.until(lambda: "picks another" in chat.text)
+
+
+async def models(chat: Chat) -> None:
+    await chat.say(QUESTIONS[0])
+    await chat.press("f5")
+    await chat.until(lambda: "context of" in chat.text)
+    await chat.press("down")
+    await chat.until(lambda: "read anew by it" in chat.text)
+
+
+async def walking(chat: Chat) -> None:
+    await talk(chat)
+    await chat.press("alt+up", "alt+up")
+    await chat.until(lambda: "e edit" in chat.text)
+
+
+SHELF = [
+    shelf.ShelfModel("builtin", "built in", "Qwen3ForCausalLM", 7_300_000, 15_000_000, "any token"),
+    shelf.ShelfModel(
+        "org/model", "hub", "LlamaForCausalLM", 1_200_000_000, 2_400_000_000, "any token"
+    ),
+    shelf.ShelfModel("org/broken", "hub", problem="model.safetensors is missing"),
+]
+PERSONAS = {
+    "tutor": Persona("tutor", "Explain one step at a time.", {"temperature": 0.3}),
+    "editor": Persona("editor", "Mend the text, and say what you changed."),
+}
+
+
 @pytest.mark.parametrize(
     ("script", "size", "options"),
     [
@@ -82,15 +148,33 @@ async def help_screen(chat: Chat) -> None:
         pytest.param(command_list, NARROW, {}, id="commands-narrow"),
         pytest.param(trouble, NARROW, {}, id="trouble-narrow"),
         pytest.param(help_screen, WIDE, {}, id="help-wide"),
+        pytest.param(tree, WIDE, {}, id="tree-wide"),
+        pytest.param(tree, NARROW, {}, id="tree-narrow"),
+        pytest.param(personas, WIDE, {"personas": PERSONAS}, id="personas-wide"),
+        pytest.param(params, NARROW, {"personas": PERSONAS}, id="params-narrow"),
+        pytest.param(segments, WIDE, {}, id="segments-wide"),
+        pytest.param(lens, WIDE, {}, id="lens-wide"),
+        pytest.param(first_run, NARROW, {}, id="first-run-narrow"),
+        pytest.param(models, WIDE, {}, id="models-wide"),
+        pytest.param(walking, NARROW, {"theme": "ansi-dark"}, id="walking-ansi"),
+        pytest.param(talk, WIDE, {"theme": "no-color"}, id="talk-no-color"),
     ],
 )
 def test_picture(
     still: Bench,
+    monkeypatch: pytest.MonkeyPatch,
     snap_compare: SnapCompare,
     script: Script,
     size: tuple[int, int],
     options: dict[str, Any],
 ) -> None:
+    if script in (first_run, models):
+        monkeypatch.setattr(shelf, "shelf", lambda used_before=(): SHELF)
+        fake = still.backend
+        still.backend = SwitchingBackend(lambda model: fake, "builtin")  # type: ignore[assignment]
+    if options.get("theme") == "no-color":
+        monkeypatch.setenv("NO_COLOR", "1")
+        options = {}
     app = ChatCacheApp(still.service(), clock=lambda: CLOCK, **options)
     still.backend.start()
 

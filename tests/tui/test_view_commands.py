@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from textual.widgets import OptionList
 from chatcache.backends.base import SegmentRow
 from chatcache.errors import NotFoundError
 from chatcache.frontend import keycheck
+from chatcache.frontend.desk import Verified
 from chatcache.tui.screens.chat import ChatScreen
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.history import HistoryScreen
@@ -78,13 +82,27 @@ class Desk:
     def inspect(self, row: SegmentRow) -> list[str]:
         return ["4 tensors", f"of {row.segment_id}"]
 
+    def __init__(self) -> None:
+        self.rows: list[SegmentRow] = []
+        self.checked = threading.Semaphore(0)
+
+    def stored(self) -> list[SegmentRow]:
+        return self.rows
+
     def verify(self, row: SegmentRow) -> str:
         raise NotFoundError("This segment is in memory only.", "")
 
+    def verify_all(self) -> Iterator[Verified]:
+        for number in range(1, 4):
+            self.checked.acquire(timeout=10)
+            yield Verified(number, 3, number * 1000, "a checksum differs" if number == 2 else None)
+
     def toggle_pin(self, row: SegmentRow) -> str:
+        self.rows = [replace(row, on_disk=True, is_pinned=True)]
         return "Pinned 1 segment."
 
     def drop(self, row: SegmentRow) -> str:
+        self.rows = []
         return f"Dropped {row.segment_id}."
 
 
@@ -97,12 +115,50 @@ async def test_segments_are_looked_at_pinned_verified_and_dropped(bench: Bench) 
         await chat.until(lambda: "of ram-0" in chat.text)
         await chat.press("f6")
         await chat.until(lambda: "Pinned 1 segment." in chat.text)
+        assert "both pinned" in chat.text
         await chat.press("f7")
         await chat.until(lambda: "in memory only" in chat.text)
         await opened(chat, ConfirmScreen, "f8")
         await chat.press("y")
         await chat.until(lambda: "Dropped ram-0." in chat.text)
+        assert "pinned" not in chat.text.split("Dropped")[0].split("tokens  where")[1]
         await chat.press("escape")
+
+
+async def test_all_segments_are_verified_and_escape_stops_it(bench: Bench) -> None:
+    desk = Desk()
+    async with bench.run(desk=desk) as chat:
+        await chat.say("one")
+        await opened(chat, SegmentsScreen, "f7")
+        desk.checked.release()
+        desk.checked.release()
+        await chat.press("f5")
+        await chat.until(lambda: "verified 2 of 3 segments, 2.0 kB · 1 damaged" in chat.text)
+        await chat.press("escape")
+        desk.checked.release()
+        await chat.until(lambda: "Stopped. Verified 3 of 3" in chat.text)
+        for _ in range(3):
+            desk.checked.release()
+        await chat.press("f5")
+        await chat.until(lambda: "Verified 3 of 3, 3.0 kB: 1 damaged." in chat.text)
+        await chat.press("escape")
+        await chat.until(lambda: isinstance(chat.app.screen, ChatScreen))
+
+
+async def test_one_segment_is_written_to_disk_when_asked(bench: Bench) -> None:
+    async with bench.run(desk=Desk()) as chat:
+        await chat.say("one")
+        await opened(chat, SegmentsScreen, "f7")
+        await chat.until(lambda: "ram-0" in chat.text)
+        await chat.press("f9")
+        await chat.until(lambda: "It is being written" in chat.text)
+        assert bench.backend.spilled == ["ram-0"]
+        journal = bench.backend.ram_journals.pop()
+        bench.backend.disk_journals.append(journal)
+        bench.backend.emit(bench.backend.snapshot())
+        await chat.until(lambda: "disk-0" in chat.text)
+        await chat.press("f9")
+        await chat.until(lambda: "It is on disk already." in chat.text)
 
 
 async def test_keys_says_what_clashes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,13 @@ from chatcache.tui.chats import Chats
 from chatcache.tui.idle import IdleHooks
 from chatcache.tui.options import ChatOptions
 from chatcache.tui.screens.chat_shape import ShapedScreen
+from chatcache.tui.screens.segments import SegmentsScreen
 from chatcache.tui.status import BackendStatus
 from chatcache.tui.turns import RunningTurn, Turns
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from chatcache.tui.widgets.command_popup import CommandPopup
 from chatcache.tui.widgets.composer import Composer
+from chatcache.tui.widgets.first_run import FirstRunBar
 from chatcache.tui.widgets.notice import Notice
 from chatcache.tui.widgets.status_bar import StatusBar
 from chatcache.tui.widgets.title_bar import TitleBar
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
 
 DOUBLE_PRESS_SECONDS = 0.6
+_MESSAGE_HINTS = ("edit", "regenerate", "fork", "copy", "inspect", "delete")
 PLACEHOLDER = "Say something. Enter sends, Ctrl+J adds a line, / lists the commands"
 _Result = TypeVar("_Result")
 _Args = ParamSpec("_Args")
@@ -76,6 +79,7 @@ class ChatScreen(ShapedScreen):
     def compose(self) -> ComposeResult:
         popup = CommandPopup()
         yield TitleBar(id="title-bar")
+        yield FirstRunBar(id="first-run")
         with Horizontal(id="middle"):
             with Vertical(id="column"):
                 yield Transcript(id="transcript")
@@ -100,6 +104,7 @@ class ChatScreen(ShapedScreen):
         """After the first paint: listen to the engine, and open the chat that was asked for."""
         self.run_async(self._listen())
         self.run_async(self.chats.open_first(self.options.session_ref))
+        self.run_async(self.actions.offer_another())
 
     async def _listen(self) -> None:
         backend = self.service.backend
@@ -196,6 +201,12 @@ class ChatScreen(ShapedScreen):
             "new": "new",
             "panel": "cache",
             "model": "another model",
+            "message.edit": "edit",
+            "message.regenerate": "again",
+            "message.fork": "fork",
+            "message.copy": "copy",
+            "message.inspect": "figures",
+            "message.delete": "delete",
         }
         keys = [(registry.key_words(i, self.options.keys), words.get(i, i)) for i in ids]
         return [(key[0], word) for key, word in keys if key]
@@ -207,6 +218,8 @@ class ChatScreen(ShapedScreen):
         event = message.event
         if isinstance(event, CacheSnapshot):
             self.panel_state.snapshot = event
+            if isinstance(shown := self.app.screen, SegmentsScreen):
+                shown.show_segments(event.segments)
         elif isinstance(event, CacheEvent):
             self.panel_state.events.append(event)
         elif isinstance(event, Prepared):
@@ -267,6 +280,7 @@ class ChatScreen(ShapedScreen):
         if isinstance(meant, registry.Call):
             self.actions.run(meant.command.id, meant.argument)
         else:
+            self.query_one(FirstRunBar).hide()
             self.composer.remember(meant.text)
             self.chats.submit(meant.text)
 
@@ -281,6 +295,10 @@ class ChatScreen(ShapedScreen):
     @on(messages.FilePicked)
     def _file_picked(self, message: messages.FilePicked) -> None:
         self.actions.run("attach", message.path)
+
+    def on_descendant_focus(self) -> None:
+        """The keys that work on a message are shown while one has the focus."""
+        self.refresh_status()
 
     @on(messages.MessageActed)
     def _message_acted(self, message: messages.MessageActed) -> None:
@@ -302,6 +320,8 @@ class ChatScreen(ShapedScreen):
         """Close the list, else stop, else go back to writing; twice on an idle screen: fork."""
         composer = self.composer
         if composer.close_popup() or self.turns.stop() or self.actions.cancel_switch():
+            return
+        if self.query_one(FirstRunBar).hide():
             return
         if not composer.has_focus:
             composer.focus()
@@ -336,7 +356,11 @@ class ChatScreen(ShapedScreen):
     def refresh_status(self) -> None:
         self.query_one(TitleBar).show_model(self.status.model_line)
         self.query_one(StatusBar).show_state(self.status, self.turns.doing)
+        is_walking = self.transcript.focused_block is not None
+        self.set_class(is_walking, "-walking")
         ids = ["help", "fork"] if self._is_narrow else ["help", "fork", "sessions", "panel"]
-        if self._is_narrow and self.status.loading is not None:
+        if is_walking:
+            ids = [f"message.{one}" for one in _MESSAGE_HINTS]
+        elif self._is_narrow and self.status.loading is not None:
             ids = []  # the figures of a download need the room
         self.query_one(StatusBar).show_hints(self.hints(ids))

@@ -19,6 +19,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from chatcache.tui.commands import bindings
+from chatcache.tui.formatting import shorten
 from chatcache.tui.styles import MUTED
 
 MAX_ROWS = 500
@@ -49,6 +50,7 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
         self._rows: Sequence[Row] = ()
         self._shown: list[Row] = []
         self._is_loaded = False
+        self._drawn_width = 0
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
@@ -101,7 +103,7 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
         words = self.query_text.casefold().split()
         matching = [row for row in self._rows if self.is_match(row, words)]
         self._shown = self.ordered(matching, words)[:MAX_ROWS]
-        width = self._width
+        self._drawn_width = width = self._width
         self.query_one(".columns", Static).update(self.columns(width))
         options.set_options(Option(row.draw(width)) for row in self._shown)
         index = next((i for i, row in enumerate(self._shown) if row.row_id == keep), 0)
@@ -109,17 +111,29 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
         if not self._shown:
             text = self.empty_text if not words else "no match"
             self.query_one(".preview", Static).update(Content.styled(text, MUTED))
+        self.call_after_refresh(self._draw_again)
+
+    def _draw_again(self) -> None:
+        """Rows that were drawn before the dialog had its size are drawn for the one it has."""
+        if self._drawn_width != self._width:
+            row = self.highlighted_row
+            self._filter(row.row_id if row else None)
 
     @property
     def _width(self) -> int:
         """The cells that a row has: the list without its scrollbar."""
         return max(20, self.query_one(OptionList).size.width - 2)
 
+    def fit(self, text: str) -> str:
+        """The text on one line of the preview."""
+        return shorten(text, self._width)
+
     # Events
 
     @on(Input.Changed)
     def _query_changed(self, event: Input.Changed) -> None:
         event.stop()
+        self._show_keys()
         if self._is_loaded:
             self._filter()
 
@@ -140,9 +154,9 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
             self.query_one(".preview", Static).update(self.preview(row))
 
     def on_resize(self, event: Resize) -> None:
+        self.call_after_refresh(self._show_keys)
         if self._is_loaded:
-            row = self.highlighted_row
-            self.call_after_refresh(self._filter, row.row_id if row else None)
+            self.call_after_refresh(self._draw_again)
 
     def _choose(self) -> None:
         if (row := self.highlighted_row) is not None:
@@ -152,6 +166,7 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
         raise NotImplementedError
 
     def action_move(self, step: int) -> None:
+        self._show_keys()
         options = self.query_one(OptionList)
         if self._shown:
             index = (options.highlighted or 0) + step
@@ -160,6 +175,12 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
     def action_leave(self) -> None:
         self.dismiss(None)
 
+    def _show_keys(self) -> None:
+        text, room = self.keys_text, self._width + 2
+        if len(text) > room:
+            text = text.replace(" · Esc close", " · Esc")
+        self.query_one(".dialog-keys", Static).update(Content(text))
+
     def say(self, text: str) -> None:
-        """A word about what has just happened, in place of the keys until the next key."""
+        """A word about what has just happened, in place of the keys until one moves or types."""
         self.query_one(".dialog-keys", Static).update(Content.styled(text, "bold"))

@@ -10,12 +10,12 @@ from textual.content import Content
 
 from chatcache.chat.views import ForkPoint
 from chatcache.frontend import figures
-from chatcache.tui.formatting import one_line, plural, shorten
+from chatcache.tui.formatting import plural, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED
 from chatcache.tui.worker import as_user_error
 
-_TURN_WIDTH, _WHO_WIDTH, _TOKENS_WIDTH = 5, 8, 9
+_TURN_WIDTH, _WHO_WIDTH, _TOKENS_WIDTH = 5, 8, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class ForkScreen(FilterListScreen[ForkChoice]):
             lines = f"Keeps everything in a new chat, this one stays as it is. {cost}."
         else:
             lines = f"Keeps {plural(fork.point.turn, 'turn')}, this one included. {cost}."
-        return Content.assemble((lines, MUTED), "\n", one_line(fork.text))
+        return Content.assemble((lines, MUTED), "\n", self.fit(fork.text))
 
     def choose(self, row: Row) -> None:
         self.dismiss(self._by_id[row.row_id].choice)
@@ -123,7 +123,7 @@ def _line(turn: str, who: str, text: str, tokens: str, cost: str, width: int) ->
     cost_width = 32 if width >= 90 else 26 if width >= 66 else 18 if width >= 52 else 13
     if width < 52:
         who, who_width = who[:3], 4
-    tokens = f"{tokens:>{_TOKENS_WIDTH}}" if width >= 44 else ""
+    tokens = f"{tokens:>{_TOKENS_WIDTH}}" if width >= 66 else ""
     rest = width - _TURN_WIDTH - who_width - len(tokens) - cost_width - 2
     text = shorten(text, rest)
     return Content.assemble(

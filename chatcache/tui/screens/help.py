@@ -14,7 +14,8 @@ from chatcache.frontend.registry import CHATS, COMMANDS, KEYS, SCOPE_TITLES, TAL
 from chatcache.tui.commands import bindings
 from chatcache.tui.styles import MUTED
 
-_KEY_COLUMN, _SLASH_COLUMN, _KEYS_OF_COMMAND = 32, 18, 14
+_KEY_COLUMN, _KEYS_OF_COMMAND = 32, 14
+_SLASH_COLUMN = 2 + max(len(command.usage) for command in COMMANDS)
 _TWO_LINES_BELOW = 84
 
 

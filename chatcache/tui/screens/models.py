@@ -10,6 +10,8 @@ from textual.content import Content
 from chatcache.backends.base import ModelInfo
 from chatcache.backends.local.shelf import ShelfModel, at_hand, is_directory, is_hub_id
 from chatcache.frontend import reports
+from chatcache.frontend.suggestions import suggestions
+from chatcache.tui.commands import bindings
 from chatcache.tui.formatting import one_line, parameters, shorten, size
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED
@@ -22,9 +24,10 @@ _TO_FETCH = "to be downloaded from the hub"
 class ModelScreen(FilterListScreen[str]):
     """Returns the name of a model; switching is done by whoever asked."""
 
+    BINDINGS = bindings("models")
     title_text = "Models"
     placeholder = "type to filter; ORGANISATION/NAME or a directory for another one"
-    keys_text = "Enter switch to it · Esc close"
+    keys_text = "Enter switch to it · F6 load it at every start · Esc close"
     empty_text = "no such model here; ORGANISATION/NAME downloads one"
 
     def __init__(
@@ -33,10 +36,14 @@ class ModelScreen(FilterListScreen[str]):
         current: str,
         info: ModelInfo | None,
         consequence: str,
+        *,
+        set_default: Callable[[str], None] | None = None,
+        is_offline: bool = False,
     ) -> None:
         super().__init__()
         self._load, self._current, self._info = load, current, info
-        self._consequence = consequence
+        self._consequence, self._set_default = consequence, set_default
+        self._is_offline = is_offline
         self._models: dict[str, ShelfModel] = {}
 
     def on_mount(self) -> None:
@@ -51,9 +58,18 @@ class ModelScreen(FilterListScreen[str]):
             self.dismiss(None)
             self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
             return
-        self._models = {model.name: model for model in models}
-        self.set_rows([self._row(model) for model in models])
+        self._models = {model.name: model for model in [*models, *self._offers(models)]}
+        self.set_rows([self._row(model) for model in self._models.values()])
         self._filter(self._current)
+
+    def _offers(self, models: Sequence[ShelfModel]) -> list[ShelfModel]:
+        """What could be downloaded, for somebody who knows no name."""
+        if self._is_offline:
+            return []
+        return [
+            ShelfModel(name, "hub", num_bytes=num_bytes, problem=_TO_FETCH)
+            for name, num_bytes in suggestions(model.name for model in models)
+        ]
 
     def _filter(self, keep: str | None = None) -> None:
         """What is typed may be a model that is not in the list."""
@@ -77,7 +93,8 @@ class ModelScreen(FilterListScreen[str]):
 
         def draw(width: int) -> Content:
             if model.problem:
-                return _problem_line(f"{mark}{model.name}", model.problem, width)
+                about = f", about {size(model.num_bytes)}" if model.num_bytes else ""
+                return _problem_line(f"{mark}{model.name}", model.problem + about, width)
             return _line(
                 f"{mark}{model.name}",
                 model.place,
@@ -95,7 +112,8 @@ class ModelScreen(FilterListScreen[str]):
             return Content.styled(reports.model(self._info).replace("\n  ", "\n"), MUTED)
         if model.problem and model.problem != _TO_FETCH:
             return Content.styled(one_line(model.problem), MUTED)
-        reuse = f"Reuse: {one_line(model.reuse)}." if model.reuse else "Its size is asked first."
+        fetched = "Before a download its exact size is asked, and then you."
+        reuse = f"Reuse: {one_line(model.reuse)}." if model.reuse else fetched
         return Content.assemble((reuse, MUTED), "\n", self._consequence)
 
     def choose(self, row: Row) -> None:
@@ -104,6 +122,23 @@ class ModelScreen(FilterListScreen[str]):
             self.say(one_line(model.problem))
         else:
             self.dismiss(row.row_id)
+
+    def action_default(self) -> None:
+        """Write the model into the settings, without switching to it."""
+        row = self.highlighted_row
+        if row is None:
+            return
+        model = self._models.get(row.row_id) or _named(row.row_id)
+        if self._set_default is None or model.problem:
+            self.say("Only a model that is on this machine can be loaded at every start.")
+            return
+        try:
+            self._set_default(model.name)
+        except Exception as failure:
+            error = as_user_error(failure)
+            self.say(f"{error.message} {error.hint}")
+        else:
+            self.say(f"{one_line(model.name)} is loaded at every start from now on.")
 
 
 def _named(name: str) -> ShelfModel:

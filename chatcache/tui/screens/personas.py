@@ -30,6 +30,9 @@ class PersonaScreen(FilterListScreen[Persona]):
         super().on_mount()
         self.call_after_refresh(self.set_rows, [self._row(one) for one in self._personas.values()])
 
+    def columns(self, width: int) -> Content:
+        return Content(f"  {'name':<{_NAME_WIDTH}}system prompt").stylize(MUTED)
+
     def _row(self, persona: Persona) -> Row:
         return Row(persona.name, f"{persona.name} {persona.system}", self._drawer(persona))
 
@@ -51,7 +54,7 @@ class PersonaScreen(FilterListScreen[Persona]):
             facts = "in use" + (f" · {sampling}" if sampling else "")
         else:
             facts = self._cost + (f" Sets {sampling}; that costs nothing." if sampling else "")
-        return Content.assemble((facts, MUTED), "\n", one_line(persona.system))
+        return Content.assemble((facts, MUTED), "\n", self.fit(persona.system))
 
     def choose(self, row: Row) -> None:
         self.dismiss(self._personas[row.row_id])

@@ -1,17 +1,19 @@
-"""The segments of both tiers, and what can be done with one: look, pin, check, drop."""
+"""The segments of both tiers, and what can be done with them: look, pin, check, write, drop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.backends.base import SegmentRow
+from chatcache.errors import UsageError
 from chatcache.tui.commands import bindings
-from chatcache.tui.formatting import age, size
+from chatcache.tui.formatting import age, plural, size
 from chatcache.tui.panel_model import where_words
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
@@ -25,29 +27,52 @@ _ID_WIDTH = 14
 
 
 class SegmentsScreen(FilterListScreen[None]):
-    """Acts through the desk; returns nothing."""
+    """Acts through the desk, and on memory through the engine; returns nothing."""
 
     BINDINGS = bindings("segments")
     title_text = "Segments: the K and V of runs of tokens"
-    keys_text = "Enter inspect · F6 pin, unpin · F7 verify · F8 drop · Esc close"
+    placeholder = "type to filter by id, tier, or “pinned”"
+    keys_text = (
+        "Enter inspect · F6 pin · F7 verify · F5 verify all · F9 spill · F8 drop · Esc close"
+    )
     empty_text = "Nothing is remembered yet."
 
-    def __init__(self, rows: Sequence[SegmentRow], desk: SegmentDesk | None, now: float) -> None:
+    def __init__(
+        self,
+        rows: Sequence[SegmentRow],
+        desk: SegmentDesk | None,
+        now: float,
+        spill: Callable[[str], bool] = lambda segment_id: False,
+    ) -> None:
         super().__init__()
-        self._segments = {f"{row.namespace}/{row.segment_id}": row for row in rows}
-        self._desk, self._now = desk, now
+        self._segments = _by_key(rows)
+        self._desk, self._now, self._spill_one = desk, now, spill
+        self._is_verifying = False
 
     def on_mount(self) -> None:
         super().on_mount()
+        self.call_after_refresh(self._show)
+
+    def show_segments(self, rows: Sequence[SegmentRow]) -> None:
+        """What the engine holds has changed."""
+        self._segments = _by_key(rows)
+        if self._is_loaded:
+            self._show()
+
+    def _show(self) -> None:
+        chosen = self.highlighted_row
         rows = [
-            Row(key, f"{row.segment_id} {where_words(row)}", self._drawer(row))
+            Row(key, f"{row.segment_id} {_where(row)}", self._drawer(row))
             for key, row in self._segments.items()
         ]
-        self.call_after_refresh(self.set_rows, rows)
+        self.set_rows(rows)
+        self._filter(chosen.row_id if chosen else None)
+
+    # Drawing
 
     def columns(self, width: int) -> Content:
         return Content(
-            _columns("segment", "tokens", "where", "size", "age", "hits", width)
+            _columns("segment", "builds on", "tokens", "where", "size", "age", "hits", width)
         ).stylize(MUTED)
 
     def _drawer(self, row: SegmentRow) -> Callable[[int], Content]:
@@ -55,8 +80,9 @@ class SegmentsScreen(FilterListScreen[None]):
             return Content(
                 _columns(
                     row.segment_id[: _ID_WIDTH - 2],
+                    (row.parent_id or "–")[: _ID_WIDTH - 2],
                     f"{row.start:,}–{row.stop:,}",
-                    where_words(row) + (" pinned" if row.is_pinned else ""),
+                    _where(row),
                     size(row.num_bytes),
                     age(self._now - row.last_used),
                     f"{row.hits:,}",
@@ -86,6 +112,21 @@ class SegmentsScreen(FilterListScreen[None]):
     def action_drop(self) -> None:
         self._act(self._drop)
 
+    def action_spill(self) -> None:
+        if (row := self.highlighted_row) is not None:
+            self.run_worker(self._guarded(self._spill(self._segments[row.row_id])))
+
+    def action_verify_all(self) -> None:
+        if self._desk is not None and not self._is_verifying:
+            self.run_worker(self._guarded(self._verify_all(self._desk)))
+
+    def action_leave(self) -> None:
+        """Call the verification off, else close."""
+        if self._is_verifying:
+            self._is_verifying = False
+        else:
+            self.dismiss(None)
+
     def _act(self, act: Callable[[SegmentDesk, SegmentRow], Coroutine[Any, Any, None]]) -> None:
         row = self.highlighted_row
         if row is None:
@@ -107,24 +148,77 @@ class SegmentsScreen(FilterListScreen[None]):
         self.query_one(".preview", Static).update(Content("\n".join(lines)))
 
     async def _pin(self, desk: SegmentDesk, segment: SegmentRow) -> None:
-        self.say(await asyncio.to_thread(desk.toggle_pin, segment))
+        done = await asyncio.to_thread(desk.toggle_pin, segment)
+        await self._look_again(desk)
+        self.say(done)
 
     async def _verify(self, desk: SegmentDesk, segment: SegmentRow) -> None:
         self.say("reading the file …")
         self.say(await asyncio.to_thread(desk.verify, segment))
 
+    async def _verify_all(self, desk: SegmentDesk) -> None:
+        """Read every file, one after the other; Esc ends it after the one that is being read."""
+        self._is_verifying = True
+        try:
+            steps, num_damaged, step = desk.verify_all(), 0, None
+            while self._is_verifying and (found := await asyncio.to_thread(next, steps, None)):
+                step = found
+                num_damaged += step.problem is not None
+                done = f"verified {step.done:,} of {plural(step.total, 'segment')}"
+                self.say(f"{done}, {size(step.num_bytes)} · {num_damaged:,} damaged · Esc stops")
+        finally:
+            was_stopped, self._is_verifying = not self._is_verifying, False
+        if step is None:
+            self.say("Nothing is on disk yet.")
+            return
+        found_words = f"{num_damaged:,} damaged" if num_damaged else "all sound"
+        words = f"Verified {step.done:,} of {step.total:,}, {size(step.num_bytes)}: {found_words}."
+        self.say(("Stopped. " if was_stopped else "") + words)
+
+    async def _spill(self, segment: SegmentRow) -> None:
+        if segment.on_disk:
+            raise UsageError("It is on disk already.", "")
+        if not await asyncio.to_thread(self._spill_one, segment.segment_id):
+            raise UsageError("No model of this machine is loaded.", "Then nothing is in memory.")
+        self.say("It is being written, with all before it; the list shows when.")
+
     async def _drop(self, desk: SegmentDesk, segment: SegmentRow) -> None:
         question = f"Drop {size(segment.num_bytes)} of K and V, and what builds on them?"
         detail = "No word is lost; what is needed again is computed again."
         if await self.app.push_screen_wait(ConfirmScreen(question, detail, "Drop")):
-            self.say(await asyncio.to_thread(desk.drop, segment))
+            done = await asyncio.to_thread(desk.drop, segment)
+            await self._look_again(desk)
+            self.say(done)
+
+    async def _look_again(self, desk: SegmentDesk) -> None:
+        """Show what is on disk now; of what is in memory the engine tells by itself."""
+        stored = _by_key(await asyncio.to_thread(desk.stored))
+        now: list[SegmentRow] = []
+        for key, row in self._segments.items():
+            on_disk = stored.get(key)
+            if on_disk is not None:
+                now.append(replace(row, on_disk=True, is_pinned=on_disk.is_pinned))
+            elif row.in_ram:
+                now.append(replace(row, on_disk=False, is_pinned=False))
+        self.show_segments(now)
+
+
+def _by_key(rows: Sequence[SegmentRow]) -> dict[str, SegmentRow]:
+    return {f"{row.namespace}/{row.segment_id}": row for row in rows}
+
+
+def _where(row: SegmentRow) -> str:
+    return where_words(row) + (" pinned" if row.is_pinned else "")
 
 
 def _columns(
-    name: str, tokens: str, where: str, size_: str, age_: str, hits: str, width: int
+    name: str, parent: str, tokens: str, where: str, size_: str, age_: str, hits: str, width: int
 ) -> str:
-    tail = f"{tokens:>16}  {where:<14}{size_:>8}{age_:>6}"
+    """One row, from the left; on a narrow screen the ids go first."""
+    figures = f"{tokens:>16}  {where:<12}{size_:>8}{age_:>6}"
     if width >= 56:
-        tail += f"{hits:>6}"
-    room = width - len(tail)
-    return (f"{name:<{_ID_WIDTH}}"[:room] if room > 4 else "").ljust(max(0, room)) + tail
+        figures += f"{hits:>6}"
+    room = width - len(figures)
+    if room >= 2 * _ID_WIDTH:
+        return f"{name:<{_ID_WIDTH}}{parent:<{_ID_WIDTH}}{figures}"
+    return (f"{name:<{_ID_WIDTH}}"[:room] if room > 4 else "") + figures

@@ -1,4 +1,4 @@
-"""All chats: filter by name and text, open, rename, delete with a way back."""
+"""All chats: filter by name and text, sort, pin, open, rename, delete with a way back."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 _NUMBER_WIDTH, _AGE_WIDTH = 8, 6
 _MIN_SEARCH = 3
+_SORTS: dict[str, Callable[[SessionSummary], Any]] = {
+    "last used": lambda session: -session.updated_at,
+    "name": lambda session: session.name.casefold(),
+    "length": lambda session: -session.num_tokens,
+}
 
 
 class SessionsScreen(FilterListScreen[str]):
@@ -31,7 +36,7 @@ class SessionsScreen(FilterListScreen[str]):
     BINDINGS = bindings("sessions")
     title_text = "Chats"
     placeholder = "type to filter by name, or to search in what was said"
-    keys_text = "Enter open · F2 rename · F8 delete · Ctrl+Z undo · Esc close"
+    keys_text = "Enter open · F2 rename · F6 pin · F7 sort · F8 delete · Ctrl+Z undo · Esc close"
     empty_text = "There are no chats yet."
 
     def __init__(
@@ -54,6 +59,7 @@ class SessionsScreen(FilterListScreen[str]):
         self._deleted: list[str] = []
         self._hits: dict[str, SearchHit] = {}
         self._searched = ""
+        self._sort = "last used"
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -80,12 +86,17 @@ class SessionsScreen(FilterListScreen[str]):
         self.set_rows(
             [
                 Row(session.session_id, f"{session.name} {session.preview}", self._drawer(session))
-                for session in self._sessions.values()
+                for session in self._sorted()
                 if session.session_id not in self._deleted
             ]
         )
         self._filter(keep)
         self._search()
+
+    def _sorted(self) -> list[SessionSummary]:
+        """In the order that was asked for, what is pinned before the rest."""
+        by = _SORTS[self._sort]
+        return sorted(self._sessions.values(), key=lambda one: (not one.is_pinned, by(one)))
 
     def _search(self) -> None:
         """Look into the messages as well, beside the filtering of names."""
@@ -123,7 +134,8 @@ class SessionsScreen(FilterListScreen[str]):
 
     def _drawer(self, session: SessionSummary) -> Callable[[int], Content]:
         mark = "● " if session.session_id == self._current_id else "  "
-        name = ("⑂ " if session.forked_from else "") + one_line(session.name)
+        name = ("* " if session.is_pinned else "") + ("⑂ " if session.forked_from else "")
+        name += one_line(session.name)
 
         def draw(width: int) -> Content:
             used = age(self._clock() - session.updated_at)
@@ -140,9 +152,13 @@ class SessionsScreen(FilterListScreen[str]):
             facts.append(f"forked from {one_line(origin.name)}" if origin else "a fork")
         if session.session_id == self._current_id:
             facts.append("open now")
+        if session.is_pinned:
+            facts.append("* pinned")
+        if session.history_mode == "append":
+            facts.append("append mode")
         hit = self._hits.get(row.row_id)
-        said = f"turn {hit.turn}: {one_line(hit.snippet)}" if hit else one_line(session.preview)
-        return Content.assemble((" · ".join(facts), MUTED), "\n", said)
+        said = f"turn {hit.turn}: {hit.snippet}" if hit else session.preview
+        return Content.assemble((" · ".join(facts), MUTED), "\n", self.fit(said))
 
     # Keys
 
@@ -184,6 +200,23 @@ class SessionsScreen(FilterListScreen[str]):
         self._show(near[0].row_id if near else None)
         name = shorten(self._sessions[row.row_id].name, 30)
         self.say(f"Deleted “{name}”. Ctrl+Z brings it back until this list is closed.")
+
+    def action_pin(self) -> None:
+        if (row := self.highlighted_row) is not None:
+            self._do(self._pin(self._sessions[row.row_id]))
+
+    async def _pin(self, session: SessionSummary) -> None:
+        is_pinned = not session.is_pinned
+        await asyncio.to_thread(self._service.set_pinned, session.session_id, is_pinned)
+        await self._load(session.session_id)
+        self.say("Pinned: it stays at the top." if is_pinned else "No longer pinned.")
+
+    def action_sort(self) -> None:
+        names = list(_SORTS)
+        self._sort = names[(names.index(self._sort) + 1) % len(names)]
+        row = self.highlighted_row
+        self._show(row.row_id if row else None)
+        self.say(f"Sorted by {self._sort}.")
 
     def action_undo(self) -> None:
         if self._deleted:

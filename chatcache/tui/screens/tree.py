@@ -189,9 +189,9 @@ class TreeScreen(FilterListScreen[TreeChoice]):
         return Content.assemble(
             (" · ".join(facts), MUTED),
             "\n",
-            one_line(branch.text),
+            self.fit(branch.text),
             "\n",
-            one_line(branch.last_text),
+            self.fit(branch.last_text),
         )
 
     # Keys

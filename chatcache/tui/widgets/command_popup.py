@@ -17,6 +17,7 @@ MAX_ROWS = 8
 _BORDER = 2
 _BESIDE = 6  # rows of the screen that are not for the list
 _MAX_WIDTH = 80
+_LABEL_WIDTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,9 @@ class CommandPopup(OptionList, can_focus=False):
             return
         self._offers = list(offers)
         room = min(_MAX_WIDTH, self.app.size.width - _BORDER - 6)
-        width = min(room, max((len(offer.label) for offer in offers), default=0))
+        longest = max((len(offer.label) for offer in offers), default=0)
+        has_hints = any(offer.hint and offer.command for offer in offers)
+        width = min(max(_LABEL_WIDTH, room * 2 // 5) if has_hints else room, longest)
         self.set_options(Option(_drawn(offer, width, room - width)) for offer in offers)
         if offers:
             self.highlighted = 0

@@ -31,11 +31,12 @@ from chatcache.tui.widgets.command_popup import (
 
 PASTE_LINES = 12
 PASTE_CHARACTERS = 2_000
+# Of a text that comes back (recalled, a draft, to be edited) more than this is held back, too.
+HELD_CHARACTERS = 20_000
 _COMMAND_START = re.compile(r"/([A-Za-z]*)\Z")
 _FILE_START = re.compile(r"(?:^|\s)@([^\s@]*)$")
 _RECALLED_LIMIT = 500
 _MAX_OFFERS = 50
-IN_TURN = frozenset({"composer.send", "composer.newline", "composer.complete"})
 
 
 class Composer(TextArea):
@@ -71,6 +72,8 @@ class Composer(TextArea):
 
     def set_text(self, text: str) -> None:
         """Replace the text and put the cursor behind it. Opens no command list."""
+        if len(text) > HELD_CHARACTERS:
+            text = self._hold(text)
         self._given_text = text
         self.load_text(text)
         self.move_cursor(self.document.end)
@@ -104,10 +107,11 @@ class Composer(TextArea):
     # Keys
 
     async def _on_key(self, event: Key) -> None:
-        """Keys that would type something run their binding here, in turn with the text typed
-        before them: a priority binding would overtake it on a busy machine and send half."""
+        """Keys that edit run their binding here, in turn with the text typed before and after
+        them. Anywhere else it would overtake that on a busy machine and send half, or be overtaken
+        and delete what came later."""
         active = self.screen.active_bindings.get(event.key)
-        if active is None or active.node is not self or active.binding.id not in IN_TURN:
+        if active is None or active.node is not self:
             return
         if await self.app.run_action(active.binding.action, self):
             event.stop()
@@ -225,17 +229,22 @@ class Composer(TextArea):
 
     # Pasting
 
+    def _hold(self, text: str) -> str:
+        """Keep a long text aside until it is sent; returns the placeholder that stands for it."""
+        self._num_pastes += 1
+        num_lines = text.count("\n") + 1
+        length = plural(num_lines, "line") if num_lines > 1 else plural(len(text), "character")
+        placeholder = f"[paste {self._num_pastes}: {length}]"
+        self._pastes[placeholder] = text
+        return placeholder
+
     async def _on_paste(self, event: Paste) -> None:
         event.stop()
         event.prevent_default()
         text = clean(event.text)
         num_lines = text.count("\n") + 1
         if num_lines > PASTE_LINES or len(text) > PASTE_CHARACTERS:
-            self._num_pastes += 1
-            length = plural(num_lines, "line") if num_lines > 1 else plural(len(text), "character")
-            placeholder = f"[paste {self._num_pastes}: {length}]"
-            self._pastes[placeholder] = text
-            text = placeholder
+            text = self._hold(text)
         if result := self._replace_via_keyboard(text, *self.selection):
             self.move_cursor(result.end_location)
 

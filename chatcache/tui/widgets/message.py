@@ -16,6 +16,9 @@ from chatcache.tui.commands import bindings
 from chatcache.tui.messages import MessageActed
 from chatcache.tui.styles import MUTED
 
+SHOWN_LINES, SHOWN_CHARACTERS = 40, 4_000
+UNFOLDED_LINES, UNFOLDED_CHARACTERS = 1_000, 100_000
+
 
 class MessageBlock(Vertical, can_focus=True):
     """Base of all messages. Focus is taken by walking (Alt+Up), never by a click."""
@@ -31,6 +34,7 @@ class MessageBlock(Vertical, can_focus=True):
         self.node_id: str | None = None
         self.sibling_index, self.num_siblings = 0, 1
         self._when = fmt.moment(created_at, now)
+        self._is_unfolded = False
 
     def adopt(self, message: TranscriptMessage) -> None:
         """Take over what the store knows of this message."""
@@ -42,7 +46,22 @@ class MessageBlock(Vertical, can_focus=True):
         yield from self.compose_body()
 
     def compose_body(self) -> Sequence[Widget]:
-        return [Static(Content(self.text.expandtabs(4)), classes="body", markup=False)]
+        return [Static(self._body_content(), classes="body", markup=False)]
+
+    def _body_content(self) -> Content:
+        """The text; of a very long one the beginning, because laying it out would take seconds."""
+        is_open = self._is_unfolded
+        shown, num_left = beginning(
+            self.text,
+            UNFOLDED_LINES if is_open else SHOWN_LINES,
+            UNFOLDED_CHARACTERS if is_open else SHOWN_CHARACTERS,
+        )
+        content = Content(shown.expandtabs(4))
+        if not num_left:
+            return content
+        key = "y copies all" if is_open else "Alt+Up, Space shows more"
+        note = f"… {fmt.plural(num_left, 'character')} more · {key}"
+        return content + Content.styled(f"\n{note}", MUTED)
 
     def head_content(self) -> Content:
         parts: list[tuple[str, str] | str] = [(self.role_word, "bold")]
@@ -51,7 +70,7 @@ class MessageBlock(Vertical, can_focus=True):
             note += f"  ⑂ {self.sibling_index + 1}/{self.num_siblings} ‹ ›"
         parts.append((note, MUTED))
         if self.has_class("-folded"):
-            parts.append((f"  {fmt.shorten(self.text, 60)}", "$foreground-muted italic"))
+            parts.append((f"  {fmt.shorten(self.text[:400], 60)}", "$foreground-muted italic"))
         return Content.assemble(*parts)
 
     def refresh_head(self) -> None:
@@ -64,8 +83,34 @@ class MessageBlock(Vertical, can_focus=True):
             self.post_message(MessageActed(action, self.node_id, self.turn))
 
     def fold(self) -> None:
+        """Fold the message to one line, or back; a very long one shows more, or less again."""
+        if not self.has_class("-folded") and beginning(self.text, SHOWN_LINES, SHOWN_CHARACTERS)[1]:
+            self._is_unfolded = not self._is_unfolded
+            self.query_one(".body", Static).update(self._body_content())
+            return
         self.toggle_class("-folded")
         self.refresh_head()
+
+
+def beginning(text: str, num_lines: int, num_characters: int) -> tuple[str, int]:
+    """The first lines of a text, and how many characters were left out.
+
+    All of it where little more would be left out than is shown.
+    """
+    if _end_of(text, num_lines * 3 // 2, num_characters * 3 // 2) == len(text):
+        return text, 0
+    end = _end_of(text, num_lines, num_characters)
+    return text[:end], len(text) - end
+
+
+def _end_of(text: str, num_lines: int, num_characters: int) -> int:
+    """Where the first lines of a text end."""
+    at = -1
+    for _ in range(num_lines):
+        at = text.find("\n", at + 1)
+        if at < 0:
+            return min(len(text), num_characters)
+    return min(at, num_characters)
 
 
 class UserMessage(MessageBlock):

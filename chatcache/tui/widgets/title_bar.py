@@ -18,7 +18,9 @@ class TitleBar(Horizontal):
         yield Static(id="breadcrumb", markup=False)
         yield Static(id="model-name", markup=False)
 
-    def show_session(self, name: str | None, forked_from: str | None) -> None:
+    def show_session(
+        self, name: str | None, forked_from: str | None, *, is_append: bool = False
+    ) -> None:
         title = Content.assemble(
             ("chatcache", "bold $primary"),
             (" › ", MUTED),
@@ -26,6 +28,8 @@ class TitleBar(Horizontal):
         )
         if forked_from:
             title += Content.assemble((f"  ⑂ from {shorten(forked_from, 40)}", MUTED))
+        if is_append:
+            title += Content.styled("  append mode", MUTED)
         self.query_one("#breadcrumb", Static).update(title)
 
     def show_model(self, text: str) -> None:

@@ -23,6 +23,8 @@ from chatcache.tui.widgets.welcome import Welcome
 WINDOW_TURNS = 20
 PRUNE_ABOVE_BLOCKS = 120
 KEEP_BLOCKS = 60
+# So many messages are enough for a screen; those above them follow after the first paint.
+FIRST_WIDGETS = 6
 
 
 class EarlierTurns(Static):
@@ -44,6 +46,10 @@ class Transcript(VerticalScroll, can_focus=False):
 
     class Followed(Message):
         """The end is in view again."""
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
+        self._above: list[Widget] = []
 
     def on_mount(self) -> None:
         self.anchor()
@@ -87,12 +93,30 @@ class Transcript(VerticalScroll, can_focus=False):
 
     async def show_messages(self, messages: Sequence[TranscriptMessage], now: float) -> None:
         """Replace everything by the messages of a path (its end, if it is long)."""
+        self._above = []
+        widgets = self._with_earlier([make_block(m, now) for m in messages])
         with self.app.batch_update():
             await self.remove_children()
-            await self.mount_all(self._with_earlier([make_block(m, now) for m in messages]))
+            await self.mount_all(widgets[-FIRST_WIDGETS:])
         self.anchor()
+        self._above = widgets[:-FIRST_WIDGETS]
+
+    async def fill_up(self) -> None:
+        """Mount what is above the end that `show_messages` has shown, piece by piece, so that keys
+        and the first paint do not wait for it."""
+        above = self._above
+        while above and above is self._above:
+            piece = above[-FIRST_WIDGETS:]
+            del above[-FIRST_WIDGETS:]
+            await self.mount_all(piece, before=0)
+
+    @property
+    def is_filling(self) -> bool:
+        """Is a part of what was to be shown not there yet?"""
+        return bool(self._above)
 
     async def show_welcome(self, welcome: Welcome) -> None:
+        self._above = []
         with self.app.batch_update():
             await self.remove_children()
             await self.mount(welcome)

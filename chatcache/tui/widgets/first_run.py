@@ -1,0 +1,46 @@
+"""The bar of the first run: the built-in model is small, and one key leads to another one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widgets import Static
+
+from chatcache.backends.local.shelf import ShelfModel
+from chatcache.tui.formatting import shorten, size
+from chatcache.tui.styles import MUTED
+
+_LONGEST_NAME = 40
+
+
+class FirstRunBar(Horizontal):
+    """Hidden until there is something to offer; Esc and the first message hide it again."""
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="first-run-offer", markup=False)
+        yield Static(Content.styled("Esc hides", MUTED), id="first-run-hide", markup=False)
+
+    def on_mount(self) -> None:
+        self.display = False
+
+    def offer(self, key: str, models: Sequence[ShelfModel], *, is_offline: bool) -> None:
+        """Show what the picker has: a model that is here already, else where to get one."""
+        here = [one for one in models if one.place != "built in" and not one.problem]
+        what = "a directory with a model" if is_offline else "a download, or a directory"
+        if here:
+            name = shorten(here[0].name, _LONGEST_NAME)
+            what = f"{name} is on this machine ({size(here[0].num_bytes)})"
+            if len(here) > 1:
+                what += f", and {len(here) - 1} more"
+        text = Content.assemble("This model is small. ", (key, "bold"), f" picks another: {what}")
+        self.query_one("#first-run-offer", Static).update(text)
+        self.display = True
+
+    def hide(self) -> bool:
+        """False when it was not there."""
+        was_shown = bool(self.display)
+        self.display = False
+        return was_shown
