@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 def opened_service(
     settings: Settings, *, has_engine: bool = True, can_switch: bool = False
 ) -> Iterator[ChatService]:
-    """The chat service, closed at the end. Without an engine it lists, forks, renames, searches.
+    """The chat service, closed at the end. Without an engine it lists, forks, renames, searches;
+    conversations that cannot be written are then still read.
 
     `can_switch`: its model can be changed while it runs.
     """
@@ -44,7 +45,7 @@ def opened_service(
     from chatcache.logs import send_log_to
 
     send_log_to(settings.paths.error_log)
-    store = open_store(settings)
+    store = open_store(settings, may_be_read_only=not has_engine)
     build = open_switching_backend if can_switch else open_backend
     backend = build(settings) if has_engine else None
     service = ChatService(
@@ -62,11 +63,11 @@ def opened_service(
         service.close()
 
 
-def open_store(settings: Settings) -> SessionStore:
-    """The conversations. Raises StorageError when they cannot be written."""
+def open_store(settings: Settings, *, may_be_read_only: bool = False) -> SessionStore:
+    """The conversations. Raises StorageError when they cannot be written, or not even read."""
     from chatcache.chat.sessions import SessionStore
 
-    return SessionStore(settings.paths.database)
+    return SessionStore(settings.paths.database, may_be_read_only=may_be_read_only)
 
 
 def open_backend(settings: Settings) -> Backend:
@@ -210,7 +211,9 @@ def run_tui(
             sampling=sampling(settings),
             personas=config.personas,
             keys=config.keys,
-            theme=config.ui.theme,
+            # Without a choice NO_COLOR may choose.
+            theme=None if settings.origins.get("ui.theme") == "default" else config.ui.theme,
+            has_motion=config.ui.motion,
             panel=config.ui.panel,
             is_offline=config.model.offline,
             desk=SegmentDesk(lambda: open_inspector(settings)),

@@ -136,6 +136,9 @@ class UiSection:
     panel: str = setting("full", one_of(*PANELS))
     """The cache panel at the start: full, compact or off."""
 
+    motion: bool = setting(True, flag)
+    """Off: nothing moves by itself. The cursor does not blink, and nothing slides or fades."""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:

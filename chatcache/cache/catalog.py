@@ -11,7 +11,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from chatcache.cache.index import HEAD_IDS, IndexRow, key_of, parent_key, parent_of, unpack_row
+from chatcache.cache.index import (
+    HEAD_IDS,
+    IndexRow,
+    key_of,
+    parent_key,
+    parent_of,
+    start_of,
+    unpack_row,
+)
 from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
 
 _HEAD_BYTES = HEAD_IDS * BYTES_PER_ID
@@ -97,6 +105,9 @@ class Catalog:
         return found
 
     def _rows_under(self, parent_id: str | None) -> Iterator[IndexRow]:
+        return map(unpack_row, self._packed_under(parent_id))
+
+    def _packed_under(self, parent_id: str | None) -> Iterator[bytes]:
         key = key_of(parent_id)
         children = dict.fromkeys(self._again.get(key, ()))
         segment_id = self._last_child.get(key)
@@ -104,9 +115,9 @@ class Catalog:
             children[segment_id] = None
             segment_id = self._before[segment_id]
         for segment_id in children:
-            row = self.row(segment_id)
-            if row is not None and row.parent_id == parent_id:
-                yield row
+            packed = self._rows.get(segment_id)
+            if packed is not None and parent_key(packed) == key:
+                yield packed
 
     def _siblings(self, rows: Sequence[IndexRow]) -> _Siblings:
         forks = {
@@ -120,7 +131,7 @@ class Catalog:
 
     def _first_fork(self, row: IndexRow) -> int | None:
         """How many ids of a segment have to be shared to get to a child that begins within it."""
-        first = min((child.start for child in self._rows_under(row.segment_id)), default=row.stop)
+        first = min(map(start_of, self._packed_under(row.segment_id)), default=row.stop)
         return first - row.start if first < row.stop else None
 
     def _outdate(self, row: IndexRow) -> None:

@@ -34,6 +34,8 @@ _FIELDS = struct.Struct("<16s16sIIQ64s8x")
 _ROW = struct.Struct("<120sQ")
 _NUM_BYTES = struct.Struct("<Q")
 _NUM_BYTES_AT = 40
+_START = struct.Struct("<I")
+_START_AT = 32
 _NO_PARENT = bytes(16)
 _DEAD_ROWS = 1000
 
@@ -161,6 +163,12 @@ def unpack_row(packed: bytes) -> IndexRow:
 def by_id(rows: Iterable[bytes]) -> dict[str, bytes]:
     """The last word on each segment."""
     return {packed[:16].hex(): packed for packed in rows}
+
+
+def start_of(packed: bytes) -> int:
+    """The first position of the segment of a row."""
+    start: int = _START.unpack_from(packed, _START_AT)[0]
+    return start
 
 
 def parent_key(packed: bytes) -> bytes:

@@ -8,7 +8,8 @@ Layout (version 1): tensor `token_ids` (I32) first, then `key.N` and `value.N` p
 `[num_kv_heads, num_tokens, head_dim]`. `__metadata__` holds the fields of `SegmentHeader`, a
 checksum per tensor, and a digest over all of it: a flipped bit in the header is found like one in
 the data. Nothing in a file is ever executed or imported. Models with recurrent or convolution
-layers add `conv.N.I` and `recurrent.N.I`: the states of layer N behind the last token.
+layers add `conv.N.I` and `recurrent.N.I`: the states of layer N behind the last token. K and V that
+are kept as integers (I8) stand behind their scales (BF16), `key_scale.N` and `value_scale.N`.
 """
 
 from __future__ import annotations

@@ -27,15 +27,20 @@ Row = tuple[Any, ...]
 
 
 class Database:
-    """An open conversation database. Raises StorageError wherever SQLite fails."""
+    """An open conversation database. Raises StorageError wherever SQLite fails.
 
-    def __init__(self, path: Path) -> None:
+    With `may_be_read_only` one that cannot be written is opened all the same; writing fails then.
+    """
+
+    def __init__(self, path: Path, *, may_be_read_only: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()
         self._is_closed = False
-        _prepare_file(path)
+        self.is_read_only = may_be_read_only and _is_read_only(path)
+        if not self.is_read_only:
+            _prepare_file(path)
         with _explained(path):
-            self._connection = _connect(path)
+            self._connection = _connect_to_read(path) if self.is_read_only else _connect(path)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -123,6 +128,42 @@ def _connect(path: Path) -> sqlite3.Connection:
         # A directory that cannot be written is found now, not when the first words are lost.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_read_only(path: Path) -> bool:
+    """Whether there is a database that this user can read and not write."""
+    try:
+        if not path.is_file() or path.stat().st_size == 0:
+            return False
+    except OSError:
+        return False
+    is_effective = os.access in os.supports_effective_ids
+    return not all(
+        os.access(place, os.W_OK, effective_ids=is_effective) for place in (path.parent, path)
+    )
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    """Beside the file there must be no log that would have to be read with it: to read one, SQLite
+    has to write."""
+    wal = path.with_name(path.name + "-wal")
+    is_whole = not wal.exists() or wal.stat().st_size == 0
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if is_whole else ''}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        if schema.check_version(connection, str(path)) < schema.VERSION:
+            raise StorageError(
+                f"{path} is of an older format, and cannot be written to bring it up to date.",
+                "Make it writable, or copy it and choose the copy's directory with --data-dir.",
+            )
     except BaseException:
         connection.close()
         raise

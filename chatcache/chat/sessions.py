@@ -51,15 +51,16 @@ class Origin:
 class SessionStore:
     """The conversation database in a file. Thread-safe; all failures are StorageError."""
 
-    def __init__(self, path: Path) -> None:
-        self.database = Database(path)
+    def __init__(self, path: Path, *, may_be_read_only: bool = False) -> None:
+        self.database = Database(path, may_be_read_only=may_be_read_only)
         self.nodes = NodeTable(self.database)
         self.sessions = SessionTable(self.database, self.nodes)
         self.journals = JournalTable(self.database)
         self.answers = AnswerTable(self.database)
         self.partials = PartialTable(self.database)
         self._has_deleted = False
-        self.recover()
+        if not self.database.is_read_only:
+            self.recover()
 
     @property
     def path(self) -> Path:

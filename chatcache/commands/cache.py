@@ -112,7 +112,7 @@ def _totals(settings: Settings) -> AnswerTotals:
     if not settings.paths.database.exists():
         return AnswerTotals()
     today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
-    store = compose.open_store(settings)
+    store = compose.open_store(settings, may_be_read_only=True)
     try:
         return answer_totals(store.database, int(today.timestamp() * 1000))
     finally:

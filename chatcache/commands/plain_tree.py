@@ -57,7 +57,7 @@ class TreeActions:
         ends = f" Ends {names}." if names else ""
         said = shorten(branch.text, _WIDTH)
         self._chat.say(
-            f"Row {number}, {level}{turns}: {said}. Going on: {figures.cost(cost)}.{ends}"
+            f"Row {number}, {level}{turns}: “{said}”. Going on: {figures.cost(cost)}.{ends}"
         )
 
     def _on_branch(self, words: list[str], rows: list[TreeRow]) -> None:
@@ -112,4 +112,4 @@ class TreeActions:
         info = chat.model_info()
         chat.say(heading(rows, info.max_context_tokens if info else None) + ".")
         for row in rows:
-            chat.say(f"Turn {row.turn}: {row.detail}. {shorten(row.user_text, _WIDTH)}")
+            chat.say(f"Turn {row.turn}, “{shorten(row.user_text, _WIDTH)}”: {row.detail}.")

@@ -199,6 +199,8 @@ def note_figures(narrator: Narrator, saved: AnswerSaved) -> None:
     parts = [f"{usage.cached_tokens:,} reused", f"{usage.computed_tokens:,} computed"]
     if result.cache.reason != "new_user_turn" and result.cache.detail:
         parts.append(result.cache.detail)
+    elif result.cache.is_approximate:
+        parts.append("approximate (int8)")
     if timings.ttft_ms is not None:
         parts.append(f"TTFT {duration(timings.ttft_ms)}")
     speed = timings.decode_tokens_per_second

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from chatcache import cli, compose
 from chatcache.cache import access
 from chatcache.cache.inspect import CacheInspector
 from chatcache.cache.namespace import namespace_id
+from chatcache.chat import database
 from tests.fakes import FakeBackend
 from tests.kvfakes import Bench, ids_of
 
@@ -297,3 +299,34 @@ def test_the_doctor_puts_right_what_it_can(run: Run, home: Path) -> None:
     assert "others can no longer read it" in out
     assert (home / "cache").stat().st_mode & 0o077 == 0
     assert json.loads(run("doctor", "--json")[1])["ok"]
+
+
+def test_conversations_that_cannot_be_written_are_still_read(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("ask", "hello there", "--session", "a")
+    content = (home / "data" / "conversations.sqlite3").read_bytes()
+    monkeypatch.setattr(database, "_is_read_only", lambda path: True)
+    for words in (["list"], ["show", "a"], ["search", "hello"], ["export", "a"], ["tree", "a"]):
+        code, out, err = run("sessions", *words)
+        assert (code, err) == (0, "")
+        assert out
+    assert run("cache", "stats")[0] == 0
+    for command in (["sessions", "rename", "a", "b"], ["fork", "a"], ["sessions", "delete", "a"]):
+        code, _, err = run(*command)
+        assert code == 4
+        assert "cannot be written" in err
+    assert (home / "data" / "conversations.sqlite3").read_bytes() == content
+
+
+def test_an_old_database_that_cannot_be_written_says_so(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("ask", "hello", "--session", "a")
+    connection = sqlite3.connect(home / "data" / "conversations.sqlite3")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    monkeypatch.setattr(database, "_is_read_only", lambda path: True)
+    code, _, err = run("sessions", "list")
+    assert code == 4
+    assert "older format" in err

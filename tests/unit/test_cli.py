@@ -307,7 +307,7 @@ def test_cache_trouble_is_told_and_the_turn_goes_on(run: Run, backends: list[Fak
 def test_a_bug_is_one_line_and_the_path_of_the_log(
     run: Run, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    def fail(settings: Any) -> None:
+    def fail(settings: Any, **options: Any) -> None:
         raise ZeroDivisionError("never\nmind")
 
     monkeypatch.setattr(compose, "open_store", fail)

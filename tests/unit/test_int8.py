@@ -17,6 +17,8 @@ from chatcache.cache.namespace import explain_change, is_approximate, namespace_
 from chatcache.compose import tier_policy
 from chatcache.config import load_settings
 from chatcache.errors import UsageError
+from chatcache.tui.panel_model import PanelState, lines
+from tests.toymodel import fake_model_info
 
 CPU = torch.device("cpu")
 HEADS, TOKENS, DIM = 2, 12, 8
@@ -171,3 +173,10 @@ def test_what_means_nothing_is_refused(home: Path, value: str) -> None:
     (home / "config.toml").write_text(f'[cache]\nspill = "{value}"\n')
     with pytest.raises(UsageError, match=r'or with int8: "int8", "exit, int8"'):
         load_settings()
+
+
+@pytest.mark.parametrize("fields", [{}, {"precision": "int8"}])
+def test_the_panel_says_what_is_approximate(fields: dict[str, str]) -> None:
+    state = PanelState(info=fake_model_info(namespace_fields=fields))
+    text = " ".join(piece.text for line in lines(state, 60, 0.0) for piece in line)
+    assert ("kept as int8, approximate" in " ".join(text.split())) == bool(fields)

@@ -226,7 +226,7 @@ def test_branches_and_answers_are_walked_by_their_numbers(run: Run) -> None:
 def test_what_was_read_is_told_turn_by_turn(run: Run) -> None:
     lines = run("one", "two", "/lens")
     assert any("tokens of context" in line for line in lines)
-    assert any(line.startswith("Turn 2: ") and "in RAM. two" in line for line in lines)
+    assert any(line.startswith("Turn 2, “two”: ") and line.endswith("in RAM.") for line in lines)
 
 
 def test_memory_is_written_to_disk_and_files_are_verified(

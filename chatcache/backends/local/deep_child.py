@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 # of 512, answers token by token and cold runs of up to 28 layers: 4e-6 in float32, 0.08 in
 # bfloat16; one token of wrong K or V is at 1 or above.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
-INT8_TOLERANCE = 0.5  # measured: up to 0.1
+INT8_TOLERANCE = 0.5  # measured: up to 0.03, as large in bfloat16 as in float32
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 ReadTensor = Callable[[SegmentFile, str], torch.Tensor | None]
 

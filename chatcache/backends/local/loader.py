@@ -85,10 +85,7 @@ def load_model(
     Raises NotFoundError, ModelLoadError (names the file) or UnavailableError.
     """
     began = time.perf_counter()
-    progress(ModelLoading("looking for the model"))
-    found = resolve.resolve_model(name, is_offline=offline)
-    path = found if isinstance(found, Path) else download(found, progress)
-    resolve.check_model_dir(path)
+    path = _find(name, progress, is_offline=offline)
     _check_adapter(adapter)
     remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
@@ -131,6 +128,15 @@ def load_model(
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
     )
+
+
+def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
+    """The directory of a model, downloaded if need be, whose files have been looked at."""
+    progress(ModelLoading("looking for the model"))
+    found = resolve.resolve_model(name, is_offline=is_offline)
+    path = found if isinstance(found, Path) else download(found, progress)
+    resolve.check_model_dir(path)
+    return path
 
 
 def choose_device(wanted: str) -> torch.device:
