@@ -22,6 +22,7 @@ FIRST = (
     "My cat is called Pip.",
 )
 LATER = ("What is my name?",)
+FORKED = ("/fork 2", "How do I fork a chat?")
 
 
 async def until(pilot: Any, is_true: Callable[[], bool]) -> None:
@@ -46,7 +47,8 @@ async def talk(texts: tuple[str, ...], picture: str, after: tuple[str, ...] = ()
                 num_answers = _num_answers(service)
                 app.screen.composer.set_text(text)  # type: ignore[attr-defined]
                 await pilot.press("enter")
-                await until(pilot, lambda n=num_answers: _num_answers(service) > n)  # type: ignore[misc]
+                if not text.startswith("/"):
+                    await until(pilot, lambda n=num_answers: _num_answers(service) > n)  # type: ignore[misc]
                 await pilot.pause(1)
             for key in after:
                 await pilot.press(key)
@@ -70,6 +72,7 @@ def main() -> None:
         asyncio.run(talk(FIRST, "chat.svg"))
         asyncio.run(talk(LATER, "chat.svg"))
         asyncio.run(talk((), "fork.svg", after=("f4",)))
+        asyncio.run(talk(FORKED, "tree.svg", after=("f3",)))
 
 
 if __name__ == "__main__":

@@ -187,7 +187,8 @@ def footer(figures: Figures) -> str:
         if figures.reason != "new_user_turn":
             parts.append(reason_words(figures.reason))
     else:
-        where = "" if figures.reason in _CALM_REASONS else f" at token {figures.diverged_at:,}"
+        is_told = figures.diverged_at > 0 and figures.reason not in _CALM_REASONS
+        where = f" at token {figures.diverged_at:,}" if is_told else ""
         parts.append(f"{sign(figures)} {reason_words(figures.reason)}{where}")
         parts.append(f"{figures.computed_tokens:,} computed")
     if figures.ttft_ms is not None:

@@ -33,6 +33,8 @@ class LensRow:
     @property
     def where(self) -> str:
         """Where it is kept: `RAM`, `disk`, `RAM+disk`, with `part` when something is missing."""
+        if not self.num_tokens:
+            return "not read"
         if not self.is_known:
             return "unknown"
         tiers = [n for n, num in (("RAM", self.ram_tokens), ("disk", self.disk_tokens)) if num > 0]
@@ -43,6 +45,8 @@ class LensRow:
     @property
     def detail(self) -> str:
         """Its share in words: `1,204 tokens: 1,000 in RAM, 204 on disk`."""
+        if not self.num_tokens:
+            return "No model has read this yet"
         parts = [
             f"{number:,} {place}"
             for number, place in (

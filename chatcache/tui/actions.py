@@ -230,6 +230,7 @@ class Actions(PromptActions, WritingActions, ModelActions, ViewActions):
             app.search_themes()
         elif argument in app.available_themes:
             app.theme = argument
+            self._screen.toast(f"For good: chatcache config set ui.theme {argument}")
         else:
             hint = did_you_mean(argument, app.available_themes) or "/theme shows them all."
             raise UsageError(f"There is no theme {argument!r}.", hint)

@@ -73,6 +73,7 @@ class ChatCacheApp(App[None]):
         keys: Mapping[str, str] | None = None,
         theme: str | None = None,
         panel: str = "full",
+        has_motion: bool = True,
         is_offline: bool = False,
         desk: SegmentDesk | None = None,
         examine: Callable[[], Iterable[str]] | None = None,
@@ -89,6 +90,7 @@ class ChatCacheApp(App[None]):
             keys=dict(keys or {}),
             theme=theme,
             panel=panel,
+            has_motion=has_motion,
             is_offline=is_offline,
             desk=desk,
             examine=examine,
@@ -97,6 +99,8 @@ class ChatCacheApp(App[None]):
             clock=clock,
         )
         self._interrupted_at = 0.0
+        if not has_motion:
+            self.animation_level = "none"
 
     def get_driver_class(self) -> type[Driver]:
         """Textual's own, except for a terminal, where long pastes are read faster."""

@@ -25,6 +25,7 @@ class ChatOptions:
     keys: Mapping[str, str] = field(default_factory=dict)
     theme: str | None = None
     panel: str = "full"
+    has_motion: bool = True
     is_offline: bool = False
     desk: SegmentDesk | None = None
     examine: Callable[[], Iterable[str]] | None = None

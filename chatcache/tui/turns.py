@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from chatcache.backends.base import PrefillProgress, TurnPlanned
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
-from chatcache.errors import ChatcacheError
+from chatcache.errors import ChatcacheError, ContextFullError
 from chatcache.frontend import figures
 from chatcache.tui.messages import TurnMessage
 from chatcache.tui.widgets.answer import AnswerMessage
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from chatcache.tui.screens.chat import ChatScreen
 
 FLUSH_SECONDS = 0.04
+RATE_SECONDS = 0.4
 Kind = Literal["send", "edit", "regenerate", "continue"]
 Phase = Literal["starting", "waiting", "reading", "answering", "stopping"]
 _PHASE_WORDS: dict[Phase, str] = {
@@ -51,6 +52,8 @@ class RunningTurn:
     is_saved: bool = False
     is_held: bool = False
     is_flush_due: bool = False
+    flush_seconds: float = 0.0
+    rate_told_at: float = 0.0
     saved: AnswerSaved | None = None
     error: ChatcacheError | None = None
 
@@ -95,6 +98,8 @@ class Turns:
     def edit(self, turn: int, text: str) -> None:
         user = UserMessage(turn, text, created_at=self._screen.now, now=self._screen.now)
         self._begin(RunningTurn(self._next(), "edit", text, at_turn=turn, user=user))
+        name = self._screen.chats.name
+        self._screen.toast(f"What was said stays, as “{name} (before edit)”. /tree shows both.")
 
     def regenerate(self) -> None:
         self._begin(RunningTurn(self._next(), "regenerate"))
@@ -222,7 +227,9 @@ class Turns:
         if running is None or running.is_flush_due:
             return
         running.is_flush_due = True
-        self._screen.set_timer(FLUSH_SECONDS, lambda: self._screen.run_async(self.flush()))
+        # On a slow machine the text comes less often, so that keys have their turn in between.
+        pause = max(FLUSH_SECONDS, 2 * running.flush_seconds)
+        self._screen.set_timer(pause, lambda: self._screen.run_async(self.flush()))
 
     async def flush(self) -> None:
         """Move the buffer into the transcript, unless the user is reading further up."""
@@ -236,7 +243,9 @@ class Turns:
         if was_held != running.is_held:
             self._screen.refresh_status()
         if not running.is_held:
+            began = time.monotonic()
             await self._write(running)
+            running.flush_seconds = min(0.5, time.monotonic() - began)
 
     async def _write(self, running: RunningTurn) -> None:
         answer = running.answer
@@ -244,7 +253,14 @@ class Turns:
         if answer is not None and (reasoning or text):
             await answer.write(reasoning, text, running.buffer.num_reasoning_tokens)
             answer.show_waiting(f"writing · {running.buffer.num_tokens:,} tok")
-            self._screen.panel_state.decode(running.buffer.num_tokens, time.monotonic())
+            self._tell_rate(running)
+
+    def _tell_rate(self, running: RunningTurn) -> None:
+        """Let the panel tell the rate now and then; drawing it costs more than a line of text."""
+        now = time.monotonic()
+        self._screen.panel_state.decode(running.buffer.num_tokens, now)
+        if now - running.rate_told_at >= RATE_SECONDS:
+            running.rate_told_at = now
             self._screen.refresh_panel()
 
     # Ending
@@ -305,7 +321,9 @@ class Turns:
             self._screen.give_back_text(running.text)
         hint = error.hint
         if running.is_saved and not (running.answer and running.answer.text):
-            hint = f"{hint} Your message is kept; /regen answers it.".strip()
+            is_full = isinstance(error, ContextFullError)
+            way_on = "/undo takes it back" if is_full else "/regen answers it"
+            hint = f"{hint} Your message is kept; {way_on}.".strip()
         await self._screen.show_error(error.message, hint)
 
     async def _give_back_queue(self) -> None:

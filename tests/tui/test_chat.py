@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from chatcache.backends.base import TurnRequest
@@ -330,3 +332,11 @@ async def test_stopping_before_anything_has_begun_still_stops(bench: Bench) -> N
         await chat.idle()
         assert chat.users == ["Hello"]
         assert not chat.answers or "stopped" in chat.footers[0]
+
+
+async def test_a_conversation_that_is_too_long_says_the_way_back(bench: Bench) -> None:
+    bench.backend.info = replace(bench.backend.info, max_context_tokens=20)
+    async with bench.run() as chat:
+        await chat.say("x" * 40)
+        assert "the model takes 20" in chat.notices[0]
+        assert "/undo takes it back" in chat.notices[0]

@@ -71,6 +71,7 @@ async def test_edit_changes_the_last_message_and_keeps_the_original(bench: Bench
         assert chat.answers[-1] == "You said: zwei"
         names = {session.name for session in chat.screen.service.list_sessions()}
         assert names == {"one", "one (before edit)"}
+        assert any("“one (before edit)”" in toast for toast in chat.toasts)
 
 
 async def test_escape_leaves_editing(bench: Bench) -> None:

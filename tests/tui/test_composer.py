@@ -38,6 +38,18 @@ async def test_keys_that_edit_keep_their_place_among_fast_typing(bench: Bench) -
         assert composer.text == "ne\nw"
 
 
+async def test_enter_after_fast_typing_sends_what_is_there(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.press("/", *"rename")
+        composer = chat.screen.composer
+        assert composer._popup.is_open
+        for key, char in (("space", " "), ("x", "x"), ("y", "y"), ("enter", None)):
+            composer.post_message(Key(key, char))
+        await chat.idle()
+        assert "This chat is empty." in chat.notices[0]
+        assert composer.text == ""
+
+
 async def test_an_empty_message_is_not_sent(bench: Bench) -> None:
     async with bench.run() as chat:
         await chat.press("space", "ctrl+j", "enter")

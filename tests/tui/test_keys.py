@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from textual.theme import BUILTIN_THEMES
+from textual.widgets import Input
 
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.frontend import registry
@@ -73,6 +74,7 @@ async def test_below_a_hundred_columns_the_panel_is_a_line(bench: Bench) -> None
         assert panel.display
         await chat.pilot.resize_terminal(120, 36)
         await chat.until(lambda: panel.display and not line.display)
+        await chat.until(lambda: chat.screen.transcript.styles.padding.left == 1)
 
 
 @pytest.mark.parametrize("size", [(60, 20), (40, 10), (300, 80)])
@@ -190,6 +192,17 @@ async def test_the_keys_of_a_message_are_shown_while_one_walks(bench: Bench) -> 
         await chat.until(lambda: "e edit" in chat.text and "x delete" in chat.text)
         await chat.press("escape")
         await chat.until(lambda: "F1 help" in chat.text)
+
+
+async def test_nothing_moves_by_itself_when_that_is_switched_off(bench: Bench) -> None:
+    async with bench.run(has_motion=False) as chat:
+        assert chat.app.animation_level == "none"
+        assert not chat.screen.composer.cursor_blink
+        await chat.press("ctrl+s")
+        await chat.until(lambda: len(chat.app.screen_stack) == 2)
+        assert not chat.app.screen.query_one(Input).cursor_blink
+    async with bench.run() as chat:
+        assert chat.screen.composer.cursor_blink
 
 
 async def test_without_colours_the_greys_are_told_apart(

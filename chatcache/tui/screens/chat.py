@@ -32,7 +32,7 @@ from chatcache.tui.actions import Actions
 from chatcache.tui.chats import Chats
 from chatcache.tui.idle import IdleHooks
 from chatcache.tui.options import ChatOptions
-from chatcache.tui.screens.chat_shape import ShapedScreen
+from chatcache.tui.screens.chat_shape import Column, ShapedScreen
 from chatcache.tui.screens.segments import SegmentsScreen
 from chatcache.tui.status import BackendStatus
 from chatcache.tui.turns import RunningTurn, Turns
@@ -81,7 +81,7 @@ class ChatScreen(ShapedScreen):
         yield TitleBar(id="title-bar")
         yield FirstRunBar(id="first-run")
         with Horizontal(id="middle"):
-            with Vertical(id="column"):
+            with Column(id="column"):
                 yield Transcript(id="transcript")
                 with Vertical(id="writing"):
                     yield CacheLine(id="cache-line", markup=False)

@@ -5,7 +5,10 @@ Owns the modes of the panel. Knows nothing of turns and chats.
 
 from __future__ import annotations
 
+from textual import on
+from textual.containers import Vertical
 from textual.events import Resize
+from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Static
 
@@ -13,6 +16,16 @@ from chatcache.tui import layout
 from chatcache.tui.panel_model import PanelState
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from chatcache.tui.widgets.transcript import Transcript
+
+
+class Column(Vertical):
+    """Transcript and composer. Tells when it has another size, also because the panel came."""
+
+    class Resized(Message):
+        """The column has another size."""
+
+    def on_resize(self, event: Resize) -> None:
+        self.post_message(self.Resized())
 
 
 class ShapedScreen(Screen[None]):
@@ -48,7 +61,9 @@ class ShapedScreen(Screen[None]):
         self._apply_panel_mode()
         self.refresh_status()
 
+    @on(Column.Resized)
     def _center(self) -> None:
+        """Keep lines readable on a wide screen."""
         column = self.query_one("#column").size.width
         margin = layout.side_margin(column)
         top = 0 if self.size.height < layout.TINY_BELOW else 1
@@ -72,7 +87,6 @@ class ShapedScreen(Screen[None]):
         has_room = self.app.size.height >= layout.TINY_BELOW
         self.query_one(CacheLine).display = shown == "compact" and has_room
         self.refresh_panel()
-        self.call_after_refresh(self._center)
 
     def refresh_panel(self) -> None:
         """Draw the figures anew, once per refresh however often it is asked for."""

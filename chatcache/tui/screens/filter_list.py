@@ -62,6 +62,7 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
             yield Static(self.keys_text, classes="dialog-keys", markup=False)
 
     def on_mount(self) -> None:
+        self.query_one(Input).cursor_blink = self.app.animation_level != "none"
         self.query_one(OptionList).can_focus = False
         self.query_one(".preview", Static).update(Content.styled("loading …", MUTED))
 

@@ -16,7 +16,7 @@ from chatcache.tui.styles import MUTED
 
 _KEY_COLUMN, _KEYS_OF_COMMAND = 32, 14
 _SLASH_COLUMN = 2 + max(len(command.usage) for command in COMMANDS)
-_TWO_LINES_BELOW = 84
+_TWO_LINES_BELOW = 112
 
 
 class HelpScreen(ModalScreen[None]):
@@ -25,7 +25,7 @@ class HelpScreen(ModalScreen[None]):
     BINDINGS = bindings("help")
 
     def __init__(self, keymap: Mapping[str, str]) -> None:
-        super().__init__(classes="medium")
+        super().__init__()
         self._keymap = keymap
 
     def compose(self) -> ComposeResult:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
 
 _TURNS, _TOKENS, _WHERE, _AGE = 10, 9, 10, 5
+_NAME = 20  # the name of a chat is often its first message: what was said here says more
 _MAX_DEPTH = 12  # lines drawn beside a row; deeper ones move closer together
 
 
@@ -156,7 +157,7 @@ class TreeScreen(FilterListScreen[TreeChoice]):
 
     def _starred(self, session: SessionSummary) -> str:
         return ("★ " if session.session_id == self._tree.main_id else "") + shorten(
-            session.name, 32
+            session.name, _NAME
         )
 
     def _where(self, branch: Branch) -> str:

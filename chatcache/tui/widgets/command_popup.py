@@ -51,7 +51,8 @@ class CommandPopup(OptionList, can_focus=False):
 
     @property
     def chosen(self) -> Offer | None:
-        return None if self.highlighted is None else self._offers[self.highlighted]
+        index = self.highlighted
+        return None if index is None or index >= len(self._offers) else self._offers[index]
 
     def show(self, offers: Sequence[Offer]) -> None:
         """Offer these; none closes the list."""

@@ -60,6 +60,9 @@ class Composer(TextArea):
         self._draft = ""
         self._files: Sequence[str] | None = None
 
+    def on_mount(self) -> None:
+        self.cursor_blink = self.app.animation_level != "none"
+
     # Text
 
     @property
@@ -123,6 +126,7 @@ class Composer(TextArea):
         return True
 
     def action_submit(self) -> None:
+        self._refresh_popup()
         offer = self._popup.chosen if self._popup.is_open else None
         self._popup.close()
         if offer is not None and (offer.command is None or offer.command.needs_argument):
@@ -136,7 +140,8 @@ class Composer(TextArea):
         self._replace_via_keyboard("\n", *self.selection)
 
     def action_complete(self) -> None:
-        if (offer := self._popup.chosen) is not None:
+        self._refresh_popup()
+        if self._popup.is_open and (offer := self._popup.chosen) is not None:
             self._popup.close()
             self._take(offer)
 
@@ -287,6 +292,11 @@ class Composer(TextArea):
         """The files below the working directory, which had been asked for."""
         self._files = names
         if not _COMMAND_START.fullmatch(self.text):
+            self._popup.show(self._offers())
+
+    def _refresh_popup(self) -> None:
+        """Let an open list fit the text as it is now: typing may be ahead of it."""
+        if self._popup.is_open:
             self._popup.show(self._offers())
 
     def close_popup(self) -> bool:
