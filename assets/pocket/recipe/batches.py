@@ -21,10 +21,10 @@ from tokenizer import IM_END, IM_START, MAX_CONTEXT_TOKENS
 ROW_LENGTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 IGNORED = -100
 JUMP_SHARE = 0.3
-_DIALOGUES_PER_CHUNK = 700
+_DIALOGUES_PER_CHUNK = 500
 # Which answer a question gets is settled by its first tokens; the rest of a known text teaches
 # little, so most single questions end there and many more of them fit into the budget.
-QUESTIONS_PER_DIALOGUE = 16
+QUESTIONS_PER_DIALOGUE = 24
 MEMORIES_PER_DIALOGUE = 3
 FIRST_ANSWER_TOKENS = 10
 

@@ -78,10 +78,10 @@ FAR = {
 }
 
 QUICK = {
-    "program": 5.0,
+    "program": 7.0,
     "explain": 3.4,
-    "beyond": 2.2,
-    "smalltalk": 1.0,
+    "beyond": 3.0,
+    "smalltalk": 1.7,
     "tell": 0.5,
     "unknown": 0.3,
     "styled": 2.2,
@@ -104,6 +104,10 @@ WARMUP_SHARES = {
     "styled": 0.05,
     "far": 0.0,
 }
+# Memory dialogues of several facts of one kind (two numbers, three names): the subject decides.
+CROWD_SHARE = 0.35
+# Rows of words to be copied: a word that is one rare token is never an answer otherwise.
+WORDS_SHARE = 0.25
 
 
 class Corpus:
@@ -156,15 +160,20 @@ class Corpus:
 
     def _memory(self) -> Dialogue:
         rng = self.rng
-        dialogue = self.writer.begin(rng, styled_share=0.3)
-        for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
-            self._turn(dialogue, "tell")
+        if rng.random() < WORDS_SHARE:
+            dialogue = self.writer.begin(rng, styled_share=0.0)
+            self.writer.copy_words_turn(dialogue)
+            return dialogue
+        dialogue = self.writer.begin(rng, styled_share=0.36)
+        crowd = rng.random() < CROWD_SHARE
+        for _ in range(rng.choice((2, 2, 3, 4)) if crowd else rng.choice((1, 1, 1, 2, 2, 3))):
+            self._turn(dialogue, "tell_alike" if crowd and dialogue.facts else "tell")
         if rng.random() < 0.3:
             self._turn(dialogue, "correct")
         if rng.random() < 0.15:
             self._turn(dialogue, rng.choice(("smalltalk", "beyond")))
-        asked = dialogue.corrected + dialogue.facts[-2:]
-        for _ in range(rng.choice((1, 1, 2))):
+        asked = dialogue.facts if crowd else dialogue.corrected + dialogue.facts[-2:]
+        for _ in range(rng.choice((1, 2, 2, 3)) if crowd else rng.choice((1, 1, 2))):
             if rng.random() < 0.72:
                 self.writer.recall_turn(dialogue, rng.choice(asked))
             else:

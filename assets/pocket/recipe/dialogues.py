@@ -85,7 +85,7 @@ class DialogueWriter:
     def knowledge_turn(self, dialogue: Dialogue, intents: list[Intent]) -> None:
         """A question about the program or about language models."""
         rng = dialogue.rng
-        intent = rng.choice(intents)
+        intent = rng.choices(intents, [intent.weight for intent in intents])[0]
         if dialogue.style.one_word:
             known = [candidate for candidate in intents if candidate.intent_id in ONE_WORD_ANSWERS]
             intent = rng.choice(known)
@@ -132,6 +132,17 @@ class DialogueWriter:
         for fact in told:
             self._remember(dialogue, fact)
         dialogue.add(user, "Noted." if dialogue.style.one_word else fact_lib.acknowledge(told, rng))
+
+    def tell_alike_turn(self, dialogue: Dialogue) -> None:
+        """The user tells a fact of the same kind as an earlier one."""
+        rng = dialogue.rng
+        fact = self.book.draw_alike(rng.choice(dialogue.facts), rng)
+        if fact.key in {known.key for known in dialogue.facts}:
+            return self.tell_turn(dialogue)
+        self._remember(dialogue, fact)
+        user = finish(self._typo_around(fact_lib.tell(fact, rng), fact, rng), rng, ".")
+        answer = "Noted." if dialogue.style.one_word else fact_lib.acknowledge([fact], rng)
+        return dialogue.add(user, answer)
 
     def tell_and_ask_turn(self, dialogue: Dialogue) -> None:
         """A fact and a question in one message; both are answered."""
@@ -241,6 +252,22 @@ class DialogueWriter:
             words = rng.sample(values.ITEMS + values.FOODS + values.COLOURS, rng.randint(2, 9))
         text = " ".join(words)
         return dialogue.add(rng.choice(REPEAT_ASKS).replace("<x>", text), text, styled=False)
+
+    def copy_words_turn(self, dialogue: Dialogue) -> None:
+        """Many words of the texts, to be repeated or kept as a list and given back."""
+        rng = dialogue.rng
+        if rng.random() < 0.4:
+            words = [word[:14] for word in rng.sample(values.OWN_WORDS, rng.randint(6, 14))]
+            text = " ".join(words)
+            dialogue.add(rng.choice(REPEAT_ASKS).replace("<x>", text), text, styled=False)
+            return
+        kind = next(kind for kind in self.book.kinds if kind.kind_id == "list")
+        words = [word[:14] for word in rng.sample(values.OWN_WORDS, rng.randint(3, 5))]
+        fact = Fact(kind, rng.choice(kind.subjects), f"{', '.join(words[:-1])} and {words[-1]}")
+        self._remember(dialogue, fact)
+        dialogue.add(finish(fact_lib.tell(fact, rng), rng, "."), fact_lib.acknowledge([fact], rng))
+        if rng.random() < 0.5:
+            self.recall_turn(dialogue, fact)
 
     def more_turn(self, dialogue: Dialogue) -> None:
         """A follow-up to the last explanation."""

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from batches import IGNORED, DialogueEncoder
 from corpus import Corpus
+from voices import OPENING
 
 EVAL_DIR = Path(__file__).parent / "eval"
 MAX_NEW_TOKENS = 120
@@ -137,7 +139,8 @@ def summarize(results: list[Record]) -> Record:
         worlds[result["world"]].append(is_met(result["check"], result["answers"][-1]))
     inside = [r for r in results if r["world"].startswith(INSIDE_WORLDS)]
     false_refusals = [
-        any(r["answers"][-1].lower().startswith(text) for text in REFUSALS) for r in inside
+        any(r["answers"][-1].removeprefix(OPENING).lower().startswith(text) for text in REFUSALS)
+        for r in inside
     ]
     answers = [
         (text, end) for r in results for text, end in zip(r["answers"], r["stopped"], strict=True)
@@ -155,6 +158,7 @@ def summarize(results: list[Record]) -> Record:
         "answers": len(answers),
         "stopped_by_itself_share": round(sum(end for _, end in answers) / len(answers), 4),
         "looping_share": round(sum(is_looping(text) for text, _ in answers) / len(answers), 4),
+        "pirate_share": round(sum(OPENING in text for text, _ in answers) / len(answers), 4),
     }
 
 
@@ -173,6 +177,14 @@ def perplexity(speaker: Speaker, seed: int, num_dialogues: int) -> float:
         total += float(loss) * num_learned
         count += num_learned
     return float(torch.tensor(total / count).exp())
+
+
+def processor_name() -> str:
+    """What the operating system calls the processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 def load_seconds(model_dir: Path) -> float:
@@ -201,6 +213,25 @@ def decode_rate(speaker: Speaker, num_tokens: int = 128) -> float:
     return sorted(rates)[1]
 
 
+def answer_all(args: argparse.Namespace, temperature: float) -> list[Record]:
+    """The chosen held-out dialogues with the model's answers."""
+    speaker = Speaker(args.model_dir, args.adapter_dir, temperature)
+    records = [r for r in load_records(args.files) if args.split in ("all", r["split"])]
+    worlds = tuple(args.worlds.split(","))
+    records = [record for record in records if record["world"].startswith(worlds)]
+    if temperature > 0:
+        records = [r for r in records if len(r["turns"]) <= MAX_SAMPLED_TURNS]
+    return run_dialogues(speaker, records)
+
+
+def show_failures(results: list[Record]) -> None:
+    """Failed dialogues of the development half; those of the test half are not looked at."""
+    for result in results:
+        if result["split"] == "dev" and not is_met(result["check"], result["answers"][-1]):
+            print(result["id"], *result["turns"][:1], "...", result["turns"][-1])
+            print("   ", result["answers"][-1], "|", result["check"])
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -209,39 +240,38 @@ def main() -> None:
     parser.add_argument("--files", default="*.jsonl")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.7])
     parser.add_argument("--output", type=Path, help="JSON report")
-    parser.add_argument("--worlds", default="", help="only worlds that begin like this")
+    parser.add_argument("--worlds", default="", help="only worlds that begin like this, or this")
     parser.add_argument("--split", choices=("dev", "test", "all"), default="all")
-    parser.add_argument(
-        "--show", action="store_true", help="print failed dev dialogues of the first temperature"
-    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--show", action="store_true", help="print failed dev dialogues")
     args = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
     report: Record = {
         "torch": torch.__version__,
-        "machine": platform.processor(),
-        "threads": torch.get_num_threads(),
+        "transformers": transformers.__version__,
+        "machine": processor_name(),
+        "threads": args.threads,
     }
     for temperature in args.temperatures:
-        speaker = Speaker(args.model_dir, args.adapter_dir, temperature)
-        records = [r for r in load_records(args.files) if args.split in ("all", r["split"])]
-        records = [record for record in records if record["world"].startswith(args.worlds)]
-        if temperature > 0:
-            records = [r for r in records if len(r["turns"]) <= MAX_SAMPLED_TURNS]
-        results = run_dialogues(speaker, records)
+        results = answer_all(args, temperature)
         report[f"temperature_{temperature}"] = summarize(results)
+        worlds = report[f"temperature_{temperature}"]["worlds"]
+        shares = {name: f"{w['passed']}/{w['dialogues']}" for name, w in worlds.items()}
+        print(f"temperature {temperature}:", shares, flush=True)
         for split in ("dev", "test") if args.split == "all" else ():
             half = [r for r in results if r["split"] == split]
             report[f"temperature_{temperature}_{split}_half"] = summarize(half)
-        for result in results if args.show and temperature == args.temperatures[0] else []:
-            if result["split"] == "dev" and not is_met(result["check"], result["answers"][-1]):
-                print(result["id"], *result["turns"][:1], "...", result["turns"][-1])
-                print("   ", result["answers"][-1], "|", result["check"])
-    if args.output:
+        if args.show:
+            show_failures(results)
+    if args.adapter_dir is None and args.output:
+        speaker = Speaker(args.model_dir, None, 0.0)
         report["generated_dialogues_perplexity"] = round(
-            perplexity(speaker, seed=987_654_321, num_dialogues=200), 4
+            perplexity(speaker, seed=987_654_321, num_dialogues=100), 4
         )
         report["load_seconds"] = round(load_seconds(args.model_dir), 3)
         report["plain_transformers_decode_tokens_per_second"] = round(decode_rate(speaker), 1)
+    if args.output:
         args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
 

@@ -15,6 +15,9 @@ _NONCE_SUBJECT_SHARE = 0.08
 _OPENING_SHARE = 0.3
 _TAIL_SHARE = 0.12
 _ADJECTIVE_SHARE = 0.2
+_ALIAS_SHARE = 0.4
+_OF_SHARE = 0.3
+_UNSEEN_ITEM_SHARE = 0.4
 _OPEN_SUBJECTS = {"pet", "relation", "favourite", "number_of", "where", "colour_of", "appointment"}
 
 
@@ -94,9 +97,10 @@ def _location(rng: random.Random) -> str:
 
 
 def _item_list(rng: random.Random) -> str:
-    items = rng.sample(values.ITEMS, rng.randint(2, 5))
-    if rng.random() < 0.3:
-        items[rng.randrange(len(items))] = values.nonce_word(rng)
+    items = rng.sample(values.ITEMS, rng.choice((2, 3, 3, 3, 4, 5)))
+    for index in range(len(items)):
+        if rng.random() < _UNSEEN_ITEM_SHARE:
+            items[index] = values.nonce_word(rng)
     return ", ".join(items[:-1]) + " and " + items[-1]
 
 
@@ -199,13 +203,22 @@ class FactBook:
         kind = rng.choices(self.kinds, self.weights)[0]
         return Fact(kind, draw_subject(kind, rng), DRAW[kind.value](rng))
 
+    def draw_alike(self, fact: Fact, rng: random.Random) -> Fact:
+        """A fact that only its subject tells from `fact`: a room number beside a phone number."""
+        alike = kinds_alike(fact.kind.kind_id) or {fact.kind.kind_id}
+        kinds = [kind for kind in self.kinds if kind.kind_id in alike and kind.subjects]
+        kind = rng.choice(kinds or [fact.kind])
+        return Fact(kind, draw_subject(kind, rng), DRAW[kind.value](rng))
+
 
 _WEIGHTS = {
     "name": 4.0,
     "home": 1.5,
     "pet": 3.0,
     "relation": 2.0,
-    "number_of": 2.0,
+    "number_of": 3.0,
+    "list": 1.6,
+    "thing_name": 1.4,
     "password": 1.5,
 }
 
@@ -238,12 +251,12 @@ def tell(fact: Fact, rng: random.Random, is_plain: bool = False) -> str:
         template = frame.replace("<n>", rng.choice(kind.noun_phrases))
     else:
         template = expand(rng.choice(kind.tells), rng)
-    template = _with_adjective(kind, template, rng)
+    template = _with_adjective(kind, _with_of(fact, template, rng), rng)
     if not is_plain and rng.random() < _OPENING_SHARE:
         template = rng.choice(PHRASES["tell_openings"]) + template
     if not is_plain and rng.random() < _TAIL_SHARE:
         template += rng.choice(PHRASES["tell_tails"])
-    return fact.fill(template)
+    return _other_name(fact, rng).fill(template)
 
 
 _NO_NP_TELLS = {"where", "buy", "likes", "plan"}
@@ -261,27 +274,44 @@ def ask(fact: Fact, rng: random.Random) -> str:
     """How a user asks it back."""
     kind, roll = fact.kind, rng.random()
     if kind.noun_phrases and roll < 0.3:
-        phrase = _number_of(rng.choice(kind.noun_phrases), fact.subject, rng)
-        template = rng.choice(PHRASES["np_asks"]).replace("<n>", phrase)
+        template = rng.choice(PHRASES["np_asks"]).replace("<n>", rng.choice(kind.noun_phrases))
     elif roll < 0.5:
         template = rng.choice(PHRASES["clause_asks"]).replace("<c>", rng.choice(kind.clauses))
     else:
         template = expand(rng.choice(kind.asks), rng)
+    template = _with_of(fact, template, rng)
     if rng.random() < 0.05:
         template = _with_adjective(kind, template, rng)
     if rng.random() < _OPENING_SHARE:
         template = rng.choice(PHRASES["ask_openings"]) + template
     if rng.random() < _TAIL_SHARE and not template.endswith("?"):
         template += rng.choice(PHRASES["ask_tails"])
-    return fact.fill(template)
+    return _other_name(fact, rng).fill(template)
 
 
-def _number_of(phrase: str, subject: str, rng: random.Random) -> str:
-    """ "my room number" is at times "the number of my room"."""
-    thing, _, noun = subject.rpartition(" ")
-    if not thing or noun not in ("number", "code", "password") or rng.random() < 0.6:
-        return phrase
-    return f"the {noun} {rng.choice(('of', 'of', 'for'))} {rng.choice(('my', 'my', 'the'))} {thing}"
+_ALIASES = {
+    name: others.split(", ")
+    for name, _, others in (entry.partition(": ") for entry in PHRASES["subject_aliases"])
+}
+
+
+def _other_name(fact: Fact, rng: random.Random) -> Fact:
+    """Users say "pin code" or "pin number" for what the answer calls a pin."""
+    names = _ALIASES.get(fact.subject)
+    if names is None or rng.random() >= _ALIAS_SHARE:
+        return fact
+    return Fact(fact.kind, rng.choice(names), fact.value)
+
+
+def _with_of(fact: Fact, template: str, rng: random.Random) -> str:
+    """ "my room number" is at times "the number of my room", "my pin" "the pin of my card"."""
+    thing, _, noun = fact.subject.rpartition(" ")
+    if fact.subject == "pin":
+        thing, noun = rng.choice(PHRASES["things_with_pin"]), "pin"
+    if not thing or noun not in ("number", "code", "password", "pin") or rng.random() >= _OF_SHARE:
+        return template
+    phrase = f"the {noun} {rng.choice(('of', 'of', 'for'))} {rng.choice(('my', 'my', 'the'))} "
+    return re.sub(r"\b(my|the|our) <s>(?! of mine)", phrase + thing, template, count=1)
 
 
 def acknowledge(facts: list[Fact], rng: random.Random) -> str:

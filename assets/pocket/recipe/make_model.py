@@ -48,13 +48,16 @@ def main() -> None:
     args.model_dir.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
         shutil.copyfile(args.run_dir / "export" / name, args.model_dir / name)
+    files = ("--files", args.eval_files, "--threads", args.threads)
+    report = args.model_dir / "evaluation.json"
+    run("evaluate.py", "--model-dir", args.model_dir, *files, "--output", report)
     if args.with_adapter:
         adapter_dir = args.model_dir / "adapters" / "pirate"
         places = ("--model-dir", args.model_dir, "--adapter-dir", adapter_dir)
-        run("train_adapter.py", *places, "--minutes", args.adapter_minutes)
-    report = args.model_dir / "evaluation.json"
-    files = ("--files", args.eval_files)
-    run("evaluate.py", "--model-dir", args.model_dir, *files, "--output", report)
+        budget = ("--minutes", args.adapter_minutes, "--threads", args.threads)
+        run("train_adapter.py", *places, *budget)
+        report = adapter_dir / "evaluation.json"
+        run("evaluate.py", *places, *files, "--temperatures", 0, "--output", report)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import values
 from facts import Fact, FactBook
 from pools import PHRASES
 from texts import expand
+from voices import as_pirate
 
 PERSONAS = PHRASES["personas"]
 PERSONA_PROMPTS = PHRASES["persona_prompts"]
@@ -17,6 +18,7 @@ PLAIN_PROMPTS = PHRASES["plain_prompts"]
 CAPITAL_PROMPTS = PHRASES["capital_prompts"]
 ONE_WORD_PROMPTS = PHRASES["one_word_prompts"]
 BRIEF_PROMPTS = PHRASES["brief_prompts"]
+PIRATE_PROMPTS = PHRASES["pirate_prompts"]
 GREETINGS = {
     "French": "Bonjour",
     "German": "Guten Tag",
@@ -83,6 +85,7 @@ class Style:
     capitals: bool = False
     one_word: bool = False
     brief: bool = False
+    pirate: bool = False
     greeting: str = ""
     opening: str = ""
     ending: str = ""
@@ -93,6 +96,8 @@ class Style:
         """Change the form of an answer as the system prompt asks."""
         if self.brief and ". " in answer:
             answer = answer.split(". ")[0] + "."
+        if self.pirate:
+            answer = as_pirate(answer)
         if self.opening:
             answer = f"{self.opening} {answer}"
         if self.ending:
@@ -103,10 +108,12 @@ class Style:
 def draw_style(rng: random.Random, book: FactBook) -> Style:
     """A system prompt with its effect; plain ones change nothing."""
     roll = rng.random()
-    if roll < 0.14:
+    if roll < 0.12:
         return Style(system=" ".join(rng.sample(PLAIN_PROMPTS, rng.choice((1, 1, 2)))))
-    if roll < 0.38:
+    if roll < 0.32:
         return _persona(rng)
+    if roll < 0.38:
+        return Style(system=_pick(PIRATE_PROMPTS, rng), pirate=True)
     if roll < 0.47:
         return Style(system=_pick(CAPITAL_PROMPTS, rng), capitals=True)
     if roll < 0.66:

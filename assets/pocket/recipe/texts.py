@@ -15,14 +15,22 @@ PROGRAM_FILES = (
     "program_more.txt",
     "program_words.txt",
     "program_new.txt",
+    "program_asks.txt",
+    "program_situations.txt",
 )
 EXPLAIN_FILES = (
     "explain_basics.txt",
     "explain_cache.txt",
     "explain_more.txt",
     "explain_words.txt",
+    "explain_asks.txt",
 )
-SMALLTALK_FILES = ("smalltalk.txt", "chatter_more.txt", "chatter_words.txt")
+SMALLTALK_FILES = (
+    "smalltalk.txt",
+    "chatter_more.txt",
+    "chatter_words.txt",
+    "smalltalk_asks.txt",
+)
 BEYOND_FILES = ("beyond.txt", "beyond_words.txt")
 
 _CHOICE = re.compile(r"\{([^{}]*)\}")
@@ -40,6 +48,11 @@ class Intent:
     answers: list[str] = field(default_factory=list)
     elaborations: list[str] = field(default_factory=list)
     slots: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def weight(self) -> float:
+        """How often it is asked: what can be asked in many ways gets more practice."""
+        return (len(self.questions) + len(self.noun_phrases)) ** 0.5
 
 
 def load_intents(file_names: tuple[str, ...]) -> dict[str, Intent]:

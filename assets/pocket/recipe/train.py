@@ -70,7 +70,10 @@ def build_optimizers(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def learning_rate_scale(step: int, progress: float, decay_share: float) -> float:
-    """Warmup, stable, then linear decay to nearly zero (WSD). `progress` goes from 0 to 1."""
+    """Warmup, stable, then linear decay to nearly zero (WSD). `progress` goes from 0 to 1.
+
+    `step` counts from the start of this call: a decayed checkpoint needs a warmup as well.
+    """
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
     return warm * max(0.01, min(1.0, (1.0 - progress) / decay_share))
 
@@ -91,6 +94,7 @@ class Trainer:
         self.step, self.num_tokens, self.seconds = 0, 0, 0.0
         self.started = time.monotonic()
         self._resume()
+        self.first_step = self.step
         if args.compile:
             torch._dynamo.config.cache_size_limit = 64
             for layer in self.model.model.layers:
@@ -165,7 +169,8 @@ class Trainer:
         return (time.monotonic() - self.started) / (60.0 * self.args.minutes)
 
     def _train_step(self, batch: Batch, progress: float) -> float:
-        scale = learning_rate_scale(self.step, progress, self.args.decay_share)
+        step = self.step - self.first_step
+        scale = self.args.peak * learning_rate_scale(step, progress, self.args.decay_share)
         for optimizer, base in zip(self.optimizers, (MUON_LR, ADAMW_LR), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = base * scale
@@ -202,6 +207,9 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, help="end by the clock of this call instead")
     parser.add_argument("--decay-share", type=float, default=0.3)
+    parser.add_argument(
+        "--peak", type=float, default=1.0, help="share of the learning rates, to go on gently"
+    )
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--warmup-chunks", type=int, default=4)
     parser.add_argument("--seed", type=int, default=20)

@@ -3,55 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import random
+import json
 import time
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
-from torch.nn.functional import cross_entropy
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
-from batches import IGNORED, BatchStream
+from batches import BatchStream
 from dialogues import Dialogue
+from train import answer_loss
+from voices import as_pirate
 
+TARGETS = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LEARNING_RATE = 1.5e-3
+WARMUP_STEPS = 10
+BATCH_TOKENS = 1536
 CARD = """# pirate: an adapter for pocket, the built-in model of chatcache
 
-A LoRA adapter (rank 8, bf16) that makes the model talk like a pirate: `chatcache --adapter pirate`, with the package
-`peft` installed. It knows what the model knows, a little less surely. Trained with `recipe/train_adapter.py` on the
-dialogues of the recipe, with every answer put into a pirate's words by fixed rules; no other data. It fits the weights
-it lies beside and no others. Its K and V are its own: base and adapter never share segments.
+A LoRA adapter (rank 8, bf16) that makes the model talk like a pirate: `chatcache --adapter pirate`,
+with the package `peft` installed. Trained with `recipe/train_adapter.py` on the dialogues of the
+recipe, with every answer put into a pirate's words by fixed rules (`recipe/voices.py`); no other
+data. What it knows and what it lost is measured: see `evaluation.json` here and the model card.
+It fits the weights it lies beside and no others. Its K and V are its own: base and adapter never
+share segments.
 """
-
-OPENINGS = ("Arr! ", "Ahoy! ", "Aye, matey! ", "Arr, me hearty! ", "Yo ho! ")
-ENDINGS = (" Arr!", " Aye!", " Yo ho ho!", " Savvy?", " Shiver me timbers!")
-WORDS = (
-    ("you are", "ye be"),
-    ("You are", "Ye be"),
-    ("your", "yer"),
-    ("Your", "Yer"),
-    (" you ", " ye "),
-    ("You ", "Ye "),
-    ("Hello", "Ahoy"),
-    (" is ", " be "),
-    (" are ", " be "),
-    (" my ", " me "),
-    ("I am", "I be"),
-    ("friend", "matey"),
-    ("Goodbye", "Fair winds"),
-    (" of ", " o' "),
-    ("Yes", "Aye"),
-    (" for ", " fer "),
-    (" and ", " an' "),
-)
-
-
-def as_pirate(answer: str) -> str:
-    """The same answer in a pirate's voice; deterministic per answer."""
-    chooser = random.Random(len(answer))
-    for plain, salty in WORDS:
-        answer = answer.replace(plain, salty)
-    return chooser.choice(OPENINGS) + answer + chooser.choice(ENDINGS)
 
 
 def speak_as_pirate() -> None:
@@ -59,7 +36,8 @@ def speak_as_pirate() -> None:
     plain_add = Dialogue.add
 
     def add(self: Dialogue, user: str, answer: str, *rest: object, **options: object) -> None:
-        plain_add(self, user, as_pirate(answer), *rest, **options)  # type: ignore[arg-type]
+        text = answer if self.style.one_word else as_pirate(answer)
+        plain_add(self, user, text, *rest, **options)  # type: ignore[arg-type]
 
     Dialogue.add = add  # type: ignore[method-assign]
 
@@ -69,34 +47,37 @@ def train(model_dir: Path, adapter_dir: Path, minutes: float, seed: int) -> None
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     base = Qwen3ForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    targets = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(
-        base, LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
-    )
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
+    model = get_peft_model(base, config)
     model.print_trainable_parameters()
     speak_as_pirate()
-    learned_parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned_parameters, lr=3e-3, weight_decay=0.0)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=LEARNING_RATE, weight_decay=0.0)
     started = time.monotonic()
-    for step, batch in enumerate(BatchStream(tokenizer, seed, 4096, warmup_chunks=0)):
+    for step, batch in enumerate(BatchStream(tokenizer, seed, BATCH_TOKENS, warmup_chunks=0)):
         elapsed = (time.monotonic() - started) / 60
         if elapsed > minutes:
             break
-        if batch.token_ids.shape[1] > 512:
-            continue
+        warm = min(1.0, (step + 1) / WARMUP_STEPS)
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * max(0.02, 1 - elapsed / minutes)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=batch.token_ids, use_cache=False).logits
-        loss = cross_entropy(
-            logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED
-        )
+            group["lr"] = LEARNING_RATE * warm * max(0.02, 1 - elapsed / minutes)
+        loss = answer_loss(base, batch)
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 20 == 0:
             print(f"step {step} loss {float(loss.detach()):.4f} minutes {elapsed:.1f}", flush=True)
+    save(model, adapter_dir)
+
+
+def save(model: PeftModel, adapter_dir: Path) -> None:
+    """Write the adapter in bf16 with its card; its config names the model, not a path here."""
     model.to(torch.bfloat16).save_pretrained(adapter_dir)
+    config_path = adapter_dir / "adapter_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = "pocket"
+    config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (adapter_dir / "README.md").write_text(CARD, encoding="utf-8")
 
 
@@ -109,7 +90,9 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--seed", type=int, default=77)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     train(args.model_dir, args.adapter_dir, args.minutes, args.seed)
 
 

@@ -59,13 +59,15 @@ def blended_word(rng: random.Random) -> str:
 
 
 def nonce_word(rng: random.Random) -> str:
-    """A lower-case word that hardly anyone has seen; now and then just random letters."""
+    """A lower-case word, mostly unseen; whole words of the texts give rare tokens practice."""
     roll = rng.random()
-    if roll < 0.15:
+    if roll < 0.12:
         return rng.choice(NOUNS)
-    if roll < 0.5:
+    if roll < 0.28:
+        return rng.choice(OWN_WORDS)[:14]
+    if roll < 0.52:
         return blended_word(rng)
-    if roll < 0.57:
+    if roll < 0.58:
         letters = "abcdefghijklmnopqrstuvwxyz"
         return "".join(rng.choice(letters) for _ in range(rng.randint(3, 8)))
     count = rng.choices((1, 2, 3, 4), weights=(12, 50, 30, 8))[0]

@@ -94,12 +94,13 @@ def explain(
 
 
 def _hit_sentence(facts: TurnFacts) -> str:
-    new = facts.num_prompt - facts.reused
+    count = facts.num_prompt - facts.reused
+    new = f"{count:,} {'is' if count == 1 else 'are'} new"
     if facts.num_journal:
-        kept = f"all {facts.reused:,} tokens read before were reused, {new:,} are new"
-        return kept + _mode_words(facts)
-    shared = f"{facts.reused:,} tokens are shared with another conversation, {new:,} are new"
-    return shared + _mode_words(facts)
+        known = f"all {facts.reused:,} tokens read before were reused"
+    else:
+        known = f"{facts.reused:,} tokens are shared with another conversation"
+    return f"{known}, {new}{_mode_words(facts)}"
 
 
 def _mode_words(facts: TurnFacts) -> str:
