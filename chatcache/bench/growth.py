@@ -133,14 +133,17 @@ def many_sessions(path: Path, count: int) -> dict[str, Any]:
 
 def large_texts(model: str, home: Path, threads: int, say: Say) -> dict[str, Any]:
     """A paste of 2 MB, and keys while a prompt of 30,000 tokens is read."""
-    home.mkdir(parents=True)
-    (home / "config.toml").write_text(
-        f"[model]\nthreads = {threads}\n[sampling]\nmax_new_tokens = {_ANSWER_TOKENS}\n"
-    )
+    # A home each: what is not sent is kept as a draft.
+    homes = home / "paste", home / "prompt"
+    for one in homes:
+        one.mkdir(parents=True)
+        (one / "config.toml").write_text(
+            f"[model]\nthreads = {threads}\n[sampling]\nmax_new_tokens = {_ANSWER_TOKENS}\n"
+        )
     say(f"a paste of {size(_PASTE_BYTES)}")
-    paste_seconds = _paste(model, home)
+    paste_seconds = _paste(model, homes[0])
     say(f"a prompt of {_PROMPT_TOKENS:,} tokens")
-    keys, read_seconds = _long_prompt(model, home)
+    keys, read_seconds = _long_prompt(model, homes[1])
     ordered = sorted(keys)
     return {
         "paste_bytes": _PASTE_BYTES,
