@@ -115,7 +115,7 @@ class SharingBench:
         idle += [ours.decode(1) for _ in range(_SPILL_STEPS // _SPILL_ROUNDS)]
         if not busy or self._bench.bytes_written < TELLING_BYTES:
             return
-        slower = 100 * (statistics.fmean(busy) / statistics.fmean(idle) - 1)
+        slower = 100 * (statistics.median(busy) / statistics.median(idle) - 1)
         note = f"while all {len(history):,} tokens are written; {len(busy)} steps"
         self.figures.append(
             Figure("spill_cost", "spill: slower decode", slower, "percent", 3, note)

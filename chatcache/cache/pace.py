@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 
 PIECE_BYTES = 1 << 20
-_REST_PER_WORK = 40.0  # of the time that a core works for the writer
-_LONGEST_REST_SECONDS = 0.2
+_REST_PER_WORK = 100.0  # of the time that a core works for the writer
+_LONGEST_REST_SECONDS = 0.5
 
 
 class Pace:
