@@ -31,12 +31,7 @@ THOROUGHLY = ["falcon_h1", "jamba", "lfm2", "mamba2", "qwen3_next"]
 Factory = Callable[..., IdsEngine]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=THOROUGHLY)

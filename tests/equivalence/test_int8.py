@@ -29,13 +29,7 @@ FAMILIES = ["deepseek_v3", "gemma3_text", "llama"]
 STATEFUL = ["lfm2", "qwen3_next", "zamba2"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices are quicker without a second thread, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES, *STATEFUL])

@@ -5,6 +5,7 @@ Owns filtering and moving. What a row means is for the screen that inherits.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -21,9 +22,11 @@ from textual.widgets.option_list import Option
 from chatcache.tui.commands import bindings
 from chatcache.tui.formatting import shorten
 from chatcache.tui.styles import MUTED
+from chatcache.tui.worker import as_user_error
 
 MAX_ROWS = 500
 Result = TypeVar("Result")
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,16 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
             yield OptionList(markup=False, compact=True)
             yield Static("", classes="preview", markup=False)
             yield Static(self.keys_text, classes="dialog-keys", markup=False)
+
+    async def loaded(self, load: Callable[[], Loaded]) -> Loaded | None:
+        """What `load` gives, from a thread; where it fails, it is said and the screen closes."""
+        try:
+            return await asyncio.to_thread(load)
+        except Exception as failure:
+            error = as_user_error(failure)
+            self.dismiss(None)
+            self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
+            return None
 
     def on_mount(self) -> None:
         self.query_one(Input).cursor_blink = self.app.animation_level != "none"

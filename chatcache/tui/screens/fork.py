@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,6 @@ from chatcache.frontend import figures
 from chatcache.tui.formatting import plural, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED
-from chatcache.tui.worker import as_user_error
 
 _TURN_WIDTH, _WHO_WIDTH, _TOKENS_WIDTH = 5, 8, 8
 
@@ -75,12 +73,8 @@ class ForkScreen(FilterListScreen[ForkChoice]):
         self.run_worker(self._fill(), exit_on_error=False)
 
     async def _fill(self) -> None:
-        try:
-            points = await asyncio.to_thread(self._load)
-        except Exception as failure:
-            error = as_user_error(failure)
-            self.dismiss(None)
-            self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
+        points = await self.loaded(self._load)
+        if points is None:
             return
         rows = fork_rows(points)
         self._by_id = {str(index): row for index, row in enumerate(rows)}

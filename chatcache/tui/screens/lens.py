@@ -5,7 +5,6 @@ Owns drawing. Choosing a turn shows the figures of its answer in the panel.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 from textual.content import Content
@@ -16,7 +15,6 @@ from chatcache.frontend.lens import LensRow, heading, lens
 from chatcache.tui.formatting import bar, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED
-from chatcache.tui.worker import as_user_error
 
 _TURN, _TOKENS, _RANGE, _WHERE = 5, 8, 17, 10
 
@@ -42,12 +40,8 @@ class LensScreen(FilterListScreen[int]):
         self.run_worker(self._fill(), exit_on_error=False)
 
     async def _fill(self) -> None:
-        try:
-            points = await asyncio.to_thread(self._load)
-        except Exception as failure:
-            error = as_user_error(failure)
-            self.dismiss(None)
-            self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
+        points = await self.loaded(self._load)
+        if points is None:
             return
         rows = lens(points)
         self._turns = {str(row.turn): row for row in rows}

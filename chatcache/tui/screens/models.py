@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 from textual.content import Content
@@ -51,12 +50,8 @@ class ModelScreen(FilterListScreen[str]):
         self.run_worker(self._fill(), exit_on_error=False)
 
     async def _fill(self) -> None:
-        try:
-            models = await asyncio.to_thread(self._load)
-        except Exception as failure:
-            error = as_user_error(failure)
-            self.dismiss(None)
-            self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
+        models = await self.loaded(self._load)
+        if models is None:
             return
         self._models = {model.name: model for model in [*models, *self._offers(models)]}
         self.set_rows([self._row(model) for model in self._models.values()])
