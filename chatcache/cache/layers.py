@@ -48,11 +48,15 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if num_tokens <= self._room:
             return
         wanted = num_tokens + num_tokens // _GROWTH_SHARE
-        self._room = -(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS
-        for kind, buffer in self._buffers.items():
-            grown = buffer.new_empty((1, buffer.shape[1], self._room, buffer.shape[3]))
-            grown[:, :, : self.num_tokens] = buffer[:, :, : self.num_tokens]
-            self._buffers[kind] = grown
+        room = -(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS
+        # Both or none: memory may run out in between.
+        self._buffers = {kind: self._grown(old, room) for kind, old in self._buffers.items()}
+        self._room = room
+
+    def _grown(self, buffer: torch.Tensor, room: int) -> torch.Tensor:
+        grown = buffer.new_empty((1, buffer.shape[1], room, buffer.shape[3]))
+        grown[:, :, : self.num_tokens] = buffer[:, :, : self.num_tokens]
+        return grown
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
