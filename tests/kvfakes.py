@@ -78,6 +78,9 @@ class ByteSink:
         self._state_memory = bytearray(STATE_BYTES)
         self._rows = {(name, head): bytearray() for name in TENSORS for head in range(NUM_HEADS)}
 
+    def adopt(self, block: ByteBlock, num_tokens: int) -> bool:
+        return False
+
     def load(self, block: ByteBlock, at: int, start: int, stop: int) -> None:
         for (name, head), row in self._rows.items():
             self._reserve(row, stop)

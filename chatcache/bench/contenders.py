@@ -18,7 +18,8 @@ from chatcache.backends.local.context import LiveContext, Reuse
 from chatcache.backends.local.generate import Forward
 from chatcache.bench.limits import drop_page_cache
 from chatcache.bench.setup import BenchModel
-from chatcache.cache.kv import KVBlock, LiveKV
+from chatcache.cache.blocks import TensorBlock
+from chatcache.cache.kv import LiveKV
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.rates import RateBook
 from chatcache.cache.tokens import pack
@@ -68,7 +69,7 @@ class CountingKV(LiveKV):
 
     bytes_moved = 0
 
-    def load(self, block: KVBlock, at: int, start: int, stop: int) -> None:
+    def load(self, block: TensorBlock, at: int, start: int, stop: int) -> None:
         num_tokens = next(iter(block.tensors.values())).shape[1]
         self.bytes_moved += block.num_bytes * (stop - start) // num_tokens
         super().load(block, at, start, stop)

@@ -34,6 +34,10 @@ class Block(Protocol):
 class KVSink(Protocol):
     """The live KV, where a prefix is restored to. Positions are absolute."""
 
+    def adopt(self, block: Any, num_tokens: int) -> bool:
+        """Go on behind the first `num_tokens` of the path of a block where they lie, if they can be
+        gone on with there; returns whether that is so."""
+
     def load(self, block: Any, at: int, start: int, stop: int) -> None:
         """Copy positions `start` to `stop` from a block whose first position is `at`."""
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from chatcache.cache.kv import KVBlock, LiveKV, memory_of
+from chatcache.cache.blocks import KVBlock, TensorBlock, memory_of
+from chatcache.cache.kv import LiveKV
 
 MAX_INTEGER = 127
 _SHARED_BY = {"key": 1, "value": 2}  # the dimension whose numbers share a scale
@@ -50,6 +51,10 @@ class Int8KV(LiveKV):
         self._num_settled = 0
 
     @property
+    def lends(self) -> bool:
+        return False  # blocks are integers
+
+    @property
     def num_settled(self) -> int:
         return self._num_settled
 
@@ -79,7 +84,7 @@ class Int8KV(LiveKV):
         return KVBlock(tensors, states or {})
 
     @torch.inference_mode()
-    def load(self, block: KVBlock, at: int, start: int, stop: int) -> None:
+    def load(self, block: TensorBlock, at: int, start: int, stop: int) -> None:
         part = slice(start - at, stop - at)
         for name, integers in block.tensors.items():
             if not name.startswith(SCALE_PREFIXES):
@@ -116,7 +121,7 @@ class Int8KV(LiveKV):
         layer, kind = self._locate(name)
         num_heads, num_tokens, head_dim = integers.shape
         layer.allocate(kind, num_heads, head_dim, self._dtype, self._device)
-        layer.reserve(start + num_tokens)
+        layer.claim(start, start + num_tokens)
         live = layer.view(kind, start, start + num_tokens)[0]
         if live.shape != integers.shape:
             raise ValueError(f"{name} is {list(integers.shape)}, the model has {list(live.shape)}")

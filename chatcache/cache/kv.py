@@ -1,21 +1,23 @@
 """The live K and V of one path, given to transformers as its cache; and blocks cut out of it.
 
 It knows tensors and positions, and nothing of token ids, files or budgets. K and V can be cut after
-any token. States of recurrent and convolution layers, where a model has such, stand at one position
-only: cutting leaves them behind ("torn") until a checkpoint is loaded.
+any token. A long run is not copied into its block but lent to it, where it lies; a path that is
+held like this is gone on with where it lies, too. States of recurrent and convolution layers, where
+a model has such, stand at one position only: cutting leaves them behind ("torn") until a checkpoint
+is loaded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import weakref
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
+from chatcache.cache.blocks import DTYPES, KVBlock, LentBlock, TensorBlock, memory_of
 from chatcache.cache.layers import GrowingLayer
-from chatcache.cache.segfile import TensorSource
 from chatcache.cache.states import (
     copy_states,
     has_states,
@@ -26,42 +28,8 @@ from chatcache.cache.states import (
     states_of,
 )
 
-_DTYPE_NAMES = {
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int8: "I8",
-}
-_DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class KVBlock:
-    """K and V of a run of tokens in host memory, by tensor name (`key.0`, `value.0`, ...).
-
-    Each tensor is contiguous, `[num_kv_heads, num_tokens, head_dim]`, and never written again.
-    `states` is the checkpoint behind the last token, for models that have one.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    states: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.tensors.values(), *self.states.values()))
-
-    @property
-    def has_states(self) -> bool:
-        return bool(self.states)
-
-    def sources(self) -> list[TensorSource]:
-        """The block as a segment file wants it; the buffers share the block's memory."""
-        return [
-            TensorSource(
-                name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), (memory_of(tensor),)
-            )
-            for name, tensor in {**self.tensors, **self.states}.items()
-        ]
+# Copying less than this is quicker than what lending it may cost later: a move to other buffers.
+MIN_LENT_TOKENS = 1024
 
 
 class LiveKV(Cache):
@@ -83,6 +51,8 @@ class LiveKV(Cache):
         self._growing = {
             number: layer for number, layer in enumerate(layers) if isinstance(layer, GrowingLayer)
         }
+        for number, layer in self._growing.items():
+            layer.number = number
         self._dtype = dtype
         self._device = device
         self._staged: dict[str, torch.Tensor] = {}
@@ -113,6 +83,11 @@ class LiveKV(Cache):
         return self._device.type != "cpu"
 
     @property
+    def lends(self) -> bool:
+        """Whether long runs are lent to their blocks instead of copied."""
+        return not self.is_staged and not self.has_states
+
+    @property
     def num_settled(self) -> int:
         """How many leading tokens are here, bit by bit, what a restore would bring back of them."""
         return self.num_tokens
@@ -137,6 +112,8 @@ class LiveKV(Cache):
         if self.has_states and num_tokens == 0:
             reset_states(self.layers)
             self.is_torn = False
+        self._staged.clear()  # of a read that failed: nothing of it may complete another one
+        self._states.clear()
         self._num_counted = min(self._num_counted, num_tokens)
         for layer in self._growing.values():
             layer.set_length(min(layer.num_tokens, num_tokens))
@@ -153,8 +130,11 @@ class LiveKV(Cache):
     @torch.inference_mode()
     def export(
         self, start: int, stop: int, states: dict[str, torch.Tensor] | None = None
-    ) -> KVBlock:
-        """Copy tokens `start` to `stop` into host memory, with the checkpoint at `stop`, if any."""
+    ) -> TensorBlock:
+        """Tokens `start` to `stop` in host memory, with the checkpoint at `stop`, if any: a copy,
+        or the buffers themselves, frozen up to `stop`."""
+        if lent := self.lend(start, stop):
+            return lent
         tensors = {}
         for index, layer in self._growing.items():
             for kind in ("key", "value"):
@@ -162,13 +142,43 @@ class LiveKV(Cache):
                 tensors[f"{kind}.{index}"] = view.to("cpu", copy=True).contiguous()
         return KVBlock(tensors, states or {})
 
+    def _may_lend(self, start: int, stop: int) -> bool:
+        """Whether little but the run would be kept from being freed: neither much before it that is
+        held elsewhere, too, nor much room behind."""
+        if not self.lends or not self._growing or stop - start < MIN_LENT_TOKENS:
+            return False
+        homes = [layer.home for layer in self._growing.values()]
+        is_full = all(4 * self.num_tokens >= 3 * home.room for home in homes)
+        return is_full and all(4 * (start - home.frozen_to) <= stop - start for home in homes)
+
+    def lend(self, start: int, stop: int) -> LentBlock | None:
+        """Tokens `start` to `stop` where they lie, frozen up to `stop`; None: a copy is better."""
+        if not self._may_lend(start, stop):
+            return None
+        block = LentBlock({}, start, stop, weakref.ref(self))
+        block.homes.update(
+            {number: layer.lend(block, stop) for number, layer in self._growing.items()}
+        )
+        return block
+
+    def adopt(self, block: TensorBlock, num_tokens: int) -> bool:
+        """Go on behind the first `num_tokens` of the path of a block, where they lie.
+
+        False, and nothing is done: they do not lie in buffers that this live KV has lent.
+        """
+        if not isinstance(block, LentBlock) or block.lender() is not self:
+            return False
+        for number, layer in self._growing.items():
+            layer.adopt(block.homes[number], num_tokens)
+        return True
+
     @torch.inference_mode()
-    def load(self, block: KVBlock, at: int, start: int, stop: int) -> None:
+    def load(self, block: TensorBlock, at: int, start: int, stop: int) -> None:
         """Copy tokens `start` to `stop` of a block whose first token has position `at`."""
         for name, tensor in block.tensors.items():
             layer, kind = self._locate(name)
             layer.allocate(kind, tensor.shape[0], tensor.shape[2], self._dtype, self._device)
-            layer.reserve(stop)
+            layer.claim(start, stop)
             layer.view(kind, start, stop)[0].copy_(tensor[:, start - at : stop - at])
 
     @torch.inference_mode()
@@ -181,11 +191,11 @@ class LiveKV(Cache):
         copies over. Raises ValueError if the tensor does not belong to this model.
         """
         layer, kind = self._locate(name)
-        if _DTYPES.get(dtype) != self._dtype or len(shape) != 3:
+        if DTYPES.get(dtype) != self._dtype or len(shape) != 3:
             raise ValueError(f"{name} is {dtype}{list(shape)}, the model wants {self._dtype}")
         layer.allocate(kind, shape[0], shape[2], self._dtype, self._device)
         stop = start + shape[1]
-        layer.reserve(stop)
+        layer.claim(start, stop)
         target = layer.view(kind, start, stop)[0]
         if target.shape != shape:
             raise ValueError(f"{name} is {list(shape)}, the model wants {list(target.shape)}")
@@ -211,7 +221,7 @@ class LiveKV(Cache):
             layer.set_length(num_tokens)
 
     @torch.inference_mode()
-    def load_states(self, block: KVBlock) -> None:
+    def load_states(self, block: TensorBlock) -> None:
         """Put the checkpoint of a block back, behind the last token held. Raises ValueError."""
         load_states(self.layers, block.states)
         self.is_torn = False
@@ -220,7 +230,7 @@ class LiveKV(Cache):
     def writable_state(self, name: str, dtype: str, shape: tuple[int, ...]) -> memoryview:
         """Host memory for a state. Raises ValueError if the model has no such state."""
         state = state_like(self.layers, name)
-        if state is None or tuple(state.shape) != shape or _DTYPES.get(dtype) != state.dtype:
+        if state is None or tuple(state.shape) != shape or DTYPES.get(dtype) != state.dtype:
             raise ValueError(f"{name} is {dtype}{list(shape)}, not a state of this model")
         self._states[name] = state
         return memory_of(state)
@@ -240,9 +250,3 @@ class LiveKV(Cache):
         if layer is None or kind not in ("key", "value"):
             raise ValueError(f"{name} is not a tensor of this model")
         return layer, kind
-
-
-def memory_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, shared."""
-    flat = tensor.view(-1).view(torch.uint8)
-    return memoryview(flat.numpy())  # type: ignore[arg-type]

@@ -1,33 +1,58 @@
 """One layer of K and V that grows in place, given to transformers as a cache layer.
 
-A layer owns one buffer per tensor, `[1, num_kv_heads, capacity, head_dim]`, writes new tokens in
-place and hands out views, so a step copies nothing that is there already (the idea of mlx-lm's
-KVCache). Truncating moves an offset. Whatever writes a buffer runs under `torch.inference_mode`: a
-buffer made inside it cannot be written outside.
+A layer owns one buffer per tensor, `[1, num_kv_heads, room, head_dim]`, writes new tokens in place
+and hands out views, so a step copies nothing that is there already (the idea of mlx-lm's KVCache).
+Truncating moves an offset. What is lent to a block is frozen: a layer that has to write there goes
+on in other buffers (copy on write), and the block keeps the old ones. Whatever writes a buffer runs
+under `torch.inference_mode`: a buffer made inside it cannot be written outside.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import weakref
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
 _GROWTH_TOKENS = 256
 _GROWTH_SHARE = 32  # so much more at a time: little memory lies idle, and copies stay rare
+_SHRINK = 2  # buffers so many times as long as needed are given back when they are empty
+
+
+class Borrower(Protocol):
+    """Who reads from buffers, and is told when what it reads lies in others."""
+
+    def move(self, number: int, home: Buffers) -> None:
+        """The buffers of layer `number` are others now, the same as far as they are frozen."""
+
+
+@dataclass(eq=False, slots=True)
+class Buffers:
+    """Memory for K and V of one layer: by kind ("key", "value"), `[1, num_kv_heads, room,
+    head_dim]`. Positions before `frozen_to` are lent, and are never written again."""
+
+    room: int
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    frozen_to: int = 0
+    borrowers: weakref.WeakSet[Borrower] = field(default_factory=weakref.WeakSet)
 
 
 class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """K and V of one layer for tokens 0 to `num_tokens`, in one growing buffer each."""
+    """K and V of one layer for tokens 0 to `num_tokens`, in one growing buffer each.
+
+    `number` is its place in the model.
+    """
 
     is_sliding = False
     is_compileable = False
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.number = number
         self.num_tokens = 0
-        self._buffers: dict[str, torch.Tensor] = {}
-        self._room = _GROWTH_TOKENS
+        self.home = Buffers(_GROWTH_TOKENS)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         for kind, states in (("key", key_states), ("value", value_states)):
@@ -38,25 +63,43 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self, kind: str, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         """Make an empty buffer for "key" or "value", unless there is one."""
-        if kind not in self._buffers:
-            self._buffers[kind] = torch.empty(
-                (1, num_heads, self._room, head_dim), dtype=dtype, device=device
-            )
+        if kind not in self.home.tensors:
+            shape = (1, num_heads, self.home.room, head_dim)
+            self.home.tensors[kind] = torch.empty(shape, dtype=dtype, device=device)
 
     def reserve(self, num_tokens: int) -> None:
-        """Make room for `num_tokens` in all, and for some more to come."""
-        if num_tokens <= self._room:
-            return
-        wanted = num_tokens + num_tokens // _GROWTH_SHARE
-        room = -(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS
-        # Both or none: memory may run out in between.
-        self._buffers = {kind: self._grown(old, room) for kind, old in self._buffers.items()}
-        self._room = room
+        """Make room for `num_tokens` in all, and for some more to come; buffers that are much too
+        large are given back, as long as nothing is in them."""
+        if self.num_tokens == 0 and self.home.room > _SHRINK * room_for(num_tokens):
+            self._move(room_for(num_tokens))
+        self.claim(self.num_tokens, num_tokens)
 
-    def _grown(self, buffer: torch.Tensor, room: int) -> torch.Tensor:
-        grown = buffer.new_empty((1, buffer.shape[1], room, buffer.shape[3]))
-        grown[:, :, : self.num_tokens] = buffer[:, :, : self.num_tokens]
-        return grown
+    def claim(self, start: int, stop: int) -> None:
+        """Make positions `start` to `stop` writable: elsewhere, if they are lent or there is no
+        room for them. The tokens that count come along."""
+        is_lent = start < self.home.frozen_to
+        if is_lent or stop > self.home.room:
+            is_same = not is_lent and self.num_tokens >= self.home.frozen_to
+            self._move(room_for(max(stop, self.num_tokens)), is_same=is_same)
+
+    def _move(self, room: int, *, is_same: bool = False) -> None:
+        """Go on in other buffers. `is_same`: all that is lent stays as it is in the new ones, so
+        that nobody needs the old ones any more."""
+        old = self.home
+        # Both or none: memory may run out in between.
+        moved = {kind: self._moved(tensor, room) for kind, tensor in old.tensors.items()}
+        self.home = Buffers(room, moved)
+        if is_same and old.frozen_to:
+            self.home.frozen_to = old.frozen_to
+            for borrower in list(old.borrowers):
+                self.home.borrowers.add(borrower)
+                borrower.move(self.number, self.home)
+        self._show()
+
+    def _moved(self, tensor: torch.Tensor, room: int) -> torch.Tensor:
+        moved = tensor.new_empty((1, tensor.shape[1], room, tensor.shape[3]))
+        moved[:, :, : self.num_tokens] = tensor[:, :, : self.num_tokens]
+        return moved
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -65,22 +108,36 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         stop = self.num_tokens + key_states.shape[2]
-        self.reserve(stop)
-        self._buffers["key"][:, :, self.num_tokens : stop] = key_states
-        self._buffers["value"][:, :, self.num_tokens : stop] = value_states
+        self.claim(self.num_tokens, stop)
+        self.home.tensors["key"][:, :, self.num_tokens : stop] = key_states
+        self.home.tensors["value"][:, :, self.num_tokens : stop] = value_states
         self.set_length(stop)
         return self.view("key"), self.view("value")
 
     def set_length(self, num_tokens: int) -> None:
         """Say how many tokens count. The buffer must hold them already."""
         self.num_tokens = num_tokens
-        self.is_initialized = len(self._buffers) == 2
+        self._show()
+
+    def _show(self) -> None:
+        self.is_initialized = len(self.home.tensors) == 2
         if self.is_initialized:
             self.keys, self.values = self.view("key"), self.view("value")
 
+    def lend(self, borrower: Borrower, stop: int) -> Buffers:
+        """Freeze all positions before `stop` for a borrower; returns the buffers."""
+        self.home.frozen_to = max(self.home.frozen_to, stop)
+        self.home.borrowers.add(borrower)
+        return self.home
+
+    def adopt(self, home: Buffers, num_tokens: int) -> None:
+        """Go on in buffers that were lent, behind their first `num_tokens`, which are frozen."""
+        self.home = home
+        self.set_length(num_tokens)
+
     def view(self, kind: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """`[1, num_kv_heads, stop - start, head_dim]` of the buffer itself."""
-        return self._buffers[kind][:, :, start : self.num_tokens if stop is None else stop]
+        return self.home.tensors[kind][:, :, start : self.num_tokens if stop is None else stop]
 
     def get_seq_length(self) -> int:
         return self.num_tokens
@@ -90,3 +147,9 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def get_max_length(self) -> int:
         return -1
+
+
+def room_for(num_tokens: int) -> int:
+    """How long buffers for so many tokens are made."""
+    wanted = num_tokens + num_tokens // _GROWTH_SHARE
+    return -(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS

@@ -24,7 +24,7 @@ from chatcache.cache.access import check_owner
 from chatcache.cache.entries import Block, Entry, KVSink, Lease, Lookup, RestoreResult
 from chatcache.cache.policy import TierPolicy
 from chatcache.cache.radix import Span
-from chatcache.cache.restore import restore_states, restore_tokens
+from chatcache.cache.restore import adopt_tokens, restore_states, restore_tokens
 from chatcache.cache.rows import SegmentRow, TierUse
 from chatcache.cache.segments import DamagedFile
 from chatcache.cache.tiers import Tiers
@@ -213,6 +213,11 @@ class PrefixCache:
                 if entry.path is not None:
                     self._store.touch(entry.path, now)
 
+    def adopt(self, lease: Lease, sink: KVSink, start: int) -> int:
+        """Have `sink`, which holds `start` tokens, go on where more of the lease lies already;
+        returns how many tokens it then holds. `restore` brings the others."""
+        return adopt_tokens(self._tiers, lease, sink, start)
+
     def restore(self, lease: Lease, sink: KVSink, start: int) -> RestoreResult:
         """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens.
 
@@ -250,8 +255,15 @@ class PrefixCache:
             before = stop
             if start >= stop or (held >= stop and not self._lacks_states(ids)):
                 continue
-            entry = self._new_entry(ids, start, export(start, stop))
+            try:
+                entry = self._new_entry(ids, start, export(start, stop))
+            except (MemoryError, RuntimeError) as error:  # torch says the latter
+                why = str(error).partition("\n")[0] or "the memory is full"
+                self._on_event("warning", f"tokens {start:,}-{stop:,} are not kept: {why}")
+                break
             with self._lock:
+                if self._tiers.match(ids).num_tokens < start:
+                    continue  # what comes before it was given up meanwhile, to make room
                 self._tree.insert(ids, entry.segment_id, start)
                 entry.parent_id = self._tree.parent_segment(entry.segment_id)
                 self._tiers.add(entry)
@@ -259,6 +271,17 @@ class PrefixCache:
         self._tiers.enforce_ram()
         self._tiers.enforce_disk()
         return num_bytes
+
+    def promote(self, packed: bytes, lend: Callable[[int, int], Block | None]) -> None:
+        """Count what is live of a path as held in RAM, where that costs no memory: files of the
+        path are not read again while `lend(start, stop)` keeps their run where it lies."""
+        with self._lock:
+            for span in self._tiers.match(packed).spans:
+                entry = self._tiers.entries[span.segment_id]
+                is_whole = (span.start, span.stop) == (entry.start, entry.stop)
+                if entry.block is None and is_whole:
+                    entry.block = lend(span.start, span.stop)
+        self._tiers.enforce_ram()
 
     def check(self) -> list[str]:
         """Everything that is wrong with the book-keeping; empty when it is sound."""

@@ -46,6 +46,19 @@ class _Source:
         return is_damage
 
 
+def adopt_tokens(tiers: Tiers, lease: Lease, sink: KVSink, start: int) -> int:
+    """Have `sink`, which holds `start` tokens of the lease, go on where more of them lie already;
+    returns how many it then holds. Nothing is moved."""
+    for span in reversed(lease.spans):
+        if span.stop <= start:
+            break
+        entry = tiers.entries.get(span.segment_id)
+        block = None if entry is None else entry.block
+        if block is not None and sink.adopt(block, span.stop):
+            return span.stop
+    return start
+
+
 def restore_tokens(
     tiers: Tiers, give_up: GiveUp, lease: Lease, sink: KVSink, start: int
 ) -> RestoreResult:

@@ -7,6 +7,7 @@ deviation), with or without chatcache. Resumed is bit-identical to never stopped
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from transformers import DynamicCache
 from chatcache.backends.local.cut import CHECKPOINT_FAMILIES, STEPWISE_FAMILIES, cut_policy
 from chatcache.backends.local.generate import Forward
 from chatcache.cache.kv import LiveKV
+from chatcache.cache.tokens import pack
+from chatcache.errors import UnavailableError
 from tests.equivalence.engine import TAIL_TOKENS, IdsEngine, Said
 from tests.equivalence.stateful import stateful_model
 
@@ -205,6 +208,46 @@ def test_a_damaged_checkpoint_costs_time_only(engine: Factory, tmp_path: Path) -
     assert_same_bits(again, three)
 
 
+@contextlib.contextmanager
+def without_memory(model: Any) -> Iterator[None]:
+    """The last layer finds no memory, when those before it have computed already."""
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    layers = next(one for one in model.modules() if isinstance(one, torch.nn.ModuleList))
+    hook = layers[-1].register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(UnavailableError, match="not enough memory"):
+            yield
+    finally:
+        hook.remove()
+
+
+def test_a_prompt_that_memory_ran_out_for_leaves_no_state(engine: Factory) -> None:
+    talker = engine()
+    one = talker.turn(FIRST, NUM_ANSWER)
+    with without_memory(talker.model):
+        talker.turn(one.ids + OTHER, NUM_ANSWER)
+    said = talker.turn(one.ids + SECOND, NUM_ANSWER)
+    expected = truth(talker.model, [FIRST, SECOND], said)
+    assert (said.logits - expected).abs().max() <= TOLERANCE * expected.std()
+
+
+def test_an_answer_that_memory_ran_out_for_is_no_checkpoint(engine: Factory) -> None:
+    talker = engine()
+    one = talker.turn(FIRST, NUM_ANSWER)
+    prompt = one.ids + SECOND
+    reuse = talker.context.reuse(pack(prompt), len(prompt) - 1)
+    list(talker.context.prefill(pack(prompt), prompt, reuse.num_tokens, stops=[len(prompt)]))
+    with without_memory(talker.model):
+        talker.context.step(OTHER[0], len(prompt))
+    talker.context.commit(pack([*prompt, OTHER[0]]), [len(prompt), len(prompt) + 1])
+    said = engine().turn(prompt + OTHER, NUM_ANSWER)
+    expected = truth(talker.model, [FIRST, SECOND + OTHER], said)
+    assert (said.logits - expected).abs().max() <= TOLERANCE * expected.std()
+
+
 def test_many_steps_are_not_taken_where_one_prefill_is_quicker(tmp_path: Path) -> None:
     engine = IdsEngine(stateful_model("jamba"), tmp_path)
     one = engine.turn(FIRST, NUM_ANSWER)
@@ -225,6 +268,19 @@ def test_a_checkpoint_of_another_shape_is_refused(model: Any) -> None:
         live.writable_state(name, "F32", (1, 2, 3))
     with pytest.raises(ValueError, match="not a state"):
         live.writable_state("conv.99.0", "F32", (1, 2, 3))
+    with pytest.raises(ValueError, match="other states"):
+        live.states_written()
+
+
+def test_half_of_a_checkpoint_that_was_damaged_completes_no_other(model: Any) -> None:
+    live = LiveKV(model.config.num_hidden_layers, torch.float32, torch.device("cpu"), model.config)
+    Forward(model, torch.device("cpu"))(live, [0], 0)
+    states = live.copy_states()
+    first, *others = states
+    live.writable_state(first, "F32", tuple(states[first].shape))
+    live.truncate(0)
+    for name in others:
+        live.writable_state(name, "F32", tuple(states[name].shape))
     with pytest.raises(ValueError, match="other states"):
         live.states_written()
 

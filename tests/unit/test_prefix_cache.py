@@ -261,6 +261,23 @@ def test_a_full_disk_keeps_the_path_of_what_is_written(
     assert bench.cache.lookup(ids_of("something else, and older. Yes. ")).num_tokens == 27
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("not enough memory: 9 bytes")])
+def test_where_memory_has_no_room_for_a_copy_the_turn_goes_on(
+    bench: Bench, error: Exception
+) -> None:
+    bench.turn(SYSTEM, HELLO, HI)
+    packed = ids_of(SYSTEM + HELLO + HI + "On. ")
+
+    def export(start: int, stop: int) -> ByteBlock:
+        raise error
+
+    assert bench.cache.commit(packed, [len(packed) // 4], export) == 0
+    assert [text for kind, text in bench.events if kind == "warning"] == [
+        f"tokens 28-32 are not kept: {str(error) or 'the memory is full'}"
+    ]
+    assert bench.turn(SYSTEM, HELLO, HI, "On. ", "Yes.") == len(SYSTEM + HELLO + HI)
+
+
 def test_leftovers_of_a_killed_writer_are_removed(bench: Bench) -> None:
     bench.turn(HELLO, HI)
     leftover = bench.directory / "segments" / "ns" / ".tmp-999999999-abc123"

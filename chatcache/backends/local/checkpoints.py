@@ -7,6 +7,7 @@ message, the answer. Everything else is `context.py`'s.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,9 +15,9 @@ from typing import Any
 
 import torch
 
-from chatcache.backends.local.context import LiveContext, Reuse
+from chatcache.backends.local.context import LiveContext, PrefillStep, Reuse
 from chatcache.backends.local.generate import chunks
-from chatcache.cache.kv import KVBlock
+from chatcache.cache.blocks import TensorBlock
 from chatcache.cache.rates import CLEARLY_DEARER
 from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
 from chatcache.formatting import plural
@@ -110,22 +111,36 @@ class CheckpointContext(LiveContext):
             taken[held] = self._live.copy_states()
         computed_from, self._kept = self._computed_from, held
 
-        def export(start: int, stop: int) -> KVBlock:
+        def export(start: int, stop: int) -> TensorBlock:
             return self._live.export(start, stop, taken[stop])
 
         num_bytes = self._prefixes.commit(self._ids, sorted(taken), export, computed_from)
         self._stay_settled()
         return num_bytes
 
+    def prefill(self, *args: Any, **options: Any) -> Iterator[PrefillStep]:
+        with self._torn_by_failure():
+            yield from super().prefill(*args, **options)
+
     def step(self, token_id: int, position: int) -> torch.Tensor:
         began = time.perf_counter()
-        logits = super().step(token_id, position)
+        with self._torn_by_failure():
+            logits = super().step(token_id, position)
         seconds = time.perf_counter() - began
         before = self._step_seconds
         self._step_seconds = seconds if before is None else 0.9 * before + 0.1 * seconds
         if self._cache is self._live:
             self._live.note_computed(position + 1)
         return logits
+
+    @contextlib.contextmanager
+    def _torn_by_failure(self) -> Iterator[None]:
+        """Where the model fails half-way, some layers' states have moved on and others have not."""
+        try:
+            yield
+        except Exception:
+            self._live.is_torn = True
+            raise
 
     def _pieces(
         self, start: int, stop: int, chunk: int, stops: Sequence[int]

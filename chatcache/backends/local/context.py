@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
@@ -16,13 +17,15 @@ from transformers.cache_utils import Cache
 
 from chatcache.backends.local.generate import Forward, chunks, memory_for
 from chatcache.cache.entries import Lease
-from chatcache.cache.kv import LiveKV
+from chatcache.cache.kv import MIN_LENT_TOKENS, LiveKV
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.rates import RateBook
 from chatcache.cache.rows import CostEstimate
 from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
 from chatcache.formatting import plural, size
 
+# Long enough that a part of it, all but its last token, is still worth a restore.
+_SHORT_END = 128
 # Computing fewer tokens than this takes about as long as computing one: both read all weights.
 MIN_PART_TOKENS = 64
 
@@ -101,8 +104,9 @@ class LiveContext:
             self._set_length(packed, live)
             declined = self._decline(lease, live)
             wanted = lease if declined is None else lease.up_to(max(live, lease.disk_start))
+            start = self._prefixes.adopt(wanted, self._live, live)
             self._reserve(len(packed) // BYTES_PER_ID)
-            restored = self._prefixes.restore(wanted, self._live, live)
+            restored = self._prefixes.restore(wanted, self._live, start)
         seconds = time.perf_counter() - began
         self._set_length(packed, restored.num_tokens)
         if not is_ahead:
@@ -203,8 +207,11 @@ class LiveContext:
         held = min(self._live.num_tokens, len(packed) // BYTES_PER_ID)
         self._set_length(packed, held)
         ends = sorted({min(end, held) for end in boundaries} - {0})
+        if self._live.lends:
+            ends = _with_short_ends(ends)
         computed_from, self._kept = self._computed_from, held
         num_bytes = self._prefixes.commit(self._ids, ends, self._live.export, computed_from)
+        self._prefixes.promote(self._ids, self._live.lend)
         self._stay_settled()
         return num_bytes
 
@@ -280,3 +287,14 @@ class LiveContext:
         self._live.truncate(num_tokens)
         self._ids = packed[: num_tokens * BYTES_PER_ID]
         self._kept = min(self._kept, num_tokens)
+
+
+def _with_short_ends(ends: Sequence[int]) -> list[int]:
+    """The end of a long run is a segment of its own. A message that is asked again is computed
+    anew from its last token on, and what is lent is not written again: it would have to move."""
+    cuts = [
+        stop - _SHORT_END
+        for start, stop in pairwise([0, *ends])
+        if stop - start >= MIN_LENT_TOKENS + _SHORT_END
+    ]
+    return sorted({*ends, *cuts})
