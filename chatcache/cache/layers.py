@@ -53,6 +53,7 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.number = number
         self.num_tokens = 0
         self.home = Buffers(_GROWTH_TOKENS)
+        self._spare: Buffers | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         for kind, states in (("key", key_states), ("value", value_states)):
@@ -85,10 +86,10 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def _move(self, room: int, *, is_same: bool = False) -> None:
         """Go on in other buffers. `is_same`: all that is lent stays as it is in the new ones, so
         that nobody needs the old ones any more."""
-        old = self.home
-        # Both or none: memory may run out in between.
-        moved = {kind: self._moved(tensor, room) for kind, tensor in old.tensors.items()}
-        self.home = Buffers(room, moved)
+        old, kept = self.home, self.num_tokens
+        self.home = self._taken(room)
+        for kind, tensor in old.tensors.items():
+            self.home.tensors[kind][:, :, :kept] = tensor[:, :, :kept]
         if is_same and old.frozen_to:
             self.home.frozen_to = old.frozen_to
             for borrower in list(old.borrowers):
@@ -96,10 +97,17 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
                 borrower.move(self.number, self.home)
         self._show()
 
-    def _moved(self, tensor: torch.Tensor, room: int) -> torch.Tensor:
-        moved = tensor.new_empty((1, tensor.shape[1], room, tensor.shape[3]))
-        moved[:, :, : self.num_tokens] = tensor[:, :, : self.num_tokens]
-        return moved
+    def _taken(self, room: int) -> Buffers:
+        """Buffers like those at home: the spare ones, if they are of a fitting length (memory that
+        was used before is several times as quick), or new ones."""
+        spare, self._spare = self._spare, None
+        is_like = spare is not None and spare.tensors.keys() == self.home.tensors.keys()
+        if spare is not None and is_like and room <= spare.room <= _SHRINK * room:
+            return spare
+        made = {}  # both or none: memory may run out in between
+        for kind, tensor in self.home.tensors.items():
+            made[kind] = tensor.new_empty((1, tensor.shape[1], room, tensor.shape[3]))
+        return Buffers(room, made)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -132,6 +140,8 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def adopt(self, home: Buffers, num_tokens: int) -> None:
         """Go on in buffers that were lent, behind their first `num_tokens`, which are frozen."""
+        if self.home is not home and self.home.frozen_to == 0:
+            self._spare = self.home
         self.home = home
         self.set_length(num_tokens)
 

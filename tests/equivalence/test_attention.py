@@ -32,7 +32,19 @@ def reference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> to
 @pytest.mark.parametrize("group", [1, 2, 4])
 @pytest.mark.parametrize(
     ("num_new", "num_keys"),
-    [(1, 1), (1, 511), (1, 512), (1, 700), (5, 5), (5, 40), (5, 600), (130, 600), (600, 600)],
+    [
+        (1, 1),
+        (1, 511),
+        (1, 512),
+        (1, 1279),
+        (1, 1280),
+        (1, 1500),
+        (5, 5),
+        (5, 40),
+        (5, 600),
+        (130, 600),
+        (600, 600),
+    ],
 )
 def test_the_kernel_is_causal_attention(group: int, num_new: int, num_keys: int) -> None:
     generator = torch.Generator().manual_seed(num_new * num_keys + group)
@@ -42,6 +54,38 @@ def test_the_kernel_is_causal_attention(group: int, num_new: int, num_keys: int)
     output, _ = matmul_attention(torch.nn.Identity(), query, key, value, None)
     assert output.shape == (1, num_new, 2 * group, 16)
     torch.testing.assert_close(output.double(), reference(query, key, value), atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("num_new", "num_keys"), [(1, 1300), (1, 2048), (7, 777), (16, 1024)])
+def test_the_bits_do_not_depend_on_what_lies_behind_the_keys(
+    dtype: torch.dtype, num_new: int, num_keys: int
+) -> None:
+    """A conversation that was never stopped has other buffers than one that was resumed."""
+    generator = torch.Generator().manual_seed(num_keys)
+    query = torch.randn((1, 4, num_new, 64), generator=generator).to(dtype)
+    states = torch.randn((2, 1, 2, num_keys, 64), generator=generator).to(dtype)
+    outputs = []
+    for room, rest in ((num_keys, 0.0), (num_keys + 256, float("nan")), (3 * num_keys, 1e30)):
+        buffers = torch.full((2, 1, 2, room, 64), rest, dtype=dtype)
+        buffers[:, :, :, :num_keys] = states
+        key, value = buffers[:, :, :, :num_keys]
+        outputs.append(matmul_attention(torch.nn.Identity(), query, key, value, None)[0])
+    assert all(torch.equal(one, outputs[0]) for one in outputs)
+    expected = reference(query, *states)
+    torch.testing.assert_close(outputs[0].double(), expected, atol=2e-2, rtol=0)
+
+
+def test_keys_in_any_layout_are_read_right() -> None:
+    generator = torch.Generator().manual_seed(3)
+    query = torch.randn((1, 4, 3, 16), generator=generator)
+    states = torch.randn((1, 2, 600, 16), generator=generator)
+    padded = torch.randn((1, 2, 600, 20), generator=generator)
+    padded[..., :16] = states
+    for key in (states.transpose(1, 2).contiguous().transpose(1, 2), padded[..., :16]):
+        output, _ = matmul_attention(torch.nn.Identity(), query, key, states, None)
+        expected = reference(query, states, states)
+        torch.testing.assert_close(output.double(), expected, atol=2e-6, rtol=2e-5)
 
 
 def test_bf16_stays_within_its_rounding() -> None:
@@ -67,6 +111,7 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
     overrides = {"sliding_window": None, "layer_types": None, "use_sliding_window": False}
     made = family_model(request.param, **overrides)
     monkeypatch.setattr(attention, "MIN_KEYS", 4)
+    monkeypatch.setattr(attention, "MIN_KEYS_OF_ONE", 4)
     monkeypatch.setattr(attention, "_BLOCK_BYTES", 12)
     return made
 

@@ -3,8 +3,11 @@
 torch's `scaled_dot_product_attention` streams long K and V at a fraction of the memory bandwidth
 (one query token), and wants a mask as large as the chunk times the history (a chunk behind a
 prefix). Here the query heads that share a KV head are the rows of one `mm` against the keys where
-they lie: a batched matmul would copy a slice of a larger buffer first. Scores of a chunk are made
-block by block, so that they stay in the cache, and only the last square of a block needs a mask.
+they lie. A batched matmul would copy a slice of a larger buffer first; scores of few queries are
+made by one all the same, over the whole buffer: what lies behind the keys gives columns that are
+cut off. (Values are added up over the keys that count and no others: which bits come out must not
+depend on how much room there is.) Scores of a chunk are made block by block, so that they stay in
+the cache, and only the last square of a block needs a mask.
 
 It computes plain causal attention, batch one, and nothing else; `install` puts it only into models
 without windows, of families that `tests/equivalence` compares with the stock kernel.
@@ -20,8 +23,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "chatcache_matmul"
 
-# Measured (2 cores, bf16 and float32): below this many keys the stock kernel is as fast or faster.
+# Measured (2 cores, bf16): behind fewer keys the stock kernel is as fast or faster, for a chunk and
+# for one token.
 MIN_KEYS = 512
+MIN_KEYS_OF_ONE = 1280
+# Scores of so many bytes stay in the cache, and are quicker made for all heads at once.
+_BATCH_BYTES = 2_500_000
 # A block's scores should stay in the cache; longer blocks are quicker while they do.
 _BLOCK_BYTES = 512
 _FAMILIES = frozenset(
@@ -69,10 +76,11 @@ def matmul_attention(
         raise ValueError(f"{NAME} is plain causal attention for one sequence; got {unknown}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     num_new, num_keys = query.shape[2], key.shape[2]
-    if num_keys < MIN_KEYS:
+    if num_keys < (MIN_KEYS_OF_ONE if num_new == 1 else MIN_KEYS):
         return _stock(query, key, value, scale), None
-    if num_new == 1:
-        return _decode(query, key, value, scale), None
+    num_bytes = query.shape[1] * num_new * num_keys * query.itemsize
+    if num_new == 1 or num_bytes <= _BATCH_BYTES:
+        return _few(query, key, value, scale), None
     return _prefill(query, key, value, scale), None
 
 
@@ -97,21 +105,36 @@ def _stock(
     return output.transpose(1, 2).contiguous()
 
 
-def _decode(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """One query token: `[group, head_dim] @ [head_dim, num_keys]` per KV head, nothing copied."""
+def _few(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """One query token or a few: `[group * num_new, head_dim] @ [head_dim, num_keys]` per KV head,
+    all heads in one product; nothing is copied."""
     num_kv_heads, num_keys, head_dim = key.shape[1:]
+    num_new = query.shape[2]
     group = query.shape[1] // num_kv_heads
-    rows = query.reshape(num_kv_heads, group, head_dim) * scale
-    scores = query.new_empty((num_kv_heads, group, num_keys))
-    for head in range(num_kv_heads):
-        torch.mm(rows[head], key[0, head].t(), out=scores[head])
+    rows = (query * scale).reshape(num_kv_heads, group * num_new, head_dim)
+    scores = torch.bmm(rows, _whole(key).transpose(1, 2))[:, :, :num_keys]
+    if num_new > 1:
+        last = scores.view(num_kv_heads, group, num_new, num_keys)[..., num_keys - num_new :]
+        last += query.new_full((num_new, num_new), float("-inf")).triu_(1)
     weights = torch.softmax(scores, dim=-1)
-    output = query.new_empty((num_kv_heads, group, value.shape[3]))
+    output = query.new_empty((num_kv_heads, group * num_new, value.shape[3]))
     for head in range(num_kv_heads):
         torch.mm(weights[head], value[0, head], out=output[head])
-    return output.view(1, 1, num_kv_heads * group, -1)
+    by_token = output.view(num_kv_heads * group, num_new, -1).transpose(0, 1)
+    return by_token.contiguous()[None]
+
+
+def _whole(states: torch.Tensor) -> torch.Tensor:
+    """The buffer `[num_heads, room, head_dim]` that `[1, num_heads, length, head_dim]` is the
+    beginning of; a copy, if it is laid out in another way."""
+    num_heads, length, head_dim = states.shape[1:]
+    room = states.stride(1) // head_dim
+    strides = (room * head_dim, head_dim, 1)
+    end = states.storage_offset() + num_heads * room * head_dim
+    is_there = end * states.itemsize <= states.untyped_storage().nbytes()
+    if room < length or states.stride()[1:] != strides or not is_there:
+        return states[0].contiguous()
+    return states.as_strided((num_heads, room, head_dim), strides)
 
 
 def _prefill(
