@@ -21,8 +21,16 @@ What was tried for speed and did not pay, on 2 cores with avx512_bf16:
   grouped matmuls take 0.32 ms.
 - Batched matmul on a slice of the growing buffer: it copies the slice (2.1 ms a layer); one `mm`
   per KV head does not (1.08 ms).
-- Batched matmul on buffers that are never sliced: 1.02 ms a layer, against 1.22 ms; not worth
-  buffers that must be copied whenever they grow.
+- Batched matmul over whole buffers for the values, too (for the scores it pays): 0.93 ms a layer
+  instead of 1.19, but the bits of the sum then depend on how much room the buffer has, and a resumed
+  chat would not have those of one that was never stopped.
+- Scores as keys times queries instead of queries times keys, and the products of all heads as one
+  with zeros between them: 0.30 and 0.67 ms where 0.25 and 0.64 ms were.
+- Two Python threads with half of the heads and one OpenMP thread each: twice as slow while OpenMP's
+  idle threads spin (3.8 ms a layer instead of 2.2, 16 tokens behind 4,096); 15 % quicker for one
+  token when they do not (`GOMP_SPINCOUNT=100`), which makes everything else slower.
+- Copying a long run out when it is kept and back in when it is resumed, into memory that was not
+  used before: 0.7 GB/s on this machine. It is lent where it lies instead (`cache/layers.py`).
 - One product for the queries, keys and values of a layer, and one for gate and up: 0.8 and 0.7 ms
   less in a step of 42 ms; packed linear layers run at 37 of 47 GB/s already.
 - Weights in 8 bits (`_weight_int8pack_mm`): 0.09 ms against 0.12 ms at one row of 3,072 x 1,024,

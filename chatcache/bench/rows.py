@@ -168,7 +168,7 @@ class Bench:
         if num_bytes > 0 and kv >= TELLING_BYTES:
             note = f"{size(num_bytes)} resident; K and V are {size(kv)}; live path included"
             self.memory = Figure(
-                "memory", "memory per token held", num_bytes / kv, "ratio", 2.1, note
+                "memory", "memory per token held", num_bytes / kv, "ratio", 1.1, note
             )
 
     def _resume(self, name: str, contender: Chatcache, history: list[int]) -> None:
