@@ -148,8 +148,8 @@ class LiveKV(Cache):
         if not self.lends or not self._growing or stop - start < MIN_LENT_TOKENS:
             return False
         homes = [layer.home for layer in self._growing.values()]
-        is_full = all(4 * self.num_tokens >= 3 * home.room for home in homes)
-        return is_full and all(4 * (start - home.frozen_to) <= stop - start for home in homes)
+        is_full = all(5 * self.num_tokens >= 4 * home.room for home in homes)
+        return is_full and all(8 * (start - home.frozen_to) <= stop - start for home in homes)
 
     def lend(self, start: int, stop: int) -> LentBlock | None:
         """Tokens `start` to `stop` where they lie, frozen up to `stop`; None: a copy is better."""
