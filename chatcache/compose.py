@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from chatcache.checks import num_bytes, num_seconds, spill_parts
 from chatcache.config import Settings
+from chatcache.errors import UsageError
+from chatcache.remotes import check_reach, remote_model
 
 if TYPE_CHECKING:
     from chatcache.backends.base import Backend, CostEstimate, SamplingParams
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from chatcache.chat.idle import IdleOptions
     from chatcache.chat.service import ChatService
     from chatcache.chat.sessions import SessionStore
+    from chatcache.frontend.progress import Report
     from chatcache.frontend.sampling import Sampling
 
+    Examine = Callable[[Report], Iterable[str]]
     OfflineCost = Callable[[str, Sequence[tuple[int, ...]]], list[CostEstimate] | None]
 
 
@@ -71,20 +75,41 @@ def open_store(settings: Settings, *, may_be_read_only: bool = False) -> Session
 
 
 def open_backend(settings: Settings) -> Backend:
-    """The engine for the model of the settings; nothing is started yet."""
+    """What answers for the model of the settings: an engine or a server. Nothing is started yet."""
     from chatcache.backends.local.host import LocalBackend
 
-    return LocalBackend(engine_settings(settings))
+    remote = open_remote(settings, settings.config.model.default)
+    return remote or LocalBackend(engine_settings(settings))
+
+
+def open_remote(settings: Settings, model: str) -> Backend | None:
+    """The server that `PROFILE:NAME` means; None for a model of this machine.
+
+    Raises NotFoundError for a profile that does not exist.
+    """
+    remote = remote_model(model, settings.config.remotes)
+    if remote is None:
+        return None
+    is_first = model == settings.config.model.default
+    if is_first and settings.origins.get("model.adapter") == "option":
+        raise UsageError(
+            "An adapter cannot be put on the model of a server.", "Leave --adapter out."
+        )
+    from chatcache.backends.remote.backend import RemoteBackend
+
+    return RemoteBackend(remote, is_offline=settings.config.model.offline)
 
 
 def open_switching_backend(settings: Settings) -> Backend:
-    """The engine for the model of the settings, which can be exchanged for another one."""
+    """What answers for the model of the settings, which can be exchanged for another one."""
     from chatcache.backends.local.host import LocalBackend
     from chatcache.backends.switching import SwitchingBackend
 
     first = engine_settings(settings)
 
     def make(model: str) -> Backend:
+        if (remote := open_remote(settings, model)) is not None:
+            return remote
         # An adapter belongs to the model that it was trained on.
         adapter = first.adapter if model == first.model else None
         return LocalBackend(replace(first, model=model, adapter=adapter))
@@ -95,11 +120,15 @@ def open_switching_backend(settings: Settings) -> Backend:
 def check_model(settings: Settings) -> None:
     """Look at the model's files, so that a wrong name fails at once and before anything is kept.
 
-    Raises NotFoundError or UnavailableError. A hub id that has to be downloaded is fine.
+    Raises NotFoundError or UnavailableError. A hub id that has to be downloaded is fine, and a
+    server is not asked: only its profile and its key are looked at.
     """
     from chatcache.backends.local.resolve import check_model_dir, resolve_model
 
     model = settings.config.model
+    if (remote := remote_model(model.default, settings.config.remotes)) is not None:
+        check_reach(remote.profile, is_offline=model.offline)
+        return
     found = resolve_model(model.default, is_offline=model.offline)
     if isinstance(found, Path):
         check_model_dir(found)
@@ -191,24 +220,33 @@ def _engine_log(settings: Settings) -> Path:
     return log
 
 
-def run_tui(
-    settings: Settings, session: str | None, examine: Callable[[], Iterable[str]] | None = None
-) -> None:
+def run_tui(settings: Settings, session: str | None, examine: Examine | None = None) -> None:
     """The chat in the terminal, until it is quit. `examine` gives the lines of a doctor."""
-    from chatcache.configfile import set_value
-    from chatcache.frontend.desk import SegmentDesk
+    import gc
+
+    gc.disable()  # until the start is over: it would walk through every import, and free nothing
     from chatcache.tui.app import ChatCacheApp
+    from chatcache.tui.backstage import Backstage
 
     config = settings.config
 
-    def set_default_model(name: str) -> None:
-        set_value(settings.paths.config_file, "model.default", name)
+    def keep_setting(name: str, value: str) -> None:
+        from chatcache.configfile import set_value
 
-    with opened_service(settings, can_switch=True) as service:
-        ChatCacheApp(
-            service,
+        set_value(settings.paths.config_file, name, value)
+
+    with contextlib.ExitStack() as opened:
+
+        def open_backstage() -> Backstage:
+            from chatcache.frontend.desk import SegmentDesk
+
+            service = opened.enter_context(opened_service(settings, can_switch=True))
+            desk = SegmentDesk(lambda: open_inspector(settings))
+            return Backstage(service, sampling(settings), desk)
+
+        failure = ChatCacheApp(
+            open_backstage,
             session_ref=session,
-            sampling=sampling(settings),
             personas=config.personas,
             keys=config.keys,
             # Without a choice NO_COLOR may choose.
@@ -216,11 +254,21 @@ def run_tui(
             has_motion=config.ui.motion,
             panel=config.ui.panel,
             is_offline=config.model.offline,
-            desk=SegmentDesk(lambda: open_inspector(settings)),
+            remotes=config.remotes,
             examine=examine,
-            set_default_model=set_default_model,
+            keep_setting=keep_setting,
             drafts_path=settings.paths.database.with_name("drafts.json"),
+            last_chat_path=last_chat_path(settings),
         ).run()
+    if failure is not None:
+        raise failure
+
+
+def last_chat_path(settings: Settings) -> Path:
+    """Where it is noted which chat was looked at last."""
+    from chatcache.frontend.last_chat import FILE_NAME
+
+    return settings.paths.database.with_name(FILE_NAME)
 
 
 def sampling(settings: Settings) -> Sampling:

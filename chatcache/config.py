@@ -30,6 +30,9 @@ from chatcache.checks import (
 from chatcache.errors import UsageError, did_you_mean
 from chatcache.personas import SECTION as PERSONAS_SECTION
 from chatcache.personas import Persona, read_personas
+from chatcache.places import path_of
+from chatcache.remotes import SECTION as REMOTE_SECTION
+from chatcache.remotes import RemoteProfile, read_remotes
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -42,7 +45,7 @@ class ModelSection:
     """Which model answers, and on what."""
 
     default: str = setting("builtin", text)
-    """`builtin`, a directory with a model, or a Hugging Face id that is in the local cache."""
+    """`builtin`, a directory with a model, a Hugging Face id, or PROFILE:NAME for a server."""
 
     adapter: str | None = setting(None, text, example="/path/to/adapter")
     """A directory with a PEFT adapter to put on the model."""
@@ -51,12 +54,13 @@ class ModelSection:
     """auto, cpu, cuda or mps. auto takes the fastest one that is there."""
 
     dtype: str = setting("auto", one_of(*DTYPES))
-    """auto, float32, bfloat16 or float16. auto: as the model was saved, if the device can do it."""
+    """auto, float32, bfloat16 or float16. auto: float32 for a small model, else as the model was
+    saved, if the device is quick with it."""
 
     offline: bool = setting(False, flag)
-    """Never ask the network for a model. HF_HUB_OFFLINE=1 does the same."""
+    """Never use the network: no download, no server but on this machine. Also HF_HUB_OFFLINE=1."""
 
-    threads: int | None = setting(None, whole(1), example=2)
+    threads: int | None = setting(None, whole(1, 1024), example=2)
     """CPU threads of the engine. Left out: as many as torch takes by itself."""
 
 
@@ -111,9 +115,7 @@ class SamplingSection:
     min_p: float | None = setting(None, decimal(0.0, 1.0), example=0.05)
     """Leave out tokens less likely than this share of the most likely one."""
 
-    repetition_penalty: float | None = setting(
-        None, decimal(0.0, 100.0, excludes_low=True), example=1.1
-    )
+    repetition_penalty: float | None = setting(None, decimal(0.01, 100.0), example=1.1)
     """Above 1, tokens that were there before become less likely."""
 
     seed: int | None = setting(None, whole(0, MAX_SEED), example=7)
@@ -150,6 +152,7 @@ class Config:
     ui: UiSection = field(default_factory=UiSection)
     keys: Mapping[str, str] = field(default_factory=dict)
     personas: Mapping[str, Persona] = field(default_factory=dict)
+    remotes: Mapping[str, RemoteProfile] = field(default_factory=dict)
 
 
 SECTIONS: Mapping[str, type] = {
@@ -159,7 +162,8 @@ SECTIONS: Mapping[str, type] = {
     "ui": UiSection,
 }
 KEYS_SECTION = "keys"
-ALL_SECTIONS = (*SECTIONS, KEYS_SECTION, PERSONAS_SECTION)
+SETTABLE = (*SECTIONS, KEYS_SECTION, REMOTE_SECTION)
+ALL_SECTIONS = (*SETTABLE, PERSONAS_SECTION)
 KEYS_DOC = 'Other keys for the actions of the chat, by their ids, e.g. quit = "ctrl+q,f10".'
 
 
@@ -228,8 +232,9 @@ def load_settings(
         values[section_name] = section(**chosen)
     keys = from_file.get(KEYS_SECTION, {})
     origins.update({f"{KEYS_SECTION}.{name}": str(paths.config_file) for name in keys})
-    personas = from_file.get(PERSONAS_SECTION, {})
-    return Settings(Config(**values, keys=keys, personas=personas), paths, origins)
+    values["personas"] = from_file.get(PERSONAS_SECTION, {})
+    values["remotes"] = from_file.get(REMOTE_SECTION, {})
+    return Settings(Config(**values, keys=keys), paths, origins)
 
 
 def _choose(
@@ -273,7 +278,7 @@ def resolve_paths(
         origins[name] = (
             "option" if options.get(name) else f"environment {variable}" if chosen else "default"
         )
-        return Path(chosen).expanduser().absolute() if chosen else default
+        return path_of(chosen).absolute() if chosen else default
 
     data_dir = choose("data_dir", platformdirs.user_data_path("chatcache"))
     cache_dir = choose("cache_dir", platformdirs.user_cache_path("chatcache"))
@@ -325,6 +330,9 @@ def parse_config(content: str, path: Path) -> dict[str, dict[str, Any]]:
             sampling = {key.name: key.metadata["check"] for key in fields(SamplingSection)}
             sections[section_name] = read_personas(table, sampling, str(path))
             continue
+        if section_name == REMOTE_SECTION:
+            sections[section_name] = read_remotes(table, str(path))
+            continue
         sections[section_name] = {
             key_name: _checked_entry(section_name, key_name, value, content, path)
             for key_name, value in table.items()
@@ -351,8 +359,7 @@ def find_key(section_name: str, key_name: str, where: str = "") -> Field[Any]:
     if section is None:
         raise UsageError(
             f"{there} is no section {section_name!r}.",
-            did_you_mean(section_name, [*SECTIONS, KEYS_SECTION])
-            or f"The sections are {', '.join([*SECTIONS, KEYS_SECTION])}.",
+            did_you_mean(section_name, SETTABLE) or f"The sections are {', '.join(SETTABLE)}.",
         )
     by_name = {key.name: key for key in fields(section)}
     if key_name in by_name:

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from chatcache import config, personas
+from chatcache import config, personas, remotes
 from chatcache.checks import key_names
 from chatcache.config import KEYS_DOC, KEYS_SECTION, SECTIONS, find_key, parse_config
 from chatcache.errors import StorageError, UsageError
@@ -57,7 +57,7 @@ def default_text() -> str:
             comment = "\n".join(f"# {line}" for line in doc.splitlines())
             parts.append(f"\n{comment}\n# {name} = {value}{note}\n")
     parts.append(f"\n[{KEYS_SECTION}]\n# {KEYS_DOC}\n")
-    parts.append(personas.EXAMPLE)
+    parts += [remotes.EXAMPLE, personas.EXAMPLE]
     return "".join(parts)
 
 
@@ -89,6 +89,8 @@ def set_value(path: Path, name: str, word: str) -> Any:
         raise UsageError(
             f"{name!r} is not the name of a setting.", "Settings are called SECTION.KEY."
         )
+    if section_name == remotes.SECTION:
+        return _set_remote(path, key_name.split("."), word)
     value = _parsed_value(section_name, key_name, word)
     content = _read_or_default(path)
     parse_config(content, path)
@@ -96,6 +98,30 @@ def set_value(path: Path, name: str, word: str) -> Any:
     if changed is None:
         changed = _assigned(content, section_name, key_name, value)
     _replace_file(path, changed)
+    return value
+
+
+def _set_remote(path: Path, names: list[str], word: str) -> Any:
+    """Set NAME.KEY of a profile. The file is checked as a whole before it is replaced."""
+    import tomlkit
+
+    remotes.check_path(names)
+    literal = _as_literal(word)
+    is_text = isinstance(literal, str | None) or names[-1] in remotes.TEXT_KEYS
+    value = word if is_text and not isinstance(literal, str) else literal
+    content = _read_or_default(path)
+    parse_config(content, path)
+    document = tomlkit.parse(content)
+    if remotes.SECTION not in document:
+        document[remotes.SECTION] = tomlkit.table(is_super_table=True)
+    *tables, key = names
+    table: Any = document[remotes.SECTION]
+    for depth, name in enumerate(tables):
+        if name not in table:
+            table[name] = tomlkit.inline_table() if depth else tomlkit.table()
+        table = table[name]
+    table[key] = value
+    _replace_file(path, tomlkit.dumps(document).rstrip("\n") + "\n")
     return value
 
 

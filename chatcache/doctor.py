@@ -23,11 +23,15 @@ from chatcache.cache.access import foreign_owner
 from chatcache.config import Paths
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import plural, size
+from chatcache.remotes import RemoteProfile
 
 Status = Literal["ok", "note", "problem", "damage"]
 
 MIN_PYTHON = (3, 11)
-PACKAGES = ("torch", "transformers", "textual", "safetensors", "tokenizers", "xxhash", "tomlkit")
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "safetensors"),
+    *("textual", "httpx2", "xxhash", "tomlkit"),
+)
 DEVICE_SECONDS = 120
 DEVICE_PROBE = """
 import torch
@@ -67,13 +71,15 @@ def examine(
     load_config: Callable[[], object],
     verify_words: Callable[[], Sequence[str]],
     verify_cache: Callable[[], SegmentsFound],
-    look_at_template: Callable[[], tuple[str, str | None]] | None = None,
+    look_at_template: Callable[[], tuple[str, str | None] | None] | None = None,
+    list_remotes: Callable[[], Sequence[RemoteProfile]] = tuple,
     fix: bool = False,
 ) -> Iterator[Finding]:
     """All findings, the quick ones first.
 
     `verify_words` gives problems; `verify_cache` what it found, and put right if it was asked to;
-    `look_at_template` the model in use, and what its chat template writes that changes by itself.
+    `look_at_template` the model in use, and what its chat template writes that changes by itself
+    (None: a server writes it). The servers of `list_remotes` are not asked.
     With `fix`, directories that others can read are closed to them.
     """
     yield _python()
@@ -83,6 +89,7 @@ def examine(
     yield _config(paths, load_config)
     if look_at_template is not None:
         yield _template(look_at_template)
+    yield from _servers(list_remotes)
     for name, directory in (
         ("data directory", paths.data_dir),
         ("cache directory", paths.cache_dir),
@@ -175,11 +182,14 @@ def _config(paths: Paths, load_config: Callable[[], object]) -> Finding:
     return Finding("settings", "ok", f"{paths.config_file} is not there; defaults are used")
 
 
-def _template(look: Callable[[], tuple[str, str | None]]) -> Finding:
+def _template(look: Callable[[], tuple[str, str | None] | None]) -> Finding:
     try:
-        model, written = look()
+        found = look()
     except ChatcacheError as error:
         return Finding("chat template", "problem", error.message, error.hint)
+    if found is None:
+        return Finding("chat template", "ok", "that of the server; chatcache does not see it")
+    model, written = found
     if written is None:
         return Finding("chat template", "ok", f"that of {model} does not change by itself")
     return Finding(
@@ -189,6 +199,29 @@ def _template(look: Callable[[], tuple[str, str | None]]) -> Finding:
         f"`chatcache models probe {model}` tells what it costs;"
         " `chatcache sessions mode SESSION append` avoids it.",
     )
+
+
+def _servers(list_remotes: Callable[[], Sequence[RemoteProfile]]) -> Iterator[Finding]:
+    """The remote profiles: whether each has its key, and who could read along."""
+    try:
+        profiles = list_remotes()
+    except ChatcacheError:
+        return  # the settings have a finding of their own
+    for profile in profiles:
+        name = f"server {profile.name}"
+        try:
+            has_key = profile.key() is not None
+        except ChatcacheError as error:
+            yield Finding(name, "note", f"{profile.base_url}: {error.message}", error.hint)
+            continue
+        words = f"key in ${profile.api_key_env}" if has_key else "without a key"
+        detail = f"{profile.base_url}, {words}"
+        if profile.is_loopback or profile.is_encrypted:
+            yield Finding(name, "ok", f"{detail}; not asked")
+        else:
+            what = "messages and key are" if has_key else "messages are"
+            advice = "Where the server has TLS, write https:// in its base_url."
+            yield Finding(name, "note", f"{detail}; {what} not encrypted on the way", advice)
 
 
 def _directory(name: str, directory: Path, *, fix: bool) -> Finding:
@@ -223,7 +256,8 @@ def _words(paths: Paths, verify_words: Callable[[], Sequence[str]]) -> Finding:
     try:
         problems = verify_words()
     except ChatcacheError as error:
-        return Finding("conversations", "problem", error.message, error.hint)
+        status: Status = "damage" if error.exit_code == 5 else "problem"
+        return Finding("conversations", status, error.message, error.hint)
     if not problems:
         return Finding("conversations", "ok", f"{paths.database} is sound")
     advice = (

@@ -8,6 +8,7 @@
     │   ├── ContextFullError                the prompt is longer than the model's context
     │   ├── EngineDiedError                 the engine process ended in the middle of something
     │   └── StorageError                    words cannot be written: read-only, full, not ours
+    │       └── DamagedStorageError     5   their file is not what was written
     └── DamageError                     5   `verify` or `doctor` found damage
 
 An error is one sentence that says what is wrong (`message`) and one that says what to do (`hint`).
@@ -30,7 +31,7 @@ class ChatcacheError(Exception):
         self.message = message
         self.hint = hint
 
-    def __reduce__(self) -> tuple[type[ChatcacheError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[ChatcacheError], tuple[str | int, ...]]:
         return type(self), (self.message, self.hint)
 
 
@@ -57,7 +58,17 @@ class ModelLoadError(UnavailableError):
 
 
 class ContextFullError(UnavailableError):
-    """The prompt does not fit into the context; the message has both numbers."""
+    """The prompt does not fit into the context; the message has both numbers.
+
+    `num_tokens` and `limit` are the two; 0 where they are not known."""
+
+    def __init__(self, message: str, hint: str = "", num_tokens: int = 0, limit: int = 0) -> None:
+        super().__init__(message, hint)
+        self.num_tokens = num_tokens
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[type[ChatcacheError], tuple[str | int, ...]]:
+        return type(self), (self.message, self.hint, self.num_tokens, self.limit)
 
 
 class EngineDiedError(UnavailableError):
@@ -66,6 +77,12 @@ class EngineDiedError(UnavailableError):
 
 class StorageError(UnavailableError):
     """Conversations cannot be written; nothing was accepted."""
+
+
+class DamagedStorageError(StorageError):
+    """The file of the conversations is not what was written; nothing was changed."""
+
+    exit_code = 5
 
 
 class DamageError(ChatcacheError):

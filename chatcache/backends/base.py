@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from chatcache.backends.usage import Timings as Timings
+from chatcache.backends.usage import TurnPrice as TurnPrice
+from chatcache.backends.usage import Usage as Usage
 from chatcache.cache.rows import CostEstimate as CostEstimate
 from chatcache.cache.rows import SegmentRow as SegmentRow
 from chatcache.cache.rows import TierUse as TierUse
@@ -19,7 +22,6 @@ from chatcache.cache.rows import TierUse as TierUse
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "stopped"]
 Outcome = Literal["hit", "partial", "miss", "off"]
-Tier = Literal["live", "ram", "disk", "none"]
 # "canonical": a prompt is what the template writes for the whole conversation. "append": what was
 # read stays as it was read, and the template writes only what is new.
 HistoryMode = Literal["canonical", "append"]
@@ -109,7 +111,7 @@ class TurnRequest:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model that a backend serves, once it is ready."""
+    """The model that a backend serves, once it is ready. Of a server's, 0 and "" are unknown."""
 
     model: str
     backend: Literal["local", "remote"]
@@ -131,49 +133,19 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts. `prompt_tokens == cached_tokens + computed_tokens`, exactly."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_ram_tokens: int
-    cached_disk_tokens: int
-
-    @property
-    def cached_tokens(self) -> int:
-        return self.cached_ram_tokens + self.cached_disk_tokens
-
-    @property
-    def computed_tokens(self) -> int:
-        return self.prompt_tokens - self.cached_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Milliseconds, from the moment the prompt reached an engine that was ready. None: unknown."""
-
-    restore_ms: float | None
-    prefill_ms: float | None
-    ttft_ms: float | None
-    decode_ms: float | None
-    prefill_tokens_per_second: float | None
-    decode_tokens_per_second: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class CacheReport:
     """What was reused in a turn, and why not more.
 
-    `diverged_at` is the position of the first computed prompt token. `estimated_cold_ttft_ms`
-    is a measured prefill rate times the prompt; `is_estimate_measured` is True once that rate
-    comes from a prefill of at least 64 tokens of this model on this machine. `ahead_tokens` of the
-    reused tokens had been computed in idle time, ahead of this turn. `is_approximate`: what was
-    reused is kept with fewer bits than it was computed with.
+    `diverged_at` is the position of the first computed prompt token; None: a server did not say.
+    `estimated_cold_ttft_ms` is a measured prefill rate times the prompt; `is_estimate_measured` is
+    True once that rate comes from a prefill of at least 64 tokens of this model on this machine.
+    `ahead_tokens` of the reused tokens had been computed in idle time, ahead of this turn.
+    `is_approximate`: what was reused is kept with fewer bits than it was computed with.
     """
 
     outcome: Outcome
     reason: Reason
-    diverged_at: int
+    diverged_at: int | None
     detail: str
     estimated_cold_ttft_ms: float | None = None
     saved_ms: float | None = None
@@ -196,6 +168,7 @@ class TurnResult:
     usage: Usage
     timings: Timings
     cache: CacheReport
+    price: TurnPrice | None = None
 
 
 # Idle work: what a backend does ahead of a turn, while nobody waits for it.
@@ -260,7 +233,9 @@ class PrefillProgress:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the answer (or of the reasoning), whole characters only."""
+    """A piece of the answer (or of the reasoning), whole characters only.
+
+    `num_tokens` are those produced so far; 0: a server does not count them on the way."""
 
     turn_id: str
     text: str
@@ -331,7 +306,17 @@ class CacheEvent:
     text: str
 
 
-BackendEvent = ModelLoading | ModelReady | BackendFailed | CacheSnapshot | CacheEvent | Prepared
+@dataclass(frozen=True, slots=True)
+class RestoreBegan:
+    """K and V are being read from disk. TurnPlanned or Prepared, which waited for them, ends it."""
+
+    num_tokens: int
+    num_bytes: int
+
+
+BackendEvent = (
+    ModelLoading | ModelReady | BackendFailed | CacheSnapshot | CacheEvent | RestoreBegan | Prepared
+)
 
 
 class Backend(Protocol):

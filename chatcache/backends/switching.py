@@ -52,12 +52,13 @@ class SwitchingBackend:
             self._current.start()
 
     def _replace(self, model: str) -> None:
+        following = self._make(model)  # a name that means nothing leaves all as it is
         listeners = list(self._listeners)
         for listener in listeners:
             self._listeners[listener]()
             listener(ModelLoading(f"closing {self.model}"))
         self._current.close()
-        self._current, self.model = self._make(model), model
+        self._current, self.model = following, model
         for listener in listeners:
             self._listeners[listener] = self._current.subscribe(listener)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from chatcache.backends.base import CacheReport, Timings, TurnResult, Usage
+from chatcache.backends.base import CacheReport, Timings, TurnPrice, TurnResult, Usage
 from chatcache.chat.views import AnswerSaved
 
 JsonObject = dict[str, Any]
@@ -33,11 +33,13 @@ def turn_report(saved: AnswerSaved) -> JsonObject:
 
 
 def figures(result: TurnResult) -> JsonObject:
-    """The objects `usage`, `timings` and `cache`."""
+    """The objects `usage`, `timings` and `cache`; of a server with prices also `cost`."""
+    price = {} if result.price is None else {"cost": _price(result.price)}
     return {
         "usage": _usage(result.usage),
         "timings": _timings(result.timings),
         "cache": _cache(result.cache),
+        **price,
     }
 
 
@@ -47,10 +49,11 @@ def figures_json(result: TurnResult) -> str:
 
 
 def _usage(usage: Usage) -> JsonObject:
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": None if prompt is None or completion is None else prompt + completion,
         "prompt_tokens_details": {
             "cached_tokens": usage.cached_tokens,
             "cached_ram_tokens": usage.cached_ram_tokens,
@@ -83,6 +86,10 @@ def _cache(cache: CacheReport) -> JsonObject:
         "ahead_tokens": cache.ahead_tokens,
         "approximate": cache.is_approximate,
     }
+
+
+def _price(price: TurnPrice) -> JsonObject:
+    return {"currency": price.currency, "total": price.total, "saved": price.saved}
 
 
 def _rounded(figure: float | None) -> float | None:

@@ -1,4 +1,7 @@
-"""What all answers together have reused, saved and written, from the figures kept with them."""
+"""What all answers together have reused, saved and written, from the figures kept with them.
+
+Answers of servers do not count: what those reused is in their cache, not in this one.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ _ANSWERS = """
     WITH answered AS (
         SELECT DISTINCT n.created_ms, n.role, n.text, a.result
         FROM answers a JOIN nodes n ON n.seq = a.node
-        WHERE json_valid(a.result)
+        WHERE json_valid(a.result) AND a.backend = 'local'
     )
     SELECT
         json_extract(result, '$.cache.outcome'),

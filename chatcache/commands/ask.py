@@ -113,20 +113,23 @@ def answer(
     except ContextFullError as error:
         if not turn.save:
             raise
-        raise ContextFullError(error.message, _way_out(service, turn.session_id)) from error
+        raise ContextFullError(error.message, _way_out(service, turn.session_id, error)) from error
     if arguments.json:
         print_json(turn_report(answered.saved) | (extra or {}))
     note_figures(narrator, answered.saved)
     return answered.exit_code
 
 
-def _way_out(service: ChatService, session_id: str) -> str:
+def _way_out(service: ChatService, session_id: str, error: ContextFullError) -> str:
     """The message is kept, so asking again in the same session would meet it again."""
     session = service.find_session(session_id)
-    messages = service.transcript(session_id)
-    answered = max((one.turn for one in messages if one.role == "assistant"), default=0)
+    answers = [one for one in service.transcript(session_id) if one.role == "assistant"]
+    num_new = error.num_tokens - (answers[-1].num_tokens if answers else 0)
+    if error.limit and num_new < error.limit:  # then it is the history that is too long
+        answers = [one for one in answers if one.num_tokens + num_new < error.limit]
+    turn = answers[-1].turn if answers else 0
     return (
-        f"`chatcache fork {shlex.quote(session.name)} --at {answered}` goes on without this"
+        f"`chatcache fork {shlex.quote(session.name)} --at {turn}` goes on from there without this"
         " message, `chatcache ask --new` begins another session."
     )
 

@@ -18,7 +18,9 @@ from chatcache.checks import whole
 from chatcache.commands.output import Narrator
 from chatcache.commands.parser import Parser, number_option
 from chatcache.config import Settings
+from chatcache.errors import UsageError
 from chatcache.formatting import plural
+from chatcache.remotes import remote_model
 
 if TYPE_CHECKING:
     from chatcache.cache.inspect import CacheInspector, NamespaceUse, VerifyReport
@@ -71,6 +73,11 @@ def configure(parser: Parser) -> None:
 def check(settings: Settings, inspector: CacheInspector, arguments: Namespace) -> DeepReport:
     """Recompute a sample. Raises what keeps the model from being loaded."""
     compose.check_model(settings)
+    if remote_model(settings.config.model.default, settings.config.remotes) is not None:
+        raise UsageError(
+            "A server's model has no segments here to be computed again.",
+            "Name a model of this machine with --model.",
+        )
     narrator = Narrator()
     request = DeepRequest(compose.engine_settings(settings), arguments.sample, arguments.seed)
     started: DeepStarted | None = None

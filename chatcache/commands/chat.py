@@ -13,6 +13,7 @@ from chatcache.commands.output import is_terminal
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
+from chatcache.frontend.progress import Report, unheard
 
 LIKE_A_COMMAND = 0.65  # "aks" is like "ask"; "no-such-session" is not like "sessions"
 
@@ -46,7 +47,7 @@ def run(arguments: Namespace) -> int:
             "The chat needs a terminal, and this is not one.",
             "For scripts there is `chatcache ask`, and `--plain` for a chat through pipes.",
         )
-    compose.run_tui(settings, session_id, lambda: _findings(arguments))
+    compose.run_tui(settings, session_id, lambda report: _findings(arguments, report))
     return 0
 
 
@@ -67,15 +68,17 @@ def _run_plain(settings: Settings, session_id: str | None, arguments: Namespace)
         desk=SegmentDesk(lambda: compose.open_inspector(settings)),
         examine=lambda: _findings(arguments),
         is_offline=settings.config.model.offline,
+        last_chat_path=compose.last_chat_path(settings),
+        remotes=settings.config.remotes,
     )
     with compose.opened_service(settings, can_switch=True) as service:
         PlainChat(service, options).run(session_id)
 
 
-def _findings(arguments: Namespace) -> Iterator[str]:
+def _findings(arguments: Namespace, report: Report = unheard) -> Iterator[str]:
     from chatcache.commands.doctor import examine, lines_of
 
-    return (line for finding in examine(arguments) for line in lines_of(finding))
+    return (line for finding in examine(arguments, report) for line in lines_of(finding))
 
 
 def _find(settings: Settings, reference: str) -> str:

@@ -18,6 +18,7 @@ from chatcache.config import KEYS_SECTION, SECTIONS, Settings, load_settings, re
 from chatcache.configfile import set_value, toml_value, write_default
 from chatcache.errors import NotFoundError, StorageError, UsageError
 from chatcache.formatting import table
+from chatcache.remotes import SECTION as REMOTE_SECTION
 
 EDITORS = ("nano", "vim", "vi")
 
@@ -35,14 +36,14 @@ def show(arguments: Namespace) -> int:
             {
                 "config": str(settings.paths.config_file),
                 "settings": {
-                    name: {"value": value, "origin": settings.origins[name]}
+                    name: {"value": value, "origin": _origin(settings, name, value)}
                     for name, value in values.items()
                 },
             }
         )
         return 0
     rows = [
-        (name, "(not set)" if value is None else toml_value(value), settings.origins[name])
+        (name, "(not set)" if value is None else toml_value(value), _origin(settings, name, value))
         for name, value in values.items()
     ]
     print_line(table(("SETTING", "VALUE", "BECAUSE OF"), rows))
@@ -55,9 +56,18 @@ def _values(settings: Settings) -> list[tuple[str, Any]]:
         for section, kind in SECTIONS.items()
         for key in fields(kind)
     ]
+    values += [(f"{KEYS_SECTION}.{name}", keys) for name, keys in settings.config.keys.items()]
     return values + [
-        (f"{KEYS_SECTION}.{name}", keys) for name, keys in settings.config.keys.items()
+        (f"{REMOTE_SECTION}.{profile.name}.{name}", value)
+        for profile in settings.config.remotes.values()
+        for name, value in profile.values()
     ]
+
+
+def _origin(settings: Settings, name: str, value: Any) -> str:
+    """Who decided a setting; what a profile has is from the file."""
+    in_profile = "default" if value is None else str(settings.paths.config_file)
+    return settings.origins.get(name, in_profile)
 
 
 def configure_set(parser: Parser) -> None:

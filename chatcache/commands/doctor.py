@@ -15,6 +15,8 @@ from chatcache.commands.paths import paths_of
 from chatcache.config import Config, Settings, load_settings
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import one_line
+from chatcache.frontend.progress import Report, unheard
+from chatcache.remotes import remote_model
 
 SIGNS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM", "damage": "DAMAGE "}
 
@@ -39,8 +41,8 @@ def run(arguments: Namespace) -> int:
     return code
 
 
-def examine(arguments: Namespace) -> Iterator[doctor.Finding]:
-    """All findings, for the options of a command."""
+def examine(arguments: Namespace, report: Report = unheard) -> Iterator[doctor.Finding]:
+    """All findings, for the options of a command. `report` hears how far the long ones are."""
     paths, origins = paths_of(arguments)
     # The stores are looked at even when config.toml is broken.
     settings = Settings(Config(), paths, origins)
@@ -48,8 +50,9 @@ def examine(arguments: Namespace) -> Iterator[doctor.Finding]:
         paths,
         load_config=lambda: load_settings(options_of(arguments)),
         verify_words=lambda: _verify_words(settings),
-        verify_cache=lambda: _verify_cache(settings, arguments),
+        verify_cache=lambda: _verify_cache(settings, arguments, report),
         look_at_template=lambda: _look_at_template(arguments),
+        list_remotes=lambda: tuple(load_settings(options_of(arguments)).config.remotes.values()),
         fix=_is_fixing(arguments),
     )
 
@@ -70,25 +73,31 @@ def _verify_words(settings: Settings) -> Sequence[str]:
         return service.verify()
 
 
-def _look_at_template(arguments: Namespace) -> tuple[str, str | None]:
-    """The model in use, and what its template writes that changes by itself."""
+def _look_at_template(arguments: Namespace) -> tuple[str, str | None] | None:
+    """The model in use, and what its template writes that changes by itself; None: a server's."""
     from chatcache.backends.local.resolve import resolve_model
     from chatcache.backends.local.template_files import changes_by_itself, read_template
 
-    model = load_settings(options_of(arguments)).config.model
+    config = load_settings(options_of(arguments)).config
+    model = config.model
+    if remote_model(model.default, config.remotes) is not None:
+        return None
     found = resolve_model(model.default, is_offline=model.offline)
     source = read_template(found) if isinstance(found, Path) else None
     return model.default, changes_by_itself(source) if source else None
 
 
-def _verify_cache(settings: Settings, arguments: Namespace) -> doctor.SegmentsFound:
+def _verify_cache(settings: Settings, arguments: Namespace, report: Report) -> doctor.SegmentsFound:
     inspector = compose.open_inspector(settings)
     inspector.check_access()
-    report = inspector.verify(fix=_is_fixing(arguments))
+    found = inspector.verify(
+        fix=_is_fixing(arguments),
+        tell=lambda done, total: report("reading segments", done, total, is_bytes=True),
+    )
     return doctor.SegmentsFound(
-        report.num_checked,
-        [f"{one}: {problem}" for one, problem in report.damaged],
-        report.num_fixed,
+        found.num_checked,
+        [f"{one}: {problem}" for one, problem in found.damaged],
+        found.num_fixed,
         _is_approximate(arguments),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chatcache.chat.branches import family
 from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.formatting import shorten
 
@@ -65,34 +66,13 @@ class Run:
 def family_tree(service: ChatService, session: SessionSummary) -> list[Run]:
     """The runs of a session and of all sessions related to it by forks, roots first."""
     roots: list[Run] = []
-    for member in _family(service.list_sessions(), session.session_id):
+    sessions = service.list_sessions()
+    members = family(session.session_id, [(one.session_id, one.forked_from) for one in sessions])
+    for member in reversed([one for one in sessions if one.session_id in members]):
         messages = service.transcript(member.session_id)
         if messages:
             _add_path(roots, messages, member)
     return roots
-
-
-def _family(sessions: Sequence[SessionSummary], session_id: str) -> list[SessionSummary]:
-    """The sessions connected by forks, the oldest relation first."""
-    related = {session_id}
-    while True:
-        more = {
-            one.session_id
-            for one in sessions
-            if one.session_id not in related
-            and (
-                one.forked_from in related
-                or any(
-                    one.session_id == other.forked_from
-                    for other in sessions
-                    if other.session_id in related
-                )
-            )
-        }
-        if not more:
-            break
-        related |= more
-    return [one for one in reversed(sessions) if one.session_id in related]
 
 
 def _add_path(runs: list[Run], messages: list[TranscriptMessage], session: SessionSummary) -> None:

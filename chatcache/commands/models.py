@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from chatcache.backends.local import resolve
-from chatcache.commands import Command, models_probe
+from chatcache.commands import Command, models_download, models_probe, models_remote
 from chatcache.commands.output import Narrator, print_json, print_line
 from chatcache.commands.parser import Parser, settings_of
+from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import size, table
+from chatcache.remotes import remote_model
 
 # Names that models of several families have for the same number, in nested configs too.
 CONFIG_NAMES = {
@@ -29,8 +31,10 @@ def _configure_list(parser: Parser) -> None:
 def list_all(arguments: Namespace) -> int:
     settings = settings_of(arguments)
     chosen = settings.config.model.default
-    names = dict.fromkeys([resolve.BUILTIN, chosen, *resolve.cached_models()])
+    known = [resolve.BUILTIN, chosen, *resolve.cached_models()]
+    names = dict.fromkeys(one for one in known if not _is_remote(one, settings))
     models = [_summary(name, is_default=name == chosen) for name in names]
+    models += models_remote.rows(settings)
     if arguments.json:
         print_json({"models": models})
         return 0
@@ -50,6 +54,13 @@ def list_all(arguments: Namespace) -> int:
     return 0
 
 
+def _is_remote(name: str, settings: Settings) -> bool:
+    try:
+        return remote_model(name, settings.config.remotes) is not None
+    except ChatcacheError:
+        return False  # its row says that it does not exist
+
+
 def _summary(name: str, *, is_default: bool) -> dict[str, Any]:
     """One row of the list; a model that cannot be used says why."""
     try:
@@ -66,11 +77,10 @@ def _details(name: str) -> dict[str, Any]:
         raise UnavailableError(f"The model {name!r} is not on this machine.", "Download it first.")
     resolve.check_model_dir(path)
     config = json.loads((path / "config.json").read_bytes())
-    architectures = config.get("architectures") or [config["model_type"]]
     return {
         "model": name,
         "path": str(path),
-        "architecture": architectures[0],
+        "architecture": resolve.architecture_of(config),
         "parameters": resolve.count_parameters(path),
         "bytes": sum(file.stat().st_size for file in resolve.weight_files(path)),
         **{key: _from_config(config, names) for key, names in CONFIG_NAMES.items()},
@@ -78,7 +88,8 @@ def _details(name: str) -> dict[str, Any]:
 
 
 def _from_config(config: dict[str, Any], names: tuple[str, ...]) -> Any:
-    parts = (config, config.get("text_config") or {})
+    text = config.get("text_config")
+    parts = (config, text if isinstance(text, dict) else {})
     return next((part[name] for part in parts for name in names if name in part), None)
 
 
@@ -90,11 +101,15 @@ def _parameters(count: int | None) -> str:
 
 
 def _configure_show(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="builtin, a directory, or a Hugging Face id")
+    parser.add_argument("model", metavar="MODEL", help=models_probe.MODEL_HELP)
     parser.add_json()
 
 
 def show(arguments: Namespace) -> int:
+    settings = settings_of(arguments)
+    if (remote := remote_model(arguments.model, settings.config.remotes)) is not None:
+        models_remote.show(remote, settings, as_json=arguments.json)
+        return 0
     details = _details(arguments.model)
     if arguments.json:
         print_json(details)
@@ -110,8 +125,13 @@ def show(arguments: Namespace) -> int:
 
 COMMANDS = {
     "list": Command(
-        "the built-in model and those in the Hugging Face cache", _configure_list, list_all
+        "the built-in model, those in the Hugging Face cache, and servers",
+        _configure_list,
+        list_all,
     ),
-    "show": Command("what the files of a model say", _configure_show, show),
+    "show": Command("what the files or the profile of a model say", _configure_show, show),
     "probe": Command("what a model will cost in a chat", models_probe.configure, models_probe.run),
+    "download": Command(
+        "fetch a model from the hub", models_download.configure, models_download.run
+    ),
 }

@@ -8,15 +8,18 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from chatcache.chat import moments
+from chatcache.commands import models_remote
 from chatcache.commands.output import Narrator, print_json, print_line
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.prompt import read_system
 from chatcache.formatting import one_line, plural, rate, size, table
+from chatcache.remotes import remote_model
 
 if TYPE_CHECKING:
     from chatcache.backends.local.probe import ModelProbe, TemplateReport
     from chatcache.backends.local.rehearsal import Rehearsed, RehearsedTurn
 
+MODEL_HELP = "builtin, a directory, a Hugging Face id, or PROFILE:NAME of a server"
 CAUSE_WORDS = {
     "changes_by_itself": "the template writes the date, and it is another one",
     "system_prompt_moved": "the system prompt moves on to the newest message",
@@ -43,9 +46,10 @@ ORDINALS = ("2ND", "3RD", "4TH", "5TH")
 def configure(parser: Parser) -> None:
     parser.description = (
         "Tell from the config and the tokenizer of a model, without its weights, what K and V\n"
-        "take, and how much of a conversation its chat template makes it read again in each turn."
+        "take, and how much of a conversation its chat template makes it read again in each turn.\n"
+        "A server is asked which models it has; no message is sent."
     )
-    parser.add_argument("model", metavar="MODEL", help="builtin, a directory, or a Hugging Face id")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
         "--system", metavar="TEXT|@FILE", help="the system prompt to try; it is looked at, too"
     )
@@ -58,6 +62,8 @@ def run(arguments: Namespace) -> int:
 
     narrator = Narrator()
     settings = settings_of(arguments)
+    if (remote := remote_model(arguments.model, settings.config.remotes)) is not None:
+        return models_remote.probe(remote, settings, arguments)
     system = None if arguments.system is None else read_system(arguments.system, narrator.warn)
     narrator.progress(f"looking at {arguments.model}")
     probe = probe_model(

@@ -69,7 +69,9 @@ class Parser(argparse.ArgumentParser):
     def add_engine(self) -> None:
         group = self.add_argument_group("model")
         group.add_argument(
-            "--model", metavar="M", help="builtin, a directory, or a Hugging Face id"
+            "--model",
+            metavar="M",
+            help="builtin, a directory, a Hugging Face id, or PROFILE:NAME of a server",
         )
         group.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to put on the model")
         self.add_device()
@@ -77,7 +79,7 @@ class Parser(argparse.ArgumentParser):
     def add_device(self) -> None:
         group = self.add_argument_group("device")
         group.add_argument("--device", choices=DEVICES, help="default: the fastest that is there")
-        group.add_argument("--dtype", choices=DTYPES, help="default: as the model was saved")
+        group.add_argument("--dtype", choices=DTYPES, help="default: what suits model and device")
         group.add_argument(
             "--offline", action="store_true", default=None, help="never ask the network"
         )

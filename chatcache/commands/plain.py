@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatcache.chat.views import AnswerSaved, ChatEvent, SessionSummary
@@ -17,9 +19,10 @@ from chatcache.commands.output import AnswerStream, Narrator, is_terminal, write
 from chatcache.commands.turn import ShellTurn, note_figures, watch_backend
 from chatcache.errors import ChatcacheError, NotFoundError
 from chatcache.formatting import clean, one_line
-from chatcache.frontend import registry
+from chatcache.frontend import last_chat, registry
 from chatcache.frontend.sampling import Sampling
 from chatcache.personas import Persona
+from chatcache.remotes import Remotes
 
 if TYPE_CHECKING:
     from chatcache.backends.base import ModelInfo
@@ -38,8 +41,10 @@ class PlainOptions:
     sampling: Sampling = field(default_factory=Sampling)
     personas: Mapping[str, Persona] = field(default_factory=dict)
     desk: SegmentDesk | None = None
+    last_chat_path: Path | None = None
     examine: Callable[[], Iterable[str]] | None = None
     is_offline: bool = False
+    remotes: Remotes = field(default_factory=dict)
 
 
 class Lines(Narrator):
@@ -123,11 +128,13 @@ class PlainChat:
         self.say(WELCOME)
         watch_backend(self.service, self.lines)
         session = self.service.find_session(session_ref) if session_ref else None
-        self.open(session or self.service.last_session())
+        self.open(session or last_chat.find(self.service, self.options.last_chat_path))
         while not self.is_over:
             text = self._read()
             if text is not None and text.strip():
                 self.take(text)
+        if self.session is not None:
+            last_chat.remember(self.options.last_chat_path, self.session.session_id, time.time())
 
     # Reading and writing
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatcache.backends.base import CacheSnapshot, SegmentRow
 from chatcache.commands.plain_tree import TreeActions
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
 from chatcache.formatting import duration, moment, one_line, plural, shorten, size, table
-from chatcache.frontend import figures, files, keycheck, reports
+from chatcache.frontend import exports, figures, files, keycheck, reports, servers
 from chatcache.frontend.editor import edit_text
+from chatcache.frontend.progress import unheard
 from chatcache.frontend.registry import COMMANDS, Command
 
 if TYPE_CHECKING:
@@ -209,21 +208,13 @@ class PlainActions(TreeActions):
 
     def _do_export(self, argument: str) -> None:
         session = self._chat.require_session()
-        path = Path(argument or reports.file_name(session.name)).expanduser()
-        if path.suffix == ".json":
-            document = self._chat.service.export_session(session.session_id)
-            text = json.dumps(document, ensure_ascii=False) + "\n"
-        else:
-            text = reports.as_markdown(
-                session.name, self._chat.service.transcript(session.session_id)
-            )
-        reports.write_new(path, text)
-        self._chat.say(f"Written to {path}.")
+        path, num_bytes = exports.export_chat(self._chat.service, session, argument, unheard)
+        self._chat.say(f"Written to {path}, {size(num_bytes)}.")
 
     def _do_import(self, argument: str) -> None:
         if not argument:
             raise UsageError("The file is missing.", "Say /import PATH.")
-        self._chat.open(self._chat.service.import_session(reports.read_export(argument)))
+        self._chat.open(exports.import_chat(self._chat.service, argument, unheard))
 
     # The program
 
@@ -231,7 +222,9 @@ class PlainActions(TreeActions):
         session = self._chat.require_session()
         path = self._chat.service.transcript(session.session_id, last_turns=1)
         last = figures.from_json(path[-1].result_json) if path else None
-        if last is not None:
+        if last is not None and last.is_remote:
+            self._chat.say(f"{figures.footer(last)}. {last.detail}.")
+        elif last is not None:
             self._chat.say(f"{last.outcome}: {figures.reason_words(last.reason)}. {last.detail}")
             self._chat.say(
                 f"{last.prompt_tokens:,} prompt tokens, {last.cached_tokens:,} reused,"
@@ -244,6 +237,9 @@ class PlainActions(TreeActions):
     def _do_segments(self, argument: str) -> None:
         """Without words: the list. Else `inspect|pin|verify|spill|drop ID`, or `verify`."""
         rows = self._snapshot.segments if self._snapshot is not None else ()
+        info = self._chat.model_info()
+        if info is not None and info.backend == "remote":
+            self._chat.say(servers.NO_SEGMENTS)
         if not argument:
             for row in rows[:_MAX_ROWS]:
                 tiers = " and ".join(
@@ -308,18 +304,28 @@ class PlainActions(TreeActions):
         from chatcache.backends.local.resolve import resolve_model
         from chatcache.backends.local.shelf import shelf
         from chatcache.backends.switching import SwitchingBackend
+        from chatcache.remotes import check_reach, remote_model
 
         chat, backend = self._chat, self._chat.service.backend
+        remotes = chat.options.remotes
         if argument and isinstance(backend, SwitchingBackend):
-            resolve_model(argument, is_offline=chat.options.is_offline)
+            remote = remote_model(argument, remotes)
+            if remote is not None:
+                check_reach(remote.profile, is_offline=chat.options.is_offline)
+            else:
+                resolve_model(argument, is_offline=chat.options.is_offline)
             before = backend.model
             backend.switch(argument)
             chat.say(f"{one_line(argument)} answers from now on; this chat is read anew once.")
-            chat.say(f"The K and V of {one_line(before)} stay for when you switch back.")
+            if remote_model(before, remotes) is None:
+                chat.say(f"The K and V of {one_line(before)} stay for when you switch back.")
             return
         for model in shelf(chat.service.recall.models_used()):
             held = model.problem or f"{model.architecture}, {size(model.num_bytes)}"
             chat.say(f"{one_line(model.name)}: {model.place}, {one_line(held)}.")
+        for profile in remotes.values():
+            name = f"{profile.name}:{profile.model or 'NAME'}"
+            chat.say(f"{one_line(name)}: server, {profile.base_url}.")
         chat.say("Say /model NAME; a name of the hub is downloaded.")
 
     def _do_theme(self, argument: str) -> None:
@@ -328,6 +334,21 @@ class PlainActions(TreeActions):
     def _do_keys(self, argument: str) -> None:
         found = keycheck.findings({}, os.environ)
         self._chat.say("\n".join(found) or "Ctrl+C stops an answer; twice, it quits. Ctrl+D quits.")
+
+    def _do_gc(self, argument: str) -> None:
+        desk = self._chat.options.desk
+        if desk is None:
+            raise UsageError("The cache of this backend is not on this machine.", "")
+        garbage = desk.look_for_garbage(unheard)
+        if not garbage.num_files:
+            self._chat.say("Nothing to remove: every segment on disk can be used.")
+            return
+        for line in garbage.lines():
+            self._chat.say(line)
+        if argument == "yes":
+            self._chat.say(desk.collect(garbage, unheard))
+        else:
+            self._chat.say("Say /gc yes to remove it.")
 
     def _do_doctor(self, argument: str) -> None:
         if self._chat.options.examine is None:

@@ -8,7 +8,7 @@ from chatcache.backends.base import CostEstimate
 from chatcache.chat.branches import TreeRow
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import one_line, plural, shorten
-from chatcache.frontend import figures
+from chatcache.frontend import figures, servers
 from chatcache.frontend.lens import heading, lens
 from chatcache.frontend.variants import which_variant
 
@@ -110,6 +110,8 @@ class TreeActions:
         chat = self._chat
         rows = lens(chat.service.fork_points(chat.require_session().session_id))
         info = chat.model_info()
+        if info is not None and info.backend == "remote":
+            chat.say(servers.NO_LENS)
         chat.say(heading(rows, info.max_context_tokens if info else None) + ".")
         for row in rows:
             chat.say(f"Turn {row.turn}, “{shorten(row.user_text, _WIDTH)}”: {row.detail}.")

@@ -14,6 +14,7 @@ from chatcache.commands.output import is_terminal
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import one_line, plural
 from chatcache.frontend.files import quoted
+from chatcache.places import path_of
 
 Warn = Callable[[str], None]
 
@@ -71,7 +72,7 @@ def read_bytes(name: str) -> bytes:
         content: bytes = sys.stdin.read().encode() if buffer is None else buffer.read()
         return content
     try:
-        return Path(name).expanduser().read_bytes()
+        return path_of(name).read_bytes()
     except IsADirectoryError as error:
         raise UsageError(f"{one_line(name)} is a directory.", "Name a file.") from error
     except (OSError, ValueError) as error:

@@ -31,6 +31,7 @@ from chatcache.commands.output import AnswerStream, Narrator
 from chatcache.commands.parser import Parser, number_option
 from chatcache.config import SamplingSection
 from chatcache.formatting import duration, plural, rate
+from chatcache.frontend import figures, servers
 
 if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
@@ -115,6 +116,8 @@ class ShellTurn:
                 self._service.stop()
             else:
                 self._take(item)
+                if False and self._signal_number is not None:
+                    self._service.stop()  # again: one that comes before the turn begins is lost
 
     def _take(self, event: ChatEvent) -> None:
         if isinstance(event, WaitingForModel):
@@ -129,10 +132,10 @@ class ShellTurn:
 
     def _take_text(self, delta: TextDelta) -> None:
         if delta.is_reasoning:
-            self._narrator.progress(f"thinking: {plural(delta.num_tokens, 'token')}")
+            self._narrator.progress(_counted("thinking", delta))
             return
         if self._stream is None:
-            self._narrator.progress(f"writing: {plural(delta.num_tokens, 'token')}")
+            self._narrator.progress(_counted("writing", delta))
             return
         self._narrator.hold()
         if self._is_unread:
@@ -143,6 +146,11 @@ class ShellTurn:
             # Whoever read the answer has left; what was written so far is kept.
             self._is_unread = True
             self._service.stop()
+
+
+def _counted(what: str, delta: TextDelta) -> str:
+    """`writing: 12 tokens`; a server does not always count on the way."""
+    return f"{what}: {plural(delta.num_tokens, 'token')}" if delta.num_tokens else what
 
 
 @contextlib.contextmanager
@@ -160,7 +168,9 @@ def _handling_signals(inbox: SimpleQueue[Any]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, interrupt) for number in _STOPPING_SIGNALS}
+    # `nohup`, or a shell that runs it in the background, may have asked to ignore one.
+    heard = [one for one in _STOPPING_SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
@@ -168,7 +178,7 @@ def _handling_signals(inbox: SimpleQueue[Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-_STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def watch_backend(service: ChatService, narrator: Narrator) -> None:
@@ -180,6 +190,8 @@ def watch_backend(service: ChatService, narrator: Narrator) -> None:
             narrator.progress(f"{event.stage}{share}")
         elif isinstance(event, ModelReady):
             narrator.progress(f"{event.info.model} is ready")
+            if told := servers.privacy_words(event.info):
+                narrator.note(told)
         elif isinstance(event, CacheEvent) and event.kind in ("quarantined", "warning"):
             narrator.warn(event.text)
         elif isinstance(event, BackendFailed) and event.will_restart:
@@ -192,6 +204,10 @@ def watch_backend(service: ChatService, narrator: Narrator) -> None:
 def note_figures(narrator: Narrator, saved: AnswerSaved) -> None:
     """The line below an answer: what was reused, and how fast it was."""
     result = saved.result
+    where = f"[{saved.session_name}, turn {saved.turn}] "
+    if result.cache.reason == "remote":
+        narrator.note(where + figures.footer(figures.from_result(result)))
+        return
     if not result.usage.prompt_tokens:
         narrator.note(result.cache.detail)
         return
@@ -204,11 +220,11 @@ def note_figures(narrator: Narrator, saved: AnswerSaved) -> None:
     if timings.ttft_ms is not None:
         parts.append(f"TTFT {duration(timings.ttft_ms)}")
     speed = timings.decode_tokens_per_second
-    tokens = plural(usage.completion_tokens, "token")
+    tokens = plural(usage.completion_tokens or 0, "token")
     parts.append(f"{tokens} at {rate(speed)}/s" if speed is not None else tokens)
     if result.finish_reason == "length":
         parts.append("cut at the token limit")
-    narrator.note(f"[{saved.session_name}, turn {saved.turn}] " + " · ".join(parts))
+    narrator.note(where + " · ".join(parts))
 
 
 def add_sampling(parser: Parser) -> None:

@@ -1,0 +1,240 @@
+"""An answer while it arrives: pieces of JSON become events, and in the end a result.
+
+Owns what the fields of a chunk mean, for OpenAI, vLLM, SGLang, llama-server and those like them.
+What a server does not tell stays None. Times are those of the client's clock, from the moment the
+request went out; the server's own prefill time is taken where it gives one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from chatcache.backends.base import (
+    CacheReport,
+    FinishReason,
+    PrefillProgress,
+    TextDelta,
+    Timings,
+    TurnEvent,
+    TurnPlanned,
+    TurnPrice,
+    TurnRequest,
+    TurnResult,
+    Usage,
+)
+from chatcache.backends.local.reasoning import ReasoningSplitter
+from chatcache.backends.remote.characters import Characters
+from chatcache.backends.remote.request import is_continued
+from chatcache.remotes import Prices, RemoteModel
+
+DONE = "[DONE]"  # the last piece of a stream
+MILLION = 1e6
+DECIMALS = 10
+MAX_COUNT = 1 << 40  # no server has read more; such a figure is a mistake
+# So much of an answer that is continued must come again before it counts as a repetition.
+MIN_REPEATED_CHARS = 16
+
+
+class Answer:
+    """One answer. `began_at` and the times of chunks are of one monotonic clock, in seconds."""
+
+    def __init__(self, request: TurnRequest, remote: RemoteModel, began_at: float) -> None:
+        self._turn_id = request.turn_id
+        self._remote = remote
+        self._began_at = began_at
+        self._first_at: float | None = None
+        self._last_at = began_at
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        is_middle = is_continued(request)
+        self._splitter = ReasoningSplitter(is_continued=is_middle)
+        self._repeated = _Repetition(request.messages[-1].text if is_middle else "")
+        self._words, self._thoughts = Characters(), Characters()
+        self._usage: dict[str, Any] = {}
+        self._timings: dict[str, Any] = {}
+        self._finish: str | None = None
+        self._is_ended = False
+        self._use_cache = request.use_cache
+
+    @property
+    def is_begun(self) -> bool:
+        return self._first_at is not None
+
+    @property
+    def is_finished(self) -> bool:
+        """Did the server say that this was all?"""
+        return self._finish is not None or self._is_ended
+
+    def planned(self) -> TurnPlanned:
+        """The request is on its way; how many tokens it is, the server knows."""
+        detail = f"{self._remote.profile.host} was asked; it keeps its own cache"
+        return TurnPlanned(self._turn_id, 0, (), 0, 0, 0, "remote", detail)
+
+    def take(self, at: float, chunk: dict[str, Any]) -> Iterator[TurnEvent]:
+        """Take in what arrived at a time; the events that it means."""
+        self._is_ended = self._is_ended or DONE in chunk
+        self._usage = _table(chunk.get("usage")) or self._usage
+        self._timings = _table(chunk.get("timings")) or self._timings
+        if (progress := _table(chunk.get("prompt_progress"))) and not self.is_begun:
+            yield from self._progress(progress)
+        choices = chunk.get("choices")
+        if not isinstance(choices, list) or not choices:
+            return
+        choice = _table(choices[0])
+        delta = _table(choice.get("delta")) or _table(choice.get("message"))
+        if isinstance(reason := choice.get("finish_reason"), str):
+            self._finish = reason
+        reasoning = _text_of(delta.get("reasoning_content") or delta.get("reasoning"))
+        if reasoning := self._thoughts.push(reasoning):
+            yield self._said(at, reasoning, is_reasoning=True)
+        text = self._repeated.strip(self._words.push(_text_of(delta.get("content"))))
+        for piece in self._splitter.push(text) if text else ():
+            yield self._said(at, piece.text, piece.is_reasoning)
+
+    def finish(self) -> Iterator[TextDelta]:
+        """The server has ended: what was held back comes out."""
+        held = self._splitter.push(rest) if (rest := self._repeated.rest()) else []
+        for piece in [*held, *self._splitter.finish()]:
+            yield self._said(self._last_at, piece.text, piece.is_reasoning)
+
+    def _said(self, at: float, text: str, is_reasoning: bool) -> TextDelta:
+        self._first_at = self._first_at or at
+        self._last_at = at
+        (self._reasoning if is_reasoning else self._text).append(text)
+        counted = self._completion_tokens or 0
+        return TextDelta(self._turn_id, text, is_reasoning, counted)
+
+    def _progress(self, progress: dict[str, Any]) -> Iterator[PrefillProgress]:
+        done, total, cached = (_count(progress.get(n)) for n in ("processed", "total", "cache"))
+        if done is not None and total:
+            yield PrefillProgress(self._turn_id, min(done, total), total, cached or 0)
+
+    # In the end
+
+    def result(self, is_stopped: bool = False) -> TurnResult:
+        """What has come so far. `is_stopped`: we or the server ended it early."""
+        usage = self._usage_so_far()
+        return TurnResult(
+            text="".join(self._text),
+            reasoning="".join(self._reasoning) or None,
+            finish_reason="stopped" if is_stopped else self._finish_reason(),
+            answer_ids=(),
+            usage=usage,
+            timings=self._times(usage),
+            cache=self._report(usage),
+            price=price_of(usage, self._remote.profile.prices),
+        )
+
+    def _finish_reason(self) -> FinishReason:
+        return "length" if self._finish == "length" else "stop"
+
+    @property
+    def _completion_tokens(self) -> int | None:
+        counted = _count(self._usage.get("completion_tokens"))
+        return counted if counted is not None else _count(self._timings.get("predicted_n"))
+
+    def _usage_so_far(self) -> Usage:
+        prompt = _count(self._usage.get("prompt_tokens"))
+        computed, cached = (_count(self._timings.get(name)) for name in ("prompt_n", "cache_n"))
+        if prompt is None and computed is not None and cached is not None:
+            prompt = computed + cached
+        details = _table(self._usage.get("prompt_tokens_details"))
+        told = (details.get("cached_tokens"), self._usage.get("prompt_cache_hit_tokens"), cached)
+        reused = next((one for value in told if (one := _count(value)) is not None), None)
+        if reused is not None and prompt is not None:
+            reused = min(reused, prompt)
+        return Usage(prompt, self._completion_tokens, None, None, reused)
+
+    def _times(self, usage: Usage) -> Timings:
+        prefill_ms = _number(self._timings.get("prompt_ms"))
+        ttft_ms = decode_ms = rate = None
+        if self._first_at is not None:
+            ttft_ms = 1000 * (self._first_at - self._began_at)
+            decode_ms = 1000 * (self._last_at - self._first_at)
+        if decode_ms and usage.completion_tokens and usage.completion_tokens > 1:
+            rate = 1000 * (usage.completion_tokens - 1) / decode_ms
+        return Timings(
+            restore_ms=None,
+            prefill_ms=prefill_ms,
+            ttft_ms=ttft_ms,
+            decode_ms=decode_ms,
+            prefill_tokens_per_second=_number(self._timings.get("prompt_per_second")),
+            decode_tokens_per_second=rate,
+        )
+
+    def _report(self, usage: Usage) -> CacheReport:
+        host = self._remote.profile.host
+        cached, prompt = usage.server_cached_tokens, usage.prompt_tokens
+        if cached is None:
+            detail = f"{host} keeps its own cache, and does not say what it reused"
+        else:
+            of = "" if prompt is None else f" of {prompt:,}"
+            detail = f"{host} took {cached:,}{of} prompt tokens from its own cache"
+        if not self._use_cache and cached != 0:
+            detail += "; it was not switched off from here"
+        if self._finish == "content_filter":
+            detail += "; its content filter ended the answer"
+        return CacheReport("off", "remote", cached, detail)
+
+
+class _Repetition:
+    """Takes away the beginning of an answer that a server sends again before it goes on."""
+
+    def __init__(self, before: str) -> None:
+        self._before = before if len(before) >= MIN_REPEATED_CHARS else ""
+        self._held = ""
+
+    def strip(self, text: str) -> str:
+        """What of `text` is new; nothing while that is not certain."""
+        if not self._before:
+            return text
+        self._held += text
+        if self._before.startswith(self._held):
+            return ""
+        held, before = self._held, self._before
+        self._held = self._before = ""
+        return held.removeprefix(before)
+
+    def rest(self) -> str:
+        """What was held back in the end, unless all of it is a repetition."""
+        return "" if self._held == self._before else self._held
+
+
+def price_of(usage: Usage, prices: Prices | None) -> TurnPrice | None:
+    """What a turn cost. None without prices; its figures are None where tokens are unknown."""
+    if prices is None:
+        return None
+    nothing = TurnPrice(prices.currency, None, None)
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if prices.input is None or prices.output is None or prompt is None or completion is None:
+        return nothing
+    saved = 0.0
+    if prices.cached_input is not None:
+        if usage.server_cached_tokens is None:
+            return nothing  # it may have been cheaper, and nobody says by how much
+        saved = usage.server_cached_tokens * (prices.input - prices.cached_input) / MILLION
+    total = (prompt * prices.input + completion * prices.output) / MILLION - saved
+    return TurnPrice(prices.currency, round(total, DECIMALS), round(saved, DECIMALS))
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text_of(content: Any) -> str:
+    """Text, or a list of parts of which some are text."""
+    if isinstance(content, list):
+        return "".join(_text_of(_table(part).get("text")) for part in content)
+    return content if isinstance(content, str) else ""
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; None when there is none, or one that cannot be."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT
+    return int(value) if is_count else None
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value < MAX_COUNT else None

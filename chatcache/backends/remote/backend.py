@@ -1,0 +1,326 @@
+"""A server as a `Backend`: asks it in a thread of this process, and keeps nothing but the text.
+
+Owns the life of the connection (asked once at the start, so that what is wrong is said before
+anything is typed), the turn in progress and its stop, and the second tries that are safe: before
+the first piece of an answer, when the server itself says when to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Literal
+
+from chatcache.backends.base import (
+    BackendEvent,
+    BackendFailed,
+    CacheEvent,
+    CostEstimate,
+    ModelInfo,
+    ModelLoading,
+    ModelReady,
+    Prepare,
+    TurnEvent,
+    TurnFailed,
+    TurnFinished,
+    TurnRequest,
+    TurnResult,
+)
+from chatcache.backends.remote.answer import Answer
+from chatcache.backends.remote.client import Arrived, ServerClient, SilentServerError
+from chatcache.backends.remote.info import choose_model, model_info
+from chatcache.backends.remote.listing import ServerModel
+from chatcache.backends.remote.loop import EventLoop
+from chatcache.backends.remote.refusal import Refusal, RefusedError, explain
+from chatcache.backends.remote.request import Dialect, body_of
+from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.formatting import plural
+from chatcache.remotes import RemoteModel, check_reach
+
+log = logging.getLogger(__name__)
+
+MAX_TRIES = 3
+MAX_WAIT_SECONDS = 60.0
+LOADING_SECONDS = 600.0
+LOADING_POLL_SECONDS = 1.0
+BUSY = (429, 503)
+
+Listener = Callable[[BackendEvent], None]
+State = Literal["idle", "loading", "ready", "failed", "closed"]
+
+
+class _Turn:
+    """A turn that was asked; what arrives waits in `arrived`, None is the end."""
+
+    def __init__(self) -> None:
+        self.arrived: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
+        self.future: Future[None] = Future()
+
+    def begin(self, future: Future[None]) -> None:
+        self.future = future
+        future.add_done_callback(lambda _: self.arrived.put(None))
+
+
+class RemoteBackend:
+    """A `Backend` on a model of a server. Nothing is asked before `start`."""
+
+    def __init__(self, remote: RemoteModel, *, is_offline: bool = False) -> None:
+        self._remote = remote
+        self._is_offline = is_offline
+        self._changed = threading.Condition(threading.RLock())
+        self._state: State = "idle"
+        self._info: ModelInfo | None = None
+        self._error: Exception | None = None
+        self._status: BackendEvent | None = None
+        self._listeners: list[Listener] = []
+        self._loop = EventLoop(f"remote-{remote.profile.name}")
+        self._client: ServerClient | None = None
+        self._key: str | None = None
+        self._offered: list[ServerModel] = []
+        self._dialect = Dialect()
+        self._turn: _Turn | None = None
+
+    # Starting
+
+    def start(self) -> None:
+        """Ask the server for its models; returns at once. Does nothing when that was done."""
+        with self._changed:
+            if self._state not in ("idle", "failed"):
+                return
+            self._state, self._error = "loading", None
+        self._announce(ModelLoading(f"asking {self._remote.profile.host}"))
+        with self._changed:
+            if self._state == "loading":
+                self._loop.submit(self._start())
+
+    async def _start(self) -> None:
+        event: BackendEvent
+        try:
+            info = await self._connect()
+        except Exception as error:
+            if not isinstance(error, ChatcacheError):
+                log.exception("the server could not be asked")
+            event = BackendFailed(error)
+        else:
+            event = ModelReady(info)
+        with self._changed:
+            if self._state != "loading":
+                return
+            if isinstance(event, ModelReady):
+                self._state, self._info = "ready", event.info
+            else:
+                self._state, self._error = "failed", event.error
+            self._changed.notify_all()
+        self._announce(event)
+
+    async def _connect(self) -> ModelInfo:
+        profile = self._remote.profile
+        check_reach(profile, is_offline=self._is_offline)
+        if self._client is None:
+            self._key = profile.key()
+            self._client = ServerClient(profile, self._key)
+        self._offered = await self._list(self._client)
+        self._remote, chosen = choose_model(self._remote, self._offered)
+        self._dialect.owner = chosen.owner
+        return model_info(self._remote, chosen)
+
+    async def _list(self, client: ServerClient) -> list[ServerModel]:
+        """What the server offers; [] where it does not tell. Waits for one that is loading."""
+        deadline = time.monotonic() + LOADING_SECONDS
+        while True:
+            try:
+                return await client.models()
+            except SilentServerError:
+                return []  # a server that works for others may answer a turn all the same
+            except RefusedError as error:
+                refusal = error.refusal
+            is_loading = refusal.status == 503 and "loading" in refusal.message.lower()
+            if is_loading and time.monotonic() < deadline:
+                self._announce(ModelLoading(f"{self._remote.profile.host} is loading its model"))
+                await asyncio.sleep(LOADING_POLL_SECONDS)
+                continue
+            if refusal.status in (401, 403) or 300 <= refusal.status < 400 or is_loading:
+                raise explain(refusal, self._remote, self._key)
+            return []  # it may answer all the same
+
+    # Turns
+
+    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
+        """The events of one turn. Never raises."""
+        turn = _Turn()
+        answer = Answer(request, self._remote, time.monotonic())
+        try:
+            self.wait_ready()
+            answer = Answer(request, self._remote, time.monotonic())
+            with self._changed:
+                if self._state == "closed":
+                    raise _closed_error()
+                self._turn = turn
+                turn.begin(self._loop.submit(self._ask(turn, request)))
+            yield answer.planned()
+            while (arrived := turn.arrived.get()) is not None:
+                yield from answer.take(*arrived)
+            yield from answer.finish()
+            yield self._closing(request.turn_id, turn, answer)
+        except Exception as error:
+            if not isinstance(error, ChatcacheError):
+                log.exception("a turn failed")
+            yield TurnFailed(request.turn_id, error, _partial(answer))
+        finally:
+            turn.future.cancel()
+            with self._changed:
+                if self._turn is turn:
+                    self._turn = None
+
+    async def _ask(self, turn: _Turn, request: TurnRequest) -> None:
+        """Have the answer arrive. What the server refuses of our own fields is left out."""
+        if self._client is None:
+            raise _closed_error()
+        num_tries, has_begun = 1, False
+        while True:
+            body = body_of(request, self._remote.model or "", self._dialect)
+            try:
+                async for arrived in self._client.answer(body):
+                    has_begun = True
+                    turn.arrived.put(arrived)
+            except RefusedError as error:
+                if has_begun:
+                    raise
+                if self._dialect.learn(error.refusal):
+                    continue
+                wait = _wait_seconds(error.refusal, num_tries)
+                if wait is None:
+                    raise
+                num_tries += 1
+                self._say_busy(wait)
+                await asyncio.sleep(wait)
+            else:
+                return
+
+    def _closing(self, turn_id: str, turn: _Turn, answer: Answer) -> TurnEvent:
+        """How the turn ended: stopped, refused, broken off, or as the server said."""
+        if turn.future.cancelled():
+            return TurnFinished(turn_id, answer.result(is_stopped=True))
+        error: BaseException | None = turn.future.exception()
+        if isinstance(error, RefusedError):
+            names = [model.name for model in self._offered]
+            error = explain(error.refusal, self._remote, self._key, names)
+        if error is None and not answer.is_finished:
+            error = _unfinished(self._remote.profile.host, answer)
+        if isinstance(error, Exception):
+            return TurnFailed(turn_id, error, _partial(answer))
+        return TurnFinished(turn_id, answer.result())
+
+    def stop(self) -> None:
+        """End the turn in progress at once; the connection is closed, so the server ends too."""
+        with self._changed:
+            turn = self._turn
+        if turn is not None:
+            turn.future.cancel()
+
+    def _say_busy(self, seconds: float) -> None:
+        host, when = self._remote.profile.host, plural(round(seconds), "second")
+        self._announce(
+            CacheEvent(time.time(), "warning", f"{host} is busy; it is asked again in {when}.")
+        )
+
+    # What a server keeps, it keeps by itself
+
+    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+        """All is read by the server; how long that takes, nobody here knows."""
+        return [CostEstimate(0, 0, len(journal), None) for journal in journals]
+
+    def prepare(self, request: Prepare) -> bool:
+        return False
+
+    def cancel_prepare(self) -> None:
+        return
+
+    def spill(self, segment_id: str | None = None) -> bool:
+        return False
+
+    # Listening
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` for each event from now on; it is told the present state at once."""
+        with self._changed:
+            self._listeners.append(listener)
+            status = self._status
+        if status is not None:
+            listener(status)
+
+        def unsubscribe() -> None:
+            with self._changed:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return unsubscribe
+
+    def wait_ready(self, timeout: float | None = None) -> ModelInfo:
+        """Block until the server has told its models. Raises what went wrong, or TimeoutError."""
+        if self._state == "idle":
+            if timeout == 0:
+                raise TimeoutError("the server has not been asked yet")
+            self.start()
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._state != "loading", timeout):
+                raise TimeoutError(f"the server has not answered after {timeout:g} s")
+            if self._state != "ready" or self._info is None:
+                raise self._error or _closed_error()
+            return self._info
+
+    def close(self) -> None:
+        """End what is being asked, and the connection. May be called again."""
+        with self._changed:
+            is_first = self._state != "closed"
+            self._state, self._error = "closed", None
+            self._changed.notify_all()
+        if is_first:
+            self.stop()
+            self._loop.close(self._client.close() if self._client is not None else None)
+
+    def _announce(self, event: BackendEvent) -> None:
+        """Remember what a new listener must know, and tell the present ones."""
+        with self._changed:
+            if not isinstance(event, CacheEvent):
+                self._status = event
+            listeners = list(self._listeners)
+        for listener in listeners:
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener failed on %s", type(event).__name__)
+
+
+def _partial(answer: Answer) -> TurnResult | None:
+    """What had come when a turn failed; None when that was nothing."""
+    return answer.result(is_stopped=True) if answer.is_begun else None
+
+
+def _unfinished(host: str, answer: Answer) -> UnavailableError:
+    """The server ended, and did not say that this was all."""
+    if answer.is_begun:
+        return UnavailableError(
+            f"{host} ended in the middle of the answer.", "What was written is kept."
+        )
+    return UnavailableError(
+        f"{host} ended without an answer.",
+        "Its log may tell why; often the conversation is too long for its model.",
+    )
+
+
+def _wait_seconds(refusal: Refusal, num_tries: int) -> float | None:
+    """How long to wait for another try; None when there is to be none."""
+    wait = refusal.retry_after
+    if refusal.status not in BUSY or wait is None or wait > MAX_WAIT_SECONDS:
+        return None
+    return wait if num_tries < MAX_TRIES else None
+
+
+def _closed_error() -> UnavailableError:
+    return UnavailableError("The connection has been closed.", "Start chatcache again.")
