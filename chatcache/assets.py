@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chatcache.errors import NotFoundError
+from chatcache.places import path_of
 
 PACKAGE = Path(__file__).resolve().parent
 PLACES = (PACKAGE / "pocket", PACKAGE.parent / "assets" / "pocket")
@@ -26,7 +27,7 @@ def adapter_dir(name: str) -> Path:
 
     Whether a directory is there is for the loader to say.
     """
-    path = Path(name).expanduser()
+    path = path_of(name)
     shipped = [place / "adapters" / name for place in PLACES]
     if path.name == name and not path.is_dir():
         path = next((place for place in shipped if place.is_dir()), path)

@@ -25,6 +25,7 @@ BYTE_UNITS = {
     "gib": 1 << 30,
     "tib": 1 << 40,
 }
+MAX_BYTES = 1 << 60
 TIME_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 TIME_SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
 SPILL_MODES = ("turn", "pressure", "exit", "never")
@@ -94,7 +95,7 @@ def one_of(*choices: str) -> Check:
 
 def byte_size(value: Any) -> int | str:
     """Bytes, or text that `num_bytes` understands."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_BYTES:
         return value
     if isinstance(value, str):
         num_bytes(value, lambda: 0)
@@ -157,7 +158,10 @@ def num_bytes(value: int | str, total: Callable[[], int]) -> int:
         return int(total() * number / 100)
     if unit not in BYTE_UNITS:
         raise ValueError(f"has an unknown unit {match[2]!r}: use MB, GB, TB, MiB, GiB or TiB")
-    return int(number * BYTE_UNITS[unit])
+    size = number * BYTE_UNITS[unit]
+    if size > MAX_BYTES:
+        raise ValueError("is more than any disk has")
+    return int(size)
 
 
 def key_names(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The log of unexpected errors: one file that only its owner reads, made when it is first needed.
+"""The logs: files that only their owner reads, made when they are first needed.
 
 Owns where records of the front end go: to that file, and never to the screen.
 """
@@ -11,6 +11,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 LOGGER = "chatcache"
+MAX_BYTES = 5 << 20
 FORMAT = "%(asctime)s %(process)d %(name)s %(levelname)s %(message)s"
 
 
@@ -24,9 +25,7 @@ class PrivateLog(logging.FileHandler):
         self.setFormatter(logging.Formatter(FORMAT))
 
     def _open(self) -> TextIOWrapper:
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        return os.fdopen(os.open(self.path, flags, 0o600), "a", encoding="utf-8", errors="replace")
+        return os.fdopen(open_private(self.path), "a", encoding="utf-8", errors="replace")
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -36,6 +35,16 @@ class PrivateLog(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         self.has_failed = True
+
+
+def open_private(path: Path) -> int:
+    """A descriptor that appends to a log, which only its owner may read. Raises OSError.
+
+    It starts anew when it has grown large; one older log is kept."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.exists() and path.stat().st_size > MAX_BYTES:
+        path.replace(path.with_suffix(f"{path.suffix}.1"))
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
 
 def send_log_to(path: Path) -> None:

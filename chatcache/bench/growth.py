@@ -211,8 +211,8 @@ def _cost(turn: int, saved: AnswerSaved, wall_ms: float) -> TurnCost:
     ttft, decode = timings.ttft_ms or 0.0, timings.decode_ms or 0.0
     return TurnCost(
         turn=turn,
-        prompt_tokens=usage.prompt_tokens,
-        new_tokens=usage.computed_tokens + usage.completion_tokens,
+        prompt_tokens=usage.prompt_tokens or 0,
+        new_tokens=(usage.computed_tokens or 0) + (usage.completion_tokens or 0),
         ttft_ms=ttft,
         overhead_ms=max(0.0, wall_ms - ttft - decode),
         bytes_written=saved.result.cache.bytes_written,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,6 +66,18 @@ class Removed:
     num_bytes: int
 
 
+class _Reading:
+    """Tells how many bytes of all have been read."""
+
+    def __init__(self, tell: Callable[[int, int], None] | None, total: int):
+        self._tell, self._total, self._done = tell, total, 0
+
+    def begin(self, path: Path) -> None:
+        if self._tell is not None:
+            self._tell(self._done, self._total)
+        self._done += _size(path)
+
+
 class CacheInspector:
     """Everything below one cache directory."""
 
@@ -118,15 +130,18 @@ class CacheInspector:
         name = f"{row.start}-{row.stop}-{row.segment_id}.safetensors"
         return SegmentStore(self.cache_dir, row.namespace).directory / name
 
-    def verify(self, *, fix: bool = False) -> VerifyReport:
+    def verify(
+        self, *, fix: bool = False, tell: Callable[[int, int], None] | None = None
+    ) -> VerifyReport:
         """Compare every checksum and every id. With `fix`, damaged files are set aside and
-        orphans removed."""
+        orphans removed. `tell` hears the bytes read of all, before each file; it may raise."""
         num_checked = num_orphans = num_fixed = 0
+        reading = _Reading(tell, sum(one.num_bytes for one in self.namespaces()))
         damaged: list[tuple[str, str]] = []
         for store in namespaces(self.cache_dir):
             paths = store.paths()
             num_checked += len(paths)
-            problems = _problems(store, paths)
+            problems = _problems(store, paths, reading)
             damaged += [(path.stem.split("-")[2], text) for path, text in problems.items()]
             orphans = [path for path in _orphans(store) if path not in problems]
             num_orphans += len(orphans)
@@ -140,13 +155,14 @@ class CacheInspector:
 
     def collect_garbage(self) -> Removed:
         """Remove orphans, what was set aside as damaged, and leftovers of killed writers."""
-        doomed: list[Path] = []
         for store in namespaces(self.cache_dir):
             with contextlib.suppress(OSError):
                 store.remove_leftovers()
-            doomed += _orphans(store)
-        doomed += self.quarantine.paths()
-        return remove_files(doomed)
+        return remove_files([*self.orphans(), *self.quarantine.paths()])
+
+    def orphans(self) -> list[Path]:
+        """Segments that nothing can use any more: the one before them is gone."""
+        return [path for store in namespaces(self.cache_dir) for path in _orphans(store)]
 
     def clear(self) -> Removed:
         """Remove every segment. Conversations are not here and lose nothing but speed."""
@@ -208,10 +224,6 @@ class CacheInspector:
         cache, rates = self._open(store, self._policy), RateBook(store.directory / "rates.json")
         return [_estimate(cache, rates, journal) for journal in journals]
 
-    def session_kv(self, journals: Sequence[tuple[str, Sequence[int]]]) -> list[SessionKV]:
-        """For each (namespace, journal): what is held, and how much of it others hold as well."""
-        return self.branch_kv(journals, [[index] for index in range(len(journals))])
-
     def branch_kv(
         self, journals: Sequence[tuple[str, Sequence[int]]], branches: Sequence[Collection[int]]
     ) -> list[SessionKV]:
@@ -269,9 +281,10 @@ def _segment_ids(cache: PrefixCache, journals: Iterable[Sequence[int]]) -> set[s
     return {one for journal in journals for one in cache.on_path(pack(journal))}
 
 
-def _problems(store: SegmentStore, paths: Sequence[Path]) -> dict[Path, str]:
+def _problems(store: SegmentStore, paths: Sequence[Path], reading: _Reading) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for path in paths:
+        reading.begin(path)
         try:
             with SegmentFile(path) as file:
                 file.verify()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from chatcache.cache import index, pins
 from chatcache.cache.inspect import CacheInspector, NamespaceUse, Removed, remove_files
 from chatcache.cache.pins import PinBook
 from chatcache.cache.rows import SegmentRow
 from chatcache.cache.segments import SegmentStore
+from chatcache.places import path_of
 
 _NOTES = ("namespace.json", "rates.json", pins.FILE_NAME, index.FILE_NAME)
 
@@ -112,9 +112,6 @@ def forget_lost_pins(inspector: CacheInspector) -> None:
 
 
 def _is_dead(inspector: CacheInspector, one: NamespaceUse) -> bool:
-    try:
-        model = Path(one.fields.get("soft.name", "")).expanduser()
-    except RuntimeError:  # the home of a user that does not exist here
-        return False
+    model = path_of(one.fields.get("soft.name", ""))
     pins = PinBook(SegmentStore(inspector.cache_dir, one.namespace).directory)
     return model.is_absolute() and not model.exists() and not pins.read()

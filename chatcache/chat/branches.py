@@ -268,3 +268,20 @@ class NodeTree:
         ]
         wanted = [seq for seq in leaves if seq in left] or leaves
         return max(wanted, default=None)
+
+
+def family(session_id: str, origins: Sequence[tuple[str, str | None]]) -> set[str]:
+    """The sessions connected with this one by forks. `origins`: what each of all came from."""
+    known = {one for one, _ in origins}
+    related: dict[str, list[str]] = {}
+    for one, origin in origins:
+        if origin in known and origin is not None:
+            related.setdefault(one, []).append(origin)
+            related.setdefault(origin, []).append(one)
+    found, waiting = {session_id}, [session_id]
+    while waiting:
+        for one in related.get(waiting.pop(), []):
+            if one not in found:
+                found.add(one)
+                waiting.append(one)
+    return found

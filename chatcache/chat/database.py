@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from chatcache.chat import schema
-from chatcache.errors import StorageError
+from chatcache.errors import DamagedStorageError, StorageError
 
 BUSY_SECONDS = 15.0
 FULL_BYTES = 64 << 10  # with less than this SQLite cannot even open a database
@@ -108,7 +108,7 @@ def _prepare_file(path: Path) -> None:
     wal = path.with_name(path.name + "-wal")
     if status.st_size == 0 and wal.exists() and wal.stat().st_size > 0:
         # SQLite would take the empty file for a new database and drop the log beside it.
-        raise StorageError(
+        raise DamagedStorageError(
             f"{path} is empty although {wal.name} beside it is not: the file was truncated.",
             "Nothing was changed. Put the file back from a backup, or move both away.",
         )
@@ -204,12 +204,12 @@ def _from_sqlite_error(error: sqlite3.Error, path: Path) -> StorageError:
             "Close it, then try again.",
         )
     if name.startswith("SQLITE_NOTADB"):
-        return StorageError(
+        return DamagedStorageError(
             f"{path} is not a database.",
             "Nothing was changed. Move the file away, or choose another --data-dir.",
         )
     if name.startswith("SQLITE_CORRUPT"):
-        return StorageError(
+        return DamagedStorageError(
             f"The conversation database {path} is damaged ({error}).",
             "Nothing was changed. Copy the file, then put it back from a backup.",
         )

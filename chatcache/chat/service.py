@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from chatcache.backends.base import Backend, CostEstimate, HistoryMode, SamplingParams
 from chatcache.chat import transfer, verify
@@ -160,9 +160,13 @@ class ChatService:
         """The path of a session as one JSON document, token ids included."""
         return transfer.export_session(self._store, self._store.find(session_id).session_id)
 
-    def import_session(self, document: object) -> SessionSummary:
-        """A session from an exported document. Raises UsageError, or DamageError if altered."""
-        session_id = transfer.import_session(self._store, document)
+    def import_session(
+        self, document: object, tell: Callable[[int, int], None] | None = None
+    ) -> SessionSummary:
+        """A session from an exported document. Raises UsageError, or DamageError if altered.
+
+        `tell` hears the steps done of all; what it raises ends the import, and nothing is kept."""
+        session_id = transfer.import_session(self._store, document, tell)
         return self._store.sessions.summary(session_id)
 
     # The tree

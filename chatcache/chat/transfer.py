@@ -8,6 +8,7 @@ noticed. Figures of answers stay behind: they tell of the machine, not of the co
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 from chatcache.chat.conversation import (
@@ -26,7 +27,7 @@ from chatcache.errors import DamageError, UsageError
 
 FORMAT = "chatcache-session"
 FORMAT_VERSION = 1
-MAX_TOKEN_ID = (1 << 32) - 1
+MAX_TOKEN_ID = (1 << 31) - 1  # ids are compared as signed 32-bit integers
 MAX_CREATED_MS = 253_402_300_799_999  # the end of the year 9999; later is no date
 
 _ROLES = ("system", "user", "assistant")
@@ -68,23 +69,30 @@ def _exported(node: Node, entries: dict[str, JournalEntry]) -> dict[str, Any]:
     }
 
 
-def import_session(store: SessionStore, document: object) -> str:
+def import_session(
+    store: SessionStore, document: object, tell: Callable[[int, int], None] | None = None
+) -> str:
     """A new session from a document; returns its id. All of it is stored, or nothing.
+
+    `tell` hears the steps done of all; what it raises ends the import.
 
     Raises UsageError when it is not such a document, DamageError when its words do not have the
     ids that are written beside them.
     """
     name, messages = _header(document)
+    tell = tell or (lambda done, total: None)
     nodes: list[tuple[Node, dict[str, JournalEntry]]] = []
     parent: Node | None = None
     for number, item in enumerate(messages, start=1):
+        tell(number, 2 * len(messages))
         parent = _read_node(parent, item, number)
         nodes.append((parent, _read_journals(item, number)))
     with store.database.writing():
         session_id = store.create(store.sessions.free_name(name)).session_id
         above: StoredNode | None = None
         lengths: dict[str, int] = {}
-        for node, entries in nodes:
+        for number, (node, entries) in enumerate(nodes, start=len(messages) + 1):
+            tell(number, 2 * len(messages))
             for tokenizer_id, entry in entries.items():
                 if entry.keep > lengths.get(tokenizer_id, 0):
                     raise DamageError(

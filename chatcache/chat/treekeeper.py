@@ -11,7 +11,7 @@ import json
 from collections.abc import MutableMapping, Sequence
 
 from chatcache.backends.base import CostEstimate
-from chatcache.chat.branches import Branch, BranchTree, LightNode, NodeTree, Removal
+from chatcache.chat.branches import Branch, BranchTree, LightNode, NodeTree, Removal, family
 from chatcache.chat.conversation import one_line
 from chatcache.chat.costs import CostBook
 from chatcache.chat.forget import Doomed, ForgetKV
@@ -130,7 +130,7 @@ class TreeKeeper:
             tips: dict[str, int | None] = {one: tip for one, tip, _ in rows}
             if session_id not in tips:
                 raise self._store.sessions.not_found(session_id)
-            members = _family(session_id, [(one, origin) for one, _, origin in rows])
+            members = family(session_id, [(one, origin) for one, _, origin in rows])
             roots = {
                 connection.execute(_ROOT, (tip,)).fetchone()[0]
                 for one in members
@@ -157,20 +157,3 @@ class TreeKeeper:
 
 def _json(values: set[int] | set[str]) -> str:
     return json.dumps(sorted(values, key=str))
-
-
-def _family(session_id: str, origins: Sequence[tuple[str, str | None]]) -> set[str]:
-    """The sessions connected with this one by forks."""
-    known = {one for one, _ in origins}
-    related: dict[str, list[str]] = {}
-    for one, origin in origins:
-        if origin in known and origin is not None:
-            related.setdefault(one, []).append(origin)
-            related.setdefault(origin, []).append(one)
-    found, waiting = {session_id}, [session_id]
-    while waiting:
-        for one in related.get(waiting.pop(), []):
-            if one not in found:
-                found.add(one)
-                waiting.append(one)
-    return found

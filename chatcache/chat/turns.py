@@ -337,7 +337,7 @@ class TurnRun:
             result_json=figures_json(result),
             prompt_ids=self._prompt_ids,
             answer_ids=result.answer_ids,
-            num_tokens=result.usage.prompt_tokens + result.usage.completion_tokens,
+            num_tokens=(result.usage.prompt_tokens or 0) + (result.usage.completion_tokens or 0),
         )
         self._add(self._message(result.text, result.reasoning, result.finish_reason), origin)
 

@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from chatcache import cli, compose
+from chatcache import cli, compose, doctor
 from chatcache.cache import access
 from chatcache.cache.inspect import CacheInspector
 from chatcache.cache.namespace import namespace_id
 from chatcache.chat import database
+from chatcache.frontend.files import list_directory
 from tests.fakes import FakeBackend
 from tests.kvfakes import Bench, ids_of
 
@@ -259,7 +260,7 @@ def test_a_persona_may_be_called_like_a_path(run: Run, home: Path, name: str) ->
     assert run("config", "show")[0] == 0
 
 
-@pytest.mark.parametrize("name", ["../nowhere", "a/../b/c", "~nobody/x", "\x00"])
+@pytest.mark.parametrize("name", ["../nowhere", "a/../b/c", "~nobody/x", "~no such user/x", "\x00"])
 def test_a_model_that_is_a_wrong_path_is_refused(run: Run, name: str) -> None:
     code, out, err = run("ask", "hello", "--new", "--model", name)
     assert code in (3, 4)
@@ -270,6 +271,25 @@ def test_a_model_that_is_a_wrong_path_is_refused(run: Run, name: str) -> None:
 # places that are named wrongly
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("ask", "hello", "--file", "~no such user/x"), 3),
+        (("ask", "hello", "--system", "@~no such user/x"), 3),
+        (("sessions", "import", "~no such user/x"), 3),
+        (("models", "show", "~no such user/x"), 4),
+    ],
+)
+def test_the_home_of_nobody_is_no_file(run: Run, command: tuple[str, ...], code: int) -> None:
+    found, out, err = run(*command)
+    assert (found, out) == (code, "")
+    assert "no such user" in err
+
+
+def test_completing_a_path_in_the_home_of_nobody_finds_nothing() -> None:
+    assert list_directory("~no such user/x") == []
+
+
 def test_settings_that_are_not_there_are_not_made_up(run: Run, tmp_path: Path) -> None:
     missing = tmp_path / "confg" / "config.toml"
     code, out, err = run("sessions", "list", "--config", str(missing))
@@ -278,6 +298,24 @@ def test_settings_that_are_not_there_are_not_made_up(run: Run, tmp_path: Path) -
     assert not missing.parent.exists()
     assert run("config", "set", "ui.panel", "off", "--config", str(missing))[0] == 0
     assert run("sessions", "list", "--config", str(missing))[0] == 0
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+def test_words_that_are_damaged_are_damage(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch, keep: float
+) -> None:
+    monkeypatch.setattr(doctor, "DEVICE_PROBE", "")  # torch takes seconds to start
+    assert run("ask", "hello", "--session", "a")[0] == 0
+    database_file = home / "data" / "conversations.sqlite3"
+    content = database_file.read_bytes()
+    cut = content[: int(len(content) * keep)] or b"not a database, " * 100
+    database_file.write_bytes(cut)
+    code, out, err = run("sessions", "list")
+    assert (code, out) == (5, "")
+    assert str(database_file) in err
+    code, out, _ = run("doctor")
+    assert (code, "DAMAGE   conversations" in out) == (5, True)
+    assert database_file.read_bytes() == cut
 
 
 def test_the_doctor_puts_right_what_it_can(run: Run, home: Path) -> None:

@@ -17,6 +17,9 @@ import pytest
 
 from chatcache import cli, compose
 from chatcache.backends.base import CacheEvent, ModelInfo
+from chatcache.chat.service import ChatService
+from chatcache.chat.turns import TurnTask
+from chatcache.chat.views import ChatEvent
 from chatcache.errors import ModelLoadError
 from tests.fakes import FakeBackend, fake_model_info
 
@@ -335,7 +338,9 @@ def test_the_chat_needs_a_terminal(run: Run) -> None:
     assert (code, "There is no session 'no-such-session'" in err) == (3, True)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_an_interruption_keeps_the_partial_answer(
     run: Run, backends: list[FakeBackend], number: signal.Signals, code: int
 ) -> None:
@@ -353,6 +358,30 @@ def test_an_interruption_keeps_the_partial_answer(
     thread.join()
     last = run_json(run, "sessions", "show", "a")["messages"][-1]
     assert (last["text"], last["finish_reason"]) == ("one ", "stopped")
+
+
+def test_an_interruption_before_the_turn_has_begun_stops_it(
+    run: Run, backends: list[FakeBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FakeBackend(answers=["one two three"])
+    backend.gate("delta:1")
+    backends.append(backend)
+    was_told = threading.Event()
+    stop, begin = ChatService.stop, ChatService._run
+
+    def note_stop(service: ChatService) -> None:
+        stop(service)
+        was_told.set()
+
+    def begin_late(service: ChatService, task: TurnTask) -> Iterator[ChatEvent]:
+        os.kill(os.getpid(), signal.SIGINT)
+        was_told.wait(5)
+        return begin(service, task)
+
+    monkeypatch.setattr(ChatService, "stop", note_stop)
+    monkeypatch.setattr(ChatService, "_run", begin_late)
+    code, out, _ = run("ask", "count", "--session", "a")
+    assert (code, "three" in out) == (130, False)
 
 
 def test_an_interruption_while_the_model_loads(run: Run, backends: list[FakeBackend]) -> None:
@@ -525,6 +554,17 @@ def test_a_message_that_does_not_fit_says_how_to_go_on_without_it(
     assert "`chatcache fork 'my talk' --at 1`" in err
     run("fork", "my talk", "--at", "1", "--name", "rest")
     assert run("ask", "again", "--session", "rest")[0] == 0
+
+
+def test_a_history_that_fills_the_context_is_left_where_there_is_room(
+    run: Run, backends: list[FakeBackend]
+) -> None:
+    run("ask", "hello", "--session", "a")
+    backends.append(FakeBackend(answers=["on and " * 60]))
+    run("ask", "go on", "--session", "a")
+    backends.append(FakeBackend(info=fake_model_info(max_context_tokens=200)))
+    code, _, err = run("ask", "again", "--session", "a")
+    assert (code, "`chatcache fork a --at 1`" in err) == (4, True)
 
 
 def test_a_session_survives_export_and_import(run: Run, tmp_path: Path) -> None:

@@ -121,6 +121,14 @@ def test_the_log_is_private_and_has_the_traceback(home: Path) -> None:
     assert "ValueError: odd" in path.read_text()
 
 
+def test_a_large_log_of_errors_starts_anew(home: Path) -> None:
+    path = home / "errors.log"
+    path.write_bytes(b"x" * (6 << 20))
+    assert log_unexpected(ValueError("odd"), path) == path
+    assert "ValueError: odd" in path.read_text()
+    assert (home / "errors.log.1").stat().st_size == 6 << 20
+
+
 def test_a_log_that_cannot_be_written_is_told_and_harms_nothing(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

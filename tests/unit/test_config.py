@@ -64,12 +64,16 @@ def test_hub_offline_is_respected(
         ("[model]\ndevice = 'gpu'", "line 2: device must be one of auto, cpu", "config show"),
         ("[model]\noffline = 'no'", "line 2: offline must be true or false, not 'no'", ""),
         ("[model]\nthreads = 0", "line 2: threads must be at least 1", ""),
+        ("[model]\nthreads = 9000", "line 2: threads must be at most 1024", ""),
         ("[model]\nthreads = true", "threads must be a whole number, not true", ""),
         ("[sampling]\ntop_p = 1.5", "top_p must be above 0 and at most 1, not 1.5", ""),
         ("[sampling]\ntemperature = nan", "temperature must be at least 0", ""),
         ("[cache]\nram_budget = '2 XB'", "ram_budget has an unknown unit 'XB'", ""),
         ("[cache]\nram_budget = '120%'", "ram_budget must be at most 100%", ""),
         ("[cache]\nram_budget = -1", "ram_budget must be bytes", ""),
+        (f"[cache]\nram_budget = 1{'0' * 30}", "ram_budget must be bytes", ""),
+        (f"[cache]\nram_budget = '{'9' * 400} GB'", "ram_budget is more than any disk has", ""),
+        ("[sampling]\nrepetition_penalty = 1e-40", "must be at least 0.01", ""),
         ("[keys]\nquit = 1", "line 2: keys.quit must be keys in quotes", ""),
         ("model.device = 3", "line 1: device must be one of", ""),
         ("model = 3", "'model' is a section", "[model]"),
@@ -115,7 +119,7 @@ def test_the_first_file_documents_every_setting_and_changes_none(home: Path) -> 
 
 
 def test_every_commented_value_is_valid(home: Path) -> None:
-    settings, _, personas = default_text().partition("# Personas: ")
+    settings, _, examples = default_text().partition("# Servers: ")
     lines = [line.split("   # ")[0] for line in settings.splitlines()]
     entries = [line.removeprefix("# ") for line in lines if " = " in line and "e.g." not in line]
     headers = [line for line in lines if line.startswith("[")]
@@ -126,6 +130,7 @@ def test_every_commented_value_is_valid(home: Path) -> None:
     parsed = parse_config(uncommented, PATH)
     assert len(parsed) == len(headers)
     assert sum(len(table) for table in parsed.values()) == len(entries)
+    personas = examples.partition("# Personas: ")[2]
     example = "\n".join(line.removeprefix("# ") for line in personas.splitlines()[1:])
     assert list(parse_config(example, PATH)) == ["personas"]
 

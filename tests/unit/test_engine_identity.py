@@ -3,6 +3,9 @@ question that was not read to its end. Real engines on tiny models."""
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.backends.base import PrefillProgress, PreviousTurn, TurnFinished, TurnPlanned
+from chatcache.backends.base import (
+    PrefillProgress,
+    PreviousTurn,
+    RestoreBegan,
+    TurnFinished,
+    TurnPlanned,
+)
 from chatcache.backends.local.identity import FileWatch
 from chatcache.cache.policy import TierPolicy
 from chatcache.errors import UnavailableError
@@ -52,6 +61,13 @@ def namespace_of(engine: Engine) -> str:
 
 def num_segments(tmp_path: Path, namespace: str) -> int:
     return len(list((tmp_path / "cache" / "segments" / namespace).glob("*.safetensors")))
+
+
+def test_what_the_front_end_is_told_brings_no_torch_along(open_engine: Open) -> None:
+    told = pickle.dumps(open_engine().runner.info)
+    code = f"import pickle, sys; pickle.loads({told!r}); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 # a model directory that changes while it is in use
@@ -219,3 +235,13 @@ def test_what_was_answered_and_is_gone_is_evicted(open_engine: Open, tmp_path: P
     for file in (tmp_path / "cache" / "segments" / namespace_of(again)).glob("*.safetensors"):
         file.unlink()
     assert talk.say(open_engine(), "Go on.").cache.reason == "evicted"
+
+
+def test_what_is_read_from_disk_is_told_before_it_is_read(open_engine: Open) -> None:
+    talk = Talk()
+    first = talk.say(open_engine(), LONG)
+    engine = open_engine()
+    usage = talk.say(engine, "And then?").usage
+    (began,) = [event for event in engine.events if isinstance(event, RestoreBegan)]
+    assert began.num_tokens == usage.cached_disk_tokens >= first.usage.prompt_tokens
+    assert began.num_bytes > 0

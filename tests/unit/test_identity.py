@@ -52,6 +52,14 @@ def test_hub_files_are_known_by_their_names(tmp_path: Path) -> None:
     assert HashBook(None).sha256(link) == "ab" * 32
 
 
+def test_a_book_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    weights, book = tmp_path / "model.safetensors", tmp_path / "cache" / "weights.json"
+    weights.write_bytes(b"weights")
+    book.mkdir(parents=True)
+    assert identity.weights_id([weights], book) == identity.weights_id([weights], None)
+    assert list(book.parent.iterdir()) == [book]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"x": 3}', b'{"x": [1, 2, 3, "no"]}'])
 def test_a_damaged_book_is_an_empty_one(tmp_path: Path, content: bytes) -> None:
     weights, book = tmp_path / "model.safetensors", tmp_path / "weights.json"

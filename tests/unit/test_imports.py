@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "textual", "rich", "numpy", "huggingface_hub")
+HEAVY = ("torch", "transformers", "textual", "rich", "numpy", "huggingface_hub", "httpx2")
 PROBE = """
 import json, sys
 from chatcache import cli

@@ -17,7 +17,8 @@ from chatcache.cache.namespace import explain_change, is_approximate, namespace_
 from chatcache.compose import tier_policy
 from chatcache.config import load_settings
 from chatcache.errors import UsageError
-from chatcache.tui.panel_model import PanelState, lines
+from chatcache.tui.panel_model import lines
+from chatcache.tui.panel_state import PanelState
 from tests.toymodel import fake_model_info
 
 CPU = torch.device("cpu")

@@ -119,8 +119,8 @@ def test_a_model_in_another_dtype(template_dir: Path) -> None:
             SamplingParams(temperature=0.6, top_k=20, top_p=0.9),
         ),
         (
-            {"repetition_penalty": 1.1},
-            SamplingParams(temperature=0.0, repetition_penalty=1.1),
+            {"repetition_penalty": 1.1, "max_new_tokens": 9},
+            SamplingParams(temperature=0.0, repetition_penalty=1.1, max_new_tokens=9),
         ),
     ],
 )
@@ -220,6 +220,11 @@ def break_shard(path: Path, break_file: Callable[[Path], None]) -> None:
     break_file(path / "model-00002-of-00002.safetensors")
 
 
+def without_files(path: Path, index: dict[str, object]) -> None:
+    shard(path)
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda path: (path / "config.json").unlink(), r"config\.json is missing"),
     "config is no JSON": (
@@ -258,6 +263,26 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "header is no JSON": (
         lambda path: (path / WEIGHTS).write_bytes((4).to_bytes(8, "little") + b"oops"),
         r"model\.safetensors has a broken safetensors header",
+    ),
+    "header is a list": (
+        lambda path: (path / WEIGHTS).write_bytes((2).to_bytes(8, "little") + b"[]"),
+        r"model\.safetensors has a broken safetensors header",
+    ),
+    "header without tensors": (
+        lambda path: (path / WEIGHTS).write_bytes((9).to_bytes(8, "little") + b'{"a": []}'),
+        r"model\.safetensors has a broken safetensors header",
+    ),
+    "header nested by the thousand": (
+        lambda path: (path / WEIGHTS).write_bytes((90_000).to_bytes(8, "little") + b"[" * 90_000),
+        r"model\.safetensors has a broken safetensors header",
+    ),
+    "index without files": (
+        lambda path: without_files(path, {"weight_map": ["a"]}),
+        r"index\.json does not say which file has which weights",
+    ),
+    "index of numbers": (
+        lambda path: without_files(path, {"weight_map": {"x": [1]}}),
+        r"index\.json does not say which file has which weights",
     ),
     "truncated shard": (
         lambda path: break_shard(path, truncate),

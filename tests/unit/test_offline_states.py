@@ -55,7 +55,7 @@ def test_an_estimate_knows_where_a_model_resumes(
         assert cost is not None
         assert (cost.disk_tokens, cost.recompute_tokens) == (expected, len(text) - expected)
         assert inspector.num_held("ns", journal(text)) == expected
-        (kv,) = inspector.session_kv([("ns", journal(text))])
+        (kv,) = inspector.branch_kv([("ns", journal(text))], [[0]])
         assert kv.disk_tokens == expected
 
 

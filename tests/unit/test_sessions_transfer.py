@@ -123,7 +123,7 @@ def test_altered_words_are_refused(
         {"role": "assistant"},
         {"journals": []},
         {"journals": {"t": {"keep": -1, "new_ids": []}}},
-        {"journals": {"t": {"keep": 0, "new_ids": [1 << 32]}}},
+        {"journals": {"t": {"keep": 0, "new_ids": [1 << 31]}}},
         {"journals": {"t": {"keep": 0, "new_ids": "abc"}}},
         {"journals": {"t": 3}},
         {"journals": {"\ud800": {"keep": 0, "new_ids": [1]}}},

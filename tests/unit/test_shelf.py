@@ -40,6 +40,27 @@ def test_the_builtin_model_and_directories_are_described(tmp_path: Path) -> None
     assert "model.safetensors is missing" in problem.problem
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"rope_parameters": "none"},
+        {"layer_types": 7},
+        {"text_config": [3]},
+        {"max_position_embeddings": "long", "rope_parameters": {"rope_type": "dynamic"}},
+    ],
+)
+def test_a_config_that_means_nothing_hides_no_other_model(
+    tmp_path: Path, nonsense: dict[str, object]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(pocket_dir(), broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, **nonsense}))
+    builtin, problem = shelf.shelf([str(broken)])
+    assert not builtin.problem
+    assert "config.json makes no sense" in problem.problem
+
+
 def test_names_of_the_hub_are_told_from_paths() -> None:
     assert shelf.is_hub_id("Qwen/Qwen3-0.6B")
     assert not shelf.is_hub_id("/home/me/model")
@@ -117,8 +138,9 @@ print(json.dumps({"size": size, "path": str(path), "told": told}))
 """
 
 
-def test_a_download_tells_its_size_and_its_progress_in_bytes(hub: str, tmp_path: Path) -> None:
-    environment = {
+def reaching(hub: str, tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that has this hub and an empty cache."""
+    return {
         **os.environ,
         "HF_ENDPOINT": hub,
         "HF_HOME": str(tmp_path / "hf"),
@@ -126,6 +148,10 @@ def test_a_download_tells_its_size_and_its_progress_in_bytes(hub: str, tmp_path:
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
+
+
+def test_a_download_tells_its_size_and_its_progress_in_bytes(hub: str, tmp_path: Path) -> None:
+    environment = reaching(hub, tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
     )
@@ -136,3 +162,26 @@ def test_a_download_tells_its_size_and_its_progress_in_bytes(hub: str, tmp_path:
     stage, fetched, total = report["told"][-1]
     assert (stage, fetched, total) == ("downloading me/tiny", expected, expected)
     assert (Path(report["path"]) / "model.safetensors").is_file()
+
+
+def test_a_model_is_downloaded_once_by_a_command(hub: str, tmp_path: Path) -> None:
+    environment = reaching(hub, tmp_path)
+
+    def download(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "chatcache", "models", "download", "me/tiny", *options],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    refused = download("--offline")
+    assert (refused.returncode, refused.stdout) == (4, "")
+    assert "not on this machine" in refused.stderr
+    done = download("--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert report["downloaded"]
+    assert report["bytes"] == (Path(report["path"]) / "model.safetensors").stat().st_size
+    again = download("--json", "--offline")
+    assert json.loads(again.stdout) == {**report, "downloaded": False}

@@ -12,7 +12,7 @@ import pytest
 from chatcache.cache.pins import PinBook
 from chatcache.cache.policy import SpillMode, TierPolicy
 from chatcache.cache.segments import SegmentStore
-from tests.kvfakes import BYTES_PER_TOKEN, Bench, ids_of
+from tests.kvfakes import BYTES_PER_TOKEN, Bench, ByteBlock, ids_of
 
 SYSTEM, HELLO, HI = "You are helpful. ", "Hello! ", "Hi! "
 HISTORY = SYSTEM + HELLO + HI
@@ -139,6 +139,27 @@ def test_what_is_over_is_not_used_and_is_given_up(make: MakeBench, clock: Clock)
     bench.close()
     bench.reopen()
     assert held(bench, HISTORY + "?!") == (0, len(HISTORY) + 2)
+
+
+def test_a_turn_is_kept_also_where_its_history_is_given_up_meanwhile(
+    make: MakeBench, clock: Clock
+) -> None:
+    """As the writer's thread does, when it makes room while K and V are copied out."""
+    bench = make(policy=TierPolicy(ram_ttl=HOUR, disk_ttl=HOUR))
+    bench.turn(SYSTEM, HELLO, HI)
+    path = ids_of(HISTORY + "On. Yes.")
+
+    def export(start: int, stop: int) -> ByteBlock:
+        if start == len(HISTORY):
+            clock.now += HOUR
+            assert held(bench) == (0, 0)
+            with bench.cache.acquire(path, len(HISTORY)) as lease:
+                assert lease.num_tokens == 0
+        return ByteBlock(path, start, stop)
+
+    bench.cache.commit(path, [len(HISTORY + "On. "), len(HISTORY + "On. Yes.")], export)
+    assert bench.cache.check() == []
+    assert held(bench, HISTORY + "On. Yes.") == (len(HISTORY + "On. Yes."), 0)
 
 
 def test_use_keeps_the_whole_path_alive(make: MakeBench, clock: Clock) -> None:

@@ -16,12 +16,12 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
 from chatcache.backends.local.wire import Channel, channel_pair
+from chatcache.logs import open_private
 
 log = logging.getLogger(__name__)
 
 EXIT_SECONDS = 5.0
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
-_MAX_LOG_BYTES = 5 << 20
 
 
 def start_process(
@@ -64,15 +64,9 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def open_log(path: Path) -> int:
-    """The descriptor that the engine's output goes to; a log that cannot be written is no log.
-
-    Only its owner may read it. It starts anew when it has grown large; one older log is kept.
-    """
+    """The descriptor that the engine's output goes to; a log that cannot be written is no log."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
-            path.replace(path.with_suffix(path.suffix + ".1"))
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        return open_private(path)
     except OSError:
         log.warning("the engine's log %s cannot be written", path)
         return subprocess.DEVNULL

@@ -7,7 +7,7 @@ uses it like a turn does, so what is measured is what people get.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -73,6 +73,8 @@ class LiveContext:
         # Live tokens that were committed or restored; the ones behind them were computed ahead.
         self._kept = 0
         self._is_reusing = False
+        # Told of the tokens and bytes that are about to be read from disk.
+        self.on_restore: Callable[[int, int], None] = lambda num_tokens, num_bytes: None
 
     @property
     def num_tokens(self) -> int:
@@ -106,6 +108,8 @@ class LiveContext:
             wanted = lease if declined is None else lease.up_to(max(live, lease.disk_start))
             start = self._prefixes.adopt(wanted, self._live, live)
             self._reserve(len(packed) // BYTES_PER_ID)
+            if (num_to_read := wanted.num_tokens - max(start, wanted.disk_start)) > 0:
+                self.on_restore(num_to_read, wanted.disk_bytes)
             restored = self._prefixes.restore(wanted, self._live, start)
         seconds = time.perf_counter() - began
         self._set_length(packed, restored.num_tokens)

@@ -121,11 +121,16 @@ class LocalBackend:
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` for each event from now on; it is told the present state at once."""
-        with self._changed:
-            self._listeners.append(listener)
-            known = list(self._latest.values())
-        for event in known:
-            self._tell([listener], event)
+        told: list[BackendEvent] = []
+        while True:  # until it knows the newest: what it is told last must be what is true
+            with self._changed:
+                news = [event for event in self._latest.values() if event not in told]
+                if not news:
+                    self._listeners.append(listener)
+                    break
+            for event in news:
+                self._tell([listener], event)
+            told += news
 
         def unsubscribe() -> None:
             with self._changed:

@@ -51,7 +51,7 @@ def namespace_fields(loaded: LoadedModel, precision: Precision = "exact") -> dic
         "layout": LAYOUT_VERSION,
         "transformers": transformers.__version__,
         **({} if precision == EXACT else {PRECISION: precision}),
-        SOFT + "torch": torch.__version__,
+        SOFT + "torch": str(torch.__version__),  # its own class would take torch to the front end
         SOFT + "device": str(loaded.device),
         SOFT + "threads": str(torch.get_num_threads()),
         SOFT + "name": loaded.name,
@@ -136,9 +136,13 @@ class HashBook:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".weights-")
-            with os.fdopen(handle, "w") as stream:
-                json.dump(entries, stream)
-            Path(name).replace(self._path)
+            try:
+                with os.fdopen(handle, "w") as stream:
+                    json.dump(entries, stream)
+                Path(name).replace(self._path)
+            except OSError:
+                Path(name).unlink()
+                raise
         except OSError:
             return
         self._is_changed = False

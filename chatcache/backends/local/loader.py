@@ -326,12 +326,12 @@ def end_token_ids(generation: Any, config: Any, tokenizer: Any) -> frozenset[int
 
 def _generation_defaults(generation: Any) -> SamplingParams:
     """How the model's publisher samples; greedy unless they say to sample."""
-    repetition_penalty = getattr(generation, "repetition_penalty", None)
-    if not getattr(generation, "do_sample", None):
-        return SamplingParams(temperature=0.0, repetition_penalty=repetition_penalty)
-    names = ("temperature", "top_p", "top_k", "min_p")
+    names = ["repetition_penalty", "max_new_tokens"]
+    is_sampling = bool(getattr(generation, "do_sample", None))
+    if is_sampling:
+        names += ["temperature", "top_p", "top_k", "min_p"]
     values = {name: getattr(generation, name, None) for name in names}
-    return SamplingParams(**values, repetition_penalty=repetition_penalty)
+    return SamplingParams(**values) if is_sampling else SamplingParams(temperature=0.0, **values)
 
 
 def _has_mps() -> bool:

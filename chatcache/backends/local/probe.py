@@ -37,6 +37,7 @@ from chatcache.cache.namespace import is_approximate
 from chatcache.cache.rates import RateBook
 from chatcache.cache.segments import namespaces
 from chatcache.errors import ModelLoadError, UnavailableError
+from chatcache.places import path_of
 
 Interval = Literal["render", "second", "minute", "hour", "day"]
 SystemRole = Literal["first", "moved", "folded", "refused"]
@@ -159,8 +160,8 @@ def config_dir(name: str, *, is_offline: bool) -> Path:
 
     Of a hub model that is not on this machine only these small files are fetched.
     """
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    if path_of(name).is_dir():
+        return path_of(name)
     snapshot = None if name == resolve.BUILTIN else resolve.cached_snapshot(name)
     if snapshot is not None and (snapshot / "config.json").is_file():
         return snapshot

@@ -186,8 +186,9 @@ class EngineServer:
                 self._leave_orphaned()
                 return
             if isinstance(message, StopTurn):
-                if message.turn_id in self._stops:
-                    self._stops[message.turn_id].set()
+                # The turn may end at this very moment, in the other thread.
+                if (stop := self._stops.get(message.turn_id)) is not None:
+                    stop.set()
             elif isinstance(message, PrepareTurn):
                 self._wanted_prepare = message.request.prepare_id
                 self._inbox.put(message)

@@ -6,6 +6,7 @@ download of one model into the Hugging Face cache.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,7 @@ def _download_bar(repo_id: str, progress: Progress) -> type[Any]:
     class DownloadBar(tqdm):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             options.pop("name", None)
+            options["file"] = io.StringIO()  # it ends its line where it has drawn none
             super().__init__(*arguments, **options)
 
         def display(self, *arguments: Any, **options: Any) -> bool:

@@ -7,14 +7,16 @@ files that tells a person which one is missing or broken before anything is load
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from chatcache.assets import pocket_dir
 from chatcache.errors import ModelLoadError, NotFoundError, UnavailableError, did_you_mean
+from chatcache.places import path_of
 
 BUILTIN = "builtin"
 # What a model needs to be loaded; never pickles, never code.
@@ -44,7 +46,7 @@ def resolve_model(name: str, *, is_offline: bool = False) -> Path | str:
     """
     if name == BUILTIN:
         return pocket_dir()
-    path = Path(name).expanduser()
+    path = path_of(name)
     if path.is_dir():
         return path
     if path.is_file():
@@ -112,20 +114,26 @@ def weight_files(path: Path) -> list[Path]:
     single = path / _WEIGHTS
     if single.is_file():
         return [single]
-    index = _read_json(path / _INDEX)
-    return [path / name for name in sorted(set(index.get("weight_map", {}).values()))]
+    weight_map = _read_json(path / _INDEX).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ModelLoadError(f"{path / _INDEX} does not say which file has which weights.")
+    return [path / name for name in sorted(set(names))]
 
 
 def count_parameters(path: Path) -> int:
     """The number of stored weights, from the file headers alone."""
     total = 0
     for file in weight_files(path):
-        for tensor in _read_header(file).values():
-            size = 1
-            for length in tensor.get("shape", ()):
-                size *= length
-            total += size
+        total += sum(math.prod(tensor["shape"]) for tensor in _read_header(file).values())
     return total
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The name of the class that a config asks for; else the family."""
+    declared = config.get("architectures")
+    named = declared if isinstance(declared, list) else []
+    return str(next(iter(named), config.get("model_type", "unknown")))
 
 
 def _first_problem(path: Path) -> str:
@@ -170,7 +178,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ModelLoadError(f"{path} is missing.") from error
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets nested by the thousand
         raise ModelLoadError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path} is not a JSON object.")
@@ -188,13 +196,13 @@ def _read_header(path: Path) -> dict[str, Any]:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
                 raise ModelLoadError(f"{path} is not a whole safetensors file.")
-            header = json.loads(file.read(length))
+            tensors = _tensors(json.loads(file.read(length)))
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} has a broken safetensors header.") from error
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    expected = 8 + length + max(_ends(tensors), default=0)
+    ends = (entry["data_offsets"][1] for entry in tensors.values())
+    expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise ModelLoadError(
             f"{path} is truncated: it has {size:,} bytes instead of {expected:,}."
@@ -204,8 +212,22 @@ def _read_header(path: Path) -> dict[str, Any]:
     return tensors
 
 
-def _ends(tensors: dict[str, Any]) -> Iterator[int]:
-    return (entry["data_offsets"][1] for entry in tensors.values())
+def _tensors(header: Any) -> dict[str, Any]:
+    """The entries of a safetensors header. Raises ValueError if it is another thing."""
+    if not isinstance(header, dict):
+        raise ValueError("not an object")
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    for entry in tensors.values():
+        shape, offsets = (
+            entry.get(key) if isinstance(entry, dict) else None for key in ("shape", "data_offsets")
+        )
+        if not (_are_lengths(shape) and _are_lengths(offsets) and len(offsets) == 2):
+            raise ValueError("no tensor")
+    return tensors
+
+
+def _are_lengths(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(isinstance(one, int) and one >= 0 for one in value)
 
 
 def _is_hub_offline() -> bool:

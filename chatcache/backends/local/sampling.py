@@ -31,10 +31,16 @@ def with_defaults(params: SamplingParams, defaults: SamplingParams) -> SamplingP
     return replace(params, **values)
 
 
+# Divided by less than this the scores overflow, and the choice would be the greedy one anyway.
+_MIN_TEMPERATURE = 1e-5
+
+
 class Sampler:
     """Chooses tokens for one turn. Keeps the ids read so far for the repetition penalty."""
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], device: torch.device):
+        if params.temperature is not None and params.temperature < _MIN_TEMPERATURE:
+            params = replace(params, temperature=0.0)
         self._is_greedy = not params.temperature
         self._processors = _processors(params)
         self._generator = torch.Generator(device=device)

@@ -18,8 +18,9 @@ from chatcache.backends.local import resolve
 from chatcache.backends.local.cut import cut_policy
 from chatcache.backends.local.progress import first_line
 from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.places import path_of
 
-Place = Literal["built in", "hub", "directory"]
+Place = Literal["built in", "hub", "directory", "server"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def _is_fetched(name: str) -> bool:
 
 def is_directory(name: str) -> bool:
     """Is this the path of a directory with a model in it?"""
-    return os.sep in name and (Path(name).expanduser() / "config.json").is_file()
+    return os.sep in name and (path_of(name) / "config.json").is_file()
 
 
 def _looked_at(name: str, place: Place) -> ShelfModel:
@@ -90,13 +91,16 @@ def _looked_at(name: str, place: Place) -> ShelfModel:
         return ShelfModel(
             name=name,
             place=place,
-            architecture=str((config.get("architectures") or [config["model_type"]])[0]),
+            architecture=resolve.architecture_of(config),
             num_parameters=resolve.count_parameters(path),
             num_bytes=sum(file.stat().st_size for file in resolve.weight_files(path)),
             reuse=policy.detail if policy.is_cuttable else f"nothing is reused: {policy.detail}",
         )
     except ChatcacheError as error:
         return ShelfModel(name, place, problem=error.message)
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        # A config is what its publisher wrote; one that means nothing must not hide the others.
+        return ShelfModel(name, place, problem=f"its config.json makes no sense: {error!r}")
 
 
 def _text_config(config: dict[str, Any]) -> SimpleNamespace:

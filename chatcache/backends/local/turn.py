@@ -23,6 +23,7 @@ from chatcache.backends.base import (
     PrefillProgress,
     Prepare,
     Prepared,
+    RestoreBegan,
     TurnEvent,
     TurnFailed,
     TurnFinished,
@@ -93,6 +94,7 @@ class TurnRunner:
         )
         chunk = settings.prefill_chunk_tokens
         self._context = build_context(self._cut, forward, live, self._prefixes, self._rates, chunk)
+        self._context.on_restore = lambda *read: self._emit(RestoreBegan(*read))
         self._tail = GenerationTail(self._planner.template)
         self._idle = IdleWork(
             self._plan_prompt,
@@ -196,7 +198,8 @@ class TurnRunner:
                 f"The conversation has {len(plan.ids):,} tokens, but {self._loaded.name} reads at "
                 f"most {self._loaded.max_context_tokens:,}.",
                 "Fork from an earlier turn, start a new chat, or shorten the message.",
-            )
+                len(plan.ids), self._loaded.max_context_tokens,
+            )  # fmt: skip
         can_reuse = request.use_cache and self._cut.is_cuttable
         return TurnState(request, plan, pack(plan.ids), room, began, can_reuse)
 
@@ -206,8 +209,7 @@ class TurnRunner:
         if state.can_reuse:
             reuse = self._context.reuse(state.packed, state.limit)
         else:
-            is_whole = self._cut.is_cuttable
-            self._context.start_cold(None if is_whole else self._loaded.model.config)
+            self._context.start_cold(None if self._cut.is_cuttable else self._loaded.model.config)
         state.note_reuse(reuse)
         state.ahead_tokens = self._idle.take_used(state.packed, state.reused)
         if reuse.disk_tokens:
