@@ -36,11 +36,13 @@ async def until(pilot: Any, is_true: Callable[[], bool]) -> None:
 async def talk(texts: tuple[str, ...], picture: str, after: tuple[str, ...] = ()) -> None:
     from chatcache.compose import opened_service
     from chatcache.config import load_settings
+    from chatcache.frontend.sampling import Sampling
     from chatcache.tui.app import ChatCacheApp
+    from chatcache.tui.backstage import Backstage
 
     with opened_service(load_settings()) as service:
         service.backend.wait_ready(SECONDS)  # type: ignore[union-attr]
-        app = ChatCacheApp(service)
+        app = ChatCacheApp(lambda: Backstage(service, Sampling()))
         async with app.run_test(size=SIZE) as pilot:
             await pilot.pause(1)
             for text in texts:

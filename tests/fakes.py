@@ -277,6 +277,8 @@ class FakeBackend:
             error = ContextFullError(
                 f"The conversation has {len(turn.prompt):,} tokens, the model takes {limit:,}.",
                 "Start a new chat, or fork at an earlier turn.",
+                len(turn.prompt),
+                limit,
             )
             yield TurnFailed(request.turn_id, error)
             return

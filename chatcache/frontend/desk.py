@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from chatcache.cache.inspect import CacheInspector
-from chatcache.cache.keep import Keeper
+from chatcache.cache.inspect import CacheInspector, NamespaceUse, remove_files
+from chatcache.cache.keep import Keeper, dead_namespaces, forget_lost_pins, remove_namespace
 from chatcache.cache.rows import SegmentRow
 from chatcache.errors import NotFoundError, StorageError, UsageError
-from chatcache.formatting import plural, size
+from chatcache.formatting import one_line, plural, size
+from chatcache.frontend.progress import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,34 @@ class Verified:
     total: int
     num_bytes: int
     problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """What nothing can use any more: whole namespaces of models that are gone, segments whose
+    beginning is gone, and files that were set aside as damaged."""
+
+    dead: tuple[NamespaceUse, ...]
+    orphans: tuple[Path, ...]
+    damaged: tuple[Path, ...]
+    num_bytes: int
+
+    @property
+    def num_files(self) -> int:
+        return sum(one.num_segments for one in self.dead) + len(self.orphans) + len(self.damaged)
+
+    def lines(self) -> list[str]:
+        """What would be removed, and why."""
+        lines = [
+            f"{plural(one.num_segments, 'segment')}, {size(one.num_bytes)}: the model"
+            f" {one_line(one.fields.get('soft.name', ''))} is gone"
+            for one in self.dead
+        ]
+        if self.orphans:
+            lines.append(f"{plural(len(self.orphans), 'segment')}: what they build on is gone")
+        if self.damaged:
+            lines.append(f"{plural(len(self.damaged), 'file')} that had been set aside as damaged")
+        return [*lines, f"{size(self.num_bytes)} in all. No word is lost."]
 
 
 class SegmentDesk:
@@ -89,6 +119,37 @@ class SegmentDesk:
             " What is needed again is computed again."
         )
 
+    def look_for_garbage(self, report: Report) -> Garbage:
+        """What could be removed without any loss."""
+        inspector, stage = self._open_inspector(), "looking for what can be removed"
+        report(stage)
+        dead = tuple(dead_namespaces(inspector))
+        gone = {one.namespace for one in dead}
+        report(stage)
+        orphans = tuple(one for one in inspector.orphans() if one.parent.name not in gone)
+        damaged = tuple(inspector.quarantine.paths())
+        num_bytes = sum(one.num_bytes for one in dead)
+        num_bytes += sum(_size(path) for path in (*orphans, *damaged))
+        return Garbage(dead, orphans, damaged, num_bytes)
+
+    def collect(self, garbage: Garbage, report: Report) -> str:
+        """Remove it; what was removed until it is called off stays removed. Raises StorageError."""
+        inspector, num_files, num_bytes = self._open_inspector(), 0, 0
+        try:
+            for one in garbage.dead:
+                report("removing", num_files, garbage.num_files)
+                removed = remove_namespace(inspector, one.namespace)
+                num_files, num_bytes = num_files + removed.num_files, num_bytes + removed.num_bytes
+            for path in (*garbage.orphans, *garbage.damaged):
+                report("removing", num_files, garbage.num_files)
+                removed = remove_files([path])
+                num_files, num_bytes = num_files + removed.num_files, num_bytes + removed.num_bytes
+            inspector.collect_garbage()
+            forget_lost_pins(inspector)
+        except OSError as error:
+            raise _unwritable(error) from error
+        return f"Removed {plural(num_files, 'file')}, {size(num_bytes)}."
+
     def _stored(self, row: SegmentRow) -> tuple[CacheInspector, SegmentRow]:
         inspector = self._open_inspector()
         for stored in inspector.rows():
@@ -99,6 +160,13 @@ class SegmentDesk:
     def _keeper(self, row: SegmentRow) -> Keeper:
         inspector, _ = self._stored(row)
         return Keeper(inspector, row.namespace)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _only_in_memory() -> NotFoundError:

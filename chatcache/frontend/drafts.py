@@ -37,9 +37,13 @@ class Drafts:
         kept = dict(list(self._texts.items())[-_MAX_DRAFTS:])
         with contextlib.suppress(OSError):
             handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".drafts-")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(kept, file, ensure_ascii=False)
-            Path(name).replace(self._path)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(kept, file)  # as ASCII: half a character must not stop it
+                Path(name).replace(self._path)
+            except OSError:
+                Path(name).unlink()
+                raise
 
 
 def _read(path: Path | None) -> dict[str, str]:

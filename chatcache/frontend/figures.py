@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chatcache import formatting as fmt
-from chatcache.backends.base import CostEstimate, TurnResult
+from chatcache.frontend import servers
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import CostEstimate, TurnPrice, TurnResult
 
 OUTCOME_SIGNS = {"hit": "⟲", "partial": "◐", "miss": "✗", "off": "○"}
 REASON_WORDS = {
@@ -44,7 +47,7 @@ _ENDINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one turn cost. None: the backend did not say."""
+    """What one turn cost. None (of a server's token counts: 0) is what the backend did not say."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -67,6 +70,13 @@ class Figures:
     bytes_written: int = 0
     ahead_tokens: int = 0
     finish_reason: str = "stop"
+    server_cached_tokens: int | None = None
+    price: TurnPrice | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Did a server answer? What it reused is its own, and in none of our sums."""
+        return self.reason == "remote"
 
     @property
     def cached_tokens(self) -> int:
@@ -86,15 +96,15 @@ class Figures:
 def from_result(result: TurnResult) -> Figures:
     usage, timings, cache = result.usage, result.timings, result.cache
     return Figures(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_ram_tokens=usage.cached_ram_tokens,
-        cached_disk_tokens=usage.cached_disk_tokens,
+        prompt_tokens=usage.prompt_tokens or 0,
+        completion_tokens=usage.completion_tokens or 0,
+        cached_ram_tokens=usage.cached_ram_tokens or 0,
+        cached_disk_tokens=usage.cached_disk_tokens or 0,
         system_tokens=cache.system_tokens,
         outcome=cache.outcome,
         reason=cache.reason,
         detail=cache.detail,
-        diverged_at=cache.diverged_at,
+        diverged_at=cache.diverged_at or 0,
         restore_ms=timings.restore_ms,
         prefill_ms=timings.prefill_ms,
         ttft_ms=timings.ttft_ms,
@@ -107,6 +117,8 @@ def from_result(result: TurnResult) -> Figures:
         bytes_written=cache.bytes_written,
         ahead_tokens=cache.ahead_tokens,
         finish_reason=result.finish_reason,
+        server_cached_tokens=usage.server_cached_tokens,
+        price=result.price,
     )
 
 
@@ -122,6 +134,7 @@ def from_json(text: str | None, finish_reason: str | None = None) -> Figures | N
         return None
     usage, timings, cache = (_part(stored, name) for name in ("usage", "timings", "cache"))
     cached = _part(usage, "prompt_tokens_details")
+    is_remote = cache.get("reason") == "remote"
     return Figures(
         prompt_tokens=_int(usage, "prompt_tokens"),
         completion_tokens=_int(usage, "completion_tokens"),
@@ -144,6 +157,8 @@ def from_json(text: str | None, finish_reason: str | None = None) -> Figures | N
         bytes_written=_int(cache, "bytes_written"),
         ahead_tokens=_int(cache, "ahead_tokens"),
         finish_reason=finish_reason or str(stored.get("finish_reason") or "stop"),
+        server_cached_tokens=cached.get("cached_tokens") if is_remote else None,
+        price=servers.price_from(_part(stored, "cost")),
     )
 
 
@@ -181,7 +196,9 @@ def sign(figures: Figures) -> str:
 def footer(figures: Figures) -> str:
     """The one line below an answer."""
     parts = []
-    if figures.cached_tokens:
+    if figures.is_remote:
+        parts += servers.reuse_words(figures)
+    elif figures.cached_tokens:
         parts.append(f"{sign(figures)} {figures.cached_tokens:,} reused")
         parts.append(f"+{figures.computed_tokens:,}")
         if figures.reason != "new_user_turn":
@@ -196,7 +213,10 @@ def footer(figures: Figures) -> str:
     tokens = f"{figures.completion_tokens:,} tok"
     if figures.decode_tokens_per_second is not None:
         tokens += f" @ {fmt.rate(figures.decode_tokens_per_second)}/s"
-    parts.append(tokens)
+    if figures.completion_tokens or not figures.is_remote:
+        parts.append(tokens)
+    if figures.price is not None:
+        parts.append(servers.price_words(figures.price))
     if ending := _ENDINGS.get(figures.finish_reason):
         parts.append(ending)
     return " · ".join(parts)

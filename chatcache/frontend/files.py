@@ -15,6 +15,7 @@ from pathlib import Path
 
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import one_line, size
+from chatcache.places import path_of
 
 MAX_BYTES = 1_000_000
 MAX_LISTED = 20_000
@@ -49,7 +50,7 @@ def quoted(name: str, text: str) -> str:
 
 def read_attachment(name: str) -> Attachment:
     """Read a text file. Raises NotFoundError, or UsageError for what is no text or too long."""
-    path = Path(name).expanduser()
+    path = path_of(name)
     shown = one_line(name)
     try:
         if path.is_dir():
@@ -107,7 +108,7 @@ def _walked_files(root: Path) -> list[str]:
 def list_directory(typed: str) -> list[str]:
     """What a path that leads elsewhere (`/etc/ho`, `~/no`, `../x`) can go on with."""
     head, _, tail = typed.rpartition("/")
-    place = Path(head or "/").expanduser()
+    place = path_of(head or "/")
     try:
         entries = sorted(place.iterdir(), key=lambda one: one.name)
     except OSError:

@@ -101,6 +101,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("import", "import", "open a chat from a .json export", CHATS, argument="PATH"),
     Command("panel", "cache", "cache panel: full, one line, off", VIEW, "f2,ctrl+b", "[MODE]"),
     Command("segments", "segments", "the segments: inspect, pin, verify, spill, drop", VIEW, "f7"),
+    Command("gc", "gc", "remove from disk what nothing can use any more", VIEW),
     Command("spill", "spill", "write what is in memory to disk now", VIEW),
     Command("lens", "lens", "what the model has read, turn by turn, and where it is kept", VIEW),
     Command("stats", "stats", "what the cache did for this chat", VIEW),

@@ -5,17 +5,16 @@ Commands change the chat through the service, in threads; screens that ask somet
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from chatcache.chat.views import ForkResult
-from chatcache.errors import UsageError, did_you_mean
-from chatcache.frontend import reports
+from chatcache.errors import UsageError
+from chatcache.frontend import exports, reports
 from chatcache.frontend.variants import which_variant
 from chatcache.tui.clipboard import copy_natively
-from chatcache.tui.formatting import duration, plural
+from chatcache.tui.formatting import duration, plural, size
 from chatcache.tui.model_actions import ModelActions
 from chatcache.tui.prompt_actions import PromptActions
 from chatcache.tui.screens.confirm import ConfirmScreen
@@ -30,10 +29,6 @@ Handler = Callable[[str], Coroutine[Any, Any, None]]
 
 class Actions(PromptActions, WritingActions, ModelActions, ViewActions):
     """Runs commands for the chat screen."""
-
-    def run(self, command_id: str, argument: str = "") -> None:
-        """Run a command; what goes wrong is shown as one line."""
-        self._screen.run_async(self.handler(command_id)(argument))
 
     def handler(self, command_id: str) -> Handler:
         handler: Handler = getattr(self, f"_do_{command_id}")
@@ -202,38 +197,22 @@ class Actions(PromptActions, WritingActions, ModelActions, ViewActions):
     async def _do_export(self, argument: str) -> None:
         screen = self._screen
         session = screen.chats.require_session()
-        path = Path(argument or reports.file_name(session.name)).expanduser()
-        if path.suffix == ".json":
-            document = await screen.ask(screen.service.export_session, session.session_id)
-            text = json.dumps(document, ensure_ascii=False) + "\n"
-        else:
-            messages = await screen.ask(screen.service.transcript, session.session_id)
-            text = reports.as_markdown(session.name, messages)
-        await screen.ask(reports.write_new, path, text)
-        screen.toast(f"Written to {path}.")
+        work = partial(exports.export_chat, screen.service, session, argument)
+        if written := await screen.work.run("exporting", work):
+            path, num_bytes = written
+            screen.toast(f"Written to {path}, {size(num_bytes)}.")
 
     async def _do_import(self, argument: str) -> None:
         self._require_idle()
         if not argument:
             raise UsageError("The file is missing.", "Say /import PATH.")
         screen = self._screen
-        document = await screen.ask(reports.read_export, argument)
-        session = await screen.ask(screen.service.import_session, document)
-        await screen.chats.open(session)
-        screen.toast(f"Imported {plural(session.num_turns, 'turn')}.")
+        work = partial(exports.import_chat, screen.service, argument)
+        if session := await screen.work.run("importing", work):
+            await screen.chats.open(session)
+            screen.toast(f"Imported {plural(session.num_turns, 'turn')}.")
 
     # View
-
-    async def _do_theme(self, argument: str) -> None:
-        app = self._screen.app
-        if not argument:
-            app.search_themes()
-        elif argument in app.available_themes:
-            app.theme = argument
-            self._screen.toast(f"For good: chatcache config set ui.theme {argument}")
-        else:
-            hint = did_you_mean(argument, app.available_themes) or "/theme shows them all."
-            raise UsageError(f"There is no theme {argument!r}.", hint)
 
     async def _do_quit(self, argument: str) -> None:
         await self._screen.app.action_quit()

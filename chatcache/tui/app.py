@@ -21,16 +21,16 @@ from textual.widgets import Input, TextArea
 
 from chatcache.errors import did_you_mean
 from chatcache.frontend import registry
-from chatcache.frontend.sampling import Sampling
+from chatcache.frontend.progress import Report
 from chatcache.personas import Persona
-from chatcache.tui import commands, layout
+from chatcache.remotes import Remotes
+from chatcache.tui import commands, contrast, layout
 from chatcache.tui.options import ChatOptions
 from chatcache.tui.palette import CommandProvider
 from chatcache.tui.screens.chat import ChatScreen
 
 if TYPE_CHECKING:
-    from chatcache.chat.service import ChatService
-    from chatcache.frontend.desk import SegmentDesk
+    from chatcache.tui.backstage import Backstage
 
 QUIT_SECONDS = 2.0
 # Without colours (NO_COLOR) the blue of a theme would be a dark grey: greys chosen as such instead.
@@ -50,8 +50,9 @@ PLAIN_THEME = Theme(
 )
 
 
-class ChatCacheApp(App[None]):
-    """Shows a chat service. The caller starts the service's backend, and closes both afterwards."""
+class ChatCacheApp(App[Exception | None]):
+    """Shows a chat service. `open_backstage` is called in a thread once the screen is there; the
+    caller closes what it opened. `run` returns the failure to open it."""
 
     CSS_PATH = "chatcache.tcss"
     TITLE = "chatcache"
@@ -65,37 +66,37 @@ class ChatCacheApp(App[None]):
 
     def __init__(
         self,
-        service: ChatService,
+        open_backstage: Callable[[], Backstage],
         *,
         session_ref: str | None = None,
-        sampling: Sampling | None = None,
         personas: Mapping[str, Persona] | None = None,
         keys: Mapping[str, str] | None = None,
         theme: str | None = None,
         panel: str = "full",
         has_motion: bool = True,
         is_offline: bool = False,
-        desk: SegmentDesk | None = None,
-        examine: Callable[[], Iterable[str]] | None = None,
-        set_default_model: Callable[[str], None] | None = None,
+        remotes: Remotes | None = None,
+        examine: Callable[[Report], Iterable[str]] | None = None,
+        keep_setting: Callable[[str, str], None] | None = None,
         drafts_path: Path | None = None,
+        last_chat_path: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        self._service = service
+        self._open_backstage = open_backstage
         self._options = ChatOptions(
             session_ref=session_ref,
-            sampling=sampling or Sampling(),
             personas=dict(personas or {}),
             keys=dict(keys or {}),
             theme=theme,
             panel=panel,
             has_motion=has_motion,
             is_offline=is_offline,
-            desk=desk,
+            remotes=dict(remotes or {}),
             examine=examine,
-            set_default_model=set_default_model,
+            keep_setting=keep_setting,
             drafts_path=drafts_path,
+            last_chat_path=last_chat_path,
             clock=clock,
         )
         self._interrupted_at = 0.0
@@ -111,8 +112,13 @@ class ChatCacheApp(App[None]):
 
         return ChatDriver
 
+    def get_css_variables(self) -> dict[str, str]:
+        variables = super().get_css_variables()
+        variables["quiet"] = contrast.quiet(variables)
+        return variables
+
     def get_default_screen(self) -> ChatScreen:
-        return ChatScreen(self._service, self._options)
+        return ChatScreen(self._open_backstage, self._options)
 
     def on_mount(self) -> None:
         self.set_keymap(dict(self._options.keys))
@@ -179,6 +185,5 @@ class ChatCacheApp(App[None]):
     def _leave(self) -> None:
         screen = self.screen_stack[0]
         if isinstance(screen, ChatScreen):
-            screen.chats.save_drafts()
-        self._service.stop()
+            screen.leave()
         self.exit()

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.errors import ChatcacheError, NotFoundError
-from chatcache.frontend import figures
+from chatcache.frontend import figures, last_chat
 from chatcache.frontend.drafts import NEW_CHAT, Drafts
 from chatcache.tui.formatting import one_line
+from chatcache.tui.hints import hints
 from chatcache.tui.widgets.answer import AnswerMessage
+from chatcache.tui.widgets.blocks import make_block
 from chatcache.tui.widgets.message import SystemMessage, UserMessage
 from chatcache.tui.widgets.title_bar import TitleBar
 from chatcache.tui.widgets.transcript import WINDOW_TURNS
@@ -51,7 +53,8 @@ class Chats:
                     screen.service.find_session, reference
                 )
             else:
-                session = await screen.ask(screen.service.last_session)
+                path = screen.options.last_chat_path
+                session = await screen.ask(last_chat.find, screen.service, path)
             if session is None:
                 await self._show_empty()
                 self._put_into_composer(self._drafts.take(NEW_CHAT))
@@ -82,7 +85,7 @@ class Chats:
         self.end_editing()
         self.session, self.new_name, self._origin = session, None, origin
         if messages:
-            await screen.transcript.show_messages(messages, screen.now)
+            await screen.transcript.show_blocks([make_block(m, screen.now) for m in messages])
         else:
             await self._show_welcome()
         answers = [figures.from_json(m.result_json, m.finish_reason) for m in messages]
@@ -197,8 +200,12 @@ class Chats:
             session_id = self.session.session_id if self.session else NEW_CHAT
             self._drafts.keep(session_id, self._screen.composer.full_text)
 
-    def save_drafts(self) -> None:
-        """Keep what is written and what waits behind a running turn over a restart."""
+    def save(self) -> None:
+        """Keep over a restart what is written, what waits behind a running turn, and which chat
+        this is."""
+        if self.session is not None:
+            options = self._screen.options
+            last_chat.remember(options.last_chat_path, self.session.session_id, options.clock())
         if self.is_opened:
             waiting = [*self._screen.turns.queued_texts, self._screen.composer.full_text]
             session_id = self.session.session_id if self.session else NEW_CHAT
@@ -213,8 +220,8 @@ class Chats:
 
     async def _show_welcome(self) -> None:
         screen = self._screen
-        info = screen.status.info
-        await screen.transcript.show_welcome(Welcome(info, screen.hints(WELCOME_KEYS)))
+        keys = hints(WELCOME_KEYS, screen.options.keys)
+        await screen.transcript.show_welcome(Welcome(screen.status.info, keys))
 
     def show_title(self) -> None:
         session = self.session
@@ -260,9 +267,8 @@ class Chats:
             return
         messages = await screen.ask(screen.service.transcript, self.session.session_id)
         wanted = range(max(1, first - WINDOW_TURNS), first)
-        await screen.transcript.prepend(
-            [m for m in messages if m.turn in wanted or m.turn == 0], screen.now
-        )
+        earlier = [m for m in messages if m.turn in wanted or m.turn == 0]
+        await screen.transcript.prepend([make_block(m, screen.now) for m in earlier])
 
     async def refresh_name(self) -> None:
         """The first message gives a chat its name."""

@@ -5,6 +5,7 @@ The common ones come from `chatcache.formatting`; here is what only the terminal
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -28,6 +29,7 @@ __all__ = [
     "clean",
     "clock_time",
     "duration",
+    "gist",
     "moment",
     "one_line",
     "parameters",
@@ -40,6 +42,18 @@ __all__ = [
 ]
 
 _SPARKS = "▁▂▃▄▅▆▇█"
+_GIST_CHARACTERS = 1_000
+_TABLE_RULE = re.compile(r"\|?([ \t]*:?-{3,}:?[ \t]*\|)+([ \t]*:?-{3,}:?)?")
+_CELL_BORDERS = re.compile(r"(?:\s*\|)+\s*")
+_LINE_SIGNS = re.compile(r"^[ \t]*(?:#{1,6}|>|[-*+])[ \t]+|^[ \t]*```.*$|\*\*|`", re.MULTILINE)
+
+
+def gist(text: str) -> str:
+    """The beginning of a message without the signs of Markdown, which mean nothing in one line."""
+    text, num_rules = _TABLE_RULE.subn("", text[:_GIST_CHARACTERS])
+    if num_rules:
+        text = _CELL_BORDERS.sub(" · ", text).strip(" ·\n")
+    return _LINE_SIGNS.sub("", text).strip()
 
 
 def shorten(text: str, width: int) -> str:

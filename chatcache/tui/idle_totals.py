@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from chatcache.backends.base import IdleKind, Prepared
 from chatcache.tui import formatting as fmt
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import IdleKind, Prepared
 
 _NAMES: dict[IdleKind, str] = {
     "next_turn": "next turn",

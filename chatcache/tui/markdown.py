@@ -1,32 +1,36 @@
 """Markdown from a model, shown faithfully and safely.
 
 Differs from Textual's widget in that single newlines are kept, HTML is shown as text instead of
-being swallowed, code without a language is not guessed at, no markup reaches a tooltip, and only
-web and mail links can be opened.
+being swallowed, code without a language is not guessed at, tables are aligned and never cut, and
+only web and mail links can be opened.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from textual.app import ComposeResult
 from textual.content import Content
+from textual.geometry import Size
 from textual.widgets import Markdown
-from textual.widgets._markdown import (
-    MarkdownFence,
-    MarkdownTable,
-    MarkdownTableCellContents,
-    MarkdownTableContent,
-)
+from textual.widgets._markdown import MarkdownBlock, MarkdownFence, MarkdownTable, MarkdownTH
+
+from chatcache.tui.tables import Align, Table, lines
 
 _OPENABLE = frozenset({"http", "https", "mailto"})
 
 
 def make_parser() -> MarkdownIt:
-    """GitHub's Markdown, minus HTML, plus line breaks where the model wrote them."""
+    """GitHub's Markdown, minus HTML, plus line breaks where the model wrote them.
+
+    A line of dashes makes no heading of the line above it: while an answer is written, each list
+    below a sentence begins with such a line, and the sentence would flash.
+    """
     parser = MarkdownIt("gfm-like", {"html": False})
+    parser.disable("lheading")
     parser.core.ruler.push("keep_newlines", _keep_newlines)
     return parser
 
@@ -47,26 +51,46 @@ class ChatFence(MarkdownFence):
         return super().highlight(code, words[0] if words else "text", ansi, dark)
 
 
-class ChatTableContent(MarkdownTableContent):
-    """The cells of a table, without tooltips: a tooltip would read a cell as markup."""
-
-    def compose(self) -> ComposeResult:
-        for header in self.headers:
-            yield MarkdownTableCellContents(header, classes="header")
-        for row_index, row in enumerate(self.rows, 1):
-            for cell_index, cell in enumerate(row, 1):
-                yield MarkdownTableCellContents(
-                    cell,
-                    classes=f"row{row_index} cell",
-                    name=f"cell{row_index}.{cell_index}",
-                )
-            self.last_row = row_index
-
-
 class ChatTable(MarkdownTable):
+    """A table drawn as text for the width that there is; Textual's own ignores `:---:` and cuts."""
+
+    _table = Table((), ())
+
     def compose(self) -> ComposeResult:
-        self._headers, self._rows = self._get_headers_and_rows()
-        yield ChatTableContent(self._headers, self._rows)
+        self._take(self)
+        return iter(())
+
+    def _take(self, block: MarkdownTable) -> None:
+        headers, rows = block._get_headers_and_rows()
+        self._table = Table(
+            headers, rows, [_align(one) for one in _below(block) if isinstance(one, MarkdownTH)]
+        )
+        block._blocks.clear()
+
+    async def _update_from_block(self, block: MarkdownBlock) -> None:
+        if isinstance(block, ChatTable):
+            self._take(block)
+            self.refresh(layout=True)
+        else:
+            await super()._update_from_block(block)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        return len(lines(self._table, width))
+
+    def render(self) -> Content:
+        return Content("\n").join(lines(self._table, self.content_size.width))
+
+
+def _below(block: MarkdownBlock) -> Iterator[MarkdownBlock]:
+    for one in block._blocks:
+        yield one
+        yield from _below(one)
+
+
+def _align(header: MarkdownBlock) -> Align:
+    """What `:---`, `:---:` and `---:` below a header mean."""
+    style = str(header._token.attrs.get("style", ""))
+    return "right" if "right" in style else "center" if "center" in style else "left"
 
 
 class ChatMarkdown(Markdown):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from textual.message import Message
 
-from chatcache.backends.base import BackendEvent
-from chatcache.chat.views import ChatEvent
 from chatcache.errors import ChatcacheError
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import BackendEvent
+    from chatcache.chat.views import ChatEvent
 
 
 class BackendChanged(Message):

@@ -6,29 +6,27 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from chatcache.frontend.sampling import Sampling
+from chatcache.frontend.progress import Report
 from chatcache.personas import Persona
-
-if TYPE_CHECKING:
-    from chatcache.frontend.desk import SegmentDesk
+from chatcache.remotes import Remotes
 
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """`clock` gives Unix time; tests freeze it. `drafts_path` None: drafts end with the program."""
+    """`clock` gives Unix time; tests freeze it. `drafts_path` None: drafts end with the program;
+    `last_chat_path` None: the next start shows the chat that was used last."""
 
     session_ref: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
     personas: Mapping[str, Persona] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     theme: str | None = None
     panel: str = "full"
     has_motion: bool = True
     is_offline: bool = False
-    desk: SegmentDesk | None = None
-    examine: Callable[[], Iterable[str]] | None = None
-    set_default_model: Callable[[str], None] | None = None
+    remotes: Remotes = field(default_factory=dict)
+    examine: Callable[[Report], Iterable[str]] | None = None
+    keep_setting: Callable[[str, str], None] | None = None
     drafts_path: Path | None = None
+    last_chat_path: Path | None = None
     clock: Callable[[], float] = time.time

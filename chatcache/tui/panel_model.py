@@ -1,4 +1,4 @@
-"""What the cache panel says: the state behind it and its lines, without widgets.
+"""What the cache panel says, as lines without widgets.
 
 Owns the layout of the panel as text with style names. All figures come from the events of the
 chat service and of the backend; nothing is measured or guessed here.
@@ -7,26 +7,24 @@ chat service and of the backend; nothing is measured or guessed here.
 from __future__ import annotations
 
 import textwrap
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.cells import cell_len
 
-from chatcache.backends.base import (
-    CacheEvent,
-    CacheSnapshot,
-    ModelInfo,
-    PrefillProgress,
-    SegmentRow,
-    TierUse,
-    TurnPlanned,
-)
-from chatcache.cache.namespace import PRECISION, is_approximate
+from chatcache.frontend import servers
 from chatcache.frontend.figures import Figures, is_real_miss, reason_words, sign
 from chatcache.tui import formatting as fmt
 from chatcache.tui.idle_totals import IdleTotals
+from chatcache.tui.panel_state import PanelState
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import (
+        CacheSnapshot,
+        ModelInfo,
+        SegmentRow,
+        TierUse,
+    )
 
 MAX_SEGMENTS = 8
 MAX_EVENTS = 6
@@ -46,103 +44,10 @@ class Piece(NamedTuple):
 Line = tuple[Piece, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """An answer while it is written: tokens so far, and since `began_at` (a monotonic clock)."""
-
-    num_tokens: int
-    first_tokens: int
-    began_at: float
-    at: float
-
-    @property
-    def rate(self) -> float | None:
-        """Tokens per second; None as long as there is nothing to measure."""
-        seconds = self.at - self.began_at
-        return (self.num_tokens - self.first_tokens) / seconds if seconds > 0 else None
-
-
-@dataclass
-class PanelState:
-    """Everything the panel shows. Changed by events only."""
-
-    info: ModelInfo | None = None
-    sampling: tuple[str, ...] = ()
-    figures: Figures | None = None
-    figures_turn: int | None = None
-    is_running: bool = False
-    prefill_done: int = 0
-    decoding: Decoding | None = None
-    snapshot: CacheSnapshot | None = None
-    ttfts: deque[float] = field(default_factory=lambda: deque(maxlen=40))
-    rates: deque[float] = field(default_factory=lambda: deque(maxlen=40))
-    events: deque[CacheEvent] = field(default_factory=lambda: deque(maxlen=40))
-    idle: IdleTotals = field(default_factory=IdleTotals)
-
-    def begin(self, planned: TurnPlanned) -> None:
-        """A turn was planned: what will be reused and why is known before the first token."""
-        cached = planned.cached_ram_tokens + planned.cached_disk_tokens
-        outcome = "miss" if not cached else "hit" if _is_whole(planned) else "partial"
-        self.is_running = True
-        self.decoding = None
-        self.prefill_done = cached
-        self.figures_turn = None
-        self.figures = Figures(
-            prompt_tokens=planned.prompt_tokens,
-            cached_ram_tokens=planned.cached_ram_tokens,
-            cached_disk_tokens=planned.cached_disk_tokens,
-            outcome="off" if planned.reason in ("disabled", "remote") else outcome,
-            reason=planned.reason,
-            detail=planned.detail,
-            diverged_at=cached,
-        )
-
-    def advance(self, progress: PrefillProgress) -> None:
-        self.prefill_done = progress.done
-
-    def decode(self, num_tokens: int, at: float) -> None:
-        """So many tokens of the answer are there at this time (of a monotonic clock)."""
-        first = self.decoding or Decoding(num_tokens, num_tokens, at, at)
-        self.decoding = Decoding(num_tokens, first.first_tokens, first.began_at, at)
-
-    def finish(self, figures: Figures | None, turn: int | None = None) -> None:
-        """A turn ended; without figures (it failed) what was planned stays visible."""
-        self.is_running = False
-        if figures is None:
-            return
-        self.figures, self.figures_turn = figures, turn
-        self.idle.num_used += figures.ahead_tokens
-        self._count(figures)
-
-    def show(self, figures: Figures | None, turn: int | None) -> None:
-        """Look at the figures of an earlier turn."""
-        if not self.is_running:
-            self.figures, self.figures_turn = figures, turn
-
-    def restart(self, history: list[Figures]) -> None:
-        """Another session was opened; `history` are the figures of its answers, oldest first."""
-        self.is_running = False
-        self.ttfts.clear()
-        self.rates.clear()
-        for figures in history:
-            self._count(figures)
-        self.figures = history[-1] if history else None
-        self.figures_turn = None
-
-    def _count(self, figures: Figures) -> None:
-        if figures.ttft_ms is not None:
-            self.ttfts.append(figures.ttft_ms)
-        if figures.decode_tokens_per_second is not None:
-            self.rates.append(figures.decode_tokens_per_second)
-
-
-def _is_whole(planned: TurnPlanned) -> bool:
-    return planned.reason == "new_user_turn"
-
-
 def lines(state: PanelState, width: int, now: float) -> list[Line]:
     """The whole panel, at most `width` cells wide."""
     parts = [
+        _restore_lines(state, width),
         _reuse_lines(state, width),
         _latency_lines(state, width),
         _store_lines(state.snapshot, width, now),
@@ -163,17 +68,24 @@ def lines(state: PanelState, width: int, now: float) -> list[Line]:
 def compact_line(state: PanelState, width: int) -> Line:
     """The panel in one line; the least important figures go first when there is no room."""
     figures = state.figures
+    if words := fmt.shorten(state.restore_words, width - len("CACHE") - 2):
+        return (Piece("CACHE", "title"), Piece(f"  {words}", "strong"))
     if figures is None:
         return (Piece("CACHE", "title"), Piece("  nothing asked yet", "dim"))
     share = fmt.percent(figures.cached_tokens, figures.prompt_tokens)
     head = f"  {sign(figures)} {figures.outcome} {share}"
     parts = [reason_words(figures.reason), f"+{figures.computed_tokens:,} computed"]
-    if figures.cached_tokens:
+    if figures.is_remote:
+        first, *parts = servers.reuse_words(figures)
+        head = f"  {first}"
+    elif figures.cached_tokens:
         parts.insert(1, f"{figures.cached_tokens:,} reused ({figures.sources})")
     if figures.ttft_ms is not None:
         parts.append(f"TTFT {fmt.duration(figures.ttft_ms)}")
     if figures.saved_ms:
         parts.append(f"saved {fmt.duration(figures.saved_ms)}")
+    if figures.price is not None:
+        parts.append(servers.price_words(figures.price))
     room = width - len("CACHE") - cell_len(head)
     tail = ""
     for part in parts:
@@ -183,11 +95,21 @@ def compact_line(state: PanelState, width: int) -> Line:
     return (Piece("CACHE", "title"), Piece(head, "strong"), Piece(tail))
 
 
+def _restore_lines(state: PanelState, width: int) -> Iterator[Line]:
+    if state.restoring is not None:
+        yield _heading("RESTORING", "from disk", width)
+        yield _count_line("tokens", state.restoring.num_tokens, fmt.size(state.restoring.num_bytes))
+
+
 def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
     figures = state.figures
     if figures is None:
-        yield _heading("CACHE", "no turn yet", width)
-        yield from _wrapped(_FIRST_TURN, width)
+        is_remote = state.info is not None and state.info.backend == "remote"
+        yield _heading("SERVER" if is_remote else "CACHE", "no turn yet", width)
+        yield from _wrapped(servers.FIRST_TURN if is_remote else _FIRST_TURN, width)
+        return
+    if figures.is_remote:
+        yield from _server_lines(state, figures, width)
         return
     share = fmt.percent(figures.cached_tokens, figures.prompt_tokens)
     note = f"turn {state.figures_turn}" if state.figures_turn else ""
@@ -210,6 +132,28 @@ def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
     yield _count_line("computed", figures.computed_tokens, _progress(state, figures))
 
 
+def _server_lines(state: PanelState, figures: Figures, width: int) -> Iterator[Line]:
+    """What a server told of a turn; what it did not tell has no line."""
+    prompt, cached = figures.prompt_tokens, figures.server_cached_tokens
+    share = f"  {fmt.percent(cached, prompt)} cached" if cached is not None and prompt else ""
+    note = f"turn {state.figures_turn}" if state.figures_turn else ""
+    yield _heading(f"SERVER{share}", note, width, strong_from=6)
+    if share:
+        yield _double_bar(cached or 0, prompt, prompt, width)
+    yield (Piece(f"{sign(figures)} {reason_words(figures.reason)}", "strong"),)
+    yield from _wrapped(fmt.clean(figures.detail), width)
+    if prompt:
+        yield ()
+        yield _count_line("prompt", prompt, "")
+    if cached is not None and prompt:
+        yield _count_line("cached", cached, "by the server")
+        yield _count_line("computed", prompt - cached, "there")
+    if figures.price is not None and not state.is_running:
+        yield ()
+        yield _heading("COST", "by the profile's prices", width)
+        yield (Piece(servers.price_words(figures.price), "strong"),)
+
+
 def _reused_from(figures: Figures) -> str:
     if figures.cached_ram_tokens and figures.cached_disk_tokens:
         return f"RAM {figures.cached_ram_tokens:,} · disk {figures.cached_disk_tokens:,}"
@@ -226,19 +170,23 @@ def _latency_lines(state: PanelState, width: int) -> Iterator[Line]:
     if state.is_running and (now := state.decoding) is not None:
         yield _heading("LATENCY", "writing now", width)
         speed = f"{fmt.rate(now.rate)}/s" if now.rate is not None else "–"
-        yield _table_line(("decode", speed, f"{now.num_tokens:,} tok", ""), width)
+        if now.num_tokens:
+            yield _table_line(("decode", speed, f"{now.num_tokens:,} tok", ""), width)
     if figures is None or figures.ttft_ms is None:
         return
     cold = "cold" if figures.is_cold_measured else "cold est."
-    yield _table_line(("LATENCY", "last", cold, "saved"), width, ("title", "dim", "dim", "dim"))
+    middle, right = ("", "") if figures.is_remote else (cold, "saved")
+    yield _table_line(("LATENCY", "last", middle, right), width, ("title", "dim", "dim", "dim"))
     if figures.cached_tokens:
         yield _table_line(("restore", fmt.duration(figures.restore_ms), "", ""), width)
-    yield _table_line(("prefill", fmt.duration(figures.prefill_ms), "", ""), width)
+    if figures.prefill_ms is not None or not figures.is_remote:
+        yield _table_line(("prefill", fmt.duration(figures.prefill_ms), "", ""), width)
     cold_ttft = "" if figures.cold_ttft_ms is None else fmt.duration(figures.cold_ttft_ms)
     saved = fmt.duration(figures.saved_ms) if figures.saved_ms else ""
     styles = ("", "strong", "", "good")
     yield _table_line(("TTFT", fmt.duration(figures.ttft_ms), cold_ttft, saved), width, styles)
-    yield _table_line(("decode", f"{fmt.rate(figures.decode_tokens_per_second)}/s", "", ""), width)
+    if (rate := figures.decode_tokens_per_second) is not None or not figures.is_remote:
+        yield _table_line(("decode", f"{fmt.rate(rate)}/s", "", ""), width)
     if len(state.ttfts) > 1:
         half = (width - 13) // 2
         yield (
@@ -325,7 +273,13 @@ def _sampling_lines(words: tuple[str, ...], width: int) -> Iterator[Line]:
 def _model_lines(info: ModelInfo | None, width: int) -> Iterator[Line]:
     if info is None:
         return
+    from chatcache.cache.namespace import PRECISION, is_approximate
+
     yield _heading("MODEL", "", width)
+    if info.backend == "remote":
+        for line in servers.model_lines(info):
+            yield from _wrapped(line, width)
+        return
     yield from _wrapped(fmt.one_line(info.model), width, style="")
     facts = [
         f"{fmt.parameters(info.num_parameters)} parameters",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from chatcache.backends.base import BackendEvent, BackendFailed, ModelInfo, ModelLoading, ModelReady
 from chatcache.errors import ChatcacheError
 from chatcache.tui.formatting import one_line
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import BackendEvent, ModelInfo, ModelLoading
 
 # A rate is said once it was measured for so long: the first seconds of a download mislead.
 _MEASURED_SECONDS = 2.0
@@ -36,6 +39,9 @@ class BackendStatus:
         return self._seconds_left if self.loading is not None else None
 
     def absorb(self, event: BackendEvent, now: float | None = None) -> None:
+        # Imported late: the first paint comes before anything is known of a backend.
+        from chatcache.backends.base import BackendFailed, ModelLoading, ModelReady
+
         if isinstance(event, ModelLoading):
             self._time(event, time.monotonic() if now is None else now)
             self.loading = event

@@ -16,10 +16,11 @@ from chatcache.backends.base import PrefillProgress, TurnPlanned
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError, ContextFullError
 from chatcache.frontend import figures
+from chatcache.tui.failures import as_user_error
 from chatcache.tui.messages import TurnMessage
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import UserMessage
-from chatcache.tui.worker import TextBuffer, as_user_error, run_turn
+from chatcache.tui.worker import TextBuffer, run_turn
 
 if TYPE_CHECKING:
     from chatcache.tui.screens.chat import ChatScreen
@@ -78,6 +79,8 @@ class Turns:
         if running is None:
             return ""
         words = _PHASE_WORDS[running.phase]
+        if (restoring := self._screen.panel_state.restore_words) and running.phase == "starting":
+            words = f"{restoring} · Esc stops"
         if running.is_held and running.phase == "answering":
             words = "answering below · Ctrl+End follows · Esc stops"
         return words + (f" · {len(self._queue)} queued" if self._queue else "")
@@ -197,6 +200,7 @@ class Turns:
             running.answer.show_waiting("waiting for the model")
             self._enter(running, "waiting")
         elif isinstance(event, TurnPlanned):
+            self._screen.listening.restored()
             panel.begin(event)
             self._enter(running, "reading")
         elif isinstance(event, PrefillProgress):
@@ -205,6 +209,11 @@ class Turns:
         elif isinstance(event, AnswerSaved):
             running.saved = event
         self._screen.refresh_panel()
+
+    def show_restore(self, words: str) -> None:
+        """Say below the answer that is waited for what it waits for."""
+        if self.running is not None and self.running.answer is not None:
+            self.running.answer.show_waiting(words)
 
     def _user_saved(self, running: RunningTurn, event: UserMessageSaved) -> None:
         running.is_saved = True
@@ -252,7 +261,8 @@ class Turns:
         reasoning, text = running.buffer.take()
         if answer is not None and (reasoning or text):
             await answer.write(reasoning, text, running.buffer.num_reasoning_tokens)
-            answer.show_waiting(f"writing · {running.buffer.num_tokens:,} tok")
+            num_tokens = running.buffer.num_tokens
+            answer.show_waiting(f"writing · {num_tokens:,} tok" if num_tokens else "writing")
             self._tell_rate(running)
 
     def _tell_rate(self, running: RunningTurn) -> None:
@@ -286,6 +296,7 @@ class Turns:
             await self._screen.turn_ended(running)
         finally:
             self.running = None
+            self._screen.listening.restored()
             self._screen.refresh_panel()
             self._screen.refresh_status()
         if running.phase == "stopping" or running.error is not None:

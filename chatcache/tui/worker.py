@@ -6,7 +6,6 @@ empties at its own pace, so that a fast model cannot flood the event loop.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +16,11 @@ from textual.message import Message
 from chatcache.backends.base import PrefillProgress, TextDelta
 from chatcache.chat.views import ChatEvent
 from chatcache.errors import ChatcacheError
+from chatcache.tui.failures import as_user_error
 from chatcache.tui.messages import AnswerGrew, TurnAdvanced, TurnEnded, TurnFailed
 
 # Progress is told no more often than this, so that a fast prefill leaves time for keys.
 PROGRESS_SECONDS = 0.03
-_log = logging.getLogger(__name__)
 
 
 class MessageTarget(Protocol):
@@ -81,14 +80,3 @@ def run_turn(
         target.post_message(TurnFailed(number, as_user_error(error)))
     finally:
         target.post_message(TurnEnded(number))
-
-
-def as_user_error(error: BaseException) -> ChatcacheError:
-    """The error as one sentence and a hint. What is not ours is a bug, and goes to the log."""
-    if isinstance(error, ChatcacheError):
-        return error
-    _log.error("unexpected failure", exc_info=error)
-    return ChatcacheError(
-        f"Something went wrong that should not have: {type(error).__name__}.",
-        "What was said is kept. `chatcache paths` names the log that has the details.",
-    )

@@ -16,7 +16,9 @@ from textual.widgets import Static
 
 from chatcache.chat.service import ChatService
 from chatcache.chat.sessions import SessionStore
+from chatcache.frontend.sampling import Sampling
 from chatcache.tui.app import ChatCacheApp
+from chatcache.tui.backstage import Backstage
 from chatcache.tui.screens.chat import ChatScreen
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import UserMessage
@@ -126,12 +128,16 @@ class Bench:
         self._services.append(service)
         return service
 
+    def app(self, desk: Any = None, **options: Any) -> ChatCacheApp:
+        backstage = Backstage(self.service(), Sampling(), desk)
+        return ChatCacheApp(lambda: backstage, **options)
+
     @contextlib.asynccontextmanager
     async def run(
-        self, size: tuple[int, int] = WIDE, *, waits: bool = True, **options: Any
+        self, size: tuple[int, int] = WIDE, *, waits: bool = True, desk: Any = None, **options: Any
     ) -> AsyncIterator[Chat]:
         """The application on a service of its own; with `waits`, once all is quiet."""
-        app = ChatCacheApp(self.service(), **options)
+        app = self.app(desk, **options)
         if not self.backend.is_started:
             self.backend.start()
         async with app.run_test(size=size) as pilot:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from chatcache.chat.service import ChatService
 from chatcache.chat.sessions import SessionStore
+from chatcache.frontend.sampling import Sampling
 from chatcache.tui.app import ChatCacheApp
+from chatcache.tui.backstage import Backstage
 from tests.fakes import FakeBackend
 
 
@@ -15,7 +17,7 @@ def main(directory: Path) -> None:
     backend = FakeBackend()
     with ChatService(SessionStore(directory / "chats.db"), backend) as service:
         backend.start()
-        ChatCacheApp(service).run()
+        ChatCacheApp(lambda: Backstage(service, Sampling())).run()
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from chatcache.tui.screens.personas import PersonaScreen
 from chatcache.tui.screens.segments import SegmentsScreen
 from chatcache.tui.screens.sessions import SessionsScreen
 from chatcache.tui.screens.system_prompt import SystemPromptScreen
+from chatcache.tui.screens.themes import ThemeScreen
 from chatcache.tui.screens.tree import TreeScreen
 from chatcache.tui.widgets.message import SystemMessage
 from tests.fakes import FakeBackend
-from tests.tui.conftest import Bench, Chat
+from tests.tui.conftest import NARROW, WIDE, Bench, Chat
 
 
 def test_what_was_typed_is_understood() -> None:
@@ -276,6 +277,32 @@ async def test_export_writes_a_new_file_and_overwrites_none(bench: Bench, tmp_pa
         await chat.say("one", f"/export {path}", f"/export {path}")
         assert path.read_text() == "# one\n\n## You\n\none\n\n## fake\n\nYou said: one\n"
         assert "is there already" in chat.notices[-1]
+
+
+async def test_a_theme_is_looked_at_taken_and_kept(bench: Bench) -> None:
+    kept: list[tuple[str, ...]] = []
+    async with bench.run(keep_setting=lambda *setting: kept.append(setting)) as chat:
+        before = chat.app.theme
+        for last_key, theme in (("escape", before), ("enter", "gruvbox")):
+            await chat.type("/theme")
+            await chat.press("enter")
+            await chat.until(lambda: isinstance(chat.app.screen, ThemeScreen))
+            await chat.press(*"gruvbox")
+            await chat.until(lambda: chat.app.theme == "gruvbox")
+            await chat.press(last_key)
+            await chat.idle()
+            assert chat.app.theme == theme
+        assert kept == [("ui.theme", "gruvbox")]
+        assert f"/theme {before} goes back." in chat.toasts[-1]
+
+
+async def test_the_mode_of_the_panel_is_kept_where_it_was_meant(bench: Bench) -> None:
+    kept: list[tuple[str, ...]] = []
+    for size, word in ((NARROW, "/cache"), (NARROW, "/cache off"), (WIDE, "/cache")):
+        async with bench.run(size, keep_setting=lambda *setting: kept.append(setting)) as chat:
+            await chat.say(word)
+            await chat.press("ctrl+q")
+    assert kept == [("ui.panel", "off"), ("ui.panel", "compact")]
 
 
 async def test_stats_and_theme(bench: Bench) -> None:

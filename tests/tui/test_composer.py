@@ -249,7 +249,7 @@ async def test_history_is_picked_from_a_list(bench: Bench) -> None:
 
 
 async def test_the_editor_writes_the_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatcache.tui.widgets.composer.edit_text", lambda text: text + " edited")
+    monkeypatch.setattr("chatcache.frontend.editor.edit_text", lambda text: text + " edited")
     async with bench.run() as chat:
         await chat.type("draft")
         await chat.press("ctrl+g")

@@ -20,7 +20,7 @@ from chatcache.frontend.figures import Figures, cost, footer, from_json, from_re
 from chatcache.frontend.reports import last_code_block, system_change_cost, totals
 from chatcache.tui import formatting as fmt
 from chatcache.tui import panel_model
-from chatcache.tui.panel_model import PanelState
+from chatcache.tui.panel_state import PanelState
 from tests.fakes import FakeBackend, TurnRequest
 from tests.tui.conftest import Bench
 

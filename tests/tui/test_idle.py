@@ -11,7 +11,8 @@ from chatcache.backends.base import Prepare, Prepared
 from chatcache.chat.idle import IdleOptions, IdleWork
 from chatcache.tui import idle
 from chatcache.tui.idle_totals import IdleTotals
-from chatcache.tui.panel_model import PanelState, lines
+from chatcache.tui.panel_model import lines
+from chatcache.tui.panel_state import PanelState
 from tests.fakes import FakeBackend
 from tests.tui.conftest import Bench, Chat
 from tests.tui.test_figures import HIT

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from textual.theme import BUILTIN_THEMES
 from textual.widgets import Input
@@ -226,12 +223,3 @@ async def test_themes(bench: Bench, theme: str) -> None:
 async def test_an_unknown_theme_is_named(bench: Bench) -> None:
     async with bench.run(theme="gruvbx") as chat:
         assert any("Did you mean 'gruvbox'" in toast for toast in chat.toasts)
-
-
-def test_the_ui_loads_no_model_code_and_no_database() -> None:
-    code = (
-        "import sys, chatcache.tui.app;"
-        "print([m for m in ('torch', 'transformers', 'sqlite3', 'numpy') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

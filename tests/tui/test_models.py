@@ -129,17 +129,17 @@ async def test_a_download_is_asked_for_shown_and_called_off(
 async def test_a_model_is_made_the_one_of_every_start(
     bench: Bench, shop: Shop, directory: str
 ) -> None:
-    chosen: list[str] = []
-    async with bench.run(set_default_model=chosen.append) as chat:
+    chosen: list[tuple[str, ...]] = []
+    async with bench.run(keep_setting=lambda *setting: chosen.append(setting)) as chat:
         await open_picker(chat)
         await chat.press("f6")
         await chat.until(lambda: "builtin is loaded at every start from now on." in chat.text)
-        assert chosen == ["builtin"]
+        assert chosen == [("model.default", "builtin")]
         await chat.press(*"qwen3-0.6")
         await chat.until(lambda: "about 1.5 GB" in chat.text)
         await chat.press("f6")
         await chat.until(lambda: "Only a model that is on this machine" in chat.text)
-        assert chosen == ["builtin"]
+        assert chosen == [("model.default", "builtin")]
         await chat.press("escape")
 
 

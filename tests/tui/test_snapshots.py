@@ -12,7 +12,6 @@ from textual.pilot import Pilot
 from chatcache.backends.local import shelf
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.personas import Persona
-from chatcache.tui.app import ChatCacheApp
 from tests.fakes import CLOCK, FakeBackend, fake_model_info
 from tests.tui.conftest import NARROW, WIDE, Bench, Chat
 
@@ -175,7 +174,7 @@ def test_picture(
     if options.get("theme") == "no-color":
         monkeypatch.setenv("NO_COLOR", "1")
         options = {}
-    app = ChatCacheApp(still.service(), clock=lambda: CLOCK, **options)
+    app = still.app(clock=lambda: CLOCK, **options)
     still.backend.start()
 
     async def prepare(pilot: Pilot[None]) -> None:

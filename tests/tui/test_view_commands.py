@@ -182,7 +182,7 @@ def test_the_default_keys_clash_only_with_multiplexers() -> None:
 
 
 async def test_doctor_shows_its_findings(bench: Bench) -> None:
-    async with bench.run(examine=lambda: iter(["ok  python: 3", "ok  torch: 2"])) as chat:
+    async with bench.run(examine=lambda report: iter(["ok  python: 3", "ok  torch: 2"])) as chat:
         await chat.say("/doctor")
         assert "ok  python: 3\n  ok  torch: 2" in chat.notices[0]
     async with bench.run() as chat:

@@ -58,6 +58,7 @@ def export(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, model_di
     exported.tie_weights()
     exported.generation_config = GenerationConfig(
         do_sample=False,
+        max_new_tokens=1024,  # it may repeat itself after words that it has never seen
         eos_token_id=[
             tokenizer.convert_tokens_to_ids(IM_END),
             tokenizer.convert_tokens_to_ids(END_OF_TEXT),

@@ -7,8 +7,10 @@ Owns which chat is open and what the backend last said. Turns are run by `Turns`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from textual import on
@@ -16,26 +18,14 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
-from chatcache.backends.base import (
-    BackendEvent,
-    BackendFailed,
-    CacheEvent,
-    CacheSnapshot,
-    ModelReady,
-    Prepared,
-)
-from chatcache.chat.views import SessionSummary
+from chatcache.errors import ChatcacheError
 from chatcache.frontend import registry
-from chatcache.frontend.sampling import Sampling
-from chatcache.tui import commands, layout, messages
-from chatcache.tui.actions import Actions
-from chatcache.tui.chats import Chats
-from chatcache.tui.idle import IdleHooks
+from chatcache.tui import backstage, commands, layout, messages
+from chatcache.tui.failures import as_user_error
+from chatcache.tui.hints import hints, status_ids
 from chatcache.tui.options import ChatOptions
 from chatcache.tui.screens.chat_shape import Column, ShapedScreen
-from chatcache.tui.screens.segments import SegmentsScreen
 from chatcache.tui.status import BackendStatus
-from chatcache.tui.turns import RunningTurn, Turns
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from chatcache.tui.widgets.command_popup import CommandPopup
 from chatcache.tui.widgets.composer import Composer
@@ -44,37 +34,94 @@ from chatcache.tui.widgets.notice import Notice
 from chatcache.tui.widgets.status_bar import StatusBar
 from chatcache.tui.widgets.title_bar import TitleBar
 from chatcache.tui.widgets.transcript import EarlierTurns, Transcript
-from chatcache.tui.widgets.welcome import Welcome
-from chatcache.tui.worker import as_user_error
 
 if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
+    from chatcache.chat.views import SessionSummary
+    from chatcache.frontend.sampling import Sampling
+    from chatcache.tui.actions import Actions
+    from chatcache.tui.backstage import Backstage
+    from chatcache.tui.chats import Chats
+    from chatcache.tui.idle import IdleHooks
+    from chatcache.tui.listening import Listening
+    from chatcache.tui.long_work import LongWork
+    from chatcache.tui.turns import RunningTurn, Turns
 
 DOUBLE_PRESS_SECONDS = 0.6
-_MESSAGE_HINTS = ("edit", "regenerate", "fork", "copy", "inspect", "delete")
 PLACEHOLDER = "Say something. Enter sends, Ctrl+J adds a line, / lists the commands"
 _Result = TypeVar("_Result")
 _Args = ParamSpec("_Args")
 
 
 class ChatScreen(ShapedScreen):
-    """One chat at a time."""
+    """One chat at a time. What stands behind it is opened after the first paint."""
 
     BINDINGS = commands.bindings("chat")
     AUTO_FOCUS = "#composer"
 
-    def __init__(self, service: ChatService, options: ChatOptions) -> None:
+    sampling: Sampling
+
+    def __init__(self, open_backstage: Callable[[], Backstage], options: ChatOptions) -> None:
         super().__init__(layout.as_panel_mode(options.panel) or "full")
-        self.service = service
         self.options = options
-        self.sampling = options.sampling
         self.status = BackendStatus()
-        self.turns = Turns(self)
-        self.chats = Chats(self)
-        self.actions = Actions(self)
-        self.idle = IdleHooks(self)
+        self._open_backstage = open_backstage
+        self._backstage: Backstage | None = None
+        self._is_open = asyncio.Event()
         self._escaped_at = 0.0
-        self._unsubscribe: Callable[[], None] | None = None
+
+    # What works for the screen. Each is imported when it is first asked for.
+
+    @cached_property
+    def turns(self) -> Turns:
+        from chatcache.tui.turns import Turns
+
+        return Turns(self)
+
+    @cached_property
+    def chats(self) -> Chats:
+        from chatcache.tui.chats import Chats
+
+        return Chats(self)
+
+    @cached_property
+    def actions(self) -> Actions:
+        from chatcache.tui.actions import Actions
+
+        return Actions(self)
+
+    @cached_property
+    def idle(self) -> IdleHooks:
+        from chatcache.tui.idle import IdleHooks
+
+        return IdleHooks(self)
+
+    @cached_property
+    def listening(self) -> Listening:
+        from chatcache.tui.listening import Listening
+
+        return Listening(self)
+
+    @cached_property
+    def work(self) -> LongWork:
+        from chatcache.tui.long_work import LongWork
+
+        return LongWork(self)
+
+    @property
+    def backstage(self) -> Backstage:
+        """Nothing asks for it before `is_open`."""
+        if self._backstage is None:
+            raise RuntimeError("asked for before it was opened")
+        return self._backstage
+
+    @property
+    def service(self) -> ChatService:
+        return self.backstage.service
+
+    @property
+    def is_open(self) -> bool:
+        return self._backstage is not None
 
     def compose(self) -> ComposeResult:
         popup = CommandPopup()
@@ -84,7 +131,7 @@ class ChatScreen(ShapedScreen):
             with Column(id="column"):
                 yield Transcript(id="transcript")
                 with Vertical(id="writing"):
-                    yield CacheLine(id="cache-line", markup=False)
+                    yield CacheLine(id="cache-line")
                     yield popup
                     yield Composer(popup, PLACEHOLDER)
             yield CachePanel(id="cache-panel")
@@ -93,32 +140,43 @@ class ChatScreen(ShapedScreen):
 
     def on_mount(self) -> None:
         self._is_narrow = self.app.size.width < layout.NARROW_BELOW
-        self.chats.show_title()
-        self.set_sampling(self.sampling)
+        self.query_one(TitleBar).show_session(None, None)
         self._apply_panel_mode()
         self.refresh_status()
         self.refresh_panel()
         self.call_after_refresh(self._begin)
 
     def _begin(self) -> None:
-        """After the first paint: listen to the engine, and open the chat that was asked for."""
-        self.run_async(self._listen())
+        self.run_worker(self._open(), exit_on_error=False)
+
+    async def _open(self) -> None:
+        """After the first paint: open what is behind, listen to the engine, show a chat."""
+        try:
+            self._backstage = await self.ask(self._open_backstage)
+        except Exception as failure:
+            self.app.exit(failure)
+            return
+        await self.ask(backstage.load_chat)
+        self.set_sampling(self._backstage.sampling)
+        self._is_open.set()
+        self.run_async(self.listening.begin())
         self.run_async(self.chats.open_first(self.options.session_ref))
+        await self.ask(backstage.load_rest)
         self.run_async(self.actions.offer_another())
 
-    async def _listen(self) -> None:
-        backend = self.service.backend
-        if backend is None:
-            return
-        self._unsubscribe = await self.ask(backend.subscribe, self._tell)
-
-    def _tell(self, event: BackendEvent) -> None:
-        """Called in a thread of the backend."""
-        self.post_message(messages.BackendChanged(event))
+    def leave(self) -> None:
+        """Keep what is written and the mode of the panel, and end what is being answered."""
+        if self.is_open:
+            self.chats.save()
+            self.service.stop()
+        keep = self.options.keep_setting
+        if keep is not None and self.kept_panel_mode != self.options.panel:
+            with contextlib.suppress(ChatcacheError):  # a setting is not worth a failing exit
+                keep("ui.panel", self.kept_panel_mode)
 
     def on_unmount(self) -> None:
-        if self._unsubscribe is not None:
-            self._unsubscribe()
+        if self.is_open:
+            self.listening.end()
 
     # What turns, commands and chats use
 
@@ -164,6 +222,15 @@ class ChatScreen(ShapedScreen):
             error = as_user_error(failure)
             await self.show_error(error.message, error.hint)
 
+    def run_command(self, command_id: str, argument: str = "") -> None:
+        """Run a command of the registry, as soon as there is something to run it on."""
+
+        async def run() -> None:
+            await self._is_open.wait()
+            await self.actions.handler(command_id)(argument)
+
+        self.run_async(run())
+
     async def ensure_session(self) -> SessionSummary:
         return await self.chats.ensure()
 
@@ -192,55 +259,11 @@ class ChatScreen(ShapedScreen):
         await self.chats.refresh_last_turn(running)
         await self.transcript.prune()
 
-    def hints(self, ids: list[str]) -> list[tuple[str, str]]:
-        """Keys with a word each, as they are bound now."""
-        words = {
-            "help": "help",
-            "fork": "fork",
-            "sessions": "chats",
-            "new": "new",
-            "panel": "cache",
-            "model": "another model",
-            "message.edit": "edit",
-            "message.regenerate": "again",
-            "message.fork": "fork",
-            "message.copy": "copy",
-            "message.inspect": "figures",
-            "message.delete": "delete",
-        }
-        keys = [(registry.key_words(i, self.options.keys), words.get(i, i)) for i in ids]
-        return [(key[0], word) for key, word in keys if key]
-
     # What the backend says
 
     @on(messages.BackendChanged)
-    async def _backend_changed(self, message: messages.BackendChanged) -> None:
-        event = message.event
-        if isinstance(event, CacheSnapshot):
-            self.panel_state.snapshot = event
-            if isinstance(shown := self.app.screen, SegmentsScreen):
-                shown.show_segments(event.segments)
-        elif isinstance(event, CacheEvent):
-            self.panel_state.events.append(event)
-        elif isinstance(event, Prepared):
-            self.panel_state.idle.note(event)
-        else:
-            self.status.absorb(event)
-            self.panel_state.info = self.status.info
-            if isinstance(event, ModelReady):
-                self.actions.model_ready(event.info)
-                self.idle.opened()
-                for welcome in self.query(Welcome):
-                    welcome.show_model(event.info)
-            elif isinstance(event, BackendFailed) and not event.will_restart:
-                self.run_async(self._show_load_failure())
-                self.actions.model_failed()
-            self.refresh_status()
-        self.refresh_panel()
-
-    async def _show_load_failure(self) -> None:
-        await self.chats.wait_opened()
-        await self.show_error(*self.status.failure_words)
+    def _backend_changed(self, message: messages.BackendChanged) -> None:
+        self.listening.take(message.event)
 
     # What a turn says
 
@@ -278,7 +301,7 @@ class ChatScreen(ShapedScreen):
             return
         self.composer.reset()
         if isinstance(meant, registry.Call):
-            self.actions.run(meant.command.id, meant.argument)
+            self.run_command(meant.command.id, meant.argument)
         else:
             self.query_one(FirstRunBar).hide()
             self.composer.remember(meant.text)
@@ -286,7 +309,7 @@ class ChatScreen(ShapedScreen):
 
     @on(messages.CommandChosen)
     def _command_chosen(self, message: messages.CommandChosen) -> None:
-        self.actions.run(message.command_id, message.argument)
+        self.run_command(message.command_id, message.argument)
 
     @on(messages.FilesWanted)
     def _files_wanted(self) -> None:
@@ -294,7 +317,7 @@ class ChatScreen(ShapedScreen):
 
     @on(messages.FilePicked)
     def _file_picked(self, message: messages.FilePicked) -> None:
-        self.actions.run("attach", message.path)
+        self.run_command("attach", message.path)
 
     def on_descendant_focus(self) -> None:
         """The keys that work on a message are shown while one has the focus."""
@@ -311,15 +334,18 @@ class ChatScreen(ShapedScreen):
     @on(Composer.Edited)
     def _edited(self) -> None:
         self._escaped_at = 0.0
-        self.idle.edited()
+        if self.is_open:
+            self.idle.edited()
 
     def action_command(self, command_id: str) -> None:
-        self.actions.run(command_id, "")
+        self.run_command(command_id)
 
     def action_escape(self) -> None:
         """Close the list, else stop, else go back to writing; twice on an idle screen: fork."""
         composer = self.composer
-        if composer.close_popup() or self.turns.stop() or self.actions.cancel_switch():
+        if composer.close_popup() or self.turns.stop() or self.work.stop():
+            return
+        if self.actions.cancel_switch():
             return
         if self.query_one(FirstRunBar).hide():
             return
@@ -330,7 +356,7 @@ class ChatScreen(ShapedScreen):
         elif not composer.text:
             now = time.monotonic()
             if now - self._escaped_at < DOUBLE_PRESS_SECONDS:
-                self.actions.run("fork", "")
+                self.run_command("fork")
             self._escaped_at = now
 
     def action_page_up(self) -> None:
@@ -355,12 +381,16 @@ class ChatScreen(ShapedScreen):
 
     def refresh_status(self) -> None:
         self.query_one(TitleBar).show_model(self.status.model_line)
-        self.query_one(StatusBar).show_state(self.status, self.turns.doing)
+        doing = self.turns.doing if self.is_open else ""
+        work = self.work.shown if self.is_open else None
+        ahead = self.panel_state.restore_words
+        self.query_one(StatusBar).show_state(self.status, doing, work, ahead)
         is_walking = self.transcript.focused_block is not None
         self.set_class(is_walking, "-walking")
-        ids = ["help", "fork"] if self._is_narrow else ["help", "fork", "sessions", "panel"]
-        if is_walking:
-            ids = [f"message.{one}" for one in _MESSAGE_HINTS]
-        elif self._is_narrow and self.status.loading is not None:
-            ids = []  # the figures of a download need the room
-        self.query_one(StatusBar).show_hints(self.hints(ids))
+        ids = status_ids(
+            self.status,
+            is_narrow=self._is_narrow,
+            is_walking=is_walking,
+            is_empty=not self.transcript.blocks,
+        )
+        self.query_one(StatusBar).show_hints(hints(ids, self.options.keys))

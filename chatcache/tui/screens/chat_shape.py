@@ -13,7 +13,7 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from chatcache.tui import layout
-from chatcache.tui.panel_model import PanelState
+from chatcache.tui.panel_state import PanelState
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from chatcache.tui.widgets.transcript import Transcript
 
@@ -34,7 +34,7 @@ class ShapedScreen(Screen[None]):
     def __init__(self, panel_mode: layout.PanelMode) -> None:
         super().__init__()
         self.panel_state = PanelState()
-        self.panel_mode = panel_mode
+        self.panel_mode = self.kept_panel_mode = panel_mode
         self._is_narrow = False
         self._panel_covers = False
         self._is_panel_due = False
@@ -76,6 +76,13 @@ class ShapedScreen(Screen[None]):
         if self.panel_mode == "full" and self._is_narrow and not self._panel_covers:
             return "compact"
         return self.panel_mode
+
+    def keep_panel_mode(self, mode: layout.PanelMode, *, is_named: bool) -> None:
+        """Set it, and remember it for the next start; where there is no room only if it was said
+        by name."""
+        if is_named or not self._is_narrow:
+            self.kept_panel_mode = mode
+        self.set_panel_mode(mode)
 
     def set_panel_mode(self, mode: layout.PanelMode) -> None:
         self.panel_mode, self._panel_covers = mode, self._is_narrow

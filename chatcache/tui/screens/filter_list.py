@@ -20,9 +20,9 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from chatcache.tui.commands import bindings
-from chatcache.tui.formatting import shorten
+from chatcache.tui.failures import as_user_error
+from chatcache.tui.formatting import gist, shorten
 from chatcache.tui.styles import MUTED
-from chatcache.tui.worker import as_user_error
 
 MAX_ROWS = 500
 Result = TypeVar("Result")
@@ -136,11 +136,11 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
     @property
     def _width(self) -> int:
         """The cells that a row has: the list without its scrollbar."""
-        return max(20, self.query_one(OptionList).size.width - 2)
+        return max(20, self.query_one(OptionList).scrollable_content_region.width - 2)
 
     def fit(self, text: str) -> str:
         """The text on one line of the preview."""
-        return shorten(text, self._width)
+        return shorten(gist(text), self._width)
 
     # Events
 

@@ -9,7 +9,7 @@ from textual.content import Content
 
 from chatcache.chat.views import ForkPoint
 from chatcache.frontend import figures
-from chatcache.tui.formatting import plural, shorten
+from chatcache.tui.formatting import gist, plural, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED
 
@@ -119,7 +119,7 @@ def _line(turn: str, who: str, text: str, tokens: str, cost: str, width: int) ->
         who, who_width = who[:3], 4
     tokens = f"{tokens:>{_TOKENS_WIDTH}}" if width >= 66 else ""
     rest = width - _TURN_WIDTH - who_width - len(tokens) - cost_width - 2
-    text = shorten(text, rest)
+    text = shorten(gist(text), rest)
     return Content.assemble(
         f"{turn:>{_TURN_WIDTH - 1}} ",
         (f"{who:<{who_width}}", MUTED),

@@ -12,7 +12,7 @@ from textual.widgets import Static
 
 from chatcache.frontend.registry import CHATS, COMMANDS, KEYS, SCOPE_TITLES, TALK, VIEW, key_words
 from chatcache.tui.commands import bindings
-from chatcache.tui.styles import MUTED
+from chatcache.tui.styles import MUTED, TITLE
 
 _KEY_COLUMN, _KEYS_OF_COMMAND = 32, 14
 _SLASH_COLUMN = 2 + max(len(command.usage) for command in COMMANDS)
@@ -37,14 +37,14 @@ class HelpScreen(ModalScreen[None]):
 
     def _lines(self) -> Iterator[Content]:
         for group in (TALK, CHATS, VIEW):
-            yield Content.styled(group, "bold $primary")
+            yield Content.styled(group, TITLE)
             for command in COMMANDS:
                 if command.group == group:
                     keys = ", ".join(key_words(command.id, self._keymap))
                     yield self._entry(command.usage, keys, command.summary)
             yield Content("")
         for scope, title in SCOPE_TITLES.items():
-            yield Content.styled(title, "bold $primary")
+            yield Content.styled(title, TITLE)
             for key in KEYS:
                 if key.scope == scope:
                     keys = ", ".join(key_words(key.id, self._keymap))

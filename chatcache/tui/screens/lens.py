@@ -12,7 +12,7 @@ from textual.widgets import Static
 
 from chatcache.chat.views import ForkPoint
 from chatcache.frontend.lens import LensRow, heading, lens
-from chatcache.tui.formatting import bar, shorten
+from chatcache.tui.formatting import bar, gist, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED
 
@@ -104,4 +104,4 @@ def _line(
     bar_width = _bar_width(width)
     drawn = f"{filled:<{bar_width}}  " if bar_width else ""
     rest = max(0, width - len(head) - len(drawn))
-    return Content.assemble(head, (drawn, "$primary"), shorten(text, rest))
+    return Content.assemble(head, (drawn, "$primary"), shorten(gist(text), rest))

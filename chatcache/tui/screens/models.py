@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from textual.content import Content
 
 from chatcache.backends.base import ModelInfo
 from chatcache.backends.local.shelf import ShelfModel, at_hand, is_directory, is_hub_id
+from chatcache.errors import ChatcacheError
 from chatcache.frontend import reports
+from chatcache.frontend.server_shelf import ServerShelf, merged, unreachable
 from chatcache.frontend.suggestions import suggestions
+from chatcache.remotes import RemoteProfile
 from chatcache.tui.commands import bindings
+from chatcache.tui.failures import as_user_error
 from chatcache.tui.formatting import one_line, parameters, shorten, size
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED
-from chatcache.tui.worker import as_user_error
 
 _PLACE, _PARAMETERS, _SIZE, _ARCHITECTURE = 10, 10, 9, 24
 _TO_FETCH = "to be downloaded from the hub"
@@ -36,6 +40,7 @@ class ModelScreen(FilterListScreen[str]):
         info: ModelInfo | None,
         consequence: str,
         *,
+        servers: ServerShelf | None = None,
         set_default: Callable[[str], None] | None = None,
         is_offline: bool = False,
     ) -> None:
@@ -43,6 +48,7 @@ class ModelScreen(FilterListScreen[str]):
         self._load, self._current, self._info = load, current, info
         self._consequence, self._set_default = consequence, set_default
         self._is_offline = is_offline
+        self._servers = servers or ServerShelf()
         self._models: dict[str, ShelfModel] = {}
 
     def on_mount(self) -> None:
@@ -53,9 +59,29 @@ class ModelScreen(FilterListScreen[str]):
         models = await self.loaded(self._load)
         if models is None:
             return
-        self._models = {model.name: model for model in [*models, *self._offers(models)]}
-        self.set_rows([self._row(model) for model in self._models.values()])
-        self._filter(self._current)
+        self._show([*models, *self._offers(models)], self._current)
+        for profile in self._servers.remotes.values():
+            self.run_worker(self._ask(profile), exit_on_error=False)
+
+    def _show(self, models: Sequence[ShelfModel], highlighted: str | None) -> None:
+        self._models = {model.name: model for model in models}
+        self.set_rows([self._row(model) for model in models])
+        self._filter(highlighted)
+
+    async def _ask(self, profile: RemoteProfile) -> None:
+        """Put the models of a server into the list when it tells; nobody waits for it."""
+        problem, offered = "", []
+        try:
+            offered = await asyncio.to_thread(self._servers.ask, profile)
+        except ChatcacheError as error:
+            problem = error.message
+        if not self.is_mounted:
+            return
+        row, known = self.highlighted_row, list(self._models.values())
+        models = (
+            unreachable(known, profile, problem) if problem else merged(known, profile, offered)
+        )
+        self._show(models, row.row_id if row is not None else None)
 
     def _offers(self, models: Sequence[ShelfModel]) -> list[ShelfModel]:
         """What could be downloaded, for somebody who knows no name."""
@@ -71,8 +97,9 @@ class ModelScreen(FilterListScreen[str]):
         typed = self.query_text.strip()
         known = [row for row in self._rows if row.row_id in self._models]
         self._rows = known
-        if typed and typed not in self._models and (is_hub_id(typed) or "/" in typed):
-            self._rows = [*known, self._row(_named(typed), typed)]
+        is_name = is_hub_id(typed) or "/" in typed or self._servers.find(typed) is not None
+        if typed and typed not in self._models and is_name:
+            self._rows = [*known, self._row(self._named(typed), typed)]
         super()._filter(keep)
 
     def _row(self, model: ShelfModel, search: str = "") -> Row:
@@ -93,16 +120,21 @@ class ModelScreen(FilterListScreen[str]):
             return _line(
                 f"{mark}{model.name}",
                 model.place,
-                parameters(model.num_parameters),
-                size(model.num_bytes),
+                parameters(model.num_parameters) if model.num_parameters else "",
+                size(model.num_bytes) if model.num_bytes else "",
                 model.architecture,
                 width,
             )
 
         return draw
 
+    def _named(self, name: str) -> ShelfModel:
+        """A model that was typed: a server's, or one of this machine or the hub."""
+        remote = self._servers.find(name)
+        return _named(name) if remote is None else self._servers.row(remote)
+
     def preview(self, row: Row) -> Content:
-        model = self._models.get(row.row_id) or _named(row.row_id)
+        model = self._models.get(row.row_id) or self._named(row.row_id)
         if model.name == self._current and self._info is not None:
             return Content.styled(reports.model(self._info).replace("\n  ", "\n"), MUTED)
         if model.problem and model.problem != _TO_FETCH:
@@ -112,7 +144,7 @@ class ModelScreen(FilterListScreen[str]):
         return Content.assemble((reuse, MUTED), "\n", self._consequence)
 
     def choose(self, row: Row) -> None:
-        model = self._models.get(row.row_id) or _named(row.row_id)
+        model = self._models.get(row.row_id) or self._named(row.row_id)
         if model.problem and model.problem != _TO_FETCH:
             self.say(one_line(model.problem))
         else:
@@ -123,7 +155,7 @@ class ModelScreen(FilterListScreen[str]):
         row = self.highlighted_row
         if row is None:
             return
-        model = self._models.get(row.row_id) or _named(row.row_id)
+        model = self._models.get(row.row_id) or self._named(row.row_id)
         if self._set_default is None or model.problem:
             self.say("Only a model that is on this machine can be loaded at every start.")
             return

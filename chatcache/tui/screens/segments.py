@@ -13,12 +13,12 @@ from textual.widgets import Static
 from chatcache.backends.base import SegmentRow
 from chatcache.errors import UsageError
 from chatcache.tui.commands import bindings
+from chatcache.tui.failures import as_user_error
 from chatcache.tui.formatting import age, plural, size
 from chatcache.tui.panel_model import where_words
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED
-from chatcache.tui.worker import as_user_error
 
 if TYPE_CHECKING:
     from chatcache.frontend.desk import SegmentDesk

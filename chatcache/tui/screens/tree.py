@@ -17,12 +17,12 @@ from chatcache.chat.branches import Branch, BranchTree, Removal, TreeRow
 from chatcache.chat.views import SessionSummary
 from chatcache.frontend import figures
 from chatcache.tui.commands import bindings
+from chatcache.tui.failures import as_user_error
 from chatcache.tui.formatting import age, one_line, plural, shorten
 from chatcache.tui.screens.ask_text import AskTextScreen
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
-from chatcache.tui.styles import MUTED
-from chatcache.tui.worker import as_user_error
+from chatcache.tui.styles import MUTED, TITLE
 
 if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
@@ -145,7 +145,7 @@ class TreeScreen(FilterListScreen[TreeChoice]):
         said = ("answer: " if branch.role == "assistant" else "") + one_line(branch.text)
         parts: list[tuple[str, str] | str] = [
             (_lines(row), MUTED),
-            ("● " if is_open else "○ ", "bold $primary" if is_open else MUTED),
+            ("● " if is_open else "○ ", TITLE if is_open else MUTED),
             (f"{turns} ".ljust(_TURNS if width >= 90 else 0), MUTED),
         ]
         if names:

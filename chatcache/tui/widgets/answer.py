@@ -16,6 +16,7 @@ from chatcache.tui.markdown import ChatMarkdown
 from chatcache.tui.styles import MUTED
 from chatcache.tui.widgets.message import MessageBlock
 from chatcache.tui.widgets.status_bar import progress_content
+from chatcache.tui.widgets.words import Words
 
 
 class AnswerMessage(MessageBlock):
@@ -45,25 +46,29 @@ class AnswerMessage(MessageBlock):
         thought = Static(self.reasoning, classes="thought", markup=False)
         thought.display = False
         return [
-            ThoughtTitle(self._thought_words(), classes="thought-title", markup=False),
+            ThoughtTitle(self._thought_words(), classes="thought-title"),
             thought,
             ChatMarkdown(self.text, classes="body"),
-            Static(self._footer_content(), classes="footer", markup=False),
+            Words(self._footer_content(), classes="footer"),
         ]
 
     def on_mount(self) -> None:
         self.query_one(ThoughtTitle).display = bool(self.reasoning)
 
+    @property
+    def _footer(self) -> Words:
+        return self.query_one(".footer", Words)
+
     # While it grows
 
     def show_waiting(self, text: str) -> None:
-        self.query_one(".footer", Static).update(Content.styled(fmt.one_line(text), MUTED))
+        self._footer.say(Content.styled(fmt.one_line(text), MUTED))
 
     def show_prefill(self, done: int, total: int, cached: int) -> None:
         content = progress_content("reading", done, total)
         if cached:
             content += Content.styled(f" · {cached:,} reused", MUTED)
-        self.query_one(".footer", Static).update(content)
+        self._footer.say(content)
 
     async def write(self, reasoning: str, text: str, num_reasoning_tokens: int) -> None:
         """Append what the model produced since the last time."""
@@ -97,7 +102,7 @@ class AnswerMessage(MessageBlock):
 
     def show_figures(self, figures: Figures | None) -> None:
         self.figures = figures
-        self.query_one(".footer", Static).update(self._footer_content())
+        self._footer.say(self._footer_content())
 
     async def on_unmount(self) -> None:
         if self._stream is not None:
@@ -120,7 +125,7 @@ class AnswerMessage(MessageBlock):
     def _show_reasoning(self) -> None:
         title, thought = self.query_one(ThoughtTitle), self.query_one(".thought", Static)
         title.display = bool(self.reasoning)
-        title.update(self._thought_words())
+        title.say(Content(self._thought_words()))
         if thought.display:
             thought.update(Content(self.reasoning))
 
@@ -140,7 +145,7 @@ class AnswerMessage(MessageBlock):
         return Content.styled(footer(self.figures), style)
 
 
-class ThoughtTitle(Static):
+class ThoughtTitle(Words):
     """The line that stands for folded reasoning; a click unfolds it."""
 
     def on_click(self, event: Click) -> None:

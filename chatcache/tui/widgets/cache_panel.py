@@ -5,11 +5,11 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.events import Resize
-from textual.widgets import Static
 
 from chatcache.tui import panel_model
-from chatcache.tui.panel_model import PanelState
+from chatcache.tui.panel_state import PanelState
 from chatcache.tui.widgets.styled import line_content, lines_content
+from chatcache.tui.widgets.words import Words
 
 
 class CachePanel(VerticalScroll, can_focus=False):
@@ -19,7 +19,7 @@ class CachePanel(VerticalScroll, can_focus=False):
     _now = 0.0
 
     def compose(self) -> ComposeResult:
-        yield Static(id="panel-lines", markup=False)
+        yield Words(id="panel-lines")
 
     def show(self, state: PanelState, now: float) -> None:
         self._state, self._now = state, now
@@ -33,10 +33,10 @@ class CachePanel(VerticalScroll, can_focus=False):
         width = self.scrollable_content_region.width
         if self._state is not None and width > 0:
             drawn = panel_model.lines(self._state, width, self._now)
-            self.query_one("#panel-lines", Static).update(lines_content(drawn))
+            self.query_one("#panel-lines", Words).say(lines_content(drawn))
 
 
-class CacheLine(Static):
+class CacheLine(Words):
     """The panel in one line."""
 
     _state: PanelState | None = None
@@ -51,4 +51,4 @@ class CacheLine(Static):
     def _draw(self) -> None:
         if self._state is not None and self.content_size.width > 0:
             line = panel_model.compact_line(self._state, self.content_size.width)
-            self.update(line_content(line))
+            self.say(line_content(line))

@@ -14,7 +14,7 @@ from chatcache.tui.formatting import shorten
 from chatcache.tui.styles import MUTED
 
 MAX_ROWS = 8
-_BORDER = 2
+_BORDER, _PADDING = 2, 2
 _BESIDE = 6  # rows of the screen that are not for the list
 _MAX_WIDTH = 80
 _LABEL_WIDTH = 16
@@ -60,7 +60,8 @@ class CommandPopup(OptionList, can_focus=False):
         if list(offers) == self._offers:
             return
         self._offers = list(offers)
-        room = min(_MAX_WIDTH, self.app.size.width - _BORDER - 6)
+        beside = self.screen.query_one("#writing").size.width  # never over the panel
+        room = min(_MAX_WIDTH, beside - _BORDER - _PADDING)
         longest = max((len(offer.label) for offer in offers), default=0)
         has_hints = any(offer.hint and offer.command for offer in offers)
         width = min(max(_LABEL_WIDTH, room * 2 // 5) if has_hints else room, longest)

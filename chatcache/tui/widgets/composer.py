@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from textual.app import SuspendNotSupported
 from textual.events import Key, Paste
@@ -15,9 +16,6 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from chatcache.errors import UsageError
-from chatcache.frontend import files
-from chatcache.frontend.editor import edit_text
-from chatcache.frontend.files import Attachment
 from chatcache.frontend.registry import matching
 from chatcache.tui.commands import bindings
 from chatcache.tui.formatting import clean, plural
@@ -28,6 +26,9 @@ from chatcache.tui.widgets.command_popup import (
     command_offers,
     file_offers,
 )
+
+if TYPE_CHECKING:
+    from chatcache.frontend.files import Attachment
 
 PASTE_LINES = 12
 PASTE_CHARACTERS = 2_000
@@ -225,6 +226,8 @@ class Composer(TextArea):
 
     def edit_outside(self) -> None:
         """Let the user write in $VISUAL or $EDITOR, and take what was saved."""
+        from chatcache.frontend.editor import edit_text
+
         try:
             with self.app.suspend():
                 text = edit_text(self.full_text)
@@ -284,6 +287,8 @@ class Composer(TextArea):
         return file_offers(self._found_files(match.group(1)))
 
     def _found_files(self, typed: str) -> list[str]:
+        from chatcache.frontend import files
+
         if files.leads_elsewhere(typed):
             return files.list_directory(typed)[:_MAX_OFFERS]
         return files.best_matches(typed, self._files or (), _MAX_OFFERS)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import Static
 
-from chatcache.backends.local.shelf import ShelfModel
 from chatcache.tui.formatting import shorten, size
+from chatcache.tui.layout import NARROW_BELOW
 from chatcache.tui.styles import MUTED
+
+if TYPE_CHECKING:
+    from chatcache.backends.local.shelf import ShelfModel
 
 _LONGEST_NAME = 40
 
@@ -33,9 +37,12 @@ class FirstRunBar(Horizontal):
         if here:
             name = shorten(here[0].name, _LONGEST_NAME)
             what = f"{name} is on this machine ({size(here[0].num_bytes)})"
+            if here[0].place == "server":
+                what = f"{name} at a server of yours"
             if len(here) > 1:
                 what += f", and {len(here) - 1} more"
-        text = Content.assemble("This model is small. ", (key, "bold"), f" picks another: {what}")
+        why = "This model is small. " if self.app.size.width >= NARROW_BELOW else ""
+        text = Content.assemble(why, (key, "bold"), f" picks another: {what}")
         self.query_one("#first-run-offer", Static).update(text)
         self.display = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -10,11 +11,14 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from chatcache.chat.views import TranscriptMessage
 from chatcache.tui import formatting as fmt
 from chatcache.tui.commands import bindings
 from chatcache.tui.messages import MessageActed
 from chatcache.tui.styles import MUTED
+from chatcache.tui.widgets.words import Words
+
+if TYPE_CHECKING:
+    from chatcache.chat.views import TranscriptMessage
 
 SHOWN_LINES, SHOWN_CHARACTERS = 40, 4_000
 UNFOLDED_LINES, UNFOLDED_CHARACTERS = 1_000, 100_000
@@ -42,7 +46,7 @@ class MessageBlock(Vertical, can_focus=True):
         self.sibling_index, self.num_siblings = message.sibling_index, message.num_siblings
 
     def compose(self) -> ComposeResult:
-        yield Static(self.head_content(), classes="head", markup=False)
+        yield Words(self.head_content(), classes="head")
         yield from self.compose_body()
 
     def compose_body(self) -> Sequence[Widget]:
@@ -70,11 +74,11 @@ class MessageBlock(Vertical, can_focus=True):
             note += f"  ⑂ {self.sibling_index + 1}/{self.num_siblings} ‹ ›"
         parts.append((note, MUTED))
         if self.has_class("-folded"):
-            parts.append((f"  {fmt.shorten(self.text[:400], 60)}", "$foreground-muted italic"))
+            parts.append((f"  {fmt.shorten(self.text[:400], 60)}", f"{MUTED} italic"))
         return Content.assemble(*parts)
 
     def refresh_head(self) -> None:
-        self.query_one(".head", Static).update(self.head_content())
+        self.query_one(".head", Words).say(self.head_content())
 
     def action_act(self, action: str) -> None:
         if action == "fold":

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.content import Content
-from textual.widgets import Static
 
 from chatcache.tui import formatting as fmt
 from chatcache.tui.status import BackendStatus
 from chatcache.tui.styles import MUTED
+from chatcache.tui.widgets.words import Words
+
+if TYPE_CHECKING:
+    from chatcache.frontend.progress import Progress
 
 _BAR_WIDTH = 16
 _BAR_FROM = 80  # columns; below, the figures need the room
@@ -21,21 +26,23 @@ class StatusBar(Horizontal):
     """Shows a sentence, a bar where the end is known, and key hints."""
 
     def compose(self) -> ComposeResult:
-        yield Static(id="state", markup=False)
-        yield Static(id="hints", markup=False)
+        yield Words(id="state")
+        yield Words(id="hints")
 
-    def show_state(self, status: BackendStatus, doing: str) -> None:
-        """What is being done, else the trouble, else the load, else that all is well."""
-        if status.loading is not None:
+    def show_state(
+        self, status: BackendStatus, doing: str, work: Progress | None = None, ahead: str = ""
+    ) -> None:
+        """Long work, else the load, else the trouble, else what is done, else what is done ahead
+        of a turn, else that all is well."""
+        if work is not None:
+            content = progress_content(
+                work.stage, work.done, work.total, is_bytes=work.is_bytes, bar_width=self._bar
+            ) + Content.styled(" · Esc stops", MUTED)
+        elif status.loading is not None:
             loading = status.loading
             is_bytes = loading.total >= _BYTES_FROM
-            has_room = self.app.size.width >= _BAR_FROM
             content = progress_content(
-                loading.stage,
-                loading.done,
-                loading.total,
-                is_bytes=is_bytes,
-                bar_width=_BAR_WIDTH if has_room else 0,
+                loading.stage, loading.done, loading.total, is_bytes=is_bytes, bar_width=self._bar
             )
             notes = [doing] if doing else []
             if status.seconds_left is not None:
@@ -49,13 +56,19 @@ class StatusBar(Horizontal):
             )
         elif doing:
             content = Content(doing)
+        elif ahead:
+            content = Content.styled(ahead, MUTED)
         else:
             content = Content.styled("ready" if status.is_ready else "starting …", MUTED)
-        self.query_one("#state", Static).update(content)
+        self.query_one("#state", Words).say(content)
+
+    @property
+    def _bar(self) -> int:
+        return _BAR_WIDTH if self.app.size.width >= _BAR_FROM else 0
 
     def show_hints(self, hints: list[tuple[str, str]]) -> None:
         parts = [Content.assemble((key, "bold"), (f" {what}", MUTED)) for key, what in hints]
-        self.query_one("#hints", Static).update(Content("   ").join(parts))
+        self.query_one("#hints", Words).say(Content("   ").join(parts))
 
 
 def _about(seconds: float) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from textual.content import Content
 
 from chatcache.tui.panel_model import Line
-from chatcache.tui.styles import MUTED
+from chatcache.tui.styles import MUTED, TITLE
 
 _STYLES = {
     "": "",
-    "title": "bold $primary",
+    "title": TITLE,
     "strong": "bold",
     "dim": MUTED,
     "good": "bold $text-success",

@@ -5,24 +5,24 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.content import Content
-from textual.widgets import Static
 
 from chatcache.tui.formatting import one_line, shorten
-from chatcache.tui.styles import MUTED
+from chatcache.tui.styles import MUTED, TITLE
+from chatcache.tui.widgets.words import Words
 
 
 class TitleBar(Horizontal):
     """Breadcrumb on the left, model on the right."""
 
     def compose(self) -> ComposeResult:
-        yield Static(id="breadcrumb", markup=False)
-        yield Static(id="model-name", markup=False)
+        yield Words(id="breadcrumb")
+        yield Words(id="model-name")
 
     def show_session(
         self, name: str | None, forked_from: str | None, *, is_append: bool = False
     ) -> None:
         title = Content.assemble(
-            ("chatcache", "bold $primary"),
+            ("chatcache", TITLE),
             (" › ", MUTED),
             (one_line(name) if name else "new chat", "bold" if name else "italic"),
         )
@@ -30,7 +30,7 @@ class TitleBar(Horizontal):
             title += Content.assemble((f"  ⑂ from {shorten(forked_from, 40)}", MUTED))
         if is_append:
             title += Content.styled("  append mode", MUTED)
-        self.query_one("#breadcrumb", Static).update(title)
+        self.query_one("#breadcrumb", Words).say(title)
 
     def show_model(self, text: str) -> None:
-        self.query_one("#model-name", Static).update(Content(shorten(text, 40)))
+        self.query_one("#model-name", Words).say(Content(shorten(text, 40)))

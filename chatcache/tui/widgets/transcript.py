@@ -13,10 +13,7 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
-from chatcache.chat.views import TranscriptMessage
-from chatcache.frontend import figures
 from chatcache.tui.formatting import plural
-from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import MessageBlock, SystemMessage, UserMessage
 from chatcache.tui.widgets.welcome import Welcome
 
@@ -75,10 +72,6 @@ class Transcript(VerticalScroll, can_focus=False):
         blocks = (block for block in self.blocks if block.turn == turn)
         return next((block for block in blocks if isinstance(block, UserMessage)), None)
 
-    def answer_of(self, turn: int) -> AnswerMessage | None:
-        blocks = (block for block in self.blocks if block.turn == turn)
-        return next((block for block in blocks if isinstance(block, AnswerMessage)), None)
-
     @property
     def focused_block(self) -> MessageBlock | None:
         focused = self.screen.focused
@@ -91,10 +84,10 @@ class Transcript(VerticalScroll, can_focus=False):
 
     # What is shown
 
-    async def show_messages(self, messages: Sequence[TranscriptMessage], now: float) -> None:
+    async def show_blocks(self, blocks: Sequence[MessageBlock]) -> None:
         """Replace everything by the messages of a path (its end, if it is long)."""
         self._above = []
-        widgets = self._with_earlier([make_block(m, now) for m in messages])
+        widgets = self._with_earlier(blocks)
         with self.app.batch_update():
             await self.remove_children()
             await self.mount_all(widgets[-FIRST_WIDGETS:])
@@ -121,12 +114,12 @@ class Transcript(VerticalScroll, can_focus=False):
             await self.remove_children()
             await self.mount(welcome)
 
-    async def prepend(self, messages: Sequence[TranscriptMessage], now: float) -> None:
+    async def prepend(self, earlier: Sequence[MessageBlock]) -> None:
         """Put earlier messages above the window; what is in view stays where it is."""
         before, top = self.virtual_size.height, self.scroll_y
         await self.query(EarlierTurns).remove()
         system = [block for block in self.blocks if isinstance(block, SystemMessage)]
-        blocks = [make_block(m, now) for m in messages if m.turn > 0 or not system]
+        blocks = [block for block in earlier if block.turn > 0 or not system]
         await self.mount_all(self._with_earlier(blocks), before=0)
         self.release_anchor()
 
@@ -168,7 +161,7 @@ class Transcript(VerticalScroll, can_focus=False):
             )
             await self.mount(EarlierTurns(first_kept - 1), before=0)
 
-    def _with_earlier(self, blocks: list[MessageBlock]) -> list[Widget]:
+    def _with_earlier(self, blocks: Sequence[MessageBlock]) -> list[Widget]:
         first = next((block.turn for block in blocks if block.turn > 0), 1)
         return [EarlierTurns(first - 1), *blocks] if first > 1 else [*blocks]
 
@@ -190,25 +183,3 @@ class Transcript(VerticalScroll, can_focus=False):
 
 def _is_before(child: Widget, turn: int) -> bool:
     return not isinstance(child, MessageBlock) or child.turn < turn
-
-
-def make_block(message: TranscriptMessage, now: float) -> MessageBlock:
-    """The widget for a stored message."""
-    block: MessageBlock
-    if message.role == "system":
-        block = SystemMessage(message.text, created_at=message.created_at, now=now)
-    elif message.role == "user":
-        block = UserMessage(message.turn, message.text, created_at=message.created_at, now=now)
-    else:
-        block = AnswerMessage(
-            message.turn,
-            message.text,
-            model=message.model or "",
-            created_at=message.created_at,
-            now=now,
-            reasoning=message.reasoning or "",
-            figures=figures.from_json(message.result_json, message.finish_reason),
-            finish_reason=message.finish_reason,
-        )
-    block.adopt(message)
-    return block

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from textual.content import Content
 from textual.widgets import Static
 
-from chatcache.backends.base import ModelInfo
 from chatcache.formatting import parameters
 from chatcache.tui.formatting import one_line
-from chatcache.tui.styles import MUTED
+from chatcache.tui.styles import MUTED, TITLE
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import ModelInfo
 
 
 class Welcome(Static):
@@ -21,15 +25,18 @@ class Welcome(Static):
 
     def show_model(self, info: ModelInfo | None) -> None:
         lines = [
-            Content.styled("chatcache", "bold $primary"),
+            Content.styled("chatcache", TITLE),
             Content.styled("A chat that keeps what the model has read.", MUTED),
             Content(""),
         ]
         if info is None:
             lines.append(Content("The model is being loaded. You can write already."))
         else:
-            name = f"{one_line(info.model)}, {parameters(info.num_parameters)} parameters"
-            lines.append(Content.assemble((name, "bold"), f" is ready on {info.device}."))
+            name = one_line(info.model)
+            if info.num_parameters:
+                name += f", {parameters(info.num_parameters)} parameters"
+            place = "at" if info.backend == "remote" else "on"
+            lines.append(Content.assemble((name, "bold"), f" is ready {place} {info.device}."))
             if info.description:
                 lines.append(Content.styled(one_line(info.description), MUTED))
         lines.append(Content(""))
