@@ -22,8 +22,8 @@ What was tried for speed and did not pay, on 2 cores with avx512_bf16:
 - Batched matmul on a slice of the growing buffer: it copies the slice (2.1 ms a layer); one `mm`
   per KV head does not (1.08 ms).
 - Batched matmul over whole buffers for the values, too (for the scores it pays): 0.93 ms a layer
-  instead of 1.19, but the bits of the sum then depend on how much room the buffer has, and a resumed
-  chat would not have those of one that was never stopped.
+  instead of 1.19, but the bits of the sum then depend on how much room the buffer has, and a
+  resumed chat would not have those of one that was never stopped.
 - Scores as keys times queries instead of queries times keys, and the products of all heads as one
   with zeros between them: 0.30 and 0.67 ms where 0.25 and 0.64 ms were.
 - Two Python threads with half of the heads and one OpenMP thread each: twice as slow while OpenMP's
