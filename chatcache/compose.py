@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     Examine = Callable[[Report], Iterable[str]]
     OfflineCost = Callable[[str, Sequence[tuple[int, ...]]], list[CostEstimate] | None]
 
+SWITCH_SECONDS = 0.0005
+
 
 @contextlib.contextmanager
 def opened_service(
@@ -223,8 +225,11 @@ def _engine_log(settings: Settings) -> Path:
 def run_tui(settings: Settings, session: str | None, examine: Examine | None = None) -> None:
     """The chat in the terminal, until it is quit. `examine` gives the lines of a doctor."""
     import gc
+    import sys
 
     gc.disable()  # until the start is over: it would walk through every import, and free nothing
+    # A key passes through many steps, each of which may wait for a thread that imports or reads.
+    sys.setswitchinterval(SWITCH_SECONDS)
     from chatcache.tui.app import ChatCacheApp
     from chatcache.tui.backstage import Backstage
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -241,12 +242,13 @@ def _directory(name: str, directory: Path, *, fix: bool) -> Finding:
     if not mode & 0o077 or os.name != "posix":
         return Finding(name, "ok", f"{directory}, {free}")
     detail = f"{directory} can be read by others (mode {mode:04o})"
+    advice = f"chmod 700 {shlex.quote(str(directory))}"
     if not fix:
-        return Finding(name, "note", detail, f"chmod 700 {directory}")
+        return Finding(name, "note", detail, advice)
     try:
         directory.chmod(0o700)
     except OSError as error:
-        return Finding(name, "problem", f"{detail}: {error.strerror}", f"chmod 700 {directory}")
+        return Finding(name, "problem", f"{detail}: {error.strerror}", advice)
     return Finding(name, "ok", f"{directory}, {free}; others can no longer read it")
 
 

@@ -41,6 +41,7 @@ class Database:
             _prepare_file(path)
         with _explained(path):
             self._connection = _connect_to_read(path) if self.is_read_only else _connect(path)
+        self._file = _identity(path)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -60,6 +61,7 @@ class Database:
             if _is_open(connection):
                 yield connection
                 return
+            self._check_place()
             connection.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -74,6 +76,14 @@ class Database:
         if self._is_closed:
             raise StorageError("The conversations have been closed.", "Start chatcache again.")
         return self._connection
+
+    def _check_place(self) -> None:
+        """What is written to a file that was removed meanwhile is lost, and SQLite does not say."""
+        if _identity(self.path) != self._file:
+            raise StorageError(
+                f"{self.path} was removed or replaced while it was in use: nothing more is saved.",
+                "Start chatcache again; what was said before is in the file that was there.",
+            )
 
     def close(self) -> None:
         with self._lock:
@@ -168,6 +178,15 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Tells a file from another one at its place; None when there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _is_open(connection: sqlite3.Connection) -> bool:

@@ -163,9 +163,8 @@ class ChatService:
     def import_session(
         self, document: object, tell: Callable[[int, int], None] | None = None
     ) -> SessionSummary:
-        """A session from an exported document. Raises UsageError, or DamageError if altered.
-
-        `tell` hears the steps done of all; what it raises ends the import, and nothing is kept."""
+        """A session from an exported document. Raises UsageError, or DamageError if altered. `tell`
+        hears the steps done of all; what it raises ends the import, and nothing is kept."""
         session_id = transfer.import_session(self._store, document, tell)
         return self._store.sessions.summary(session_id)
 

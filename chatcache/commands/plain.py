@@ -80,9 +80,11 @@ class Lines(Narrator):
 
 
 class SpokenStream(AnswerStream):
-    """An answer in whole sentences, so that a screen reader does not stumble over pieces."""
+    """An answer in whole sentences, so that a screen reader does not stumble over pieces.
 
-    def __init__(self, speaker: str) -> None:
+    `speaker` is asked for a name when there is something to say: by then the model is known."""
+
+    def __init__(self, speaker: Callable[[], str]) -> None:
         super().__init__()
         self._speaker = speaker
         self._waiting = ""
@@ -102,7 +104,7 @@ class SpokenStream(AnswerStream):
     def _say(self, text: str) -> None:
         if not self._has_begun:
             self._has_begun = True
-            write_data(f"{self._speaker}: ")
+            write_data(f"{self._speaker()}: ")
         write_data(text, is_last=True)
 
 
@@ -203,10 +205,13 @@ class PlainChat:
     def answer(self, events: Callable[[], Iterator[ChatEvent]]) -> None:
         """Run one turn; Ctrl+C stops it and keeps what was said."""
         self.lines.forget()
-        info = self.model_info()
-        stream = SpokenStream(one_line(info.model) if info else "Answer")
+        stream = SpokenStream(self._speaker)
         done = ShellTurn(self.service, self.lines, stream).run(events)
         self._ended(done.saved)
+
+    def _speaker(self) -> str:
+        info = self.model_info()
+        return one_line(info.model) if info else "Answer"
 
     def model_info(self) -> ModelInfo | None:
         """What answers; None while it is being loaded, or where nothing is."""

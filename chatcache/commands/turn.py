@@ -116,7 +116,7 @@ class ShellTurn:
                 self._service.stop()
             else:
                 self._take(item)
-                if False and self._signal_number is not None:
+                if self._signal_number is not None:
                     self._service.stop()  # again: one that comes before the turn begins is lost
 
     def _take(self, event: ChatEvent) -> None:
@@ -168,8 +168,9 @@ def _handling_signals(inbox: SimpleQueue[Any]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # `nohup`, or a shell that runs it in the background, may have asked to ignore one.
-    heard = [one for one in _STOPPING_SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+    heard = list(_STOPPING_SIGNALS)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # it was started with `nohup`
+        heard.remove(signal.SIGHUP)
     before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield

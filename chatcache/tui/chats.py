@@ -95,6 +95,7 @@ class Chats:
         self._put_into_composer(draft if text is None else text)
         screen.composer.focus()
         self.show_title()
+        screen.refresh_status()
         screen.refresh_panel()
         screen.idle.opened()
         if messages and messages[-1].role == "user":
@@ -216,6 +217,7 @@ class Chats:
     async def _show_empty(self) -> None:
         await self._show_welcome()
         self.show_title()
+        self._screen.refresh_status()
         self._screen.refresh_panel()
 
     async def _show_welcome(self) -> None:

@@ -29,10 +29,11 @@ def quiet(variables: Mapping[str, str]) -> str:
 
 def _contrast(text: Color, behind: list[Color], percent: int) -> float:
     """The least ratio of the text, so opaque, to one of the backgrounds."""
-    return min(_ratio(one.blend(text, percent / 100), one) for one in behind)
+    return min(ratio(one.blend(text, percent / 100), one) for one in behind)
 
 
-def _ratio(one: Color, other: Color) -> float:
+def ratio(one: Color, other: Color) -> float:
+    """The contrast of two opaque colours, from 1 to 21."""
     lighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 

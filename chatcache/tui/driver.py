@@ -6,10 +6,13 @@ than a second in which no key is echoed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
+import termios
 from codecs import getincrementaldecoder
 from collections.abc import Iterable
+from typing import Any, TextIO
 
 from textual._parser import ParseError
 from textual._xterm_parser import BRACKETED_PASTE_END, BRACKETED_PASTE_START, XTermParser
@@ -57,8 +60,42 @@ class PasteParser(XTermParser):
                 yield Paste(pasted.replace("\x00", ""))
 
 
+class LastingFile:
+    """The terminal as Textual's thread writes to it. Once it is gone, what is written goes nowhere:
+    if the thread ended then, whoever has more to write would wait for ever."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+
 class ChatDriver(LinuxDriver):
-    """Textual's driver for a terminal, with the parser above."""
+    """Textual's driver for a terminal, with the parser above, and an end when the terminal ends."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._file = LastingFile(self._file)  # type: ignore[assignment,arg-type]
+
+    def _sigcont_application(self, *arguments: Any) -> None:
+        """Textual starts anew on every SIGCONT, and leaves its old threads behind unless it was
+        suspended by Ctrl+Z. The kernel sends one with SIGHUP, too, when the terminal is gone."""
+        if not self._must_signal_resume:
+            try:
+                termios.tcgetattr(self.fileno)
+            except termios.error:
+                return
+            self.suspend_application_mode()
+        super()._sigcont_application(*arguments)
 
     def run_input_thread(self) -> None:
         """Read until the program ends. Bytes that are no UTF-8 are replaced, not fatal."""

@@ -43,7 +43,7 @@ __all__ = [
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _GIST_CHARACTERS = 1_000
-_TABLE_RULE = re.compile(r"\|?([ \t]*:?-{3,}:?[ \t]*\|)+([ \t]*:?-{3,}:?)?")
+_TABLE_RULE = re.compile(r"\|?([ \t]*:?-{2,}:?[ \t]*\|)+([ \t]*:?-{2,}:?)?")
 _CELL_BORDERS = re.compile(r"(?:\s*\|)+\s*")
 _LINE_SIGNS = re.compile(r"^[ \t]*(?:#{1,6}|>|[-*+])[ \t]+|^[ \t]*```.*$|\*\*|`", re.MULTILINE)
 

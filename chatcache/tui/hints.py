@@ -31,12 +31,13 @@ def hints(binding_ids: Iterable[str], keymap: Mapping[str, str]) -> list[tuple[s
 
 
 def status_ids(
-    status: BackendStatus, *, is_narrow: bool, is_walking: bool, is_empty: bool
+    status: BackendStatus, *, is_narrow: bool, is_walking: bool, is_empty: bool, is_working: bool
 ) -> list[str]:
     """What is most useful now; fewer where there is little room, or much to say beside them."""
     if is_walking:
         return [f"message.{one}" for one in _ON_A_MESSAGE]
-    if is_narrow and (status.loading is not None or status.is_restarting):
+    is_told = is_working or status.loading is not None or status.is_restarting
+    if is_narrow and is_told:
         return []
     if status.failure is not None and not status.is_restarting:
         return ["model", "help"]

@@ -123,9 +123,9 @@ class ViewActions(ActionGroup):
         def look(report: Report) -> None:
             for line in examine(report):
                 found.append(line)
-                report("looking at the installation and the stores")
+                report("checking the installation")
 
-        await screen.work.run("looking at the installation and the stores", look)
+        await screen.work.run("checking the installation", look)
         if found:
             await screen.show_note("\n  ".join(found))
 

@@ -1,11 +1,15 @@
-"""Long pastes: taken whole, however the terminal cuts them into pieces."""
+"""Long pastes, taken whole however the terminal cuts them; and the end of the terminal itself."""
 
 from __future__ import annotations
 
+import os
+import threading
+
 import pytest
+from textual.drivers._writer_thread import WriterThread
 from textual.events import Key, Paste
 
-from chatcache.tui.driver import PasteParser
+from chatcache.tui.driver import LastingFile, PasteParser
 
 START, END = "\x1b[200~", "\x1b[201~"
 TYPED = f"a{START}two\rlines{END}b"
@@ -44,3 +48,27 @@ def test_it_may_come_in_many_pieces() -> None:
 
 def test_the_end_of_input_ends_it() -> None:
     assert read("a", f"{START}half", "") == ["a"]
+
+
+def test_a_terminal_that_is_gone_stops_nobody_who_writes_to_it() -> None:
+    """As when a window is closed in the middle of an answer."""
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        writer = WriterThread(LastingFile(terminal))  # type: ignore[arg-type]
+        writer.start()
+        os.close(master)
+
+        def write_on() -> None:
+            for number in range(1000):
+                writer.write(f"piece {number}")
+            writer.stop()
+
+        writing = threading.Thread(target=write_on, daemon=True)
+        writing.start()
+        writing.join(30)
+        assert not writing.is_alive()
+        with pytest.raises(OSError, match="Input/output error"):
+            terminal.flush()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, slave)  # what is left in the buffer can be written when it is closed
+        os.close(null)

@@ -223,3 +223,23 @@ async def test_themes(bench: Bench, theme: str) -> None:
 async def test_an_unknown_theme_is_named(bench: Bench) -> None:
     async with bench.run(theme="gruvbx") as chat:
         assert any("Did you mean 'gruvbox'" in toast for toast in chat.toasts)
+
+
+async def test_escape_takes_a_panel_away_that_covers_the_chat(bench: Bench) -> None:
+    async with bench.run(NARROW) as chat:
+        await chat.say("one")
+        await chat.press("alt+up", "i")
+        await chat.until(lambda: chat.screen.shown_panel_mode == "full")
+        await chat.press("escape")
+        assert chat.screen.shown_panel_mode == "compact"
+
+
+async def test_typing_on_a_message_writes_what_is_no_action_on_it(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.press("alt+up")
+        assert chat.screen.transcript.focused_block is not None
+        await chat.press("W", "h", "y", "question_mark")
+        assert chat.screen.composer.text == "Why?"
+        await chat.press("ctrl+u", "alt+up", "ctrl+end")
+        assert chat.screen.focused is chat.screen.composer

@@ -96,7 +96,7 @@ async def test_one_long_work_at_a_time(bench: Bench) -> None:
     async with bench.run(examine=examine) as chat:
         await chat.type("/doctor")
         await chat.press("enter")
-        await chat.until(lambda: "looking at" in chat.status)
+        await chat.until(lambda: "checking" in chat.status)
         await chat.type("/doctor")
         await chat.press("enter")
         await chat.until(lambda: chat.notices)

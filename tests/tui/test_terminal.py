@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -55,6 +56,11 @@ class Terminal:
             assert time.monotonic() < end, screen
             threading.Event().wait(0.05)
         return screen
+
+    def process(self) -> int:
+        """The number of the process that runs in the window."""
+        shell = self.tmux("display-message", "-p", "#{pane_pid}").strip()
+        return int(Path(f"/proc/{shell}/task/{shell}/children").read_text().split()[0])
 
     def close(self) -> None:
         subprocess.run(
@@ -110,3 +116,31 @@ def test_a_sitting_in_a_terminal(terminal: Terminal) -> None:
     terminal.launch()
     screen = terminal.until(lambda screen: "You said: and more" in screen)
     assert "⑂ from" not in screen
+
+
+in_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc")
+
+
+@in_linux
+def test_a_program_that_was_stopped_goes_on_and_can_be_left(terminal: Terminal) -> None:
+    terminal.launch()
+    terminal.until(lambda screen: "\n ready" in screen)
+    process = terminal.process()
+    os.kill(process, signal.SIGSTOP)
+    os.kill(process, signal.SIGCONT)
+    terminal.tmux("send-keys", "-l", "still there")
+    terminal.until(lambda screen: "still there" in screen)
+    terminal.tmux("send-keys", "C-u", "C-q")
+    terminal.until(lambda screen: "LEFT 0" in screen)
+
+
+@in_linux
+def test_a_window_that_is_closed_ends_the_program(terminal: Terminal) -> None:
+    terminal.launch()
+    terminal.until(lambda screen: "\n ready" in screen)
+    process = Path(f"/proc/{terminal.process()}")
+    terminal.close()
+    end = time.monotonic() + LIMIT_SECONDS
+    while process.exists():
+        assert time.monotonic() < end
+        threading.Event().wait(0.05)

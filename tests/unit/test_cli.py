@@ -347,6 +347,7 @@ def test_an_interruption_keeps_the_partial_answer(
     backend = FakeBackend(answers=["one two three"])
     gate = backend.gate("delta:1")
     backends.append(backend)
+    before = signal.signal(number, signal.SIG_DFL)  # also where the tests are run with `nohup`
 
     def interrupt() -> None:
         gate.arrived.wait(5)
@@ -356,6 +357,7 @@ def test_an_interruption_keeps_the_partial_answer(
     thread.start()
     assert run("ask", "count", "--session", "a") == (code, "one \n", "")
     thread.join()
+    signal.signal(number, before)
     last = run_json(run, "sessions", "show", "a")["messages"][-1]
     assert (last["text"], last["finish_reason"]) == ("one ", "stopped")
 

@@ -248,6 +248,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (path / WEIGHTS).rename(path / "pytorch_model.bin"),
         "as a pickle only",
     ),
+    "generation config is no JSON": (
+        lambda path: (path / "generation_config.json").write_text("{"),
+        r"generation_config\.json is not valid JSON",
+    ),
     "truncated weights": (
         lambda path: truncate(path / WEIGHTS),
         r"model\.safetensors is truncated: it has [\d,]+ bytes instead of",

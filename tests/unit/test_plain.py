@@ -192,7 +192,7 @@ def test_ctrl_c_while_waiting_asks_before_it_quits(
 
 
 def test_an_answer_is_spoken_in_sentences(capsys: pytest.CaptureFixture[str]) -> None:
-    stream = SpokenStream("model")
+    stream = SpokenStream(lambda: "model")
     for piece in ("Hello th", "ere. How", " are\x1b[31m you?", " Fine"):
         stream.write(piece)
         said = capsys.readouterr().out

@@ -83,6 +83,20 @@ def test_a_cut_off_database_is_not_overwritten(path: Path, keep: float) -> None:
     assert path.read_bytes()[:100] == cut[:100]
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_words_are_not_written_to_a_file_that_was_removed(path: Path, is_replaced: bool) -> None:
+    path = path.parent / "data" / path.name
+    store = SessionStore(path)
+    store.create("kept")
+    path.parent.rename(path.parent.with_name("elsewhere"))
+    if is_replaced:
+        SessionStore(path).close()
+    with pytest.raises(StorageError, match="removed or replaced"):
+        store.create("lost")
+    assert [one.name for one in store.list()] == ["kept"]
+    store.close()
+
+
 def test_a_directory_in_the_place_of_the_file(path: Path) -> None:
     path.mkdir()
     assert "not a file" in refusal(path).message

@@ -10,7 +10,7 @@ import pytest
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.symbols import SymbolCodec
 from chatcache.backends.local.template import PLAIN_TEMPLATE, ChatTemplate, free_marker
-from chatcache.errors import UnavailableError
+from chatcache.errors import ModelLoadError, UnavailableError
 from tests.models import CHATML_TEMPLATE, build_metaspace_tokenizer, build_tokenizer
 from tests.templates import BY_NAME, SHAPES, Shape
 
@@ -46,7 +46,7 @@ def test_roles_that_the_template_refuses_are_an_error() -> None:
 
 
 def test_a_template_that_is_no_jinja_is_an_error() -> None:
-    with pytest.raises(UnavailableError, match="does not accept"):
+    with pytest.raises(ModelLoadError, match="is broken, line 1"):
         ChatTemplate(build_tokenizer(chat_template="{% for %}")).render([USER])
 
 

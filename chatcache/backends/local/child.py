@@ -39,6 +39,7 @@ def start_process(
                 stderr=log_file,
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
+                cwd=_working_directory(),
             )
     except OSError:
         channel.close()
@@ -92,6 +93,16 @@ def _environment() -> dict[str, str]:
         others = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join([root, *([others] if others else [])])
     return environment
+
+
+def _working_directory() -> Path | None:
+    """None: ours. Where ours has been removed meanwhile torch does not start; anywhere else is
+    fine then, for no relative path leads anywhere."""
+    try:
+        Path.cwd()
+    except OSError:
+        return Path(os.sep)
+    return None
 
 
 def end_process(process: subprocess.Popen[bytes], patience_seconds: float) -> int:

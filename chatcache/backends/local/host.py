@@ -237,7 +237,8 @@ class LocalBackend:
         try:
             process, channel = start_process(self._command, self._settings.log_path)
         except OSError as error:
-            self._fail(EngineDiedError(f"The engine could not be started: {error.strerror}."))
+            hint = f"Check that {self._command[0]} can be run, and the memory that is free."
+            self._fail(EngineDiedError(f"The engine could not be started: {error.strerror}.", hint))
             return
         self._engine = _Engine(process, channel)
         self._send(self._settings)

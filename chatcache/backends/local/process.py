@@ -245,7 +245,7 @@ def _as_load_error(error: Exception) -> Exception:
     if isinstance(error, ChatcacheError):
         return error
     return UnavailableError(
-        f"The engine could not start: {type(error).__name__}: {error}",
+        f"The engine could not start: {type(error).__name__}: {error}.",
         "The engine's log has the details.",
     )
 

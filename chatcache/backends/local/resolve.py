@@ -154,6 +154,8 @@ def _check_config(path: Path) -> None:
     config = _read_json(path / "config.json")
     if "model_type" not in config:
         raise ModelLoadError(f"{path / 'config.json'} does not say its model_type.")
+    if (path / "generation_config.json").exists():  # transformers makes one up if it is broken
+        _read_json(path / "generation_config.json")
 
 
 def _check_weights(path: Path) -> None:

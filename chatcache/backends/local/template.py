@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.reasoning import ReasoningFormat, reasoning_format
 from chatcache.backends.local.symbols import SymbolCodec, any_of, break_controls, breaker
-from chatcache.errors import UnavailableError
+from chatcache.errors import ModelLoadError, UnavailableError
 
 # For models that were never taught a chat format.
 PLAIN_TEMPLATE = (
@@ -155,6 +157,12 @@ class ChatTemplate:
                         **variables,
                     )
                 )
+        except TemplateSyntaxError as error:
+            raise ModelLoadError(
+                f"The chat template in {self._tokenizer.name_or_path} is broken, line "
+                f"{error.lineno}: {str(error.message).rstrip('.')}.",
+                "Download the model again, or choose another with --model.",
+            ) from error
         except Exception as error:
             raise UnavailableError(
                 f"The model's chat template does not accept this conversation: "

@@ -59,8 +59,9 @@ class ServerClient:
                 profile.timeout, connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=CONNECT_SECONDS
             ),
             follow_redirects=False,
-            # A proxy of the environment is for other machines.
+            # A proxy of the environment is for other machines, its certificates are for all.
             trust_env=not profile.is_loopback,
+            verify=httpx2.create_ssl_context(),
         )
 
     async def close(self) -> None:

@@ -219,6 +219,8 @@ class ChatScreen(ShapedScreen):
         try:
             await work
         except Exception as failure:
+            if not self.query(TitleBar):
+                return  # the program is being left: there is nobody and nothing to tell it
             error = as_user_error(failure)
             await self.show_error(error.message, error.hint)
 
@@ -345,7 +347,7 @@ class ChatScreen(ShapedScreen):
         composer = self.composer
         if composer.close_popup() or self.turns.stop() or self.work.stop():
             return
-        if self.actions.cancel_switch():
+        if self.actions.cancel_switch() or self.uncover():
             return
         if self.query_one(FirstRunBar).hide():
             return
@@ -373,6 +375,7 @@ class ChatScreen(ShapedScreen):
 
     def action_follow(self) -> None:
         self.transcript.anchor()
+        self.composer.focus()
         self.run_async(self.turns.flush())
 
     def action_walk(self, step: int) -> None:
@@ -392,5 +395,6 @@ class ChatScreen(ShapedScreen):
             is_narrow=self._is_narrow,
             is_walking=is_walking,
             is_empty=not self.transcript.blocks,
+            is_working=work is not None,
         )
         self.query_one(StatusBar).show_hints(hints(ids, self.options.keys))

@@ -88,6 +88,14 @@ class ShapedScreen(Screen[None]):
         self.panel_mode, self._panel_covers = mode, self._is_narrow
         self._apply_panel_mode()
 
+    def uncover(self) -> bool:
+        """Make a panel that covers the chat one line again; False when none does."""
+        if not (self._is_narrow and self._panel_covers and self.panel_mode == "full"):
+            return False
+        self._panel_covers = False
+        self._apply_panel_mode()
+        return True
+
     def _apply_panel_mode(self) -> None:
         shown = self.shown_panel_mode
         self.query_one(CachePanel).display = shown == "full"

@@ -14,7 +14,7 @@ from chatcache.tui.formatting import shorten
 from chatcache.tui.styles import MUTED
 
 MAX_ROWS = 8
-_BORDER, _PADDING = 2, 2
+_BORDER, _PADDING = 2, 3  # the scrollbar is within
 _BESIDE = 6  # rows of the screen that are not for the list
 _MAX_WIDTH = 80
 _LABEL_WIDTH = 16

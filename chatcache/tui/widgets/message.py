@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
+from textual.events import Key
 from textual.widget import Widget
-from textual.widgets import Static
+from textual.widgets import Static, TextArea
 
 from chatcache.tui import formatting as fmt
 from chatcache.tui.commands import bindings
@@ -79,6 +80,14 @@ class MessageBlock(Vertical, can_focus=True):
 
     def refresh_head(self) -> None:
         self.query_one(".head", Words).say(self.head_content())
+
+    def on_key(self, event: Key) -> None:
+        """What is no action on this message is written: whoever types means a new one."""
+        if event.is_printable and event.character and event.key not in self.screen.active_bindings:
+            event.stop()
+            composer = self.screen.query_one("#composer", TextArea)
+            self.screen.set_focus(composer)
+            composer.insert(event.character)
 
     def action_act(self, action: str) -> None:
         if action == "fold":

@@ -1,0 +1,90 @@
+"""What a careful eye would find: contrast, rows on one line, nothing over something else."""
+
+from __future__ import annotations
+
+import pytest
+from textual.color import Color
+from textual.content import Content
+from textual.theme import BUILTIN_THEMES
+
+from chatcache.backends.base import BackendFailed, ModelReady
+from chatcache.errors import EngineDiedError, ModelLoadError
+from chatcache.tui.contrast import quiet, ratio
+from chatcache.tui.formatting import gist
+from chatcache.tui.screens.tree import TreeScreen
+from chatcache.tui.widgets.command_popup import CommandPopup
+from chatcache.tui.widgets.words import Words
+from tests.tui.conftest import NARROW, WIDE, Bench, plain
+
+
+@pytest.mark.parametrize("name", [name for name, theme in BUILTIN_THEMES.items() if not theme.ansi])
+def test_notes_are_as_quiet_as_they_may_be(name: str) -> None:
+    variables = BUILTIN_THEMES[name].to_color_system().generate()
+    text = Color.parse(quiet(variables))
+    behind = Color.parse(variables["background"])
+    shown, full = behind.blend(text.with_alpha(1), text.a), text.with_alpha(1)
+    assert ratio(behind, shown) >= min(4.5, 0.7 * ratio(behind, full))
+    assert 0.6 <= text.a <= 0.86
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("| a | b | |---|--:| | 1 | 2 |", "a · b · 1 · 2"),
+        ("# Head\n\n- **bold** `code`", "Head\n\nbold code"),
+        ("a | b --- no table, __init__ and 2 * 3", "a | b --- no table, __init__ and 2 * 3"),
+    ],
+)
+def test_a_gist_has_no_signs_of_markdown(text: str, shown: str) -> None:
+    assert gist(text) == shown
+
+
+async def test_the_list_of_commands_stays_beside_the_panel(bench: Bench) -> None:
+    async with bench.run(WIDE) as chat:
+        await chat.press("/")
+        await chat.until(lambda: chat.screen.query_one(CommandPopup).is_open)
+        popup, column = chat.screen.query_one(CommandPopup), chat.screen.query_one("#column")
+        assert popup.region.right <= column.region.right
+
+
+@pytest.mark.parametrize("size", [(60, 20), NARROW])
+async def test_rows_of_a_list_stay_on_one_line(bench: Bench, size: tuple[int, int]) -> None:
+    async with bench.run(size) as chat:
+        await chat.say("What is a KV cache?", "/fork 0", "Something else, and longer than that")
+        await chat.press("f3")
+        await chat.until(lambda: isinstance(chat.app.screen, TreeScreen) and "now" in chat.text)
+        rows = [line for line in chat.text.splitlines() if " now" in line]
+        assert all("RAM" in row for row in rows), chat.text
+
+
+async def test_the_keys_shown_fit_the_moment(bench: Bench) -> None:
+    async with bench.run(NARROW) as chat:
+        hints = chat.screen.query_one("#hints")
+        assert plain(hints) == "F1 help   F5 models"
+        await chat.say("one")
+        assert plain(hints) == "F1 help   F4 fork"
+        died = EngineDiedError("The engine ended.", "")
+        bench.backend.emit(BackendFailed(died, will_restart=True))
+        await chat.until(lambda: plain(hints) == "")
+        bench.backend.emit(bench.backend.snapshot())
+        bench.backend.emit(ModelReady(bench.backend.info))
+        await chat.until(lambda: plain(hints) == "F1 help   F4 fork")
+        await chat.say("/new")
+        assert plain(hints) == "F1 help   F5 models"
+        await chat.say("/switch one")
+        assert plain(hints) == "F1 help   F4 fork"
+        bench.backend.emit(BackendFailed(ModelLoadError("No model.", "Pick one.")))
+        await chat.until(lambda: plain(hints) == "F5 models   F1 help")
+
+
+async def test_words_ask_for_a_layout_only_when_they_need_other_room(bench: Bench) -> None:
+    async with bench.run() as chat:
+        layouts: list[bool] = []
+        state = chat.screen.query_one("#state", Words)
+        state.update = lambda content, *, layout=True: layouts.append(layout)  # type: ignore[method-assign]
+        for text in ("one", "one", "a longer one"):
+            state.say(Content(text))
+        model = chat.screen.query_one("#model-name", Words)
+        model.update = lambda content, *, layout=True: layouts.append(layout)  # type: ignore[method-assign]
+        model.say(Content("another width"))
+        assert layouts == [False, False, True]
