@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import termios
 from codecs import getincrementaldecoder
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from textual.message import Message
 
 _READ_BYTES = 64 * 1024
 _TICK_SECONDS = 0.1
+_HANGUP_SECONDS = 1.0
 # So much of the mark at the end may have come already, at the end of a piece.
 _KEPT_BACK = len(BRACKETED_PASTE_END) - 1
 
@@ -106,18 +108,31 @@ class ChatDriver(LinuxDriver):
             try:
                 while not self.exit_event.is_set():
                     if selector.select(_TICK_SECONDS):
-                        self._take(parser, decode(os.read(self.fileno, _READ_BYTES)))
+                        if not (data := self._read()):
+                            self._end_without_terminal()
+                            return
+                        if text := decode(data):  # not half a character
+                            self._take(parser, text)
                     for message in parser.tick():
                         self.process_message(message)
             finally:
                 self._end(parser)
 
     def _take(self, parser: PasteParser, text: str) -> None:
-        if not text:  # half a character; or the terminal is gone, and the program ends soon
-            self.exit_event.wait(_TICK_SECONDS / 10)
-            return
         for message in parser.feed(text):
             self.process_message(message)
+
+    def _read(self) -> bytes:
+        """What was typed; nothing when the terminal is gone."""
+        try:
+            return os.read(self.fileno, _READ_BYTES)
+        except OSError:
+            return b""
+
+    def _end_without_terminal(self) -> None:
+        """The kernel sends SIGHUP, but only where the terminal is the controlling one."""
+        if not self.exit_event.wait(_HANGUP_SECONDS):
+            os.kill(os.getpid(), signal.SIGHUP)
 
     @staticmethod
     def _end(parser: PasteParser) -> None:

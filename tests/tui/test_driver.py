@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -72,3 +74,22 @@ def test_a_terminal_that_is_gone_stops_nobody_who_writes_to_it() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, slave)  # what is left in the buffer can be written when it is closed
         os.close(null)
+
+
+def test_a_terminal_that_ends_without_a_signal_ends_the_program() -> None:
+    """As where it is not the controlling one: the kernel sends no SIGHUP then."""
+    master, slave = os.openpty()
+    command = [sys.executable, "-m", "chatcache"]
+    program = subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
+    os.close(slave)
+    shown = b""
+    while b"loaded" not in shown:
+        shown += os.read(master, 4096)
+    os.close(master)
+    try:
+        program.wait(60)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        raise
