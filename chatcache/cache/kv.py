@@ -69,7 +69,7 @@ class LiveKV(Cache):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tokens held (the buffers may be up to half as large again)."""
+        """Bytes of the tokens held; what is lent of them is held by blocks as well, once."""
         return sum(
             layer.view(kind).nbytes
             for layer in self._growing.values()

@@ -18,7 +18,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 _GROWTH_TOKENS = 256
 _GROWTH_SHARE = 32  # so much more at a time: little memory lies idle, and copies stay rare
-_SHRINK = 2  # buffers so many times as long as needed are given back when they are empty
+_SHRINK = 2  # buffers so many times as long as needed are too large
 
 
 class Borrower(Protocol):
@@ -70,7 +70,7 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def reserve(self, num_tokens: int) -> None:
         """Make room for `num_tokens` in all, and for some more to come; buffers that are much too
-        large are given back, as long as nothing is in them."""
+        large are left, as long as nothing is in them."""
         if self.num_tokens == 0 and self.home.room > _SHRINK * room_for(num_tokens):
             self._move(room_for(num_tokens))
         self.claim(self.num_tokens, num_tokens)
@@ -95,11 +95,12 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             for borrower in list(old.borrowers):
                 self.home.borrowers.add(borrower)
                 borrower.move(self.number, self.home)
+        elif room < old.room:
+            self._leave(old)
         self._show()
 
     def _taken(self, room: int) -> Buffers:
-        """Buffers like those at home: the spare ones, if they are of a fitting length (memory that
-        was used before is several times as quick), or new ones."""
+        """Buffers like those at home: the spare ones, if they are of a fitting length, or new."""
         spare, self._spare = self._spare, None
         is_like = spare is not None and spare.tensors.keys() == self.home.tensors.keys()
         if spare is not None and is_like and room <= spare.room <= _SHRINK * room:
@@ -108,6 +109,12 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         for kind, tensor in self.home.tensors.items():
             made[kind] = tensor.new_empty((1, tensor.shape[1], room, tensor.shape[3]))
         return Buffers(room, made)
+
+    def _leave(self, home: Buffers) -> None:
+        """Keep the last buffers that nobody else has: memory that was used before is several times
+        as quick as new one. The ones before them are given back."""
+        if home.frozen_to == 0:
+            self._spare = home
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -140,8 +147,8 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def adopt(self, home: Buffers, num_tokens: int) -> None:
         """Go on in buffers that were lent, behind their first `num_tokens`, which are frozen."""
-        if self.home is not home and self.home.frozen_to == 0:
-            self._spare = self.home
+        if self.home is not home:
+            self._leave(self.home)
         self.home = home
         self.set_length(num_tokens)
 
