@@ -26,7 +26,7 @@ def core_rows(tokens: int) -> dict[str, Row]:
     rows = [
         Row("cold", f"cold, all {tokens:,} computed", "first token", "matrix rate", "cold"),
         Row("live", "next turn of an open chat", "first token", _WEIGHTS, "cold"),
-        Row("ram", "resumed from RAM", "first token", _MEMORY, "cold"),
+        Row("ram", "resumed from RAM", "first token", "the message", "cold"),
         Row("disk", "from disk, page cache cold", "first token", _DISK, "cold"),
         Row("warm", "from disk, page cache warm", "first token", _MEMORY, "cold"),
         Row("fork", "first turn of a fork at half", "first token", _WEIGHTS),
@@ -139,7 +139,7 @@ class Bench:
             "cold": self._loaded.num_flops(tokens + MESSAGE_TOKENS) / limits.matmul,
             "live": weights / limits.memory_read,
             "fork": weights / limits.memory_read,
-            "ram": kv / limits.memory_copy + message,
+            "ram": message,  # nothing has to move
             "warm": kv / limits.memory_copy + message,
             "switch": kv / 2 / limits.memory_copy + message,
             "disk": kv / limits.disk_read + message,

@@ -18,6 +18,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 _GROWTH_TOKENS = 256
 _GROWTH_SHARE = 32  # so much more at a time: little memory lies idle, and copies stay rare
+_MAX_PASSED = 4  # so often shorter buffers are given back while long ones are kept
 _SHRINK = 2  # buffers so many times as long as needed are too large
 
 
@@ -54,6 +55,7 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.num_tokens = 0
         self.home = Buffers(_GROWTH_TOKENS)
         self._spare: Buffers | None = None
+        self._num_passed = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         for kind, states in (("key", key_states), ("value", value_states)):
@@ -101,20 +103,27 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def _taken(self, room: int) -> Buffers:
         """Buffers like those at home: the spare ones, if they are of a fitting length, or new."""
-        spare, self._spare = self._spare, None
-        is_like = spare is not None and spare.tensors.keys() == self.home.tensors.keys()
-        if spare is not None and is_like and room <= spare.room <= _SHRINK * room:
-            return spare
+        if (spare := self._spare) is not None:
+            is_like = spare.tensors.keys() == self.home.tensors.keys()
+            if room > spare.room or not is_like:
+                self._spare = None
+            elif spare.room <= _SHRINK * room:
+                self._spare = None
+                return spare
         made = {}  # both or none: memory may run out in between
         for kind, tensor in self.home.tensors.items():
             made[kind] = tensor.new_empty((1, tensor.shape[1], room, tensor.shape[3]))
         return Buffers(room, made)
 
     def _leave(self, home: Buffers) -> None:
-        """Keep the last buffers that nobody else has: memory that was used before is several times
-        as quick as new one. The ones before them are given back."""
-        if home.frozen_to == 0:
-            self._spare = home
+        """Keep one set of buffers that nobody else has: memory that was used before is several
+        times as quick as new one. Long ones are kept for a while, though shorter ones are left."""
+        if home.frozen_to:
+            return
+        self._num_passed += 1
+        is_short = self._spare is not None and home.room < self._spare.room
+        if not is_short or self._num_passed > _MAX_PASSED:
+            self._spare, self._num_passed = home, 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -148,6 +148,25 @@ def test_a_short_path_gives_long_buffers_back() -> None:
     assert live.layers[0].home.room < 50
 
 
+def test_long_buffers_that_were_left_are_used_again() -> None:
+    """Also when a short path came in between."""
+    live = live_kv()
+    append(live, list(range(40)))
+    block = live.export(0, 40)
+    live.truncate(0)
+    append(live, list(range(100, 140)))
+    place = live.layers[0].view("key").data_ptr()
+    live.truncate(0)
+    live.reserve(5)
+    append(live, [1, 2])
+    live.adopt(block, 40)
+    live.truncate(0)
+    live.reserve(40)
+    append(live, list(range(200, 240)))
+    assert live.layers[0].view("key").data_ptr() == place
+    assert has(block, list(range(40)))
+
+
 @dataclass(eq=False)
 class Given:
     """A block, its positions, and the whole path that it was cut out of."""
