@@ -27,6 +27,8 @@ def test_a_stop_at_the_very_end_of_a_turn_leaves_the_engine_listening(tmp_path: 
     ours, theirs = socket.socketpair()
     front_end, server = Connection(ours.detach()), EngineServer(Channel(theirs.detach()))
     server._stops = EndsMeanwhile()
+    # An engine whose front end is gone ends its process after a while: here, that of the tests.
+    server._leave_orphaned = server._close  # type: ignore[method-assign]
     settings = EngineSettings("echo", tmp_path, tmp_path / "engine.log")
     serving = threading.Thread(
         target=server.serve, args=(lambda emit: EchoRunner(settings, emit),), daemon=True
