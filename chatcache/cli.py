@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 from chatcache import __version__
 from chatcache.commands import GROUPS, Command, Commands
-from chatcache.commands.output import is_terminal, write_data
 from chatcache.commands.parser import VALUE_OPTIONS, Parser
 from chatcache.errors import ChatcacheError, UsageError, did_you_mean
 from chatcache.formatting import one_line
+from chatcache.frontend.shell_output import is_terminal, write_data
 
 EXIT_UNEXPECTED = 1
 EXIT_INTERRUPTED = 130

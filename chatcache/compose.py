@@ -22,13 +22,13 @@ from chatcache.remotes import check_reach, remote_model
 
 if TYPE_CHECKING:
     from chatcache.backends.base import Backend, CostEstimate, SamplingParams
-    from chatcache.backends.local.settings import EngineSettings
-    from chatcache.cache.inspect import CacheInspector
-    from chatcache.cache.policy import TierPolicy
+    from chatcache.backends.local.engine.settings import EngineSettings
+    from chatcache.cache.book.policy import TierPolicy
+    from chatcache.cache.files.inspect import CacheInspector
     from chatcache.chat.forget import ForgetKV, Journals
     from chatcache.chat.idle import IdleOptions
     from chatcache.chat.service import ChatService
-    from chatcache.chat.sessions import SessionStore
+    from chatcache.chat.store import SessionStore
     from chatcache.frontend.progress import Report
     from chatcache.frontend.sampling import Sampling
 
@@ -71,14 +71,14 @@ def opened_service(
 
 def open_store(settings: Settings, *, may_be_read_only: bool = False) -> SessionStore:
     """The conversations. Raises StorageError when they cannot be written, or not even read."""
-    from chatcache.chat.sessions import SessionStore
+    from chatcache.chat.store import SessionStore
 
     return SessionStore(settings.paths.database, may_be_read_only=may_be_read_only)
 
 
 def open_backend(settings: Settings) -> Backend:
     """What answers for the model of the settings: an engine or a server. Nothing is started yet."""
-    from chatcache.backends.local.host import LocalBackend
+    from chatcache.backends.local.engine.client import LocalBackend
 
     remote = open_remote(settings, settings.config.model.default)
     return remote or LocalBackend(engine_settings(settings))
@@ -104,7 +104,7 @@ def open_remote(settings: Settings, model: str) -> Backend | None:
 
 def open_switching_backend(settings: Settings) -> Backend:
     """What answers for the model of the settings, which can be exchanged for another one."""
-    from chatcache.backends.local.host import LocalBackend
+    from chatcache.backends.local.engine.client import LocalBackend
     from chatcache.backends.switching import SwitchingBackend
 
     first = engine_settings(settings)
@@ -125,7 +125,7 @@ def check_model(settings: Settings) -> None:
     Raises NotFoundError or UnavailableError. A hub id that has to be downloaded is fine, and a
     server is not asked: only its profile and its key are looked at.
     """
-    from chatcache.backends.local.resolve import check_model_dir, resolve_model
+    from chatcache.backends.local.model.resolve import check_model_dir, resolve_model
 
     model = settings.config.model
     if (remote := remote_model(model.default, settings.config.remotes)) is not None:
@@ -138,7 +138,7 @@ def check_model(settings: Settings) -> None:
 
 def open_inspector(settings: Settings) -> CacheInspector:
     """A look at the segments on disk, without an engine."""
-    from chatcache.cache.inspect import CacheInspector
+    from chatcache.cache.files.inspect import CacheInspector
 
     return CacheInspector(settings.paths.cache_dir, *budgets(settings), tier_policy(settings))
 
@@ -146,7 +146,7 @@ def open_inspector(settings: Settings) -> CacheInspector:
 def engine_settings(settings: Settings) -> EngineSettings:
     """What the engine process is started with."""
     from chatcache.assets import adapter_dir
-    from chatcache.backends.local.settings import EngineSettings
+    from chatcache.backends.local.engine.settings import EngineSettings
 
     model = settings.config.model
     ram_budget, disk_budget = budgets(settings)
@@ -167,7 +167,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
 
 def tier_policy(settings: Settings) -> TierPolicy:
     """When segments go to disk, and how long they are kept."""
-    from chatcache.cache.policy import TierPolicy
+    from chatcache.cache.book.policy import TierPolicy
 
     cache = settings.config.cache
     mode, is_int8 = spill_parts(cache.spill)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from chatcache.assets import pocket_dir
-from chatcache.cache.access import foreign_owner
+from chatcache.cache.files.ownership import foreign_owner
 from chatcache.config import Paths
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import plural, size

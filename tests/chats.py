@@ -9,9 +9,9 @@ from functools import cache
 from typing import Any
 
 from chatcache.backends.base import ChatMessage
-from chatcache.backends.local.detokenize import Detokenizer
-from chatcache.backends.local.journal import PromptPlan, PromptPlanner
-from chatcache.backends.local.reasoning import ReasoningSplitter, shown_tokens
+from chatcache.backends.local.prompt.detokenize import Detokenizer
+from chatcache.backends.local.prompt.planner import PromptPlan, PromptPlanner
+from chatcache.backends.local.prompt.reasoning import ReasoningSplitter, shown_tokens
 from tests.templates import BY_NAME, Shape
 
 SYSTEM = "You are brief.\nSay one thing."

@@ -30,8 +30,8 @@ from chatcache.backends.base import (
     TurnResult,
     Usage,
 )
-from chatcache.backends.local.process import Emit, EngineServer, start
-from chatcache.backends.local.settings import EngineSettings
+from chatcache.backends.local.engine.server import Emit, EngineServer, start
+from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.errors import ModelLoadError
 
 DRAINED = "drained"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from chatcache.cache.files.segfile import TensorSource
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.segfile import TensorSource
 from chatcache.cache.tokens import BYTES_PER_ID, pack
 
 NUM_HEADS = 2

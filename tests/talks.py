@@ -21,8 +21,8 @@ from chatcache.backends.base import (
     TurnRequest,
     TurnResult,
 )
-from chatcache.backends.local.process import Runner, build_runner
-from chatcache.backends.local.settings import EngineSettings
+from chatcache.backends.local.engine.server import Runner, build_runner
+from chatcache.backends.local.engine.settings import EngineSettings
 
 _ids = itertools.count()
 

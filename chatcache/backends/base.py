@@ -15,9 +15,9 @@ from typing import Literal, Protocol
 from chatcache.backends.usage import Timings as Timings
 from chatcache.backends.usage import TurnPrice as TurnPrice
 from chatcache.backends.usage import Usage as Usage
-from chatcache.cache.rows import CostEstimate as CostEstimate
-from chatcache.cache.rows import SegmentRow as SegmentRow
-from chatcache.cache.rows import TierUse as TierUse
+from chatcache.cache.views import CostEstimate as CostEstimate
+from chatcache.cache.views import SegmentRow as SegmentRow
+from chatcache.cache.views import TierUse as TierUse
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "stopped"]

@@ -30,7 +30,8 @@ What was tried for speed and did not pay, on 2 cores with avx512_bf16:
   idle threads spin (3.8 ms a layer instead of 2.2, 16 tokens behind 4,096); 15 % quicker for one
   token when they do not (`GOMP_SPINCOUNT=100`), which makes everything else slower.
 - Copying a long run out when it is kept and back in when it is resumed, into memory that was not
-  used before: 0.7 GB/s on this machine. It is lent where it lies instead (`cache/layers.py`).
+  used before: 0.7 GB/s on this machine. It is lent where it lies instead
+  (`cache/tensors/layers.py`).
 - One product for the queries, keys and values of a layer, and one for gate and up: 0.8 and 0.7 ms
   less in a step of 42 ms; packed linear layers run at 37 of 47 GB/s already.
 - Weights in 8 bits (`_weight_int8pack_mm`): 0.09 ms against 0.12 ms at one row of 3,072 x 1,024,
@@ -52,7 +53,7 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Run the bench; returns the exit code. Raises UsageError, ModelLoadError, NotFoundError."""
-    from chatcache.backends.local.child import use_large_pages
+    from chatcache.backends.local.engine.child_process import use_large_pages
     from chatcache.bench.options import parse
 
     use_large_pages(os.environ)

@@ -18,7 +18,7 @@ from chatcache.backends.base import (
     TurnRequest,
     TurnResult,
 )
-from chatcache.backends.local.host import LocalBackend
+from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.errors import UnavailableError
 
 _ANSWER_TOKENS = 4

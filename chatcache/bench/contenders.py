@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 
-from chatcache.backends.local.context import LiveContext, Reuse
-from chatcache.backends.local.generate import Forward
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import LiveContext, Reuse
 from chatcache.bench.limits import drop_page_cache
 from chatcache.bench.setup import BenchModel
-from chatcache.cache.blocks import TensorBlock
-from chatcache.cache.kv import LiveKV
+from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.rates import RateBook
+from chatcache.cache.tensors.blocks import TensorBlock
+from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.tokens import pack
 
 _BUDGET = 1 << 40

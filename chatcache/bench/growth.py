@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from chatcache.backends.base import SamplingParams
-from chatcache.backends.local.host import LocalBackend
-from chatcache.backends.local.settings import EngineSettings
+from chatcache.backends.local.engine.client import LocalBackend
+from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.bench.chart import strip_chart
 from chatcache.bench.conditions import cpu_name
 from chatcache.bench.processes import home_environment
@@ -29,7 +29,7 @@ from chatcache.bench.setup import load_models
 from chatcache.bench.terminal import Terminal, Typist
 from chatcache.chat.conversation import Message
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import DATABASE_NAME, SessionStore
+from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.chat.views import AnswerSaved
 from chatcache.errors import UnavailableError
 from chatcache.formatting import size

@@ -29,15 +29,15 @@ from chatcache.backends.base import (
     TurnFinished,
     TurnRequest,
 )
-from chatcache.backends.local.host import LocalBackend
-from chatcache.backends.local.resolve import resolve_model
-from chatcache.backends.local.settings import EngineSettings
+from chatcache.backends.local.engine.client import LocalBackend
+from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.local.model.resolve import resolve_model
 from chatcache.bench import ahead
 from chatcache.bench.processes import home_environment
 from chatcache.bench.result import CHATCACHE, Row
 from chatcache.bench.setup import Models
 from chatcache.bench.terminal import Terminal, Typist
-from chatcache.chat.sessions import DATABASE_NAME, SessionStore
+from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.errors import UnavailableError
 
 Say = Callable[[str], None]

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from chatcache.backends.local.cut import cut_policy
-from chatcache.backends.local.identity import namespace_fields
-from chatcache.backends.local.loader import load_model
-from chatcache.backends.local.tuning import tune
+from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.model.identity import namespace_fields
+from chatcache.backends.local.model.loader import load_model
+from chatcache.backends.local.model.tuning import tune
 from chatcache.bench.result import CHATCACHE, Row
 from chatcache.bench.shapes import SHAPES
-from chatcache.cache.namespace import namespace_id
-from chatcache.cache.rates import RateBook
+from chatcache.cache.book.namespace import namespace_id
+from chatcache.cache.book.rates import RateBook
 from chatcache.config import load_settings
 from chatcache.errors import UnavailableError
 

@@ -6,16 +6,16 @@ import random
 import statistics
 from pathlib import Path
 
-from chatcache.backends.local.context import Reuse
+from chatcache.backends.local.run.live_context import Reuse
 from chatcache.bench.contenders import Chatcache
 from chatcache.bench.result import CHATCACHE, CHOSEN, COMPUTED, FROM_DISK, Figure, Row
 from chatcache.bench.rows import MESSAGE_TOKENS, TELLING_BYTES, Bench
 from chatcache.bench.setup import BenchModel
-from chatcache.cache.rates import RateBook
+from chatcache.cache.book.rates import RateBook
 from chatcache.chat.conversation import Message
-from chatcache.chat.journals import Namespace
+from chatcache.chat.journal_table import Namespace
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import Origin, SessionStore
+from chatcache.chat.store import Origin, SessionStore
 
 FORK_TOKENS = 100
 ANSWER_TOKENS = 24

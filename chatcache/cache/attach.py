@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from chatcache.cache.catalog import Catalog
-from chatcache.cache.entries import Entry
-from chatcache.cache.index import IndexRow, pack_row
-from chatcache.cache.radix import RadixTree
-from chatcache.cache.segfile import peek_ids
-from chatcache.cache.segments import (
+from chatcache.cache.book.entries import Entry
+from chatcache.cache.book.radix import RadixTree
+from chatcache.cache.files.catalog import Catalog
+from chatcache.cache.files.index import IndexRow, pack_row
+from chatcache.cache.files.segfile import peek_ids
+from chatcache.cache.files.store import (
     DamagedFile,
     SegmentStore,
     StoredSegment,

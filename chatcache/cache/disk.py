@@ -13,11 +13,11 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from chatcache.cache.eviction import Candidate
-from chatcache.cache.index import by_id, sizes, unpack_row
-from chatcache.cache.pins import PinBook
-from chatcache.cache.policy import is_over
-from chatcache.cache.segments import (
+from chatcache.cache.book.eviction import Candidate
+from chatcache.cache.book.policy import is_over
+from chatcache.cache.files.index import by_id, sizes, unpack_row
+from chatcache.cache.files.pins import PinBook
+from chatcache.cache.files.store import (
     FileStamp,
     SegmentStore,
     StoredSegment,

@@ -20,15 +20,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from chatcache.cache.access import check_owner
-from chatcache.cache.entries import Block, Entry, KVSink, Lease, Lookup, RestoreResult
-from chatcache.cache.policy import TierPolicy
-from chatcache.cache.radix import Span
+from chatcache.cache.book.entries import Block, Entry, KVSink, Lease, Lookup, RestoreResult
+from chatcache.cache.book.policy import TierPolicy
+from chatcache.cache.book.radix import Span
+from chatcache.cache.files.ownership import check_owner
+from chatcache.cache.files.store import DamagedFile
 from chatcache.cache.restore import adopt_tokens, restore_states, restore_tokens
-from chatcache.cache.rows import SegmentRow, TierUse
-from chatcache.cache.segments import DamagedFile
 from chatcache.cache.tiers import Tiers
 from chatcache.cache.tokens import BYTES_PER_ID, chain_digest
+from chatcache.cache.views import SegmentRow, TierUse
 
 
 class PrefixCache:

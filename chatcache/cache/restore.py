@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from chatcache.cache.entries import Block, Entry, KVSink, Lease, RestoreResult
-from chatcache.cache.reader import read_segment, read_states
-from chatcache.cache.segfile import (
+from chatcache.cache.book.entries import Block, Entry, KVSink, Lease, RestoreResult
+from chatcache.cache.files.reader import read_segment, read_states
+from chatcache.cache.files.segfile import (
     SegmentDamagedError,
     SegmentFormatError,
     SegmentMissingError,
 )
-from chatcache.cache.segments import inode_of
+from chatcache.cache.files.store import inode_of
 from chatcache.cache.tiers import Tiers
 
 # A segment, what is wrong with it, and the inode of its file if it is the file that is damaged.

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatcache import formatting
-from chatcache.cache.pace import Pace
-from chatcache.cache.segfile import SegmentHeader, is_out_of_space
+from chatcache.cache.files.pace import Pace
+from chatcache.cache.files.segfile import SegmentHeader, is_out_of_space
 
 if TYPE_CHECKING:
-    from chatcache.cache.entries import Block, Entry
+    from chatcache.cache.book.entries import Block, Entry
     from chatcache.cache.tiers import Tiers
 
 log = logging.getLogger(__name__)

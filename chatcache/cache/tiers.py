@@ -16,15 +16,14 @@ from typing import Literal
 
 from chatcache import formatting
 from chatcache.cache.attach import Attacher
+from chatcache.cache.book.entries import Entry
+from chatcache.cache.book.eviction import Candidate, choose_victims
+from chatcache.cache.book.policy import LOW_WATER, TierPolicy, is_over
+from chatcache.cache.book.radix import MatchResult, RadixTree
 from chatcache.cache.disk import DiskFiles
-from chatcache.cache.entries import Entry
-from chatcache.cache.eviction import Candidate, choose_victims
-from chatcache.cache.index import by_id, pack_row, unpack_row
-from chatcache.cache.pins import PinBook
-from chatcache.cache.policy import LOW_WATER, TierPolicy, is_over
-from chatcache.cache.radix import MatchResult, RadixTree
-from chatcache.cache.rows import SegmentRow
-from chatcache.cache.segments import (
+from chatcache.cache.files.index import by_id, pack_row, unpack_row
+from chatcache.cache.files.pins import PinBook
+from chatcache.cache.files.store import (
     DamagedFile,
     FileStamp,
     SegmentStore,
@@ -34,6 +33,7 @@ from chatcache.cache.segments import (
     positions_of,
 )
 from chatcache.cache.spill import Spiller
+from chatcache.cache.views import SegmentRow
 
 _MAX_REMEMBERED = 1000
 _LOOKS_PER_BUDGET = 64

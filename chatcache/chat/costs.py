@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from chatcache.backends.base import Backend, CostEstimate
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.views import SessionJournal
 from chatcache.errors import ChatcacheError
 

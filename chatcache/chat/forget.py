@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
 
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 
 Journals = Sequence[tuple[int, ...]]
 ForgetKV = Callable[[str, Journals, Journals], None]

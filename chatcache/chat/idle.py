@@ -22,7 +22,7 @@ from chatcache.backends.base import (
 )
 from chatcache.chat.conversation import Node, messages_for_model
 from chatcache.chat.finished import stable_part
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import num_read_at, system_message, user_message
 from chatcache.chat.turns import TurnOptions, TurnRun, TurnTask
 from chatcache.errors import ChatcacheError

@@ -17,10 +17,10 @@ from chatcache.chat.conversation import check_turn, clean_text
 from chatcache.chat.costs import CostBook, OfflineCost
 from chatcache.chat.forget import Doomed, ForgetKV
 from chatcache.chat.idle import ALL_IDLE_WORK, IdleOptions, IdleWork
-from chatcache.chat.nodes import StoredNode
+from chatcache.chat.node_table import StoredNode
 from chatcache.chat.recall import Recall
 from chatcache.chat.search import search
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import answer_task, system_message, unsaved_task, user_message
 from chatcache.chat.transcripts import fork_points, transcript, variants_of
 from chatcache.chat.treekeeper import TreeKeeper

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from chatcache.backends.base import ChatMessage
 from chatcache.chat.conversation import Message, Node, messages_for_model, replace_unstorable
-from chatcache.chat.nodes import StoredNode
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.node_table import StoredNode
+from chatcache.chat.store import SessionStore
 from chatcache.chat.turns import TurnOptions, TurnTask
 
 

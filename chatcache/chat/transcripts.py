@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from chatcache.backends.base import CostEstimate
 from chatcache.chat.conversation import one_line
 from chatcache.chat.costs import NO_COST, CostBook
-from chatcache.chat.journals import AnswerFigures
-from chatcache.chat.nodes import StoredNode
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.journal_table import AnswerFigures
+from chatcache.chat.node_table import StoredNode
+from chatcache.chat.store import SessionStore
 from chatcache.chat.views import ForkPoint, TranscriptMessage
 
 LINE_LENGTH = 200

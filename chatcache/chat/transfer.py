@@ -20,9 +20,9 @@ from chatcache.chat.conversation import (
     order_problem,
     replace_unstorable,
 )
-from chatcache.chat.journals import JournalEntry
-from chatcache.chat.nodes import StoredNode
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.journal_table import JournalEntry
+from chatcache.chat.node_table import StoredNode
+from chatcache.chat.store import SessionStore
 from chatcache.errors import DamageError, UsageError
 
 FORMAT = "chatcache-session"

@@ -15,7 +15,7 @@ from chatcache.chat.branches import Branch, BranchTree, LightNode, NodeTree, Rem
 from chatcache.chat.conversation import one_line
 from chatcache.chat.costs import CostBook
 from chatcache.chat.forget import Doomed, ForgetKV
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.errors import NotFoundError
 
 WORDS_LENGTH = 160

@@ -33,13 +33,13 @@ from chatcache.backends.base import (
     Usage,
 )
 from chatcache.chat.conversation import Message, common_length, replace_unstorable
-from chatcache.chat.journals import JournalEntry, Namespace
-from chatcache.chat.nodes import StoredNode
+from chatcache.chat.journal_table import JournalEntry, Namespace
+from chatcache.chat.node_table import StoredNode
 from chatcache.chat.partials import Partial
 from chatcache.chat.pump import EventPump, as_shown
 from chatcache.chat.report import figures_json
-from chatcache.chat.session_rows import Cause
-from chatcache.chat.sessions import Origin, SessionStore
+from chatcache.chat.session_table import Cause
+from chatcache.chat.store import Origin, SessionStore
 from chatcache.chat.views import AnswerSaved, ChatEvent, WaitingForModel
 from chatcache.errors import StorageError
 

@@ -10,22 +10,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
-from chatcache.chat import moments
+from chatcache.chat import date_warning
 from chatcache.chat.report import turn_report
 from chatcache.chat.views import SessionSummary
 from chatcache.commands import Command
-from chatcache.commands.output import AnswerStream, Narrator, print_json
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.prompt import build_prompt, decoded_argument, read_system
-from chatcache.commands.turn import (
-    ShellTurn,
-    add_sampling,
-    note_figures,
-    sampling_options,
-    watch_backend,
-)
+from chatcache.commands.sampling_options import add_sampling, sampling_options
 from chatcache.config import Settings
 from chatcache.errors import ContextFullError, NotFoundError, UsageError
+from chatcache.frontend.shell_output import AnswerStream, Narrator, print_json
+from chatcache.frontend.shell_turn import ShellTurn, note_figures, watch_backend
 
 if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
@@ -64,7 +59,7 @@ def run(arguments: Namespace) -> int:
     narrator = Narrator(arguments.quiet)
     prompt = build_prompt(arguments.prompt, arguments.file, narrator.warn)
     system = None if arguments.system is None else read_system(arguments.system, narrator.warn)
-    if told := moments.warning(system, datetime.now()):
+    if told := date_warning.warning(system, datetime.now()):
         narrator.note(told)
     settings = settings_of(arguments, sampling_options(arguments))
     compose.check_model(settings)

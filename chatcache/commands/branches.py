@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from chatcache import compose
-from chatcache.commands.output import Narrator
 from chatcache.config import Settings
+from chatcache.frontend.shell_output import Narrator
 
 if TYPE_CHECKING:
-    from chatcache.cache.rows import SessionKV
+    from chatcache.cache.views import SessionKV
     from chatcache.chat.service import ChatService
     from chatcache.commands.family import Run
 

@@ -10,17 +10,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
-from chatcache.cache.namespace import PRECISION, is_approximate
-from chatcache.cache.rows import SegmentRow, TierUse
+from chatcache.cache.book.namespace import PRECISION, is_approximate
+from chatcache.cache.views import SegmentRow, TierUse
 from chatcache.commands import Command, cache_deep, cache_keep
-from chatcache.commands.output import Narrator, print_json, print_line
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import StorageError
 from chatcache.formatting import duration, moment, one_line, percent, plural, size, table
+from chatcache.frontend.shell_output import Narrator, print_json, print_line
 
 if TYPE_CHECKING:
-    from chatcache.cache.inspect import CacheInspector, NamespaceUse, Removed
+    from chatcache.cache.files.inspect import CacheInspector, NamespaceUse, Removed
     from chatcache.chat.totals import AnswerTotals
 
 SHORT_ID = 12
@@ -264,7 +264,7 @@ def verify(arguments: Namespace) -> int:
 
 
 def collect_garbage(arguments: Namespace) -> int:
-    from chatcache.cache.keep import dead_namespaces, forget_lost_pins, remove_namespace
+    from chatcache.cache.files.retention import dead_namespaces, forget_lost_pins, remove_namespace
 
     with _inspector(arguments) as (_, inspector):
         dead = dead_namespaces(inspector)

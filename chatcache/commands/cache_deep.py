@@ -1,6 +1,7 @@
 """`chatcache cache verify --deep`: segments against the model that made them.
 
-Owns the options, the narration and the words. What is compared is `backends/local/deep.py`'s.
+Owns the options, the narration and the words. What is compared is
+`backends/local/study/deep.py`'s.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
 from chatcache.backends.base import ModelLoading
-from chatcache.backends.local.deep import DeepRequest, DeepStarted, SegmentCheck, recheck
-from chatcache.cache.namespace import EXACT, PRECISION
-from chatcache.cache.segments import SegmentStore
+from chatcache.backends.local.study.deep import DeepRequest, DeepStarted, SegmentCheck, recheck
+from chatcache.cache.book.namespace import EXACT, PRECISION
+from chatcache.cache.files.store import SegmentStore
 from chatcache.checks import whole
-from chatcache.commands.output import Narrator
 from chatcache.commands.parser import Parser, number_option
 from chatcache.config import Settings
 from chatcache.errors import UsageError
 from chatcache.formatting import plural
+from chatcache.frontend.shell_output import Narrator
 from chatcache.remotes import remote_model
 
 if TYPE_CHECKING:
-    from chatcache.cache.inspect import CacheInspector, NamespaceUse, VerifyReport
+    from chatcache.cache.files.inspect import CacheInspector, NamespaceUse, VerifyReport
 
 DEFAULT_SAMPLES = 8
 

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
-from chatcache.cache.rows import SegmentRow
-from chatcache.commands.output import Narrator, print_json, print_line
+from chatcache.cache.views import SegmentRow
 from chatcache.commands.parser import Parser
 from chatcache.config import Settings
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import plural, size
+from chatcache.frontend.shell_output import Narrator, print_json, print_line
 
 if TYPE_CHECKING:
-    from chatcache.cache.inspect import CacheInspector
-    from chatcache.cache.keep import Keeper
+    from chatcache.cache.files.inspect import CacheInspector
+    from chatcache.cache.files.retention import Keeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def find_target(settings: Settings, inspector: CacheInspector, reference: str) -
 
 
 def _find_session(settings: Settings, inspector: CacheInspector, reference: str) -> Target | None:
-    from chatcache.cache.keep import Keeper
+    from chatcache.cache.files.retention import Keeper
 
     if not settings.paths.database.exists():
         return None
@@ -80,7 +80,7 @@ def _find_session(settings: Settings, inspector: CacheInspector, reference: str)
 
 
 def _find_segment(inspector: CacheInspector, reference: str) -> Target:
-    from chatcache.cache.keep import Keeper
+    from chatcache.cache.files.retention import Keeper
 
     row = find_row(inspector.rows(), reference, "no session and no segment")
     return Target(row.segment_id, Keeper(inspector, row.namespace), row.segment_id)

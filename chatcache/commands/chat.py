@@ -9,11 +9,11 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from chatcache.commands import GROUPS, Command
-from chatcache.commands.output import is_terminal
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
 from chatcache.frontend.progress import Report, unheard
+from chatcache.frontend.shell_output import is_terminal
 
 LIKE_A_COMMAND = 0.65  # "aks" is like "ask"; "no-such-session" is not like "sessions"
 
@@ -59,8 +59,8 @@ def _is_dumb() -> bool:
 
 def _run_plain(settings: Settings, session_id: str | None, arguments: Namespace) -> None:
     from chatcache import compose
-    from chatcache.commands.plain import PlainChat, PlainOptions
     from chatcache.frontend.desk import SegmentDesk
+    from chatcache.plain.chat import PlainChat, PlainOptions
 
     options = PlainOptions(
         sampling=compose.sampling(settings),

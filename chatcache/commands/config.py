@@ -11,13 +11,13 @@ from dataclasses import fields
 from typing import Any
 
 from chatcache.commands import Command
-from chatcache.commands.output import is_terminal, print_json, print_line
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.paths import paths_of
 from chatcache.config import KEYS_SECTION, SECTIONS, Settings, load_settings, read_config
 from chatcache.configfile import set_value, toml_value, write_default
 from chatcache.errors import NotFoundError, StorageError, UsageError
 from chatcache.formatting import table
+from chatcache.frontend.shell_output import is_terminal, print_json, print_line
 from chatcache.remotes import SECTION as REMOTE_SECTION
 
 EDITORS = ("nano", "vim", "vi")

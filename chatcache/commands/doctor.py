@@ -9,13 +9,13 @@ from pathlib import Path
 
 from chatcache import compose, doctor
 from chatcache.commands import Command
-from chatcache.commands.output import print_json, print_line
 from chatcache.commands.parser import Parser, options_of
 from chatcache.commands.paths import paths_of
 from chatcache.config import Config, Settings, load_settings
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import one_line
 from chatcache.frontend.progress import Report, unheard
+from chatcache.frontend.shell_output import print_json, print_line
 from chatcache.remotes import remote_model
 
 SIGNS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM", "damage": "DAMAGE "}
@@ -75,8 +75,8 @@ def _verify_words(settings: Settings) -> Sequence[str]:
 
 def _look_at_template(arguments: Namespace) -> tuple[str, str | None] | None:
     """The model in use, and what its template writes that changes by itself; None: a server's."""
-    from chatcache.backends.local.resolve import resolve_model
-    from chatcache.backends.local.template_files import changes_by_itself, read_template
+    from chatcache.backends.local.model.resolve import resolve_model
+    from chatcache.backends.local.prompt.template_files import changes_by_itself, read_template
 
     config = load_settings(options_of(arguments)).config
     model = config.model

@@ -11,12 +11,13 @@ from chatcache.chat.views import ForkResult
 from chatcache.checks import whole
 from chatcache.commands import Command
 from chatcache.commands.ask import TurnToSend, answer
-from chatcache.commands.output import Narrator, print_json, print_line
 from chatcache.commands.parser import Parser, number_option, settings_of
 from chatcache.commands.prompt import build_prompt
-from chatcache.commands.turn import add_sampling, sampling_options, watch_backend
+from chatcache.commands.sampling_options import add_sampling, sampling_options
 from chatcache.errors import UsageError
 from chatcache.formatting import duration, plural
+from chatcache.frontend.shell_output import Narrator, print_json, print_line
+from chatcache.frontend.shell_turn import watch_backend
 
 
 def configure(parser: Parser) -> None:

@@ -7,13 +7,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from chatcache.backends.local import resolve
+from chatcache.backends.local.model import resolve
 from chatcache.commands import Command, models_download, models_probe, models_remote
-from chatcache.commands.output import Narrator, print_json, print_line
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import size, table
+from chatcache.frontend.shell_output import Narrator, print_json, print_line
 from chatcache.remotes import remote_model
 
 # Names that models of several families have for the same number, in nested configs too.

@@ -6,12 +6,12 @@ from argparse import Namespace
 from pathlib import Path
 
 from chatcache.backends.base import ModelLoading
-from chatcache.backends.local import resolve
-from chatcache.backends.local.progress import download
-from chatcache.commands.output import Narrator, print_json, print_line
+from chatcache.backends.local.model import resolve
+from chatcache.backends.local.model.progress import download
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.errors import UsageError
 from chatcache.formatting import size
+from chatcache.frontend.shell_output import Narrator, print_json, print_line
 from chatcache.remotes import remote_model
 
 

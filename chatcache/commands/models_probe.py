@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from chatcache.chat import moments
+from chatcache.chat import date_warning
 from chatcache.commands import models_remote
-from chatcache.commands.output import Narrator, print_json, print_line
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.prompt import read_system
 from chatcache.formatting import one_line, plural, rate, size, table
+from chatcache.frontend.shell_output import Narrator, print_json, print_line
 from chatcache.remotes import remote_model
 
 if TYPE_CHECKING:
-    from chatcache.backends.local.probe import ModelProbe, TemplateReport
-    from chatcache.backends.local.rehearsal import Rehearsed, RehearsedTurn
+    from chatcache.backends.local.study.probe import ModelProbe, TemplateReport
+    from chatcache.backends.local.study.rehearsal import Rehearsed, RehearsedTurn
 
 MODEL_HELP = "builtin, a directory, a Hugging Face id, or PROFILE:NAME of a server"
 CAUSE_WORDS = {
@@ -58,7 +58,7 @@ def configure(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from chatcache.backends.local.probe import probe_model
+    from chatcache.backends.local.study.probe import probe_model
 
     narrator = Narrator()
     settings = settings_of(arguments)
@@ -182,7 +182,7 @@ def _warnings(probe: ModelProbe, system: str | None) -> Iterator[str]:
             " `chatcache sessions mode SESSION append` reads nothing again, but leaves what the"
             " model was trained on."
         )
-    told = moments.warning(system, datetime.now())
+    told = date_warning.warning(system, datetime.now())
     if told is not None:
         yield told
 

@@ -7,10 +7,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from chatcache.commands.output import Narrator, print_json, print_line
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import duration, one_line, plural, table
+from chatcache.frontend.shell_output import Narrator, print_json, print_line
 from chatcache.remotes import RemoteModel, RemoteProfile, check_reach, remote_model
 
 MAX_SHOWN = 20

@@ -6,10 +6,10 @@ import os
 from argparse import Namespace
 
 from chatcache.commands import Command
-from chatcache.commands.output import print_json, print_line
 from chatcache.commands.parser import SETTING_OF_OPTION, Parser
 from chatcache.config import Paths, resolve_paths
 from chatcache.formatting import table
+from chatcache.frontend.shell_output import print_json, print_line
 
 
 def configure(parser: Parser) -> None:

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from chatcache.commands.output import is_terminal
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import one_line, plural
 from chatcache.frontend.files import quoted
+from chatcache.frontend.shell_output import is_terminal
 from chatcache.places import path_of
 
 Warn = Callable[[str], None]

@@ -10,9 +10,9 @@ from argparse import Namespace
 
 from chatcache.checks import whole
 from chatcache.commands import Command
-from chatcache.commands.output import Narrator
 from chatcache.commands.parser import Parser, number_option, settings_of
 from chatcache.errors import UnavailableError
+from chatcache.frontend.shell_output import Narrator
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PASSED_ON = {

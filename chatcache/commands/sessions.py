@@ -15,16 +15,16 @@ from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.commands import Command
 from chatcache.commands.branches import branch_kv, kv_json, note_kv
 from chatcache.commands.family import draw_tree, family_tree
-from chatcache.commands.output import Narrator, is_terminal, print_json, print_line
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.prompt import read_bytes
 from chatcache.config import Settings
 from chatcache.errors import UsageError
 from chatcache.formatting import clean, moment, one_line, plural, shorten, table
 from chatcache.frontend.modes import HISTORY_MODES, MODE_WORDS
+from chatcache.frontend.shell_output import Narrator, is_terminal, print_json, print_line
 
 if TYPE_CHECKING:
-    from chatcache.cache.rows import SessionKV
+    from chatcache.cache.views import SessionKV
     from chatcache.chat.service import ChatService
 
 NAME_WIDTH = 44

@@ -9,9 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatcache.cache.inspect import CacheInspector, NamespaceUse, remove_files
-from chatcache.cache.keep import Keeper, dead_namespaces, forget_lost_pins, remove_namespace
-from chatcache.cache.rows import SegmentRow
+from chatcache.cache.files.inspect import CacheInspector, NamespaceUse, remove_files
+from chatcache.cache.files.retention import (
+    Keeper,
+    dead_namespaces,
+    forget_lost_pins,
+    remove_namespace,
+)
+from chatcache.cache.views import SegmentRow
 from chatcache.errors import NotFoundError, StorageError, UsageError
 from chatcache.formatting import one_line, plural, size
 from chatcache.frontend.progress import Report

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from chatcache.backends.local.shelf import ShelfModel
+from chatcache.backends.local.model.shelf import ShelfModel
 from chatcache.errors import ChatcacheError
 from chatcache.remotes import RemoteModel, RemoteProfile, Remotes, check_reach, remote_model
 

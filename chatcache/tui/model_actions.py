@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatcache.backends.base import ModelInfo
-from chatcache.backends.local import shelf
-from chatcache.backends.local.resolve import BUILTIN, resolve_model
+from chatcache.backends.local.model import shelf
+from chatcache.backends.local.model.resolve import BUILTIN, resolve_model
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import UnavailableError
 from chatcache.frontend import servers

@@ -273,7 +273,7 @@ def _sampling_lines(words: tuple[str, ...], width: int) -> Iterator[Line]:
 def _model_lines(info: ModelInfo | None, width: int) -> Iterator[Line]:
     if info is None:
         return
-    from chatcache.cache.namespace import PRECISION, is_approximate
+    from chatcache.cache.book.namespace import PRECISION, is_approximate
 
     yield _heading("MODEL", "", width)
     if info.backend == "remote":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from chatcache.chat import moments
+from chatcache.chat import date_warning
 from chatcache.errors import NotFoundError, did_you_mean
 from chatcache.frontend import reports
 from chatcache.frontend.modes import MODE_WORDS, as_history_mode
@@ -26,7 +26,7 @@ class PromptActions(ActionGroup):
             return
         self._require_idle()
         await screen.chats.change_system(text or None)
-        if told := moments.warning(text, datetime.now()):
+        if told := date_warning.warning(text, datetime.now()):
             screen.toast(told)
 
     async def _do_mode(self, argument: str) -> None:

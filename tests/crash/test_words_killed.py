@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import DATABASE_NAME, SessionStore
+from chatcache.chat.store import DATABASE_NAME, SessionStore
 
 ROOT = Path(__file__).parents[2]
 NUM_KILLS = 20
@@ -21,7 +21,7 @@ TALKER = """
 import sys
 from pathlib import Path
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.views import AnswerSaved, UserMessageSaved
 from tests.fakes import FakeBackend
 
@@ -44,7 +44,7 @@ HANGING = """
 import sys
 from pathlib import Path
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.views import ChatEvent
 from chatcache.backends.base import TextDelta
 from tests.fakes import FakeBackend

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from chatcache.backends.local.assemble import build_context
-from chatcache.backends.local.context import Reuse
-from chatcache.backends.local.cut import cut_policy
-from chatcache.backends.local.generate import Forward
-from chatcache.cache.int8 import Int8KV
-from chatcache.cache.kv import LiveKV
+from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.run.assemble import build_context
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import Reuse
+from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.rates import RateBook
+from chatcache.cache.tensors.int8 import Int8KV
+from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.tokens import pack
 
 CHUNK_TOKENS = 8

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.backends.local import attention, packing
-from chatcache.backends.local.attention import install, matmul_attention
+from chatcache.backends.local.model import packing
+from chatcache.backends.local.run import attention
+from chatcache.backends.local.run.attention import install, matmul_attention
 from tests.equivalence.engine import IdsEngine
 from tests.equivalence.families import VOCAB, family_model
 from tests.models import build_model

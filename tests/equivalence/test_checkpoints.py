@@ -16,9 +16,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from chatcache.backends.local.cut import CHECKPOINT_FAMILIES, STEPWISE_FAMILIES, cut_policy
-from chatcache.backends.local.generate import Forward
-from chatcache.cache.kv import LiveKV
+from chatcache.backends.local.model.cut import CHECKPOINT_FAMILIES, STEPWISE_FAMILIES, cut_policy
+from chatcache.backends.local.run.forward import Forward
+from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.tokens import pack
 from chatcache.errors import UnavailableError
 from tests.equivalence.engine import TAIL_TOKENS, IdsEngine, Said

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.cache.segfile import SegmentFile, write_segment
+from chatcache.cache.files.segfile import SegmentFile, write_segment
 from tests.equivalence.engine import IdsEngine, Said
 from tests.equivalence.families import family_model
 from tests.equivalence.stateful import stateful_model

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chatcache.backends.local.cut import (
+from chatcache.backends.local.model.cut import (
     ANY_TOKEN_FAMILIES,
     CHECKPOINT_FAMILIES,
     STEPWISE_FAMILIES,
 )
-from chatcache.backends.local.generate import Forward
-from chatcache.backends.local.kvsize import kv_values_per_token, layer_kinds
-from chatcache.cache.kv import LiveKV
+from chatcache.backends.local.model.kvsize import kv_values_per_token, layer_kinds
+from chatcache.backends.local.run.forward import Forward
+from chatcache.cache.tensors.live_kv import LiveKV
 from tests.equivalence.families import family_model
 from tests.equivalence.stateful import stateful_model
 

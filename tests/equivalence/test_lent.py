@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chatcache.backends.local import context
-from chatcache.cache import kv, layers
-from chatcache.cache.blocks import LentBlock
-from chatcache.cache.kv import LiveKV
+from chatcache.backends.local.run import live_context as context
+from chatcache.cache.tensors import layers
+from chatcache.cache.tensors import live_kv as kv
+from chatcache.cache.tensors.blocks import LentBlock
+from chatcache.cache.tensors.live_kv import LiveKV
 from tests.equivalence.engine import IdsEngine
 from tests.equivalence.families import family_model
 

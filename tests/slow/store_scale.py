@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from chatcache.cache.files.segfile import SegmentHeader, TensorSource, write_segment
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.segfile import SegmentHeader, TensorSource, write_segment
 from chatcache.cache.tokens import BYTES_PER_ID, chain_digest, pack
 
 NAMESPACE = "scale"

@@ -15,7 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.frontend.sampling import Sampling
 from chatcache.tui.app import ChatCacheApp
 from chatcache.tui.backstage import Backstage

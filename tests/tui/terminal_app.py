@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.frontend.sampling import Sampling
 from chatcache.tui.app import ChatCacheApp
 from chatcache.tui.backstage import Backstage

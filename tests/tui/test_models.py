@@ -9,7 +9,7 @@ import pytest
 
 from chatcache.assets import pocket_dir
 from chatcache.backends.base import ModelLoading
-from chatcache.backends.local import shelf
+from chatcache.backends.local.model import shelf
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import ModelLoadError
 from chatcache.tui import model_actions

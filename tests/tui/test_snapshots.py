@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from chatcache.backends.local import shelf
+from chatcache.backends.local.model import shelf
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.personas import Persona
 from tests.fakes import CLOCK, FakeBackend, fake_model_info

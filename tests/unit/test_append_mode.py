@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatcache.backends.base import ChatMessage
-from chatcache.backends.local.journal import PromptPlan
-from chatcache.backends.local.reasons import TurnFacts, explain
+from chatcache.backends.local.prompt.planner import PromptPlan
+from chatcache.backends.local.run.reasons import TurnFacts, explain
 from chatcache.cache.tokens import pack
 from tests.chats import SYSTEM, Chat, tokenizer_of
 from tests.templates import BY_NAME, SHAPES, Shape

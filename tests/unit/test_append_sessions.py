@@ -13,7 +13,7 @@ from chatcache import cli
 from chatcache.backends.base import TurnRequest
 from chatcache.chat import schema
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import DATABASE_NAME, SessionStore
+from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.chat.views import AnswerSaved, ChatEvent
 from chatcache.errors import NotFoundError
 from tests.fakes import FakeBackend

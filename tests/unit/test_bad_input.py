@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from chatcache import cli, compose, doctor
-from chatcache.cache import access
-from chatcache.cache.inspect import CacheInspector
-from chatcache.cache.namespace import namespace_id
+from chatcache.cache.book.namespace import namespace_id
+from chatcache.cache.files import ownership
+from chatcache.cache.files.inspect import CacheInspector
 from chatcache.chat import database
 from chatcache.frontend.files import list_directory
 from tests.fakes import FakeBackend
@@ -104,7 +104,7 @@ def somebody_else(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def become() -> None:
         user = os.geteuid() + 1
-        monkeypatch.setattr(access.os, "geteuid", lambda: user)
+        monkeypatch.setattr(ownership.os, "geteuid", lambda: user)
 
     return become
 
@@ -152,7 +152,7 @@ _AS_NOBODY = """
 import os, sys
 from pathlib import Path
 from tests.kvfakes import Bench
-from chatcache.cache.inspect import CacheInspector
+from chatcache.cache.files.inspect import CacheInspector
 if os.geteuid() == 0:
     os.seteuid(65534)
 bench = Bench(Path(sys.argv[1]))
@@ -208,7 +208,7 @@ def test_the_disk_is_full_for_a_moment_and_the_turn_is_answered(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The index beside the segments cannot be written either."""
-    from chatcache.cache import segments
+    from chatcache.cache.files import store as segments
 
     def no_space(*arguments: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -9,7 +9,7 @@ import pytest
 
 from chatcache.chat.branches import Branch, BranchTree, LightNode, NodeTree
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.errors import NotFoundError
 from tests.fakes import FakeBackend
 

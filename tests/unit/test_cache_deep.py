@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from chatcache import cli
-from chatcache.backends.local import deep_child
-from chatcache.backends.local.assemble import build_context, build_live
-from chatcache.backends.local.cut import cut_policy
-from chatcache.backends.local.deep import DeepEvent, DeepRequest, DeepStarted, SegmentCheck
-from chatcache.backends.local.generate import Forward
-from chatcache.backends.local.identity import namespace_fields
-from chatcache.backends.local.loader import LoadedModel, load_model
-from chatcache.backends.local.settings import EngineSettings
-from chatcache.cache.namespace import namespace_id
+from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.model.identity import namespace_fields
+from chatcache.backends.local.model.loader import LoadedModel, load_model
+from chatcache.backends.local.run.assemble import build_context, build_live
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.study import deep_child
+from chatcache.backends.local.study.deep import DeepEvent, DeepRequest, DeepStarted, SegmentCheck
+from chatcache.cache.book.namespace import namespace_id
+from chatcache.cache.book.rates import RateBook
+from chatcache.cache.files.segfile import SegmentFile, TensorSource, write_segment
+from chatcache.cache.files.store import SegmentStore
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.rates import RateBook
-from chatcache.cache.segfile import SegmentFile, TensorSource, write_segment
-from chatcache.cache.segments import SegmentStore
 from chatcache.cache.tokens import pack
 from tests.models import build_model_dir
 

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.backends.local import deep_child
-from chatcache.backends.local.assemble import build_context, build_live, warm_up
-from chatcache.backends.local.cut import cut_policy
-from chatcache.backends.local.deep import DeepEvent, DeepRequest, DeepStarted, SegmentCheck
-from chatcache.backends.local.generate import Forward
-from chatcache.backends.local.identity import namespace_fields
-from chatcache.backends.local.loader import load_model
-from chatcache.backends.local.settings import EngineSettings
-from chatcache.cache.namespace import namespace_id
-from chatcache.cache.policy import Precision, TierPolicy
+from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.model.identity import namespace_fields
+from chatcache.backends.local.model.loader import load_model
+from chatcache.backends.local.run.assemble import build_context, build_live, warm_up
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.study import deep_child
+from chatcache.backends.local.study.deep import DeepEvent, DeepRequest, DeepStarted, SegmentCheck
+from chatcache.cache.book.namespace import namespace_id
+from chatcache.cache.book.policy import Precision, TierPolicy
+from chatcache.cache.book.rates import RateBook
+from chatcache.cache.files.segfile import SegmentFile, TensorSource, write_segment
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.rates import RateBook
-from chatcache.cache.segfile import SegmentFile, TensorSource, write_segment
 from chatcache.cache.tokens import pack
 from tests.equivalence.stateful import OVERRIDES
 from tests.models import build_model_dir

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chatcache.backends.local.child import start_process
+from chatcache.backends.local.engine.child_process import start_process
 
 
 def test_an_interrupt_before_the_engine_is_prepared_does_not_end_it(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from chatcache.commands.output import CLEAR_LINE, AnswerStream, Narrator
 from chatcache.formatting import duration, moment, percent, shorten, size, table, width
+from chatcache.frontend.shell_output import CLEAR_LINE, AnswerStream, Narrator
 from chatcache.logs import LOGGER, log_unexpected, send_log_to
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatcache.cache.policy import TierPolicy
+from chatcache.cache.book.policy import TierPolicy
 from chatcache.checks import byte_size, num_bytes
 from chatcache.compose import engine_settings
 from chatcache.config import SECTIONS, Config, load_settings, parse_config, resolve_paths

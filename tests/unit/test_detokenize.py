@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatcache.backends.local.detokenize import CharacterStream, Detokenizer, plain_decode
+from chatcache.backends.local.prompt.detokenize import CharacterStream, Detokenizer, plain_decode
 from tests.models import TURN_END, build_metaspace_tokenizer, build_tokenizer
 
 TEXTS = (

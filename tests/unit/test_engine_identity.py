@@ -21,8 +21,8 @@ from chatcache.backends.base import (
     TurnFinished,
     TurnPlanned,
 )
-from chatcache.backends.local.identity import FileWatch
-from chatcache.cache.policy import TierPolicy
+from chatcache.backends.local.model.identity import FileWatch
+from chatcache.cache.book.policy import TierPolicy
 from chatcache.errors import UnavailableError
 from tests.models import build_model_dir
 from tests.talks import Engine, Talk

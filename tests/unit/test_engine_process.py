@@ -19,8 +19,8 @@ from chatcache.backends.base import (
     TurnRequest,
     TurnResult,
 )
-from chatcache.backends.local.host import LocalBackend
-from chatcache.backends.local.settings import EngineSettings
+from chatcache.backends.local.engine.client import LocalBackend
+from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.errors import ModelLoadError
 from tests.models import build_model_dir
 

@@ -8,9 +8,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from chatcache.backends.base import ChatMessage, TurnFinished, TurnRequest
-from chatcache.backends.local.process import EngineServer
-from chatcache.backends.local.settings import EngineSettings
-from chatcache.backends.local.wire import Channel, CloseEngine, RunTurn, StopTurn
+from chatcache.backends.local.engine.server import EngineServer
+from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.local.engine.wire import Channel, CloseEngine, RunTurn, StopTurn
 from tests.fake_engine import EchoRunner
 
 SECONDS = 30.0

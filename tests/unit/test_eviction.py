@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatcache.cache.eviction import Candidate, choose_victims
+from chatcache.cache.book.eviction import Candidate, choose_victims
 
 
 def names(victims: list[Candidate]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from chatcache.backends.base import PrefillProgress
 from chatcache.chat.forget import Journals
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from tests.fakes import FakeBackend, encode
 
 

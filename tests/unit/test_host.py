@@ -29,9 +29,9 @@ from chatcache.backends.base import (
     TurnPlanned,
     TurnRequest,
 )
-from chatcache.backends.local.child import open_log
-from chatcache.backends.local.host import Listener, LocalBackend
-from chatcache.backends.local.settings import EngineSettings
+from chatcache.backends.local.engine.child_process import open_log
+from chatcache.backends.local.engine.client import Listener, LocalBackend
+from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.errors import EngineDiedError, ModelLoadError, UnavailableError
 from tests.toymodel import fake_model_info
 
@@ -392,8 +392,8 @@ def test_the_engine_ends_when_its_front_end_is_killed(
     """The front end is a process of its own here; its engine must drain and go."""
     script = (
         "import sys, pathlib\n"
-        "from chatcache.backends.local.host import LocalBackend\n"
-        "from chatcache.backends.local.settings import EngineSettings\n"
+        "from chatcache.backends.local.engine.client import LocalBackend\n"
+        "from chatcache.backends.local.engine.settings import EngineSettings\n"
         "place = pathlib.Path(sys.argv[1])\n"
         "settings = EngineSettings('echo', place, place / 'engine.log')\n"
         "backend = LocalBackend(settings, command=(sys.executable, '-P', sys.argv[2]))\n"

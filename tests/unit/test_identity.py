@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatcache.backends.local import identity
-from chatcache.backends.local.identity import HashBook
+from chatcache.backends.local.model import identity
+from chatcache.backends.local.model.identity import HashBook
 from tests.models import build_metaspace_tokenizer, build_tokenizer
 
 

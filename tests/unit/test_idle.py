@@ -20,14 +20,14 @@ from chatcache.backends.base import (
     TurnFinished,
     TurnRequest,
 )
-from chatcache.backends.local.host import LocalBackend
-from chatcache.backends.local.idle import AheadBook
-from chatcache.backends.local.settings import EngineSettings
+from chatcache.backends.local.engine.client import LocalBackend
+from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.local.run.idle import AheadBook
 from chatcache.cache.tokens import pack
 from chatcache.chat.finished import MAX_DRAFT_CHARACTERS, stable_part
 from chatcache.chat.idle import IdleOptions
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import DATABASE_NAME, SessionStore
+from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.compose import idle_options
 from chatcache.config import load_settings
 from tests.fakes import FakeBackend, fake_model_info

@@ -25,11 +25,11 @@ from chatcache.backends.base import (
     TurnRequest,
     TurnResult,
 )
-from chatcache.backends.local.host import LocalBackend
-from chatcache.backends.local.process import Runner, build_runner
-from chatcache.backends.local.settings import EngineSettings
-from chatcache.cache.policy import TierPolicy
-from chatcache.cache.segfile import SegmentFile
+from chatcache.backends.local.engine.client import LocalBackend
+from chatcache.backends.local.engine.server import Runner, build_runner
+from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.cache.book.policy import TierPolicy
+from chatcache.cache.files.segfile import SegmentFile
 from chatcache.cache.tokens import pack
 from tests.models import build_model_dir
 from tests.templates import BY_NAME

@@ -54,8 +54,8 @@ def test_cheap_commands_load_nothing_heavy(words: list[str], code: int) -> None:
 def test_the_front_end_of_a_turn_loads_no_model_library() -> None:
     program = (
         "import sys, chatcache.chat.service, chatcache.commands.ask, chatcache.compose,"
-        " chatcache.backends.local.host; print([n for n in ('torch', 'transformers', 'textual')"
-        " if n in sys.modules])"
+        " chatcache.backends.local.engine.client;"
+        " print([n for n in ('torch', 'transformers', 'textual') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")

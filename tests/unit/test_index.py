@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chatcache.cache.index import FILE_NAME, IndexRow, SegmentIndex, pack_row, unpack_row
+from chatcache.cache.files.index import FILE_NAME, IndexRow, SegmentIndex, pack_row, unpack_row
 from tests.kvfakes import Bench, ids_of
 
 SYSTEM, HELLO, HI = "You are helpful. ", "Hello! ", "Hi! "

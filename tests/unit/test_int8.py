@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatcache.cache.int8 import MAX_INTEGER, Int8KV, dequantise, quantise
-from chatcache.cache.kv import LiveKV
-from chatcache.cache.namespace import explain_change, is_approximate, namespace_id
+from chatcache.cache.book.namespace import explain_change, is_approximate, namespace_id
+from chatcache.cache.tensors.int8 import MAX_INTEGER, Int8KV, dequantise, quantise
+from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.compose import tier_policy
 from chatcache.config import load_settings
 from chatcache.errors import UsageError

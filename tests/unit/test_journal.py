@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatcache.backends.base import ChatMessage
-from chatcache.backends.local.journal import PromptPlanner
+from chatcache.backends.local.prompt.planner import PromptPlanner
 from chatcache.errors import UnavailableError
 from tests.chats import SYSTEM, Chat, planner_of, tokenizer_of
 from tests.models import CHATML_TEMPLATE, build_tokenizer

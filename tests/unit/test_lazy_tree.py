@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chatcache.cache import catalog, index
-from chatcache.cache.segments import SegmentStore
+from chatcache.cache.files import catalog, index
+from chatcache.cache.files.store import SegmentStore
 from tests.kvfakes import Bench, ByteBlock, ids_of
 
 words = st.text("ab", min_size=1, max_size=7)

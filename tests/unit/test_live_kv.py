@@ -12,9 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from chatcache.cache import kv, layers
-from chatcache.cache.blocks import KVBlock, LentBlock, TensorBlock
-from chatcache.cache.kv import LiveKV
+from chatcache.cache.tensors import layers
+from chatcache.cache.tensors import live_kv as kv
+from chatcache.cache.tensors.blocks import KVBlock, LentBlock, TensorBlock
+from chatcache.cache.tensors.live_kv import LiveKV
 
 NUM_LAYERS, NUM_HEADS, HEAD_DIM = 2, 2, 4
 CPU = torch.device("cpu")

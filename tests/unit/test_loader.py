@@ -16,9 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local import identity, loader, resolve
-from chatcache.backends.local.loader import LoadedModel, choose_device, choose_dtype, load_model
-from chatcache.backends.local.progress import ProgressBar, download
+from chatcache.backends.local.model import identity, loader, resolve
+from chatcache.backends.local.model.loader import (
+    LoadedModel,
+    choose_device,
+    choose_dtype,
+    load_model,
+)
+from chatcache.backends.local.model.progress import ProgressBar, download
 from chatcache.errors import ChatcacheError, ModelLoadError, NotFoundError, UnavailableError
 from tests.models import build_model_dir
 

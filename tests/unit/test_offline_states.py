@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chatcache.cache.inspect import CacheInspector
+from chatcache.cache.files.inspect import CacheInspector
+from chatcache.cache.files.store import SegmentStore
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.segments import SegmentStore
 from chatcache.cache.tokens import unpack
 from tests.kvfakes import FIELDS, ByteBlock, ids_of
 

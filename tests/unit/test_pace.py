@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chatcache.cache import pace as pace_module
-from chatcache.cache.pace import Pace
+from chatcache.cache.files import pace as pace_module
+from chatcache.cache.files.pace import Pace
 from chatcache.cache.prefix import PrefixCache
 from tests.kvfakes import FIELDS, ByteBlock, ids_of
 

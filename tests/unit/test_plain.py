@@ -13,10 +13,10 @@ import pytest
 
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import SessionStore
-from chatcache.commands.plain import PlainChat, PlainOptions, SpokenStream
+from chatcache.chat.store import SessionStore
 from chatcache.frontend.registry import COMMANDS
 from chatcache.personas import Persona
+from chatcache.plain.chat import PlainChat, PlainOptions, SpokenStream
 from tests.fakes import FakeBackend
 
 Run = Callable[..., list[str]]

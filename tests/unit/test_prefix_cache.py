@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from chatcache.cache import reader, segments
+from chatcache.cache.files import reader
+from chatcache.cache.files import store as segments
+from chatcache.cache.files.segfile import SegmentFile, write_segment
+from chatcache.cache.files.store import SegmentStore
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.segfile import SegmentFile, write_segment
-from chatcache.cache.segments import SegmentStore
 from tests.kvfakes import BYTES_PER_TOKEN, FIELDS, Bench, ByteBlock, ByteSink, ids_of
 
 SYSTEM = "You are helpful. "

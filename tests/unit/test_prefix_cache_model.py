@@ -15,8 +15,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from chatcache.cache.pins import PinBook
-from chatcache.cache.policy import SpillMode, TierPolicy
+from chatcache.cache.book.policy import SpillMode, TierPolicy
+from chatcache.cache.files.pins import PinBook
 from chatcache.cache.prefix import PrefixCache
 from tests.kvfakes import BYTES_PER_TOKEN, ByteBlock, ByteSink, ids_of
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from chatcache import cli
-from chatcache.backends.local.probe import TemplateReport, probe_template
-from chatcache.backends.local.rehearsal import NUM_TURNS, Rehearsed
-from chatcache.backends.local.symbols import SymbolCodec
-from chatcache.chat.moments import moment_in
+from chatcache.backends.local.prompt.symbols import SymbolCodec
+from chatcache.backends.local.study.probe import TemplateReport, probe_template
+from chatcache.backends.local.study.rehearsal import NUM_TURNS, Rehearsed
+from chatcache.chat.date_warning import moment_in
 from chatcache.errors import UnavailableError
 from tests.models import CHATML_TEMPLATE, build_model_dir, build_tokenizer
 from tests.templates import BY_NAME, SHAPES, Shape
@@ -276,10 +276,10 @@ def test_a_model_that_is_not_there(
 def test_what_was_measured_before_is_told(
     model_dir: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from chatcache.backends.local.identity import namespace_fields
-    from chatcache.backends.local.loader import load_model
-    from chatcache.cache.namespace import namespace_id
-    from chatcache.cache.segments import SegmentStore
+    from chatcache.backends.local.model.identity import namespace_fields
+    from chatcache.backends.local.model.loader import load_model
+    from chatcache.cache.book.namespace import namespace_id
+    from chatcache.cache.files.store import SegmentStore
 
     cache = home / "cache"
     loaded = load_model(str(model_dir), device="cpu", cache_dir=cache)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from chatcache import cli
-from chatcache.cache import quarantine
-from chatcache.cache.quarantine import Quarantine
+from chatcache.cache.files import quarantine
+from chatcache.cache.files.quarantine import Quarantine
 from chatcache.config import load_settings
 from tests.kvfakes import Bench, ByteSink, ids_of
 

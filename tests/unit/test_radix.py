@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from chatcache.cache.radix import RadixTree, Span
+from chatcache.cache.book.radix import RadixTree, Span
 from chatcache.cache.tokens import common_prefix, pack, unpack
 
 ids = st.lists(st.integers(0, 2), min_size=1, max_size=12)

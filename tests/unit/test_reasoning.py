@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatcache.backends.local.reasoning import (
+from chatcache.backends.local.prompt.reasoning import (
     HARMONY,
     MAGISTRAL,
     THINK,

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from chatcache.backends.base import PreviousTurn
-from chatcache.backends.local.reasons import TurnFacts, explain
-from chatcache.cache.namespace import explain_change, namespace_id
-from chatcache.cache.segments import DamagedFile
+from chatcache.backends.local.run.reasons import TurnFacts, explain
+from chatcache.cache.book.namespace import explain_change, namespace_id
+from chatcache.cache.files.store import DamagedFile
 from chatcache.cache.tokens import chain_digest, pack
 
 NAMESPACE = "ns"

@@ -9,7 +9,7 @@ import pytest
 
 from chatcache.backends.remote.backend import RemoteBackend
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.views import AnswerSaved, ChatEvent
 from chatcache.errors import UnavailableError
 from chatcache.frontend import figures, reports

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chatcache.backends.base import SamplingParams
-from chatcache.backends.local.sampling import Sampler
+from chatcache.backends.local.run.sampling import Sampler
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from chatcache.cache.segfile import (
+from chatcache.cache.files.segfile import (
     SegmentDamagedError,
     SegmentFile,
     SegmentFormatError,

@@ -12,7 +12,7 @@ import pytest
 from chatcache.backends.base import PrefillProgress, SamplingParams, TextDelta, TurnPlanned
 from chatcache.chat.report import turn_report
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import DATABASE_NAME, SessionStore
+from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import (
     ChatcacheError,

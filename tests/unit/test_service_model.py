@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import DATABASE_NAME, SessionStore
+from chatcache.chat.store import DATABASE_NAME, SessionStore
 from tests.fakes import FakeBackend
 
 Line = tuple[str, str]

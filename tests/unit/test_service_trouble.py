@@ -21,7 +21,7 @@ from chatcache.backends.base import (
 from chatcache.chat import turns
 from chatcache.chat.pump import EventPump
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import DATABASE_NAME, SessionStore
+from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.chat.views import AnswerSaved, UserMessageSaved
 from chatcache.errors import ModelLoadError, StorageError
 from tests.fakes import FakeBackend, fake_model_info

@@ -9,7 +9,7 @@ import pytest
 
 from chatcache.backends.base import TextDelta
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import DATABASE_NAME, SessionStore
+from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.chat.views import ChatEvent
 from chatcache.errors import NotFoundError
 from tests.fakes import FakeBackend

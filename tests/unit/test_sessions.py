@@ -12,10 +12,10 @@ import pytest
 
 from chatcache.chat import verify
 from chatcache.chat.conversation import Message, grow
-from chatcache.chat.journals import JournalEntry, Namespace, pack_ids, unpack_ids
-from chatcache.chat.nodes import StoredNode
+from chatcache.chat.journal_table import JournalEntry, Namespace, pack_ids, unpack_ids
+from chatcache.chat.node_table import StoredNode
 from chatcache.chat.search import search
-from chatcache.chat.sessions import DATABASE_NAME, Origin, SessionStore
+from chatcache.chat.store import DATABASE_NAME, Origin, SessionStore
 from chatcache.errors import DamageError, NotFoundError, StorageError, UsageError
 
 NAMESPACE = Namespace("ns", "tok", {"weights": "w"})

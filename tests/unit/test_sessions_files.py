@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chatcache.chat import schema
-from chatcache.chat.sessions import DATABASE_NAME, SessionStore
+from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.errors import StorageError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chatcache.chat.service import ChatService
-from chatcache.chat.sessions import SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.errors import ChatcacheError, DamageError, UsageError
 from tests.fakes import FakeBackend
 

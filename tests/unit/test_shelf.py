@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from chatcache.assets import pocket_dir
-from chatcache.backends.local import shelf
+from chatcache.backends.local.model import shelf
 
 COMMIT = "a" * 40
 NAMES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
@@ -130,7 +130,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
 PROGRAM = """
 import json
 from chatcache.backends.local import shelf
-from chatcache.backends.local.progress import download
+from chatcache.backends.local.model.progress import download
 told = []
 size = shelf.download_bytes("me/tiny")
 path = download("me/tiny", lambda event: told.append((event.stage, event.done, event.total)))

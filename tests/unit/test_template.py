@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from chatcache.backends.base import ChatMessage
-from chatcache.backends.local.symbols import SymbolCodec
-from chatcache.backends.local.template import PLAIN_TEMPLATE, ChatTemplate, free_marker
+from chatcache.backends.local.prompt.symbols import SymbolCodec
+from chatcache.backends.local.prompt.template import PLAIN_TEMPLATE, ChatTemplate, free_marker
 from chatcache.errors import ModelLoadError, UnavailableError
 from tests.models import CHATML_TEMPLATE, build_metaspace_tokenizer, build_tokenizer
 from tests.templates import BY_NAME, SHAPES, Shape

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from chatcache.cache.pins import PinBook
-from chatcache.cache.policy import SpillMode, TierPolicy
-from chatcache.cache.segments import SegmentStore
+from chatcache.cache.book.policy import SpillMode, TierPolicy
+from chatcache.cache.files.pins import PinBook
+from chatcache.cache.files.store import SegmentStore
 from tests.kvfakes import BYTES_PER_TOKEN, Bench, ByteBlock, ids_of
 
 SYSTEM, HELLO, HI = "You are helpful. ", "Hello! ", "Hi! "

@@ -23,7 +23,7 @@ from chatcache.backends.base import (
     TurnResult,
     Usage,
 )
-from chatcache.backends.local.reasoning import ReasoningSplitter
+from chatcache.backends.local.prompt.reasoning import ReasoningSplitter
 from chatcache.backends.remote.characters import Characters
 from chatcache.backends.remote.request import is_continued
 from chatcache.remotes import Prices, RemoteModel

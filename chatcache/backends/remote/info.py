@@ -8,7 +8,7 @@ from dataclasses import replace
 from chatcache.backends.base import ModelInfo
 from chatcache.backends.remote.listing import ServerModel
 from chatcache.backends.remote.refusal import names_words
-from chatcache.cache.namespace import namespace_id
+from chatcache.cache.book.namespace import namespace_id
 from chatcache.errors import UsageError
 from chatcache.remotes import RemoteModel, RemoteProfile
 

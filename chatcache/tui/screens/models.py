@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from textual.content import Content
 
 from chatcache.backends.base import ModelInfo
-from chatcache.backends.local.shelf import ShelfModel, at_hand, is_directory, is_hub_id
+from chatcache.backends.local.model.shelf import ShelfModel, at_hand, is_directory, is_hub_id
 from chatcache.errors import ChatcacheError
 from chatcache.frontend import reports
 from chatcache.frontend.server_shelf import ServerShelf, merged, unreachable

@@ -15,7 +15,7 @@ from chatcache.tui.layout import NARROW_BELOW
 from chatcache.tui.styles import MUTED
 
 if TYPE_CHECKING:
-    from chatcache.backends.local.shelf import ShelfModel
+    from chatcache.backends.local.model.shelf import ShelfModel
 
 _LONGEST_NAME = 40
 

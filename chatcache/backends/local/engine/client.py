@@ -1,0 +1,400 @@
+"""The local backend as the front end sees it: starts the engine process and talks to it.
+
+Owns: the life of the engine (start, restart after a crash, end) and the routing of its events. No
+torch here: everything that computes is in the other process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from chatcache.backends.base import (
+    BackendEvent,
+    BackendFailed,
+    CacheEvent,
+    CacheSnapshot,
+    CostEstimate,
+    ModelInfo,
+    ModelLoading,
+    ModelReady,
+    Prepare,
+    TurnEvent,
+    TurnFailed,
+    TurnFinished,
+    TurnRequest,
+)
+from chatcache.backends.local.engine.child_process import (
+    EXIT_SECONDS,
+    end_process,
+    exit_words,
+    start_process,
+)
+from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.local.engine.wire import (
+    CancelPrepare,
+    Channel,
+    ChannelClosedError,
+    CloseEngine,
+    CostsEstimated,
+    EstimateCosts,
+    PrepareTurn,
+    RunTurn,
+    SpillAll,
+    StopTurn,
+)
+from chatcache.backends.local.partial import PartialAnswer
+from chatcache.errors import EngineDiedError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+ENGINE_MODULE = "chatcache.backends.local.engine.server"
+MAX_RESTARTS = 3
+RESTART_WINDOW_SECONDS = 60.0
+DRAIN_SECONDS = 60.0
+
+Listener = Callable[[BackendEvent], None]
+State = Literal["idle", "loading", "ready", "failed", "closed"]
+
+
+@dataclass(slots=True)
+class _Engine:
+    """One engine process and our end of its channel."""
+
+    process: subprocess.Popen[bytes]
+    channel: Channel
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A turn that was asked for; its events arrive in `events`."""
+
+    request: TurnRequest
+    events: queue.SimpleQueue[TurnEvent] = field(default_factory=queue.SimpleQueue)
+    partial: PartialAnswer = field(default_factory=PartialAnswer)
+
+
+class LocalBackend:
+    """A `Backend` on a model of this machine, in a process of its own.
+
+    `command` starts the engine; tests give one that needs no model.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        command: Sequence[str] = (sys.executable, "-P", "-m", ENGINE_MODULE),
+        drain_seconds: float = DRAIN_SECONDS,
+    ) -> None:
+        self._settings = settings
+        self._command = tuple(command)
+        self._drain_seconds = drain_seconds
+        self._changed = threading.Condition(threading.RLock())
+        self._state: State = "idle"
+        self._engine: _Engine | None = None
+        self._pumps: list[threading.Thread] = []
+        self._info: ModelInfo | None = None
+        self._error: Exception | None = None
+        self._deaths: deque[float] = deque()
+        self._turns: dict[str, _Turn] = {}
+        self._calls: dict[int, queue.SimpleQueue[CostsEstimated]] = {}
+        self._call_ids = itertools.count()
+        self._listeners: list[Listener] = []
+        self._latest: dict[str, BackendEvent] = {}
+
+    def start(self) -> None:
+        """Begin to load; returns at once. Does nothing when the engine is there already."""
+        with self._changed:
+            if self._state in ("idle", "failed"):
+                self._start_engine()
+        self._announce_failed_start()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` for each event from now on; it is told the present state at once."""
+        told: list[BackendEvent] = []
+        while True:  # until it knows the newest: what it is told last must be what is true
+            with self._changed:
+                news = [event for event in self._latest.values() if event not in told]
+                if not news:
+                    self._listeners.append(listener)
+                    break
+            for event in news:
+                self._tell([listener], event)
+            told += news
+
+        def unsubscribe() -> None:
+            with self._changed:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return unsubscribe
+
+    def wait_ready(self, timeout: float | None = None) -> ModelInfo:
+        """Block until the model is loaded. Raises what made loading fail, or TimeoutError.
+
+        Starts the engine if nobody did, except for `wait_ready(0)`, which only asks.
+        """
+        with self._changed:
+            if self._state == "idle":
+                if timeout == 0:
+                    raise TimeoutError("the engine has not been started")
+                self._start_engine()
+            is_settled = self._changed.wait_for(lambda: self._state != "loading", timeout)
+            if not is_settled:
+                raise TimeoutError(f"the model is still being loaded after {timeout:g} s")
+            if self._state != "ready" or self._info is None:
+                raise self._error or _closed_error()
+            return self._info
+
+    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
+        """The events of one turn; it waits for the model to be loaded. Never raises."""
+        turn = _Turn(request)
+        try:
+            self._submit(turn)
+            while True:
+                event = turn.events.get()
+                yield event
+                if isinstance(event, (TurnFinished, TurnFailed)):
+                    return
+        finally:
+            self._forget(turn)
+
+    def stop(self) -> None:
+        """End the turn in progress within one decode step or one prefill chunk."""
+        with self._changed:
+            turn_id = next(iter(self._turns), None)
+            if turn_id is not None:
+                self._send(StopTurn(turn_id))
+
+    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+        """The cost of continuing each journal. Raises UnavailableError while loading."""
+        answers: queue.SimpleQueue[CostsEstimated] = queue.SimpleQueue()
+        with self._changed:
+            if self._state != "ready":
+                raise UnavailableError("The model is not loaded yet.", "Wait until it is.")
+            call_id = next(self._call_ids)
+            self._calls[call_id] = answers
+            self._send(EstimateCosts(call_id, tuple(tuple(journal) for journal in journals)))
+        answer = answers.get()
+        if answer.error is not None:
+            raise answer.error
+        return list(answer.estimates)
+
+    def prepare(self, request: Prepare) -> bool:
+        """Begin idle work; False when a turn runs or the model is not ready."""
+        with self._changed:
+            is_idle = self._state == "ready" and not self._turns
+            if is_idle:
+                self._send(PrepareTurn(request))
+            return is_idle
+
+    def cancel_prepare(self) -> None:
+        """End idle work, if there is any."""
+        with self._changed:
+            if self._state == "ready":
+                self._send(CancelPrepare())
+
+    def spill(self, segment_id: str | None = None) -> bool:
+        """Have written to disk what is in memory alone; False when not ready."""
+        with self._changed:
+            is_ready = self._state == "ready"
+            if is_ready:
+                self._send(SpillAll(segment_id))
+            return is_ready
+
+    def close(self) -> None:
+        """Write out what is still to be spilled, then end the engine. May be called again."""
+        with self._changed:
+            is_first = self._state != "closed"
+            was_ready = self._state == "ready"
+            engine = self._engine
+            self._state, self._error = "closed", None
+            if engine is not None and was_ready:
+                self._send(CloseEngine())
+            self._changed.notify_all()
+        if engine is not None and is_first:
+            end_process(engine.process, self._drain_seconds if was_ready else 0.0)
+        for pump in self._pumps:
+            if pump is not threading.current_thread():  # a listener may close us
+                pump.join()
+        if engine is None:
+            self._fail_pending(_closed_error())
+
+    # the engine process; all of these are called with the lock held
+
+    def _start_engine(self) -> None:
+        self._state, self._info, self._error = "loading", None, None
+        try:
+            process, channel = start_process(self._command, self._settings.log_path)
+        except OSError as error:
+            hint = f"Check that {self._command[0]} can be run, and the memory that is free."
+            self._fail(EngineDiedError(f"The engine could not be started: {error.strerror}.", hint))
+            return
+        self._engine = _Engine(process, channel)
+        self._send(self._settings)
+        for turn in self._turns.values():
+            self._send(RunTurn(turn.request))
+        pump = threading.Thread(
+            target=self._pump, args=(self._engine,), name="engine-events", daemon=True
+        )
+        self._pumps = [old for old in self._pumps if old.is_alive()] + [pump]
+        pump.start()
+
+    def _send(self, message: object) -> None:
+        """To the engine. If it has just died, the pump is about to notice and says so."""
+        if self._engine is None:
+            return
+        try:
+            self._engine.channel.send(message)
+        except ChannelClosedError:
+            log.info("the engine is gone, %s was not delivered", type(message).__name__)
+
+    def _submit(self, turn: _Turn) -> None:
+        with self._changed:
+            if self._state == "closed":
+                turn.events.put(TurnFailed(turn.request.turn_id, _closed_error()))
+                return
+            self._turns[turn.request.turn_id] = turn
+            if self._state in ("idle", "failed"):
+                self._start_engine()  # which sends the turns that wait
+            else:
+                self._send(RunTurn(turn.request))
+
+    def _forget(self, turn: _Turn) -> None:
+        """The caller is done with a turn; one that still runs is stopped."""
+        with self._changed:
+            if self._turns.get(turn.request.turn_id) is turn:
+                del self._turns[turn.request.turn_id]
+                self._send(StopTurn(turn.request.turn_id))
+
+    # events; in the pump's thread
+
+    def _pump(self, engine: _Engine) -> None:
+        while True:
+            try:
+                message = engine.channel.receive()
+            except ChannelClosedError:
+                break
+            self._dispatch(message)
+        self._on_engine_end(engine)
+
+    def _dispatch(self, message: object) -> None:
+        if isinstance(message, CostsEstimated):
+            with self._changed:
+                answers = self._calls.pop(message.call_id, None)
+            if answers is not None:
+                answers.put(message)
+        elif isinstance(message, BackendEvent):
+            self._on_backend_event(message)
+        elif isinstance(message, TurnEvent):
+            self._on_turn_event(message)
+
+    def _on_turn_event(self, event: TurnEvent) -> None:
+        with self._changed:
+            turn = self._turns.get(event.turn_id)
+            if turn is None:
+                return
+            if isinstance(event, (TurnFinished, TurnFailed)):
+                del self._turns[event.turn_id]
+        turn.partial.note(event)
+        turn.events.put(event)
+
+    def _on_backend_event(self, event: BackendEvent) -> None:
+        with self._changed:
+            # What the last spills came to is still told; the rest is of no use any more.
+            if self._state == "closed" and not isinstance(event, CacheEvent):
+                return
+            if isinstance(event, ModelReady):
+                self._state, self._info = "ready", event.info
+            elif isinstance(event, BackendFailed):
+                self._fail(event.error)
+            self._changed.notify_all()
+        self._announce(event)
+
+    def _fail(self, error: Exception) -> None:
+        """There is no engine, and there will be none until somebody asks again."""
+        self._state, self._info, self._error = "failed", None, error
+        self._fail_pending(error)
+        self._changed.notify_all()
+
+    def _fail_pending(self, error: Exception) -> None:
+        turns, self._turns = self._turns, {}
+        for turn_id, turn in turns.items():
+            turn.events.put(TurnFailed(turn_id, error, turn.partial.result()))
+        calls, self._calls = self._calls, {}
+        for call_id, answers in calls.items():
+            answers.put(CostsEstimated(call_id, error=error))
+
+    def _on_engine_end(self, engine: _Engine) -> None:
+        """The channel ended: after close(), after a failed load, or because the engine died."""
+        code = end_process(engine.process, EXIT_SECONDS)
+        engine.channel.close()
+        with self._changed:
+            if self._engine is not engine:
+                return
+            self._engine = None
+            if self._state == "closed":
+                self._fail_pending(_closed_error())
+            if self._state in ("closed", "failed"):
+                return
+            event = self._note_death(code)
+        self._announce(event)
+        with self._changed:
+            if event.will_restart and self._state == "loading":
+                self._start_engine()
+        if event.will_restart:
+            self._announce_failed_start()
+
+    def _announce_failed_start(self) -> None:
+        """Tell the listeners of an engine that could not even be started."""
+        with self._changed:
+            error = self._error
+        if error is not None:
+            self._announce(BackendFailed(error))
+
+    def _note_death(self, code: int) -> BackendFailed:
+        """Tell the turn in progress, and decide whether to try again."""
+        error = EngineDiedError(
+            f"The engine process ended unexpectedly ({exit_words(code)}).",
+            f"Nothing that was said is lost; {self._settings.log_path} may tell why.",
+        )
+        now = time.monotonic()
+        self._deaths.append(now)
+        while now - self._deaths[0] > RESTART_WINDOW_SECONDS:
+            self._deaths.popleft()
+        will_restart = len(self._deaths) <= MAX_RESTARTS
+        self._fail(error)
+        if will_restart:
+            self._state, self._error = "loading", None
+        return BackendFailed(error, will_restart=will_restart)
+
+    def _announce(self, event: BackendEvent) -> None:
+        """Remember what a new listener must know, and tell the present ones."""
+        with self._changed:
+            if isinstance(event, (ModelLoading, ModelReady, BackendFailed)):
+                self._latest["model"] = event
+            elif isinstance(event, CacheSnapshot):
+                self._latest["cache"] = event
+            listeners = list(self._listeners)
+        self._tell(listeners, event)
+
+    def _tell(self, listeners: Sequence[Listener], event: BackendEvent) -> None:
+        for listener in listeners:
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener failed on %s", type(event).__name__)
+
+
+def _closed_error() -> UnavailableError:
+    return UnavailableError("The engine has been closed.", "Start chatcache again.")

@@ -1,0 +1,250 @@
+"""Tells models apart: what must be equal for keys and values of one run to be valid in another.
+
+Owns: the digests of weight files (remembered, because hashing gigabytes takes seconds), of the
+parameters in memory, of the tokenizer and of the config. Names, shapes and file headers are equal
+for different weights, so content is what counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
+from chatcache.cache.book.policy import Precision
+
+if TYPE_CHECKING:
+    from chatcache.backends.local.model.loader import LoadedModel
+
+_HUB_BLOB = re.compile(r"[0-9a-f]{64}")
+_BLOCK_BYTES = 1 << 22
+_SAMPLES = 64
+# Fields of a config that say where it came from, not what the model computes.
+_NOT_COMPUTED = frozenset(
+    {"_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+)
+
+Progress = Callable[[int, int], None]
+
+
+def namespace_fields(loaded: LoadedModel, precision: Precision = "exact") -> dict[str, str]:
+    """Everything that a namespace consists of; fields that start with `soft.` are for people.
+
+    `precision`: how K and V are kept. What is exact has no such field, and never meets the rest."""
+    import torch
+    import transformers
+
+    return {
+        "weights": loaded.weights_id,
+        "parameters": loaded.parameters_id,
+        "config": loaded.config_id,
+        "tokenizer": loaded.tokenizer_id,
+        "adapter": loaded.adapter_id,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "attention": loaded.attention,
+        "layout": LAYOUT_VERSION,
+        "transformers": transformers.__version__,
+        **({} if precision == EXACT else {PRECISION: precision}),
+        SOFT + "torch": str(torch.__version__),  # its own class would take torch to the front end
+        SOFT + "device": str(loaded.device),
+        SOFT + "threads": str(torch.get_num_threads()),
+        SOFT + "name": loaded.name,
+    }
+
+
+def weights_id(
+    files: Sequence[Path], remembered: Path | None, progress: Progress = lambda done, total: None
+) -> str:
+    """A digest over the contents of weight files, in the given order.
+
+    The hub names its files by their hash; of others a full hash is taken once and remembered in
+    the file `remembered` for as long as path, size, time and inode stay the same.
+    """
+    book = HashBook(remembered)
+    total = sum(file.stat().st_size for file in files)
+    done = 0
+    digests = []
+    for file in files:
+        start = done
+        digests.append(book.sha256(file, lambda read, start=start: progress(start + read, total)))  # type: ignore[misc]
+        done += file.stat().st_size
+    book.save()
+    return _digest(digests)
+
+
+def known_weights_id(files: Sequence[Path], remembered: Path | None) -> str | None:
+    """`weights_id`, if it can be told without reading the files."""
+    book = HashBook(remembered)
+    digests = [book.known(file) if file.is_file() else None for file in files]
+    return None if not digests or None in digests else _digest(map(str, digests))
+
+
+def adapter_id(directory: Path | None, remembered: Path | None) -> str:
+    """A digest over an adapter's weights and config (its scale is in there); "none" without one."""
+    if directory is None:
+        return "none"
+    files = [*sorted(directory.glob("adapter_*.safetensors")), directory / "adapter_config.json"]
+    return weights_id(files, remembered)
+
+
+class HashBook:
+    """SHA-256 of files, remembered by real path, size, modification time and inode."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._entries: dict[str, list[Any]] = _load_entries(path)
+        self._is_changed = False
+
+    def known(self, file: Path) -> str | None:
+        """The hash of a file if it can be told without reading it."""
+        real = file.resolve()
+        if real.parent.name == "blobs" and _HUB_BLOB.fullmatch(real.name):
+            return real.name
+        entry = self._entries.get(str(real))
+        return str(entry[3]) if entry is not None and entry[:3] == _stamp(real) else None
+
+    def sha256(self, file: Path, progress: Callable[[int], None] = lambda done: None) -> str:
+        """The hash of a file's content; `progress` is told the bytes read so far."""
+        known = self.known(file)
+        if known is not None:
+            return known
+        real = file.resolve()
+        before = _stamp(real)
+        digest = hashlib.sha256()
+        done = 0
+        with real.open("rb") as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+                done += len(block)
+                progress(done)
+        if _stamp(real) == before:  # else it was written to meanwhile: not to be trusted again
+            self._entries[str(real)] = [*before, digest.hexdigest()]
+            self._is_changed = True
+        return digest.hexdigest()
+
+    def save(self) -> None:
+        """Write the book if it changed. A book that cannot be written costs time only."""
+        if not self._is_changed or self._path is None:
+            return
+        entries = {path: entry for path, entry in self._entries.items() if Path(path).exists()}
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".weights-")
+            try:
+                with os.fdopen(handle, "w") as stream:
+                    json.dump(entries, stream)
+                Path(name).replace(self._path)
+            except OSError:
+                Path(name).unlink()
+                raise
+        except OSError:
+            return
+        self._is_changed = False
+
+
+class FileWatch:
+    """Weight files as they were when a model was loaded from them.
+
+    Weights that need no conversion are mapped from their file, so whoever writes into it changes
+    the model in memory, and the keys and values that it computes."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._stamps = {file: _stamp(file) for file in (one.resolve() for one in files)}
+
+    def changed(self) -> Path | None:
+        """A file that was written to. One that was removed, or replaced by another one of its name,
+        is still mapped as it was."""
+        for file, before in self._stamps.items():
+            try:
+                now = _stamp(file)
+            except OSError:
+                continue
+            if now != before and now[-1] == before[-1]:
+                return file
+        return None
+
+
+def parameters_id(named_tensors: Iterable[tuple[str, Any]]) -> str:
+    """A digest of parameters in memory: names, shapes, dtypes, integer sums, and samples for order.
+
+    Weights that were loaded differently than their files say (an adapter, a file overwritten while
+    it was read) are told apart by this, at memory speed.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in named_tensors:
+        flat = _as_integers(tensor.detach())
+        stride = max(1, flat.numel() // _SAMPLES)
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
+        digest.update(str(int(flat.sum())).encode())
+        digest.update(str(flat[::stride][:_SAMPLES].tolist()).encode())
+    return digest.hexdigest()
+
+
+def tokenizer_id(tokenizer: Any) -> str:
+    """A digest of what ids mean: vocabulary, merges, added tokens, decoding. Not the template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        added = sorted((id_, str(token)) for id_, token in tokenizer.added_tokens_decoder.items())
+        vocabulary = sorted(tokenizer.get_vocab().items())
+        return _digest([json.dumps([vocabulary, added], ensure_ascii=False)])
+    content = json.loads(backend.to_str())
+    parts = ("normalizer", "pre_tokenizer", "decoder", "added_tokens", "model")
+    return _digest(json.dumps(content.get(part), sort_keys=True) for part in parts)
+
+
+def config_id(config: Mapping[str, Any]) -> str:
+    """A digest of a model's config without the fields that only say where it came from."""
+    return _digest([json.dumps(_computed(config), sort_keys=True, default=str)])
+
+
+def _computed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            str(key): _computed(item) for key, item in value.items() if key not in _NOT_COMPUTED
+        }
+    return [_computed(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _as_integers(tensor: Any) -> Any:
+    """The bits of a tensor as a flat tensor of integers."""
+    import torch
+
+    flat = tensor.contiguous().flatten()
+    same_width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return flat.view(same_width[flat.element_size()])
+
+
+def _stamp(path: Path) -> list[Any]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _load_entries(path: Path | None) -> dict[str, list[Any]]:
+    """The remembered hashes; a book that is missing or damaged is an empty one."""
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    return {
+        name: entry
+        for name, entry in content.items()
+        if isinstance(entry, list) and len(entry) == 4 and _HUB_BLOB.fullmatch(str(entry[3]))
+    }
+
+
+def _digest(parts: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,344 @@
+"""Loads a causal language model and its tokenizer with transformers, in the engine process.
+
+Owns: device and dtype, progress of downloads and of loading, and the translation of whatever goes
+wrong into an error that names the cause. Never runs code that came with a model.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatcache.backends.base import ModelLoading, SamplingParams
+from chatcache.backends.local.model import identity, resolve
+from chatcache.backends.local.model.progress import (
+    Progress,
+    download,
+    first_line,
+    reported_progress,
+)
+from chatcache.backends.local.model.tuning import tune
+from chatcache.backends.local.prompt.template import ChatTemplate
+from chatcache.errors import ModelLoadError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+SMALL_MODEL_PARAMETERS = 100_000_000  # below this float32 costs little and greedy text is stable
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+_BUILTIN_DESCRIPTION = "the small model that comes with chatcache"
+_NO_LIMIT = 10**9  # tokenizers without a limit claim 10**30
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to be run, and all that is worth knowing about it."""
+
+    model: Any  # transformers.PreTrainedModel, in eval mode, without gradients
+    tokenizer: Any
+    name: str
+    path: Path
+    description: str
+    architecture: str
+    num_parameters: int
+    num_layers: int
+    dtype: torch.dtype
+    device: torch.device
+    attention: str
+    max_context_tokens: int
+    end_token_ids: frozenset[int]
+    generation_defaults: SamplingParams
+    weights_id: str
+    parameters_id: str
+    tokenizer_id: str
+    config_id: str
+    adapter_id: str
+    load_ms: float
+    watch: identity.FileWatch
+
+    def check_files(self) -> None:
+        """Raises UnavailableError if the weights in memory may no longer be what was loaded."""
+        changed = self.watch.changed()
+        if changed is not None:
+            raise UnavailableError(
+                f"{changed} was written to while {self.name} was in use: it may answer wrongly.",
+                "Start chatcache again, so that it is loaded anew; nothing was kept of it.",
+            )
+
+
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    adapter: Path | None = None,
+    offline: bool = False,
+    cache_dir: Path | None = None,
+    progress: Progress = lambda event: None,
+) -> LoadedModel:
+    """Find, download if need be, and load a model. Hashes of weights are remembered in `cache_dir`.
+
+    Raises NotFoundError, ModelLoadError (names the file) or UnavailableError.
+    """
+    began = time.perf_counter()
+    path = _find(name, progress, is_offline=offline)
+    _check_adapter(adapter)
+    remembered = None if cache_dir is None else cache_dir / "weights.json"
+    progress(ModelLoading("reading the tokenizer"))
+    tokenizer = load_tokenizer(path)
+    tokenizer_id = identity.tokenizer_id(tokenizer)
+    place = choose_device(device)
+    config = load_config(path)
+    chosen = choose_dtype(dtype, config, place, resolve.count_parameters(path))
+    watch = identity.FileWatch(resolve.weight_files(path))
+    with reported_progress(progress):
+        model = _load_weights(path, config, chosen, place)
+    if adapter is not None:
+        model = _apply_adapter(model, adapter)
+    weights_id = identity.weights_id(
+        resolve.weight_files(path),
+        remembered,
+        lambda done, total: progress(ModelLoading("hashing the weights", done, total)),
+    )
+    text_config = config.get_text_config()
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        path=path,
+        description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
+        architecture=str((config.architectures or [config.model_type])[0]),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_layers=int(text_config.num_hidden_layers),
+        dtype=model.dtype,
+        device=place,
+        max_context_tokens=context_limit(text_config, tokenizer),
+        end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
+        generation_defaults=_generation_defaults(model.generation_config),
+        weights_id=weights_id,
+        parameters_id=identity.parameters_id(model.state_dict().items()),
+        tokenizer_id=tokenizer_id,
+        config_id=identity.config_id(config.to_dict()),
+        adapter_id=identity.adapter_id(adapter, remembered),
+        attention=tune(model, place),  # last: it takes the weights out of reach
+        load_ms=1000 * (time.perf_counter() - began),
+        watch=watch,
+    )
+
+
+def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
+    """The directory of a model, downloaded if need be, whose files have been looked at."""
+    progress(ModelLoading("looking for the model"))
+    found = resolve.resolve_model(name, is_offline=is_offline)
+    path = found if isinstance(found, Path) else download(found, progress)
+    resolve.check_model_dir(path)
+    return path
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device to run on; "auto" takes a GPU if there is one. Raises UnavailableError."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}
+    if wanted == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    kind = wanted.partition(":")[0]
+    if not available.get(kind, False):
+        usable = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise UnavailableError(
+            f"This machine has no device {wanted!r} that torch can use.",
+            f"Use --device auto, or one of: {usable}.",
+        )
+    return torch.device(wanted)
+
+
+def choose_dtype(
+    wanted: str, config: Any, device: torch.device, num_parameters: int
+) -> torch.dtype | str:
+    """The dtype to load in; "auto" is the string for a quantised model, which brings its own."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if getattr(config, "quantization_config", None) is not None:
+        return "auto"
+    if num_parameters < SMALL_MODEL_PARAMETERS:
+        return torch.float32
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    if not isinstance(stored, torch.dtype):
+        stored = DTYPES.get(str(stored).removeprefix("torch."), torch.float32)
+    if device.type != "cpu" or stored is torch.float32:
+        return stored
+    return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    if any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks):
+        return True
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
+
+
+# steps of loading
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a model directory. Raises ModelLoadError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ModelLoadError(
+            f"The tokenizer in {path} cannot be loaded: {first_line(error)}.",
+            "Download the model again, or choose another with --model.",
+        ) from error
+
+
+def load_config(path: Path) -> Any:
+    """The config of a model directory. Raises ModelLoadError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ModelLoadError(
+            f"{path / 'config.json'} describes no model that this version of transformers "
+            f"knows: {first_line(error)}.",
+            "A newer chatcache may know it; models that bring their own code are not run.",
+        ) from error
+
+
+def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+    """The model on its device, with torch's own attention kernel where it has one."""
+    from transformers import AutoModelForCausalLM
+
+    def load(kernel: str) -> tuple[Any, dict[str, Any]]:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=kernel,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model, info = loaded
+        return model, info
+
+    try:
+        try:
+            model, info = load("sdpa")
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            model, info = load("eager")
+        _check_complete(path, info)
+        model = model.eval().requires_grad_(False).to(device)
+    except ModelLoadError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UnavailableError(
+            f"The model in {path} does not fit into the memory of {device}.",
+            "Choose a smaller model, or --dtype bfloat16.",
+        ) from error
+    except Exception as error:
+        log.exception("loading %s failed", path)
+        raise ModelLoadError(
+            f"The model in {path} cannot be loaded: {first_line(error)}.",
+            "The log has the details; choose another model with --model.",
+        ) from error
+    return model
+
+
+def _check_complete(path: Path, info: dict[str, Any]) -> None:
+    """Refuse a model of which transformers made up a part."""
+    missing = sorted(info.get("missing_keys") or ())
+    if missing:
+        raise ModelLoadError(
+            f"The weights in {path} lack {len(missing)} tensors, the first is {missing[0]}.",
+            "The files belong to another model or are incomplete; download it again.",
+        )
+
+
+def _check_adapter(directory: Path | None) -> None:
+    if directory is None:
+        return
+    if not directory.is_dir():
+        raise ModelLoadError(
+            f"The adapter directory {directory} does not exist.", "Check --adapter."
+        )
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (directory / name).is_file():
+            raise ModelLoadError(
+                f"{directory} is no adapter: {name} is missing.", "Name a directory saved by peft."
+            )
+
+
+def _apply_adapter(model: Any, directory: Path) -> Any:
+    """The model with an adapter merged in: as fast as without."""
+    try:
+        from peft import PeftModel  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise UnavailableError(
+            "An adapter needs the package peft, which is not installed.",
+            "Run 'pip install peft' in chatcache's environment, or leave out --adapter.",
+        ) from error
+    try:
+        merged = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+    except Exception as error:
+        raise ModelLoadError(
+            f"The adapter in {directory} does not fit the model: {first_line(error)}.",
+            "Check that it was trained on this model.",
+        ) from error
+    return merged.eval().requires_grad_(False)
+
+
+# figures
+
+
+def context_limit(config: Any, tokenizer: Any) -> int:
+    """How many tokens a model reads at most."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if not limit:
+        limit = min(int(getattr(tokenizer, "model_max_length", _NO_LIMIT)), _NO_LIMIT)
+    return int(limit)
+
+
+def end_token_ids(generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:
+    """What ends an answer: by the generation config, the tokenizer, and the chat template."""
+    ends: set[Any] = set(ChatTemplate(tokenizer).turn_end_ids())
+    declared = (
+        getattr(generation, "eos_token_id", None),
+        getattr(config.get_text_config(), "eos_token_id", None),
+        tokenizer.eos_token_id,
+    )
+    for entry in declared:
+        ends.update(entry if isinstance(entry, (list, tuple)) else [entry])
+    return frozenset(int(token_id) for token_id in ends if token_id is not None)
+
+
+def _generation_defaults(generation: Any) -> SamplingParams:
+    """How the model's publisher samples; greedy unless they say to sample."""
+    names = ["repetition_penalty", "max_new_tokens"]
+    is_sampling = bool(getattr(generation, "do_sample", None))
+    if is_sampling:
+        names += ["temperature", "top_p", "top_k", "min_p"]
+    values = {name: getattr(generation, name, None) for name in names}
+    return SamplingParams(**values) if is_sampling else SamplingParams(temperature=0.0, **values)
+
+
+def _has_mps() -> bool:
+    backend = getattr(torch.backends, "mps", None)
+    return bool(backend is not None and backend.is_available())

@@ -1,0 +1,140 @@
+"""What downloading and loading a model tells meanwhile, and what goes wrong on the network.
+
+Owns: the bars of transformers and huggingface_hub, turned into `ModelLoading` events, and the
+download of one model into the Hugging Face cache.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from chatcache.backends.base import ModelLoading
+from chatcache.backends.local.model import resolve
+from chatcache.errors import NotFoundError, UnavailableError
+
+Progress = Callable[[ModelLoading], None]
+
+
+class ProgressBar:
+    """Stands in for a tqdm bar: tells `progress` and writes nothing."""
+
+    def __init__(self, progress: Progress, arguments: tuple[Any, ...], options: dict[str, Any]):
+        self._iterable: Any = arguments[0] if arguments else options.get("iterable")
+        total = options.get("total")
+        if total is None and isinstance(self._iterable, Sized):
+            total = len(self._iterable)
+        self.total = int(total or 0)
+        self.n = 0
+        self.desc = str(options.get("desc") or "loading")
+        self._progress = progress
+        self._percent = -1
+
+    def update(self, count: float = 1) -> None:
+        self.n += int(count)
+        percent = 100 * self.n // self.total if self.total else self.n
+        if percent != self._percent:
+            self._percent = percent
+            stage = self.desc[:1].lower() + self.desc[1:]
+            self._progress(ModelLoading(stage, self.n, self.total))
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._iterable or ():
+            yield item
+            self.update()
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """The rest of a bar's methods (close, refresh, set_postfix, …) only draw."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *arguments, **options: None
+
+
+@contextmanager
+def reported_progress(progress: Progress) -> Iterator[None]:
+    """Bars that transformers draws meanwhile are told to `progress` instead."""
+    from transformers.utils import logging as transformers_logging
+
+    previous = transformers_logging.set_tqdm_hook(
+        lambda factory, arguments, options: ProgressBar(progress, arguments, options)
+    )
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+
+
+def download(repo_id: str, progress: Progress, *, has_weights: bool = True) -> Path:
+    """Fetch a model from the hub into the Hugging Face cache; returns its directory.
+
+    Without weights only what describes the model is fetched.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    progress(ModelLoading(f"downloading {repo_id}"))
+    try:
+        return Path(
+            snapshot_download(
+                repo_id,
+                allow_patterns=list(resolve.DOWNLOADED_FILES),
+                ignore_patterns=[
+                    *resolve.NOT_DOWNLOADED,
+                    *([] if has_weights else ["*.safetensors"]),
+                ],
+                tqdm_class=_download_bar(repo_id, progress),
+            )
+        )
+    except GatedRepoError as error:
+        raise UnavailableError(
+            f"The model {repo_id!r} may be downloaded only after its terms are accepted.",
+            f"Accept them at https://huggingface.co/{repo_id}, then run 'hf auth login'.",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise NotFoundError(
+            f"Hugging Face has no model {repo_id!r} that you may see.",
+            "Check the spelling; for a private model run 'hf auth login'.",
+        ) from error
+    except (HfHubHTTPError, OSError, RuntimeError) as error:
+        raise UnavailableError(
+            f"The model {repo_id!r} cannot be downloaded: {first_line(error)}.",
+            "Check the network and the free space, or use --model builtin.",
+        ) from error
+
+
+def _download_bar(repo_id: str, progress: Progress) -> type[Any]:
+    """A tqdm class that reports bytes to `progress` and draws nothing."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    class DownloadBar(tqdm):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.pop("name", None)
+            options["file"] = io.StringIO()  # it ends its line where it has drawn none
+            super().__init__(*arguments, **options)
+
+        def display(self, *arguments: Any, **options: Any) -> bool:
+            if self.unit == "B":
+                stage = f"downloading {repo_id}"
+                progress(ModelLoading(stage, int(self.n), int(self.total or 0)))
+            return True
+
+    return DownloadBar
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message, without the full stop; the kind too where that is the news."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    text = lines[0].rstrip(".")
+    says_enough = isinstance(error, (OSError, RuntimeError, ValueError))
+    return text if says_enough else f"{type(error).__name__}: {text}"

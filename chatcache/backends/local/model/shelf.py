@@ -1,0 +1,107 @@
+"""The models at hand: built-in, in the Hugging Face cache, and directories used before.
+
+Reads files alone: no weights, no torch. A model that cannot be used says why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from chatcache.backends.local.model import resolve
+from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.model.progress import first_line
+from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.places import path_of
+
+Place = Literal["built in", "hub", "directory", "server"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShelfModel:
+    """One model. `reuse` says where its K and V can be cut; `problem` why it cannot be used."""
+
+    name: str
+    place: Place
+    architecture: str = ""
+    num_parameters: int = 0
+    num_bytes: int = 0
+    reuse: str = ""
+    problem: str = ""
+
+
+def shelf(used_before: Iterable[str] = ()) -> list[ShelfModel]:
+    """All models at hand. Of `used_before`, the names that are directories are looked at."""
+    directories = [name for name in used_before if is_directory(name)]
+    found = [_looked_at(resolve.BUILTIN, "built in")]
+    found += [_looked_at(name, "hub") for name in resolve.cached_models()]
+    return found + [_looked_at(name, "directory") for name in dict.fromkeys(directories)]
+
+
+def at_hand(name: str) -> ShelfModel:
+    """One model by name, whether it is listed or not; `problem` when it is not here."""
+    if name == resolve.BUILTIN:
+        return _looked_at(name, "built in")
+    return _looked_at(name, "directory" if is_directory(name) else "hub")
+
+
+def is_hub_id(name: str) -> bool:
+    """Could this be the name of a model on the hub?"""
+    return bool(resolve.HUB_ID.fullmatch(name))
+
+
+def download_bytes(repo_id: str) -> int:
+    """How much a download would fetch. Asks the hub; raises UnavailableError when it is silent."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(repo_id, files_metadata=True)
+    except Exception as error:
+        raise UnavailableError(
+            f"The hub says nothing of {repo_id!r}: {first_line(error)}.",
+            "Check the spelling and the network; a private model needs `hf auth login`.",
+        ) from error
+    return sum(one.size or 0 for one in info.siblings or () if _is_fetched(one.rfilename))
+
+
+def _is_fetched(name: str) -> bool:
+    is_wanted = any(fnmatch(name, pattern) for pattern in resolve.DOWNLOADED_FILES)
+    return is_wanted and not any(fnmatch(name, pattern) for pattern in resolve.NOT_DOWNLOADED)
+
+
+def is_directory(name: str) -> bool:
+    """Is this the path of a directory with a model in it?"""
+    return os.sep in name and (path_of(name) / "config.json").is_file()
+
+
+def _looked_at(name: str, place: Place) -> ShelfModel:
+    try:
+        path = resolve.resolve_model(name, is_offline=True)
+        if not isinstance(path, Path):
+            return ShelfModel(name, place, problem="not on this machine")
+        resolve.check_model_dir(path)
+        config = json.loads((path / "config.json").read_bytes())
+        policy = cut_policy(_text_config(config))
+        return ShelfModel(
+            name=name,
+            place=place,
+            architecture=resolve.architecture_of(config),
+            num_parameters=resolve.count_parameters(path),
+            num_bytes=sum(file.stat().st_size for file in resolve.weight_files(path)),
+            reuse=policy.detail if policy.is_cuttable else f"nothing is reused: {policy.detail}",
+        )
+    except ChatcacheError as error:
+        return ShelfModel(name, place, problem=error.message)
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        # A config is what its publisher wrote; one that means nothing must not hide the others.
+        return ShelfModel(name, place, problem=f"its config.json makes no sense: {error!r}")
+
+
+def _text_config(config: dict[str, Any]) -> SimpleNamespace:
+    return SimpleNamespace(**(config.get("text_config") or config))

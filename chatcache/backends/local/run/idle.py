@@ -1,0 +1,230 @@
+"""Idle work: what is computed or restored ahead of a turn, while nobody waits for it.
+
+Owns what of a prompt is certain before it is written to its end, and the book of what was computed
+ahead and was of use later. It works in steps: between two of them it ends if it is not wanted any
+more. Nothing of an unsent text is ever committed, so nothing of it can reach the disk: it is in the
+live KV alone, until a turn uses it or takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+
+from chatcache.backends.base import Prepare, Prepared, TurnRequest
+from chatcache.backends.local.prompt.planner import PromptPlan
+from chatcache.backends.local.run.live_context import MIN_PART_TOKENS, LiveContext
+from chatcache.cache.book.rates import RateBook
+from chatcache.cache.tokens import BYTES_PER_ID, common_prefix, pack
+from chatcache.errors import UnavailableError
+
+log = logging.getLogger(__name__)
+
+STEP_SECONDS = 0.1  # how long a turn may have to wait for idle work
+MIN_CHUNK_TOKENS = 16
+_MAX_RUNS = 32
+# What may come next. Ids that are the same for both do not depend on it.
+_FIRST_WORDS = ("x", "1")
+_NEXT_WORDS = (" x", "\n1")
+
+
+@dataclass(frozen=True, slots=True)
+class StablePrompt:
+    """The leading ids of a prompt that do not depend on how its last message goes on.
+
+    The first `keep` of them are the journal's, and the first `num_history` come before anything
+    that the last message says. `is_rewritten`: the template renders the history differently from
+    how it was read.
+    """
+
+    ids: list[int]
+    packed: bytes
+    keep: int
+    num_history: int
+    is_rewritten: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Positions from `start` to the end of `packed`, computed ahead."""
+
+    start: int
+    packed: bytes
+
+
+class AheadBook:
+    """What was computed ahead, until a turn uses it."""
+
+    def __init__(self) -> None:
+        self._runs: deque[_Run] = deque(maxlen=_MAX_RUNS)
+
+    def note(self, packed: bytes, start: int, stop: int) -> None:
+        if stop > start:
+            self._runs.append(_Run(start, packed[: stop * BYTES_PER_ID]))
+
+    def take_used(self, packed: bytes, num_reused: int) -> int:
+        """How many of the first `num_reused` tokens of a prompt were computed ahead. They count
+        once: the runs that they are in are forgotten."""
+        used: set[int] = set()
+        unused = []
+        for run in self._runs:
+            stop = min(common_prefix(run.packed, packed), num_reused)
+            if stop > run.start:
+                used.update(range(run.start, stop))
+            else:
+                unused.append(run)
+        self._runs = deque(unused, maxlen=_MAX_RUNS)
+        return len(used)
+
+
+class IdleWork:
+    """Does one `Prepare` at a time on the engine's live context.
+
+    Without `can_compute` (models that may be cut at checkpoints only) it restores and computes
+    nothing.
+    """
+
+    def __init__(
+        self,
+        plan: Callable[[TurnRequest], PromptPlan],
+        control_ids: frozenset[int],
+        context: LiveContext,
+        rates: RateBook,
+        *,
+        max_chunk: int,
+        max_context: int,
+        can_compute: bool,
+    ):
+        self._plan = plan
+        self._control_ids = control_ids
+        self._context = context
+        self._rates = rates
+        self._max_chunk = max_chunk
+        self._max_context = max_context
+        self._can_compute = can_compute
+        self._book = AheadBook()
+
+    def has_read_history(self, turn: TurnRequest, num_reused: int) -> bool:
+        """Whether all that comes before the last message of a turn is among the reused tokens,
+        though the template renders it differently from how it was read."""
+        if turn.messages[-1].role != "user" or not self._can_compute:
+            return False
+        prompt = self._stable_prompt(Prepare("", "draft", turn))
+        return prompt is not None and num_reused >= prompt.num_history > 0
+
+    def take_used(self, packed: bytes, num_reused: int) -> int:
+        """How many of the reused tokens of a turn's prompt had been computed ahead of it."""
+        return self._book.take_used(packed, num_reused)
+
+    def run(
+        self, request: Prepare, is_wanted: Callable[[], bool]
+    ) -> Generator[None, None, Prepared]:
+        """Do the work; yields between its steps. Never raises for what a turn would raise too."""
+        began = time.perf_counter()
+        done = Prepared(request.prepare_id, request.kind, was_cancelled=not is_wanted())
+        if not done.was_cancelled:
+            try:
+                done = yield from self._work(request, is_wanted, done)
+            except UnavailableError as error:
+                # The turn itself will say it, if it is ever asked.
+                log.info("idle work ended: %s", error)
+            except Exception:
+                log.exception("idle work failed")
+                self._context.forget()
+        return replace(done, seconds=time.perf_counter() - began)
+
+    def _work(
+        self, request: Prepare, is_wanted: Callable[[], bool], done: Prepared
+    ) -> Generator[None, None, Prepared]:
+        prompt = self._stable_prompt(request)
+        if prompt is None:
+            return done
+        yield
+        if not is_wanted():
+            return replace(done, was_cancelled=True)
+        if request.kind == "restore":
+            return replace(done, tokens_restored=self._restore(prompt))
+        before = common_prefix(self._context.ids, prompt.packed)
+        start = self._context.ready(prompt.packed).num_tokens
+        done = replace(done, tokens_restored=max(0, start - before))
+        is_draft = request.kind == "draft"
+        is_done, stop = yield from self._compute(prompt, start, is_draft, is_wanted)
+        self._book.note(prompt.packed, start, stop)
+        return replace(done, tokens_prefilled=stop - start, was_cancelled=not is_done)
+
+    # what is certain
+
+    def _stable_prompt(self, request: Prepare) -> StablePrompt | None:
+        """None when there is nothing to do."""
+        turn, text = request.turn, request.turn.messages[-1].text
+        if request.kind != "restore" and not self._can_compute:
+            return None
+        first, second = _NEXT_WORDS if text else _FIRST_WORDS
+        plan = self._plan(_going_on(turn, first))
+        is_rewritten = plan.keep < len(turn.journal)
+        if request.kind == "next_turn" and not is_rewritten:
+            return None
+        other = self._plan(_going_on(turn, second)).ids
+        packed = pack(plan.ids)
+        num_stable = common_prefix(packed, pack(other))
+        controls = (at for at in reversed(range(num_stable)) if plan.ids[at] in self._control_ids)
+        num_history = next(controls, -1) + 1
+        if request.kind == "next_turn" and num_stable - num_history < MIN_PART_TOKENS:
+            # The header of the next message costs nothing, and is computed with it in one piece.
+            num_stable = num_history
+        if not 0 < num_stable < self._max_context:
+            return None
+        ids, packed = plan.ids[:num_stable], packed[: num_stable * BYTES_PER_ID]
+        return StablePrompt(ids, packed, plan.keep, num_history, is_rewritten)
+
+    # the work itself
+
+    def _restore(self, prompt: StablePrompt) -> int:
+        """Bring back what segments hold of a path, unless that would lose what is live now."""
+        context = self._context
+        live = common_prefix(context.ids, prompt.packed)
+        held = context.estimate(prompt.packed)
+        gained = held.ram_tokens + held.disk_tokens - live
+        if gained < MIN_PART_TOKENS or not context.can_leave(prompt.packed):
+            return 0
+        return max(0, context.reuse(prompt.packed, len(prompt.ids)).num_tokens - live)
+
+    def _compute(
+        self, prompt: StablePrompt, start: int, is_draft: bool, is_wanted: Callable[[], bool]
+    ) -> Generator[None, None, tuple[bool, int]]:
+        """Compute from `start` on; (whether all was computed, how far it came).
+
+        What the template has rewritten of the history is committed: it is no unsent text, and the
+        next turn begins with it wherever that is asked. It ends at a control token, behind which
+        no merge of the tokenizer reaches back, whatever the message begins with.
+        """
+        stop, is_wanted_still = start, True
+        num_history = prompt.num_history if prompt.is_rewritten else 0
+        num_kept = num_history if is_draft else len(prompt.ids)
+        for end in (num_history, len(prompt.ids)):
+            ids = prompt.ids[:end]
+            for step in self._context.prefill(prompt.packed, ids, stop, self._chunk()):
+                stop = step.done
+                is_wanted_still = is_wanted()
+                if not is_wanted_still and stop < end:
+                    return False, stop
+                yield
+            if start < end <= num_kept:
+                self._context.commit(prompt.packed, (end,))
+            if not is_wanted_still:
+                break
+        return stop >= len(prompt.ids), stop
+
+    def _chunk(self) -> int:
+        """Tokens of one step: as many as the model reads in STEP_SECONDS, as far as is known."""
+        rate = self._rates.prefill_tokens_per_second or 0.0
+        return int(max(MIN_CHUNK_TOKENS, min(self._max_chunk, rate * STEP_SECONDS)))
+
+
+def _going_on(turn: TurnRequest, words: str) -> TurnRequest:
+    """`turn` with its last message going on with `words`."""
+    last = turn.messages[-1]
+    return replace(turn, messages=(*turn.messages[:-1], replace(last, text=last.text + words)))

@@ -1,0 +1,173 @@
+"""Why a turn reused what it reused: the outcome, the reason and the sentence of the panel.
+
+A pure function of what the turn knows. The order of the questions is the order of importance to
+the reader: what was switched off or is impossible, what the user changed, what the template did,
+what the cache lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from chatcache.backends.base import Outcome, PreviousTurn, Reason
+from chatcache.cache.book.namespace import explain_change
+from chatcache.cache.files.store import DamagedFile
+from chatcache.cache.tokens import BYTES_PER_ID, chain_digest, common_prefix, pack
+from chatcache.formatting import plural
+
+MIN_MENTIONED_TOKENS = 16  # less is the template's own beginning, which all conversations share
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFacts:
+    """Positions and counts of one planned turn. `keep` is how much of the journal the prompt kept;
+    `reused` how many leading prompt tokens were not computed; `num_deviating` how many of the
+    journal's are kept although the template would write them differently now; `stopped_at` where
+    the reading of this very prompt was stopped before; `is_approximate` that what is reused is kept
+    as 8-bit integers."""
+
+    prompt_ids: bytes
+    reused: int
+    keep: int
+    num_journal: int
+    use_cache: bool = True
+    cut_problem: str | None = None
+    divergence: tuple[Reason, str] | None = None
+    num_deviating: int = 0
+    previous: PreviousTurn | None = None
+    num_matched: int = 0
+    declined: str | None = None
+    restore_problem: str | None = None
+    is_damage: bool = False
+    stopped_at: int | None = None
+    is_approximate: bool = False
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.prompt_ids) // BYTES_PER_ID
+
+    @property
+    def expected(self) -> int:
+        """What the history promised: the kept journal, less the one token always computed."""
+        return min(self.keep, self.num_prompt - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    outcome: Outcome
+    reason: Reason
+    detail: str
+
+
+def explain(
+    facts: TurnFacts,
+    namespace: str,
+    fields: Mapping[str, str],
+    damaged: Sequence[DamagedFile] = (),
+    expired: Sequence[DamagedFile] = (),
+) -> Explanation:
+    """The explanation of a turn that ran in `namespace`, which stands for `fields`."""
+    outcome: Outcome = "partial" if facts.reused else "miss"
+    counts = f"{facts.num_prompt - facts.reused:,} of {facts.num_prompt:,} tokens are computed"
+    counts += _mode_words(facts)
+    if not facts.use_cache:
+        return Explanation("off", "disabled", f"the cache is off for this turn: {counts}")
+    if facts.cut_problem is not None:
+        return Explanation(outcome, "not_cuttable", f"{facts.cut_problem}: {counts}")
+    found = (
+        _changed_namespace(facts, fields)
+        or _changed_path(facts)
+        or _lost(facts, namespace, damaged, expired)
+        or facts.divergence
+    )
+    if found is not None:
+        return Explanation(outcome, found[0], f"{found[1]}: {counts}")
+    is_little = facts.num_journal == 0 and facts.reused < MIN_MENTIONED_TOKENS
+    if is_little and (facts.reused or facts.num_matched >= MIN_MENTIONED_TOKENS):
+        known = plural(max(facts.reused, facts.num_matched), "leading token")
+        shared = f"another conversation shares only {known}"
+        return Explanation(outcome, "below_minimum", f"{shared}, too few to pay: {counts}")
+    if facts.reused == 0:
+        return Explanation("miss", "cold_start", f"nothing like this was read before: {counts}")
+    return Explanation("hit", "new_user_turn", _hit_sentence(facts))
+
+
+def _hit_sentence(facts: TurnFacts) -> str:
+    count = facts.num_prompt - facts.reused
+    new = f"{count:,} {'is' if count == 1 else 'are'} new"
+    if facts.num_journal:
+        known = f"all {facts.reused:,} tokens read before were reused"
+    else:
+        known = f"{facts.reused:,} tokens are shared with another conversation"
+    return f"{known}, {new}{_mode_words(facts)}"
+
+
+def _mode_words(facts: TurnFacts) -> str:
+    """What append mode does against the template, and 8-bit integers against the numbers."""
+    words = "; what is reused is approximate (int8)" if facts.is_approximate else ""
+    if not facts.num_deviating:
+        return words
+    tokens = plural(facts.num_deviating, "token")
+    return f"; append mode keeps {tokens} that the template would write differently now{words}"
+
+
+def _changed_namespace(facts: TurnFacts, fields: Mapping[str, str]) -> tuple[Reason, str] | None:
+    """The history was read by something else. It matters only if it kept tokens from reuse."""
+    if facts.previous is None or not facts.previous.namespace:
+        return None
+    if facts.num_journal and facts.reused >= facts.expected:
+        return None
+    return explain_change(facts.previous.namespace, fields)
+
+
+def _changed_path(facts: TurnFacts) -> tuple[Reason, str] | None:
+    previous = facts.previous
+    if previous is None or previous.cause is None:
+        return None
+    position = common_prefix(pack(previous.journal), facts.prompt_ids)
+    words = "the system prompt" if previous.cause == "system_prompt_changed" else "a turn"
+    verb = "changed" if previous.cause == "system_prompt_changed" else "was edited"
+    lost = len(previous.journal) - position
+    if lost <= 0:
+        return None
+    return previous.cause, f"{words} {verb} at token {position:,}, {lost:,} tokens after it differ"
+
+
+def _lost(
+    facts: TurnFacts,
+    namespace: str,
+    damaged: Sequence[DamagedFile],
+    expired: Sequence[DamagedFile],
+) -> tuple[Reason, str] | None:
+    """The history promised more than was reused: the cache lost it, or a cut did not pay."""
+    if facts.reused >= facts.expected:
+        return None
+    missing = facts.expected - facts.reused
+    where = f"from token {facts.reused:,} on ({plural(missing, 'token')})"
+    if facts.stopped_at is not None and facts.reused >= facts.stopped_at:
+        return "new_user_turn", f"reading was stopped before, and goes on {where}"
+    if facts.is_damage:
+        return "corrupt", f"a segment was damaged ({facts.restore_problem}), recomputed {where}"
+    if facts.declined is not None:
+        return "cheaper_to_recompute", f"{facts.declined}, recomputed {where}"
+    if facts.restore_problem is None and facts.num_matched >= facts.expected:
+        return "cheaper_to_recompute", f"using a part of a segment does not pay {where}"
+    for file in damaged:
+        if _covers(file, facts, namespace):
+            return "corrupt", f"a segment was damaged ({file.problem}), recomputed {where}"
+    for file in expired:
+        if _covers(file, facts, namespace):
+            return "expired", f"a segment {file.problem}, recomputed {where}"
+    return "evicted", f"the cache no longer holds the history {where}"
+
+
+def _covers(file: DamagedFile, facts: TurnFacts, namespace: str) -> bool:
+    """Whether a damaged file is the one that is missing. Its id covers its ids, so this is exact
+    as far as the prompt reaches to its end."""
+    if not file.start <= facts.reused < file.stop:
+        return False
+    ids = facts.prompt_ids[: file.stop * BYTES_PER_ID]
+    if len(ids) < file.stop * BYTES_PER_ID:
+        return False
+    return chain_digest(namespace, file.start, ids) == file.segment_id

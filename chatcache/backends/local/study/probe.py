@@ -1,0 +1,331 @@
+"""What a model will cost in a chat, told from its config and tokenizer alone.
+
+Owns the report of `chatcache models probe`: whether the chat template changes by itself, what each
+turn reads again, whether typed control tokens stay text, and what K and V take. No weights are
+loaded, and what only they can tell is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from chatcache.backends.base import ChatMessage
+from chatcache.backends.local.model import identity, resolve
+from chatcache.backends.local.model.cut import CutPolicy, cut_policy
+from chatcache.backends.local.model.kvsize import kv_values_per_token, layer_kinds
+from chatcache.backends.local.model.loader import (
+    choose_device,
+    choose_dtype,
+    context_limit,
+    end_token_ids,
+    load_config,
+    load_tokenizer,
+)
+from chatcache.backends.local.prompt.reasoning import HARMONY
+from chatcache.backends.local.study.rehearsal import (
+    BASE_TIME,
+    SYSTEM,
+    Rehearsal,
+    Rehearsed,
+    Stage,
+)
+from chatcache.cache.book.namespace import is_approximate
+from chatcache.cache.book.rates import RateBook
+from chatcache.cache.files.store import namespaces
+from chatcache.errors import ModelLoadError, UnavailableError
+from chatcache.places import path_of
+
+Interval = Literal["render", "second", "minute", "hour", "day"]
+SystemRole = Literal["first", "moved", "folded", "refused"]
+
+_STEPS: tuple[tuple[Interval, timedelta], ...] = (
+    ("render", timedelta()),
+    ("second", timedelta(seconds=1)),
+    ("minute", timedelta(minutes=1)),
+    ("hour", timedelta(hours=1)),
+    ("day", timedelta(days=1)),
+)
+_MAX_CONTROLS = 512  # models reserve hundreds; one message holds them all
+_SNIPPET_CHARACTERS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeByItself:
+    """A template writes something else each `interval`: `text` (as on the base date) at token
+    `position` of the prompt."""
+
+    interval: Interval
+    position: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateReport:
+    """What is known of a chat template. `leaked`: control tokens that typed text turns into."""
+
+    has_own_template: bool
+    knows_reasoning: bool
+    has_thinking_switch: bool
+    system_role: SystemRole
+    change: ChangeByItself | None
+    num_controls: int
+    leaked: tuple[str, ...]
+    rehearsed: tuple[Rehearsed, ...]
+
+    @property
+    def worst(self) -> Rehearsed:
+        """The conversation that reads the most again, of those that are common."""
+        common = [one for one in self.rehearsed if one.rehearsal.name in _COMMON]
+        return max(common, key=lambda one: one.reread_per_turn)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProbe:
+    """The report. `namespace` and the rates are known when the model has run on this machine with
+    these settings and left something in the cache directory."""
+
+    model: str
+    path: Path
+    architecture: str
+    num_parameters: int | None
+    dtype: str
+    device: str
+    num_layers: int
+    layer_kinds: dict[str, int]
+    kv_bytes_per_token: int
+    cut: CutPolicy
+    max_context_tokens: int
+    template: TemplateReport
+    namespace: str | None = None
+    prefill_tokens_per_second: float | None = None
+    restore_tokens_per_second: float | None = None
+
+
+_COMMON = frozenset({"plain", "system", "reasoning", "thinking", "no_thinking"})
+
+
+def probe_model(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    is_offline: bool = False,
+    cache_dir: Path | None = None,
+    system: str | None = None,
+) -> ModelProbe:
+    """Look at a model. Raises NotFoundError, ModelLoadError or UnavailableError."""
+    import torch
+
+    path = config_dir(name, is_offline=is_offline)
+    tokenizer, config = load_tokenizer(path), load_config(path)
+    text_config = config.get_text_config()
+    num_parameters = _num_parameters(path)
+    place = choose_device(device)
+    chosen = choose_dtype(dtype, config, place, num_parameters or 1 << 40)
+    if not isinstance(chosen, torch.dtype):  # a quantised model brings its own
+        stored = getattr(text_config, "dtype", None)
+        chosen = stored if isinstance(stored, torch.dtype) else torch.bfloat16
+    ends = end_token_ids(_generation_config(path), config, tokenizer)
+    probe = ModelProbe(
+        model=name,
+        path=path,
+        architecture=str((config.architectures or [config.model_type])[0]),
+        num_parameters=num_parameters,
+        dtype=str(chosen).removeprefix("torch."),
+        device=str(place),
+        num_layers=int(text_config.num_hidden_layers),
+        layer_kinds=layer_kinds(text_config),
+        kv_bytes_per_token=kv_values_per_token(text_config) * chosen.itemsize,
+        cut=cut_policy(text_config),
+        max_context_tokens=context_limit(text_config, tokenizer),
+        template=probe_template(tokenizer, ends, system or SYSTEM),
+    )
+    if cache_dir is None:
+        return probe
+    known = {
+        "tokenizer": identity.tokenizer_id(tokenizer),
+        "config": identity.config_id(config.to_dict()),
+        "dtype": probe.dtype,
+        "adapter": "none",
+    }
+    return _with_measured(probe, known, cache_dir)
+
+
+def config_dir(name: str, *, is_offline: bool) -> Path:
+    """The directory with the config and the tokenizer of a model; its weights may be missing.
+
+    Of a hub model that is not on this machine only these small files are fetched.
+    """
+    if path_of(name).is_dir():
+        return path_of(name)
+    snapshot = None if name == resolve.BUILTIN else resolve.cached_snapshot(name)
+    if snapshot is not None and (snapshot / "config.json").is_file():
+        return snapshot
+    found = resolve.resolve_model(name, is_offline=is_offline)
+    if isinstance(found, Path):
+        return found
+    from chatcache.backends.local.model.progress import download
+
+    return download(found, lambda event: None, has_weights=False)
+
+
+# the template
+
+
+def probe_template(tokenizer: Any, ends: frozenset[int], system: str = SYSTEM) -> TemplateReport:
+    """Rehearse conversations with a tokenizer's chat template. Raises UnavailableError for one
+    that takes no conversation at all."""
+    stage = Stage(tokenizer, ends)
+    template = stage.planner.template
+    change = _change_by_itself(stage, system)
+    tags = template.reasoning
+    knows_reasoning = (
+        tags is HARMONY or tags.open in template.source or tags.open in template.codec.controls
+    )
+    has_switch = _has_thinking_switch(stage)
+    conversations = [
+        Rehearsal("plain", "plain chat"),
+        Rehearsal("system", "with a system prompt", system),
+    ]
+    if knows_reasoning:
+        conversations.append(Rehearsal("reasoning", "answers with reasoning", system, reasons=True))
+    if has_switch:
+        conversations += [
+            Rehearsal("thinking", "thinking switched on", system, True, reasons=True),
+            Rehearsal("no_thinking", "thinking switched off", system, False),
+        ]
+    conversations += [
+        Rehearsal("spaces", "answers that end with spaces", system, has_spaces=True),
+        Rehearsal("stopped", "answers that were stopped", system, is_stopped=True),
+        Rehearsal("drift", "answers in unusual tokens", system, drifts=True),
+    ]
+    if change is not None:
+        conversations.append(Rehearsal("next_day", "each turn a day later", system, days=1))
+    rehearsed = tuple(stage.rehearse(one) for one in conversations)
+    if rehearsed[0].problem is not None:
+        raise UnavailableError(rehearsed[0].problem, "Choose another model.")
+    controls = list(template.codec.controls)[:_MAX_CONTROLS]
+    return TemplateReport(
+        has_own_template=getattr(tokenizer, "chat_template", None) is not None,
+        knows_reasoning=knows_reasoning,
+        has_thinking_switch=has_switch,
+        system_role=_system_role(stage, rehearsed, system),
+        change=change,
+        num_controls=len(controls),
+        leaked=_leaked(stage, controls),
+        rehearsed=rehearsed,
+    )
+
+
+def _change_by_itself(stage: Stage, system: str) -> ChangeByItself | None:
+    """What differs when the same conversation is rendered later; without a system prompt too,
+    because a template may have one of its own."""
+    question = ChatMessage("user", "What is this?")
+    for messages in ([ChatMessage("system", system), question], [question]):
+        base = _rendered(stage, messages, BASE_TIME)
+        for interval, step in _STEPS:
+            later = _rendered(stage, messages, BASE_TIME + step)
+            if later != base:
+                return _difference(stage, interval, base, later)
+    return None
+
+
+def _rendered(stage: Stage, messages: Sequence[ChatMessage], at: datetime) -> str:
+    stage.clock.at = at
+    try:
+        return stage.planner.template.render(messages).text
+    except UnavailableError:
+        return ""
+    finally:
+        stage.clock.at = BASE_TIME
+
+
+def _difference(stage: Stage, interval: Interval, base: str, later: str) -> ChangeByItself:
+    start = next(
+        (at for at, (one, other) in enumerate(zip(base, later, strict=False)) if one != other),
+        min(len(base), len(later)),
+    )
+    stop = len(base)
+    while stop > start and base[stop - 1 :] == later[stop - 1 - len(base) :]:
+        stop -= 1
+    text = stage.planner.date_at(base, start, start + 1) or base[start : max(stop, start + 1)]
+    position = len(stage.planner.codec.encode(base[:start], "\ue000"))
+    return ChangeByItself(interval, position, text[:_SNIPPET_CHARACTERS])
+
+
+def _has_thinking_switch(stage: Stage) -> bool:
+    template = stage.planner.template
+    asked = [ChatMessage("user", "What is this?")]
+    try:
+        return template.render(asked, think=True).text != template.render(asked, think=False).text
+    except UnavailableError:
+        return False
+
+
+def _system_role(stage: Stage, rehearsed: Sequence[Rehearsed], system: str) -> SystemRole:
+    """Where the template writes the system prompt."""
+    with_system = next(one for one in rehearsed if one.rehearsal.name == "system")
+    if any(turn.cause == "system_prompt_moved" for turn in with_system.turns):
+        return "moved"
+    if with_system.problem is not None:
+        return "refused"
+    return "folded" if stage.planner.template.folds_system else "first"
+
+
+def _leaked(stage: Stage, controls: Sequence[str]) -> tuple[str, ...]:
+    """The control tokens that become real when they are typed; there should be none."""
+    planner = stage.planner
+
+    def count(text: str) -> dict[int, int]:
+        ids = planner.plan([ChatMessage("user", text)]).ids
+        return {id_: ids.count(id_) for id_ in planner.codec.control_ids}
+
+    typed, plain = count(" ".join(["x", *controls, "x"])), count("x x")
+    return tuple(planner.codec.control_ids[id_] for id_ in typed if typed[id_] > plain[id_])
+
+
+# files
+
+
+def _num_parameters(path: Path) -> int | None:
+    try:
+        return resolve.count_parameters(path)
+    except ModelLoadError:
+        return None
+
+
+def _generation_config(path: Path) -> Any:
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def _with_measured(probe: ModelProbe, known: dict[str, str], cache_dir: Path) -> ModelProbe:
+    """The report with the namespace that the model left behind, and the rates measured in it."""
+    try:
+        files = resolve.weight_files(probe.path)
+    except ModelLoadError:
+        return probe
+    weights = identity.known_weights_id(files, cache_dir / "weights.json")
+    if weights is None:
+        return probe
+    wanted = known | {"weights": weights}
+    exact = [one for one in namespaces(cache_dir) if not is_approximate(one.fields())]
+    stores = [store for store in exact if wanted.items() <= store.fields().items()]
+    if len(stores) != 1:
+        return probe
+    rates = RateBook(stores[0].directory / "rates.json")
+    restored = rates.restore_bytes_per_second
+    return replace(
+        probe,
+        namespace=stores[0].namespace,
+        prefill_tokens_per_second=rates.prefill_tokens_per_second,
+        restore_tokens_per_second=restored and restored / max(1, probe.kv_bytes_per_token),
+    )

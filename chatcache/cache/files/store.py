@@ -1,0 +1,327 @@
+"""The segments of one namespace on disk: a directory of files, and nothing else.
+
+It owns names, atomic writes, deletion and recency (the modification time of a file).
+The headers are the truth; the index only tells where to look first (`index.py`). File before
+anything that mentions it; a file appears whole or not at all (temporary name, fsync, rename), so
+any number of processes may write without a lock: a name stands for its content.
+
+    <cache-dir>/segments/<namespace>/namespace.json            the fields, for people and for misses
+    <cache-dir>/segments/<namespace>/index-1.bin               which segment builds on which
+    <cache-dir>/segments/<namespace>/<start>-<stop>-<id>.safetensors
+
+Damaged files are set aside elsewhere (`quarantine.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from chatcache.cache.files.index import IndexRow, SegmentIndex, head_of, pack_row
+from chatcache.cache.files.pace import Pace
+from chatcache.cache.files.quarantine import Quarantine
+from chatcache.cache.files.segfile import (
+    SegmentDamagedError,
+    SegmentFile,
+    SegmentFormatError,
+    SegmentHeader,
+    SegmentMissingError,
+    TensorSource,
+    write_segment,
+)
+
+_NAME = re.compile(r"(\d+)-(\d+)-([0-9a-f]{32})\.safetensors")
+_SUFFIX = len(".safetensors")
+_ID_END = _SUFFIX + 32
+_TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedFile:
+    """A file that cannot be used. `start` and `stop` are from its name, which may be a lie."""
+
+    segment_id: str
+    start: int
+    stop: int
+    problem: str
+    inode: int = 0
+
+
+class FileStamp(NamedTuple):
+    """What a directory tells of a segment file. `last_used` is Unix time."""
+
+    segment_id: str
+    num_bytes: int
+    last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSegment:
+    """A segment whose header was read. `last_used` is Unix time."""
+
+    header: SegmentHeader
+    path: Path
+    last_used: float
+    inode: int
+
+
+class SegmentStore:
+    """One namespace directory. Methods that change something may be called from two threads as
+    long as they are about different segments."""
+
+    def __init__(self, cache_dir: Path, namespace: str):
+        self.namespace = namespace
+        self.directory = cache_dir / "segments" / namespace
+        self.index = SegmentIndex(self.directory)
+        self._quarantine = Quarantine(cache_dir)
+        self._fields: Mapping[str, str] = {}
+
+    def prepare(self, fields: Mapping[str, str]) -> None:
+        """Make the directory (0700) and note what the namespace means. Raises OSError."""
+        self._fields = fields
+        for directory in (self.directory.parent, self.directory):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.remove_leftovers()
+        path = self.directory / "namespace.json"
+        if not path.exists():
+            self._write_atomically(path.name, lambda file: file.write(_dump(fields)))
+
+    def prepare_again(self) -> None:
+        """Make the directory as `prepare` did, if somebody removed it; failing shows at writing."""
+        with contextlib.suppress(OSError):
+            self.prepare(self._fields)
+
+    def fields(self) -> dict[str, str]:
+        """What the namespace stands for; empty if nobody noted it."""
+        try:
+            loaded = json.loads((self.directory / "namespace.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return {str(key): str(value) for key, value in loaded.items()}
+
+    def scan(self) -> tuple[list[StoredSegment], list[DamagedFile]]:
+        """Read every header. Nothing is changed: the caller decides about what is damaged."""
+        found: list[StoredSegment] = []
+        damaged: list[DamagedFile] = []
+        for name in sorted(self.names()):
+            loaded = self.load(name)
+            if isinstance(loaded, StoredSegment):
+                found.append(loaded)
+            elif loaded is not None:
+                damaged.append(loaded)
+        return found, damaged
+
+    def has_states(self) -> bool:
+        """Whether the first sound segment there is holds a checkpoint."""
+        loaded = (self.load(name) for name in self.names())
+        sound = (one for one in loaded if isinstance(one, StoredSegment))
+        return any(one.header.has_states for one in islice(sound, 1))
+
+    def load(self, name: str) -> StoredSegment | DamagedFile | None:
+        """Read the header of a file; None if it is gone, or of a format of the future."""
+        path = self.directory / name
+        inode = inode_of(path)
+        try:
+            return self._load(path)
+        except (SegmentFormatError, SegmentMissingError):
+            return None
+        except SegmentDamagedError as error:
+            return _damaged(path, str(error), inode)
+
+    def write(
+        self,
+        header: SegmentHeader,
+        tensors: Sequence[TensorSource],
+        last_used: float,
+        pace: Pace | None = None,
+    ) -> tuple[Path, int]:
+        """Write a segment; returns its path and size in bytes. Raises OSError, leaving nothing."""
+        name = f"{header.start}-{header.stop}-{header.segment_id}.safetensors"
+        size = 0
+
+        def write(file: BinaryIO) -> None:
+            nonlocal size
+            size = write_segment(file, header, tensors, pace)
+
+        self._write_atomically(name, write, last_used)
+        self.index.append([pack_row(index_row(header, size))])
+        return self.directory / name, size
+
+    def touch(self, path: Path, at: float) -> None:
+        """Note that the segment was used, for the least-recently-used order of all processes."""
+        with contextlib.suppress(OSError):
+            os.utime(path, (at, at))
+
+    def stamps(self) -> list[tuple[str, FileStamp]]:
+        """Names, sizes and times of the segment files; nothing is opened."""
+        stamps = ((name, self.stamp(name)) for name in self.names())
+        return [(name, stamp) for name, stamp in stamps if stamp is not None]
+
+    def stamp(self, name: str) -> FileStamp | None:
+        """Size and time of one file; None when it is gone."""
+        try:
+            status = os.stat(f"{self.directory}/{name}")  # noqa: PTH116 - there are many
+        except OSError:
+            return None
+        return FileStamp(id_of(name), status.st_size, status.st_mtime)
+
+    def free_bytes(self) -> int:
+        """How much the file system can still take."""
+        return shutil.disk_usage(self.directory).free
+
+    def delete(self, path: Path) -> None:
+        """Remove a segment; it is no error if another process was quicker."""
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+    def quarantine(self, path: Path, inode: int = 0) -> None:
+        """Set a damaged file aside, so that it is neither read again nor lost to inspection.
+
+        With the inode of the file that was read, one that another process has put in its place
+        since is left alone.
+        """
+        if inode and inode_of(path) != inode:
+            return
+        try:
+            self._quarantine.put(path, self.namespace)
+        except OSError:
+            self.delete(path)
+
+    def quarantined(self) -> list[DamagedFile]:
+        """What was set aside from this namespace, to explain a miss by it."""
+        names = filter(_NAME.fullmatch, self._quarantine.names(self.namespace))
+        return [_damaged(Path(name), "was damaged and has been set aside") for name in names]
+
+    def paths(self) -> list[Path]:
+        """The segment files there are, by name; nothing is opened."""
+        return [self.directory / name for name in sorted(self.names())]
+
+    def names(self) -> list[str]:
+        """The names of the segment files there are, in no order; nothing is opened."""
+        try:
+            names = os.listdir(self.directory)  # noqa: PTH208 - there are many
+        except OSError:
+            return []
+        return list(filter(_NAME.fullmatch, names))
+
+    def path_of(self, file: DamagedFile) -> Path:
+        """Where a file of these positions and this id lies."""
+        return self.directory / f"{file.start}-{file.stop}-{file.segment_id}.safetensors"
+
+    def _load(self, path: Path) -> StoredSegment:
+        with SegmentFile(path) as file:
+            header = file.header
+        name = f"{header.start}-{header.stop}-{header.segment_id}.safetensors"
+        if header.namespace != self.namespace or name != path.name:
+            raise SegmentDamagedError("the file has been renamed or belongs to another model")
+        try:
+            status = path.stat()
+            return StoredSegment(header, path, status.st_mtime, status.st_ino)
+        except OSError as error:
+            raise SegmentMissingError(str(error)) from error
+
+    def _write_atomically(
+        self, name: str, write: Callable[[BinaryIO], object], at: float | None = None
+    ) -> None:
+        temporary = self.directory / f".tmp-{os.getpid()}-{secrets.token_hex(6)}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                write(file)
+                file.flush()
+                if at is not None:
+                    os.utime(temporary, (at, at))
+                os.fsync(file.fileno())
+            temporary.replace(self.directory / name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_directory(self.directory)
+
+    def remove_leftovers(self) -> None:
+        """Temporary files of processes that no longer run."""
+        for name in os.listdir(self.directory):  # noqa: PTH208 - there are many
+            match = name.startswith(".") and _TEMPORARY.fullmatch(name)
+            if match and not _is_running(int(match[1])):
+                with contextlib.suppress(OSError):
+                    (self.directory / name).unlink()
+
+
+def namespaces(cache_dir: Path) -> list[SegmentStore]:
+    """A store for every namespace directory there is."""
+    try:
+        names = sorted(e.name for e in os.scandir(cache_dir / "segments") if e.is_dir())
+    except OSError:
+        return []
+    return [SegmentStore(cache_dir, name) for name in names]
+
+
+def index_row(header: SegmentHeader, num_bytes: int) -> IndexRow:
+    """What the index notes of a segment."""
+    parent_id = header.parent_id if header.start else None
+    head = head_of(header.token_ids)
+    return IndexRow(header.segment_id, parent_id, header.start, header.stop, num_bytes, head)
+
+
+def file_name(row: IndexRow) -> str:
+    """The name of a segment's file."""
+    return f"{row.start}-{row.stop}-{row.segment_id}.safetensors"
+
+
+def id_of(name: str) -> str:
+    """The id of a segment, as its file's name has it."""
+    return name[-_ID_END:-_SUFFIX]
+
+
+def positions_of(name: str) -> tuple[int, int]:
+    """The first position of a segment and the one behind its last, as its file's name has them."""
+    start, stop, _ = name.split("-", 2)
+    return int(start), int(stop)
+
+
+def inode_of(path: Path) -> int:
+    """Tells a file from another one that took its name; 0 when it is gone."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _damaged(path: Path, problem: str, inode: int = 0) -> DamagedFile:
+    match = _NAME.fullmatch(path.name)
+    start, stop, segment_id = match.groups() if match else ("0", "0", path.stem)
+    return DamagedFile(segment_id, int(start), int(stop), problem, inode)
+
+
+def _dump(fields: Mapping[str, str]) -> bytes:
+    return json.dumps(dict(fields), indent=1, sort_keys=True).encode()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename durable; some file systems cannot and say so, which changes nothing."""
+    with contextlib.suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
