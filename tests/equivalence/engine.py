@@ -17,7 +17,7 @@ from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.live_kv import LiveKV
-from chatcache.cache.tokens import pack
+from chatcache.token_ids import TokenIds
 
 CHUNK_TOKENS = 8
 TAIL_TOKENS = 2  # of a prompt stand for the generation prompt
@@ -71,7 +71,7 @@ class IdsEngine:
 
         With `stop_after` the prefill is stopped there, as a key press would; nothing is answered.
         """
-        packed, reuse = pack(prompt), Reuse(0)
+        packed, reuse = TokenIds(prompt), Reuse(0)
         if is_cold:
             self.context.start_cold()
         else:
@@ -80,7 +80,7 @@ class IdsEngine:
         for step in self.context.prefill(packed, prompt, reuse.num_tokens, stops=stops):
             logits = step.logits
             if stop_after is not None and step.done >= stop_after:
-                self.context.commit(pack(prompt[: step.done]), [step.done])
+                self.context.commit(TokenIds(prompt[: step.done]), [step.done])
                 return Said(list(prompt[: step.done]), [], logits, reuse)
         kept, answer = [logits], [int(logits.argmax())]
         while len(answer) < num_answer:
@@ -90,7 +90,7 @@ class IdsEngine:
         self.context.step(answer[-1], len(prompt) + num_answer - 1)
         ids = [*prompt, *answer]
         if is_kept:
-            self.context.commit(pack(ids), [len(prompt), len(ids)])
+            self.context.commit(TokenIds(ids), [len(prompt), len(ids)])
         else:
             self.context.forget()
         return Said(ids, answer, torch.cat(kept), reuse)

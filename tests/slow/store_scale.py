@@ -19,7 +19,8 @@ from pathlib import Path
 
 from chatcache.cache.files.segfile import SegmentHeader, TensorSource, write_segment
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.tokens import BYTES_PER_ID, chain_digest, pack
+from chatcache.cache.book.namespace import chain_digest
+from chatcache.token_ids import TokenIds
 
 NAMESPACE = "scale"
 NUM_LAYERS = 28
@@ -52,7 +53,7 @@ class Chats:
 
     def long_path(self) -> list[Piece]:
         """One conversation of 32,000 tokens in 101 segments."""
-        pieces = [Piece(pack(self._systems[0][:40]), 0, None)]
+        pieces = [Piece(TokenIds(self._systems[0][:40]), 0, None)]
         while len(pieces) < 101:
             length = (LONG_TOKENS - 40) // 100 if len(pieces) < 100 else None
             total = len(pieces[-1].path) // BYTES_PER_ID
@@ -63,7 +64,7 @@ class Chats:
         """Segments, chat by chat; a parent comes before its children. Some come twice."""
         while True:
             system = self._systems[min(int(self._random.expovariate(0.4)), 19)]
-            last = Piece(pack(system), 0, None)
+            last = Piece(TokenIds(system), 0, None)
             yield last
             forks = []
             is_script = self._random.random() < 0.15
@@ -78,8 +79,8 @@ class Chats:
                     last = forks[self._random.randrange(turn + 1)]
 
     def _after(self, piece: Piece, ids: list[int]) -> Piece:
-        start = len(piece.path) // BYTES_PER_ID
-        return Piece(piece.path + pack(ids), start, piece.segment_id)
+        start = len(piece.path)
+        return Piece(piece.path + TokenIds(ids), start, piece.segment_id)
 
     def _ids(self, length: int) -> list[int]:
         return [self._random.randrange(_VOCABULARY) for _ in range(length)]
@@ -87,12 +88,12 @@ class Chats:
 
 def write_piece(directory: Path, piece: Piece) -> bool:
     """Write the file of a segment; False if it is there already."""
-    stop = len(piece.path) // BYTES_PER_ID
+    stop = len(piece.path)
     path = directory / f"{piece.start}-{stop}-{piece.segment_id}.safetensors"
     if path.exists():
         return False
     num_tokens = stop - piece.start
-    ids = piece.path[piece.start * BYTES_PER_ID :]
+    ids = piece.path[piece.start:]
     header = SegmentHeader(
         piece.segment_id, piece.parent_id, NAMESPACE, piece.start, stop, ids, time.time(), "scale"
     )

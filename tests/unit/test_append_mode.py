@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.prompt.planner import PromptPlan
 from chatcache.backends.local.run.reasons import TurnFacts, explain
-from chatcache.cache.tokens import pack
+from chatcache.token_ids import TokenIds
 from tests.chats import SYSTEM, Chat, tokenizer_of
 from tests.templates import BY_NAME, SHAPES, Shape
 
@@ -247,7 +247,7 @@ def test_any_text_is_appended_as_text(name: str, texts: Sequence[str]) -> None:
 
 def test_the_reason_says_what_is_kept_against_the_template() -> None:
     tokenizer = tokenizer_of("qwen3")
-    ids = pack(tokenizer.encode("one two three four five", add_special_tokens=False))
+    ids = TokenIds(tokenizer.encode("one two three four five", add_special_tokens=False))
     num = len(ids) // 4
     facts = TurnFacts(ids, reused=num - 1, keep=num - 1, num_journal=num - 1, num_deviating=1_204)
     detail = explain(facts, "", {}).detail

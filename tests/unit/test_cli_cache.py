@@ -12,7 +12,7 @@ import pytest
 
 from chatcache import cli, compose
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.tokens import pack
+from chatcache.token_ids import TokenIds
 from chatcache.config import load_settings
 from tests.fakes import FakeBackend
 from tests.kvfakes import ByteBlock
@@ -37,7 +37,7 @@ def cache(capsys: pytest.CaptureFixture[str]) -> Cache:
 
 def remember(namespace: str, journal: tuple[int, ...], *ends: int, name: str = "builtin") -> None:
     """Write the segments of a journal as an engine would."""
-    packed = pack(journal)
+    packed = TokenIds(journal)
     cache_dir = load_settings().paths.cache_dir
     segments = PrefixCache(cache_dir, namespace, ram_budget=1 << 20, disk_budget=1 << 20)
     segments.open({"soft.name": name})

@@ -30,7 +30,7 @@ from chatcache.backends.local.engine.server import Runner, build_runner
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.files.segfile import SegmentFile
-from chatcache.cache.tokens import pack
+from chatcache.token_ids import TokenIds
 from tests.models import build_model_dir
 from tests.templates import BY_NAME
 
@@ -255,7 +255,7 @@ def test_what_is_not_sent_is_never_written(talk: Talker, tmp_path: Path, spill: 
     assert files
     for path in files:
         with SegmentFile(path) as segment:
-            assert pack(secret) not in segment.header.token_ids
+            assert TokenIds(secret) not in segment.header.token_ids
     words = SECRET.split()
     for path in (tmp_path / "cache").rglob("*"):
         assert not path.is_file() or words[0].encode() not in path.read_bytes()

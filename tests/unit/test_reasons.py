@@ -10,11 +10,12 @@ from chatcache.backends.base import PreviousTurn
 from chatcache.backends.local.run.reasons import TurnFacts, explain
 from chatcache.cache.book.namespace import explain_change, namespace_id
 from chatcache.cache.files.store import DamagedFile
-from chatcache.cache.tokens import chain_digest, pack
+from chatcache.cache.book.namespace import chain_digest
+from chatcache.token_ids import TokenIds
 
 NAMESPACE = "ns"
 FIELDS = {"weights": "one", "dtype": "float32", "adapter": "none", "soft.device": "cpu"}
-IDS = pack(range(100))
+IDS = TokenIds(range(100))
 FACTS = TurnFacts(prompt_ids=IDS, reused=80, keep=80, num_journal=80)
 
 
