@@ -71,13 +71,13 @@ class IdsEngine:
 
         With `stop_after` the prefill is stopped there, as a key press would; nothing is answered.
         """
-        packed, reuse = TokenIds(prompt), Reuse(0)
+        ids, reuse = TokenIds(prompt), Reuse(0)
         if is_cold:
             self.context.start_cold()
         else:
-            reuse = self.context.reuse(packed, len(prompt) - 1)
+            reuse = self.context.reuse(ids, len(prompt) - 1)
         stops = [len(prompt) - TAIL_TOKENS]
-        for step in self.context.prefill(packed, prompt, reuse.num_tokens, stops=stops):
+        for step in self.context.prefill(ids, reuse.num_tokens, stops=stops):
             logits = step.logits
             if stop_after is not None and step.done >= stop_after:
                 self.context.commit(TokenIds(prompt[: step.done]), [step.done])

@@ -45,7 +45,7 @@ def engine(model: Any, tmp_path: Path) -> Iterator[Factory]:
 def ahead(engine: IdsEngine, ids: Sequence[int], chunk: int = 3) -> None:
     """Compute ids as idle work does: live, in small pieces, and keep nothing."""
     start = engine.context.ready(TokenIds(ids)).num_tokens
-    for _ in engine.context.prefill(TokenIds(ids), ids, start, chunk):
+    for _ in engine.context.prefill(TokenIds(ids), start, chunk):
         pass
 
 

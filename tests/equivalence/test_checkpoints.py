@@ -19,8 +19,8 @@ from transformers import DynamicCache
 from chatcache.backends.local.model.cut import CHECKPOINT_FAMILIES, STEPWISE_FAMILIES, cut_policy
 from chatcache.backends.local.run.forward import Forward
 from chatcache.cache.tensors.live_kv import LiveKV
-from chatcache.token_ids import TokenIds
 from chatcache.errors import UnavailableError
+from chatcache.token_ids import TokenIds
 from tests.equivalence.engine import TAIL_TOKENS, IdsEngine, Said
 from tests.equivalence.stateful import stateful_model
 
@@ -239,7 +239,7 @@ def test_an_answer_that_memory_ran_out_for_is_no_checkpoint(engine: Factory) -> 
     one = talker.turn(FIRST, NUM_ANSWER)
     prompt = one.ids + SECOND
     reuse = talker.context.reuse(TokenIds(prompt), len(prompt) - 1)
-    list(talker.context.prefill(TokenIds(prompt), prompt, reuse.num_tokens, stops=[len(prompt)]))
+    list(talker.context.prefill(TokenIds(prompt), reuse.num_tokens, stops=[len(prompt)]))
     with without_memory(talker.model):
         talker.context.step(OTHER[0], len(prompt))
     talker.context.commit(TokenIds([*prompt, OTHER[0]]), [len(prompt), len(prompt) + 1])

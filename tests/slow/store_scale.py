@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.files.segfile import SegmentHeader, TensorSource, write_segment
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.book.namespace import chain_digest
 from chatcache.token_ids import TokenIds
 
 NAMESPACE = "scale"
@@ -34,7 +34,7 @@ _VOCABULARY = 150_000
 class Piece:
     """One segment to write: the path up to its end, where it begins, and its parent's id."""
 
-    path: bytes
+    path: TokenIds
     start: int
     parent_id: str | None
 
@@ -56,7 +56,7 @@ class Chats:
         pieces = [Piece(TokenIds(self._systems[0][:40]), 0, None)]
         while len(pieces) < 101:
             length = (LONG_TOKENS - 40) // 100 if len(pieces) < 100 else None
-            total = len(pieces[-1].path) // BYTES_PER_ID
+            total = len(pieces[-1].path)
             pieces.append(self._after(pieces[-1], self._ids(length or LONG_TOKENS - total)))
         return pieces
 
@@ -93,7 +93,7 @@ def write_piece(directory: Path, piece: Piece) -> bool:
     if path.exists():
         return False
     num_tokens = stop - piece.start
-    ids = piece.path[piece.start:]
+    ids = piece.path[piece.start :]
     header = SegmentHeader(
         piece.segment_id, piece.parent_id, NAMESPACE, piece.start, stop, ids, time.time(), "scale"
     )
@@ -110,7 +110,7 @@ def write_piece(directory: Path, piece: Piece) -> bool:
     return True
 
 
-def fill(cache_dir: Path, num_segments: int) -> bytes:
+def fill(cache_dir: Path, num_segments: int) -> TokenIds:
     """Write that many segments, unless it was done before; returns the long path."""
     directory = cache_dir / "segments" / NAMESPACE
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -125,7 +125,7 @@ def fill(cache_dir: Path, num_segments: int) -> bytes:
     return long_path[-1].path
 
 
-def measure(cache_dir: Path, long_path: bytes) -> dict[str, float]:
+def measure(cache_dir: Path, long_path: TokenIds) -> dict[str, float]:
     """Milliseconds to open, for the first match of the long path, and for the next ones."""
     cache = PrefixCache(cache_dir, NAMESPACE, ram_budget=_BUDGET, disk_budget=_BUDGET)
     began = time.perf_counter()

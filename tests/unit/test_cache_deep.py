@@ -52,7 +52,7 @@ def filled(
     for ids in PATHS:
         prompt = len(ids) - 10
         reuse = context.reuse(TokenIds(ids), prompt - 1)
-        for _ in context.prefill(TokenIds(ids[:prompt]), ids[:prompt], reuse.num_tokens):
+        for _ in context.prefill(TokenIds(ids[:prompt]), reuse.num_tokens):
             pass
         for position in range(prompt, len(ids)):
             context.step(ids[position], position)

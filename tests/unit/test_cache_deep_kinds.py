@@ -51,7 +51,7 @@ def fill(model_dir: Path, cache_dir: Path, dtype: str, precision: Precision) -> 
         prompt = len(ids) - NUM_ANSWER
         reuse = context.reuse(TokenIds(ids), prompt - 1)
         stops = [60, prompt - 4]
-        for _ in context.prefill(TokenIds(ids[:prompt]), ids[:prompt], reuse.num_tokens, stops=stops):
+        for _ in context.prefill(TokenIds(ids[:prompt]), reuse.num_tokens, stops=stops):
             pass
         for position in range(prompt, len(ids)):
             context.step(ids[position], position)

@@ -12,8 +12,8 @@ import pytest
 
 from chatcache import cli, compose
 from chatcache.cache.prefix import PrefixCache
-from chatcache.token_ids import TokenIds
 from chatcache.config import load_settings
+from chatcache.token_ids import TokenIds
 from tests.fakes import FakeBackend
 from tests.kvfakes import ByteBlock
 
@@ -37,11 +37,11 @@ def cache(capsys: pytest.CaptureFixture[str]) -> Cache:
 
 def remember(namespace: str, journal: tuple[int, ...], *ends: int, name: str = "builtin") -> None:
     """Write the segments of a journal as an engine would."""
-    packed = TokenIds(journal)
+    ids = TokenIds(journal)
     cache_dir = load_settings().paths.cache_dir
     segments = PrefixCache(cache_dir, namespace, ram_budget=1 << 20, disk_budget=1 << 20)
     segments.open({"soft.name": name})
-    segments.commit(packed, ends, lambda start, stop: ByteBlock(packed, start, stop))
+    segments.commit(ids, ends, lambda start, stop: ByteBlock(ids, start, stop))
     segments.close()
 
 

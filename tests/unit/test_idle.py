@@ -23,13 +23,13 @@ from chatcache.backends.base import (
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.run.idle import AheadBook
-from chatcache.token_ids import TokenIds
 from chatcache.chat.finished import MAX_DRAFT_CHARACTERS, stable_part
 from chatcache.chat.idle import IdleOptions
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.compose import idle_options
 from chatcache.config import load_settings
+from chatcache.token_ids import TokenIds
 from tests.fakes import FakeBackend, fake_model_info
 
 ENGINE = Path(__file__).parents[1] / "fake_engine.py"

@@ -13,23 +13,6 @@ from chatcache.token_ids import TokenIds
 ids = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 
 
-@given(st.lists(st.integers(0, 2**31 - 1)))
-def test_packing_round_trips(token_ids: list[int]) -> None:
-    assert unpack(TokenIds(token_ids)) == token_ids
-
-
-@given(ids, ids, st.integers(0, 5))
-def test_common_prefix_counts_equal_leading_ids(
-    left: list[int], right: list[int], offset: int
-) -> None:
-    expected = 0
-    for one, other in zip(left, right[offset:], strict=False):
-        if one != other:
-            break
-        expected += 1
-    assert common_prefix(TokenIds(left), TokenIds(right), offset) == expected
-
-
 def test_a_shared_beginning_is_split_and_keeps_its_segment() -> None:
     tree = RadixTree()
     tree.insert(TokenIds([1, 2, 3, 4]), "first", 0)

@@ -60,5 +60,5 @@ def test_the_nine_steps(bench: Bench, tiers: bool) -> None:
         assert siblings[-1] == len(SHOTS) + 12 + 6
 
 
-def _packed(parts: tuple[str, ...]) -> bytes:
+def _packed(parts: tuple[str, ...]) -> TokenIds:
     return ids_of("".join(parts))

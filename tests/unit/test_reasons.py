@@ -8,9 +8,8 @@ import pytest
 
 from chatcache.backends.base import PreviousTurn
 from chatcache.backends.local.run.reasons import TurnFacts, explain
-from chatcache.cache.book.namespace import explain_change, namespace_id
+from chatcache.cache.book.namespace import chain_digest, explain_change, namespace_id
 from chatcache.cache.files.store import DamagedFile
-from chatcache.cache.book.namespace import chain_digest
 from chatcache.token_ids import TokenIds
 
 NAMESPACE = "ns"
@@ -59,7 +58,7 @@ def test_what_was_never_read_was_not_evicted() -> None:
 
 
 def test_damage_is_told_apart_from_eviction() -> None:
-    segment_id = chain_digest(NAMESPACE, 30, IDS[: 4 * 60])
+    segment_id = chain_digest(NAMESPACE, 30, IDS[:60])
     damaged = DamagedFile(segment_id, 30, 60, "flipped")
     facts = replace(FACTS, reused=30)
     assert reason(facts, (damaged,)) == ("partial", "corrupt")
@@ -68,7 +67,7 @@ def test_damage_is_told_apart_from_eviction() -> None:
 
 
 def test_what_was_not_used_in_time_has_expired() -> None:
-    segment_id = chain_digest(NAMESPACE, 30, IDS[: 4 * 60])
+    segment_id = chain_digest(NAMESPACE, 30, IDS[:60])
     late = DamagedFile(segment_id, 30, 60, "was not used within its time to live")
     found = explain(replace(FACTS, reused=30), NAMESPACE, FIELDS, expired=[late])
     assert (found.outcome, found.reason) == ("partial", "expired")
