@@ -11,10 +11,10 @@ from typing import Any
 
 from chatcache.chat.views import ForkResult
 from chatcache.errors import UsageError
+from chatcache.formatting import duration, plural, size
 from chatcache.frontend import exports, reports
 from chatcache.frontend.variants import which_variant
 from chatcache.tui.clipboard import copy_natively
-from chatcache.tui.formatting import duration, plural, size
 from chatcache.tui.model_actions import ModelActions
 from chatcache.tui.prompt_actions import PromptActions
 from chatcache.tui.screens.confirm import ConfirmScreen

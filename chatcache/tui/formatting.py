@@ -1,6 +1,6 @@
-"""How numbers, times and foreign text are written on this screen. Pure functions.
+"""What only a screen of cells needs: bars, sparklines, short words, text cut to cells. Pure.
 
-The common ones come from `chatcache.formatting`; here is what only the terminal's cells need.
+How numbers, times and foreign text are written everywhere is in `chatcache.formatting`.
 """
 
 from __future__ import annotations
@@ -11,35 +11,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
 
-from chatcache.formatting import (
-    clean,
-    duration,
-    moment,
-    one_line,
-    parameters,
-    percent,
-    plural,
-    rate,
-    size,
-)
-
-__all__ = [
-    "age",
-    "bar",
-    "clean",
-    "clock_time",
-    "duration",
-    "gist",
-    "moment",
-    "one_line",
-    "parameters",
-    "percent",
-    "plural",
-    "rate",
-    "shorten",
-    "size",
-    "sparkline",
-]
+from chatcache.formatting import one_line
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _GIST_CHARACTERS = 1_000

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from chatcache.chat.views import ForkPoint
+from chatcache.formatting import plural
 from chatcache.frontend import figures
-from chatcache.tui.formatting import gist, plural, shorten
+from chatcache.tui.formatting import gist, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED
 

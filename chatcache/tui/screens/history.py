@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from textual.content import Content
 
-from chatcache.tui.formatting import clean, shorten
+from chatcache.formatting import clean
+from chatcache.tui.formatting import shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 
 _FUZZY_LENGTH = 200

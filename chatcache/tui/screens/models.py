@@ -10,13 +10,14 @@ from textual.content import Content
 from chatcache.backends.base import ModelInfo
 from chatcache.backends.local.model.shelf import ShelfModel, at_hand, is_directory, is_hub_id
 from chatcache.errors import ChatcacheError
+from chatcache.formatting import one_line, parameters, size
 from chatcache.frontend import reports
 from chatcache.frontend.server_shelf import ServerShelf, merged, unreachable
 from chatcache.frontend.suggestions import suggestions
 from chatcache.remotes import RemoteProfile
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.formatting import one_line, parameters, shorten, size
+from chatcache.tui.formatting import shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from textual.content import Content
 
+from chatcache.formatting import one_line
 from chatcache.personas import Persona
-from chatcache.tui.formatting import one_line, shorten
+from chatcache.tui.formatting import shorten
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED
 

@@ -12,9 +12,10 @@ from textual.widgets import Static
 
 from chatcache.backends.base import SegmentRow
 from chatcache.errors import UsageError
+from chatcache.formatting import plural, size
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.formatting import age, plural, size
+from chatcache.tui.formatting import age
 from chatcache.tui.panel_model import where_words
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.filter_list import FilterListScreen, Row

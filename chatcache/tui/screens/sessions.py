@@ -11,9 +11,10 @@ from textual.content import Content
 from textual.widgets import OptionList
 
 from chatcache.chat.views import SearchHit, SessionSummary
+from chatcache.formatting import one_line
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.formatting import age, one_line, shorten
+from chatcache.tui.formatting import age, shorten
 from chatcache.tui.screens.ask_text import AskTextScreen
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
 from chatcache.tui.styles import MUTED

@@ -15,10 +15,11 @@ from textual.content import Content
 from chatcache.backends.base import CostEstimate
 from chatcache.chat.branches import Branch, BranchTree, Removal, TreeRow
 from chatcache.chat.views import SessionSummary
+from chatcache.formatting import one_line, plural
 from chatcache.frontend import figures
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.formatting import age, one_line, plural, shorten
+from chatcache.tui.formatting import age, shorten
 from chatcache.tui.screens.ask_text import AskTextScreen
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.filter_list import FilterListScreen, Row
