@@ -133,7 +133,7 @@ class Actions(PromptActions, WritingActions, ModelActions, ViewActions):
             SessionsScreen(
                 screen.service,
                 current.session_id if current else None,
-                is_busy=screen.turns.running is not None,
+                is_answering=screen.turns.running is not None,
                 query=argument,
                 clock=screen.options.clock,
                 on_highlight=screen.idle.highlighted,
@@ -152,8 +152,10 @@ class Actions(PromptActions, WritingActions, ModelActions, ViewActions):
     async def _do_tree(self, argument: str) -> None:
         screen = self._screen
         current = screen.chats.require_session()
-        is_busy = screen.turns.running is not None
-        picker = TreeScreen(screen.service, current.session_id, screen.now, is_busy=is_busy)
+        is_answering = screen.turns.running is not None
+        picker = TreeScreen(
+            screen.service, current.session_id, screen.now, is_answering=is_answering
+        )
         choice = await screen.app.push_screen_wait(picker)
         if choice is None:
             return

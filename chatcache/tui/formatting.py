@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
+from textual.content import Content
 
 from chatcache.formatting import one_line
 
@@ -66,3 +67,9 @@ def sparkline(values: Sequence[float], width: int) -> str:
     if top <= 0:
         return _SPARKS[0] * len(shown)
     return "".join(_SPARKS[min(7, int(value / top * 7.999))] for value in shown)
+
+
+def padded(text: str | Content, width: int) -> Content:
+    """The text with blanks behind it up to `width` cells."""
+    content = Content(text) if isinstance(text, str) else text
+    return content.pad_right(max(0, width - content.cell_length))
