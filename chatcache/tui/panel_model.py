@@ -77,7 +77,7 @@ def compact_line(state: PanelState, width: int) -> Line:
     head = f"  {sign(figures)} {figures.outcome} {share}"
     parts = [reason_words(figures.reason), f"+{figures.computed_tokens:,} computed"]
     if figures.is_remote:
-        first, *parts = servers.reuse_words(figures)
+        first, *parts = servers.reuse_words(figures.prompt_tokens, figures.server_cached_tokens)
         head = f"  {first}"
     elif figures.cached_tokens:
         parts.insert(1, f"{figures.cached_tokens:,} reused ({figures.sources})")
