@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from chatcache import formatting as fmt
-from chatcache.backends.base import ModelInfo
+from chatcache.backends.base import ModelInfo, TurnPrice
 from chatcache.frontend import servers
 from chatcache.frontend.figures import Figures
 
@@ -28,8 +28,29 @@ def totals(answers: Sequence[Figures]) -> str:
             f"{prompt:,} prompt tokens, {cached:,} of them reused ({fmt.percent(cached, prompt)})",
             f"{fmt.duration(saved)} of prefill saved" if saved > 0 else "no prefill saved yet",
         ]
-    lines += servers.totals([answer for answer in answers if answer.is_remote])
+    remote = [answer for answer in answers if answer.is_remote]
+    if prompt := sum(answer.prompt_tokens for answer in remote):
+        cached = sum(answer.server_cached_tokens or 0 for answer in remote)
+        is_told = any(answer.server_cached_tokens is not None for answer in remote)
+        there = f", {cached:,} of them cached there" if is_told else ""
+        lines.append(f"{prompt:,} prompt tokens at servers{there}")
+    if (price := total_price(remote)) is not None:
+        lines.append(f"{servers.price_words(price)} by the prices of the profile")
     return "\n  ".join(lines)
+
+
+def total_price(answers: Iterable[Figures]) -> TurnPrice | None:
+    """The sum over answers; None when none had a price. Of several currencies the first counts."""
+    prices = [answer.price for answer in answers if answer.price and answer.price.total is not None]
+    if not prices:
+        return None
+    currency = prices[0].currency
+    same = [price for price in prices if price.currency == currency]
+    return TurnPrice(
+        currency,
+        sum(price.total or 0.0 for price in same),
+        sum(price.saved or 0.0 for price in same),
+    )
 
 
 def model(info: ModelInfo) -> str:
