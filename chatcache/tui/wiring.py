@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from chatcache.frontend.desk import SegmentDesk
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.backstage import Backstage
 from chatcache.tui.chat_view import ChatView
@@ -19,6 +19,9 @@ from chatcache.tui.turns import Turns
 from chatcache.tui.widgets.composer import Composer
 from chatcache.tui.widgets.title_bar import TitleBar
 from chatcache.tui.widgets.transcript import Transcript
+
+if TYPE_CHECKING:
+    from chatcache.frontend.desk import SegmentDesk
 
 
 @dataclass(frozen=True, slots=True)

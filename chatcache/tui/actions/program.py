@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.app import App
 
 from chatcache.errors import ChatcacheError, NotFoundError, UsageError, did_you_mean
 from chatcache.formatting import plural
 from chatcache.frontend import figures, keycheck, reports, servers
-from chatcache.frontend.desk import SegmentDesk
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.progress import Report
 from chatcache.tui import layout
@@ -25,6 +24,9 @@ from chatcache.tui.screens.lens import LensScreen
 from chatcache.tui.screens.segments import SegmentsScreen
 from chatcache.tui.screens.themes import ThemeScreen
 from chatcache.tui.stage import Handler, Stage
+
+if TYPE_CHECKING:
+    from chatcache.frontend.desk import SegmentDesk
 
 
 class ProgramActions:
