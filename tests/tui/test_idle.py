@@ -132,7 +132,7 @@ async def test_an_opened_chat_is_brought_back_when_the_model_is_ready(bench: Ben
     bench.backend = FakeBackend()
     gate = bench.backend.gate("load")
     async with bench.run(waits=False) as chat:
-        await chat.until(lambda: chat.screen.parts.chat.session)
+        await chat.until(lambda: chat.screen.is_open and chat.screen.parts.chat.session)
         assert bench.backend.prepares == []
         gate.open()
         await chat.until(lambda: asked(bench, "restore"))
