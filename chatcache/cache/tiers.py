@@ -34,6 +34,7 @@ from chatcache.cache.files.store import (
 )
 from chatcache.cache.spill import Spiller
 from chatcache.cache.views import SegmentRow
+from chatcache.token_ids import TokenIds
 
 _MAX_REMEMBERED = 1000
 _LOOKS_PER_BUDGET = 64
@@ -116,11 +117,11 @@ class Tiers:
                 if not is_known and self.disk.add(file_name(unpack_row(packed))):
                     self._catalog.add({segment_id: packed})
 
-    def match(self, packed: bytes) -> MatchResult:
+    def match(self, ids: TokenIds) -> MatchResult:
         """The longest held run of leading ids, wherever it lies."""
         with self.lock:
-            self._attacher.reach(packed)
-            return self.tree.match(packed)
+            self._attacher.reach(ids)
+            return self.tree.match(ids)
 
     def add(self, entry: Entry) -> None:
         with self.lock:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from chatcache.cache.tokens import BYTES_PER_ID
+from chatcache.token_ids import BYTES_PER_ID, TokenIds
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ _DEAD_ROWS = 1000
 
 
 class IndexRow(NamedTuple):
-    """Where a segment belongs. `head` are its first ids, packed: 16 of them, or all."""
+    """Where a segment belongs. `head` are its first ids: 16 of them, or all."""
 
     segment_id: str
     parent_id: str | None
     start: int
     stop: int
     num_bytes: int
-    head: bytes
+    head: TokenIds
 
 
 class SegmentIndex:
@@ -140,16 +140,16 @@ class SegmentIndex:
         return rows
 
 
-def head_of(token_ids: bytes) -> bytes:
-    """The part of packed ids that is noted in a row."""
-    return token_ids[: HEAD_IDS * BYTES_PER_ID]
+def head_of(token_ids: TokenIds) -> TokenIds:
+    """The part of the ids of a segment that is noted in a row."""
+    return token_ids[:HEAD_IDS]
 
 
 def pack_row(row: IndexRow) -> bytes:
     """A row as it is kept; so a hundred thousand of them take little time and memory."""
     parent = _NO_PARENT if row.parent_id is None else bytes.fromhex(row.parent_id)
     segment = bytes.fromhex(row.segment_id)
-    return _FIELDS.pack(segment, parent, row.start, row.stop, row.num_bytes, row.head)
+    return _FIELDS.pack(segment, parent, row.start, row.stop, row.num_bytes, row.head.packed)
 
 
 def unpack_row(packed: bytes) -> IndexRow:
@@ -157,7 +157,8 @@ def unpack_row(packed: bytes) -> IndexRow:
     segment, _, start, stop, num_bytes, head = _FIELDS.unpack(packed)
     parent_id = parent_of(packed)
     num_head = min(HEAD_IDS, stop - start) * BYTES_PER_ID
-    return IndexRow(segment.hex(), parent_id, start, stop, num_bytes, head[:num_head])
+    known = TokenIds.from_bytes(head[:num_head])
+    return IndexRow(segment.hex(), parent_id, start, stop, num_bytes, known)
 
 
 def by_id(rows: Iterable[bytes]) -> dict[str, bytes]:
