@@ -19,6 +19,7 @@ from chatcache.checks import num_bytes, num_seconds, spill_parts
 from chatcache.config import Settings
 from chatcache.errors import UsageError
 from chatcache.remotes import check_reach, remote_model
+from chatcache.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from chatcache.backends.base import Backend, CostEstimate, SamplingParams
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from chatcache.frontend.sampling import Sampling
 
     Examine = Callable[[Report], Iterable[str]]
-    OfflineCost = Callable[[str, Sequence[tuple[int, ...]]], list[CostEstimate] | None]
+    OfflineCost = Callable[[str, Sequence[TokenIds]], list[CostEstimate] | None]
 
 SWITCH_SECONDS = 0.0005
 
@@ -317,7 +318,7 @@ def _forget_kv(settings: Settings) -> ForgetKV:
 
 
 def _offline_cost(settings: Settings) -> OfflineCost:
-    def estimate(namespace: str, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate] | None:
+    def estimate(namespace: str, journals: Sequence[TokenIds]) -> list[CostEstimate] | None:
         try:
             return open_inspector(settings).estimate(namespace, journals)
         except OSError:

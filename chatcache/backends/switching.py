@@ -20,6 +20,7 @@ from chatcache.backends.base import (
     TurnRequest,
 )
 from chatcache.errors import UnavailableError
+from chatcache.token_ids import TokenIds
 
 Listener = Callable[[BackendEvent], None]
 
@@ -89,7 +90,7 @@ class SwitchingBackend:
     def stop(self) -> None:
         self._current.stop()
 
-    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+    def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         if self._is_switching:
             raise UnavailableError("Another model is being loaded.", "Wait until it is ready.")
         return self._current.estimate(journals)

@@ -32,7 +32,7 @@ from chatcache.backends.base import (
     TurnResult,
     Usage,
 )
-from chatcache.chat.conversation import Message, common_length, replace_unstorable
+from chatcache.chat.conversation import Message, replace_unstorable
 from chatcache.chat.journal_table import JournalEntry, Namespace
 from chatcache.chat.node_table import StoredNode
 from chatcache.chat.partials import Partial
@@ -42,6 +42,7 @@ from chatcache.chat.session_table import Cause
 from chatcache.chat.store import Origin, SessionStore
 from chatcache.chat.views import AnswerSaved, ChatEvent, WaitingForModel
 from chatcache.errors import StorageError
+from chatcache.token_ids import NO_IDS
 
 PARTIAL_SECONDS = 1.0
 READY_POLL_SECONDS = 0.1
@@ -97,8 +98,8 @@ class TurnRun:
         self._running_lock = threading.Lock()
         self._is_running = False
         self._info: ModelInfo | None = None
-        self._journal: tuple[int, ...] = ()
-        self._prompt_ids: tuple[int, ...] = ()
+        self._journal = NO_IDS
+        self._prompt_ids = NO_IDS
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._num_tokens = 0
@@ -232,8 +233,9 @@ class TurnRun:
         answers, journals = self._task.num_read_at, self._store.journals
         if journal_tip is None or journal_tip in answers:
             return len(self._journal)
-        last = journals.last_of(journal_tip, info.tokenizer_id, answers)
-        return len(journals.journal(last, info.tokenizer_id))
+        path = journals.along(journal_tip, info.tokenizer_id)
+        last = path.last_of(answers)
+        return path.lengths[last] if last is not None else 0
 
     def _read_so_far(self, info: ModelInfo) -> tuple[int | None, int]:
         """(whose journal the prompt goes on from, how many messages that is known to cover).
@@ -244,7 +246,8 @@ class TurnRun:
         task = self._task
         if task.history_mode == "canonical":
             return task.journal_tip, 0
-        answer = self._store.journals.last_of(task.journal_tip, info.tokenizer_id, task.num_read_at)
+        path = self._store.journals.along(task.journal_tip, info.tokenizer_id)
+        answer = path.last_of(task.num_read_at)
         return answer, task.num_read_at[answer] if answer is not None else 0
 
     def _observe(self, event: TurnEvent) -> TurnPlanned | PrefillProgress | TextDelta:
@@ -268,7 +271,7 @@ class TurnRun:
         # answer's own entry.
         if task.continued is None:
             parent = self._store.journals.journal(task.question.parent_seq, info.tokenizer_id)
-            keep = common_length(parent, self._prompt_ids)
+            keep = parent.common_prefix(self._prompt_ids)
             entry = JournalEntry(keep, self._prompt_ids[keep:])
             self._store.plan_turn(task.question, info.tokenizer_id, entry)
 
@@ -385,7 +388,7 @@ def _nothing_said() -> TurnResult:
         text="",
         reasoning=None,
         finish_reason="stopped",
-        answer_ids=(),
+        answer_ids=NO_IDS,
         usage=Usage(0, 0, 0, 0),
         timings=Timings(None, None, None, None, None, None),
         cache=CacheReport("off", "disabled", 0, "Stopped before the model began."),

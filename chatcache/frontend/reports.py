@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from chatcache import formatting as fmt
 from chatcache.backends.base import ModelInfo, TurnPrice
+from chatcache.chat.views import TranscriptMessage
 from chatcache.frontend import servers
-from chatcache.frontend.figures import Figures
+from chatcache.frontend.figures import Figures, from_json
 
 _CODE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
 
@@ -37,6 +38,12 @@ def totals(answers: Sequence[Figures]) -> str:
     if (price := total_price(remote)) is not None:
         lines.append(f"{servers.price_words(price)} by the prices of the profile")
     return "\n  ".join(lines)
+
+
+def of_messages(messages: Sequence[TranscriptMessage]) -> str:
+    """What the cache did over the answers among these messages."""
+    stored = [from_json(message.result_json) for message in messages]
+    return totals([answer for answer in stored if answer is not None])
 
 
 def total_price(answers: Iterable[Figures]) -> TurnPrice | None:

@@ -11,6 +11,7 @@ from chatcache.backends.base import (
     TurnResult,
     Usage,
 )
+from chatcache.token_ids import NO_IDS
 
 
 class PartialAnswer:
@@ -54,7 +55,7 @@ class PartialAnswer:
             text="".join(self._text),
             reasoning="".join(self._reasoning) or None,
             finish_reason="stopped",
-            answer_ids=(),
+            answer_ids=NO_IDS,
             usage=usage,
             timings=Timings(None, None, None, None, None, None),
             cache=report,

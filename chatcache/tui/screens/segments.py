@@ -147,20 +147,19 @@ class SegmentsScreen(FilterListScreen[SegmentRow, None]):
         """Read every file, one after the other; Esc ends it after the one that is being read."""
         self._is_verifying = True
         try:
-            steps, num_damaged, step = desk.verify_all(), 0, None
+            steps, step = desk.verify_all(), None
             while self._is_verifying and (found := await asyncio.to_thread(next, steps, None)):
                 step = found
-                num_damaged += step.problem is not None
                 done = f"verified {step.done:,} of {plural(step.total, 'segment')}"
-                self.say(f"{done}, {size(step.num_bytes)} · {num_damaged:,} damaged · Esc stops")
+                self.say(
+                    f"{done}, {size(step.num_bytes)} · {step.num_damaged:,} damaged · Esc stops"
+                )
         finally:
             was_stopped, self._is_verifying = not self._is_verifying, False
         if step is None:
             self.say("Nothing is on disk yet.")
             return
-        found_words = f"{num_damaged:,} damaged" if num_damaged else "all sound"
-        words = f"Verified {step.done:,} of {step.total:,}, {size(step.num_bytes)}: {found_words}."
-        self.say(("Stopped. " if was_stopped else "") + words)
+        self.say(("Stopped. " if was_stopped else "") + step.words)
 
     async def _spill(self, segment: SegmentRow) -> None:
         if segment.on_disk:
