@@ -21,7 +21,13 @@ from chatcache.config import Settings
 from chatcache.errors import UsageError
 from chatcache.formatting import clean, moment, one_line, plural, shorten, table
 from chatcache.frontend.modes import HISTORY_MODES, MODE_WORDS
-from chatcache.frontend.shell_output import Narrator, is_terminal, print_json, print_line
+from chatcache.frontend.shell_output import (
+    Narrator,
+    is_terminal,
+    print_json,
+    print_line,
+    print_result,
+)
 
 if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
@@ -145,10 +151,7 @@ def rename(arguments: Namespace) -> int:
 
 
 def _print_named(session: SessionSummary, arguments: Namespace) -> int:
-    if arguments.json:
-        print_json(_named_json(session))
-    else:
-        print_line(session.name)
+    print_result(_named_json(session), session.name, as_json=arguments.json)
     return 0
 
 
@@ -176,10 +179,8 @@ def mode(arguments: Namespace) -> int:
         if arguments.mode is not None:
             service.set_history_mode(session.session_id, arguments.mode)
             session = service.find_session(session.session_id)
-    if arguments.json:
-        print_json({**_named_json(session), "history_mode": session.history_mode})
-    else:
-        print_line(MODE_WORDS[session.history_mode])
+    data = {**_named_json(session), "history_mode": session.history_mode}
+    print_result(data, MODE_WORDS[session.history_mode], as_json=arguments.json)
     return 0
 
 
