@@ -71,6 +71,11 @@ class ChatView:
         """Until it is decided which chat is shown first."""
         await self._is_opened.wait()
 
+    async def show_later(self, sentence: str, hint: str) -> None:
+        """Show an error below the messages, once there are any."""
+        await self._is_opened.wait()
+        await self._stage.show_error(sentence, hint)
+
     async def show(self, text: str | None = None) -> None:
         """Show the end of the open chat. `text` goes into the composer, else the draft left there.
 

@@ -118,16 +118,8 @@ class FilesWanted(Message):
     """An @ was typed for the first time: the files below the working directory are wanted."""
 
 
-class FilePicked(Message):
-    """A file was chosen in the list behind an @."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.path = path
-
-
 class CommandChosen(Message):
-    """A command was asked for: by key, slash, palette or click."""
+    """A command was asked for: by key, slash, palette, click, or a file behind an @."""
 
     def __init__(self, command_id: str, argument: str = "") -> None:
         super().__init__()

@@ -109,10 +109,7 @@ class ChatScreen(ShapedScreen):
         self._apply_panel_mode()
         self.refresh_status()
         self.refresh_panel()
-        self.call_after_refresh(self._begin)
-
-    def _begin(self) -> None:
-        self.run_worker(self._open(), exit_on_error=False)
+        self.call_after_refresh(lambda: self.run_worker(self._open(), exit_on_error=False))
 
     async def _open(self) -> None:
         """After the first paint: open what is behind, listen to the engine, show a chat."""
@@ -128,7 +125,7 @@ class ChatScreen(ShapedScreen):
         self.run(self.parts.listening.begin())
         self.run(self.parts.view.open_first())
         await self.ask(backstage.load_rest)
-        self.run(self._offer_another_model())
+        self.run(self.actions.models.offer_another(self.query_one(FirstRunBar)))
 
     def _assemble(self, opened: Backstage) -> ChatParts:
         from chatcache.tui.wiring import assemble
@@ -144,10 +141,6 @@ class ChatScreen(ShapedScreen):
             self.transcript,
             self.composer,
         )
-
-    async def _offer_another_model(self) -> None:
-        await self.parts.view.wait_opened()
-        await self.actions.models.offer_another(self.query_one(FirstRunBar))
 
     def leave(self) -> None:
         """Keep what is written and the mode of the panel, and end what is being answered."""
@@ -221,11 +214,7 @@ class ChatScreen(ShapedScreen):
 
     @on(messages.ModelGaveUp)
     def _model_gave_up(self, message: messages.ModelGaveUp) -> None:
-        async def tell() -> None:
-            await self.parts.view.wait_opened()
-            await self.show_error(message.sentence, message.hint)
-
-        self.run(tell())
+        self.run(self.parts.view.show_later(message.sentence, message.hint))
         self.actions.models.go_back()
 
     @on(messages.SegmentsChanged)
@@ -324,10 +313,6 @@ class ChatScreen(ShapedScreen):
             await self.actions.writing.find_files()
 
         self.run(find())
-
-    @on(messages.FilePicked)
-    def _file_picked(self, message: messages.FilePicked) -> None:
-        self._run_command("attach", message.path)
 
     def on_descendant_focus(self) -> None:
         """The keys that work on a message are shown while one has the focus."""
