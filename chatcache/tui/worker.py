@@ -17,7 +17,7 @@ from chatcache.backends.base import PrefillProgress, TextDelta
 from chatcache.chat.views import ChatEvent
 from chatcache.errors import ChatcacheError
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.messages import AnswerGrew, TurnAdvanced, TurnEnded, TurnFailed
+from chatcache.tui.messages import AnswerGrew, TurnAdvanced, TurnEnded, TurnRaised
 
 # Progress is told no more often than this, so that a fast prefill leaves time for keys.
 PROGRESS_SECONDS = 0.03
@@ -75,8 +75,8 @@ def run_turn(
             elif buffer.add(event):
                 target.post_message(AnswerGrew(number))
     except ChatcacheError as error:
-        target.post_message(TurnFailed(number, error))
+        target.post_message(TurnRaised(number, error))
     except Exception as error:
-        target.post_message(TurnFailed(number, as_user_error(error)))
+        target.post_message(TurnRaised(number, as_user_error(error)))
     finally:
         target.post_message(TurnEnded(number))

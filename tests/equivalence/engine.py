@@ -89,12 +89,12 @@ class IdsEngine:
             kept.append(logits)
             answer.append(int(logits.argmax()))
         self.context.step(answer[-1], len(prompt) + num_answer - 1)
-        ids = [*prompt, *answer]
+        whole = [*prompt, *answer]
         if is_kept:
-            self.context.commit(TokenIds(ids), [len(prompt), len(ids)])
+            self.context.commit(TokenIds(whole), [len(prompt), len(whole)])
         else:
             self.context.forget()
-        return Said(ids, answer, torch.cat(kept), reuse)
+        return Said(whole, answer, torch.cat(kept), reuse)
 
     def forget_live(self) -> None:
         self.context.forget()

@@ -234,7 +234,7 @@ def test_a_turn_a_question_and_other_work_reach_an_engine_that_works(
     engine.wait_ready(SECONDS)
     engine.prepare(work("until cancelled"))
     heard(CacheEvent)
-    assert engine.estimate([(1, 2)]) == [CostEstimate(0, 0, 2, None)]
+    assert engine.estimate([TokenIds((1, 2))]) == [CostEstimate(0, 0, 2, None)]
     engine.prepare(work("until cancelled", "p2"))
     assert heard(Prepared) == Prepared("p1", "draft", 3, 0, 0.0, True)
     heard(CacheEvent)

@@ -9,6 +9,7 @@ import pytest
 from chatcache.cache.files.inspect import CacheInspector
 from chatcache.cache.files.store import SegmentStore
 from chatcache.cache.prefix import PrefixCache
+from chatcache.token_ids import TokenIds
 from tests.kvfakes import FIELDS, ByteBlock, ids_of
 
 SYSTEM, FIRST, ANSWER = "You are helpful. ", "Hello, who are you? ", "I am what I am. "

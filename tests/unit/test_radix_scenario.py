@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chatcache.token_ids import TokenIds
 from tests.kvfakes import BYTES_PER_TOKEN, Bench, ids_of
 
 SYSTEM = "You are a helpful assistant. "

@@ -80,7 +80,7 @@ def test_the_template_is_named_with_what_it_did() -> None:
 
 @pytest.mark.parametrize("cause", ["system_prompt_changed", "turn_edited"])
 def test_what_the_user_changed_is_named_with_its_position(cause: str) -> None:
-    before = (*range(50), 7, 7, 7)
+    before = TokenIds((*range(50), 7, 7, 7))
     previous = PreviousTurn(FIELDS, cause, before)  # type: ignore[arg-type]
     facts = replace(FACTS, keep=0, num_journal=0, reused=0, previous=previous)
     assert reason(facts) == ("miss", cause)

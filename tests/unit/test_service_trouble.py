@@ -24,6 +24,7 @@ from chatcache.chat.service import ChatService
 from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.chat.views import AnswerSaved, UserMessageSaved
 from chatcache.errors import ModelLoadError, StorageError
+from chatcache.token_ids import NO_IDS
 from tests.fakes import FakeBackend, fake_model_info
 
 
@@ -89,9 +90,9 @@ class RemoteBackend(FakeBackend):
     def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
         for event in super().generate(request):
             if isinstance(event, TurnPlanned):
-                event = dataclasses.replace(event, keep=0, new_ids=())
+                event = dataclasses.replace(event, keep=0, new_ids=NO_IDS)
             elif isinstance(event, TurnFinished):
-                bare = dataclasses.replace(event.result, answer_ids=())
+                bare = dataclasses.replace(event.result, answer_ids=NO_IDS)
                 event = TurnFinished(event.turn_id, bare)
             yield event
 
@@ -108,7 +109,7 @@ def test_a_backend_without_token_ids_is_counted_by_its_usage(path: Path) -> None
     assert service.list_sessions()[0].num_tokens == usage.prompt_tokens + usage.completion_tokens
     journal = service.session_journal(session)
     assert journal is not None
-    assert journal.ids == ()
+    assert journal.ids == NO_IDS
     assert service.verify() == []
     service.close()
 

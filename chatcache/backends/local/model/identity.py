@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from chatcache.atomic_write import write_atomically
 
 _HUB_BLOB = re.compile(r"[0-9a-f]{64}")
 _BLOCK_BYTES = 1 << 22
@@ -24,13 +24,11 @@ _NOT_COMPUTED = frozenset(
     {"_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 )
 
-HashProgress = Callable[[int, int], None]
-
 
 def weights_id(
     files: Sequence[Path],
     remembered: Path | None,
-    progress: HashProgress = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
     """A digest over the contents of weight files, in the given order.
 
@@ -106,14 +104,7 @@ class HashBook:
         entries = {path: entry for path, entry in self._entries.items() if Path(path).exists()}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".weights-")
-            try:
-                with os.fdopen(handle, "w") as stream:
-                    json.dump(entries, stream)
-                Path(name).replace(self._path)
-            except OSError:
-                Path(name).unlink()
-                raise
+            write_atomically(self._path, json.dumps(entries).encode())
         except OSError:
             return
         self._is_changed = False

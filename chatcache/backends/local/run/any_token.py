@@ -26,8 +26,8 @@ MIN_PART_TOKENS = 64
 
 
 class AnyTokenContext(LiveContext):
-    """`chunk`: the most tokens of a prompt that are given to the model at once. `on_restore` is told
-    of the tokens and bytes that are about to be read from disk."""
+    """`chunk`: the most tokens of a prompt that are given to the model at once. `on_restore` is
+    told of the tokens and bytes that are about to be read from disk."""
 
     def __init__(
         self,

@@ -36,7 +36,8 @@ def build_runner(
     settings: EngineSettings,
     emit: Callable[[BackendEvent], None] = lambda event: None,
 ) -> TurnRunner:
-    """What answers turns on `loaded`, with its cache open. `emit` is told what happens beside them."""
+    """What answers turns on `loaded`, with its cache open; `emit` is told of all that happens
+    between them."""
     cut = cut_policy(loaded.model.config.get_text_config())
     precision = settings.policy.precision
     path = LivePath(Forward(loaded.model, loaded.device), build_live(loaded, cut, precision))
@@ -64,7 +65,7 @@ def build_runner(
         rates,
         chunk,
         loaded.model.config,
-        lambda *read: emit(RestoreBegan(*read)),
+        on_restore=lambda num_tokens, num_bytes: emit(RestoreBegan(num_tokens, num_bytes)),
     )
     planner = TurnPlanner(loaded)
     max_context = loaded.max_context_tokens

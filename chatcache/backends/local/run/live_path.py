@@ -28,11 +28,11 @@ class LivePath:
     """One path at a time. Not thread-safe: it belongs to the engine's main thread.
 
     `ids`: whose K and V are live. Tokens of an answer join them when the answer is committed.
-    `num_kept`: the leading live tokens that were restored or committed, so segments held them; those
-    behind were computed ahead of a turn. At most the length of the path.
-    `computed_from`: where that begins which was computed since the last reuse. A commit writes it
-    in one piece, also where segments of another path hold its first tokens, and writes nothing
-    that comes before it.
+    `num_kept`: how many leading tokens were restored or committed, so that segments held them; what
+    is behind was computed ahead of a turn, and no segment has it.
+    `computed_from`: the first position that was computed since the last reuse. A commit writes what
+    is there and behind in one piece, also where segments of another path hold its first tokens,
+    and nothing of what comes before.
     """
 
     def __init__(self, forward: Forward, kv: LiveKV):
