@@ -14,12 +14,12 @@ from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.radix import RadixTree
 from chatcache.cache.files.catalog import Catalog
 from chatcache.cache.files.index import IndexRow, pack_row
+from chatcache.cache.files.names import file_name
 from chatcache.cache.files.segfile import peek_ids
 from chatcache.cache.files.store import (
     DamagedFile,
     SegmentStore,
     StoredSegment,
-    file_name,
     index_row,
 )
 from chatcache.token_ids import TokenIds
@@ -119,14 +119,14 @@ class Attacher:
             token_ids=whole[row.start :],
             num_bytes=stamp.num_bytes,
             last_used=stamp.last_used,
-            path=self._store.directory / file_name(row),
+            path=self._store.path_of(row),
             disk_bytes=stamp.num_bytes,
         )
         self._take(entry)
         return row.stop
 
     def _peek(self, row: IndexRow) -> TokenIds:
-        return peek_ids(self._store.directory / file_name(row), row.stop - row.start)
+        return peek_ids(self._store.path_of(row), row.stop - row.start)
 
 
 def contradictions(namespace: str, found: Sequence[StoredSegment]) -> list[DamagedFile]:

@@ -295,7 +295,7 @@ class OpenChat:
         family = [session for branch in branches for session in branch.sessions]
         done = (tree.keep_only if is_path_kept else tree.delete)(session_id, node_id)
         if session_id in done.deleted:
-            staying = [one for one in family if one.session_id not in done.deleted]
+            staying = [session for session in family if session.session_id not in done.deleted]
             self.open(staying[0] if staying else self.service.last_session())
         self.refresh()
         return done

@@ -212,7 +212,7 @@ def test_segments_of_other_settings_are_named_as_unchecked(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("chatcache.commands.cache_deep.recheck", in_this_process)
+    monkeypatch.setattr("chatcache.commands.cache_recompute.recheck", in_this_process)
     words = ("--deep", "--model", str(model_dir), "--device", "cpu")
     code, out = run(capsys, *words, "--dtype", "bfloat16")
     assert code == 0

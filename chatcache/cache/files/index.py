@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import NamedTuple
 
 import xxhash
 
+from chatcache.atomic_write import replacing
 from chatcache.token_ids import BYTES_PER_ID, TokenIds
 
 log = logging.getLogger(__name__)
@@ -98,18 +98,13 @@ class SegmentIndex:
     def write(self, rows: Iterable[bytes]) -> None:
         """Put a file with these packed rows in the place of the old one; failing to is no loss
         but of time."""
-        temporary = self._path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(6)}")
         content = _MAGIC + b"".join(map(_with_checksum, rows))
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(fd, "wb") as file:
+            with replacing(self._path) as file:
                 file.write(content)
                 self._inode = os.fstat(file.fileno()).st_ino
-            temporary.replace(self._path)
         except OSError as error:
             log.warning("the index in %s cannot be written: %s", self._path.parent, error)
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             return
         self._num_read, self._is_sound = len(content), True
         self._num_rows = (len(content) - len(_MAGIC)) // _ROW.size

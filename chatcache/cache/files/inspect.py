@@ -14,6 +14,7 @@ from pathlib import Path
 from chatcache.cache.attach import contradictions
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.book.rates import RateBook
+from chatcache.cache.files.names import id_of
 from chatcache.cache.files.ownership import check_readable
 from chatcache.cache.files.quarantine import Quarantine
 from chatcache.cache.files.segfile import (
@@ -22,7 +23,7 @@ from chatcache.cache.files.segfile import (
     SegmentFormatError,
     SegmentMissingError,
 )
-from chatcache.cache.files.store import SegmentStore, id_of, namespaces
+from chatcache.cache.files.store import SegmentStore, namespaces
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.views import CostEstimate, SegmentRow, SessionKV, TierUse
 from chatcache.token_ids import TokenIds
@@ -127,8 +128,7 @@ class CacheInspector:
 
     def path_of(self, row: SegmentRow) -> Path:
         """The file of a row."""
-        name = f"{row.start}-{row.stop}-{row.segment_id}.safetensors"
-        return SegmentStore(self.cache_dir, row.namespace).directory / name
+        return SegmentStore(self.cache_dir, row.namespace).path_of(row)
 
     def verify(
         self, *, fix: bool = False, tell: Callable[[int, int], None] | None = None
@@ -142,7 +142,7 @@ class CacheInspector:
             paths = store.paths()
             num_checked += len(paths)
             problems = _problems(store, paths, reading)
-            damaged += [(path.stem.split("-")[2], text) for path, text in problems.items()]
+            damaged += [(id_of(path.name), text) for path, text in problems.items()]
             orphans = [path for path in _orphans(store) if path not in problems]
             num_orphans += len(orphans)
             if fix:
