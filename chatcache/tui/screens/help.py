@@ -64,6 +64,3 @@ class HelpScreen(ModalScreen[None]):
         ]
         start = "\n  " if self.app.size.width < _TWO_LINES_BELOW else ""
         return Content.assemble(*parts, f"{start}{summary}")
-
-    def action_leave(self) -> None:
-        self.dismiss(None)
