@@ -20,7 +20,8 @@ from textual.widgets import Input, TextArea
 
 from chatcache.errors import did_you_mean
 from chatcache.frontend import registry
-from chatcache.tui import commands, contrast, layout
+from chatcache.tui import commands
+from chatcache.tui.look import contrast, layout
 from chatcache.tui.options import ChatOptions
 from chatcache.tui.palette import CommandProvider
 from chatcache.tui.screens.chat import ChatScreen

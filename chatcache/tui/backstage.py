@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from chatcache.frontend.desk import SegmentDesk
     from chatcache.frontend.sampling import Sampling
 
-_FOR_THE_CHAT = ("chatcache.tui.wiring",)
+_FOR_THE_CHAT = ("chatcache.tui.parts.wiring",)
 _FOR_THE_REST = ("chatcache.tui.actions.table", "pygments.lexers.python")
 
 

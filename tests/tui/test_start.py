@@ -18,7 +18,7 @@ from tests.tui.conftest import Bench, Chat
 
 def test_the_first_paint_waits_for_nothing_that_it_does_not_show() -> None:
     late = ["torch", "transformers", "numpy", "sqlite3", "markdown_it", "chatcache.backends.base"]
-    late += ["chatcache.chat.service", "chatcache.tui.actions", "chatcache.tui.turns"]
+    late += ["chatcache.chat.service", "chatcache.tui.actions", "chatcache.tui.parts.turns"]
     code = f"import sys, chatcache.tui.app; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

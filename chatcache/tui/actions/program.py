@@ -13,11 +13,11 @@ from chatcache.formatting import plural
 from chatcache.frontend import figures, keycheck, reports, servers
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.progress import Report
-from chatcache.tui import layout
-from chatcache.tui.long_work import LongWork
+from chatcache.tui.look import layout
 from chatcache.tui.messages import PanelModeChosen
 from chatcache.tui.options import ChatOptions
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.panel.state import PanelState
+from chatcache.tui.parts.long_work import LongWork
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.help import HelpScreen
 from chatcache.tui.screens.lens import LensScreen

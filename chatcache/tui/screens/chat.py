@@ -1,7 +1,7 @@
 """The main screen: transcript, composer, panel, status line; the stage of what works behind it.
 
 Owns the widgets and where each message goes. Turns, commands and the open chat are parts of their
-own (`wiring.py`), made after the first paint; everything slow happens in threads.
+own (`parts/wiring.py`), made after the first paint; everything slow happens in threads.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from textual.widgets import Static
 
 from chatcache.errors import ChatcacheError
 from chatcache.frontend import registry
-from chatcache.tui import backstage, commands, layout, messages
+from chatcache.tui import backstage, commands, messages
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.hints import hints, status_ids
+from chatcache.tui.look import layout
 from chatcache.tui.options import ChatOptions
 from chatcache.tui.screens.chat_shape import Column, ShapedScreen
 from chatcache.tui.stage import Args, Result
@@ -41,7 +42,7 @@ from chatcache.tui.widgets.welcome import Welcome
 if TYPE_CHECKING:
     from chatcache.tui.actions.table import Actions
     from chatcache.tui.backstage import Backstage
-    from chatcache.tui.wiring import ChatParts
+    from chatcache.tui.parts.wiring import ChatParts
 
 DOUBLE_PRESS_SECONDS = 0.6
 PLACEHOLDER = "Say something. Enter sends, Ctrl+J adds a line, / lists the commands"
@@ -128,7 +129,7 @@ class ChatScreen(ShapedScreen):
         self.run(self.actions.models.offer_another(self.query_one(FirstRunBar)))
 
     def _assemble(self, opened: Backstage) -> ChatParts:
-        from chatcache.tui.wiring import assemble
+        from chatcache.tui.parts.wiring import assemble
 
         title = self.query_one(TitleBar)
         return assemble(

@@ -15,12 +15,12 @@ from chatcache.backends.base import SegmentRow
 from chatcache.errors import UsageError
 from chatcache.formatting import plural, size
 from chatcache.tui.commands import bindings
-from chatcache.tui.formatting import age
+from chatcache.tui.look.formatting import age
+from chatcache.tui.look.styles import MUTED
 from chatcache.tui.messages import SegmentsChanged
-from chatcache.tui.panel_model import where_words
+from chatcache.tui.panel.drawing import where_words
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.filter_list import FilterListScreen
-from chatcache.tui.styles import MUTED
 
 if TYPE_CHECKING:
     from chatcache.frontend.desk import SegmentDesk

@@ -19,11 +19,11 @@ from chatcache.formatting import one_line, plural
 from chatcache.frontend import figures
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.commands import bindings
-from chatcache.tui.formatting import age, padded, shorten
+from chatcache.tui.look.formatting import age, padded, shorten
+from chatcache.tui.look.styles import MUTED, TITLE
 from chatcache.tui.screens.ask_text import rename_chat
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.filter_list import FilterListScreen
-from chatcache.tui.styles import MUTED, TITLE
 
 _TURNS, _TOKENS, _WHERE, _AGE = 10, 9, 10, 5
 _NAME = 20  # the name of a chat is often its first message: what was said here says more

@@ -17,16 +17,16 @@ from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, Waiti
 from chatcache.errors import ChatcacheError, ContextFullError
 from chatcache.frontend import figures
 from chatcache.frontend.open_chat import OpenChat
-from chatcache.tui.chat_view import ChatView
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.messages import QueueEmptied, RestoreEnded, TurnMessage
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.panel.state import PanelState
+from chatcache.tui.parts.chat_view import ChatView
+from chatcache.tui.parts.worker import TextBuffer, run_turn
 from chatcache.tui.stage import Stage
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.composer import Composer
 from chatcache.tui.widgets.message import UserMessage
 from chatcache.tui.widgets.transcript import Transcript
-from chatcache.tui.worker import TextBuffer, run_turn
 
 FLUSH_SECONDS = 0.04
 RATE_SECONDS = 0.4

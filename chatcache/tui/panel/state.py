@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from chatcache import formatting as fmt
 from chatcache.frontend.figures import Figures
-from chatcache.tui.idle_totals import IdleTotals
+from chatcache.tui.panel.idle_totals import IdleTotals
 
 if TYPE_CHECKING:
     from chatcache.backends.base import (
