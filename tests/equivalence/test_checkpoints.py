@@ -16,7 +16,11 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from chatcache.backends.local.model.cut import CHECKPOINT_FAMILIES, STEPWISE_FAMILIES, cut_policy
+from chatcache.backends.local.model.cut_policy import (
+    CHECKPOINT_FAMILIES,
+    STEPWISE_FAMILIES,
+    cut_policy,
+)
 from chatcache.backends.local.run.forward import Forward
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.errors import UnavailableError

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.cache.tensors.live_kv import LiveKV
 from tests.equivalence.engine import IdsEngine, Said
 from tests.equivalence.families import THOROUGHLY, family_model

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.backends.local.model.cut import ANY_TOKEN_FAMILIES, cut_policy
+from chatcache.backends.local.model.cut_policy import ANY_TOKEN_FAMILIES, cut_policy
 from tests.equivalence.engine import IdsEngine
 from tests.equivalence.families import VOCAB, family_model
 from tests.models import build_model
