@@ -1,0 +1,131 @@
+"""What the cache panel knows: the figures, the tiers and the events, changed by events only.
+
+Nothing is measured or guessed here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from chatcache import formatting as fmt
+from chatcache.frontend.figures import Figures
+from chatcache.tui.panel.idle_totals import IdleTotals
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import (
+        CacheEvent,
+        CacheSnapshot,
+        ModelInfo,
+        PrefillProgress,
+        RestoreBegan,
+        TurnPlanned,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """An answer while it is written: tokens so far, and since `began_at` (a monotonic clock)."""
+
+    num_tokens: int
+    first_tokens: int
+    began_at: float
+    at: float
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per second; None as long as there is nothing to measure."""
+        seconds = self.at - self.began_at
+        return (self.num_tokens - self.first_tokens) / seconds if seconds > 0 else None
+
+
+@dataclass
+class PanelState:
+    """Everything the panel shows. Changed by events only."""
+
+    info: ModelInfo | None = None
+    sampling: tuple[str, ...] = ()
+    figures: Figures | None = None
+    figures_turn: int | None = None
+    is_running: bool = False
+    prefill_done: int = 0
+    decoding: Decoding | None = None
+    restoring: RestoreBegan | None = None
+    snapshot: CacheSnapshot | None = None
+    ttfts: deque[float] = field(default_factory=lambda: deque(maxlen=40))
+    rates: deque[float] = field(default_factory=lambda: deque(maxlen=40))
+    events: deque[CacheEvent] = field(default_factory=lambda: deque(maxlen=40))
+    idle: IdleTotals = field(default_factory=IdleTotals)
+
+    @property
+    def model_name(self) -> str:
+        return self.info.model if self.info else "assistant"
+
+    @property
+    def restore_words(self) -> str:
+        """What is being read from disk: `restoring 4,096 tokens from disk, 470 MB`; or nothing."""
+        if self.restoring is None:
+            return ""
+        tokens = fmt.plural(self.restoring.num_tokens, "token")
+        return f"restoring {tokens} from disk, {fmt.size(self.restoring.num_bytes)}"
+
+    def begin(self, planned: TurnPlanned) -> None:
+        """A turn was planned: what will be reused and why is known before the first token."""
+        cached = planned.cached_ram_tokens + planned.cached_disk_tokens
+        outcome = "miss" if not cached else "hit" if _is_whole(planned) else "partial"
+        self.is_running = True
+        self.decoding = None
+        self.prefill_done = cached
+        self.figures_turn = None
+        self.figures = Figures(
+            prompt_tokens=planned.prompt_tokens,
+            cached_ram_tokens=planned.cached_ram_tokens,
+            cached_disk_tokens=planned.cached_disk_tokens,
+            outcome="off" if planned.reason in ("disabled", "remote") else outcome,
+            reason=planned.reason,
+            detail=planned.detail,
+            diverged_at=cached,
+        )
+
+    def advance(self, progress: PrefillProgress) -> None:
+        self.prefill_done = progress.done
+
+    def decode(self, num_tokens: int, at: float) -> None:
+        """So many tokens of the answer are there at this time (of a monotonic clock)."""
+        first = self.decoding or Decoding(num_tokens, num_tokens, at, at)
+        self.decoding = Decoding(num_tokens, first.first_tokens, first.began_at, at)
+
+    def finish(self, figures: Figures | None, turn: int | None = None) -> None:
+        """A turn ended; without figures (it failed) what was planned stays visible."""
+        self.is_running = False
+        if figures is None:
+            return
+        self.figures, self.figures_turn = figures, turn
+        self.idle.num_used += figures.ahead_tokens
+        self._count(figures)
+
+    def show(self, figures: Figures | None, turn: int | None) -> None:
+        """Look at the figures of an earlier turn."""
+        if not self.is_running:
+            self.figures, self.figures_turn = figures, turn
+
+    def restart(self, history: list[Figures]) -> None:
+        """Another session was opened; `history` are the figures of its answers, oldest first."""
+        self.is_running = False
+        self.ttfts.clear()
+        self.rates.clear()
+        for figures in history:
+            self._count(figures)
+        self.figures = history[-1] if history else None
+        self.figures_turn = None
+
+    def _count(self, figures: Figures) -> None:
+        if figures.ttft_ms is not None:
+            self.ttfts.append(figures.ttft_ms)
+        if figures.decode_tokens_per_second is not None:
+            self.rates.append(figures.decode_tokens_per_second)
+
+
+def _is_whole(planned: TurnPlanned) -> bool:
+    return planned.reason == "new_user_turn"

@@ -1,0 +1,352 @@
+"""The turn in progress: from the message of the user to the settled answer.
+
+Owns what is running, what waits behind it, and the way of the text from the buffer to the
+transcript.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from chatcache.backends.base import PrefillProgress, TurnPlanned
+from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
+from chatcache.errors import ChatcacheError, ContextFullError
+from chatcache.frontend import figures
+from chatcache.frontend.open_chat import OpenChat
+from chatcache.tui.failures import as_user_error
+from chatcache.tui.messages import QueueEmptied, RestoreEnded, TurnMessage
+from chatcache.tui.panel.state import PanelState
+from chatcache.tui.parts.chat_view import ChatView
+from chatcache.tui.parts.worker import TextBuffer, run_turn
+from chatcache.tui.stage import Stage
+from chatcache.tui.widgets.answer import AnswerMessage
+from chatcache.tui.widgets.composer import Composer
+from chatcache.tui.widgets.message import UserMessage
+from chatcache.tui.widgets.transcript import Transcript
+
+FLUSH_SECONDS = 0.04
+RATE_SECONDS = 0.4
+Kind = Literal["send", "edit", "regenerate", "continue"]
+Phase = Literal["starting", "waiting", "reading", "answering", "stopping"]
+_PHASE_WORDS: dict[Phase, str] = {
+    "starting": "getting ready · Esc stops",
+    "waiting": "your message waits · Esc stops",
+    "reading": "reading the prompt · Esc stops",
+    "answering": "answering · Esc stops",
+    "stopping": "stopping",
+}
+
+
+@dataclass
+class RunningTurn:
+    """One turn while it runs."""
+
+    number: int
+    kind: Kind
+    text: str = ""
+    at_turn: int = 0
+    buffer: TextBuffer = field(default_factory=TextBuffer)
+    phase: Phase = "starting"
+    user: UserMessage | None = None
+    answer: AnswerMessage | None = None
+    is_saved: bool = False
+    is_held: bool = False
+    is_flush_due: bool = False
+    flush_seconds: float = 0.0
+    rate_told_at: float = 0.0
+    saved: AnswerSaved | None = None
+    error: ChatcacheError | None = None
+
+
+class Turns:
+    """At most one running turn, and the messages queued behind it."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        chat: OpenChat,
+        view: ChatView,
+        transcript: Transcript,
+        composer: Composer,
+        panel: PanelState,
+    ) -> None:
+        self._stage, self._chat, self._view = stage, chat, view
+        self._transcript, self._composer, self._panel = transcript, composer, panel
+        self._number = 0
+        self._queue: list[UserMessage] = []
+        self.running: RunningTurn | None = None
+
+    @property
+    def queued_texts(self) -> list[str]:
+        return [user.text for user in self._queue]
+
+    @property
+    def doing(self) -> str:
+        """What is going on, in words, and the key that ends it."""
+        running = self.running
+        if running is None:
+            return ""
+        words = _PHASE_WORDS[running.phase]
+        if (restoring := self._panel.restore_words) and running.phase == "starting":
+            words = f"{restoring} · Esc stops"
+        if running.is_held and running.phase == "answering":
+            words = "answering below · Ctrl+End follows · Esc stops"
+        return words + (f" · {len(self._queue)} queued" if self._queue else "")
+
+    # Asking
+
+    def send(self, text: str) -> None:
+        """Answer a new message, now or when the running turn has ended."""
+        user = UserMessage(0, text, created_at=self._stage.now, now=self._stage.now)
+        if self.running is not None:
+            user.add_class("-queued")
+            self._queue.append(user)
+            self._stage.run(self._transcript.add(user))
+            self._stage.refresh_status()
+        else:
+            self._begin(RunningTurn(self._next(), "send", text, user=user))
+
+    def edit(self, turn: int, text: str) -> None:
+        user = UserMessage(turn, text, created_at=self._stage.now, now=self._stage.now)
+        self._begin(RunningTurn(self._next(), "edit", text, at_turn=turn, user=user))
+        name = self._chat.name
+        self._stage.toast(f"What was said stays, as “{name} (before edit)”. /tree shows both.")
+
+    def regenerate(self) -> None:
+        self._begin(RunningTurn(self._next(), "regenerate"))
+
+    def continue_answer(self) -> None:
+        self._begin(RunningTurn(self._next(), "continue"))
+
+    def stop(self) -> bool:
+        """Ask the running turn to end; False when there is none."""
+        running = self.running
+        if running is None:
+            return False
+        if running.phase != "stopping":
+            running.phase = "stopping"
+            self._tell_to_stop()
+            self._stage.refresh_status()
+        return True
+
+    def _tell_to_stop(self) -> None:
+        self._stage.run(self._stage.ask(self._chat.service.stop))
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _begin(self, running: RunningTurn) -> None:
+        self.running = running
+        self._stage.refresh_status()
+        self._stage.run(self._launch(running))
+
+    async def _launch(self, running: RunningTurn) -> None:
+        try:
+            await self._view.ensure_session()
+            await self._make_room(running)
+        except Exception as error:
+            running.error = as_user_error(error)
+            await self._end(running)
+            return
+        events = self._events(running)
+        work = partial(run_turn, self._stage, running.number, events, running.buffer)
+        self._stage.run(self._stage.ask(work))
+
+    async def _make_room(self, running: RunningTurn) -> None:
+        """Bring the transcript into the shape that the turn will have on disk."""
+        if running.kind == "continue":
+            answer = self._transcript.last_block(AnswerMessage)
+            running.answer = answer if isinstance(answer, AnswerMessage) else None
+        elif running.kind == "regenerate":
+            await self._transcript.remove_answer_of_last_turn()
+        elif running.kind == "edit":
+            await self._transcript.remove_from(running.at_turn)
+        if running.user is not None and not running.user.is_attached:
+            await self._transcript.add(running.user)
+        if running.answer is None:
+            running.answer = AnswerMessage(
+                running.at_turn,
+                model=self._panel.model_name,
+                created_at=self._stage.now,
+                now=self._stage.now,
+            )
+            await self._transcript.add(running.answer, after=running.user)
+
+    def _events(self, running: RunningTurn) -> Callable[[], Iterator[ChatEvent]]:
+        """The generator of this kind of turn, to be made and consumed in the thread."""
+        chat = self._chat
+        if running.kind == "send":
+            return partial(chat.send, running.text)
+        if running.kind == "edit":
+            return partial(chat.edit, running.at_turn, running.text)
+        return chat.regenerate if running.kind == "regenerate" else chat.continue_answer
+
+    # Following
+
+    def is_current(self, message: TurnMessage) -> bool:
+        return self.running is not None and self.running.number == message.number
+
+    def advance(self, event: ChatEvent) -> None:
+        """Take in an event of the running turn other than text."""
+        running = self.running
+        if running is None or running.answer is None:
+            return
+        if running.phase == "stopping":
+            # It may have been asked for before there was anything to stop.
+            self._tell_to_stop()
+        panel = self._panel
+        if isinstance(event, UserMessageSaved):
+            self._user_saved(running, event)
+        elif isinstance(event, WaitingForModel):
+            running.answer.show_waiting("waiting for the model")
+            self._enter(running, "waiting")
+        elif isinstance(event, TurnPlanned):
+            self._stage.post_message(RestoreEnded())
+            panel.begin(event)
+            self._enter(running, "reading")
+        elif isinstance(event, PrefillProgress):
+            panel.advance(event)
+            running.answer.show_prefill(event.done, event.total, event.cached)
+        elif isinstance(event, AnswerSaved):
+            running.saved = event
+        self._stage.refresh_panel()
+
+    def show_restore(self, words: str) -> None:
+        """Say below the answer that is waited for what it waits for."""
+        if self.running is not None and self.running.answer is not None:
+            self.running.answer.show_waiting(words)
+
+    def _user_saved(self, running: RunningTurn, event: UserMessageSaved) -> None:
+        running.is_saved = True
+        self._stage.run(self._view.refresh())
+        for block in (running.user, running.answer):
+            if block is not None:
+                block.turn = event.turn
+        if running.user is not None:
+            running.user.node_id = event.node_id
+            running.user.remove_class("-queued")
+
+    def _enter(self, running: RunningTurn, phase: Phase) -> None:
+        if running.phase != "stopping":
+            running.phase = phase
+        self._stage.refresh_status()
+
+    def grow(self) -> None:
+        """There is text in the buffer: show it soon, together with what comes until then."""
+        running = self.running
+        if running is None or running.is_flush_due:
+            return
+        running.is_flush_due = True
+        # On a slow machine the text comes less often, so that keys have their turn in between.
+        pause = max(FLUSH_SECONDS, 2 * running.flush_seconds)
+        self._stage.set_timer(pause, lambda: self._stage.run(self.flush()))
+
+    async def flush(self) -> None:
+        """Move the buffer into the transcript, unless the user is reading further up."""
+        running = self.running
+        if running is None or running.answer is None:
+            return
+        running.is_flush_due = False
+        if running.phase not in ("answering", "stopping"):
+            self._enter(running, "answering")
+        was_held, running.is_held = running.is_held, not self._transcript.is_following
+        if was_held != running.is_held:
+            self._stage.refresh_status()
+        if not running.is_held:
+            began = time.monotonic()
+            await self._write(running)
+            running.flush_seconds = min(0.5, time.monotonic() - began)
+
+    async def _write(self, running: RunningTurn) -> None:
+        answer = running.answer
+        reasoning, text = running.buffer.take()
+        if answer is not None and (reasoning or text):
+            await answer.write(reasoning, text, running.buffer.num_reasoning_tokens)
+            num_tokens = running.buffer.num_tokens
+            answer.show_waiting(f"writing · {num_tokens:,} tok" if num_tokens else "writing")
+            self._tell_rate(running)
+
+    def _tell_rate(self, running: RunningTurn) -> None:
+        """Let the panel tell the rate now and then; drawing it costs more than a line of text."""
+        now = time.monotonic()
+        self._panel.decode(running.buffer.num_tokens, now)
+        if now - running.rate_told_at >= RATE_SECONDS:
+            running.rate_told_at = now
+            self._stage.refresh_panel()
+
+    # Ending
+
+    def fail(self, error: ChatcacheError) -> None:
+        if self.running is not None:
+            self.running.error = error
+
+    async def finish(self) -> None:
+        if self.running is not None:
+            await self._end(self.running)
+
+    async def _end(self, running: RunningTurn) -> None:
+        """Settle the turn. Until that is done it counts as running: what is sent now is queued."""
+        try:
+            await self._write(running)
+            if running.saved is not None:
+                await self._settle(running, running.saved)
+            else:
+                self._panel.finish(None)
+            if running.error is not None:
+                await self._show_failure(running, running.error)
+            await self._view.refresh_last_turn(running.user, running.answer)
+            await self._transcript.prune()
+        finally:
+            self.running = None
+            self._stage.post_message(RestoreEnded())
+            self._stage.refresh_panel()
+            self._stage.refresh_status()
+        if running.phase == "stopping" or running.error is not None:
+            await self._give_back_queue()
+        elif self._queue:
+            user = self._queue.pop(0)
+            self._begin(RunningTurn(self._next(), "send", user.text, user=user))
+        else:
+            self._stage.post_message(QueueEmptied())
+
+    async def _settle(self, running: RunningTurn, saved: AnswerSaved) -> None:
+        result = figures.from_result(saved.result)
+        if running.answer is not None:
+            if running.kind != "continue":
+                await running.answer.settle(saved.result.text, saved.result.reasoning)
+            running.answer.turn = saved.turn
+            running.answer.name_model(saved.model)
+            running.answer.node_id = saved.node_id
+            running.answer.show_figures(result)
+        self._panel.finish(result, saved.turn)
+
+    async def _show_failure(self, running: RunningTurn, error: ChatcacheError) -> None:
+        """Say what went wrong. Words that were not accepted go back to where they were written."""
+        if running.answer is not None and running.kind != "continue":
+            if running.answer.text:
+                await running.answer.settle(running.answer.text, running.answer.reasoning)
+                running.answer.show_waiting("broken off, /continue goes on")
+            else:
+                await running.answer.remove()
+        if running.user is not None and not running.is_saved:
+            if running.user.is_attached:
+                await running.user.remove()
+            self._composer.give_back(running.text)
+        hint = error.hint
+        if running.is_saved and not (running.answer and running.answer.text):
+            is_full = isinstance(error, ContextFullError)
+            way_on = "/undo takes it back" if is_full else "/regen answers it"
+            hint = f"{hint} Your message is kept; {way_on}.".strip()
+        await self._stage.show_error(error.message, hint)
+
+    async def _give_back_queue(self) -> None:
+        queued, self._queue = self._queue, []
+        for user in queued:
+            await user.remove()
+        if queued:
+            self._composer.give_back("\n\n".join(user.text for user in queued))
