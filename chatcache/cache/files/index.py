@@ -84,8 +84,8 @@ class SegmentIndex:
         self._log_path = directory / FILE_NAMES[1]
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._is_shared = False  # the file is read and written
-        self._is_read = False  # the file is read, and nothing was changed yet
+        self._is_reader = False  # changes are noted in memory alone
+        self._is_file = False  # it is connected to the file, not to memory
         self._version: list[object] = []
 
     def open(self, *, is_writing: bool) -> None:
@@ -93,14 +93,17 @@ class SegmentIndex:
         changed: changes are noted in memory."""
         with self._lock:
             self.close()
+            self._is_reader = not is_writing
             self._connection = self._to_write() if is_writing else self._to_read()
+            self._is_file = self._connection is not None
             self._version = self._version_now()
 
     def close(self) -> None:
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
-            self._connection, self._is_shared, self._is_read = None, False, False
+            self._connection, self._is_file = None, False
+            self._version = self._version_now()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[SegmentIndex]:
@@ -118,8 +121,8 @@ class SegmentIndex:
             if before == now:
                 return False
             self._version = now
-            if self._is_read or before[:1] != now[:1]:
-                self.open(is_writing=self._is_shared)
+            if self._is_reader or before[:1] != now[:1]:
+                self.open(is_writing=not self._is_reader)
             return True
 
     def add(self, rows: Iterable[IndexRow]) -> None:
@@ -223,7 +226,7 @@ class SegmentIndex:
         """All of it is noted, or nothing."""
         with self._lock:
             try:
-                if self._is_read:
+                if self._is_reader and self._is_file:
                     self._go_on_in_memory()
                 connection = self._in_use()
                 connection.execute("BEGIN IMMEDIATE")
@@ -237,26 +240,25 @@ class SegmentIndex:
         that the next opening makes it again."""
         log.warning("the index %s: %s", self._path, error)
         if self._connection is not None and self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
         if _is_damage(error):
-            if self._is_shared:
+            if not self._is_reader:
                 self._remove_files()
             self.close()
 
-    def _to_write(self) -> sqlite3.Connection:
+    def _to_write(self) -> sqlite3.Connection | None:
         for _ in range(_TRIES):
             try:
-                connection = _connected(self._path)
-                self._is_shared = True
-                return connection
+                return _connected(self._path)
             except (sqlite3.Error, OSError) as error:
                 log.warning("the index %s cannot be opened: %s", self._path, error)
                 if _is_damage(error):
                     self._remove_files()
                 time.sleep(_SECONDS_TO_WAIT / 50)
-        return _in_memory()
+        return None
 
-    def _to_read(self) -> sqlite3.Connection:
+    def _to_read(self) -> sqlite3.Connection | None:
         """Where no log lies beside it, nobody writes the file: it is read without making one."""
         is_still = "" if self._log_path.exists() else "&immutable=1"
         uri = f"{self._path.absolute().as_uri()}?mode=ro{is_still}"
@@ -264,23 +266,20 @@ class SegmentIndex:
             connection = _connect(uri, uri=True)
             connection.execute(f"{_ROW} LIMIT 1").fetchone()
         except sqlite3.Error:
-            return _in_memory()
-        self._is_read = True
+            return None
         return connection
 
     def _go_on_in_memory(self) -> None:
         copy = _connect(":memory:")
         with contextlib.closing(self._in_use()) as file:
             file.backup(copy)
-        self._connection, self._is_read = copy, False
+        self._connection, self._is_file = copy, False
 
     def _version_now(self) -> list[object]:
         """Differs when the content does; its first part, when it is another file."""
-        if self._is_shared:
-            return [_stamp(self._path)[:1], *self._ask("PRAGMA data_version")]
-        if self._is_read:
+        if self._is_reader:
             return [_stamp(self._path), _stamp(self._log_path)]
-        return []
+        return [_stamp(self._path)[:1], *self._ask("PRAGMA data_version")] if self._is_file else []
 
     def _remove_files(self) -> None:
         for name in FILE_NAMES:

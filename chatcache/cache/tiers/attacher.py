@@ -39,8 +39,9 @@ class Attacher:
 
     def notice_news(self) -> None:
         """See what other processes have written meanwhile."""
-        if self._index.has_news():
-            self._complete.clear()
+        with self._book.lock:
+            if self._index.has_news():
+                self._complete.clear()
 
     def reach(self, ids: TokenIds) -> None:
         """Bring in so many segments that the match of a prompt is as long as with all of them."""

@@ -119,10 +119,10 @@ class DiskTier:
             entry.last_used = max(entry.last_used, stamp.last_used)
 
     def give_up(self, entry: Entry) -> None:
-        """Delete the file of a segment."""
+        """Delete the file of a segment; where nothing may be deleted, it is no longer known."""
         if entry.path is not None and self.is_writing:
             self.store.delete(entry.path)
-            self.store.index.remove([entry.segment_id])
+        self.store.index.remove([entry.segment_id])
         entry.path, entry.disk_bytes = None, 0
 
     def set_aside(self, file: DamagedFile) -> None:
