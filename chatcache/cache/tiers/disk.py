@@ -63,7 +63,7 @@ class DiskTier:
         self._clock = clock
         self._pins = PinBook(self.store.directory)
         self._parents: dict[str, str | None] = {}
-        self._bytes_elsewhere = 0  # in other namespaces
+        self._bytes_elsewhere = 0  # of what the index of the own namespace does not count
         self._bytes_unseen = 0  # written since the last look
         self._oldest = -math.inf  # the last use of what is not in the book; -inf: not looked at yet
 
@@ -177,7 +177,8 @@ class DiskTier:
         stores = [self.store, *self._other_stores()]
         files = [FileSeen(store, name, stamp) for store in stores for name, stamp in store.stamps()]
         self._bytes_unseen = 0
-        self._bytes_elsewhere = sum(f.stamp.num_bytes for f in files if f.store is not self.store)
+        num_bytes = sum(file.stamp.num_bytes for file in files)
+        self._bytes_elsewhere = num_bytes - self.store.index.totals()[1]
         own = {file.name: file.stamp for file in files if file.store is self.store}
         for entry in self._book.on_disk():
             if entry.path is not None and (stamp := own.get(entry.path.name)):

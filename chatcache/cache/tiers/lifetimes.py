@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from chatcache.cache.book.entries import Entry
@@ -13,46 +14,38 @@ from chatcache.cache.tiers.notices import Notices
 from chatcache.cache.tiers.spiller import Spiller
 
 
+@dataclass(frozen=True, slots=True)
 class Lifetimes:
-    def __init__(
-        self,
-        book: SegmentBook,
-        disk: DiskTier,
-        spiller: Spiller,
-        policy: TierPolicy,
-        notices: Notices,
-        clock: Callable[[], float],
-    ):
-        self._book = book
-        self._disk = disk
-        self._spiller = spiller
-        self._policy = policy
-        self._notices = notices
-        self._clock = clock
+    book: SegmentBook
+    disk: DiskTier
+    spiller: Spiller
+    policy: TierPolicy
+    notices: Notices
+    clock: Callable[[], float]
 
     def place(self, entry: Entry) -> Literal["ram", "disk"] | None:
         """The fastest tier that holds a segment whose time is not over; None: there is none."""
-        now = self._clock()
-        if entry.block is not None and not entry.is_over(self._policy.ram_ttl, now):
+        now = self.clock()
+        if entry.block is not None and not entry.is_over(self.policy.ram_ttl, now):
             return "ram"
         if entry.path is not None:
-            return None if entry.is_over(self._policy.disk_ttl, now) else "disk"
-        return "ram" if entry.block is not None and self._spiller.can_write(entry) else None
+            return None if entry.is_over(self.policy.disk_ttl, now) else "disk"
+        return "ram" if entry.block is not None and self.spiller.can_write(entry) else None
 
     def drop_expired(self, entry: Entry) -> bool:
         """Give up the copies of a segment whose time is over; True if none is left."""
-        with self._book.lock:
-            now = self._clock()
-            if entry.path is not None and entry.is_over(self._policy.disk_ttl, now):
-                self._disk.note_use_by_others(entry)
-                if entry.is_over(self._policy.disk_ttl, now):
-                    self._disk.give_up(entry)
-            if entry.is_over(self._policy.ram_ttl, now):
-                if entry.path is not None or not self._spiller.can_write(entry):
+        with self.book.lock:
+            now = self.clock()
+            if entry.path is not None and entry.is_over(self.policy.disk_ttl, now):
+                self.disk.note_use_by_others(entry)
+                if entry.is_over(self.policy.disk_ttl, now):
+                    self.disk.give_up(entry)
+            if entry.is_over(self.policy.ram_ttl, now):
+                if entry.path is not None or not self.spiller.can_write(entry):
                     entry.block = None
                 else:
-                    self._spiller.submit(entry)
-            is_gone = self._book.remove_if_gone(entry)
+                    self.spiller.submit(entry)
+            is_gone = self.book.remove_if_gone(entry)
             if is_gone:
-                self._notices.note_expired(entry)
+                self.notices.note_expired(entry)
             return is_gone

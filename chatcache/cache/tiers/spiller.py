@@ -8,6 +8,7 @@ held by the RAM tier anyway; the queue holds only its id.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -149,10 +150,11 @@ class Spiller:
                 entry.is_pending = False
                 self._on_settled()
                 return
-            before = self._book.lineage(segment_id)[1:]
+            path_held = contextlib.ExitStack()  # what it builds on does not make room for it
+            path_held.enter_context(self._book.held(self._book.lineage(segment_id)[1:]))
         began = time.perf_counter()
         try:
-            with self._book.held(before):  # what it builds on does not make room for it
+            with path_held:
                 path, size = self._write(entry, block)
         except OSError as error:
             self._note_unwritten(entry, error)
