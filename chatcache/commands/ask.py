@@ -13,7 +13,7 @@ from chatcache import compose
 from chatcache.chat import date_warning
 from chatcache.chat.report import turn_report
 from chatcache.chat.views import SessionSummary
-from chatcache.commands import Command
+from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.prompt import build_prompt, decoded_argument, read_system
 from chatcache.commands.sampling_options import add_sampling, sampling_options
@@ -178,4 +178,4 @@ def _apply_system(
         )
 
 
-COMMANDS = {"": Command("answer one prompt on stdout", configure, run)}
+COMMANDS = {"": ShellCommand("answer one prompt on stdout", configure, run)}

@@ -8,7 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 
-from chatcache.commands import GROUPS, Command
+from chatcache.commands import GROUPS, ShellCommand
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
@@ -97,4 +97,4 @@ def _find(settings: Settings, reference: str) -> str:
         raise
 
 
-COMMANDS = {"": Command("the chat in the terminal", configure, run)}
+COMMANDS = {"": ShellCommand("the chat in the terminal", configure, run)}

@@ -9,7 +9,7 @@ from chatcache import compose
 from chatcache.backends.base import CostEstimate
 from chatcache.chat.views import ForkResult
 from chatcache.checks import whole
-from chatcache.commands import Command
+from chatcache.commands import ShellCommand
 from chatcache.commands.ask import TurnToSend, answer
 from chatcache.commands.parser import Parser, number_option, settings_of
 from chatcache.commands.prompt import build_prompt
@@ -98,4 +98,4 @@ def _sentence(forked: ForkResult, source: str) -> str:
     )
 
 
-COMMANDS = {"": Command("go on from an earlier turn in a new session", configure, run)}
+COMMANDS = {"": ShellCommand("go on from an earlier turn in a new session", configure, run)}
