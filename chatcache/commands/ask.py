@@ -116,7 +116,8 @@ def answer(
 
 
 def _way_out(service: ChatService, session_id: str, error: ContextFullError) -> str:
-    """The message is kept, so asking again in the same session would meet it again."""
+    """The hint for a message that does not fit: it is part of the session now, so only a fork
+    without it, or another session, can go on."""
     session = service.find_session(session_id)
     answers = [message for message in service.transcript(session_id) if message.role == "assistant"]
     num_new = error.num_tokens - (answers[-1].num_tokens if answers else 0)

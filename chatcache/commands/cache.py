@@ -144,7 +144,7 @@ def _title(use: NamespaceUse) -> str:
 
 
 def _label(fields: Mapping[str, str]) -> list[str]:
-    """What has to be said of segments that are not exact; nothing of the others."""
+    """The mark of segments that are not exact; [] for exact ones."""
     return [f"{fields[PRECISION]} (approximate)"] if is_approximate(fields) else []
 
 

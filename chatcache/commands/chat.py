@@ -83,7 +83,8 @@ def _findings(arguments: Namespace, report: Report = unheard) -> Iterator[str]:
 
 
 def _find(settings: Settings, reference: str) -> str:
-    """The id of a session. A word that is none, but almost a command, is taken for one."""
+    """The id of a session. A word that names none but resembles a command is told as a typing
+    error of that command."""
     from chatcache import compose
 
     try:

@@ -77,7 +77,7 @@ def fork_json(forked: ForkResult) -> dict[str, Any]:
 
 
 def _cost_json(cost: CostEstimate | None) -> dict[str, Any] | None:
-    """None: the conversation has never run on a model, or not on one whose cache is here."""
+    """None when no model has read the conversation, or only one whose cache is not here."""
     if cost is None:
         return None
     estimated_ms = cost.estimated_ms

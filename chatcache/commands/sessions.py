@@ -201,7 +201,7 @@ def delete(arguments: Namespace) -> int:
 
 
 def _is_confirmed(session: SessionSummary) -> bool:
-    """Ask on the terminal; words that are deleted are gone."""
+    """Ask on the terminal: what is deleted cannot be brought back."""
     turns = plural(session.num_turns, "turn")
     sys.stderr.write(f"Delete {clean(session.name)!r} with its {turns}? [y/N] ")
     sys.stderr.flush()
