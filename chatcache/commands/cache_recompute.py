@@ -1,7 +1,7 @@
 """`chatcache cache verify --deep`: segments against the model that made them.
 
 Owns the options, the narration and the words. What is compared is
-`backends/local/study/deep.py`'s.
+`backends/local/study/recheck.py`'s.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
 from chatcache.backends.base import ModelLoading
-from chatcache.backends.local.study.deep import DeepRequest, DeepStarted, SegmentCheck, recheck
+from chatcache.backends.local.study.recheck import (
+    RecheckRequest,
+    RecheckStarted,
+    SegmentCheck,
+    recheck,
+)
 from chatcache.cache.book.namespace import EXACT, PRECISION
 from chatcache.cache.files.store import SegmentStore
 from chatcache.checks import whole
@@ -34,7 +39,7 @@ class DeepReport:
     """What was recomputed. `unchecked`: segments of other models, or of other settings."""
 
     model: str
-    started: DeepStarted
+    started: RecheckStarted
     checks: tuple[SegmentCheck, ...]
     unchecked: tuple[NamespaceUse, ...]
 
@@ -82,13 +87,13 @@ def check(settings: Settings, inspector: CacheInspector, arguments: Namespace) -
             "Name a model of this machine with --model.",
         )
     narrator = Narrator()
-    request = DeepRequest(compose.engine_settings(settings), arguments.sample, arguments.seed)
-    started: DeepStarted | None = None
+    request = RecheckRequest(compose.engine_settings(settings), arguments.sample, arguments.seed)
+    started: RecheckStarted | None = None
     checks: list[SegmentCheck] = []
     for event in recheck(request):
         if isinstance(event, ModelLoading):
             narrator.progress(event.stage)
-        elif isinstance(event, DeepStarted):
+        elif isinstance(event, RecheckStarted):
             started = event
         else:
             checks.append(event)
@@ -179,7 +184,7 @@ def lines(report: DeepReport) -> list[str]:
     return found
 
 
-def _kept(started: DeepStarted) -> str:
+def _kept(started: RecheckStarted) -> str:
     return started.dtype if started.precision == EXACT else f"{started.precision}, approximate"
 
 

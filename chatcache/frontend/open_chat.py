@@ -69,8 +69,13 @@ class OpenChat:
             raise NotFoundError("This chat is empty.", "Say something first.")
         return self.session
 
+    @property
+    def is_busy(self) -> bool:
+        """Is an answer being written?"""
+        return self._is_busy()
+
     def require_idle(self) -> None:
-        if self._is_busy():
+        if self.is_busy:
             raise UsageError("An answer is being written.", "Esc stops it and keeps what is there.")
 
     def open(self, session: SessionSummary | None) -> None:
@@ -223,8 +228,8 @@ class OpenChat:
     def fork_points(self) -> list[ForkPoint]:
         return self.service.fork_points(self.require_session().session_id)
 
-    def fork(self, at_turn: int, text: str | None = None) -> Forked:
-        """Go on after turn `at_turn` in a new chat, which is open then."""
+    def fork(self, at_turn: int | None, text: str | None = None) -> Forked:
+        """Go on after turn `at_turn` (None: the last one) in a new chat, which is open then."""
         self.require_idle()
         origin = self.require_session()
         result = self.service.fork(origin.session_id, at_turn=at_turn)

@@ -20,7 +20,8 @@ from textual.widgets import Input, TextArea
 
 from chatcache.errors import did_you_mean
 from chatcache.frontend import registry
-from chatcache.tui import commands, contrast, layout
+from chatcache.tui import commands
+from chatcache.tui.look import contrast, layout
 from chatcache.tui.options import ChatOptions
 from chatcache.tui.palette import CommandProvider
 from chatcache.tui.screens.chat import ChatScreen
@@ -126,7 +127,9 @@ class ChatCacheApp(App[Exception | None]):
         screen = self.screen
         if isinstance(screen, ModalScreen):
             screen.dismiss(None)
-        elif isinstance(screen, ChatScreen) and (screen.clear_composer() or screen.turns.stop()):
+        elif isinstance(screen, ChatScreen) and (
+            screen.composer.clear_text() or screen.stop_answer()
+        ):
             return
         elif time.monotonic() - self._interrupted_at < QUIT_SECONDS:
             self._leave()

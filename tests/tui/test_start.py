@@ -18,7 +18,7 @@ from tests.tui.conftest import Bench, Chat
 
 def test_the_first_paint_waits_for_nothing_that_it_does_not_show() -> None:
     late = ["torch", "transformers", "numpy", "sqlite3", "markdown_it", "chatcache.backends.base"]
-    late += ["chatcache.chat.service", "chatcache.tui.actions", "chatcache.tui.turns"]
+    late += ["chatcache.chat.service", "chatcache.tui.actions", "chatcache.tui.parts.turns"]
     code = f"import sys, chatcache.tui.app; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -66,7 +66,7 @@ async def test_the_next_start_shows_the_chat_that_was_looked_at(
         await chat.press("ctrl+q")
     async with bench.run(last_chat_path=path) as chat:
         assert chat.users == ["first"]
-        second = chat.screen.service.find_session("second")
+        second = chat.service.find_session("second")
         path.write_text(json.dumps({"session_id": second.session_id, "at": 0}))
     async with bench.run(last_chat_path=path) as chat:
         assert chat.users == ["second"], "it was used after the other one was looked at"

@@ -12,9 +12,9 @@ from textual.widgets.markdown import MarkdownStream
 
 from chatcache import formatting as fmt
 from chatcache.frontend.figures import Figures, footer, is_real_miss
-from chatcache.tui.formatting import shorten
-from chatcache.tui.markdown import ChatMarkdown
-from chatcache.tui.styles import MUTED
+from chatcache.tui.look.formatting import shorten
+from chatcache.tui.look.markdown import ChatMarkdown
+from chatcache.tui.look.styles import MUTED
 from chatcache.tui.widgets.message import MessageBlock
 from chatcache.tui.widgets.status_bar import progress_content
 from chatcache.tui.widgets.words import Words

@@ -11,9 +11,9 @@ from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.formatting import size
-from chatcache.tui.formatting import shorten
-from chatcache.tui.layout import NARROW_BELOW
-from chatcache.tui.styles import MUTED
+from chatcache.tui.look.formatting import shorten
+from chatcache.tui.look.layout import NARROW_BELOW
+from chatcache.tui.look.styles import MUTED
 
 if TYPE_CHECKING:
     from chatcache.backends.local.model.shelf import ShelfModel
@@ -33,7 +33,7 @@ class FirstRunBar(Horizontal):
 
     def offer(self, key: str, models: Sequence[ShelfModel], *, is_offline: bool) -> None:
         """Show what the picker has: a model that is here already, else where to get one."""
-        here = [one for one in models if one.place != "built in" and not one.problem]
+        here = [model for model in models if model.place != "built in" and not model.problem]
         what = "a directory with a model" if is_offline else "a download, or a directory"
         if here:
             name = shorten(here[0].name, _LONGEST_NAME)

@@ -14,9 +14,9 @@ from textual.widgets import Static, TextArea
 
 from chatcache import formatting as fmt
 from chatcache.tui.commands import bindings
-from chatcache.tui.formatting import shorten
+from chatcache.tui.look.formatting import shorten
+from chatcache.tui.look.styles import MUTED
 from chatcache.tui.messages import MessageActed
-from chatcache.tui.styles import MUTED
 from chatcache.tui.widgets.words import Words
 
 if TYPE_CHECKING:

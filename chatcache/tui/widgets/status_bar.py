@@ -9,9 +9,9 @@ from textual.containers import Horizontal
 from textual.content import Content
 
 from chatcache import formatting as fmt
-from chatcache.tui.formatting import bar
+from chatcache.tui.look.formatting import bar
+from chatcache.tui.look.styles import MUTED
 from chatcache.tui.status import BackendStatus
-from chatcache.tui.styles import MUTED
 from chatcache.tui.widgets.words import Words
 
 if TYPE_CHECKING:

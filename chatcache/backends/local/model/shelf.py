@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from chatcache.backends.local.model import resolve
-from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.progress import first_line
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.places import path_of

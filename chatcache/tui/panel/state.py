@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from chatcache import formatting as fmt
 from chatcache.frontend.figures import Figures
-from chatcache.tui.idle_totals import IdleTotals
+from chatcache.tui.panel.idle_totals import IdleTotals
 
 if TYPE_CHECKING:
     from chatcache.backends.base import (
@@ -57,6 +57,10 @@ class PanelState:
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=40))
     events: deque[CacheEvent] = field(default_factory=lambda: deque(maxlen=40))
     idle: IdleTotals = field(default_factory=IdleTotals)
+
+    @property
+    def model_name(self) -> str:
+        return self.info.model if self.info else "assistant"
 
     @property
     def restore_words(self) -> str:

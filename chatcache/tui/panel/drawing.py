@@ -15,9 +15,9 @@ from rich.cells import cell_len
 from chatcache import formatting as fmt
 from chatcache.frontend import servers
 from chatcache.frontend.figures import Figures, is_real_miss, reason_words, sign
-from chatcache.tui.formatting import age, bar, clock_time, shorten, sparkline
-from chatcache.tui.idle_totals import IdleTotals
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.look.formatting import age, bar, clock_time, shorten, sparkline
+from chatcache.tui.panel.idle_totals import IdleTotals
+from chatcache.tui.panel.state import PanelState
 
 if TYPE_CHECKING:
     from chatcache.backends.base import (
