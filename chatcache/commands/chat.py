@@ -8,7 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 
-from chatcache.commands import GROUPS, Command
+from chatcache.commands import GROUPS, ShellCommand
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
@@ -83,7 +83,8 @@ def _findings(arguments: Namespace, report: Report = unheard) -> Iterator[str]:
 
 
 def _find(settings: Settings, reference: str) -> str:
-    """The id of a session. A word that is none, but almost a command, is taken for one."""
+    """The id of a session. A word that names none but resembles a command is told as a typing
+    error of that command."""
     from chatcache import compose
 
     try:
@@ -97,4 +98,4 @@ def _find(settings: Settings, reference: str) -> str:
         raise
 
 
-COMMANDS = {"": Command("the chat in the terminal", configure, run)}
+COMMANDS = {"": ShellCommand("the chat in the terminal", configure, run)}

@@ -61,7 +61,7 @@ class OpenChat:
 
     @property
     def session_id(self) -> str:
-        """ "" for a chat that has no row yet."""
+        """Empty while the chat has no row."""
         return self.session.session_id if self.session else ""
 
     def require_session(self) -> SessionSummary:
@@ -274,7 +274,8 @@ class OpenChat:
         return self.service.tree.branches(self.require_session().session_id)
 
     def follow(self, branch: Branch) -> SessionSummary:
-        """Open the chat that ends with a branch. Where lines part nobody ends: the main one."""
+        """Open the chat that ends with a branch. Where branches part and no chat ends, the main
+        line is followed to its end."""
         self.require_idle()
         while not branch.sessions and branch.children:
             branch = branch.children[0]
