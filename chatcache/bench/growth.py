@@ -22,15 +22,25 @@ from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.bench.chart import strip_chart
 from chatcache.bench.conditions import cpu_name
 from chatcache.bench.processes import home_environment
-from chatcache.bench.program import Watch, chat_command, is_ready, prompt_of, send, shape_directory
+from chatcache.bench.program import (
+    Say,
+    Watch,
+    chat_command,
+    is_ready,
+    prompt_of,
+    send,
+    shape_directory,
+)
 from chatcache.bench.report import milliseconds
-from chatcache.bench.run import Say, narrator, scratch
+from chatcache.bench.result import p99
+from chatcache.bench.run import narrator, scratch
 from chatcache.bench.setup import load_models
 from chatcache.bench.terminal import Terminal, Typist
 from chatcache.chat.conversation import Message
 from chatcache.chat.service import ChatService
-from chatcache.chat.store import DATABASE_NAME, SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.views import AnswerSaved
+from chatcache.config import DATABASE_NAME
 from chatcache.errors import UnavailableError
 from chatcache.formatting import size
 
@@ -135,16 +145,16 @@ def large_texts(model: str, home: Path, threads: int, say: Say) -> dict[str, Any
     """A paste of 2 MB, and keys while a prompt of 30,000 tokens is read."""
     # A home each: what is not sent is kept as a draft.
     homes = home / "paste", home / "prompt"
-    for one in homes:
-        one.mkdir(parents=True)
-        (one / "config.toml").write_text(
+    for place in homes:
+        place.mkdir(parents=True)
+        (place / "config.toml").write_text(
             f"[model]\nthreads = {threads}\n[sampling]\nmax_new_tokens = {_ANSWER_TOKENS}\n"
         )
     say(f"a paste of {size(_PASTE_BYTES)}")
     paste_seconds = _paste(model, homes[0])
     say(f"a prompt of {_PROMPT_TOKENS:,} tokens")
     keys, read_seconds = _long_prompt(model, homes[1])
-    ordered = sorted(keys)
+    slowest = p99(keys)
     return {
         "paste_bytes": _PASTE_BYTES,
         "paste_ms": None if paste_seconds is None else 1000 * paste_seconds,
@@ -152,7 +162,7 @@ def large_texts(model: str, home: Path, threads: int, say: Say) -> dict[str, Any
         "prompt_ms": 1000 * read_seconds,
         "keys": len(keys),
         "key_median_ms": 1000 * statistics.median(keys) if keys else None,
-        "key_p99_ms": 1000 * ordered[(99 * len(ordered) + 99) // 100 - 1] if keys else None,
+        "key_p99_ms": None if slowest is None else 1000 * slowest,
     }
 
 

@@ -11,7 +11,7 @@ from chatcache.errors import ChatcacheError
 if TYPE_CHECKING:
     from chatcache.backends.base import BackendEvent, ModelInfo, SegmentRow
     from chatcache.chat.views import ChatEvent
-    from chatcache.tui.layout import PanelMode
+    from chatcache.tui.look.layout import PanelMode
 
 
 class BackendChanged(Message):
@@ -118,16 +118,8 @@ class FilesWanted(Message):
     """An @ was typed for the first time: the files below the working directory are wanted."""
 
 
-class FilePicked(Message):
-    """A file was chosen in the list behind an @."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.path = path
-
-
 class CommandChosen(Message):
-    """A command was asked for: by key, slash, palette or click."""
+    """A command was asked for: by key, slash, palette, click, or a file behind an @."""
 
     def __init__(self, command_id: str, argument: str = "") -> None:
         super().__init__()

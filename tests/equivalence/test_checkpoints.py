@@ -38,9 +38,6 @@ THOROUGHLY = ["falcon_h1", "jamba", "lfm2", "mamba2", "qwen3_next"]
 Factory = Callable[..., IdsEngine]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module", params=THOROUGHLY)
 def model(request: pytest.FixtureRequest) -> Any:
     return stateful_model(str(request.param))

@@ -27,9 +27,6 @@ OTHER = [93, 75, 10, 58, 20]
 Factory = Callable[..., IdsEngine]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module", params=THOROUGHLY)
 def model(request: pytest.FixtureRequest) -> Any:
     return family_model(str(request.param))

@@ -21,7 +21,6 @@ from tests.equivalence.families import family_model
 
 NUM_STEPS = 20
 TOLERANCE = 1e-4
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class CopyingKV(LiveKV):

@@ -22,9 +22,6 @@ SECOND = [43, 38, 32, 79, 50, 28]
 THIRD = [84, 19, 71, 69, 39]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @torch.inference_mode()
 def truth(model: Any, ids: list[int], num_answer: int) -> torch.Tensor:
     """The logits behind the last `num_answer` prefixes of `ids`."""

@@ -184,6 +184,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     return code, capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filled", ["float32"], indirect=True)
 def test_the_command_finds_what_verify_alone_cannot(
     cache: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]

@@ -11,9 +11,10 @@ from chatcache.backends.base import ModelInfo
 from chatcache.formatting import one_line
 from chatcache.frontend.model_choice import ModelChoice
 from chatcache.frontend.open_chat import OpenChat
+from chatcache.frontend.options import ChatOptions
 from chatcache.frontend.registry import key_words
-from chatcache.tui.options import ChatOptions
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.panel.state import PanelState
+from chatcache.tui.parts.chat_view import ChatView
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.models import ModelScreen
 from chatcache.tui.stage import Handler, Stage
@@ -26,11 +27,12 @@ class ModelActions:
         self,
         stage: Stage,
         chat: OpenChat,
+        view: ChatView,
         status: BackendStatus,
         panel: PanelState,
         options: ChatOptions,
     ) -> None:
-        self._stage, self._chat, self._status = stage, chat, status
+        self._stage, self._chat, self._view, self._status = stage, chat, view, status
         self._panel, self._options = panel, options
         self._choice = ModelChoice(chat.service, options.remotes, is_offline=options.is_offline)
         self.handlers: dict[str, Handler] = {"model": self._model}
@@ -67,6 +69,7 @@ class ModelActions:
 
     async def offer_another(self, bar: FirstRunBar) -> None:
         """On the first run: say that there are other models than the built-in one."""
+        await self._view.wait_opened()
         if self._chat.session is not None:
             return
         if models := await self._stage.ask(self._choice.first_offers):

@@ -16,8 +16,8 @@ from chatcache.tui.actions.sessions import SessionActions
 from chatcache.tui.actions.talk import TalkActions
 from chatcache.tui.actions.writing import WritingActions
 from chatcache.tui.messages import MessageActed
+from chatcache.tui.parts.wiring import ChatParts
 from chatcache.tui.stage import Handler, Stage
-from chatcache.tui.wiring import ChatParts
 
 
 class Actions:
@@ -30,7 +30,7 @@ class Actions:
             stage, app, chat, panel, parts.options, parts.desk, parts.work
         )
         self.talk = TalkActions(stage, app, chat, view, parts.turns, parts.transcript)
-        self.models = ModelActions(stage, chat, parts.status, panel, parts.options)
+        self.models = ModelActions(stage, chat, view, parts.status, panel, parts.options)
         self.writing = WritingActions(stage, chat, parts.composer)
         sessions = SessionActions(stage, chat, view, parts.idle, parts.work, self.talk)
         prompt = PromptActions(stage, chat, view, panel)

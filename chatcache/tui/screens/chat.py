@@ -1,7 +1,7 @@
 """The main screen: transcript, composer, panel, status line; the stage of what works behind it.
 
 Owns the widgets and where each message goes. Turns, commands and the open chat are parts of their
-own (`wiring.py`), made after the first paint; everything slow happens in threads.
+own (`parts/wiring.py`), made after the first paint; everything slow happens in threads.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from textual.widgets import Static
 
 from chatcache.errors import ChatcacheError
 from chatcache.frontend import registry
-from chatcache.tui import backstage, commands, layout, messages
+from chatcache.frontend.options import ChatOptions
+from chatcache.tui import commands, late_imports, messages
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.hints import hints, status_ids
-from chatcache.tui.options import ChatOptions
+from chatcache.tui.look import layout
 from chatcache.tui.screens.chat_shape import Column, ShapedScreen
 from chatcache.tui.stage import Args, Result
 from chatcache.tui.status import BackendStatus
@@ -39,9 +40,9 @@ from chatcache.tui.widgets.transcript import EarlierTurns, Transcript
 from chatcache.tui.widgets.welcome import Welcome
 
 if TYPE_CHECKING:
+    from chatcache.frontend.options import Backstage
     from chatcache.tui.actions.table import Actions
-    from chatcache.tui.backstage import Backstage
-    from chatcache.tui.wiring import ChatParts
+    from chatcache.tui.parts.wiring import ChatParts
 
 DOUBLE_PRESS_SECONDS = 0.6
 PLACEHOLDER = "Say something. Enter sends, Ctrl+J adds a line, / lists the commands"
@@ -109,10 +110,7 @@ class ChatScreen(ShapedScreen):
         self._apply_panel_mode()
         self.refresh_status()
         self.refresh_panel()
-        self.call_after_refresh(self._begin)
-
-    def _begin(self) -> None:
-        self.run_worker(self._open(), exit_on_error=False)
+        self.call_after_refresh(lambda: self.run_worker(self._open(), exit_on_error=False))
 
     async def _open(self) -> None:
         """After the first paint: open what is behind, listen to the engine, show a chat."""
@@ -121,17 +119,17 @@ class ChatScreen(ShapedScreen):
         except Exception as failure:
             self.app.exit(failure)
             return
-        await self.ask(backstage.load_chat)
+        await self.ask(late_imports.load_chat)
         self._parts = self._assemble(opened)
         self.parts.view.show_sampling()
         self._is_open.set()
         self.run(self.parts.listening.begin())
         self.run(self.parts.view.open_first())
-        await self.ask(backstage.load_rest)
-        self.run(self._offer_another_model())
+        await self.ask(late_imports.load_rest)
+        self.run(self.actions.models.offer_another(self.query_one(FirstRunBar)))
 
     def _assemble(self, opened: Backstage) -> ChatParts:
-        from chatcache.tui.wiring import assemble
+        from chatcache.tui.parts.wiring import assemble
 
         title = self.query_one(TitleBar)
         return assemble(
@@ -144,10 +142,6 @@ class ChatScreen(ShapedScreen):
             self.transcript,
             self.composer,
         )
-
-    async def _offer_another_model(self) -> None:
-        await self.parts.view.wait_opened()
-        await self.actions.models.offer_another(self.query_one(FirstRunBar))
 
     def leave(self) -> None:
         """Keep what is written and the mode of the panel, and end what is being answered."""
@@ -221,11 +215,7 @@ class ChatScreen(ShapedScreen):
 
     @on(messages.ModelGaveUp)
     def _model_gave_up(self, message: messages.ModelGaveUp) -> None:
-        async def tell() -> None:
-            await self.parts.view.wait_opened()
-            await self.show_error(message.sentence, message.hint)
-
-        self.run(tell())
+        self.run(self.parts.view.show_later(message.sentence, message.hint))
         self.actions.models.go_back()
 
     @on(messages.SegmentsChanged)
@@ -324,10 +314,6 @@ class ChatScreen(ShapedScreen):
             await self.actions.writing.find_files()
 
         self.run(find())
-
-    @on(messages.FilePicked)
-    def _file_picked(self, message: messages.FilePicked) -> None:
-        self._run_command("attach", message.path)
 
     def on_descendant_focus(self) -> None:
         """The keys that work on a message are shown while one has the focus."""

@@ -19,7 +19,7 @@ from chatcache.errors import UsageError
 from chatcache.formatting import clean, plural
 from chatcache.frontend.registry import matching
 from chatcache.tui.commands import bindings
-from chatcache.tui.messages import FilePicked, FilesWanted, PromptSubmitted
+from chatcache.tui.messages import CommandChosen, FilesWanted, PromptSubmitted
 from chatcache.tui.widgets.command_popup import (
     CommandPopup,
     Offer,
@@ -166,7 +166,7 @@ class Composer(TextArea):
             self._replace_via_keyboard(f"@{offer.text}", (row, start), (row, column))
         else:
             self._replace_via_keyboard("", (row, start), (row, column))
-            self.post_message(FilePicked(offer.text))
+            self.post_message(CommandChosen("attach", offer.text))
 
     def attach(self, attachment: Attachment) -> None:
         """Put a file at the cursor: what stands for it is expanded when the message is sent."""

@@ -13,10 +13,10 @@ from chatcache.errors import ChatcacheError
 from chatcache.frontend import figures
 from chatcache.frontend.drafts import NEW_CHAT, Drafts
 from chatcache.frontend.open_chat import OpenChat
+from chatcache.frontend.options import ChatOptions
 from chatcache.tui.hints import hints
 from chatcache.tui.messages import ChatShown
-from chatcache.tui.options import ChatOptions
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.panel.state import PanelState
 from chatcache.tui.stage import Stage
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.blocks import make_block
@@ -70,6 +70,11 @@ class ChatView:
     async def wait_opened(self) -> None:
         """Until it is decided which chat is shown first."""
         await self._is_opened.wait()
+
+    async def show_later(self, sentence: str, hint: str) -> None:
+        """Show an error below the messages, once there are any."""
+        await self._is_opened.wait()
+        await self._stage.show_error(sentence, hint)
 
     async def show(self, text: str | None = None) -> None:
         """Show the end of the open chat. `text` goes into the composer, else the draft left there.
