@@ -36,7 +36,8 @@ class Keeper:
     def __init__(self, inspector: CacheInspector, namespace: str):
         self._inspector = inspector
         self._rows = {row.segment_id: row for row in inspector.rows() if row.namespace == namespace}
-        self._book = PinBook(SegmentStore(inspector.cache_dir, namespace).directory)
+        self._store = SegmentStore(inspector.cache_dir, namespace)
+        self._book = PinBook(self._store.directory)
         self._namespace = namespace
 
     def rows_of(self, segment_ids: Iterable[str]) -> list[SegmentRow]:
@@ -81,7 +82,9 @@ class Keeper:
         if self.pinned(segment_ids):
             self._book.remove(segment_ids)
         rows = sorted(self.rows_of(segment_ids), key=lambda row: -row.start)
-        return remove_files([self._inspector.path_of(row) for row in rows])
+        removed = remove_files([self._inspector.path_of(row) for row in rows])
+        self._store.forget_deleted()
+        return removed
 
 
 def dead_namespaces(inspector: CacheInspector) -> list[NamespaceUse]:
