@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from chatcache.backends.base import Backend, CostEstimate, SamplingParams
     from chatcache.backends.local.engine.settings import EngineSettings
     from chatcache.cache.book.policy import TierPolicy
-    from chatcache.cache.files.inspect import CacheInspector
+    from chatcache.cache.inspect import CacheInspector
     from chatcache.chat.forget import ForgetKV, Journals
     from chatcache.chat.idle import IdleOptions
     from chatcache.chat.service import ChatService
@@ -125,7 +125,7 @@ def check_model(settings: Settings) -> None:
 
 def open_inspector(settings: Settings) -> CacheInspector:
     """A look at the segments on disk, without an engine."""
-    from chatcache.cache.files.inspect import CacheInspector
+    from chatcache.cache.inspect import CacheInspector
 
     return CacheInspector(settings.paths.cache_dir, *budgets(settings), tier_policy(settings))
 
