@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from chatcache.backends.base import CacheSnapshot, SegmentRow
@@ -49,24 +48,19 @@ class PlainActions(TreeActions):
         self._chat.say("Nothing is being answered. Ctrl+C stops an answer.")
 
     def _do_continue(self, argument: str) -> None:
-        self._turn(self._chat.service.continue_answer)
+        service, session = self._chat.service, self._chat.require_session()
+        self._chat.answer(service.continue_answer(session.session_id, self._chat.sampling.options))
 
     def _do_regenerate(self, argument: str) -> None:
-        self._turn(self._chat.service.regenerate)
+        service, session = self._chat.service, self._chat.require_session()
+        self._chat.answer(service.regenerate(session.session_id, self._chat.sampling.options))
 
     def _do_edit(self, argument: str) -> None:
-        session = self._chat.require_session()
+        service, session = self._chat.service, self._chat.require_session()
         if not argument:
             raise UsageError("The new text is missing.", "Say /edit TEXT.")
-        edit = self._chat.service.edit
-        self._turn(lambda one, **given: edit(one, session.num_turns, argument, **given))
-
-    def _turn(self, begin: Callable[..., object]) -> None:
-        sampling = self._chat.sampling
-        session_id = self._chat.require_session().session_id
-        self._chat.answer(
-            partial(begin, session_id, sampling=sampling.params, think=sampling.think)  # type: ignore[arg-type]
-        )
+        options = self._chat.sampling.options
+        self._chat.answer(service.edit(session.session_id, session.num_turns, argument, options))
 
     def _do_undo(self, argument: str) -> None:
         session = self._chat.require_session()

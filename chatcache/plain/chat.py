@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatcache.chat.views import AnswerSaved, ChatEvent, SessionSummary
+from chatcache.chat.views import AnswerSaved, SessionSummary
 from chatcache.errors import ChatcacheError, NotFoundError
 from chatcache.formatting import clean, one_line
 from chatcache.frontend import last_chat, registry
@@ -26,6 +26,7 @@ from chatcache.remotes import Remotes
 
 if TYPE_CHECKING:
     from chatcache.backends.base import ModelInfo
+    from chatcache.chat.chat_turn import ChatTurn
     from chatcache.chat.service import ChatService
     from chatcache.frontend.desk import SegmentDesk
 
@@ -193,20 +194,14 @@ class PlainChat:
         """Have a message answered, with the files that were attached to it."""
         parts, self.attached = [*self.attached, text], []
         session = self.ensure_session()
-        self.answer(
-            lambda: self.service.send(
-                session.session_id,
-                "\n\n".join(parts),
-                sampling=self.sampling.params,
-                think=self.sampling.think,
-            )
-        )
+        text = "\n\n".join(parts)
+        self.answer(self.service.send(session.session_id, text, self.sampling.options))
 
-    def answer(self, events: Callable[[], Iterator[ChatEvent]]) -> None:
+    def answer(self, turn: ChatTurn) -> None:
         """Run one turn; Ctrl+C stops it and keeps what was said."""
         self.lines.forget()
         stream = SpokenStream(self._speaker)
-        done = ShellTurn(self.service, self.lines, stream).run(events)
+        done = ShellTurn(self.lines, stream).run(turn)
         self._ended(done.saved)
 
     def _speaker(self) -> str:

@@ -7,12 +7,12 @@ transcript. What the screen around it does is reached through the screen's publi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from chatcache.backends.base import PrefillProgress, TurnPlanned
+from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError, ContextFullError
 from chatcache.frontend import figures
@@ -20,7 +20,7 @@ from chatcache.tui.failures import as_user_error
 from chatcache.tui.messages import TurnMessage
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import UserMessage
-from chatcache.tui.worker import TextBuffer, run_turn
+from chatcache.tui.worker import TextBuffer, read_turn, told_end
 
 if TYPE_CHECKING:
     from chatcache.tui.screens.chat import ChatScreen
@@ -47,6 +47,7 @@ class RunningTurn:
     text: str = ""
     at_turn: int = 0
     buffer: TextBuffer = field(default_factory=TextBuffer)
+    handle: ChatTurn | None = None
     phase: Phase = "starting"
     user: UserMessage | None = None
     answer: AnswerMessage | None = None
@@ -117,12 +118,10 @@ class Turns:
             return False
         if running.phase != "stopping":
             running.phase = "stopping"
-            self._tell_to_stop()
+            if running.handle is not None:
+                running.handle.stop()
             self._screen.refresh_status()
         return True
-
-    def _tell_to_stop(self) -> None:
-        self._screen.run_async(self._screen.ask(self._screen.service.stop))
 
     def _next(self) -> int:
         self._number += 1
@@ -141,9 +140,16 @@ class Turns:
             running.error = as_user_error(error)
             await self._end(running)
             return
-        events = self._events(running, session.session_id)
-        work = partial(run_turn, self._screen, running.number, events, running.buffer)
+        work = partial(self._follow, running, session.session_id)
         self._screen.run_worker(work, thread=True, group="turn", exit_on_error=False)
+
+    def _follow(self, running: RunningTurn, session_id: str) -> None:
+        """Begin the turn and read it to its end; called in a thread."""
+        with told_end(self._screen, running.number):
+            running.handle = self._handle(running, session_id)
+            if running.phase == "stopping":
+                running.handle.stop()
+            read_turn(self._screen, running.number, running.handle, running.buffer)
 
     async def _make_room(self, running: RunningTurn) -> None:
         """Bring the transcript into the shape that the turn will have on disk."""
@@ -166,19 +172,15 @@ class Turns:
             )
             await transcript.add(running.answer, after=running.user)
 
-    def _events(self, running: RunningTurn, session_id: str) -> Callable[[], Iterator[ChatEvent]]:
-        """The generator of this kind of turn, to be made and consumed in the thread."""
-        service = self._screen.service
-        begin: Callable[..., Iterator[ChatEvent]]
+    def _handle(self, running: RunningTurn, session_id: str) -> ChatTurn:
+        service, options = self._screen.service, self._screen.sampling.options
         if running.kind == "send":
-            begin = partial(service.send, session_id, running.text)
-        elif running.kind == "edit":
-            begin = partial(service.edit, session_id, running.at_turn, running.text)
-        elif running.kind == "regenerate":
-            begin = partial(service.regenerate, session_id)
-        else:
-            begin = partial(service.continue_answer, session_id)
-        return partial(begin, sampling=self._screen.sampling.params, think=self._screen.think)
+            return service.send(session_id, running.text, options)
+        if running.kind == "edit":
+            return service.edit(session_id, running.at_turn, running.text, options)
+        if running.kind == "regenerate":
+            return service.regenerate(session_id, options)
+        return service.continue_answer(session_id, options)
 
     # Following
 
@@ -190,9 +192,6 @@ class Turns:
         running = self.running
         if running is None or running.answer is None:
             return
-        if running.phase == "stopping":
-            # It may have been asked for before there was anything to stop.
-            self._tell_to_stop()
         panel = self._screen.panel_state
         if isinstance(event, UserMessageSaved):
             self._user_saved(running, event)

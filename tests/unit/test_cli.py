@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chatcache.chat.turns import TurnTask
 
 from chatcache import cli, compose
 from chatcache.backends.base import CacheEvent, ModelInfo
 from chatcache.chat.service import ChatService
-from chatcache.chat.turns import TurnTask
 from chatcache.chat.views import ChatEvent
 from chatcache.errors import ModelLoadError
 from tests.fakes import FakeBackend, fake_model_info
