@@ -19,6 +19,7 @@ from chatcache.checks import num_bytes, num_seconds, spill_parts
 from chatcache.config import Settings
 from chatcache.errors import UsageError
 from chatcache.remotes import check_reach, remote_model
+from chatcache.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from chatcache.backends.base import Backend, CostEstimate, SamplingParams
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from chatcache.frontend.sampling import Sampling
 
     Examine = Callable[[Report], Iterable[str]]
-    OfflineCost = Callable[[str, Sequence[tuple[int, ...]]], list[CostEstimate] | None]
+    OfflineCost = Callable[[str, Sequence[TokenIds]], list[CostEstimate] | None]
 
 SWITCH_SECONDS = 0.0005
 
@@ -232,6 +233,7 @@ def run_tui(settings: Settings, session: str | None, examine: Examine | None = N
     sys.setswitchinterval(SWITCH_SECONDS)
     from chatcache.tui.app import ChatCacheApp
     from chatcache.tui.backstage import Backstage
+    from chatcache.tui.options import ChatOptions
 
     config = settings.config
 
@@ -240,6 +242,21 @@ def run_tui(settings: Settings, session: str | None, examine: Examine | None = N
 
         set_value(settings.paths.config_file, name, value)
 
+    options = ChatOptions(
+        session_ref=session,
+        personas=config.personas,
+        keys=config.keys,
+        # Without a choice NO_COLOR may choose.
+        theme=None if settings.origins.get("ui.theme") == "default" else config.ui.theme,
+        has_motion=config.ui.motion,
+        panel=config.ui.panel,
+        is_offline=config.model.offline,
+        remotes=config.remotes,
+        examine=examine,
+        keep_setting=keep_setting,
+        drafts_path=settings.paths.database.with_name("drafts.json"),
+        last_chat_path=last_chat_path(settings),
+    )
     with contextlib.ExitStack() as opened:
 
         def open_backstage() -> Backstage:
@@ -249,22 +266,7 @@ def run_tui(settings: Settings, session: str | None, examine: Examine | None = N
             desk = SegmentDesk(lambda: open_inspector(settings))
             return Backstage(service, sampling(settings), desk)
 
-        failure = ChatCacheApp(
-            open_backstage,
-            session_ref=session,
-            personas=config.personas,
-            keys=config.keys,
-            # Without a choice NO_COLOR may choose.
-            theme=None if settings.origins.get("ui.theme") == "default" else config.ui.theme,
-            has_motion=config.ui.motion,
-            panel=config.ui.panel,
-            is_offline=config.model.offline,
-            remotes=config.remotes,
-            examine=examine,
-            keep_setting=keep_setting,
-            drafts_path=settings.paths.database.with_name("drafts.json"),
-            last_chat_path=last_chat_path(settings),
-        ).run()
+        failure = ChatCacheApp(open_backstage, options).run()
     if failure is not None:
         raise failure
 
@@ -316,7 +318,7 @@ def _forget_kv(settings: Settings) -> ForgetKV:
 
 
 def _offline_cost(settings: Settings) -> OfflineCost:
-    def estimate(namespace: str, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate] | None:
+    def estimate(namespace: str, journals: Sequence[TokenIds]) -> list[CostEstimate] | None:
         try:
             return open_inspector(settings).estimate(namespace, journals)
         except OSError:

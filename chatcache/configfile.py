@@ -10,12 +10,14 @@ import ast
 import inspect
 import json
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from chatcache import config, personas, remotes
+from chatcache.atomic_write import PRIVATE, write_atomically
 from chatcache.checks import key_names
 from chatcache.config import KEYS_DOC, KEYS_SECTION, SECTIONS, find_key, parse_config
 from chatcache.errors import StorageError, UsageError
@@ -197,17 +199,14 @@ def _assigned(content: str, section_name: str, key_name: str, value: Any) -> str
 
 
 def _replace_file(path: Path, content: str) -> None:
-    """Write beside and rename, so that an interruption leaves the old file or the new one."""
+    """Put the text in the place of the file, once it has been read as settings."""
     parse_config(content, path)
     target = path.resolve()  # a link to a dotfiles directory stays a link
-    beside = target.with_name(f"{target.name}.new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        beside.write_text(content, encoding="utf-8")
-        beside.chmod(target.stat().st_mode if target.exists() else 0o600)
-        beside.replace(target)
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else PRIVATE
+        write_atomically(target, content.encode(), mode=mode)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise StorageError(
             f"{path} cannot be written: {error.strerror}.", "Check its permissions."
         ) from error

@@ -12,6 +12,7 @@ from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.prompt.detokenize import Detokenizer
 from chatcache.backends.local.prompt.planner import PromptPlan, PromptPlanner
 from chatcache.backends.local.prompt.reasoning import ReasoningSplitter, shown_tokens
+from chatcache.token_ids import NO_IDS, TokenIds
 from tests.templates import BY_NAME, Shape
 
 SYSTEM = "You are brief.\nSay one thing."
@@ -37,7 +38,7 @@ class Chat:
     think: bool | None = None
     drifts: bool = False
     messages: list[ChatMessage] = field(default_factory=list)
-    journal: list[int] = field(default_factory=list)
+    journal: TokenIds = NO_IDS
 
     def __post_init__(self) -> None:
         self.tokenizer = tokenizer_of(self.shape.name)
@@ -48,11 +49,11 @@ class Chat:
     def ask(self, text: str) -> PromptPlan:
         """Plan the next turn, check what holds for every plan, and read the prompt."""
         self.messages.append(ChatMessage("user", text))
-        before = list(self.journal)
+        before = self.journal
         plan = self.planner.plan(self.messages, before, think=self.think)
         check_plan(self.planner, self.tokenizer, self.messages, before, plan, self.think)
         assert plan == self.planner.plan(self.messages, before, think=self.think)
-        self.journal = list(plan.ids)
+        self.journal = plan.ids
         self._plan = plan
         return plan
 
@@ -65,7 +66,7 @@ class Chat:
         ids = self.produced_ids(produced)
         end = self.tokenizer.convert_tokens_to_ids(self.shape.end)
         self.messages.append(self._as_seen(ids))
-        self.journal += [*ids, end] if ends else ids
+        self.journal += TokenIds([*ids, end] if ends else ids)
 
     def produced_ids(self, text: str) -> list[int]:
         """Canonical ids, or ids that no tokenizer would choose for the same text."""
@@ -95,7 +96,7 @@ def check_plan(
     planner: PromptPlanner,
     tokenizer: Any,
     messages: Sequence[ChatMessage],
-    journal: Sequence[int],
+    journal: TokenIds,
     plan: PromptPlan,
     think: bool | None = None,
 ) -> None:
@@ -105,13 +106,8 @@ def check_plan(
     assert symbols == planner.codec.symbols(fresh, render.marker)
     if tokenizer is not tokenizer_of("llama2-legacy"):  # which reads a space that nobody wrote
         assert symbols == render.text
-    assert plan.ids[: plan.keep] == list(journal[: plan.keep])
-    assert plan.keep >= common_prefix(journal, fresh)
+    assert plan.ids[: plan.keep] == journal[: plan.keep]
+    assert plan.keep >= journal.common_prefix(TokenIds(fresh))
     assert (plan.diverged is None) == (plan.keep == len(journal))
     if plan.diverged is not None:
         assert plan.diverged.position == plan.keep
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))

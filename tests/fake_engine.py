@@ -33,6 +33,7 @@ from chatcache.backends.base import (
 from chatcache.backends.local.engine.server import Emit, EngineServer, start
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.errors import ModelLoadError
+from chatcache.token_ids import TokenIds
 
 DRAINED = "drained"
 
@@ -42,7 +43,7 @@ def result(text: str, finish_reason: str) -> TurnResult:
         text=text,
         reasoning=None,
         finish_reason=finish_reason,  # type: ignore[arg-type]
-        answer_ids=(1, 2),
+        answer_ids=TokenIds((1, 2)),
         usage=Usage(3, 2, 0, 0),
         timings=Timings(None, None, None, None, None, None),
         cache=CacheReport("miss", "cold_start", 0, ""),
@@ -74,7 +75,7 @@ class EchoRunner:
 
     def run(self, request: TurnRequest, stop: threading.Event) -> Iterator[TurnEvent]:
         turn_id, text = request.turn_id, request.messages[-1].text
-        yield TurnPlanned(turn_id, 0, (5, 6, 7), 0, 0, 3, "cold_start", "")
+        yield TurnPlanned(turn_id, 0, TokenIds((5, 6, 7)), 0, 0, 3, "cold_start", "")
         if text == "nothing":
             return
         yield TextDelta(turn_id, "so ", False, 1)
@@ -90,7 +91,7 @@ class EchoRunner:
         yield TextDelta(turn_id, text, False, 2)
         yield TurnFinished(turn_id, result(f"so {text}", "stop"))
 
-    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+    def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         return [CostEstimate(0, 0, len(journal), None) for journal in journals]
 
     def prepare(

@@ -40,6 +40,7 @@ from chatcache.backends.base import (
     TurnStream,
 )
 from chatcache.errors import ContextFullError, EngineDiedError, ModelLoadError
+from chatcache.token_ids import TokenIds
 from tests.toymodel import (
     BYTES_PER_TOKEN,
     END_ID,
@@ -49,14 +50,13 @@ from tests.toymodel import (
     THINK_ID,
     Gate,
     ToyTurn,
-    common_prefix,
     encode,
     fake_model_info,
     render,
     split_words,
 )
 
-__all__ = ["END_ID", "FakeBackend", "Gate", "common_prefix", "encode", "fake_model_info"]
+__all__ = ["END_ID", "FakeBackend", "Gate", "encode", "fake_model_info"]
 
 CLOCK = 1_763_700_000.0
 
@@ -100,8 +100,8 @@ class FakeBackend:
         self.failure = failure or ModelLoadError("The fake model failed.", "Try again.")
         self.die_at = die_at
         self.load_error = load_error
-        self.ram_journals: list[tuple[int, ...]] = []
-        self.disk_journals: list[tuple[int, ...]] = [tuple(j) for j in known_journals]
+        self.ram_journals: list[TokenIds] = []
+        self.disk_journals: list[TokenIds] = [TokenIds(journal) for journal in known_journals]
         self._answers = answers
         self._reasoning = reasoning
         self._tokens_per_char = tokens_per_char
@@ -145,7 +145,7 @@ class FakeBackend:
             segments=tuple(reversed(rows)),
         )
 
-    def _rows(self, journals: list[tuple[int, ...]], *, is_ram: bool) -> Iterator[SegmentRow]:
+    def _rows(self, journals: list[TokenIds], *, is_ram: bool) -> Iterator[SegmentRow]:
         for index, journal in enumerate(journals):
             yield SegmentRow(
                 segment_id=f"{'ram' if is_ram else 'disk'}-{index}",
@@ -163,7 +163,7 @@ class FakeBackend:
             )
 
     @staticmethod
-    def _use(journals: list[tuple[int, ...]], budget: int) -> TierUse:
+    def _use(journals: list[TokenIds], budget: int) -> TierUse:
         num_bytes = sum(len(journal) for journal in journals) * BYTES_PER_TOKEN
         return TierUse(num_bytes, budget, len(journals))
 
@@ -210,11 +210,11 @@ class FakeBackend:
             raise self.load_error
         return self.info
 
-    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+    def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         with self._lock:
             return [self._estimate(journal) for journal in journals]
 
-    def _estimate(self, journal: tuple[int, ...]) -> CostEstimate:
+    def _estimate(self, journal: TokenIds) -> CostEstimate:
         num_ram, num_disk = self._match(journal)
         num_missing = len(journal) - num_ram - num_disk
         return CostEstimate(
@@ -285,7 +285,7 @@ class FakeBackend:
         yield TurnPlanned(
             turn_id=request.turn_id,
             keep=turn.keep,
-            new_ids=tuple(turn.prompt[turn.keep :]),
+            new_ids=TokenIds(turn.prompt[turn.keep :]),
             cached_ram_tokens=turn.num_ram,
             cached_disk_tokens=turn.num_disk,
             prompt_tokens=len(turn.prompt),
@@ -352,9 +352,9 @@ class FakeBackend:
         turn.prompt = self.render(request.messages, is_continued=request.continue_answer)
         head = request.messages[0]
         turn.num_system = len(self.render([head])) - 1 if head.role == "system" else 0
-        turn.keep = common_prefix(request.journal, turn.prompt)
+        turn.keep = request.journal.common_prefix(TokenIds(turn.prompt))
         with self._lock:
-            num_ram, num_disk = self._match(tuple(turn.prompt)) if request.use_cache else (0, 0)
+            num_ram, num_disk = self._match(TokenIds(turn.prompt)) if request.use_cache else (0, 0)
         # At least one prompt token is always computed.
         excess = max(0, num_ram + num_disk - (len(turn.prompt) - 1))
         turn.num_disk = max(0, num_disk - excess)
@@ -365,16 +365,16 @@ class FakeBackend:
         """The prompt of these messages."""
         return render(messages, self._tokens_per_char, is_continued=is_continued)
 
-    def _match(self, prompt: tuple[int, ...]) -> tuple[int, int]:
-        num_ram = max((common_prefix(j, prompt) for j in self.ram_journals), default=0)
-        num_all = max((common_prefix(j, prompt) for j in self.disk_journals), default=0)
+    def _match(self, prompt: TokenIds) -> tuple[int, int]:
+        num_ram = max((known.common_prefix(prompt) for known in self.ram_journals), default=0)
+        num_all = max((known.common_prefix(prompt) for known in self.disk_journals), default=0)
         return num_ram, max(0, num_all - num_ram)
 
     def _remember(self, turn: ToyTurn) -> None:
         if not turn.request.use_cache:
             return
         with self._lock:
-            self.ram_journals.append((*turn.prompt, *turn.answer_ids))
+            self.ram_journals.append(TokenIds([*turn.prompt, *turn.answer_ids]))
         self.emit(self.snapshot())
         kind: Literal["restored", "spilled"] = "restored" if turn.num_disk else "spilled"
         self.emit(CacheEvent(CLOCK, kind, f"{kind} {len(turn.prompt):,} tokens"))

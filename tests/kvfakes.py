@@ -9,7 +9,7 @@ from typing import Any
 
 from chatcache.cache.files.segfile import TensorSource
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.tokens import BYTES_PER_ID, pack
+from chatcache.token_ids import TokenIds
 
 NUM_HEADS = 2
 HEAD_BYTES = 8
@@ -20,32 +20,32 @@ STATE = "recurrent.0.0"
 STATE_BYTES = 16
 
 
-def true_bytes(packed: bytes, name: str, head: int, position: int) -> bytes:
+def true_bytes(ids: TokenIds, name: str, head: int, position: int) -> bytes:
     """What a model would have computed for `position` after exactly these ids."""
-    digest = hashlib.blake2b(packed[: (position + 1) * BYTES_PER_ID], digest_size=HEAD_BYTES)
+    digest = hashlib.blake2b(ids[: position + 1].packed, digest_size=HEAD_BYTES)
     digest.update(f"{name}{head}".encode())
     return digest.digest()
 
 
-def true_state(packed: bytes) -> bytes:
+def true_state(ids: TokenIds) -> bytes:
     """What a recurrent layer would have summed up after exactly these ids."""
-    return hashlib.blake2b(packed, digest_size=STATE_BYTES, person=b"state").digest()
+    return hashlib.blake2b(ids.packed, digest_size=STATE_BYTES, person=b"state").digest()
 
 
-def rows(packed: bytes, name: str, head: int, start: int, stop: int) -> bytes:
-    return b"".join(true_bytes(packed, name, head, position) for position in range(start, stop))
+def rows(ids: TokenIds, name: str, head: int, start: int, stop: int) -> bytes:
+    return b"".join(true_bytes(ids, name, head, position) for position in range(start, stop))
 
 
 class ByteBlock:
     """A block as the prefix cache sees one."""
 
-    def __init__(self, packed: bytes, start: int, stop: int, *, with_states: bool = False):
+    def __init__(self, ids: TokenIds, start: int, stop: int, *, with_states: bool = False):
         self._tensors = {
-            name: [rows(packed, name, head, start, stop) for head in range(NUM_HEADS)]
+            name: [rows(ids, name, head, start, stop) for head in range(NUM_HEADS)]
             for name in TENSORS
         }
         self._num_tokens = stop - start
-        self.states = true_state(packed[: stop * BYTES_PER_ID]) if with_states else b""
+        self.states = true_state(ids[:stop]) if with_states else b""
 
     @property
     def num_bytes(self) -> int:
@@ -115,10 +115,10 @@ class ByteSink:
     def states_written(self) -> None:
         self.state = bytes(self._state_memory)
 
-    def is_true_to(self, packed: bytes) -> bool:
+    def is_true_to(self, ids: TokenIds) -> bool:
         """Whether every token that counts has the bytes of these ids."""
         return all(
-            row[: self.num_tokens * HEAD_BYTES] == rows(packed, name, head, 0, self.num_tokens)
+            row[: self.num_tokens * HEAD_BYTES] == rows(ids, name, head, 0, self.num_tokens)
             for (name, head), row in self._rows.items()
         )
 
@@ -126,9 +126,9 @@ class ByteSink:
         row.extend(bytes(max(0, num_tokens * HEAD_BYTES - len(row))))
 
 
-def ids_of(text: str) -> bytes:
+def ids_of(text: str) -> TokenIds:
     """Text stands for its tokens: one id per character."""
-    return pack([ord(character) for character in text])
+    return TokenIds([ord(character) for character in text])
 
 
 def boundaries_of(*parts: str) -> Sequence[int]:
@@ -168,16 +168,16 @@ class Bench:
 
     def turn(self, *parts: str) -> int:
         """Read the parts, of which the last is the answer; returns the tokens reused."""
-        packed = ids_of("".join(parts))
+        ids = ids_of("".join(parts))
         prompt = sum(map(len, parts[:-1]))
         sink = ByteSink()
-        with self.cache.acquire(packed, prompt - 1) as lease:
+        with self.cache.acquire(ids, prompt - 1) as lease:
             restored = self.cache.restore(lease, sink, 0)
         assert sink.num_tokens == restored.num_tokens
         assert restored.ram_tokens + restored.disk_tokens == restored.num_tokens
-        assert sink.is_true_to(packed)
+        assert sink.is_true_to(ids)
         self.cache.commit(
-            packed, boundaries_of(*parts), lambda start, stop: ByteBlock(packed, start, stop)
+            ids, boundaries_of(*parts), lambda start, stop: ByteBlock(ids, start, stop)
         )
         self.cache.drain()
         assert self.cache.check() == []

@@ -23,6 +23,7 @@ from chatcache.backends.base import (
 )
 from chatcache.backends.local.engine.server import Runner, build_runner
 from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.token_ids import NO_IDS, TokenIds
 
 _ids = itertools.count()
 
@@ -52,7 +53,7 @@ class Talk:
     """A conversation: its messages and journal as the chat service keeps them."""
 
     messages: list[ChatMessage] = field(default_factory=list)
-    journal: tuple[int, ...] = ()
+    journal: TokenIds = NO_IDS
     options: dict[str, Any] = field(default_factory=dict)
     num_answered: int = 0
 
@@ -96,7 +97,7 @@ class Talk:
         planned, last = events[0], events[-1]
         if not isinstance(planned, TurnPlanned) or not isinstance(last, TurnFinished):
             return
-        self.journal = (*self.journal[: planned.keep], *planned.new_ids)
+        self.journal = self.journal[: planned.keep] + planned.new_ids
         self.messages = list(request.messages)
         if last.result.answer_ids:
             self.journal += last.result.answer_ids

@@ -22,6 +22,7 @@ from chatcache.backends.base import (
     TurnResult,
     Usage,
 )
+from chatcache.token_ids import TokenIds
 
 ROLE_IDS = {"system": 1, "user": 2, "assistant": 3}
 END_ID = 4
@@ -52,14 +53,6 @@ class Gate:
 
 def encode(text: str, tokens_per_char: int = 1) -> list[int]:
     return [ord(char) + FIRST_TEXT_ID for char in text for _ in range(tokens_per_char)]
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many leading ids are equal."""
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return index
-    return min(len(left), len(right))
 
 
 def fake_model_info(name: str = "fake", **changes: object) -> ModelInfo:
@@ -139,7 +132,7 @@ class ToyTurn:
             text=self.text,
             reasoning=self.reasoning or None,
             finish_reason=finish,
-            answer_ids=tuple(self.answer_ids),
+            answer_ids=TokenIds(self.answer_ids),
             usage=usage,
             timings=Timings(
                 restore, prefill, restore + prefill, decode, 1000.0 / MS_PER_COMPUTED_TOKEN, 1000.0

@@ -19,6 +19,7 @@ from chatcache.backends.usage import Usage as Usage
 from chatcache.cache.views import CostEstimate as CostEstimate
 from chatcache.cache.views import SegmentRow as SegmentRow
 from chatcache.cache.views import TierUse as TierUse
+from chatcache.token_ids import NO_IDS, TokenIds
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "stopped"]
@@ -82,7 +83,7 @@ class PreviousTurn:
 
     namespace: Mapping[str, str]
     cause: Literal["system_prompt_changed", "turn_edited"] | None = None
-    journal: tuple[int, ...] = ()
+    journal: TokenIds = NO_IDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class TurnRequest:
 
     turn_id: str
     messages: tuple[ChatMessage, ...]
-    journal: tuple[int, ...] = ()
+    journal: TokenIds = NO_IDS
     sampling: SamplingParams = field(default_factory=SamplingParams)
     think: bool | None = None
     use_cache: bool = True
@@ -165,7 +166,7 @@ class TurnResult:
     text: str
     reasoning: str | None
     finish_reason: FinishReason
-    answer_ids: tuple[int, ...]
+    answer_ids: TokenIds
     usage: Usage
     timings: Timings
     cache: CacheReport
@@ -214,7 +215,7 @@ class TurnPlanned:
 
     turn_id: str
     keep: int
-    new_ids: tuple[int, ...]
+    new_ids: TokenIds
     cached_ram_tokens: int
     cached_disk_tokens: int
     prompt_tokens: int
@@ -347,7 +348,7 @@ class Backend(Protocol):
         A stop ends it within one decode step or one prefill chunk.
         """
 
-    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+    def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """The cost of continuing each journal, without changing anything."""
 
     def prepare(self, request: Prepare) -> bool:

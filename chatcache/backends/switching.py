@@ -20,6 +20,7 @@ from chatcache.backends.base import (
     TurnStream,
 )
 from chatcache.errors import UnavailableError
+from chatcache.token_ids import TokenIds
 
 Listener = Callable[[BackendEvent], None]
 
@@ -86,7 +87,7 @@ class SwitchingBackend:
     def ask(self, request: TurnRequest) -> TurnStream:
         return self._settled().ask(request)
 
-    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+    def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         if self._is_switching:
             raise UnavailableError("Another model is being loaded.", "Wait until it is ready.")
         return self._current.estimate(journals)

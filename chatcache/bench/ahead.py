@@ -20,6 +20,7 @@ from chatcache.backends.base import (
 )
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.errors import UnavailableError
+from chatcache.token_ids import NO_IDS, TokenIds
 
 _ANSWER_TOKENS = 4
 _SECONDS = 60.0
@@ -30,13 +31,13 @@ class History:
     """A conversation of one turn that the engine has read: its messages and its journal."""
 
     messages: tuple[ChatMessage, ...]
-    journal: tuple[int, ...]
+    journal: TokenIds
 
 
 def begin(backend: LocalBackend, text: str) -> History:
     """Have a first message answered. Raises UnavailableError."""
     question = ChatMessage("user", text)
-    planned, result = _answered(backend, _request((question,), ()))
+    planned, result = _answered(backend, _request((question,), NO_IDS))
     answer = ChatMessage("assistant", result.text, result.reasoning)
     return History((question, answer), planned.new_ids + result.answer_ids)
 
@@ -57,7 +58,7 @@ def first_token(
     return None if milliseconds is None else milliseconds / 1000
 
 
-def _request(messages: tuple[ChatMessage, ...], journal: tuple[int, ...]) -> TurnRequest:
+def _request(messages: tuple[ChatMessage, ...], journal: TokenIds) -> TurnRequest:
     sampling = SamplingParams(temperature=0.0, max_new_tokens=_ANSWER_TOKENS)
     return replace(
         TurnRequest(uuid.uuid4().hex, messages, journal, sampling), num_read=len(messages) - 1

@@ -22,7 +22,7 @@ from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.blocks import TensorBlock
 from chatcache.cache.tensors.live_kv import LiveKV
-from chatcache.cache.tokens import pack
+from chatcache.token_ids import TokenIds
 
 _BUDGET = 1 << 40
 _CHUNK_TOKENS = 512
@@ -130,13 +130,13 @@ class Chatcache:
     def first_token(self, ids: Sequence[int], *, is_cold: bool = False) -> tuple[float, Reuse]:
         """Seconds from the prompt to its first token, and what was reused."""
         began = time.perf_counter()
-        packed = pack(ids)
+        ids = TokenIds(ids)
         reuse = Reuse(0)
         if is_cold:
             self._context.start_cold()
         else:
-            reuse = self._context.reuse(packed, len(ids) - 1)
-        for step in self._context.prefill(packed, ids, reuse.num_tokens):
+            reuse = self._context.reuse(ids, len(ids) - 1)
+        for step in self._context.prefill(ids, reuse.num_tokens):
             logits = step.logits
         int(logits.argmax())
         self._ids = list(ids)
@@ -153,7 +153,7 @@ class Chatcache:
         until on disk, and bytes."""
         began = time.perf_counter()
         ends = ends or [len(self._ids) // 2, len(self._ids)]
-        num_bytes = self._context.commit(pack(self._ids), ends)
+        num_bytes = self._context.commit(TokenIds(self._ids), ends)
         in_ram = time.perf_counter() - began
         self.prefixes.drain()
         return in_ram, time.perf_counter() - began, num_bytes
@@ -173,7 +173,7 @@ class Chatcache:
         steps: list[float] = []
         try:
             ids = self._ids
-            num_bytes = prefixes.commit(pack(ids), [len(ids)], self.live.export)
+            num_bytes = prefixes.commit(TokenIds(ids), [len(ids)], self.live.export)
             with prefixes.computing():
                 while not prefixes.drain(0):
                     began = time.perf_counter()

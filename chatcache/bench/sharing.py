@@ -16,6 +16,7 @@ from chatcache.chat.conversation import Message
 from chatcache.chat.journal_table import Namespace
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import Origin, SessionStore
+from chatcache.token_ids import TokenIds
 
 FORK_TOKENS = 100
 ANSWER_TOKENS = 24
@@ -156,10 +157,10 @@ class SharingBench:
 
 def _stored_session(service: ChatService, ids: list[int]) -> str:
     """A conversation of one turn whose journal is `ids`."""
-    store = service.store
+    store, path = service.store, TokenIds(ids)
     row = store.create("bench")
     question = store.add_user(row.session_id, None, Message("user", "A question."), None)
-    origin = Origin(Namespace("bench", "bench", {}), "local", "{}", tuple(ids[:-1]), (ids[-1],))
+    origin = Origin(Namespace("bench", "bench", {}), "local", "{}", path[:-1], path[-1:])
     answer = Message("assistant", "An answer.", finish_reason="stop")
     store.add_answer(row.session_id, question, answer, question.seq, origin)
     return row.session_id

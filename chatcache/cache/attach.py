@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from chatcache.cache.book.entries import Entry
+from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.radix import RadixTree
 from chatcache.cache.files.catalog import Catalog
 from chatcache.cache.files.index import IndexRow, pack_row
+from chatcache.cache.files.names import file_name
 from chatcache.cache.files.segfile import peek_ids
 from chatcache.cache.files.store import (
     DamagedFile,
     SegmentStore,
     StoredSegment,
-    file_name,
     index_row,
 )
-from chatcache.cache.tokens import BYTES_PER_ID, chain_digest, common_prefix
+from chatcache.token_ids import TokenIds
 
 Take = Callable[[Entry], None]
 Damaged = Callable[[DamagedFile], None]
@@ -52,27 +53,27 @@ class Attacher:
         # Checkpoints stand at the ends of segments: the shorter ones of a group are wanted, too.
         self._needs_all = needs_all
 
-    def reach(self, packed: bytes) -> None:
+    def reach(self, ids: TokenIds) -> None:
         """Attach so many segments that the tree's match of a prompt is as long as with all."""
         if not self.catalog:
             return
-        found: list[tuple[str | None, int]] = [(None, 0), *self._tree.extents(packed).items()]
+        found: list[tuple[str | None, int]] = [(None, 0), *self._tree.extents(ids).items()]
         while found:
             parent_id, extent = found.pop()
-            for group in self.catalog.children(parent_id, packed, extent):
+            for group in self.catalog.children(parent_id, ids, extent):
                 for segment_id in group:
-                    if (reached := self._attach(segment_id, packed)) is not None:
+                    if (reached := self._attach(segment_id, ids)) is not None:
                         found.append((segment_id, reached))
                         if not self._needs_all:
                             break
 
-    def _attach(self, segment_id: str, packed: bytes) -> int | None:
+    def _attach(self, segment_id: str, ids: TokenIds) -> int | None:
         """Returns how far the prompt goes along the segment; None if it cannot be attached."""
         row = self.catalog.row(segment_id)
         if row is None:
             return None
-        if not self._needs_all and self._goes_along(row, packed):
-            return self._attach_unread(row, packed)
+        if not self._needs_all and self._goes_along(row, ids):
+            return self._attach_unread(row, ids)
         loaded = self._store.load(file_name(row))
         self.catalog.discard(segment_id)
         if isinstance(loaded, DamagedFile):
@@ -86,46 +87,46 @@ class Attacher:
                 {segment_id: pack_row(actual)}
             )  # the index was wrong: it is looked for elsewhere
             return None
-        path = packed[: header.start * BYTES_PER_ID] + header.token_ids
+        path = ids[: header.start] + header.token_ids
         if chain_digest(self._store.namespace, header.start, path) != segment_id:
             self._on_damaged(_contradiction(loaded))
             return None
         self._tree.insert(path, segment_id, header.start)
         self._take(_entry(loaded))
-        return header.start + common_prefix(header.token_ids, packed, header.start)
+        return header.start + header.token_ids.common_prefix(ids, header.start)
 
-    def _goes_along(self, row: IndexRow, packed: bytes) -> bool:
+    def _goes_along(self, row: IndexRow, ids: TokenIds) -> bool:
         """Whether the prompt goes along all of a segment: then its ids are known, for its id is
         their digest. The file is read once it is needed, and compared with the prompt then."""
-        whole = packed[: row.stop * BYTES_PER_ID]
-        is_long_enough = len(whole) == row.stop * BYTES_PER_ID
+        whole = ids[: row.stop]
+        is_long_enough = len(whole) == row.stop
         return is_long_enough and (
             chain_digest(self._store.namespace, row.start, whole) == row.segment_id
         )
 
-    def _attach_unread(self, row: IndexRow, packed: bytes) -> int | None:
+    def _attach_unread(self, row: IndexRow, ids: TokenIds) -> int | None:
         self.catalog.discard(row.segment_id)
         stamp = self._store.stamp(file_name(row))
         if stamp is None:
             return None
-        whole = packed[: row.stop * BYTES_PER_ID]
+        whole = ids[: row.stop]
         self._tree.insert(whole, row.segment_id, row.start)
         entry = Entry(
             segment_id=row.segment_id,
             parent_id=row.parent_id,
             start=row.start,
             stop=row.stop,
-            token_ids=whole[row.start * BYTES_PER_ID :],
+            token_ids=whole[row.start :],
             num_bytes=stamp.num_bytes,
             last_used=stamp.last_used,
-            path=self._store.directory / file_name(row),
+            path=self._store.path_of(row),
             disk_bytes=stamp.num_bytes,
         )
         self._take(entry)
         return row.stop
 
-    def _peek(self, row: IndexRow) -> bytes:
-        return peek_ids(self._store.directory / file_name(row), row.stop - row.start)
+    def _peek(self, row: IndexRow) -> TokenIds:
+        return peek_ids(self._store.path_of(row), row.stop - row.start)
 
 
 def contradictions(namespace: str, found: Sequence[StoredSegment]) -> list[DamagedFile]:
@@ -137,14 +138,14 @@ def contradictions(namespace: str, found: Sequence[StoredSegment]) -> list[Damag
         parent_id = None if header.start == 0 else header.parent_id or ""
         children.setdefault(parent_id, []).append(stored)
     broken: list[DamagedFile] = []
-    paths: list[tuple[str | None, bytes]] = [(None, b"")]
+    paths: list[tuple[str | None, TokenIds]] = [(None, TokenIds())]
     while paths:
         parent_id, above = paths.pop()
         for stored in children.get(parent_id, ()):
             header = stored.header
-            if len(above) < header.start * BYTES_PER_ID:
+            if len(above) < header.start:
                 continue
-            path = above[: header.start * BYTES_PER_ID] + header.token_ids
+            path = above[: header.start] + header.token_ids
             if chain_digest(namespace, header.start, path) != header.segment_id:
                 broken.append(_contradiction(stored))
             elif header.segment_id in children:

@@ -16,12 +16,12 @@ from typing import NamedTuple
 from chatcache.cache.book.eviction import Candidate
 from chatcache.cache.book.policy import is_over
 from chatcache.cache.files.index import by_id, sizes, unpack_row
+from chatcache.cache.files.names import id_of
 from chatcache.cache.files.pins import PinBook
 from chatcache.cache.files.store import (
     FileStamp,
     SegmentStore,
     StoredSegment,
-    id_of,
     namespaces,
 )
 

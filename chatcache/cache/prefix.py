@@ -21,14 +21,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from chatcache.cache.book.entries import Block, Entry, KVSink, Lease, Lookup, RestoreResult
+from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.book.radix import Span
 from chatcache.cache.files.ownership import check_owner
 from chatcache.cache.files.store import DamagedFile
 from chatcache.cache.restore import adopt_tokens, restore_states, restore_tokens
 from chatcache.cache.tiers import Tiers
-from chatcache.cache.tokens import BYTES_PER_ID, chain_digest
 from chatcache.cache.views import SegmentRow, TierUse
+from chatcache.token_ids import TokenIds
 
 
 class PrefixCache:
@@ -130,13 +131,13 @@ class PrefixCache:
 
     # looking
 
-    def lookup(self, packed: bytes) -> Lookup:
+    def lookup(self, ids: TokenIds) -> Lookup:
         """What is held of the leading ids, by tier. Changes nothing, not even recency."""
         self._tiers.refresh()
         with self._lock:
             spans: list[Span] = []
             ram = disk = disk_bytes = 0
-            found, _, checkpoint = self._match(packed)
+            found, _, checkpoint = self._match(ids)
             for span in found:
                 entry = self._tiers.entries[span.segment_id]
                 place = self._tiers.place(entry)
@@ -152,24 +153,24 @@ class PrefixCache:
                 return Lookup(0, 0, 0, 0, ())
             return Lookup(ram + disk, ram, disk, disk_bytes, tuple(spans))
 
-    def on_path(self, packed: bytes) -> dict[str, int]:
+    def on_path(self, ids: TokenIds) -> dict[str, int]:
         """The segments of a path with their sizes in bytes: those that a restore would use, and
         those of which every position lies on it."""
         with self._lock:
-            used = {span.segment_id for span in self.lookup(packed).spans}
+            used = {span.segment_id for span in self.lookup(ids).spans}
             entries = self._tiers.entries
-            for segment_id, extent in self._tree.extents(packed).items():
+            for segment_id, extent in self._tree.extents(ids).items():
                 if extent == entries[segment_id].stop:
                     used.add(segment_id)
             return {one: entries[one].disk_bytes or entries[one].num_bytes for one in used}
 
-    def rows(self, live: bytes = b"", limit: int | None = None) -> list[SegmentRow]:
+    def rows(self, live: TokenIds | None = None, limit: int | None = None) -> list[SegmentRow]:
         """Segments, the most recently used first; those of the path `live` are marked.
 
         With a limit, no more than that, and without a look at every file."""
         self._tiers.refresh()
         with self._lock:
-            live_ids = {span.segment_id for span in self._tiers.match(live).spans}
+            live_ids = {span.segment_id for span in self._tiers.match(live or TokenIds()).spans}
             return self._tiers.rows(live_ids, limit)
 
     def use(self) -> tuple[TierUse, TierUse]:
@@ -183,7 +184,7 @@ class PrefixCache:
     # one turn
 
     @contextlib.contextmanager
-    def acquire(self, packed: bytes, limit: int, min_part: int = 0) -> Iterator[Lease]:
+    def acquire(self, ids: TokenIds, limit: int, min_part: int = 0) -> Iterator[Lease]:
         """Hold the longest prefix of at most `limit` tokens while the block runs.
 
         Of a segment that is used in part, at least `min_part` tokens must be: a cut at the end of
@@ -192,7 +193,7 @@ class PrefixCache:
         """
         self._tiers.refresh()
         with self._lock:
-            fresh, num_matched, checkpoint = self._fresh(packed[: limit * BYTES_PER_ID])
+            fresh, num_matched, checkpoint = self._fresh(ids[:limit])
             spans = self._without_small_part(fresh, min_part)
             if checkpoint is not None:
                 spans = fresh
@@ -204,7 +205,7 @@ class PrefixCache:
                 entry.hits += 1
                 entry.last_used = now
         try:
-            yield Lease(packed, spans, num_matched, checkpoint, self._on_disk(spans))
+            yield Lease(ids, spans, num_matched, checkpoint, self._on_disk(spans))
         finally:
             with self._lock:
                 for entry in held:
@@ -234,7 +235,7 @@ class PrefixCache:
 
     def commit(
         self,
-        packed: bytes,
+        ids: TokenIds,
         boundaries: Sequence[int],
         export: Callable[[int, int], Block],
         computed_from: int | None = None,
@@ -248,35 +249,35 @@ class PrefixCache:
         """
         before = 0
         for stop in boundaries if self._may_keep() else ():
-            ids = packed[: stop * BYTES_PER_ID]
+            upto = ids[:stop]
             with self._lock:
-                held = self._tiers.match(ids).num_tokens
+                held = self._tiers.match(upto).num_tokens
             start = held if computed_from is None else min(held, max(before, computed_from))
             before = stop
-            if start >= stop or (held >= stop and not self._lacks_states(ids)):
+            if start >= stop or (held >= stop and not self._lacks_states(upto)):
                 continue
             try:
-                entry = self._new_entry(ids, start, export(start, stop))
+                entry = self._new_entry(upto, start, export(start, stop))
             except (MemoryError, RuntimeError) as error:  # torch says the latter
                 why = str(error).partition("\n")[0] or "the memory is full"
                 self._on_event("warning", f"tokens {start:,}-{stop:,} are not kept: {why}")
                 break
             with self._lock:
-                if self._tiers.match(ids).num_tokens < start:
+                if self._tiers.match(upto).num_tokens < start:
                     continue  # what comes before it was given up meanwhile, to make room
-                self._tree.insert(ids, entry.segment_id, start)
+                self._tree.insert(upto, entry.segment_id, start)
                 entry.parent_id = self._tree.parent_segment(entry.segment_id)
                 self._tiers.add(entry)
-        num_bytes = self._spill_path(packed)
+        num_bytes = self._spill_path(ids)
         self._tiers.enforce_ram()
         self._tiers.enforce_disk()
         return num_bytes
 
-    def promote(self, packed: bytes, lend: Callable[[int, int], Block | None]) -> None:
+    def promote(self, ids: TokenIds, lend: Callable[[int, int], Block | None]) -> None:
         """Count what is live of a path as held in RAM, where that costs no memory: files of the
         path are not read again while `lend(start, stop)` keeps their run where it lies."""
         with self._lock:
-            for span in self._tiers.match(packed).spans:
+            for span in self._tiers.match(ids).spans:
                 entry = self._tiers.entries[span.segment_id]
                 is_whole = (span.start, span.stop) == (entry.start, entry.stop)
                 if entry.block is None and is_whole:
@@ -300,25 +301,25 @@ class PrefixCache:
 
     # inside
 
-    def _match(self, packed: bytes) -> tuple[tuple[Span, ...], int, Span | None]:
+    def _match(self, ids: TokenIds) -> tuple[tuple[Span, ...], int, Span | None]:
         """The spans that can be used, how many tokens are known, and where the states are."""
-        match = self._tiers.match(packed)
+        match = self._tiers.match(ids)
         if not self._needs_states:
             return match.spans, match.num_tokens, None
         found = [
             span
-            for span in self._tree.ending_on(packed)
+            for span in self._tree.ending_on(ids)
             if self._tiers.entries[span.segment_id].has_states
         ]
         if not found:
             return (), match.num_tokens, None
-        spans = self._tiers.match(packed[: found[-1].stop * BYTES_PER_ID]).spans
+        spans = self._tiers.match(ids[: found[-1].stop]).spans
         return spans, match.num_tokens, found[-1]
 
-    def _fresh(self, packed: bytes) -> tuple[tuple[Span, ...], int, Span | None]:
+    def _fresh(self, ids: TokenIds) -> tuple[tuple[Span, ...], int, Span | None]:
         """A match of which nothing is over; what is over is given up."""
         while True:
-            spans, num_matched, checkpoint = self._match(packed)
+            spans, num_matched, checkpoint = self._match(ids)
             fresh = self._without_expired(spans)
             if checkpoint is None:
                 return fresh, fresh[-1].stop if fresh else 0, None
@@ -336,13 +337,13 @@ class PrefixCache:
                 return None
             return read[0][0].start, sum(entry.disk_bytes for _, entry in read)
 
-    def _lacks_states(self, packed: bytes) -> bool:
+    def _lacks_states(self, ids: TokenIds) -> bool:
         """Whether a path that is held has no checkpoint at its end, though the model needs one."""
         if not self._needs_states:
             return False
         with self._lock:
-            _, _, checkpoint = self._match(packed)
-        return checkpoint is None or checkpoint.stop < len(packed) // BYTES_PER_ID
+            _, _, checkpoint = self._match(ids)
+        return checkpoint is None or checkpoint.stop < len(ids)
 
     def _without_expired(self, spans: Sequence[Span]) -> tuple[Span, ...]:
         """The spans up to the first one whose time is over; what is over is given up."""
@@ -357,27 +358,27 @@ class PrefixCache:
         is_part = last.stop < self._tiers.entries[last.segment_id].stop
         return spans[:-1] if is_part and last.stop - last.start < min_part else spans
 
-    def _new_entry(self, ids: bytes, start: int, block: Block) -> Entry:
+    def _new_entry(self, ids: TokenIds, start: int, block: Block) -> Entry:
         return Entry(
             segment_id=chain_digest(self.namespace, start, ids),
             parent_id=None,
             start=start,
-            stop=len(ids) // BYTES_PER_ID,
-            token_ids=ids[start * BYTES_PER_ID :],
+            stop=len(ids),
+            token_ids=ids[start:],
             num_bytes=block.num_bytes,
             last_used=self._clock(),
             block=block,
             has_states=block.has_states,
         )
 
-    def _spill_path(self, packed: bytes) -> int:
+    def _spill_path(self, ids: TokenIds) -> int:
         """Have written what is in RAM alone of a path, if that is due after each turn."""
         if self._tiers.policy.spill != "turn":
             return 0
         with self._lock:
-            wanted = [span.segment_id for span in self._tiers.match(packed).spans]
+            wanted = [span.segment_id for span in self._tiers.match(ids).spans]
             if self._needs_states:  # a checkpoint counts, also where a longer segment has its K, V
-                wanted += [span.segment_id for span in self._tree.ending_on(packed)]
+                wanted += [span.segment_id for span in self._tree.ending_on(ids)]
             entries = [self._tiers.entries[one] for one in dict.fromkeys(wanted)]
             return sum(self._tiers.spiller.submit(entry) for entry in entries if entry.can_spill)
 

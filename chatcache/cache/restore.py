@@ -73,7 +73,7 @@ def restore_tokens(
                 sink.load(source.block, source.start, position, span.stop)
                 ram += span.stop - position
             elif source.path is not None:
-                bytes_read += read_segment(source.path, lease.packed, sink, position, span)
+                bytes_read += read_segment(source.path, lease.ids, sink, position, span)
                 disk += span.stop - position
             else:
                 raise SegmentMissingError("it was evicted")
@@ -96,7 +96,7 @@ def restore_states(tiers: Tiers, give_up: GiveUp, lease: Lease, sink: KVSink) ->
         if source.block is not None:
             sink.load_states(source.block)
         elif source.path is not None:
-            num_bytes = read_states(source.path, lease.packed, sink, span)
+            num_bytes = read_states(source.path, lease.ids, sink, span)
         else:
             raise SegmentMissingError("it was evicted")
     except (SegmentDamagedError, SegmentMissingError) as error:

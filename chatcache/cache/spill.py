@@ -107,7 +107,7 @@ class Spiller:
             return 0
         entry.is_pending = True
         self._writer.submit(entry.segment_id)
-        return entry.num_bytes + len(entry.token_ids)
+        return entry.num_bytes + len(entry.token_ids.packed)
 
     def submit_all(self, segment_id: str | None = None) -> int:
         """Have everything written that is in RAM alone, what was used last first; or one segment,

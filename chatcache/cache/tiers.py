@@ -22,18 +22,18 @@ from chatcache.cache.book.policy import LOW_WATER, TierPolicy, is_over
 from chatcache.cache.book.radix import MatchResult, RadixTree
 from chatcache.cache.disk import DiskFiles
 from chatcache.cache.files.index import by_id, pack_row, unpack_row
+from chatcache.cache.files.names import file_name, parse_name
 from chatcache.cache.files.pins import PinBook
 from chatcache.cache.files.store import (
     DamagedFile,
     FileStamp,
     SegmentStore,
     StoredSegment,
-    file_name,
     index_row,
-    positions_of,
 )
 from chatcache.cache.spill import Spiller
 from chatcache.cache.views import SegmentRow
+from chatcache.token_ids import TokenIds
 
 _MAX_REMEMBERED = 1000
 _LOOKS_PER_BUDGET = 64
@@ -116,11 +116,11 @@ class Tiers:
                 if not is_known and self.disk.add(file_name(unpack_row(packed))):
                     self._catalog.add({segment_id: packed})
 
-    def match(self, packed: bytes) -> MatchResult:
+    def match(self, ids: TokenIds) -> MatchResult:
         """The longest held run of leading ids, wherever it lies."""
         with self.lock:
-            self._attacher.reach(packed)
-            return self.tree.match(packed)
+            self._attacher.reach(ids)
+            return self.tree.match(ids)
 
     def add(self, entry: Entry) -> None:
         with self.lock:
@@ -166,7 +166,7 @@ class Tiers:
             return sorted(rows, key=lambda row: (-row.last_used, -row.start))[:limit]
 
     def _file_row(self, name: str, stamp: FileStamp) -> SegmentRow:
-        start, stop = positions_of(name)
+        start, stop, _ = parse_name(name)
         return SegmentRow(
             segment_id=stamp.segment_id,
             namespace=self.store.namespace,
@@ -364,7 +364,7 @@ class Tiers:
                 num_tokens[is_expired].append(entry.stop - entry.start)
             elif file.store is self.store:
                 self._catalog.discard(victim.segment_id)
-                start, stop = positions_of(file.name)
+                start, stop, _ = parse_name(file.name)
                 if is_expired:
                     gone = DamagedFile(victim.segment_id, start, stop, _EXPIRED)
                     self.expired.append(gone)

@@ -18,7 +18,7 @@ from chatcache.backends.base import (
     TurnResult,
     Usage,
 )
-from chatcache.chat.conversation import Message, common_length, replace_unstorable
+from chatcache.chat.conversation import Message, replace_unstorable
 from chatcache.chat.journal_table import JournalEntry, Namespace
 from chatcache.chat.node_table import StoredNode
 from chatcache.chat.partials import Partial
@@ -26,6 +26,7 @@ from chatcache.chat.report import figures_json
 from chatcache.chat.store import Origin, SessionStore
 from chatcache.chat.tasks import TurnTask
 from chatcache.errors import StorageError
+from chatcache.token_ids import NO_IDS
 
 PARTIAL_SECONDS = 1.0
 
@@ -41,7 +42,7 @@ class AnswerKeeper:
         self._info = info
         self._journal = request.journal
         self._planned: TurnPlanned | None = None
-        self._prompt_ids: tuple[int, ...] = ()
+        self._prompt_ids = NO_IDS
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._num_tokens = 0
@@ -59,7 +60,7 @@ class AnswerKeeper:
         if question is None or self._task.continued is not None or not self._prompt_ids:
             return
         parent = self._store.journals.journal(question.parent_seq, tokenizer_id)
-        keep = common_length(parent, self._prompt_ids)
+        keep = parent.common_prefix(self._prompt_ids)
         self._store.plan_turn(question, tokenizer_id, JournalEntry(keep, self._prompt_ids[keep:]))
 
     def add(self, delta: TextDelta) -> None:
@@ -117,7 +118,7 @@ class AnswerKeeper:
             text="".join(self._text),
             reasoning="".join(self._reasoning) or None,
             finish_reason="stopped",
-            answer_ids=(),
+            answer_ids=NO_IDS,
             usage=usage,
             timings=Timings(None, None, None, None, None, None),
             cache=CacheReport(

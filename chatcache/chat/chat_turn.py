@@ -36,6 +36,7 @@ from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import TurnTask, turn_request
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError
+from chatcache.token_ids import NO_IDS
 
 TICK_SECONDS = 0.1
 DRAIN_SECONDS = 15.0
@@ -270,7 +271,7 @@ def _nothing_said() -> TurnResult:
         text="",
         reasoning=None,
         finish_reason="stopped",
-        answer_ids=(),
+        answer_ids=NO_IDS,
         usage=Usage(0, 0, 0, 0),
         timings=Timings(None, None, None, None, None, None),
         cache=CacheReport("off", "disabled", 0, "Stopped before the model began."),

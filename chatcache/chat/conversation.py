@@ -141,21 +141,6 @@ def messages_for_model(path: Iterable[Node]) -> tuple[ChatMessage, ...]:
     return tuple(messages)
 
 
-def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many leading ids are equal."""
-    limit = min(len(left), len(right))
-    if left[:limit] == right[:limit]:
-        return limit
-    low, high = 0, limit
-    while high - low > 1:
-        middle = (low + high) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
 def clean_text(text: str) -> str:
     """User text as it is stored: NUL and lone surrogates become U+FFFD, all else is kept.
 

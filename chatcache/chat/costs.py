@@ -13,10 +13,11 @@ from chatcache.backends.base import Backend, CostEstimate
 from chatcache.chat.store import SessionStore
 from chatcache.chat.views import SessionJournal
 from chatcache.errors import ChatcacheError
+from chatcache.token_ids import NO_IDS, TokenIds
 
 _log = logging.getLogger(__name__)
 
-OfflineCost = Callable[[str, Sequence[tuple[int, ...]]], list[CostEstimate] | None]
+OfflineCost = Callable[[str, Sequence[TokenIds]], list[CostEstimate] | None]
 
 NO_COST = CostEstimate(ram_tokens=0, disk_tokens=0, recompute_tokens=0, estimated_ms=0.0)
 
@@ -56,11 +57,11 @@ class CostBook:
     def of_tips(self, tips: Sequence[int | None]) -> list[CostEstimate | None]:
         """The cost of continuing each tip."""
         by_namespace: dict[str, list[int]] = {}
-        journals: list[tuple[int, ...]] = []
+        journals: list[TokenIds] = []
         costs: list[CostEstimate | None] = []
         for index, tip in enumerate(tips):
             found = self.journal(tip) if tip is not None else None
-            journals.append(found.ids if found else ())
+            journals.append(found.ids if found else NO_IDS)
             costs.append(NO_COST if tip is None else None)
             if found is not None and found.ids:
                 by_namespace.setdefault(found.namespace_id, []).append(index)
@@ -71,7 +72,7 @@ class CostBook:
         return costs
 
     def estimate(
-        self, namespace_id: str, journals: Sequence[tuple[int, ...]]
+        self, namespace_id: str, journals: Sequence[TokenIds]
     ) -> list[CostEstimate | None]:
         """One estimate per journal; None where nothing is known."""
         estimates: Sequence[CostEstimate | None] | None = None

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Sequence
 
 from chatcache.chat.store import SessionStore
+from chatcache.token_ids import TokenIds
 
-Journals = Sequence[tuple[int, ...]]
+Journals = Sequence[TokenIds]
 ForgetKV = Callable[[str, Journals, Journals], None]
 """Called with a namespace, the journals that are gone, and those that are still there."""
 
@@ -40,10 +41,8 @@ class Doomed:
         for namespace_id, journals in self._gone.items():
             forget_kv(namespace_id, journals, kept.get(namespace_id, []))
 
-    def _by_namespace(
-        self, ends: Iterable[tuple[int, str, str]]
-    ) -> dict[str, list[tuple[int, ...]]]:
-        found: dict[str, list[tuple[int, ...]]] = {}
+    def _by_namespace(self, ends: Iterable[tuple[int, str, str]]) -> dict[str, list[TokenIds]]:
+        found: dict[str, list[TokenIds]] = {}
         for node, namespace_id, tokenizer_id in ends:
             journal = self._store.journals.journal(node, tokenizer_id)
             found.setdefault(namespace_id, []).append(journal)

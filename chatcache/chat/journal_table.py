@@ -2,22 +2,20 @@
 
 Owns the `journals`, `answers` and `namespaces` tables. A journal is stored per node and tokenizer
 as the difference to its parent: `journal(node) = journal(parent)[:keep] + new_ids`; a node without
-a row has its parent's journal, and the root's parent has (). Rows are written once. Ids mean
-nothing here.
+a row has its parent's journal, and the root's parent has an empty one. Rows are written once. Ids
+mean nothing here.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import zlib
-from array import array
-from collections import deque
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from chatcache.chat.database import Database
 from chatcache.chat.node_table import UP
+from chatcache.token_ids import BYTES_PER_ID, NO_IDS, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +23,7 @@ class JournalEntry:
     """What a node adds to the journal of its parent."""
 
     keep: int
-    new_ids: tuple[int, ...]
+    new_ids: TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +44,36 @@ class Namespace:
     fields: Mapping[str, str]
 
 
-def pack_ids(ids: Sequence[int]) -> bytes:
-    """Token ids as little-endian uint32."""
-    packed = array("I", ids)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
+class PathJournal:
+    """The journals along one path: of each node that has an entry, root to tip."""
 
+    def __init__(self, entries: Sequence[tuple[int, JournalEntry]]) -> None:
+        self._entries = entries
+        self.lengths = {seq: entry.keep + len(entry.new_ids) for seq, entry in entries}
 
-def unpack_ids(blob: bytes) -> array[int]:
-    unpacked = array("I")
-    unpacked.frombytes(blob)
-    if sys.byteorder == "big":
-        unpacked.byteswap()
-    return unpacked
+    @property
+    def ids(self) -> TokenIds:
+        """The journal of the tip."""
+        return self.up_to(self._entries[-1][0]) if self._entries else NO_IDS
+
+    def up_to(self, node: int) -> TokenIds:
+        """The journal of one of the nodes; raises KeyError for one without an entry."""
+        return self.of([node])[node]
+
+    def of(self, nodes: Collection[int]) -> dict[int, TokenIds]:
+        """The journals of those of `nodes` that have an entry, root to tip."""
+        found: dict[int, TokenIds] = {}
+        packed = bytearray()
+        for seq, entry in self._entries:
+            del packed[entry.keep * BYTES_PER_ID :]
+            packed += entry.new_ids.packed
+            if seq in nodes:
+                found[seq] = TokenIds.from_bytes(packed)
+        return found
+
+    def last_of(self, nodes: Collection[int]) -> int | None:
+        """The last of `nodes` that has an entry; None: none has."""
+        return next((seq for seq in reversed(self.lengths) if seq in nodes), None)
 
 
 class JournalTable:
@@ -70,7 +84,7 @@ class JournalTable:
 
     def write(self, seq: int, tokenizer_id: str, entry: JournalEntry) -> None:
         """Keep the entry of a node; the first one stays."""
-        blob = pack_ids(entry.new_ids)
+        blob = entry.new_ids.packed
         with self._database.writing() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO journals (node, tokenizer_id, keep, num_new, checksum,"
@@ -78,21 +92,14 @@ class JournalTable:
                 (seq, tokenizer_id, entry.keep, len(entry.new_ids), zlib.crc32(blob), blob),
             )
 
-    def journal(self, tip: int | None, tokenizer_id: str) -> tuple[int, ...]:
-        """The journal of a node: () when nothing on its path was read with this tokenizer."""
-        steps = deque(self.along(tip, tokenizer_id), maxlen=1)
-        return tuple(steps[0][1]) if steps else ()
+    def journal(self, tip: int | None, tokenizer_id: str) -> TokenIds:
+        """The journal of a node: empty when nothing on its path was read with this tokenizer."""
+        return self.along(tip, tokenizer_id).ids
 
-    def last_of(self, tip: int | None, tokenizer_id: str, nodes: Container[int]) -> int | None:
-        """The last of `nodes` on a path that has an entry of its own; None: none has."""
-        known = (seq for seq, _ in self.along(tip, tokenizer_id) if seq in nodes)
-        return next(iter(deque(known, maxlen=1)), None)
+    def along(self, tip: int | None, tokenizer_id: str) -> PathJournal:
+        """The journals of all nodes of a path, read at once.
 
-    def along(self, tip: int | None, tokenizer_id: str) -> Iterator[tuple[int, array[int]]]:
-        """(node number, its journal) of each node with an entry, root to tip.
-
-        It is one growing array: copy it before the next step. Stops before a damaged entry: what
-        came before it is still true.
+        Ends before a damaged entry: what came before it is still true.
         """
         with self._database.reading() as connection:
             rows = connection.execute(
@@ -101,13 +108,14 @@ class JournalTable:
                 " JOIN nodes n ON n.seq = up.seq ORDER BY n.depth",
                 {"tip": tip, "above": -1, "tokenizer": tokenizer_id},
             ).fetchall()
-        ids = array("I")
+        entries: list[tuple[int, JournalEntry]] = []
+        length = 0
         for seq, keep, checksum, blob in rows:
-            if keep > len(ids) or zlib.crc32(blob) != checksum or len(blob) % ids.itemsize:
-                return
-            del ids[keep:]
-            ids.extend(unpack_ids(blob))
-            yield seq, ids
+            if keep > length or zlib.crc32(blob) != checksum or len(blob) % BYTES_PER_ID:
+                break
+            entries.append((seq, JournalEntry(keep, TokenIds.from_bytes(blob))))
+            length = keep + len(entries[-1][1].new_ids)
+        return PathJournal(entries)
 
     def entries(self, tip: int | None) -> dict[int, dict[str, JournalEntry]]:
         """All entries on a path: node number -> tokenizer -> entry. For export."""
@@ -119,8 +127,8 @@ class JournalTable:
             ).fetchall()
         found: dict[int, dict[str, JournalEntry]] = {}
         for seq, tokenizer_id, keep, checksum, blob in rows:
-            if zlib.crc32(blob) == checksum:
-                entry = JournalEntry(keep, tuple(unpack_ids(blob)))
+            if zlib.crc32(blob) == checksum and len(blob) % BYTES_PER_ID == 0:
+                entry = JournalEntry(keep, TokenIds.from_bytes(blob))
                 found.setdefault(seq, {})[tokenizer_id] = entry
         return found
 

@@ -17,7 +17,6 @@ from chatcache.chat.conversation import (
     Node,
     child_of,
     clean_name,
-    common_length,
     with_system,
 )
 from chatcache.chat.database import Database
@@ -27,6 +26,7 @@ from chatcache.chat.partials import Partial, PartialTable
 from chatcache.chat.session_table import SessionRow, SessionTable
 from chatcache.chat.views import SessionSummary
 from chatcache.errors import StorageError
+from chatcache.token_ids import TokenIds
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class Origin:
     namespace: Namespace
     backend: str
     result_json: str
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
+    prompt_ids: TokenIds
+    answer_ids: TokenIds
     num_tokens: int = 0
 
 
@@ -255,7 +255,7 @@ class SessionStore:
         if ids:
             # The prompt may differ from the question's own journal: another template option, or
             # an answer that was continued.
-            keep = common_length(self.journals.journal(question.seq, tokenizer_id), ids)
+            keep = self.journals.journal(question.seq, tokenizer_id).common_prefix(ids)
             self.journals.write(stored.seq, tokenizer_id, JournalEntry(keep, ids[keep:]))
         self.answers.write(stored.seq, origin.namespace, origin.backend, origin.result_json)
         return stored

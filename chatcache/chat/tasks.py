@@ -23,6 +23,7 @@ from chatcache.chat.conversation import Message, Node, messages_for_model, repla
 from chatcache.chat.node_table import StoredNode
 from chatcache.chat.session_table import Cause
 from chatcache.chat.store import SessionStore
+from chatcache.token_ids import TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ def _read_so_far(store: SessionStore, task: TurnTask, info: ModelInfo) -> tuple[
     """
     if task.history_mode == "canonical":
         return task.journal_tip, 0
-    answer = store.journals.last_of(task.journal_tip, info.tokenizer_id, task.num_read_at)
+    path = store.journals.along(task.journal_tip, info.tokenizer_id)
+    answer = path.last_of(task.num_read_at)
     return answer, task.num_read_at[answer] if answer is not None else 0
 
 
@@ -159,14 +161,15 @@ def _num_answered(
     task: TurnTask,
     info: ModelInfo,
     journal_tip: int | None,
-    journal: tuple[int, ...],
+    journal: TokenIds,
 ) -> int:
     """How much of the journal is known to have been read: the model may have been stopped on the
     way through a question without an answer."""
     if journal_tip is None or journal_tip in task.num_read_at:
         return len(journal)
-    last = store.journals.last_of(journal_tip, info.tokenizer_id, task.num_read_at)
-    return len(store.journals.journal(last, info.tokenizer_id))
+    path = store.journals.along(journal_tip, info.tokenizer_id)
+    last = path.last_of(task.num_read_at)
+    return path.lengths[last] if last is not None else 0
 
 
 def num_read_at(path: Sequence[StoredNode]) -> dict[int, int]:

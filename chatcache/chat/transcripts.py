@@ -100,16 +100,14 @@ def _estimates(
     if known is None:
         return {}
     namespace_id, tokenizer_id = known
-    lengths = {seq: len(ids) for seq, ids in store.journals.along(tip, tokenizer_id)}
+    path = store.journals.along(tip, tokenizer_id)
     budget = MAX_ESTIMATED_TOKENS
     wanted: set[int] = set()
-    for seq in sorted(set(ends) & set(lengths), reverse=True):
-        budget -= lengths[seq]
+    for seq in sorted(set(ends) & set(path.lengths), reverse=True):
+        budget -= path.lengths[seq]
         if budget < 0 and wanted:
             break
         wanted.add(seq)
-    journals = {
-        seq: tuple(ids) for seq, ids in store.journals.along(tip, tokenizer_id) if seq in wanted
-    }
+    journals = path.of(wanted)
     estimates = costs.estimate(namespace_id, list(journals.values()))
     return dict(zip(journals, estimates, strict=True))

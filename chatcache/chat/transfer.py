@@ -24,6 +24,7 @@ from chatcache.chat.journal_table import JournalEntry
 from chatcache.chat.node_table import StoredNode
 from chatcache.chat.store import SessionStore
 from chatcache.errors import DamageError, UsageError
+from chatcache.token_ids import TokenIds
 
 FORMAT = "chatcache-session"
 FORMAT_VERSION = 1
@@ -63,7 +64,7 @@ def _exported(node: Node, entries: dict[str, JournalEntry]) -> dict[str, Any]:
         "finish_reason": message.finish_reason,
         "created_ms": message.created_ms,
         "journals": {
-            tokenizer_id: {"keep": entry.keep, "new_ids": list(entry.new_ids)}
+            tokenizer_id: {"keep": entry.keep, "new_ids": entry.new_ids.to_list()}
             for tokenizer_id, entry in entries.items()
         },
     }
@@ -172,7 +173,7 @@ def _read_journals(item: dict[str, Any], number: int) -> dict[str, JournalEntry]
             raise _malformed(f"message {number} has token ids of an unreadable tokenizer")
         if not _is_id(keep) or not isinstance(new_ids, list) or not all(map(_is_id, new_ids)):
             raise _malformed(f"message {number} has unreadable token ids")
-        entries[tokenizer_id] = JournalEntry(keep, tuple(new_ids))
+        entries[tokenizer_id] = JournalEntry(keep, TokenIds(new_ids))
     return entries
 
 

@@ -14,6 +14,7 @@ from chatcache.backends.base import (
     TurnPlanned,
     TurnResult,
 )
+from chatcache.token_ids import TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,4 +137,4 @@ class SessionJournal:
 
     namespace_id: str
     tokenizer_id: str
-    ids: tuple[int, ...]
+    ids: TokenIds

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from chatcache import compose
 from chatcache.config import Settings
 from chatcache.frontend.shell_output import Narrator
+from chatcache.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from chatcache.cache.views import SessionKV
@@ -23,7 +24,7 @@ def branch_kv(
     settings: Settings, service: ChatService, branches: Sequence[Sequence[str]]
 ) -> list[SessionKV | None]:
     """For each branch, given by the ids of its sessions; None when the cache cannot be read."""
-    journals: list[tuple[str, tuple[int, ...]]] = []
+    journals: list[tuple[str, TokenIds]] = []
     index_of: dict[str, int] = {}
     for session in service.list_sessions():
         journal = service.session_journal(session.session_id)

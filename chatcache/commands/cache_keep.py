@@ -19,6 +19,7 @@ from chatcache.config import Settings
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import plural, size
 from chatcache.frontend.shell_output import Narrator, print_json, print_line
+from chatcache.token_ids import NO_IDS, TokenIds
 
 if TYPE_CHECKING:
     from chatcache.cache.files.inspect import CacheInspector
@@ -32,8 +33,8 @@ class Target:
     name: str
     keeper: Keeper
     segment_id: str | None
-    journal: Sequence[int] = ()
-    others: Sequence[Sequence[int]] = ()
+    journal: TokenIds = NO_IDS
+    others: Sequence[TokenIds] = ()
 
     @property
     def path(self) -> set[str]:

@@ -60,7 +60,8 @@ def _is_dumb() -> bool:
 def _run_plain(settings: Settings, session_id: str | None, arguments: Namespace) -> None:
     from chatcache import compose
     from chatcache.frontend.desk import SegmentDesk
-    from chatcache.plain.chat import PlainChat, PlainOptions
+    from chatcache.plain.chat import PlainChat
+    from chatcache.plain.talk import PlainOptions
 
     options = PlainOptions(
         sampling=compose.sampling(settings),

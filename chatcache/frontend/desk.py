@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chatcache.cache.files.inspect import CacheInspector, NamespaceUse, remove_files
 from chatcache.cache.files.retention import (
@@ -21,15 +22,23 @@ from chatcache.errors import NotFoundError, StorageError, UsageError
 from chatcache.formatting import one_line, plural, size
 from chatcache.frontend.progress import Report
 
+if TYPE_CHECKING:
+    from chatcache.chat.service import ChatService
+
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """How far a look at all files is: `done` of `total`, `num_bytes` read, the last one's state."""
+    """How far a look at all files is: `done` of `total`, `num_bytes` read."""
 
     done: int
     total: int
     num_bytes: int
-    problem: str | None
+    num_damaged: int
+
+    @property
+    def words(self) -> str:
+        found = f"{self.num_damaged:,} damaged" if self.num_damaged else "all sound"
+        return f"Verified {self.done:,} of {self.total:,}, {size(self.num_bytes)}: {found}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +53,16 @@ class Garbage:
 
     @property
     def num_files(self) -> int:
-        return sum(one.num_segments for one in self.dead) + len(self.orphans) + len(self.damaged)
+        return sum(use.num_segments for use in self.dead) + len(self.orphans) + len(self.damaged)
 
     def lines(self) -> list[str]:
         """What would be removed, and why."""
+        if not self.num_files:
+            return ["Nothing to remove: every segment on disk can be used."]
         lines = [
-            f"{plural(one.num_segments, 'segment')}, {size(one.num_bytes)}: the model"
-            f" {one_line(one.fields.get('soft.name', ''))} is gone"
-            for one in self.dead
+            f"{plural(use.num_segments, 'segment')}, {size(use.num_bytes)}: the model"
+            f" {one_line(use.fields.get('soft.name', ''))} is gone"
+            for use in self.dead
         ]
         if self.orphans:
             lines.append(f"{plural(len(self.orphans), 'segment')}: what they build on is gone")
@@ -88,11 +99,11 @@ class SegmentDesk:
     def verify_all(self) -> Iterator[Verified]:
         """Read every file and compare its checksums, telling after each one."""
         inspector = self._open_inspector()
-        rows, num_bytes = inspector.rows(), 0
+        rows, num_bytes, num_damaged = inspector.rows(), 0, 0
         for number, row in enumerate(rows, 1):
-            problem = inspector.examine(row).problem
+            num_damaged += inspector.examine(row).problem is not None
             num_bytes += row.num_bytes
-            yield Verified(number, len(rows), num_bytes, problem)
+            yield Verified(number, len(rows), num_bytes, num_damaged)
 
     def toggle_pin(self, row: SegmentRow) -> str:
         """Pin a segment with all before it, or take the pin back."""
@@ -106,7 +117,7 @@ class SegmentDesk:
             keeper.pin(path)
         except OSError as error:
             raise _unwritable(error) from error
-        total = sum(one.num_bytes for one in keeper.rows_of(path))
+        total = sum(pinned.num_bytes for pinned in keeper.rows_of(path))
         return f"Pinned {plural(len(path), 'segment')}, {size(total)}: no budget takes them."
 
     def drop(self, row: SegmentRow) -> str:
@@ -129,11 +140,11 @@ class SegmentDesk:
         inspector, stage = self._open_inspector(), "looking for what can be removed"
         report(stage)
         dead = tuple(dead_namespaces(inspector))
-        gone = {one.namespace for one in dead}
+        gone = {use.namespace for use in dead}
         report(stage)
-        orphans = tuple(one for one in inspector.orphans() if one.parent.name not in gone)
+        orphans = tuple(path for path in inspector.orphans() if path.parent.name not in gone)
         damaged = tuple(inspector.quarantine.paths())
-        num_bytes = sum(one.num_bytes for one in dead)
+        num_bytes = sum(use.num_bytes for use in dead)
         num_bytes += sum(_size(path) for path in (*orphans, *damaged))
         return Garbage(dead, orphans, damaged, num_bytes)
 
@@ -141,9 +152,9 @@ class SegmentDesk:
         """Remove it; what was removed until it is called off stays removed. Raises StorageError."""
         inspector, num_files, num_bytes = self._open_inspector(), 0, 0
         try:
-            for one in garbage.dead:
+            for use in garbage.dead:
                 report("removing", num_files, garbage.num_files)
-                removed = remove_namespace(inspector, one.namespace)
+                removed = remove_namespace(inspector, use.namespace)
                 num_files, num_bytes = num_files + removed.num_files, num_bytes + removed.num_bytes
             for path in (*garbage.orphans, *garbage.damaged):
                 report("removing", num_files, garbage.num_files)
@@ -165,6 +176,23 @@ class SegmentDesk:
     def _keeper(self, row: SegmentRow) -> Keeper:
         inspector, _ = self._stored(row)
         return Keeper(inspector, row.namespace)
+
+
+def required(desk: SegmentDesk | None) -> SegmentDesk:
+    if desk is None:
+        raise UsageError("The cache of this backend is not on this machine.", "")
+    return desk
+
+
+def spill(service: ChatService, row: SegmentRow | None = None) -> str:
+    """Have all that is in memory written to disk, or one segment with all before it."""
+    if row is not None and row.on_disk:
+        raise UsageError("It is on disk already.", "")
+    if not service.spill(row.segment_id if row is not None else None):
+        raise UsageError("No model of this machine is loaded.", "Then nothing is in memory.")
+    if row is not None:
+        return "It is being written, with all before it."
+    return "What is in memory alone is being written to disk."
 
 
 def _size(path: Path) -> int:

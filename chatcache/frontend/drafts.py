@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from pathlib import Path
+
+from chatcache.atomic_write import write_atomically
 
 NEW_CHAT = ""
 _MAX_DRAFTS = 200
@@ -36,14 +36,8 @@ class Drafts:
             return
         kept = dict(list(self._texts.items())[-_MAX_DRAFTS:])
         with contextlib.suppress(OSError):
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".drafts-")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(kept, file)  # as ASCII: half a character must not stop it
-                Path(name).replace(self._path)
-            except OSError:
-                Path(name).unlink()
-                raise
+            # As ASCII: half a character must not stop it.
+            write_atomically(self._path, json.dumps(kept).encode("ascii"))
 
 
 def _read(path: Path | None) -> dict[str, str]:

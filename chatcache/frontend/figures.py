@@ -197,7 +197,7 @@ def footer(figures: Figures) -> str:
     """The one line below an answer."""
     parts = []
     if figures.is_remote:
-        parts += servers.reuse_words(figures)
+        parts += servers.reuse_words(figures.prompt_tokens, figures.server_cached_tokens)
     elif figures.cached_tokens:
         parts.append(f"{sign(figures)} {figures.cached_tokens:,} reused")
         parts.append(f"+{figures.computed_tokens:,}")

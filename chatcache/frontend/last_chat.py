@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chatcache.atomic_write import write_atomically
 from chatcache.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ def remember(path: Path | None, session_id: str, at: float) -> None:
     """Note a chat that is being left at `at`, a Unix time."""
     if path is not None:
         with contextlib.suppress(OSError):
-            path.touch(mode=0o600)
-            path.write_text(json.dumps({"session_id": session_id, "at": at}))
+            write_atomically(path, json.dumps({"session_id": session_id, "at": at}).encode())
 
 
 def find(service: ChatService, path: Path | None) -> SessionSummary | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from chatcache import formatting as fmt
-from chatcache.backends.base import ModelInfo
+from chatcache.backends.base import ModelInfo, TurnPrice
+from chatcache.chat.views import TranscriptMessage
 from chatcache.frontend import servers
-from chatcache.frontend.figures import Figures
+from chatcache.frontend.figures import Figures, from_json
 
 _CODE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
 
@@ -28,8 +29,35 @@ def totals(answers: Sequence[Figures]) -> str:
             f"{prompt:,} prompt tokens, {cached:,} of them reused ({fmt.percent(cached, prompt)})",
             f"{fmt.duration(saved)} of prefill saved" if saved > 0 else "no prefill saved yet",
         ]
-    lines += servers.totals([answer for answer in answers if answer.is_remote])
+    remote = [answer for answer in answers if answer.is_remote]
+    if prompt := sum(answer.prompt_tokens for answer in remote):
+        cached = sum(answer.server_cached_tokens or 0 for answer in remote)
+        is_told = any(answer.server_cached_tokens is not None for answer in remote)
+        there = f", {cached:,} of them cached there" if is_told else ""
+        lines.append(f"{prompt:,} prompt tokens at servers{there}")
+    if (price := total_price(remote)) is not None:
+        lines.append(f"{servers.price_words(price)} by the prices of the profile")
     return "\n  ".join(lines)
+
+
+def of_messages(messages: Sequence[TranscriptMessage]) -> str:
+    """What the cache did over the answers among these messages."""
+    stored = [from_json(message.result_json) for message in messages]
+    return totals([answer for answer in stored if answer is not None])
+
+
+def total_price(answers: Iterable[Figures]) -> TurnPrice | None:
+    """The sum over answers; None when none had a price. Of several currencies the first counts."""
+    prices = [answer.price for answer in answers if answer.price and answer.price.total is not None]
+    if not prices:
+        return None
+    currency = prices[0].currency
+    same = [price for price in prices if price.currency == currency]
+    return TurnPrice(
+        currency,
+        sum(price.total or 0.0 for price in same),
+        sum(price.saved or 0.0 for price in same),
+    )
 
 
 def model(info: ModelInfo) -> str:

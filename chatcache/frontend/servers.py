@@ -6,14 +6,13 @@ left out, never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from chatcache import formatting as fmt
 
 if TYPE_CHECKING:
     from chatcache.backends.base import ModelInfo, TurnPrice
-    from chatcache.frontend.figures import Figures
 
 NO_SEGMENTS = "A server keeps its own cache: there are no segments of this model here."
 FIRST_TURN = (
@@ -30,11 +29,11 @@ def privacy_words(info: ModelInfo) -> str:
     return info.description if leaves else ""
 
 
-def reuse_words(figures: Figures) -> list[str]:
+def reuse_words(prompt_tokens: int, cached_tokens: int | None) -> list[str]:
     """The first parts of the line below an answer: `○ server`, `4,812 prompt, 4,096 cached`."""
-    counts = [f"{figures.prompt_tokens:,} prompt"] if figures.prompt_tokens else []
-    if figures.server_cached_tokens is not None:
-        counts.append(f"{figures.server_cached_tokens:,} cached")
+    counts = [f"{prompt_tokens:,} prompt"] if prompt_tokens else []
+    if cached_tokens is not None:
+        counts.append(f"{cached_tokens:,} cached")
     return ["○ server", *([", ".join(counts)] if counts else [])]
 
 
@@ -56,21 +55,6 @@ def money(amount: float, currency: str) -> str:
     return f"{sign}{text}" if sign else f"{text} {currency}"
 
 
-def totals(answers: Sequence[Figures]) -> list[str]:
-    """What servers did over a whole chat; [] when none answered."""
-    if not answers:
-        return []
-    prompt = sum(one.prompt_tokens for one in answers)
-    cached = [one.server_cached_tokens for one in answers if one.server_cached_tokens is not None]
-    lines = []
-    if prompt:
-        there = f", {sum(cached):,} of them cached there" if cached else ""
-        lines.append(f"{prompt:,} prompt tokens at servers{there}")
-    if (price := total_price(answers)) is not None:
-        lines.append(f"{price_words(price)} by the prices of the profile")
-    return lines
-
-
 def model_lines(info: ModelInfo) -> list[str]:
     """A server's model, as far as it tells of it."""
     facts = [f"{fmt.one_line(info.model)} at {fmt.one_line(info.device)}"]
@@ -79,20 +63,6 @@ def model_lines(info: ModelInfo) -> list[str]:
     if info.max_context_tokens:
         facts.append(f"context of {info.max_context_tokens:,} tokens")
     return [", ".join(facts), fmt.one_line(info.description), f"reuse: {info.cut_detail}"]
-
-
-def total_price(answers: Iterable[Figures]) -> TurnPrice | None:
-    """The sum over answers; None when none had a price. Of several currencies the first counts."""
-    from chatcache.backends.base import TurnPrice
-
-    prices = [one.price for one in answers if one.price and one.price.total is not None]
-    if not prices:
-        return None
-    currency = prices[0].currency
-    same = [price for price in prices if price.currency == currency]
-    return TurnPrice(
-        currency, sum(one.total or 0.0 for one in same), sum(one.saved or 0.0 for one in same)
-    )
 
 
 def price_from(stored: Mapping[str, Any]) -> TurnPrice | None:

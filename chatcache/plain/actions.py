@@ -5,356 +5,277 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from chatcache.backends.base import CacheSnapshot, SegmentRow
-from chatcache.errors import NotFoundError, UsageError, did_you_mean
+from chatcache.backends.base import SegmentRow
+from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import duration, moment, one_line, plural, shorten, size, table
-from chatcache.frontend import exports, figures, files, keycheck, reports, servers
+from chatcache.frontend import desk, figures, files, keycheck, reports, servers
+from chatcache.frontend.changes import SystemChange
 from chatcache.frontend.editor import edit_text
+from chatcache.frontend.open_chat import as_turn
 from chatcache.frontend.progress import unheard
 from chatcache.frontend.registry import COMMANDS, Command
-from chatcache.plain.tree import TreeActions
+from chatcache.plain.speech import ask, say
+from chatcache.plain.talk import Talk
+from chatcache.plain.tree import WIDTH, TreeActions
 
-if TYPE_CHECKING:
-    from chatcache.plain.chat import PlainChat
-
-_WIDTH = 60
 _MAX_ROWS = 30
 
 
 class PlainActions(TreeActions):
     """One method per command, named `_do_ID`; each gets the words behind the command."""
 
-    def __init__(self, chat: PlainChat) -> None:
-        super().__init__(chat)
-        self._snapshot: CacheSnapshot | None = None
-        if chat.service.backend is not None:
-            chat.service.backend.subscribe(self._note)
-
-    def _note(self, event: object) -> None:
-        if isinstance(event, CacheSnapshot):
-            self._snapshot = event
+    def __init__(self, talk: Talk) -> None:
+        super().__init__(talk)
+        self.is_leaving = False
 
     def run(self, command: Command, argument: str) -> None:
-        handler: Callable[[str], None] | None = getattr(self, f"_do_{command.id}", None)
-        if handler is None:
-            raise UsageError(f"/{command.slash} needs the screen.", "Start without --plain.")
+        handler: Callable[[str], None] = getattr(self, f"_do_{command.id}")
         handler(argument)
 
     # Talking
 
     def _do_stop(self, argument: str) -> None:
-        self._chat.say("Nothing is being answered. Ctrl+C stops an answer.")
+        say("Nothing is being answered. Ctrl+C stops an answer.")
 
     def _do_continue(self, argument: str) -> None:
-        service, session = self._chat.service, self._chat.require_session()
-        self._chat.answer(service.continue_answer(session.session_id, self._chat.sampling.options))
+        self._chat.require_session()
+        self._talk.answer(self._chat.continue_answer)
 
     def _do_regenerate(self, argument: str) -> None:
-        service, session = self._chat.service, self._chat.require_session()
-        self._chat.answer(service.regenerate(session.session_id, self._chat.sampling.options))
+        self._chat.require_session()
+        self._talk.answer(self._chat.regenerate)
 
     def _do_edit(self, argument: str) -> None:
-        service, session = self._chat.service, self._chat.require_session()
+        question = self._chat.question_to_edit()
         if not argument:
             raise UsageError("The new text is missing.", "Say /edit TEXT.")
-        options = self._chat.sampling.options
-        self._chat.answer(service.edit(session.session_id, session.num_turns, argument, options))
+        self._talk.answer(lambda: self._chat.edit(question.turn, argument))
 
     def _do_undo(self, argument: str) -> None:
-        session = self._chat.require_session()
-        text = self._last("user")
-        self._fork(session.num_turns - 1)
-        self._chat.say(f"Your message was: {text}")
+        forked = self._chat.undo()
+        self._talk.show()
+        say(forked.words)
+        self._talk.undone(forked.text or "")
 
     def _do_fork(self, argument: str) -> None:
         if argument:
-            if not argument.isdecimal():
-                raise UsageError(f"{argument!r} is no turn.", "Say /fork 3, or /fork for a list.")
-            self._fork(int(argument))
+            forked = self._chat.fork(as_turn(argument))
+            self._talk.show()
+            say(forked.words)
             return
-        points = self._chat.service.fork_points(self._chat.require_session().session_id)
-        for point in points[:_MAX_ROWS]:
-            said = shorten(point.user_text or "the beginning", _WIDTH)
-            self._chat.say(f"Turn {point.turn}: {said}. Going on: {figures.cost(point.cost)}.")
-        self._chat.say("Say /fork TURN.")
-
-    def _fork(self, turn: int) -> None:
-        service, session = self._chat.service, self._chat.require_session()
-        result = service.fork(session.session_id, at_turn=turn)
-        self._chat.open(service.find_session(result.session_id))
-        self._chat.say(f"“{one_line(session.name)}” is as it was.")
+        for point in self._chat.fork_points()[:_MAX_ROWS]:
+            said = shorten(point.user_text or "the beginning", WIDTH)
+            say(f"Turn {point.turn}: {said}. Going on: {figures.cost(point.cost)}.")
+        say("Say /fork TURN.")
 
     def _do_system(self, argument: str) -> None:
-        chat = self._chat
-        if not argument:
-            chat.say(f"System prompt: {self._system() or 'none'}")
-        elif chat.session is None:
-            chat.system_prompt = argument
-            chat.say("The next message begins the chat with this system prompt.")
+        if argument:
+            self._say_change(self._chat.change_system(argument))
         else:
-            chat.service.set_system(chat.session.session_id, argument)
-            chat.reload()
-            chat.say("System prompt changed. The next answer reads everything anew.")
-
-    def _system(self) -> str | None:
-        if self._chat.session is None:
-            return self._chat.system_prompt
-        path = self._chat.service.transcript(self._chat.session.session_id)
-        return next((message.text for message in path if message.role == "system"), None)
+            say(f"System prompt: {self._chat.system() or 'none'}")
 
     def _do_persona(self, argument: str) -> None:
-        personas = self._chat.options.personas
-        if not argument:
-            for persona in personas.values():
-                self._chat.say(f"{persona.name}: {shorten(persona.system, _WIDTH)}")
-            self._chat.say("Say /persona NAME." if personas else "There are none yet.")
+        if argument:
+            self._say_change(self._chat.use_persona(self._chat.find_persona(argument)))
             return
-        if argument not in personas:
-            hint = did_you_mean(argument, personas) or "/persona shows them all."
-            raise NotFoundError(f"There is no persona {argument!r}.", hint)
-        self._chat.sampling = self._chat.sampling.with_persona(personas[argument])
-        self._do_system(personas[argument].system)
+        personas = self._chat.personas
+        for persona in personas.values():
+            say(f"{persona.name}: {shorten(persona.system, WIDTH)}")
+        say("Say /persona NAME." if personas else "There are none yet.")
+
+    def _say_change(self, change: SystemChange) -> None:
+        say(change.words)
+        if change.warning:
+            self._talk.lines.warn(change.warning)
+
+    def _do_mode(self, argument: str) -> None:
+        say(self._chat.history_mode(argument))
 
     def _do_params(self, argument: str) -> None:
-        self._chat.say(self._chat.sampling.report().replace("\n  ", "\n"))
+        say(self._chat.sampling.report().replace("\n  ", "\n"))
 
     def _do_set(self, argument: str) -> None:
-        if not argument:
+        if argument:
+            say(self._chat.set_parameter(argument))
+        else:
             self._do_params("")
-            return
-        name, _, value = argument.replace("=", " ").partition(" ")
-        self._chat.sampling = self._chat.sampling.changed(name, value.strip())
-        self._chat.say(f"{name}: {value.strip()}. The cache is not touched by it.")
 
     def _do_copy(self, argument: str) -> None:
-        answer = self._last("assistant")
-        self._chat.say(reports.last_code_block(answer) if argument == "code" else answer)
+        say(self._chat.text_to_copy(argument))
 
     def _do_attach(self, argument: str) -> None:
         if not argument:
             raise UsageError("The file is missing.", "Say /attach PATH.")
         attachment = files.read_attachment(argument)
-        self._chat.attached.append(attachment.quoted)
-        self._chat.say(f"{attachment.placeholder} goes with the next message.")
+        self._talk.attached.append(attachment.quoted)
+        say(f"{attachment.placeholder} goes with the next message.")
 
     def _do_editor(self, argument: str) -> None:
         if text := edit_text("").strip():
-            self._chat.send(text)
+            self._talk.send(text)
 
     def _do_history(self, argument: str) -> None:
         words = argument.casefold().split()
-        said = self._chat.service.recall.user_messages()
-        found = [one for one in said if all(word in one.casefold() for word in words)]
+        found = [
+            text
+            for text in self._talk.service.recall.user_messages()
+            if all(word in text.casefold() for word in words)
+        ]
         for text in found[:_MAX_ROWS]:
-            self._chat.say(shorten(text, _WIDTH))
-        self._chat.say(plural(len(found), "message") + " found.")
-
-    def _last(self, role: str) -> str:
-        session = self._chat.require_session()
-        path = self._chat.service.transcript(session.session_id, last_turns=1)
-        found = [message.text for message in path if message.role == role]
-        if not found:
-            raise NotFoundError("There is none yet.", "Say something first.")
-        return found[-1]
+            say(shorten(text, WIDTH))
+        say(plural(len(found), "message") + " found.")
 
     # Chats
 
     def _do_new(self, argument: str) -> None:
-        system = self._system()
-        self._chat.open(None)
-        self._chat.system_prompt, self._chat.new_name = system, argument or None
+        self._chat.start_new(argument or None)
+        self._talk.show_another()
 
     def _do_sessions(self, argument: str) -> None:
         now = time.time()
-        sessions = self._chat.service.list_sessions()
         rows = [
-            (shorten(one.name, 44), f"{one.num_turns:,}", moment(one.updated_at, now))
-            for one in sessions[:_MAX_ROWS]
+            (shorten(session.name, 44), f"{session.num_turns:,}", moment(session.updated_at, now))
+            for session in self._talk.service.list_sessions()[:_MAX_ROWS]
         ]
-        self._chat.say(table(("NAME", "TURNS", "USED"), rows, "TURNS") if rows else "None yet.")
-        self._chat.say("Say /switch NAME to open one.")
+        say(table(("NAME", "TURNS", "USED"), rows, "TURNS") if rows else "None yet.")
+        say("Say /switch NAME to open one.")
 
     def _do_find(self, argument: str) -> None:
-        for hit in self._chat.service.search(argument)[:_MAX_ROWS]:
+        for hit in self._talk.service.search(argument)[:_MAX_ROWS]:
             where = f", turn {hit.turn}" if hit.turn else ""
-            self._chat.say(f"{one_line(hit.session_name)}{where}: {one_line(hit.snippet)}")
+            say(f"{one_line(hit.session_name)}{where}: {one_line(hit.snippet)}")
 
     def _do_switch(self, argument: str) -> None:
-        if not argument:
-            raise UsageError("The name is missing.", "/sessions lists them.")
-        self._chat.open(self._chat.service.find_session(argument))
+        self._chat.switch(argument)
+        self._talk.show_another()
 
     def _do_rename(self, argument: str) -> None:
-        if not argument:
-            raise UsageError("The new name is missing.", "Say /rename NAME.")
-        self._chat.service.rename(self._chat.require_session().session_id, argument)
-        self._chat.reload()
-        self._chat.say(f"This chat is now called “{one_line(argument)}”.")
+        say(self._chat.rename(argument))
 
     def _do_delete(self, argument: str) -> None:
         session = self._chat.require_session()
-        question = f"Delete “{one_line(session.name)}”, {plural(session.num_turns, 'turn')}?"
-        if self._chat.ask(f"{question} Type yes:") == "yes":
-            self._chat.service.delete(session.session_id)
-            self._chat.open(self._chat.service.last_session())
+        question = f"Delete “{self._chat.name}”, {plural(session.num_turns, 'turn')}?"
+        if ask(f"{question} Type yes:") == "yes":
+            self._chat.delete()
+            self._talk.show_another()
 
     def _do_export(self, argument: str) -> None:
-        session = self._chat.require_session()
-        path, num_bytes = exports.export_chat(self._chat.service, session, argument, unheard)
-        self._chat.say(f"Written to {path}, {size(num_bytes)}.")
+        say(self._chat.export(argument, unheard))
 
     def _do_import(self, argument: str) -> None:
-        if not argument:
-            raise UsageError("The file is missing.", "Say /import PATH.")
-        self._chat.open(exports.import_chat(self._chat.service, argument, unheard))
+        self._chat.import_chat(argument, unheard)
+        self._talk.show_another()
 
-    # The program
+    # The cache
 
     def _do_panel(self, argument: str) -> None:
-        session = self._chat.require_session()
-        path = self._chat.service.transcript(session.session_id, last_turns=1)
+        self._chat.require_session()
+        path = self._chat.messages(last_turns=1)
         last = figures.from_json(path[-1].result_json) if path else None
         if last is not None and last.is_remote:
-            self._chat.say(f"{figures.footer(last)}. {last.detail}.")
+            say(f"{figures.footer(last)}. {last.detail}.")
         elif last is not None:
-            self._chat.say(f"{last.outcome}: {figures.reason_words(last.reason)}. {last.detail}")
-            self._chat.say(
+            say(f"{last.outcome}: {figures.reason_words(last.reason)}. {last.detail}")
+            say(
                 f"{last.prompt_tokens:,} prompt tokens, {last.cached_tokens:,} reused,"
                 f" {last.computed_tokens:,} computed, first token after {duration(last.ttft_ms)}."
             )
-        if self._snapshot is not None:
-            for name, use in (("RAM", self._snapshot.ram), ("disk", self._snapshot.disk)):
-                self._chat.say(f"{name}: {size(use.num_bytes)} of {size(use.budget_bytes)}.")
+        if (snapshot := self._talk.snapshot) is not None:
+            for name, use in (("RAM", snapshot.ram), ("disk", snapshot.disk)):
+                say(f"{name}: {size(use.num_bytes)} of {size(use.budget_bytes)}.")
 
     def _do_segments(self, argument: str) -> None:
         """Without words: the list. Else `inspect|pin|verify|spill|drop ID`, or `verify`."""
-        rows = self._snapshot.segments if self._snapshot is not None else ()
-        info = self._chat.model_info()
+        rows = self._talk.snapshot.segments if self._talk.snapshot is not None else ()
+        info = self._talk.model_info()
         if info is not None and info.backend == "remote":
-            self._chat.say(servers.NO_SEGMENTS)
-        if not argument:
-            for row in rows[:_MAX_ROWS]:
-                tiers = " and ".join(
-                    name for name, is_in in (("RAM", row.in_ram), ("disk", row.on_disk)) if is_in
-                )
-                held = f"{size(row.num_bytes)} {tiers or 'live'}"
-                self._chat.say(
-                    f"{row.segment_id[:12]}: tokens {row.start:,} to {row.stop:,}, {held}."
-                )
-            self._chat.say("Say /segments inspect ID, or pin, verify, spill, drop.")
-            self._chat.say("/segments verify looks at all files.")
-            return
+            say(servers.NO_SEGMENTS)
         if argument == "verify":
             self._verify_all()
+        elif argument:
+            say(self._on_segment(argument.split(), rows))
         else:
-            self._chat.say(self._on_segment(argument.split(), rows))
+            for row in rows[:_MAX_ROWS]:
+                tiers = [n for n, is_in in (("RAM", row.in_ram), ("disk", row.on_disk)) if is_in]
+                held = f"{size(row.num_bytes)} {' and '.join(tiers) or 'live'}"
+                say(f"{row.segment_id[:12]}: tokens {row.start:,} to {row.stop:,}, {held}.")
+            say("Say /segments inspect ID, or pin, verify, spill, drop.")
+            say("/segments verify looks at all files.")
 
     def _verify_all(self) -> None:
-        desk, last, num_damaged = self._chat.options.desk, None, 0
-        for last in desk.verify_all() if desk is not None else ():
-            num_damaged += last.problem is not None
-        if last is None:
-            self._chat.say("Nothing is on disk yet.")
-        else:
-            found = f"{num_damaged:,} damaged" if num_damaged else "all sound"
-            self._chat.say(f"Verified {plural(last.total, 'segment')}: {found}.")
+        segments = self._talk.options.desk
+        steps = list(segments.verify_all()) if segments is not None else []
+        say(steps[-1].words if steps else "Nothing is on disk yet.")
 
     def _on_segment(self, words: list[str], rows: tuple[SegmentRow, ...]) -> str:
-        desk = self._chat.options.desk
+        segments = self._talk.options.desk
         found = [row for row in rows if len(words) == 2 and row.segment_id.startswith(words[1])]
-        if desk is None or len(found) != 1:
+        if segments is None or len(found) != 1:
             raise NotFoundError("No segment is meant by that.", "/segments lists them.")
         acts: dict[str, Callable[[SegmentRow], str]] = {
-            "inspect": lambda row: "\n".join(desk.inspect(row)),
-            "pin": desk.toggle_pin,
-            "verify": desk.verify,
-            "spill": self._spill,
-            "drop": desk.drop,
+            "inspect": lambda row: "\n".join(segments.inspect(row)),
+            "pin": segments.toggle_pin,
+            "verify": segments.verify,
+            "spill": lambda row: desk.spill(self._talk.service, row),
+            "drop": segments.drop,
         }
         if words[0] not in acts:
             raise UsageError(f"A segment cannot be {words[0]!r}.", f"There are {', '.join(acts)}.")
         return acts[words[0]](found[0])
 
-    def _spill(self, row: SegmentRow) -> str:
-        if row.on_disk:
-            return "It is on disk already."
-        if not self._chat.service.spill(row.segment_id):
-            raise UsageError("No model of this machine is loaded.", "Then nothing is in memory.")
-        return "It is being written, with all before it."
-
     def _do_spill(self, argument: str) -> None:
-        if not self._chat.service.spill():
-            raise UsageError("No model of this machine is loaded.", "Then nothing is in memory.")
-        self._chat.say("What is in memory alone is being written to disk.")
+        say(desk.spill(self._talk.service))
+
+    def _do_gc(self, argument: str) -> None:
+        segments = desk.required(self._talk.options.desk)
+        garbage = segments.look_for_garbage(unheard)
+        for line in garbage.lines():
+            say(line)
+        if garbage.num_files and argument == "yes":
+            say(segments.collect(garbage, unheard))
+        elif garbage.num_files:
+            say("Say /gc yes to remove it.")
 
     def _do_stats(self, argument: str) -> None:
-        path = self._chat.service.transcript(self._chat.require_session().session_id)
-        stored = [figures.from_json(message.result_json) for message in path]
-        self._chat.say(reports.totals([one for one in stored if one is not None]))
+        self._chat.require_session()
+        say(reports.of_messages(self._chat.messages()))
+
+    # The program
 
     def _do_model(self, argument: str) -> None:
-        from chatcache.backends.local.model.resolve import resolve_model
-        from chatcache.backends.local.model.shelf import shelf
-        from chatcache.backends.switching import SwitchingBackend
-        from chatcache.remotes import check_reach, remote_model
-
-        chat, backend = self._chat, self._chat.service.backend
-        remotes = chat.options.remotes
-        if argument and isinstance(backend, SwitchingBackend):
-            remote = remote_model(argument, remotes)
-            if remote is not None:
-                check_reach(remote.profile, is_offline=chat.options.is_offline)
-            else:
-                resolve_model(argument, is_offline=chat.options.is_offline)
-            before = backend.model
-            backend.switch(argument)
-            chat.say(f"{one_line(argument)} answers from now on; this chat is read anew once.")
-            if remote_model(before, remotes) is None:
-                chat.say(f"The K and V of {one_line(before)} stay for when you switch back.")
+        models = self._talk.models
+        if argument:
+            models.must_download(argument)  # raises what speaks against it
+            session = self._chat.session
+            consequence = models.consequence(session.num_tokens if session else 0)
+            models.switch(argument)
+            say(f"{one_line(argument)} answers from now on. {consequence}".rstrip())
             return
-        for model in shelf(chat.service.recall.models_used()):
-            held = model.problem or f"{model.architecture}, {size(model.num_bytes)}"
-            chat.say(f"{one_line(model.name)}: {model.place}, {one_line(held)}.")
-        for profile in remotes.values():
-            name = f"{profile.name}:{profile.model or 'NAME'}"
-            chat.say(f"{one_line(name)}: server, {profile.base_url}.")
-        chat.say("Say /model NAME; a name of the hub is downloaded.")
+        for model in models.at_hand():
+            held = model.problem or ", ".join(
+                [model.architecture, *([size(model.num_bytes)] if model.num_bytes else [])]
+            )
+            say(f"{one_line(model.name)}: {model.place}, {one_line(held)}.")
+        say("Say /model NAME; a name of the hub is downloaded.")
 
     def _do_theme(self, argument: str) -> None:
-        self._chat.say("Plain mode has no colours.")
+        say("Plain mode has no colours.")
 
     def _do_keys(self, argument: str) -> None:
         found = keycheck.findings({}, os.environ)
-        self._chat.say("\n".join(found) or "Ctrl+C stops an answer; twice, it quits. Ctrl+D quits.")
-
-    def _do_gc(self, argument: str) -> None:
-        desk = self._chat.options.desk
-        if desk is None:
-            raise UsageError("The cache of this backend is not on this machine.", "")
-        garbage = desk.look_for_garbage(unheard)
-        if not garbage.num_files:
-            self._chat.say("Nothing to remove: every segment on disk can be used.")
-            return
-        for line in garbage.lines():
-            self._chat.say(line)
-        if argument == "yes":
-            self._chat.say(desk.collect(garbage, unheard))
-        else:
-            self._chat.say("Say /gc yes to remove it.")
+        say("\n".join(found) or "Ctrl+C stops an answer; twice, it quits. Ctrl+D quits.")
 
     def _do_doctor(self, argument: str) -> None:
-        if self._chat.options.examine is None:
+        if self._talk.options.examine is None:
             raise UsageError("Nothing can be checked here.", "Run `chatcache doctor`.")
-        for line in self._chat.options.examine():
-            self._chat.say(line)
+        for line in self._talk.options.examine():
+            say(line)
 
     def _do_help(self, argument: str) -> None:
         for command in COMMANDS:
-            if hasattr(self, f"_do_{command.id}"):
-                self._chat.say(f"{command.usage}: {command.summary}")
-        self._chat.say("A line that ends with a backslash goes on in the next one.")
+            say(f"{command.usage}: {command.summary}")
+        say("A line that ends with a backslash goes on in the next one.")
 
     def _do_quit(self, argument: str) -> None:
-        self._chat.is_over = True
+        self.is_leaving = True

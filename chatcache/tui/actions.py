@@ -11,10 +11,10 @@ from typing import Any
 
 from chatcache.chat.views import ForkResult
 from chatcache.errors import UsageError
+from chatcache.formatting import duration, plural, size
 from chatcache.frontend import exports, reports
 from chatcache.frontend.variants import which_variant
 from chatcache.tui.clipboard import copy_natively
-from chatcache.tui.formatting import duration, plural, size
 from chatcache.tui.model_actions import ModelActions
 from chatcache.tui.prompt_actions import PromptActions
 from chatcache.tui.screens.confirm import ConfirmScreen
@@ -133,7 +133,7 @@ class Actions(PromptActions, WritingActions, ModelActions, ViewActions):
             SessionsScreen(
                 screen.service,
                 current.session_id if current else None,
-                is_busy=screen.turns.running is not None,
+                is_answering=screen.turns.running is not None,
                 query=argument,
                 clock=screen.options.clock,
                 on_highlight=screen.idle.highlighted,
@@ -152,8 +152,10 @@ class Actions(PromptActions, WritingActions, ModelActions, ViewActions):
     async def _do_tree(self, argument: str) -> None:
         screen = self._screen
         current = screen.chats.require_session()
-        is_busy = screen.turns.running is not None
-        picker = TreeScreen(screen.service, current.session_id, screen.now, is_busy=is_busy)
+        is_answering = screen.turns.running is not None
+        picker = TreeScreen(
+            screen.service, current.session_id, screen.now, is_answering=is_answering
+        )
         choice = await screen.app.push_screen_wait(picker)
         if choice is None:
             return

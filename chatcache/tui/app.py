@@ -7,8 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
@@ -21,9 +20,6 @@ from textual.widgets import Input, TextArea
 
 from chatcache.errors import did_you_mean
 from chatcache.frontend import registry
-from chatcache.frontend.progress import Report
-from chatcache.personas import Persona
-from chatcache.remotes import Remotes
 from chatcache.tui import commands, contrast, layout
 from chatcache.tui.options import ChatOptions
 from chatcache.tui.palette import CommandProvider
@@ -65,42 +61,13 @@ class ChatCacheApp(App[Exception | None]):
     COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {CommandProvider}
 
     def __init__(
-        self,
-        open_backstage: Callable[[], Backstage],
-        *,
-        session_ref: str | None = None,
-        personas: Mapping[str, Persona] | None = None,
-        keys: Mapping[str, str] | None = None,
-        theme: str | None = None,
-        panel: str = "full",
-        has_motion: bool = True,
-        is_offline: bool = False,
-        remotes: Remotes | None = None,
-        examine: Callable[[Report], Iterable[str]] | None = None,
-        keep_setting: Callable[[str, str], None] | None = None,
-        drafts_path: Path | None = None,
-        last_chat_path: Path | None = None,
-        clock: Callable[[], float] = time.time,
+        self, open_backstage: Callable[[], Backstage], options: ChatOptions | None = None
     ) -> None:
         super().__init__()
         self._open_backstage = open_backstage
-        self._options = ChatOptions(
-            session_ref=session_ref,
-            personas=dict(personas or {}),
-            keys=dict(keys or {}),
-            theme=theme,
-            panel=panel,
-            has_motion=has_motion,
-            is_offline=is_offline,
-            remotes=dict(remotes or {}),
-            examine=examine,
-            keep_setting=keep_setting,
-            drafts_path=drafts_path,
-            last_chat_path=last_chat_path,
-            clock=clock,
-        )
+        self._options = options or ChatOptions()
         self._interrupted_at = 0.0
-        if not has_motion:
+        if not self._options.has_motion:
             self.animation_level = "none"
 
     def get_driver_class(self) -> type[Driver]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.errors import ChatcacheError, NotFoundError
+from chatcache.formatting import one_line
 from chatcache.frontend import figures, last_chat
 from chatcache.frontend.drafts import NEW_CHAT, Drafts
-from chatcache.tui.formatting import one_line
 from chatcache.tui.hints import hints
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.blocks import make_block

@@ -1,6 +1,6 @@
-"""How numbers, times and foreign text are written on this screen. Pure functions.
+"""What only a screen of cells needs: bars, sparklines, short words, text cut to cells. Pure.
 
-The common ones come from `chatcache.formatting`; here is what only the terminal's cells need.
+How numbers, times and foreign text are written everywhere is in `chatcache.formatting`.
 """
 
 from __future__ import annotations
@@ -10,36 +10,9 @@ import time
 from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
+from textual.content import Content
 
-from chatcache.formatting import (
-    clean,
-    duration,
-    moment,
-    one_line,
-    parameters,
-    percent,
-    plural,
-    rate,
-    size,
-)
-
-__all__ = [
-    "age",
-    "bar",
-    "clean",
-    "clock_time",
-    "duration",
-    "gist",
-    "moment",
-    "one_line",
-    "parameters",
-    "percent",
-    "plural",
-    "rate",
-    "shorten",
-    "size",
-    "sparkline",
-]
+from chatcache.formatting import one_line
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _GIST_CHARACTERS = 1_000
@@ -94,3 +67,9 @@ def sparkline(values: Sequence[float], width: int) -> str:
     if top <= 0:
         return _SPARKS[0] * len(shown)
     return "".join(_SPARKS[min(7, int(value / top * 7.999))] for value in shown)
+
+
+def padded(text: str | Content, width: int) -> Content:
+    """The text with blanks behind it up to `width` cells."""
+    content = Content(text) if isinstance(text, str) else text
+    return content.pad_right(max(0, width - content.cell_length))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from chatcache.tui import formatting as fmt
+from chatcache import formatting as fmt
 
 if TYPE_CHECKING:
     from chatcache.backends.base import IdleKind, Prepared

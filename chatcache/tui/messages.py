@@ -41,7 +41,7 @@ class AnswerGrew(TurnMessage):
     """There is new text in the turn's buffer. Posted once until the buffer is taken."""
 
 
-class TurnFailed(TurnMessage):
+class TurnRaised(TurnMessage):
     """The turn ended with an error; what had been produced is saved."""
 
     def __init__(self, number: int, error: ChatcacheError) -> None:

@@ -15,12 +15,12 @@ from chatcache.backends.local.model import shelf
 from chatcache.backends.local.model.resolve import BUILTIN, resolve_model
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import UnavailableError
+from chatcache.formatting import one_line, size
 from chatcache.frontend import servers
 from chatcache.frontend.registry import key_words
 from chatcache.frontend.server_shelf import ServerShelf
 from chatcache.remotes import check_reach, remote_model
 from chatcache.tui.actions_base import ActionGroup
-from chatcache.tui.formatting import one_line, size
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.models import ModelScreen
 from chatcache.tui.widgets.first_run import FirstRunBar

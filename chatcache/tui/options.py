@@ -1,4 +1,4 @@
-"""What the program was started with. Plain values, so that tests can say them in one line."""
+"""What the terminal chat was started with."""
 
 from __future__ import annotations
 

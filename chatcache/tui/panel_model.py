@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.cells import cell_len
 
+from chatcache import formatting as fmt
 from chatcache.frontend import servers
 from chatcache.frontend.figures import Figures, is_real_miss, reason_words, sign
-from chatcache.tui import formatting as fmt
+from chatcache.tui.formatting import age, bar, clock_time, shorten, sparkline
 from chatcache.tui.idle_totals import IdleTotals
 from chatcache.tui.panel_state import PanelState
 
@@ -68,7 +69,7 @@ def lines(state: PanelState, width: int, now: float) -> list[Line]:
 def compact_line(state: PanelState, width: int) -> Line:
     """The panel in one line; the least important figures go first when there is no room."""
     figures = state.figures
-    if words := fmt.shorten(state.restore_words, width - len("CACHE") - 2):
+    if words := shorten(state.restore_words, width - len("CACHE") - 2):
         return (Piece("CACHE", "title"), Piece(f"  {words}", "strong"))
     if figures is None:
         return (Piece("CACHE", "title"), Piece("  nothing asked yet", "dim"))
@@ -76,7 +77,7 @@ def compact_line(state: PanelState, width: int) -> Line:
     head = f"  {sign(figures)} {figures.outcome} {share}"
     parts = [reason_words(figures.reason), f"+{figures.computed_tokens:,} computed"]
     if figures.is_remote:
-        first, *parts = servers.reuse_words(figures)
+        first, *parts = servers.reuse_words(figures.prompt_tokens, figures.server_cached_tokens)
         head = f"  {first}"
     elif figures.cached_tokens:
         parts.insert(1, f"{figures.cached_tokens:,} reused ({figures.sources})")
@@ -191,9 +192,9 @@ def _latency_lines(state: PanelState, width: int) -> Iterator[Line]:
         half = (width - 13) // 2
         yield (
             Piece("TTFT ", "dim"),
-            Piece(fmt.sparkline(list(state.ttfts), half).ljust(half), "bar"),
+            Piece(sparkline(list(state.ttfts), half).ljust(half), "bar"),
             Piece("  tok/s ", "dim"),
-            Piece(fmt.sparkline(list(state.rates), half), "bar"),
+            Piece(sparkline(list(state.rates), half), "bar"),
         )
 
 
@@ -216,7 +217,7 @@ def _store_lines(snapshot: CacheSnapshot | None, width: int, now: float) -> Iter
 def _tier_line(name: str, use: TierUse, width: int) -> Line:
     figures = f"  {fmt.size(use.num_bytes)} / {fmt.size(use.budget_bytes)}"
     fraction = use.num_bytes / use.budget_bytes if use.budget_bytes else 0.0
-    filled, rest = fmt.bar(fraction, max(4, width - 5 - cell_len(figures)))
+    filled, rest = bar(fraction, max(4, width - 5 - cell_len(figures)))
     return (Piece(f"{name:<5}"), Piece(filled, "bar"), Piece(rest, "rest"), Piece(figures))
 
 
@@ -225,7 +226,7 @@ def _segment_text(row: SegmentRow, width: int, now: float) -> str:
         f"{row.start:,}–{row.stop:,}",
         where_words(row) + ("*" if row.is_pinned else ""),
         fmt.size(row.num_bytes),
-        fmt.age(now - row.last_used),
+        age(now - row.last_used),
         f"{row.hits:,}",
         width,
     )
@@ -240,7 +241,7 @@ def where_words(row: SegmentRow) -> str:
 
 def _segment_columns(tokens: str, where: str, num: str, age: str, hits: str, width: int) -> str:
     first = max(9, width - 23)
-    return f"{fmt.shorten(tokens, first):<{first}}{where:>5}{num:>8}{age:>5}{hits:>5}"
+    return f"{shorten(tokens, first):<{first}}{where:>5}{num:>8}{age:>5}{hits:>5}"
 
 
 def _idle_lines(totals: IdleTotals, width: int) -> Iterator[Line]:
@@ -255,7 +256,7 @@ def _event_lines(state: PanelState, width: int) -> Iterator[Line]:
         return
     yield _heading("EVENTS", "", width)
     for event in list(state.events)[-MAX_EVENTS:]:
-        stamp = fmt.clock_time(event.at, seconds=True)
+        stamp = clock_time(event.at, seconds=True)
         style = "bad" if event.kind in ("quarantined", "warning") else ""
         words = fmt.one_line(f"! {event.text}" if style else event.text)
         text = textwrap.wrap(words, max(10, width - 9)) or [""]

@@ -9,8 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from chatcache import formatting as fmt
 from chatcache.frontend.figures import Figures
-from chatcache.tui import formatting as fmt
 from chatcache.tui.idle_totals import IdleTotals
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ class PromptActions(ActionGroup):
                 raise NotFoundError(f"There is no persona {argument!r}.", hint)
         else:
             cost = reports.system_change_cost(screen.panel_state.figures)
-            picker = PersonaScreen(list(personas.values()), system, cost)
+            picker = PersonaScreen(personas, system, cost)
             persona = await screen.app.push_screen_wait(picker)
         if persona is None:
             return

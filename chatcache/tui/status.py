@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chatcache.errors import ChatcacheError
-from chatcache.tui.formatting import one_line
+from chatcache.formatting import one_line
 
 if TYPE_CHECKING:
     from chatcache.backends.base import BackendEvent, ModelInfo, ModelLoading

@@ -6,11 +6,11 @@ import os
 from functools import partial
 
 from chatcache.errors import ChatcacheError, NotFoundError, UsageError, did_you_mean
+from chatcache.formatting import plural
 from chatcache.frontend import figures, keycheck, reports, servers
 from chatcache.frontend.progress import Report
 from chatcache.tui import layout
 from chatcache.tui.actions_base import ActionGroup
-from chatcache.tui.formatting import plural
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.help import HelpScreen
 from chatcache.tui.screens.lens import LensScreen

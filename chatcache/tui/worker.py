@@ -17,7 +17,7 @@ from textual.message import Message
 from chatcache.backends.base import PrefillProgress, TextDelta
 from chatcache.chat.chat_turn import ChatTurn
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.messages import AnswerGrew, TurnAdvanced, TurnEnded, TurnFailed
+from chatcache.tui.messages import AnswerGrew, TurnAdvanced, TurnEnded, TurnRaised
 
 # Progress is told no more often than this, so that a fast prefill leaves time for keys.
 PROGRESS_SECONDS = 0.03
@@ -62,7 +62,7 @@ def told_end(target: MessageTarget, number: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        target.post_message(TurnFailed(number, as_user_error(error)))
+        target.post_message(TurnRaised(number, as_user_error(error)))
     finally:
         target.post_message(TurnEnded(number))
 

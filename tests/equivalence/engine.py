@@ -17,7 +17,7 @@ from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.live_kv import LiveKV
-from chatcache.cache.tokens import pack
+from chatcache.token_ids import TokenIds
 
 CHUNK_TOKENS = 8
 TAIL_TOKENS = 2  # of a prompt stand for the generation prompt
@@ -71,16 +71,16 @@ class IdsEngine:
 
         With `stop_after` the prefill is stopped there, as a key press would; nothing is answered.
         """
-        packed, reuse = pack(prompt), Reuse(0)
+        ids, reuse = TokenIds(prompt), Reuse(0)
         if is_cold:
             self.context.start_cold()
         else:
-            reuse = self.context.reuse(packed, len(prompt) - 1)
+            reuse = self.context.reuse(ids, len(prompt) - 1)
         stops = [len(prompt) - TAIL_TOKENS]
-        for step in self.context.prefill(packed, prompt, reuse.num_tokens, stops=stops):
+        for step in self.context.prefill(ids, reuse.num_tokens, stops=stops):
             logits = step.logits
             if stop_after is not None and step.done >= stop_after:
-                self.context.commit(pack(prompt[: step.done]), [step.done])
+                self.context.commit(TokenIds(prompt[: step.done]), [step.done])
                 return Said(list(prompt[: step.done]), [], logits, reuse)
         kept, answer = [logits], [int(logits.argmax())]
         while len(answer) < num_answer:
@@ -88,12 +88,12 @@ class IdsEngine:
             kept.append(logits)
             answer.append(int(logits.argmax()))
         self.context.step(answer[-1], len(prompt) + num_answer - 1)
-        ids = [*prompt, *answer]
+        whole = [*prompt, *answer]
         if is_kept:
-            self.context.commit(pack(ids), [len(prompt), len(ids)])
+            self.context.commit(TokenIds(whole), [len(prompt), len(whole)])
         else:
             self.context.forget()
-        return Said(ids, answer, torch.cat(kept), reuse)
+        return Said(whole, answer, torch.cat(kept), reuse)
 
     def forget_live(self) -> None:
         self.context.forget()

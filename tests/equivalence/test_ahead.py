@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.cache.tokens import pack
+from chatcache.token_ids import TokenIds
 from tests.equivalence.engine import IdsEngine, Said
 from tests.equivalence.families import family_model
 
@@ -44,8 +44,8 @@ def engine(model: Any, tmp_path: Path) -> Iterator[Factory]:
 
 def ahead(engine: IdsEngine, ids: Sequence[int], chunk: int = 3) -> None:
     """Compute ids as idle work does: live, in small pieces, and keep nothing."""
-    start = engine.context.ready(pack(ids)).num_tokens
-    for _ in engine.context.prefill(pack(ids), ids, start, chunk):
+    start = engine.context.ready(TokenIds(ids)).num_tokens
+    for _ in engine.context.prefill(TokenIds(ids), start, chunk):
         pass
 
 
@@ -118,9 +118,9 @@ def test_only_a_turn_keeps_what_was_computed_ahead(engine: Factory) -> None:
     first = engine()
     one = first.turn(FIRST, 6)
     ahead(first, [*one.ids, *DRAFT])
-    assert first.prefixes.lookup(pack([*one.ids, *DRAFT])).num_tokens == len(one.ids)
+    assert first.prefixes.lookup(TokenIds([*one.ids, *DRAFT])).num_tokens == len(one.ids)
     first.forget_live()
-    assert first.context.ready(pack([*one.ids, *DRAFT])).num_tokens == len(one.ids)
+    assert first.context.ready(TokenIds([*one.ids, *DRAFT])).num_tokens == len(one.ids)
 
 
 def test_the_same_question_after_a_drafted_one_resumes_to_the_bit(engine: Factory) -> None:
@@ -157,7 +157,7 @@ def test_a_damaged_segment_costs_the_settling_a_recomputation(
     one, two = drafted(first)
     first.prefixes.drain()
     other = engine()
-    held = other.prefixes.lookup(pack([*one.ids, *SENT])).spans[-1].segment_id
+    held = other.prefixes.lookup(TokenIds([*one.ids, *SENT])).spans[-1].segment_id
     path = next(path for path in tmp_path.rglob("*.safetensors") if held in path.name)
     content = bytearray(path.read_bytes())
     content[-5] ^= 0xFF

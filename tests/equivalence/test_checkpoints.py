@@ -19,8 +19,8 @@ from transformers import DynamicCache
 from chatcache.backends.local.model.cut import CHECKPOINT_FAMILIES, STEPWISE_FAMILIES, cut_policy
 from chatcache.backends.local.run.forward import Forward
 from chatcache.cache.tensors.live_kv import LiveKV
-from chatcache.cache.tokens import pack
 from chatcache.errors import UnavailableError
+from chatcache.token_ids import TokenIds
 from tests.equivalence.engine import TAIL_TOKENS, IdsEngine, Said
 from tests.equivalence.stateful import stateful_model
 
@@ -238,11 +238,11 @@ def test_an_answer_that_memory_ran_out_for_is_no_checkpoint(engine: Factory) -> 
     talker = engine()
     one = talker.turn(FIRST, NUM_ANSWER)
     prompt = one.ids + SECOND
-    reuse = talker.context.reuse(pack(prompt), len(prompt) - 1)
-    list(talker.context.prefill(pack(prompt), prompt, reuse.num_tokens, stops=[len(prompt)]))
+    reuse = talker.context.reuse(TokenIds(prompt), len(prompt) - 1)
+    list(talker.context.prefill(TokenIds(prompt), reuse.num_tokens, stops=[len(prompt)]))
     with without_memory(talker.model):
         talker.context.step(OTHER[0], len(prompt))
-    talker.context.commit(pack([*prompt, OTHER[0]]), [len(prompt), len(prompt) + 1])
+    talker.context.commit(TokenIds([*prompt, OTHER[0]]), [len(prompt), len(prompt) + 1])
     said = engine().turn(prompt + OTHER, NUM_ANSWER)
     expected = truth(talker.model, [FIRST, SECOND + OTHER], said)
     assert (said.logits - expected).abs().max() <= TOLERANCE * expected.std()

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.files.segfile import SegmentHeader, TensorSource, write_segment
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.tokens import BYTES_PER_ID, chain_digest, pack
+from chatcache.token_ids import TokenIds
 
 NAMESPACE = "scale"
 NUM_LAYERS = 28
@@ -33,7 +34,7 @@ _VOCABULARY = 150_000
 class Piece:
     """One segment to write: the path up to its end, where it begins, and its parent's id."""
 
-    path: bytes
+    path: TokenIds
     start: int
     parent_id: str | None
 
@@ -52,10 +53,10 @@ class Chats:
 
     def long_path(self) -> list[Piece]:
         """One conversation of 32,000 tokens in 101 segments."""
-        pieces = [Piece(pack(self._systems[0][:40]), 0, None)]
+        pieces = [Piece(TokenIds(self._systems[0][:40]), 0, None)]
         while len(pieces) < 101:
             length = (LONG_TOKENS - 40) // 100 if len(pieces) < 100 else None
-            total = len(pieces[-1].path) // BYTES_PER_ID
+            total = len(pieces[-1].path)
             pieces.append(self._after(pieces[-1], self._ids(length or LONG_TOKENS - total)))
         return pieces
 
@@ -63,7 +64,7 @@ class Chats:
         """Segments, chat by chat; a parent comes before its children. Some come twice."""
         while True:
             system = self._systems[min(int(self._random.expovariate(0.4)), 19)]
-            last = Piece(pack(system), 0, None)
+            last = Piece(TokenIds(system), 0, None)
             yield last
             forks = []
             is_script = self._random.random() < 0.15
@@ -78,8 +79,8 @@ class Chats:
                     last = forks[self._random.randrange(turn + 1)]
 
     def _after(self, piece: Piece, ids: list[int]) -> Piece:
-        start = len(piece.path) // BYTES_PER_ID
-        return Piece(piece.path + pack(ids), start, piece.segment_id)
+        start = len(piece.path)
+        return Piece(piece.path + TokenIds(ids), start, piece.segment_id)
 
     def _ids(self, length: int) -> list[int]:
         return [self._random.randrange(_VOCABULARY) for _ in range(length)]
@@ -87,12 +88,12 @@ class Chats:
 
 def write_piece(directory: Path, piece: Piece) -> bool:
     """Write the file of a segment; False if it is there already."""
-    stop = len(piece.path) // BYTES_PER_ID
+    stop = len(piece.path)
     path = directory / f"{piece.start}-{stop}-{piece.segment_id}.safetensors"
     if path.exists():
         return False
     num_tokens = stop - piece.start
-    ids = piece.path[piece.start * BYTES_PER_ID :]
+    ids = piece.path[piece.start :]
     header = SegmentHeader(
         piece.segment_id, piece.parent_id, NAMESPACE, piece.start, stop, ids, time.time(), "scale"
     )
@@ -109,7 +110,7 @@ def write_piece(directory: Path, piece: Piece) -> bool:
     return True
 
 
-def fill(cache_dir: Path, num_segments: int) -> bytes:
+def fill(cache_dir: Path, num_segments: int) -> TokenIds:
     """Write that many segments, unless it was done before; returns the long path."""
     directory = cache_dir / "segments" / NAMESPACE
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -124,7 +125,7 @@ def fill(cache_dir: Path, num_segments: int) -> bytes:
     return long_path[-1].path
 
 
-def measure(cache_dir: Path, long_path: bytes) -> dict[str, float]:
+def measure(cache_dir: Path, long_path: TokenIds) -> dict[str, float]:
     """Milliseconds to open, for the first match of the long path, and for the next ones."""
     cache = PrefixCache(cache_dir, NAMESPACE, ram_budget=_BUDGET, disk_budget=_BUDGET)
     began = time.perf_counter()

@@ -19,6 +19,7 @@ from chatcache.chat.store import SessionStore
 from chatcache.frontend.sampling import Sampling
 from chatcache.tui.app import ChatCacheApp
 from chatcache.tui.backstage import Backstage
+from chatcache.tui.options import ChatOptions
 from chatcache.tui.screens.chat import ChatScreen
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import UserMessage
@@ -130,7 +131,7 @@ class Bench:
 
     def app(self, desk: Any = None, **options: Any) -> ChatCacheApp:
         backstage = Backstage(self.service(), Sampling(), desk)
-        return ChatCacheApp(lambda: backstage, **options)
+        return ChatCacheApp(lambda: backstage, ChatOptions(**options))
 
     @contextlib.asynccontextmanager
     async def run(

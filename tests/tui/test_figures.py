@@ -18,6 +18,7 @@ from chatcache.backends.base import (
 from chatcache.chat.report import figures_json
 from chatcache.frontend.figures import Figures, cost, footer, from_json, from_result
 from chatcache.frontend.reports import last_code_block, system_change_cost, totals
+from chatcache.token_ids import NO_IDS
 from chatcache.tui import formatting as fmt
 from chatcache.tui import panel_model
 from chatcache.tui.panel_state import PanelState
@@ -143,7 +144,7 @@ def test_no_line_of_the_panel_is_wider_than_it(width: int) -> None:
 
 def test_a_planned_turn_shows_its_reason_before_the_first_token() -> None:
     state = PanelState()
-    state.begin(TurnPlanned("t", 0, (), 100, 20, 200, "evicted", "why"))
+    state.begin(TurnPlanned("t", 0, NO_IDS, 100, 20, 200, "evicted", "why"))
     state.advance(PrefillProgress("t", 150, 200, 120))
     lines = words(panel_model.lines(state, 36, 0.0))
     assert lines[0].startswith("CACHE  partial 60.0 %")

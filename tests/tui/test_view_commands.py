@@ -95,7 +95,7 @@ class Desk:
     def verify_all(self) -> Iterator[Verified]:
         for number in range(1, 4):
             self.checked.acquire(timeout=10)
-            yield Verified(number, 3, number * 1000, "a checksum differs" if number == 2 else None)
+            yield Verified(number, 3, number * 1000, int(number >= 2))
 
     def toggle_pin(self, row: SegmentRow) -> str:
         self.rows = [replace(row, on_disk=True, is_pinned=True)]

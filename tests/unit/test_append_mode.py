@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.prompt.planner import PromptPlan
 from chatcache.backends.local.run.reasons import TurnFacts, explain
-from chatcache.cache.tokens import pack
+from chatcache.token_ids import TokenIds
 from tests.chats import SYSTEM, Chat, tokenizer_of
 from tests.templates import BY_NAME, SHAPES, Shape
 
@@ -68,12 +68,12 @@ class AppendChat(Chat):
         """Check that nothing of the history is lost, and read the prompt."""
         assert (plan.keep, plan.diverged) == (len(self.journal), None)
         assert plan.ids[: plan.keep] == self.journal
-        self.journal = list(plan.ids)
+        self.journal = plan.ids
         self._plan = plan
         return plan
 
     def new_text(self, plan: PromptPlan) -> str:
-        return str(self.tokenizer.decode(plan.ids[plan.keep :]))
+        return str(self.tokenizer.decode(plan.ids[plan.keep :].to_list()))
 
 
 @pytest.mark.parametrize("drifts", [False, True], ids=["canonical", "drifted"])
@@ -106,7 +106,7 @@ def test_an_answer_that_was_stopped_is_ended_by_the_template(shape: Shape) -> No
 def test_a_faithful_template_gets_what_it_writes_itself(name: str) -> None:
     chat = AppendChat(BY_NAME[name], SYSTEM)
     for question in ("one?", "two?", "three?"):
-        before = list(chat.journal)
+        before = chat.journal
         plan = chat.ask(question)
         assert plan.num_deviating == 0
         assert plan.ids == chat.planner.plan(chat.messages, before).ids
@@ -118,7 +118,7 @@ def test_what_the_template_would_write_differently_is_counted(name: str) -> None
     chat = AppendChat(BY_NAME[name], SYSTEM)
     assert chat.ask("one?").num_deviating == 0
     chat.answer("Yes.")
-    before = list(chat.journal)
+    before = chat.journal
     plan = chat.ask("two?")
     canonical = chat.planner.plan(chat.messages, before)
     assert plan.num_deviating == len(before) - canonical.keep > 0
@@ -127,9 +127,9 @@ def test_what_the_template_would_write_differently_is_counted(name: str) -> None
 def test_yesterdays_date_stays() -> None:
     chat = AppendChat(BY_NAME["llama3.2"], SYSTEM)
     plan = chat.ask("one?")
-    text = chat.tokenizer.decode(plan.ids)
+    text = chat.tokenizer.decode(plan.ids.to_list())
     date = text.partition("Today Date: ")[2].partition("\n")[0]
-    chat.journal = chat.planner.codec.encode(text.replace(date, "01 Feb 2003"), "\ue000")
+    chat.journal = TokenIds(chat.planner.codec.encode(text.replace(date, "01 Feb 2003"), "\ue000"))
     chat.answer("Yes.")
     assert chat.new_text(chat.ask("Q")) == LLAMA3_TAIL
 
@@ -155,7 +155,7 @@ def test_a_system_prompt_that_says_what_the_user_says_is_not_taken_for_a_repeate
 def test_reasoning_that_was_stopped_is_closed() -> None:
     chat = AppendChat(BY_NAME["qwen3-thinking"])
     chat.ask("one?")
-    chat.journal += chat.produced_ids("<think>\nLet me")
+    chat.journal += TokenIds(chat.produced_ids("<think>\nLet me"))
     chat.messages.append(ChatMessage("assistant", "", "Let me"))
     plan = chat.ask("Q")
     assert chat.new_text(plan) == "\n</think>\n\n<|im_end|>" + CHATML_TAIL
@@ -217,7 +217,7 @@ def test_ids_of_another_tokenizer_are_not_kept() -> None:
     chat = AppendChat(BY_NAME["chatml"])
     chat.ask("one?")
     chat.answer("Yes.")
-    chat.journal[3] = 10**7
+    chat.journal = chat.journal[:3] + TokenIds([10**7]) + chat.journal[4:]
     chat.messages.append(ChatMessage("user", "two?"))
     assert chat.plan(2).keep <= 3
 
@@ -247,7 +247,7 @@ def test_any_text_is_appended_as_text(name: str, texts: Sequence[str]) -> None:
 
 def test_the_reason_says_what_is_kept_against_the_template() -> None:
     tokenizer = tokenizer_of("qwen3")
-    ids = pack(tokenizer.encode("one two three four five", add_special_tokens=False))
+    ids = TokenIds(tokenizer.encode("one two three four five", add_special_tokens=False))
     num = len(ids) // 4
     facts = TurnFacts(ids, reused=num - 1, keep=num - 1, num_journal=num - 1, num_deviating=1_204)
     detail = explain(facts, "", {}).detail

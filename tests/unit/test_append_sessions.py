@@ -16,6 +16,7 @@ from chatcache.chat.service import ChatService
 from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.chat.views import AnswerSaved, ChatEvent
 from chatcache.errors import NotFoundError
+from chatcache.token_ids import NO_IDS
 from tests.fakes import FakeBackend
 
 
@@ -167,7 +168,7 @@ def test_another_system_prompt_begins_a_new_journal(
     session_id = begin(service, "one")
     service.set_system(session_id, "Be long.")
     finish(service.send(session_id, "two"))
-    assert (last_request(backend).journal, last_request(backend).num_read) == ((), 0)
+    assert (last_request(backend).journal, last_request(backend).num_read) == (NO_IDS, 0)
     finish(service.send(session_id, "three"))
     assert last_request(backend).num_read == 5
 

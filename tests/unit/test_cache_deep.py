@@ -25,7 +25,7 @@ from chatcache.cache.book.rates import RateBook
 from chatcache.cache.files.segfile import SegmentFile, TensorSource, write_segment
 from chatcache.cache.files.store import SegmentStore
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.tokens import pack
+from chatcache.token_ids import TokenIds
 from tests.models import build_model_dir
 
 PATHS = (list(range(5, 105)), [*range(5, 65), *range(200, 240)])
@@ -51,12 +51,12 @@ def filled(
     context = build_context(cut, forward, live, prefixes, RateBook(), 16)
     for ids in PATHS:
         prompt = len(ids) - 10
-        reuse = context.reuse(pack(ids), prompt - 1)
-        for _ in context.prefill(pack(ids[:prompt]), ids[:prompt], reuse.num_tokens):
+        reuse = context.reuse(TokenIds(ids), prompt - 1)
+        for _ in context.prefill(TokenIds(ids[:prompt]), reuse.num_tokens):
             pass
         for position in range(prompt, len(ids)):
             context.step(ids[position], position)
-        context.commit(pack(ids), [prompt, len(ids)])
+        context.commit(TokenIds(ids), [prompt, len(ids)])
     prefixes.close()
     return cache_dir, loaded
 

@@ -21,7 +21,7 @@ from chatcache.cache.book.policy import Precision, TierPolicy
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.files.segfile import SegmentFile, TensorSource, write_segment
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.tokens import pack
+from chatcache.token_ids import TokenIds
 from tests.equivalence.stateful import OVERRIDES
 from tests.models import build_model_dir
 
@@ -49,13 +49,13 @@ def fill(model_dir: Path, cache_dir: Path, dtype: str, precision: Precision) -> 
     context = build_context(cut, forward, live, prefixes, rates, 16)
     for ids in PATHS:
         prompt = len(ids) - NUM_ANSWER
-        reuse = context.reuse(pack(ids), prompt - 1)
+        reuse = context.reuse(TokenIds(ids), prompt - 1)
         stops = [60, prompt - 4]
-        for _ in context.prefill(pack(ids[:prompt]), ids[:prompt], reuse.num_tokens, stops=stops):
+        for _ in context.prefill(TokenIds(ids[:prompt]), reuse.num_tokens, stops=stops):
             pass
         for position in range(prompt, len(ids)):
             context.step(ids[position], position)
-        context.commit(pack(ids), [prompt, len(ids)])
+        context.commit(TokenIds(ids), [prompt, len(ids)])
     prefixes.close()
 
 

@@ -42,24 +42,24 @@ class CheckpointLife(RuleBasedStateMachine):
     def turn(self, history: list[str], answer: str) -> None:
         """Checkpoints are taken at the end of the prompt and of the answer."""
         text = "".join([*history, answer])
-        packed, prompt = ids_of(text), len(text) - len(answer)
+        ids, prompt = ids_of(text), len(text) - len(answer)
         start = self._restore(text, prompt - 1)
         ends = [end for end in (prompt, len(text)) if end > start]
         self.cache.commit(
-            packed,
+            ids,
             ends,
-            lambda begin, end: ByteBlock(packed, begin, end, with_states=True),
+            lambda begin, end: ByteBlock(ids, begin, end, with_states=True),
             start,
         )
         self.taken.update(text[:end] for end in ends)
 
     def _restore(self, text: str, limit: int) -> int:
-        packed, sink = ids_of(text), ByteSink()
+        ids, sink = ids_of(text), ByteSink()
         known = [n for n in range(1, limit + 1) if text[:n] in self.taken]
-        with self.cache.acquire(packed, limit) as lease:
+        with self.cache.acquire(ids, limit) as lease:
             wanted = lease.num_tokens
             restored = self.cache.restore(lease, sink, 0)
-            assert sink.is_true_to(packed)
+            assert sink.is_true_to(ids)
             states = self.cache.restore_states(lease, sink)
         if self.is_sure and self.is_roomy:
             assert wanted == (known[-1] if known else 0)
@@ -69,7 +69,7 @@ class CheckpointLife(RuleBasedStateMachine):
             return 0
         assert wanted in known
         assert sink.num_tokens == wanted
-        assert sink.state == true_state(packed[: 4 * wanted])
+        assert sink.state == true_state(ids[:wanted])
         return wanted
 
     @rule()

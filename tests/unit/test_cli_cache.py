@@ -12,8 +12,8 @@ import pytest
 
 from chatcache import cli, compose
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.tokens import pack
 from chatcache.config import load_settings
+from chatcache.token_ids import TokenIds
 from tests.fakes import FakeBackend
 from tests.kvfakes import ByteBlock
 
@@ -35,13 +35,12 @@ def cache(capsys: pytest.CaptureFixture[str]) -> Cache:
     return run
 
 
-def remember(namespace: str, journal: tuple[int, ...], *ends: int, name: str = "builtin") -> None:
+def remember(namespace: str, ids: TokenIds, *ends: int, name: str = "builtin") -> None:
     """Write the segments of a journal as an engine would."""
-    packed = pack(journal)
     cache_dir = load_settings().paths.cache_dir
     segments = PrefixCache(cache_dir, namespace, ram_budget=1 << 20, disk_budget=1 << 20)
     segments.open({"soft.name": name})
-    segments.commit(packed, ends, lambda start, stop: ByteBlock(packed, start, stop))
+    segments.commit(ids, ends, lambda start, stop: ByteBlock(ids, start, stop))
     segments.close()
 
 
@@ -146,8 +145,8 @@ def test_show_reads_the_header_and_the_checksums(cache: Cache) -> None:
 def test_gc_frees_what_belonged_to_a_model_that_is_gone(cache: Cache, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
-    remember("dead", (1, 2, 3), 3, name=str(model))
-    remember("hub", (1, 2, 3), 3, name="owner/model")
+    remember("dead", TokenIds((1, 2, 3)), 3, name=str(model))
+    remember("hub", TokenIds((1, 2, 3)), 3, name="owner/model")
     assert cache("gc") == {"removed": 0, "bytes": 0, "namespaces": []}
     model.rmdir()
     pinned = cache("pin", next(r["segment_id"] for r in rows(cache) if r["namespace"] == "dead"))

@@ -14,7 +14,6 @@ from chatcache.chat.conversation import (
     child_of,
     clean_name,
     clean_text,
-    common_length,
     grow,
     messages_for_model,
     name_from,
@@ -146,16 +145,6 @@ def test_any_text_gives_a_short_single_line_name(text: str) -> None:
 def test_one_line_cuts_with_an_ellipsis() -> None:
     assert one_line("a  b\nc", 10) == "a b c"
     assert one_line("abcdefghij", 5) == "abcd…"
-
-
-@given(st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
-def test_the_common_length_is_the_first_difference(left: list[int], right: list[int]) -> None:
-    expected = 0
-    for one, other in zip(left, right, strict=False):
-        if one != other:
-            break
-        expected += 1
-    assert common_length(left, right) == expected
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8")))

@@ -75,7 +75,7 @@ def test_two_turns_reuse_what_was_read(backend: LocalBackend) -> None:
     planned, result, shown = answer(backend, TurnRequest("t1", first, sampling=GREEDY))
     assert result.text == shown
     assert result.usage.prompt_tokens == len(planned.new_ids)
-    journal = (*planned.new_ids, *result.answer_ids)
+    journal = planned.new_ids + result.answer_ids
     second = (*first, ChatMessage("assistant", result.text), ChatMessage("user", "Why?"))
     request = TurnRequest("t2", second, journal=journal, sampling=GREEDY)
     planned, result, _ = answer(backend, request)

@@ -8,6 +8,7 @@ from chatcache.backends.base import PrefillProgress
 from chatcache.chat.forget import Journals
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
+from chatcache.token_ids import TokenIds
 from tests.fakes import FakeBackend, encode
 
 
@@ -35,7 +36,7 @@ def test_what_was_read_for_a_question_without_an_answer_is_forgotten_too(tmp_pat
     service.close()
 
 
-def contains(journal: tuple[int, ...], text: str) -> bool:
-    wanted = tuple(encode(text))
+def contains(journal: TokenIds, text: str) -> bool:
+    wanted = TokenIds(encode(text))
     starts = range(len(journal) - len(wanted) + 1)
     return any(journal[at : at + len(wanted)] == wanted for at in starts)

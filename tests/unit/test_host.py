@@ -33,6 +33,7 @@ from chatcache.backends.local.engine.child_process import open_log
 from chatcache.backends.local.engine.client import Listener, LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.errors import EngineDiedError, ModelLoadError, UnavailableError
+from chatcache.token_ids import NO_IDS, TokenIds
 from tests.toymodel import fake_model_info
 
 ENGINE = Path(__file__).parents[1] / "fake_engine.py"
@@ -206,7 +207,8 @@ def test_costs_are_estimated_also_during_a_turn(make_backend: BackendFactory) ->
     backend.wait_ready(SECONDS)
     turn = backend.ask(ask("until stopped"))
     turn.get()
-    assert [cost.recompute_tokens for cost in backend.estimate([(1, 2, 3), ()])] == [3, 0]
+    journals = [TokenIds((1, 2, 3)), NO_IDS]
+    assert [cost.recompute_tokens for cost in backend.estimate(journals)] == [3, 0]
     turn.stop()
     assert kinds(list(turn))[-1] is TurnFinished
 
@@ -228,7 +230,7 @@ def test_what_is_in_memory_is_spilled_when_asked_also_during_a_turn(
 
 def test_no_estimate_before_the_model_is_ready(make_backend: BackendFactory) -> None:
     with pytest.raises(UnavailableError):
-        make_backend().estimate([()])
+        make_backend().estimate([NO_IDS])
 
 
 def test_a_death_in_mid_turn_keeps_the_text_and_restarts(make_backend: BackendFactory) -> None:

@@ -23,7 +23,6 @@ from chatcache.backends.base import (
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.run.idle import AheadBook
-from chatcache.cache.tokens import pack
 from chatcache.chat.finished import MAX_DRAFT_CHARACTERS, stable_part
 from chatcache.chat.idle import IdleOptions
 from chatcache.chat.service import ChatService
@@ -31,6 +30,7 @@ from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.chat.tasks import TurnOptions
 from chatcache.compose import idle_options
 from chatcache.config import load_settings
+from chatcache.token_ids import TokenIds
 from tests.fakes import FakeBackend, fake_model_info
 
 ENGINE = Path(__file__).parents[1] / "fake_engine.py"
@@ -65,20 +65,20 @@ def test_the_finished_words_of_a_draft_are_certain(draft: str, stable: str) -> N
 
 def test_each_token_computed_ahead_counts_once() -> None:
     book = AheadBook()
-    book.note(pack([1, 2, 3, 4]), 2, 4)
-    book.note(pack([1, 2, 3, 4, 5, 6]), 4, 6)
-    book.note(pack([1, 2, 9, 9]), 2, 4)
-    assert book.take_used(pack([1, 2, 3, 4, 5, 7, 8]), 6) == 3
-    assert book.take_used(pack([1, 2, 3, 4, 5, 7, 8]), 6) == 0
-    assert book.take_used(pack([1, 2, 9, 9, 9]), 4) == 2
+    book.note(TokenIds([1, 2, 3, 4]), 2, 4)
+    book.note(TokenIds([1, 2, 3, 4, 5, 6]), 4, 6)
+    book.note(TokenIds([1, 2, 9, 9]), 2, 4)
+    assert book.take_used(TokenIds([1, 2, 3, 4, 5, 7, 8]), 6) == 3
+    assert book.take_used(TokenIds([1, 2, 3, 4, 5, 7, 8]), 6) == 0
+    assert book.take_used(TokenIds([1, 2, 9, 9, 9]), 4) == 2
 
 
 def test_what_was_not_reused_was_of_no_use() -> None:
     book = AheadBook()
-    book.note(pack([1, 2, 3, 4]), 2, 4)
-    book.note(pack([1, 2, 3, 4]), 2, 2)
-    assert book.take_used(pack([1, 2, 3, 4]), 2) == 0
-    assert book.take_used(pack([1, 2, 3, 4]), 3) == 1
+    book.note(TokenIds([1, 2, 3, 4]), 2, 4)
+    book.note(TokenIds([1, 2, 3, 4]), 2, 2)
+    assert book.take_used(TokenIds([1, 2, 3, 4]), 2) == 0
+    assert book.take_used(TokenIds([1, 2, 3, 4]), 3) == 1
 
 
 # The service
@@ -235,7 +235,7 @@ def test_a_turn_a_question_and_other_work_reach_an_engine_that_works(
     engine.wait_ready(SECONDS)
     engine.prepare(work("until cancelled"))
     heard(CacheEvent)
-    assert engine.estimate([(1, 2)]) == [CostEstimate(0, 0, 2, None)]
+    assert engine.estimate([TokenIds((1, 2))]) == [CostEstimate(0, 0, 2, None)]
     engine.prepare(work("until cancelled", "p2"))
     assert heard(Prepared) == Prepared("p1", "draft", 3, 0, 0.0, True)
     heard(CacheEvent)

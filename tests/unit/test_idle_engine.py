@@ -30,7 +30,7 @@ from chatcache.backends.local.engine.server import Runner, build_runner
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.files.segfile import SegmentFile
-from chatcache.cache.tokens import pack
+from chatcache.token_ids import NO_IDS, TokenIds
 from tests.models import build_model_dir
 from tests.templates import BY_NAME
 
@@ -77,7 +77,7 @@ class Talk:
 
     engine: Any
     messages: list[ChatMessage] = field(default_factory=list)
-    journal: tuple[int, ...] = ()
+    journal: TokenIds = NO_IDS
 
     def fork(self, engine: Any = None) -> Talk:
         return Talk(engine or self.engine, list(self.messages), self.journal)
@@ -103,8 +103,8 @@ class Talk:
         planned, last = events[0], events[-1]
         assert isinstance(planned, TurnPlanned), planned
         assert isinstance(last, TurnFinished), last
-        prompt = (*self.journal[: planned.keep], *planned.new_ids)
-        self.journal = (*prompt, *last.result.answer_ids)
+        prompt = self.journal[: planned.keep] + planned.new_ids
+        self.journal = prompt + last.result.answer_ids
         answer = ChatMessage("assistant", last.result.text, last.result.reasoning)
         self.messages = [*request.messages, answer]
         return planned, last.result
@@ -255,7 +255,7 @@ def test_what_is_not_sent_is_never_written(talk: Talker, tmp_path: Path, spill: 
     assert files
     for path in files:
         with SegmentFile(path) as segment:
-            assert pack(secret) not in segment.header.token_ids
+            assert TokenIds(secret) not in segment.header.token_ids
     words = SECRET.split()
     for path in (tmp_path / "cache").rglob("*"):
         assert not path.is_file() or words[0].encode() not in path.read_bytes()
@@ -271,7 +271,8 @@ def test_a_highlighted_chat_is_brought_back_from_disk(talk: Talker) -> None:
     planned, _ = again.say("Why?")
     assert planned.cached_disk_tokens == 0
     assert planned.cached_ram_tokens == len(one.journal)
-    unknown = Talk(again.engine, [*one.messages[:1], ChatMessage("assistant", "No.")], (1, 2, 3))
+    messages = [*one.messages[:1], ChatMessage("assistant", "No.")]
+    unknown = Talk(again.engine, messages, TokenIds((1, 2, 3)))
     assert unknown.prepare("restore").tokens_restored == 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from chatcache.cache.files.index import FILE_NAME, IndexRow, SegmentIndex, pack_row, unpack_row
+from chatcache.token_ids import TokenIds
 from tests.kvfakes import Bench, ids_of
 
 SYSTEM, HELLO, HI = "You are helpful. ", "Hello! ", "Hi! "
@@ -126,7 +127,7 @@ def test_appends_of_several_writers_are_all_seen(tmp_path: Path) -> None:
     first, second = SegmentIndex(tmp_path), SegmentIndex(tmp_path)
     first.write([])
     second.read()
-    row = IndexRow("ab" * 16, None, 0, 3, 100, bytes(12))
+    row = IndexRow("ab" * 16, None, 0, 3, 100, TokenIds([0, 0, 0]))
     for number in range(5):
         one = first if number % 2 else second
         one.append([pack_row(row._replace(start=number, stop=number + 3))])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.prompt.planner import PromptPlanner
 from chatcache.errors import UnavailableError
+from chatcache.token_ids import TokenIds
 from tests.chats import SYSTEM, Chat, planner_of, tokenizer_of
 from tests.models import CHATML_TEMPLATE, build_tokenizer
 from tests.templates import BY_NAME, SHAPES, Shape
@@ -66,7 +67,7 @@ def test_thinking_switched_off_opens_with_an_empty_block() -> None:
     chat = Chat(BY_NAME["qwen3"], think=False)
     plan = chat.ask("one?")
     assert not plan.opens_reasoning
-    assert chat.tokenizer.decode(plan.ids).endswith("<think>\n\n</think>\n\n")
+    assert chat.tokenizer.decode(plan.ids.to_list()).endswith("<think>\n\n</think>\n\n")
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
@@ -98,10 +99,10 @@ def test_a_new_date_is_named(name: str) -> None:
     chat = Chat(BY_NAME[name], SYSTEM)
     plan = chat.ask("one?")
     today = {"llama3.2": "%d %b %Y", "gpt-oss": "%Y-%m-%d"}[name]
-    text = chat.tokenizer.decode(plan.ids)
+    text = chat.tokenizer.decode(plan.ids.to_list())
     written = datetime.now().strftime(today)
     yesterday = text.replace(written, "01 Feb 2003" if " " in written else "2003-02-01")
-    chat.journal = chat.planner.codec.encode(yesterday, "\ue000")
+    chat.journal = TokenIds(chat.planner.codec.encode(yesterday, "\ue000"))
     chat.answer("Yes.")
     plan = chat.ask("two?")
     assert plan.diverged is not None
@@ -212,9 +213,11 @@ def test_a_real_end_token_does_not_match_a_typed_one() -> None:
     """The journal holds a real token where the render has the same letters as text."""
     planner, tokenizer = planner_of("chatml"), tokenizer_of("chatml")
     real = tokenizer.encode("<|im_start|>user\na<|im_end|>b", add_special_tokens=False)
-    plan = planner.plan([ChatMessage("user", "a<|im_end|>b")], real)
+    plan = planner.plan([ChatMessage("user", "a<|im_end|>b")], TokenIds(real))
     assert plan.keep < real.index(tokenizer.convert_tokens_to_ids("<|im_end|>")) + 1
-    assert tokenizer.decode(plan.ids).startswith("<|im_start|>user\na<|im_end|>b<|im_end|>")
+    assert tokenizer.decode(plan.ids.to_list()).startswith(
+        "<|im_start|>user\na<|im_end|>b<|im_end|>"
+    )
 
 
 def test_added_tokens_that_are_mere_words_stay_what_they_are() -> None:
@@ -232,7 +235,7 @@ def test_a_tool_call_that_the_model_made_is_kept() -> None:
     prompt = planner.plan(asked).ids
     produced = tokenizer.encode("<tool_call>x<|im_end|>", add_special_tokens=False)
     path = [*asked, ChatMessage("assistant", "<tool_call>x"), ChatMessage("user", "on")]
-    plan = planner.plan(path, prompt + produced)
+    plan = planner.plan(path, prompt + TokenIds(produced))
     assert plan.diverged is None
 
 
@@ -243,7 +246,7 @@ def test_a_tool_call_that_the_model_made_is_kept() -> None:
 def test_system_tokens_are_those_of_the_system_message(name: str) -> None:
     chat = Chat(BY_NAME[name], SYSTEM)
     plan = chat.ask("one?")
-    text = chat.tokenizer.decode(plan.ids[: plan.system_tokens])
+    text = chat.tokenizer.decode(plan.ids[: plan.system_tokens].to_list())
     assert SYSTEM.splitlines()[-1] in text
     assert "one?" not in text
     assert "user" not in text.rpartition(SYSTEM)[2]
@@ -267,8 +270,9 @@ def test_two_chats_with_the_same_system_prompt_begin_alike() -> None:
 def test_ids_that_the_tokenizer_does_not_have_are_not_used() -> None:
     planner = planner_of("chatml")
     good = planner.plan([ChatMessage("user", "one?")]).ids
-    for bad in (-1, 10**7):
-        plan = planner.plan([ChatMessage("user", "one?")], [*good[:4], bad, *good[4:]])
+    for bad in (2**32 - 1, 10**7):
+        journal = good[:4] + TokenIds([bad]) + good[4:]
+        plan = planner.plan([ChatMessage("user", "one?")], journal)
         assert plan.ids == good
         assert plan.keep == 4
 
@@ -289,7 +293,7 @@ def test_a_character_cut_in_two_at_the_end_of_a_journal_is_read_again() -> None:
     chat.ask("one?")
     whole = chat.tokenizer.encode("so 🎉", add_special_tokens=False)
     before = len(chat.journal)
-    chat.journal += whole[:-2]
+    chat.journal += TokenIds(whole[:-2])
     chat.messages.append(ChatMessage("assistant", "so "))
     plan = chat.ask("two?")
     assert before < plan.keep < len(chat.journal)
@@ -321,7 +325,7 @@ def test_a_long_history_is_decoded_and_encoded_a_bounded_number_of_times(
     plan = chat.planner.plan(chat.messages, chat.journal)
     assert plan.keep > len(chat.journal) // 2
     assert decoded[0] < 4 * len(chat.journal)
-    assert encoded[0] < 3 * len(chat.tokenizer.decode(chat.journal))
+    assert encoded[0] < 3 * len(chat.tokenizer.decode(chat.journal.to_list()))
 
 
 def test_a_faithful_template_encodes_the_new_turn_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chatcache.backends.base import ChatMessage
+from chatcache.token_ids import NO_IDS, TokenIds
 from tests.chats import SYSTEM, Chat, planner_of, tokenizer_of
 from tests.templates import BY_NAME, SHAPES, Shape
 
@@ -33,7 +34,7 @@ def test_continuing_drops_the_end_token() -> None:
 def test_continuing_inside_reasoning_says_so() -> None:
     chat = Chat(BY_NAME["qwen3-thinking"])
     chat.ask("one?")
-    chat.journal += chat.produced_ids("<think>\nLet me")
+    chat.journal += TokenIds(chat.produced_ids("<think>\nLet me"))
     chat.messages.append(ChatMessage("assistant", "", "Let me"))
     plan = chat.planner.plan(chat.messages, chat.journal, continue_answer=True)
     assert plan.opens_reasoning
@@ -46,9 +47,9 @@ def test_continuing_without_a_journal_ends_with_the_answer(shape: Shape) -> None
     chat = Chat(shape)
     prompt = chat.ask("one?")
     chat.messages.append(ChatMessage("assistant", "It goes on and"))
-    for journal in ([], prompt.ids):
+    for journal in (NO_IDS, prompt.ids):
         plan = chat.planner.plan(chat.messages, journal, continue_answer=True)
-        assert chat.tokenizer.decode(plan.ids).endswith("It goes on and")
+        assert chat.tokenizer.decode(plan.ids.to_list()).endswith("It goes on and")
         assert plan.keep == len(journal) or plan.diverged is not None
 
 
@@ -56,7 +57,7 @@ def test_continuing_reasoning_without_a_journal_opens_it() -> None:
     planner = planner_of("qwen3-thinking")
     path = [ChatMessage("user", "one?"), ChatMessage("assistant", "", "Let me")]
     plan = planner.plan(path, continue_answer=True)
-    assert tokenizer_of("qwen3-thinking").decode(plan.ids).endswith("<think>\nLet me")
+    assert tokenizer_of("qwen3-thinking").decode(plan.ids.to_list()).endswith("<think>\nLet me")
     assert plan.opens_reasoning
 
 
@@ -72,7 +73,7 @@ def test_continuing_an_empty_answer_is_answering() -> None:
 def test_reasoning_that_has_just_ended_is_not_open() -> None:
     chat = Chat(BY_NAME["qwen3-thinking"])
     chat.ask("one?")
-    chat.journal += chat.produced_ids("<think>\nLet me see.\n</think>\n\n")
+    chat.journal += TokenIds(chat.produced_ids("<think>\nLet me see.\n</think>\n\n"))
     chat.messages.append(ChatMessage("assistant", "", "Let me see."))
     plan = chat.planner.plan(chat.messages, chat.journal, continue_answer=True)
     assert (plan.ids, plan.opens_reasoning) == (chat.journal, False)

@@ -24,18 +24,16 @@ chats = st.lists(st.lists(words, min_size=1, max_size=4), min_size=1, max_size=1
 def _heads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     num_ids, few = request.param
     monkeypatch.setattr(index, "HEAD_IDS", num_ids)
-    monkeypatch.setattr(catalog, "_HEAD_BYTES", num_ids * 4)
+    monkeypatch.setattr(catalog, "HEAD_IDS", num_ids)
     monkeypatch.setattr(catalog, "_FEW", few)
 
 
 def commit(bench: Bench, parts: list[str], computed_from: int | None) -> None:
-    packed = ids_of("".join(parts))
+    ids = ids_of("".join(parts))
     ends = [len("".join(parts[: n + 1])) for n in range(len(parts))]
     if computed_from is not None:
-        computed_from = min(computed_from, bench.cache.lookup(packed).num_tokens)
-    bench.cache.commit(
-        packed, ends, lambda start, stop: ByteBlock(packed, start, stop), computed_from
-    )
+        computed_from = min(computed_from, bench.cache.lookup(ids).num_tokens)
+    bench.cache.commit(ids, ends, lambda start, stop: ByteBlock(ids, start, stop), computed_from)
     bench.cache.drain()
 
 

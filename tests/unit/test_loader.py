@@ -431,7 +431,7 @@ def test_finding_a_model_needs_no_torch(template_dir: Path) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from chatcache.backends.local import resolve\n"
+        "from chatcache.backends.local.model import resolve\n"
         "resolve.check_model_dir(resolve.resolve_model(sys.argv[1]))\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))\n"
     )

@@ -9,7 +9,7 @@ import pytest
 from chatcache.cache.files.inspect import CacheInspector
 from chatcache.cache.files.store import SegmentStore
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.tokens import unpack
+from chatcache.token_ids import TokenIds
 from tests.kvfakes import FIELDS, ByteBlock, ids_of
 
 SYSTEM, FIRST, ANSWER = "You are helpful. ", "Hello, who are you? ", "I am what I am. "
@@ -18,23 +18,23 @@ WHOLE = SYSTEM + FIRST + ANSWER
 
 def remember(directory: Path, *, with_states: bool) -> CacheInspector:
     """A conversation as an engine leaves it; with states, each segment ends at a checkpoint."""
-    packed = ids_of(WHOLE)
+    ids = ids_of(WHOLE)
     cache = PrefixCache(
         directory, "ns", ram_budget=1 << 20, disk_budget=1 << 20, needs_states=with_states
     )
     cache.open(FIELDS)
     ends = [len(SYSTEM), len(SYSTEM + FIRST), len(WHOLE)]
     cache.commit(
-        packed,
+        ids,
         ends,
-        lambda start, stop: ByteBlock(packed, start, stop, with_states=with_states),
+        lambda start, stop: ByteBlock(ids, start, stop, with_states=with_states),
     )
     cache.close()
     return CacheInspector(directory, 1 << 20, 1 << 20)
 
 
-def journal(text: str) -> list[int]:
-    return unpack(ids_of(text))
+def journal(text: str) -> TokenIds:
+    return ids_of(text)
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,20 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
+from chatcache.errors import StorageError
 from chatcache.frontend.registry import COMMANDS
 from chatcache.personas import Persona
-from chatcache.plain.chat import PlainChat, PlainOptions, SpokenStream
+from chatcache.plain.actions import PlainActions
+from chatcache.plain.chat import PlainChat
+from chatcache.plain.speech import SpokenStream
+from chatcache.plain.talk import PlainOptions
 from tests.fakes import FakeBackend
 
 Run = Callable[..., list[str]]
@@ -125,6 +130,67 @@ def test_commands_change_the_chat(run: Run, made: list[FakeBackend]) -> None:
     assert "Turn 1: eins. Going on: instant (RAM)." in text
     assert "prompt tokens" in text
     assert "RAM: " in text
+
+
+def test_every_command_has_a_handler() -> None:
+    assert all(hasattr(PlainActions, f"_do_{command.id}") for command in COMMANDS)
+
+
+def test_undo_after_a_failed_turn_goes_back_over_that_turn_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("hello")
+    run("one", "two")
+    begin = FakeBackend.start
+
+    def start(backend: FakeBackend) -> None:
+        backend.fail_at = "answer"
+        begin(backend)
+
+    monkeypatch.setattr(FakeBackend, "start", start)
+    lines = run(f"/attach {path}", "three", "/undo")
+    assert "Error: The fake model failed. Try again." in lines
+    assert lines[lines.index("Chat: one (fork), turn 2.") + 1] == "You: two"
+    assert "Your message was: three" in lines
+    assert "Its files go with the next message." in lines
+
+
+def test_files_of_a_message_that_was_taken_back_go_with_the_next_one(
+    run: Run, made: list[FakeBackend], tmp_path: Path
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    run(f"/attach {tmp_path}/a.txt", "one", f"/attach {tmp_path}/b.txt", "/undo", "eins", "zwei")
+    asked = [request.messages[-1].text for request in made[0].requests]
+    assert [("a.txt" in text, "b.txt" in text) for text in asked] == [
+        (True, False),
+        (True, True),
+        (False, False),
+    ]
+    assert asked[1].endswith("eins")
+
+
+def test_files_for_a_message_that_was_not_accepted_are_kept(
+    run: Run, made: list[FakeBackend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    add_user = SessionStore.add_user
+    failures = [StorageError("The disk is full.", "")]
+
+    def full(store: SessionStore, *arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return add_user(store, *arguments)
+
+    monkeypatch.setattr(SessionStore, "add_user", full)
+    run(f"/attach {tmp_path}/a.txt", "one", "one")
+    assert "hello" in made[0].requests[-1].messages[-1].text
+
+
+def test_the_mode_of_the_history_is_shown_and_set(run: Run) -> None:
+    lines = run("one", "/mode", "/mode append", "/mode", "/mode x")
+    assert [line.split(":")[0] for line in lines[-4:]] == ["canonical", "append", "append", "Error"]
 
 
 def test_a_file_goes_with_the_next_message(

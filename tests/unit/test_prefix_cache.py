@@ -63,16 +63,16 @@ def test_what_was_computed_in_one_piece_is_restored_from_one_piece(bench: Bench)
     bench.turn(SYSTEM, HELLO, HI)
     start = len(SYSTEM + HELLO + HI)
     paths = [ids_of(SYSTEM + HELLO + HI + text) for text in ("And now? ", "And then? ")]
-    for packed in paths:
+    for ids in paths:
         bench.cache.commit(
-            packed,
-            [len(packed) // 4],
-            lambda first, stop, packed=packed: ByteBlock(packed, first, stop),  # type: ignore[misc]
+            ids,
+            [len(ids)],
+            lambda first, stop, ids=ids: ByteBlock(ids, first, stop),  # type: ignore[misc]
             start,
         )
     bench.close()
     bench.reopen()
-    last = [bench.cache.lookup(packed).spans[-1] for packed in paths]
+    last = [bench.cache.lookup(ids).spans[-1] for ids in paths]
     assert [(span.start, span.stop) for span in last] == [(start, start + 9), (start, start + 10)]
     assert last[0].segment_id != last[1].segment_id
 
@@ -80,12 +80,12 @@ def test_what_was_computed_in_one_piece_is_restored_from_one_piece(bench: Bench)
 def test_a_turn_writes_its_own_delta_and_nothing_else(bench: Bench) -> None:
     bench.turn(SYSTEM, HELLO, HI)
     before = {path: path.stat().st_mtime_ns for path in bench.files()}
-    packed = ids_of(SYSTEM + HELLO + HI + "And now? Well.")
+    ids = ids_of(SYSTEM + HELLO + HI + "And now? Well.")
     new = len("And now? Well.")
     size = bench.cache.commit(
-        packed,
-        [len(SYSTEM + HELLO + HI), len(packed) // 4],
-        lambda start, stop: ByteBlock(packed, start, stop),
+        ids,
+        [len(SYSTEM + HELLO + HI), len(ids)],
+        lambda start, stop: ByteBlock(ids, start, stop),
     )
     bench.cache.drain()
     assert size == new * (BYTES_PER_TOKEN + 4)
@@ -140,12 +140,12 @@ def test_damage_while_running_is_found_at_the_read(bench: Bench) -> None:
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(content)
-    packed = ids_of(SYSTEM + HELLO + HI)
+    ids = ids_of(SYSTEM + HELLO + HI)
     sink = ByteSink()
-    with bench.cache.acquire(packed, len(packed) // 4) as lease:
+    with bench.cache.acquire(ids, len(ids)) as lease:
         restored = bench.cache.restore(lease, sink, 0)
     assert (restored.num_tokens, sink.num_tokens, restored.is_damage) == (0, 0, True)
-    assert bench.cache.lookup(packed).num_tokens == 0
+    assert bench.cache.lookup(ids).num_tokens == 0
 
 
 @pytest.mark.parametrize("is_open", [True, False], ids=["while running", "before opening"])
@@ -161,7 +161,7 @@ def test_a_sound_file_of_other_tokens_under_the_right_name_is_refused(
     with SegmentFile(victim) as file:
         header = file.header
     other = ids_of("x" * header.stop)
-    forged = replace(header, token_ids=other[header.start * 4 :])
+    forged = replace(header, token_ids=other[header.start :])
     with victim.open("wb") as stream:
         write_segment(stream, forged, ByteBlock(other, header.start, header.stop).sources())
     if not is_open:
@@ -200,8 +200,8 @@ def test_the_disk_budget_evicts_leaves_first(tmp_path: Path) -> None:
 def test_segments_of_other_models_make_room_when_they_are_older(tmp_path: Path) -> None:
     other = PrefixCache(tmp_path, "other", ram_budget=1 << 20, disk_budget=1 << 20)
     other.open({})
-    packed = ids_of("old words")
-    other.commit(packed, [9], lambda start, stop: ByteBlock(packed, start, stop))
+    ids = ids_of("old words")
+    other.commit(ids, [9], lambda start, stop: ByteBlock(ids, start, stop))
     other.close()
     (old,) = (tmp_path / "segments" / "other").glob("*.safetensors")
     os.utime(old, (1, 1))
@@ -237,7 +237,7 @@ def test_a_cache_that_is_removed_in_mid_chat_begins_again(bench: Bench) -> None:
     bench.close()
     bench.reopen()
     whole = ids_of(SYSTEM + HELLO + HI + "On. Yes.")
-    assert bench.cache.lookup(whole).disk_tokens == len(whole) // 4
+    assert bench.cache.lookup(whole).disk_tokens == len(whole)
 
 
 def test_a_full_disk_keeps_the_path_of_what_is_written(
@@ -258,7 +258,7 @@ def test_a_full_disk_keeps_the_path_of_what_is_written(
     bench.close()
     bench.reopen()
     whole = ids_of(SYSTEM + HELLO + HI + "On. Yes.")
-    assert bench.cache.lookup(whole).disk_tokens == len(whole) // 4
+    assert bench.cache.lookup(whole).disk_tokens == len(whole)
     assert bench.cache.lookup(ids_of("something else, and older. Yes. ")).num_tokens == 27
 
 
@@ -267,12 +267,12 @@ def test_where_memory_has_no_room_for_a_copy_the_turn_goes_on(
     bench: Bench, error: Exception
 ) -> None:
     bench.turn(SYSTEM, HELLO, HI)
-    packed = ids_of(SYSTEM + HELLO + HI + "On. ")
+    ids = ids_of(SYSTEM + HELLO + HI + "On. ")
 
     def export(start: int, stop: int) -> ByteBlock:
         raise error
 
-    assert bench.cache.commit(packed, [len(packed) // 4], export) == 0
+    assert bench.cache.commit(ids, [len(ids)], export) == 0
     assert [text for kind, text in bench.events if kind == "warning"] == [
         f"tokens 28-32 are not kept: {str(error) or 'the memory is full'}"
     ]

@@ -70,18 +70,18 @@ class PrefixCacheLife(RuleBasedStateMachine):
     @rule(history=st.lists(words, min_size=1, max_size=3), answer=words)
     def turn(self, history: list[str], answer: str) -> None:
         text = "".join([*history, answer])
-        packed, prompt = ids_of(text), len(text) - len(answer)
+        ids, prompt = ids_of(text), len(text) - len(answer)
         sink = ByteSink()
-        with self.cache.acquire(packed, prompt - 1) as lease:
+        with self.cache.acquire(ids, prompt - 1) as lease:
             restored = self.cache.restore(lease, sink, 0)
-            assert sink.is_true_to(packed)
+            assert sink.is_true_to(ids)
             assert restored.num_tokens == sink.num_tokens
         known = max((n for n in range(prompt) if text[:n] in self.said or n == 0), default=0)
         assert restored.num_tokens <= known
         if text[: prompt - 1] in self.sure | self.pinned:
             assert restored.num_tokens == prompt - 1
         ends = [prompt, len(text)]
-        self.cache.commit(packed, ends, lambda start, stop: ByteBlock(packed, start, stop))
+        self.cache.commit(ids, ends, lambda start, stop: ByteBlock(ids, start, stop))
         self.said.update(text[: n + 1] for n in range(len(text)))
         prefixes = {text[: n + 1] for n in range(len(text))}
         if self.disk_budget > 1 << 20 and not prefixes & self.doubtful:

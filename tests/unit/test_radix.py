@@ -3,70 +3,53 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from chatcache.cache.book.radix import RadixTree, Span
-from chatcache.cache.tokens import common_prefix, pack, unpack
+from chatcache.token_ids import TokenIds
 
 ids = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 
 
-@given(st.lists(st.integers(0, 2**31 - 1)))
-def test_packing_round_trips(token_ids: list[int]) -> None:
-    assert unpack(pack(token_ids)) == token_ids
-
-
-@given(ids, ids, st.integers(0, 5))
-def test_common_prefix_counts_equal_leading_ids(
-    left: list[int], right: list[int], offset: int
-) -> None:
-    expected = 0
-    for one, other in zip(left, right[offset:], strict=False):
-        if one != other:
-            break
-        expected += 1
-    assert common_prefix(pack(left), pack(right), offset) == expected
-
-
 def test_a_shared_beginning_is_split_and_keeps_its_segment() -> None:
     tree = RadixTree()
-    tree.insert(pack([1, 2, 3, 4]), "first", 0)
-    gained = tree.insert(pack([1, 2, 9]), "second", 2)
+    tree.insert(TokenIds([1, 2, 3, 4]), "first", 0)
+    gained = tree.insert(TokenIds([1, 2, 9]), "second", 2)
     assert gained == [Span("second", 2, 3)]
-    assert tree.match(pack([1, 2, 3, 4, 5])).spans == (Span("first", 0, 4),)
-    assert tree.match(pack([1, 2, 9])).spans == (Span("first", 0, 2), Span("second", 2, 3))
+    assert tree.match(TokenIds([1, 2, 3, 4, 5])).spans == (Span("first", 0, 4),)
+    assert tree.match(TokenIds([1, 2, 9])).spans == (Span("first", 0, 2), Span("second", 2, 3))
     assert tree.parent_segment("second") == "first"
 
 
 def test_what_was_computed_together_is_matched_together() -> None:
     tree = RadixTree()
-    tree.insert(pack([1, 2, 3, 4, 5]), "one", 0)
-    tree.insert(pack([1, 2, 3, 9]), "other", 1)
-    assert tree.match(pack([1, 2, 3, 4, 5])).spans == (Span("one", 0, 5),)
-    assert tree.match(pack([1, 2, 3, 9])).spans == (Span("one", 0, 1), Span("other", 1, 4))
+    tree.insert(TokenIds([1, 2, 3, 4, 5]), "one", 0)
+    tree.insert(TokenIds([1, 2, 3, 9]), "other", 1)
+    assert tree.match(TokenIds([1, 2, 3, 4, 5])).spans == (Span("one", 0, 5),)
+    assert tree.match(TokenIds([1, 2, 3, 9])).spans == (Span("one", 0, 1), Span("other", 1, 4))
     tree.remove("one")
-    assert tree.match(pack([1, 2, 3, 4, 5])).num_tokens == 0
-    tree.insert(pack([1]), "again", 0)
-    assert tree.match(pack([1, 2, 3, 4, 5])).spans == (Span("again", 0, 1), Span("other", 1, 3))
+    assert tree.match(TokenIds([1, 2, 3, 4, 5])).num_tokens == 0
+    tree.insert(TokenIds([1]), "again", 0)
+    assert tree.match(TokenIds([1, 2, 3, 4, 5])).spans == (Span("again", 0, 1), Span("other", 1, 3))
 
 
 def test_a_hole_ends_the_match_until_it_is_filled() -> None:
     tree = RadixTree()
-    tree.insert(pack([1, 2]), "upper", 0)
-    tree.insert(pack([1, 2, 3]), "lower", 2)
+    tree.insert(TokenIds([1, 2]), "upper", 0)
+    tree.insert(TokenIds([1, 2, 3]), "lower", 2)
     tree.remove("upper")
-    assert tree.match(pack([1, 2, 3])).num_tokens == 0
+    assert tree.match(TokenIds([1, 2, 3])).num_tokens == 0
     assert "lower" in tree
-    tree.insert(pack([1, 2]), "again", 0)
-    assert tree.match(pack([1, 2, 3])).spans == (Span("again", 0, 2), Span("lower", 2, 3))
+    tree.insert(TokenIds([1, 2]), "again", 0)
+    assert tree.match(TokenIds([1, 2, 3])).spans == (Span("again", 0, 2), Span("lower", 2, 3))
 
 
 def test_an_unknown_path_is_refused() -> None:
     tree = RadixTree()
     with pytest.raises(ValueError, match="no path"):
-        tree.insert(pack([1, 2, 3]), "segment", 2)
+        tree.insert(TokenIds([1, 2, 3]), "segment", 2)
 
 
 class TreeAgainstDictionary(RuleBasedStateMachine):
@@ -91,7 +74,7 @@ class TreeAgainstDictionary(RuleBasedStateMachine):
         name = f"s{self.count}"
         matched = self._match(token_ids)
         start = max(0, matched - back)
-        gained = self.tree.insert(pack(token_ids), name, start)
+        gained = self.tree.insert(TokenIds(token_ids), name, start)
         paths = [tuple(token_ids[: stop + 1]) for stop in range(start, len(token_ids))]
         new = [path for path in paths if path not in self.held]
         assert sum(span.stop - span.start for span in gained) == len(new)
@@ -109,7 +92,7 @@ class TreeAgainstDictionary(RuleBasedStateMachine):
 
     @rule(token_ids=ids)
     def match(self, token_ids: list[int]) -> None:
-        result = self.tree.match(pack(token_ids))
+        result = self.tree.match(TokenIds(token_ids))
         assert result.num_tokens == self._match(token_ids)
         assert [span.stop for span in result.spans[:-1]] == [s.start for s in result.spans[1:]]
         for span in result.spans:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chatcache.token_ids import TokenIds
 from tests.kvfakes import BYTES_PER_TOKEN, Bench, ids_of
 
 SYSTEM = "You are a helpful assistant. "
@@ -60,5 +61,5 @@ def test_the_nine_steps(bench: Bench, tiers: bool) -> None:
         assert siblings[-1] == len(SHOTS) + 12 + 6
 
 
-def _packed(parts: tuple[str, ...]) -> bytes:
+def _packed(parts: tuple[str, ...]) -> TokenIds:
     return ids_of("".join(parts))

@@ -8,13 +8,13 @@ import pytest
 
 from chatcache.backends.base import PreviousTurn
 from chatcache.backends.local.run.reasons import TurnFacts, explain
-from chatcache.cache.book.namespace import explain_change, namespace_id
+from chatcache.cache.book.namespace import chain_digest, explain_change, namespace_id
 from chatcache.cache.files.store import DamagedFile
-from chatcache.cache.tokens import chain_digest, pack
+from chatcache.token_ids import TokenIds
 
 NAMESPACE = "ns"
 FIELDS = {"weights": "one", "dtype": "float32", "adapter": "none", "soft.device": "cpu"}
-IDS = pack(range(100))
+IDS = TokenIds(range(100))
 FACTS = TurnFacts(prompt_ids=IDS, reused=80, keep=80, num_journal=80)
 
 
@@ -58,7 +58,7 @@ def test_what_was_never_read_was_not_evicted() -> None:
 
 
 def test_damage_is_told_apart_from_eviction() -> None:
-    segment_id = chain_digest(NAMESPACE, 30, IDS[: 4 * 60])
+    segment_id = chain_digest(NAMESPACE, 30, IDS[:60])
     damaged = DamagedFile(segment_id, 30, 60, "flipped")
     facts = replace(FACTS, reused=30)
     assert reason(facts, (damaged,)) == ("partial", "corrupt")
@@ -67,7 +67,7 @@ def test_damage_is_told_apart_from_eviction() -> None:
 
 
 def test_what_was_not_used_in_time_has_expired() -> None:
-    segment_id = chain_digest(NAMESPACE, 30, IDS[: 4 * 60])
+    segment_id = chain_digest(NAMESPACE, 30, IDS[:60])
     late = DamagedFile(segment_id, 30, 60, "was not used within its time to live")
     found = explain(replace(FACTS, reused=30), NAMESPACE, FIELDS, expired=[late])
     assert (found.outcome, found.reason) == ("partial", "expired")
@@ -80,7 +80,7 @@ def test_the_template_is_named_with_what_it_did() -> None:
 
 @pytest.mark.parametrize("cause", ["system_prompt_changed", "turn_edited"])
 def test_what_the_user_changed_is_named_with_its_position(cause: str) -> None:
-    before = (*range(50), 7, 7, 7)
+    before = TokenIds((*range(50), 7, 7, 7))
     previous = PreviousTurn(FIELDS, cause, before)  # type: ignore[arg-type]
     facts = replace(FACTS, keep=0, num_journal=0, reused=0, previous=previous)
     assert reason(facts) == ("miss", cause)

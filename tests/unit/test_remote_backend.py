@@ -33,6 +33,7 @@ from chatcache.backends.base import (
 from chatcache.backends.remote.backend import RemoteBackend
 from chatcache.errors import ChatcacheError, UnavailableError, UsageError
 from chatcache.remotes import Prices, RemoteModel, RemoteProfile
+from chatcache.token_ids import NO_IDS, TokenIds
 from tests.fake_server import FakeServer, Status, Stream, Style, Whole
 
 HELLO = (ChatMessage("system", "Be brief."), ChatMessage("user", "hello there"))
@@ -88,14 +89,14 @@ def test_a_turn_streams_and_says_what_the_server_told(remote: Remote) -> None:
     first, second = remote.turn(), remote.turn()
     planned, *deltas, finished = first
     assert isinstance(planned, TurnPlanned)
-    assert (planned.reason, planned.new_ids, planned.prompt_tokens) == ("remote", (), 0)
+    assert (planned.reason, planned.new_ids, planned.prompt_tokens) == ("remote", NO_IDS, 0)
     assert [one.text for one in deltas if isinstance(one, TextDelta)] == [
         "You ", "said: ", "hello ", "there",
     ]  # fmt: skip
     assert isinstance(finished, TurnFinished)
     result = finished.result
     assert (result.text, result.reasoning) == ("You said: hello there", None)
-    assert (result.finish_reason, result.answer_ids) == ("stop", ())
+    assert (result.finish_reason, result.answer_ids) == ("stop", NO_IDS)
     assert result.usage == Usage(6, 4, None, None, 0)
     assert (result.timings.ttft_ms or 0) > 0
     assert result.timings.prefill_ms is None
@@ -564,7 +565,7 @@ def test_what_a_server_keeps_is_not_acted_on(remote: Remote) -> None:
     remote.backend.start()
     remote.backend.wait_ready()
     backend = remote.backend
-    assert backend.estimate([(1, 2, 3)]) == [CostEstimate(0, 0, 3, None)]
+    assert backend.estimate([TokenIds((1, 2, 3))]) == [CostEstimate(0, 0, 3, None)]
     assert backend.prepare(Prepare("x", "draft", request())) is False
     backend.cancel_prepare()
     assert backend.spill() is False

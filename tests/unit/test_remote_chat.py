@@ -14,6 +14,7 @@ from chatcache.chat.views import AnswerSaved, ChatEvent
 from chatcache.errors import UnavailableError
 from chatcache.frontend import figures, reports
 from chatcache.remotes import Prices, RemoteModel, RemoteProfile
+from chatcache.token_ids import NO_IDS
 from tests.fake_server import FakeServer, Status, Stream
 
 
@@ -99,7 +100,7 @@ def test_what_nobody_knows_is_not_said(service: ChatService) -> None:
     session = service.create_session().session_id
     answer(service.send(session, "one"))
     assert service.costs([session]) == [None]
-    assert service.session_journal(session).ids == ()  # type: ignore[union-attr]
+    assert service.session_journal(session).ids == NO_IDS  # type: ignore[union-attr]
     assert next(iter(service.fork_points(session))).cost is None
     assert not service.idle.prepare("draft", session, "some words and more. ")
     assert not service.spill()

@@ -25,6 +25,7 @@ from chatcache.errors import (
     UnavailableError,
     UsageError,
 )
+from chatcache.token_ids import NO_IDS, TokenIds
 from tests.fakes import FakeBackend, fake_model_info
 
 Open = Callable[..., ChatService]
@@ -146,7 +147,7 @@ def test_another_tokenizer_starts_from_the_words(open_service: Open) -> None:
     )
     service = open_service(other)
     answer(service.send(session, "two"))
-    assert other.requests[0].journal == ()
+    assert other.requests[0].journal == NO_IDS
     assert [m.text for m in other.requests[0].messages] == ["one", "You said: one", "two"]
     answer(service.send(session, "three"))
     assert len(other.requests[1].journal) > 0
@@ -390,10 +391,8 @@ def test_a_stopped_answer_is_continued_in_a_new_node(open_service: Open) -> None
     # Parent journal, old ids, new ids, and the end.
     journal = service.session_journal(session)
     assert journal is not None
-    assert journal.ids == (
-        *backend.render(request.messages, is_continued=True),
-        *whole.result.answer_ids,
-    )
+    prompt = TokenIds(backend.render(request.messages, is_continued=True))
+    assert journal.ids == prompt + whole.result.answer_ids
     with pytest.raises(UsageError, match="complete"):
         service.continue_answer(session)
     answer(service.send(session, "next"))
@@ -464,12 +463,12 @@ def test_another_system_prompt_is_a_new_root(open_service: Open) -> None:
     answer(service.send(session, "two"))
     request = backend.requests[-1]
     assert request.messages[0].text == "new"
-    assert request.journal == ()
+    assert request.journal == NO_IDS
     assert request.previous is not None
     assert request.previous.cause == "system_prompt_changed"
-    assert request.previous.journal == backend.requests[0].journal + tuple(
-        backend.render(backend.requests[0].messages)
-    ) + tuple(service_answer_ids("You said: one"))
+    assert request.previous.journal == backend.requests[0].journal + TokenIds(
+        [*backend.render(backend.requests[0].messages), *service_answer_ids("You said: one")]
+    )
     service.set_system(session, None)
     assert said(service, session)[0] == "one"
     service.set_system(session, "  ")

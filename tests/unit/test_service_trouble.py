@@ -25,6 +25,7 @@ from chatcache.chat.service import ChatService
 from chatcache.chat.store import DATABASE_NAME, SessionStore
 from chatcache.chat.views import AnswerSaved, UserMessageSaved
 from chatcache.errors import EngineDiedError, StorageError
+from chatcache.token_ids import NO_IDS, TokenIds
 from tests.fakes import FakeBackend, fake_model_info
 from tests.toymodel import ToyTurn
 
@@ -71,10 +72,9 @@ def test_a_disk_that_fills_up_in_mid_answer_keeps_what_was_written(
     service = opened(path, backend)
     session = service.create_session("a").session_id
     events = service.send(session, "go")
-    for event in events:
-        if isinstance(event, TextDelta):
-            fill_disk(service, is_full=True)
-            break
+    while not isinstance(events.get(), TextDelta):
+        pass
+    fill_disk(service, is_full=True)
     with pytest.raises(StorageError, match="disk is full"):
         list(events)
     fill_disk(service, is_full=False)
@@ -91,9 +91,9 @@ class RemoteBackend(FakeBackend):
     def events(self, turn: ToyTurn) -> Iterator[TurnEvent]:
         for event in super().events(turn):
             if isinstance(event, TurnPlanned):
-                event = dataclasses.replace(event, keep=0, new_ids=())
+                event = dataclasses.replace(event, keep=0, new_ids=NO_IDS)
             elif isinstance(event, TurnFinished):
-                bare = dataclasses.replace(event.result, answer_ids=())
+                bare = dataclasses.replace(event.result, answer_ids=NO_IDS)
                 event = TurnFinished(event.turn_id, bare)
             yield event
 
@@ -110,7 +110,7 @@ def test_a_backend_without_token_ids_is_counted_by_its_usage(path: Path) -> None
     assert service.list_sessions()[0].num_tokens == usage.prompt_tokens + usage.completion_tokens
     journal = service.session_journal(session)
     assert journal is not None
-    assert journal.ids == ()
+    assert journal.ids == NO_IDS
     assert service.verify() == []
     service.close()
 
@@ -175,7 +175,7 @@ class HangingBackend(FakeBackend):
 
     def ask(self, request: TurnRequest) -> TurnStream:
         stream = TurnStream(lambda: None)
-        stream.put(TurnPlanned(request.turn_id, 0, (1, 2, 3), 0, 0, 3, "cold_start", ""))
+        stream.put(TurnPlanned(request.turn_id, 0, TokenIds((1, 2, 3)), 0, 0, 3, "cold_start", ""))
         stream.put(TextDelta(request.turn_id, "hi", False, 1))
         return stream
 
@@ -214,7 +214,7 @@ def test_what_a_dead_engine_had_said_is_kept_with_its_figures(path: Path) -> Non
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 1)
     journal = service.session_journal(session)
     assert journal is not None
-    assert journal.ids == (1, 2, 3)
+    assert journal.ids == TokenIds((1, 2, 3))
     service.close()
 
 

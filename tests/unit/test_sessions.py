@@ -12,11 +12,12 @@ import pytest
 
 from chatcache.chat import verify
 from chatcache.chat.conversation import Message, grow
-from chatcache.chat.journal_table import JournalEntry, Namespace, pack_ids, unpack_ids
+from chatcache.chat.journal_table import JournalEntry, Namespace
 from chatcache.chat.node_table import StoredNode
 from chatcache.chat.search import search
 from chatcache.chat.store import DATABASE_NAME, Origin, SessionStore
 from chatcache.errors import DamageError, NotFoundError, StorageError, UsageError
+from chatcache.token_ids import NO_IDS, TokenIds
 
 NAMESPACE = Namespace("ns", "tok", {"weights": "w"})
 
@@ -39,10 +40,10 @@ def say(store: SessionStore, session_id: str, text: str) -> StoredNode:
     parent = store.nodes.get(tip) if tip is not None else None
     question = store.add_user(session_id, parent, Message("user", text, created_ms=1), tip)
     journal = store.journals.journal(tip, "tok")
-    new_ids = tuple(ord(char) for char in text)
+    new_ids = TokenIds(ord(char) for char in text)
     store.plan_turn(question, "tok", JournalEntry(len(journal), new_ids))
     answer = Message("assistant", text.upper(), None, "model", "stop", 2)
-    origin = Origin(NAMESPACE, "local", "{}", journal + new_ids, (1, 2))
+    origin = Origin(NAMESPACE, "local", "{}", journal + new_ids, TokenIds((1, 2)))
     return store.add_answer(session_id, question, answer, question.seq, origin)
 
 
@@ -84,15 +85,17 @@ def test_what_was_said_is_there_after_reopening(path: Path) -> None:
         10,
         "model",
     )
-    assert again.journals.journal(again.sessions.tip(session_id), "tok") == (
-        *map(ord, "one"),
-        1,
-        2,
-        *map(ord, "two"),
-        1,
-        2,
+    assert again.journals.journal(again.sessions.tip(session_id), "tok") == TokenIds(
+        (
+            *map(ord, "one"),
+            1,
+            2,
+            *map(ord, "two"),
+            1,
+            2,
+        )
     )
-    assert again.journals.journal(again.sessions.tip(session_id), "another") == ()
+    assert again.journals.journal(again.sessions.tip(session_id), "another") == NO_IDS
     assert verify.problems(again.database) == []
     again.close()
 
@@ -284,17 +287,12 @@ def test_two_megabytes_are_a_message_like_any_other(store: SessionStore) -> None
     assert verify.problems(store.database) == []
 
 
-def test_ids_are_little_endian_words() -> None:
-    assert pack_ids((1, 258, 2**32 - 1)) == bytes([1, 0, 0, 0, 2, 1, 0, 0, 255, 255, 255, 255])
-    assert list(unpack_ids(pack_ids((1, 258)))) == [1, 258]
-
-
 def test_a_journal_is_written_once(store: SessionStore) -> None:
     session_id = store.create().session_id
     question = store.add_user(session_id, None, Message("user", "q"), None)
-    store.plan_turn(question, "tok", JournalEntry(0, (1, 2)))
-    store.plan_turn(question, "tok", JournalEntry(0, (3,)))
-    assert store.journals.journal(question.seq, "tok") == (1, 2)
+    store.plan_turn(question, "tok", JournalEntry(0, TokenIds((1, 2))))
+    store.plan_turn(question, "tok", JournalEntry(0, TokenIds((3,))))
+    assert store.journals.journal(question.seq, "tok") == TokenIds((1, 2))
 
 
 def test_a_damaged_journal_is_believed_up_to_the_damage(store: SessionStore) -> None:
@@ -303,9 +301,11 @@ def test_a_damaged_journal_is_believed_up_to_the_damage(store: SessionStore) -> 
     tip = say(store, session_id, "two")
     with store.database.writing() as connection:
         connection.execute(
-            "UPDATE journals SET new_ids = ? WHERE node = ?", (pack_ids((9, 9)), tip.seq)
+            "UPDATE journals SET new_ids = ? WHERE node = ?", (TokenIds((9, 9)).packed, tip.seq)
         )
-    assert store.journals.journal(tip.seq, "tok") == (*map(ord, "one"), 1, 2, *map(ord, "two"))
+    assert store.journals.journal(tip.seq, "tok") == TokenIds(
+        (*map(ord, "one"), 1, 2, *map(ord, "two"))
+    )
     (problem,) = verify.problems(store.database)
     assert tip.node.node_id in problem
 

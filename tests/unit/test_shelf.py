@@ -129,7 +129,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 PROGRAM = """
 import json
-from chatcache.backends.local import shelf
+from chatcache.backends.local.model import shelf
 from chatcache.backends.local.model.progress import download
 told = []
 size = shelf.download_bytes("me/tiny")

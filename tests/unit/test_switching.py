@@ -15,6 +15,7 @@ from chatcache.backends.base import (
     TurnRequest,
 )
 from chatcache.backends.switching import SwitchingBackend
+from chatcache.token_ids import TokenIds
 from tests.fakes import FakeBackend
 
 REQUEST = TurnRequest("t", (ChatMessage("user", "hi"),))
@@ -62,7 +63,7 @@ def test_turns_and_estimates_go_to_the_new_model(
     backend.switch("two")
     assert isinstance(list(backend.ask(REQUEST))[-1], TurnFinished)
     assert [len(one.requests) for one in made] == [1, 1]
-    assert len(backend.estimate([(1, 2)])) == 1
+    assert len(backend.estimate([TokenIds((1, 2))])) == 1
 
 
 def test_a_turn_waits_while_the_model_is_exchanged(made: list[FakeBackend]) -> None:

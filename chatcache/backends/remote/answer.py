@@ -27,6 +27,7 @@ from chatcache.backends.local.prompt.reasoning import ReasoningSplitter
 from chatcache.backends.remote.characters import Characters
 from chatcache.backends.remote.request import is_continued
 from chatcache.remotes import Prices, RemoteModel
+from chatcache.token_ids import NO_IDS
 
 DONE = "[DONE]"  # the last piece of a stream
 MILLION = 1e6
@@ -69,7 +70,7 @@ class ServerAnswer:
     def planned(self) -> TurnPlanned:
         """The request is on its way; how many tokens it is, the server knows."""
         detail = f"{self._remote.profile.host} was asked; it keeps its own cache"
-        return TurnPlanned(self._turn_id, 0, (), 0, 0, 0, "remote", detail)
+        return TurnPlanned(self._turn_id, 0, NO_IDS, 0, 0, 0, "remote", detail)
 
     def take(self, at: float, chunk: dict[str, Any]) -> Iterator[TurnEvent]:
         """Take in what arrived at a time; the events that it means."""
@@ -119,7 +120,7 @@ class ServerAnswer:
             text="".join(self._text),
             reasoning="".join(self._reasoning) or None,
             finish_reason="stopped" if is_stopped else self._finish_reason(),
-            answer_ids=(),
+            answer_ids=NO_IDS,
             usage=usage,
             timings=self._times(usage),
             cache=self._report(usage),

@@ -41,6 +41,7 @@ from chatcache.backends.remote.request import Dialect, body_of
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import plural
 from chatcache.remotes import RemoteModel, check_reach
+from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ class RemoteBackend:
 
     # What a server keeps, it keeps by itself
 
-    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+    def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """All is read by the server; how long that takes, nobody here knows."""
         return [CostEstimate(0, 0, len(journal), None) for journal in journals]
 

@@ -15,6 +15,7 @@ from chatcache.cache.book.eviction import Candidate
 from chatcache.cache.book.radix import Span
 from chatcache.cache.files.segfile import TensorSource
 from chatcache.cache.views import SegmentRow
+from chatcache.token_ids import TokenIds
 
 
 class Block(Protocol):
@@ -72,7 +73,7 @@ class Entry:
     parent_id: str | None
     start: int
     stop: int
-    token_ids: bytes
+    token_ids: TokenIds
     num_bytes: int
     last_used: float
     block: Block | None = None
@@ -137,13 +138,13 @@ class Lease:
 
     def __init__(
         self,
-        packed: bytes,
+        ids: TokenIds,
         spans: Sequence[Span],
         num_matched: int,
         checkpoint: Span | None = None,
         disk: tuple[int, int] | None = None,
     ):
-        self.packed = packed
+        self.ids = ids
         self.spans = tuple(spans)
         self.num_tokens = self.spans[-1].stop if self.spans else 0
         self.num_matched = num_matched
@@ -158,7 +159,7 @@ class Lease:
             for span in self.spans
             if span.start < position
         ]
-        return Lease(self.packed, spans, self.num_matched)
+        return Lease(self.ids, spans, self.num_matched)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Literal
 
+from chatcache.token_ids import TokenIds
+
 LAYOUT_VERSION = "1"
 PRECISION = "precision"
 EXACT = "exact"
@@ -46,6 +48,18 @@ def namespace_id(fields: Mapping[str, str]) -> str:
     hard = {name: value for name, value in fields.items() if not name.startswith(SOFT)}
     canonical = json.dumps(hard, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def chain_digest(namespace: str, start: int, ids: TokenIds) -> str:
+    """The id of a segment: a digest of its namespace, first position and every id up to its end.
+
+    Two segments have the same id exactly when the same model read the same tokens at the same
+    positions after the same history, so a segment that is computed again replaces itself.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{namespace}\0{start}\0".encode())
+    digest.update(ids.packed)
+    return digest.hexdigest()
 
 
 def is_approximate(fields: Mapping[str, str]) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
+from chatcache.token_ids import TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +38,27 @@ class MatchResult:
 class _Node:
     __slots__ = ("children", "edge", "parent", "segment_ids", "start")
 
-    def __init__(self, edge: bytes, start: int, parent: _Node | None):
+    def __init__(self, edge: TokenIds, start: int, parent: _Node | None):
         self.edge = edge
         self.start = start
         self.segment_ids: list[str] = []
         self.parent = parent
-        self.children: dict[bytes, _Node] = {}
+        self.children: dict[int, _Node] = {}
+
+    def child_along(self, ids: TokenIds, position: int) -> _Node | None:
+        """The child whose edge begins with the id at `position`, if there is one."""
+        return self.children.get(ids[position]) if position < len(ids) else None
 
     @property
     def stop(self) -> int:
-        return self.start + len(self.edge) // BYTES_PER_ID
-
-
-def _head(edge: bytes) -> bytes:
-    return edge[:BYTES_PER_ID]
+        return self.start + len(self.edge)
 
 
 class RadixTree:
-    """Paths of packed token ids (see `tokens.pack`), labelled with segment ids."""
+    """Paths of token ids, labelled with segment ids."""
 
     def __init__(self) -> None:
-        self._root = _Node(b"", 0, None)
+        self._root = _Node(TokenIds(), 0, None)
         self._labelled: dict[str, set[_Node]] = {}
 
     def __contains__(self, segment_id: str) -> bool:
@@ -68,28 +68,28 @@ class RadixTree:
         """The number of segments that label at least one edge."""
         return len(self._labelled)
 
-    def match(self, packed: bytes) -> MatchResult:
-        """The spans that hold the leading ids of `packed`, up to the first id that none holds."""
+    def match(self, ids: TokenIds) -> MatchResult:
+        """The spans that hold the leading `ids`, up to the first id that none holds."""
         held: list[_Node] = []
         node, position = self._root, 0
-        while (child := node.children.get(_next_head(packed, position))) is not None:
+        while (child := node.child_along(ids, position)) is not None:
             if not child.segment_ids:
                 break
-            position += common_prefix(child.edge, packed, position)
+            position += child.edge.common_prefix(ids, position)
             held.append(child)
             if position < child.stop:
                 break
             node = child
         return MatchResult(position, _spans(held, position))
 
-    def ending_on(self, packed: bytes) -> list[Span]:
+    def ending_on(self, ids: TokenIds) -> list[Span]:
         """The segments whose last position lies on the held run of leading ids, whole, in order.
 
         A checkpoint stands behind the last position of its segment: only these can be resumed."""
         found: list[Span] = []
         node, position = self._root, 0
-        while (child := node.children.get(_next_head(packed, position))) is not None:
-            position += common_prefix(child.edge, packed, position)
+        while (child := node.child_along(ids, position)) is not None:
+            position += child.edge.common_prefix(ids, position)
             if not child.segment_ids or position < child.stop:
                 break
             for segment_id in child.segment_ids:
@@ -100,36 +100,36 @@ class RadixTree:
             node = child
         return found
 
-    def extents(self, packed: bytes) -> dict[str, int]:
+    def extents(self, ids: TokenIds) -> dict[str, int]:
         """How far the held run of leading ids goes along each segment on it, by segment id."""
         found: dict[str, int] = {}
         node, position = self._root, 0
-        while (child := node.children.get(_next_head(packed, position))) is not None:
+        while (child := node.child_along(ids, position)) is not None:
             if not child.segment_ids:
                 break
-            position += common_prefix(child.edge, packed, position)
+            position += child.edge.common_prefix(ids, position)
             found.update(dict.fromkeys(child.segment_ids, position))
             if position < child.stop:
                 break
             node = child
         return found
 
-    def insert(self, packed: bytes, segment_id: str, start: int) -> list[Span]:
-        """Label the positions from `start` to the end of `packed` with a segment.
+    def insert(self, ids: TokenIds, segment_id: str, start: int) -> list[Span]:
+        """Label the positions from `start` to the end of `ids` with a segment.
 
         Returns what nothing held before. Raises ValueError if the path up to `start` is unknown.
         """
         node, position = self._root, 0
         gained: list[Span] = []
-        total = len(packed) // BYTES_PER_ID
+        total = len(ids)
         while position < total:
-            child = node.children.get(_next_head(packed, position))
+            child = node.child_along(ids, position)
             if child is None:
                 if position < start:
                     raise ValueError(f"no path up to position {start}: it ends at {position}")
-                child = _Node(packed[position * BYTES_PER_ID :], position, node)
-                node.children[_head(child.edge)] = child
-            length = common_prefix(child.edge, packed, position)
+                child = _Node(ids[position:], position, node)
+                node.children[child.edge[0]] = child
+            length = child.edge.common_prefix(ids, position)
             boundary = start - position if position < start < position + length else length
             if boundary < child.stop - child.start:
                 child = self._split(child, boundary)
@@ -146,14 +146,14 @@ class RadixTree:
             node.segment_ids.remove(segment_id)
             self._prune(node)
 
-    def path(self, segment_id: str) -> bytes:
+    def path(self, segment_id: str) -> TokenIds:
         """All ids from the root to the last position that the segment labels."""
         node: _Node | None = max(self._labelled[segment_id], key=lambda node: node.stop)
-        edges: list[bytes] = []
+        edges: list[TokenIds] = []
         while node is not None:
             edges.append(node.edge)
             node = node.parent
-        return b"".join(reversed(edges))
+        return TokenIds.from_bytes(b"".join(edge.packed for edge in reversed(edges)))
 
     def parent_segment(self, segment_id: str) -> str | None:
         """A segment that holds the position before the first one of `segment_id`, if one does."""
@@ -174,7 +174,7 @@ class RadixTree:
                 problems.append(f"dead end at {node.start}")
             for head, child in node.children.items():
                 is_linked = child.parent is node and child.start == node.stop
-                if not is_linked or _head(child.edge) != head:
+                if not is_linked or child.edge[:1] != TokenIds([head]):
                     problems.append(f"broken link at {child.start}")
         if seen != self._labelled:
             problems.append("labels and nodes disagree")
@@ -195,11 +195,10 @@ class RadixTree:
     def _split(self, node: _Node, length: int) -> _Node:
         """Cut `node` after `length` ids; returns the upper part, which takes its place."""
         assert node.parent is not None
-        cut = length * BYTES_PER_ID
-        upper = _Node(node.edge[:cut], node.start, node.parent)
-        node.parent.children[_head(upper.edge)] = upper
-        node.edge, node.start, node.parent = node.edge[cut:], node.start + length, upper
-        upper.children[_head(node.edge)] = node
+        upper = _Node(node.edge[:length], node.start, node.parent)
+        node.parent.children[upper.edge[0]] = upper
+        node.edge, node.start, node.parent = node.edge[length:], node.start + length, upper
+        upper.children[node.edge[0]] = node
         for segment_id in node.segment_ids:
             self._label(upper, segment_id)
         return upper
@@ -208,7 +207,7 @@ class RadixTree:
         """Drop `node` and its ancestors as far as they hold nothing and lead nowhere."""
         while node.parent is not None and not node.segment_ids and not node.children:
             parent = node.parent
-            parent.children.pop(_head(node.edge), None)
+            parent.children.pop(node.edge[0], None)
             node.parent = None
             node = parent
 
@@ -224,8 +223,3 @@ def _spans(held: list[_Node], position: int) -> tuple[Span, ...]:
         else:
             spans.append(Span(node.segment_ids[0], node.start, stop))
     return tuple(reversed(spans))
-
-
-def _next_head(packed: bytes, position: int) -> bytes:
-    offset = position * BYTES_PER_ID
-    return packed[offset : offset + BYTES_PER_ID]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
+
+from chatcache.atomic_write import write_atomically
 
 MIN_MEASURED_TOKENS = 64
 MIN_MEASURED_BYTES = 1_000_000  # less is the opening of a file more than its reading
@@ -84,10 +85,7 @@ class RateBook:
             "is_measured": self.is_measured,
         }
         with contextlib.suppress(OSError):
-            temporary = self._path.with_suffix(f".tmp-{os.getpid()}")
-            temporary.write_text(json.dumps(content))
-            temporary.chmod(0o600)
-            temporary.replace(self._path)
+            write_atomically(self._path, json.dumps(content).encode())
 
     def _load(self, path: Path) -> None:
         try:

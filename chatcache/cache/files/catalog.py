@@ -20,13 +20,12 @@ from chatcache.cache.files.index import (
     start_of,
     unpack_row,
 )
-from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
+from chatcache.token_ids import TokenIds
 
-_HEAD_BYTES = HEAD_IDS * BYTES_PER_ID
 _FEW = 8  # so many files are opened rather than compared by what is behind their heads
 
-ReadIds = Callable[[IndexRow], bytes]
-"""The ids of a segment, packed, as its file has them; unverified, and empty if it has none."""
+ReadIds = Callable[[IndexRow], TokenIds]
+"""The ids of a segment as its file has them; unverified, and empty if it has none."""
 
 
 class Catalog:
@@ -81,13 +80,13 @@ class Catalog:
         """Take a row out. It stays in its chain, where it is passed over from now on."""
         self._rows.pop(segment_id, None)
 
-    def children(self, parent_id: str | None, packed: bytes, extent: int) -> Iterator[list[str]]:
+    def children(self, parent_id: str | None, ids: TokenIds, extent: int) -> Iterator[list[str]]:
         """Children of a segment that a prompt goes along with up to position `extent`, in groups.
 
         To know how far the prompt is held, it is enough to bring in one of each group.
         """
         for start, siblings in self._family(parent_id).items():
-            tail = packed[start * BYTES_PER_ID :]
+            tail = ids[start:]
             if start <= extent and tail:
                 for group in siblings.like(tail):
                     if left := [one for one in group if one in self._rows]:
@@ -125,9 +124,9 @@ class Catalog:
         }
         return _Siblings(((row.head, row.segment_id) for row in rows), forks, self._ids_of)
 
-    def _ids_of(self, segment_id: str) -> bytes:
+    def _ids_of(self, segment_id: str) -> TokenIds:
         row = self.row(segment_id)
-        return b"" if row is None else self._read_ids(row)
+        return TokenIds() if row is None else self._read_ids(row)
 
     def _first_fork(self, row: IndexRow) -> int | None:
         """How many ids of a segment have to be shared to get to a child that begins within it."""
@@ -149,11 +148,11 @@ class _Siblings:
 
     def __init__(
         self,
-        pairs: Iterable[tuple[bytes, str]],
+        pairs: Iterable[tuple[TokenIds, str]],
         forks: Mapping[str, int],
-        read_ids: Callable[[str], bytes] | None,
+        read_ids: Callable[[str], TokenIds] | None,
     ):
-        self._ids: dict[bytes, list[str]] = {}
+        self._ids: dict[TokenIds, list[str]] = {}
         for head, segment_id in pairs:
             self._ids.setdefault(head, []).append(segment_id)
         self._heads = sorted(self._ids)
@@ -168,27 +167,27 @@ class _Siblings:
             else []
         )
         self._read_ids = read_ids
-        self._alike: dict[bytes, _Siblings] = {}
+        self._alike: dict[TokenIds, _Siblings] = {}
 
-    def like(self, tail: bytes) -> Iterator[list[str]]:
+    def like(self, tail: TokenIds) -> Iterator[list[str]]:
         """Those that `tail` could begin with, the one that shares most of it, and those that it
         could leave for a child."""
         for head in self._beginnings(tail):
             ids = self._ids[head]
-            if self._read_ids is None or len(ids) <= _FEW or len(head) < _HEAD_BYTES:
+            if self._read_ids is None or len(ids) <= _FEW or len(head) < HEAD_IDS:
                 yield from ([one] for one in ids)
             else:
                 yield from self._behind(head, self._read_ids).like(tail)
         if (nearest := self._nearest(tail)) is not None:
             yield self._ids[nearest]
         for head, after, segment_id in self._forked:
-            if common_prefix(head, tail) >= min(after, len(head) // BYTES_PER_ID):
+            if head.common_prefix(tail) >= min(after, len(head)):
                 yield [segment_id]
 
-    def _beginnings(self, tail: bytes) -> Iterator[bytes]:
+    def _beginnings(self, tail: TokenIds) -> Iterator[TokenIds]:
         """The heads that `tail` begins with, the longest first.
 
-        Of all heads up to the first `length` bytes of `tail`, the last in order shares the most
+        Of all heads up to the first `length` ids of `tail`, the last in order shares the most
         with it; a head that `tail` begins with is never longer than that.
         """
         length = len(tail)
@@ -197,23 +196,23 @@ class _Siblings:
             if index < 0:
                 return
             head = self._heads[index]
-            shared = common_prefix(head, tail) * BYTES_PER_ID
+            shared = head.common_prefix(tail)
             if shared == len(head):
                 yield head
-                shared -= BYTES_PER_ID
+                shared -= 1
             length = shared
 
-    def _nearest(self, tail: bytes) -> bytes | None:
+    def _nearest(self, tail: TokenIds) -> TokenIds | None:
         """The head that shares most with `tail` without being its beginning."""
         index = bisect_right(self._heads, tail)
         around = self._heads[max(0, index - 1) : index + 1]
-        shared = [common_prefix(head, tail) for head in around]
+        shared = [head.common_prefix(tail) for head in around]
         if not shared or max(shared) == 0:
             return None
         nearest = around[shared.index(max(shared))]
         return None if tail.startswith(nearest) else nearest
 
-    def _behind(self, head: bytes, read_ids: Callable[[str], bytes]) -> _Siblings:
+    def _behind(self, head: TokenIds, read_ids: Callable[[str], TokenIds]) -> _Siblings:
         """Those that begin with `head`, by all of their ids."""
         found = self._alike.get(head)
         if found is None:

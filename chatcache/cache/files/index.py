@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +22,8 @@ from typing import NamedTuple
 
 import xxhash
 
-from chatcache.cache.tokens import BYTES_PER_ID
+from chatcache.atomic_write import replacing
+from chatcache.token_ids import BYTES_PER_ID, TokenIds
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ _DEAD_ROWS = 1000
 
 
 class IndexRow(NamedTuple):
-    """Where a segment belongs. `head` are its first ids, packed: 16 of them, or all."""
+    """Where a segment belongs. `head` are its first ids: 16 of them, or all."""
 
     segment_id: str
     parent_id: str | None
     start: int
     stop: int
     num_bytes: int
-    head: bytes
+    head: TokenIds
 
 
 class SegmentIndex:
@@ -98,18 +98,13 @@ class SegmentIndex:
     def write(self, rows: Iterable[bytes]) -> None:
         """Put a file with these packed rows in the place of the old one; failing to is no loss
         but of time."""
-        temporary = self._path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(6)}")
         content = _MAGIC + b"".join(map(_with_checksum, rows))
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(fd, "wb") as file:
+            with replacing(self._path) as file:
                 file.write(content)
                 self._inode = os.fstat(file.fileno()).st_ino
-            temporary.replace(self._path)
         except OSError as error:
             log.warning("the index in %s cannot be written: %s", self._path.parent, error)
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             return
         self._num_read, self._is_sound = len(content), True
         self._num_rows = (len(content) - len(_MAGIC)) // _ROW.size
@@ -140,16 +135,16 @@ class SegmentIndex:
         return rows
 
 
-def head_of(token_ids: bytes) -> bytes:
-    """The part of packed ids that is noted in a row."""
-    return token_ids[: HEAD_IDS * BYTES_PER_ID]
+def head_of(token_ids: TokenIds) -> TokenIds:
+    """The part of the ids of a segment that is noted in a row."""
+    return token_ids[:HEAD_IDS]
 
 
 def pack_row(row: IndexRow) -> bytes:
     """A row as it is kept; so a hundred thousand of them take little time and memory."""
     parent = _NO_PARENT if row.parent_id is None else bytes.fromhex(row.parent_id)
     segment = bytes.fromhex(row.segment_id)
-    return _FIELDS.pack(segment, parent, row.start, row.stop, row.num_bytes, row.head)
+    return _FIELDS.pack(segment, parent, row.start, row.stop, row.num_bytes, row.head.packed)
 
 
 def unpack_row(packed: bytes) -> IndexRow:
@@ -157,7 +152,8 @@ def unpack_row(packed: bytes) -> IndexRow:
     segment, _, start, stop, num_bytes, head = _FIELDS.unpack(packed)
     parent_id = parent_of(packed)
     num_head = min(HEAD_IDS, stop - start) * BYTES_PER_ID
-    return IndexRow(segment.hex(), parent_id, start, stop, num_bytes, head[:num_head])
+    known = TokenIds.from_bytes(head[:num_head])
+    return IndexRow(segment.hex(), parent_id, start, stop, num_bytes, known)
 
 
 def by_id(rows: Iterable[bytes]) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from chatcache.cache.attach import contradictions
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.book.rates import RateBook
+from chatcache.cache.files.names import id_of
 from chatcache.cache.files.ownership import check_readable
 from chatcache.cache.files.quarantine import Quarantine
 from chatcache.cache.files.segfile import (
@@ -22,10 +23,10 @@ from chatcache.cache.files.segfile import (
     SegmentFormatError,
     SegmentMissingError,
 )
-from chatcache.cache.files.store import SegmentStore, id_of, namespaces
+from chatcache.cache.files.store import SegmentStore, namespaces
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.tokens import pack
 from chatcache.cache.views import CostEstimate, SegmentRow, SessionKV, TierUse
+from chatcache.token_ids import TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,7 @@ class CacheInspector:
 
     def path_of(self, row: SegmentRow) -> Path:
         """The file of a row."""
-        name = f"{row.start}-{row.stop}-{row.segment_id}.safetensors"
-        return SegmentStore(self.cache_dir, row.namespace).directory / name
+        return SegmentStore(self.cache_dir, row.namespace).path_of(row)
 
     def verify(
         self, *, fix: bool = False, tell: Callable[[int, int], None] | None = None
@@ -142,7 +142,7 @@ class CacheInspector:
             paths = store.paths()
             num_checked += len(paths)
             problems = _problems(store, paths, reading)
-            damaged += [(path.stem.split("-")[2], text) for path, text in problems.items()]
+            damaged += [(id_of(path.name), text) for path, text in problems.items()]
             orphans = [path for path in _orphans(store) if path not in problems]
             num_orphans += len(orphans)
             if fix:
@@ -187,21 +187,19 @@ class CacheInspector:
             return replace(details, problem=str(error))
         return details
 
-    def num_held(self, namespace: str, journal: Sequence[int]) -> int:
+    def num_held(self, namespace: str, journal: TokenIds) -> int:
         """How many leading tokens of a journal are on disk."""
         store = SegmentStore(self.cache_dir, namespace)
-        return self._open(store, self._policy).lookup(pack(journal)).num_tokens
+        return self._open(store, self._policy).lookup(journal).num_tokens
 
-    def on_paths(self, namespace: str, journals: Iterable[Sequence[int]]) -> set[str]:
+    def on_paths(self, namespace: str, journals: Iterable[TokenIds]) -> set[str]:
         """The segments that hold a part of the journals."""
         return _segment_ids(self._open(SegmentStore(self.cache_dir, namespace)), journals)
 
     def delete(self, row: SegmentRow) -> None:
         SegmentStore(self.cache_dir, row.namespace).delete(self.path_of(row))
 
-    def forget(
-        self, namespace: str, gone: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]
-    ) -> int:
+    def forget(self, namespace: str, gone: Sequence[TokenIds], kept: Sequence[TokenIds]) -> int:
         """Delete the segments that lie on journals of `gone` and on none of `kept`.
 
         A segment of which a kept journal uses a part stays. Returns how many were deleted.
@@ -214,9 +212,7 @@ class CacheInspector:
                 store.delete(store.directory / name)
         return len(doomed)
 
-    def estimate(
-        self, namespace: str, journals: Sequence[Sequence[int]]
-    ) -> list[CostEstimate] | None:
+    def estimate(self, namespace: str, journals: Sequence[TokenIds]) -> list[CostEstimate] | None:
         """What continuing each journal would cost a new process; None for an unknown namespace."""
         store = SegmentStore(self.cache_dir, namespace)
         if not namespace or not store.directory.is_dir():
@@ -225,7 +221,7 @@ class CacheInspector:
         return [_estimate(cache, rates, journal) for journal in journals]
 
     def branch_kv(
-        self, journals: Sequence[tuple[str, Sequence[int]]], branches: Sequence[Collection[int]]
+        self, journals: Sequence[tuple[str, TokenIds]], branches: Sequence[Collection[int]]
     ) -> list[SessionKV]:
         """For each branch (the indexes of its journals among all that there are): what is held of
         it, what of that is in segments that others hold as well, and what deleting it frees.
@@ -237,9 +233,8 @@ class CacheInspector:
             if namespace not in caches:
                 store = SegmentStore(self.cache_dir, namespace)
                 caches[namespace] = self._open(store, self._policy)
-            packed = pack(journal)
-            found = caches[namespace].on_path(packed)
-            held.append((caches[namespace].lookup(packed).disk_tokens, found))
+            found = caches[namespace].on_path(journal)
+            held.append((caches[namespace].lookup(journal).disk_tokens, found))
         users = Counter(one for _, found in held for one in found)
         return [_branch_kv([held[index] for index in branch], users) for branch in branches]
 
@@ -261,8 +256,8 @@ class CacheInspector:
         return cache
 
 
-def _estimate(cache: PrefixCache, rates: RateBook, journal: Sequence[int]) -> CostEstimate:
-    held = cache.lookup(pack(journal))
+def _estimate(cache: PrefixCache, rates: RateBook, journal: TokenIds) -> CostEstimate:
+    held = cache.lookup(journal)
     recompute = len(journal) - held.num_tokens
     compute_ms = rates.prefill_ms(recompute) if recompute else 0.0
     estimated = None if compute_ms is None else compute_ms + rates.restore_ms(held.disk_bytes)
@@ -277,8 +272,8 @@ def _branch_kv(held: Sequence[tuple[int, dict[str, int]]], users: Counter[str]) 
     return SessionKV(0, num_tokens, shared, sum(num_bytes.values()) - shared)
 
 
-def _segment_ids(cache: PrefixCache, journals: Iterable[Sequence[int]]) -> set[str]:
-    return {one for journal in journals for one in cache.on_path(pack(journal))}
+def _segment_ids(cache: PrefixCache, journals: Iterable[TokenIds]) -> set[str]:
+    return {one for journal in journals for one in cache.on_path(journal)}
 
 
 def _problems(store: SegmentStore, paths: Sequence[Path], reading: _Reading) -> dict[Path, str]:

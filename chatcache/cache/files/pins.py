@@ -11,9 +11,10 @@ import fcntl
 import json
 import logging
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from chatcache.atomic_write import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +78,5 @@ class PinBook:
 
     def _write(self, segment_ids: frozenset[str]) -> None:
         content = json.dumps({"version": _VERSION, "segments": sorted(segment_ids)}, indent=1)
-        temporary = self._directory / f".tmp-{os.getpid()}-{secrets.token_hex(6)}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(fd, "w") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
-            self._ids = segment_ids
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        write_atomically(self._path, content.encode(), is_durable=True)
+        self._ids = segment_ids

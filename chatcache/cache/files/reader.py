@@ -10,7 +10,7 @@ from pathlib import Path
 from chatcache.cache.book.entries import KVSink
 from chatcache.cache.book.radix import Span
 from chatcache.cache.files.segfile import SegmentDamagedError, SegmentFile
-from chatcache.cache.tokens import BYTES_PER_ID
+from chatcache.token_ids import TokenIds
 
 _NUM_THREADS = 2
 _MIN_BYTES_FOR_THREADS = 8 << 20  # below this they cost more than they bring
@@ -18,14 +18,14 @@ _MIN_BYTES_FOR_THREADS = 8 << 20  # below this they cost more than they bring
 STATE_PREFIXES = ("conv.", "recurrent.")
 
 
-def read_segment(path: Path, packed: bytes, sink: KVSink, start: int, span: Span) -> int:
+def read_segment(path: Path, ids: TokenIds, sink: KVSink, start: int, span: Span) -> int:
     """Bring positions `start` to `span.stop` from the file into `sink`; returns the bytes read.
 
     The ids in the file are compared with those of the prompt, and every checksum is compared,
     before anything counts. Raises SegmentDamagedError or SegmentMissingError.
     """
     with SegmentFile(path) as file:
-        _check(file, packed, start, span)
+        _check(file, ids, start, span)
         names = [name for name in file.tensor_names if not name.startswith(STATE_PREFIXES)]
         try:
             return _read_tensors(file, names, sink, start, span)
@@ -33,14 +33,14 @@ def read_segment(path: Path, packed: bytes, sink: KVSink, start: int, span: Span
             raise SegmentDamagedError(str(error)) from error
 
 
-def read_states(path: Path, packed: bytes, sink: KVSink, span: Span) -> int:
+def read_states(path: Path, ids: TokenIds, sink: KVSink, span: Span) -> int:
     """Bring the checkpoint at the end of the segment into `sink`; returns the bytes read.
 
     `span` is the whole segment. Raises SegmentDamagedError or SegmentMissingError; the states of
     the sink are what they were then.
     """
     with SegmentFile(path) as file:
-        _check(file, packed, span.start, span)
+        _check(file, ids, span.start, span)
         num_bytes = 0
         try:
             for name in file.tensor_names:
@@ -53,13 +53,13 @@ def read_states(path: Path, packed: bytes, sink: KVSink, span: Span) -> int:
         return num_bytes
 
 
-def _check(file: SegmentFile, packed: bytes, start: int, span: Span) -> None:
+def _check(file: SegmentFile, ids: TokenIds, start: int, span: Span) -> None:
     """That the file is the segment, and its ids from `start` on are those of the path."""
     header = file.header
     if header.segment_id != span.segment_id or not header.start <= start < header.stop:
         raise SegmentDamagedError("the file is not the segment that its name says")
-    wanted = packed[start * BYTES_PER_ID : span.stop * BYTES_PER_ID]
-    offset = (start - header.start) * BYTES_PER_ID
+    wanted = ids[start : span.stop]
+    offset = start - header.start
     if header.token_ids[offset : offset + len(wanted)] != wanted:
         raise SegmentDamagedError("the file holds other tokens than it should")
 

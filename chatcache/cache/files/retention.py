@@ -7,7 +7,7 @@ without those before it; whole subtrees are dropped, for the same reason. No mod
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from chatcache.cache.files import index, pins
@@ -16,6 +16,7 @@ from chatcache.cache.files.pins import PinBook
 from chatcache.cache.files.store import SegmentStore
 from chatcache.cache.views import SegmentRow
 from chatcache.places import path_of
+from chatcache.token_ids import TokenIds
 
 _NOTES = ("namespace.json", "rates.json", pins.FILE_NAME, index.FILE_NAME)
 
@@ -49,12 +50,12 @@ class Keeper:
             one = self._rows[one].parent_id
         return found
 
-    def paths(self, journals: Iterable[Sequence[int]]) -> set[str]:
+    def paths(self, journals: Iterable[TokenIds]) -> set[str]:
         """The segments of some journals, and all that they build on."""
         used = self._inspector.on_paths(self._namespace, journals)
         return {one for segment_id in used for one in self.path(segment_id)}
 
-    def num_held(self, journal: Sequence[int]) -> int:
+    def num_held(self, journal: TokenIds) -> int:
         """How many leading tokens of a journal are on disk."""
         return self._inspector.num_held(self._namespace, journal)
 

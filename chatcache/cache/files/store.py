@@ -18,15 +18,16 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
+from chatcache.atomic_write import replacing, write_atomically
 from chatcache.cache.files.index import IndexRow, SegmentIndex, head_of, pack_row
+from chatcache.cache.files.names import Named, file_name, id_of, is_file_name, parse_name
 from chatcache.cache.files.pace import Pace
 from chatcache.cache.files.quarantine import Quarantine
 from chatcache.cache.files.segfile import (
@@ -39,9 +40,6 @@ from chatcache.cache.files.segfile import (
     write_segment,
 )
 
-_NAME = re.compile(r"(\d+)-(\d+)-([0-9a-f]{32})\.safetensors")
-_SUFFIX = len(".safetensors")
-_ID_END = _SUFFIX + 32
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+")
 
 
@@ -93,7 +91,8 @@ class SegmentStore:
         self.remove_leftovers()
         path = self.directory / "namespace.json"
         if not path.exists():
-            self._write_atomically(path.name, lambda file: file.write(_dump(fields)))
+            content = json.dumps(dict(fields), indent=1, sort_keys=True)
+            write_atomically(path, content.encode(), is_durable=True)
 
     def prepare_again(self) -> None:
         """Make the directory as `prepare` did, if somebody removed it; failing shows at writing."""
@@ -135,7 +134,7 @@ class SegmentStore:
         except (SegmentFormatError, SegmentMissingError):
             return None
         except SegmentDamagedError as error:
-            return _damaged(path, str(error), inode)
+            return _damaged(name, str(error), inode)
 
     def write(
         self,
@@ -145,16 +144,13 @@ class SegmentStore:
         pace: Pace | None = None,
     ) -> tuple[Path, int]:
         """Write a segment; returns its path and size in bytes. Raises OSError, leaving nothing."""
-        name = f"{header.start}-{header.stop}-{header.segment_id}.safetensors"
-        size = 0
-
-        def write(file: BinaryIO) -> None:
-            nonlocal size
+        path = self.directory / file_name(header)
+        with replacing(path, is_durable=True) as file:
             size = write_segment(file, header, tensors, pace)
-
-        self._write_atomically(name, write, last_used)
+            file.flush()
+            os.utime(file.fileno(), (last_used, last_used))
         self.index.append([pack_row(index_row(header, size))])
-        return self.directory / name, size
+        return path, size
 
     def touch(self, path: Path, at: float) -> None:
         """Note that the segment was used, for the least-recently-used order of all processes."""
@@ -198,8 +194,8 @@ class SegmentStore:
 
     def quarantined(self) -> list[DamagedFile]:
         """What was set aside from this namespace, to explain a miss by it."""
-        names = filter(_NAME.fullmatch, self._quarantine.names(self.namespace))
-        return [_damaged(Path(name), "was damaged and has been set aside") for name in names]
+        names = filter(is_file_name, self._quarantine.names(self.namespace))
+        return [_damaged(name, "was damaged and has been set aside") for name in names]
 
     def paths(self) -> list[Path]:
         """The segment files there are, by name; nothing is opened."""
@@ -211,42 +207,22 @@ class SegmentStore:
             names = os.listdir(self.directory)  # noqa: PTH208 - there are many
         except OSError:
             return []
-        return list(filter(_NAME.fullmatch, names))
+        return list(filter(is_file_name, names))
 
-    def path_of(self, file: DamagedFile) -> Path:
-        """Where a file of these positions and this id lies."""
-        return self.directory / f"{file.start}-{file.stop}-{file.segment_id}.safetensors"
+    def path_of(self, segment: Named) -> Path:
+        """Where the file of a segment lies."""
+        return self.directory / file_name(segment)
 
     def _load(self, path: Path) -> StoredSegment:
         with SegmentFile(path) as file:
             header = file.header
-        name = f"{header.start}-{header.stop}-{header.segment_id}.safetensors"
-        if header.namespace != self.namespace or name != path.name:
+        if header.namespace != self.namespace or file_name(header) != path.name:
             raise SegmentDamagedError("the file has been renamed or belongs to another model")
         try:
             status = path.stat()
             return StoredSegment(header, path, status.st_mtime, status.st_ino)
         except OSError as error:
             raise SegmentMissingError(str(error)) from error
-
-    def _write_atomically(
-        self, name: str, write: Callable[[BinaryIO], object], at: float | None = None
-    ) -> None:
-        temporary = self.directory / f".tmp-{os.getpid()}-{secrets.token_hex(6)}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                write(file)
-                file.flush()
-                if at is not None:
-                    os.utime(temporary, (at, at))
-                os.fsync(file.fileno())
-            temporary.replace(self.directory / name)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_directory(self.directory)
 
     def remove_leftovers(self) -> None:
         """Temporary files of processes that no longer run."""
@@ -273,22 +249,6 @@ def index_row(header: SegmentHeader, num_bytes: int) -> IndexRow:
     return IndexRow(header.segment_id, parent_id, header.start, header.stop, num_bytes, head)
 
 
-def file_name(row: IndexRow) -> str:
-    """The name of a segment's file."""
-    return f"{row.start}-{row.stop}-{row.segment_id}.safetensors"
-
-
-def id_of(name: str) -> str:
-    """The id of a segment, as its file's name has it."""
-    return name[-_ID_END:-_SUFFIX]
-
-
-def positions_of(name: str) -> tuple[int, int]:
-    """The first position of a segment and the one behind its last, as its file's name has them."""
-    start, stop, _ = name.split("-", 2)
-    return int(start), int(stop)
-
-
 def inode_of(path: Path) -> int:
     """Tells a file from another one that took its name; 0 when it is gone."""
     try:
@@ -297,14 +257,9 @@ def inode_of(path: Path) -> int:
         return 0
 
 
-def _damaged(path: Path, problem: str, inode: int = 0) -> DamagedFile:
-    match = _NAME.fullmatch(path.name)
-    start, stop, segment_id = match.groups() if match else ("0", "0", path.stem)
-    return DamagedFile(segment_id, int(start), int(stop), problem, inode)
-
-
-def _dump(fields: Mapping[str, str]) -> bytes:
-    return json.dumps(dict(fields), indent=1, sort_keys=True).encode()
+def _damaged(name: str, problem: str, inode: int = 0) -> DamagedFile:
+    start, stop, segment_id = parse_name(name)
+    return DamagedFile(segment_id, start, stop, problem, inode)
 
 
 def _is_running(pid: int) -> bool:
@@ -315,13 +270,3 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename durable; some file systems cannot and say so, which changes nothing."""
-    with contextlib.suppress(OSError):
-        fd = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

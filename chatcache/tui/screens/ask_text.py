@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING, Any
+
 from textual import on
-from textual.app import ComposeResult
+from textual.app import App, ComposeResult
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from chatcache.tui.commands import bindings
+
+if TYPE_CHECKING:
+    from chatcache.chat.service import ChatService
+    from chatcache.chat.views import SessionSummary
 
 
 class AskTextScreen(ModalScreen[str | None]):
@@ -33,3 +40,12 @@ class AskTextScreen(ModalScreen[str | None]):
 
     def action_leave(self) -> None:
         self.dismiss(None)
+
+
+async def rename_chat(app: App[Any], service: ChatService, session: SessionSummary) -> bool:
+    """Ask for another name and give it; False when the name stays."""
+    name = await app.push_screen_wait(AskTextScreen("Rename the chat", session.name))
+    if name is None or name == session.name:
+        return False
+    await asyncio.to_thread(service.rename, session.session_id, name)
+    return True

@@ -279,8 +279,8 @@ class ChatScreen(ShapedScreen):
         if self.turns.is_current(message):
             self.turns.grow()
 
-    @on(messages.TurnFailed)
-    def _turn_failed(self, message: messages.TurnFailed) -> None:
+    @on(messages.TurnRaised)
+    def _turn_failed(self, message: messages.TurnRaised) -> None:
         if self.turns.is_current(message):
             self.turns.fail(message.error)
 

@@ -9,8 +9,8 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
+from chatcache.formatting import clean
 from chatcache.tui.commands import bindings
-from chatcache.tui.formatting import clean
 from chatcache.tui.styles import MUTED
 
 

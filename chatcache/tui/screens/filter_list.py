@@ -1,14 +1,14 @@
 """The common shape of all pickers: a filter, a list, a preview, a line of keys.
 
-Owns filtering and moving. What a row means is for the screen that inherits.
+Owns loading, filtering, moving, and what is said where something fails or is refused. What an item
+is, how it is drawn and what choosing it means is for the screen that inherits.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Coroutine, Mapping, Sequence
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -19,26 +19,18 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from chatcache.errors import ChatcacheError
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.formatting import gist, shorten
 from chatcache.tui.styles import MUTED
 
 MAX_ROWS = 500
+Item = TypeVar("Item")
 Result = TypeVar("Result")
-Loaded = TypeVar("Loaded")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """`draw` makes the row for a width in cells; `search` is what the filter looks at."""
-
-    row_id: str
-    search: str
-    draw: Callable[[int], Content]
-
-
-class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
+class FilterListScreen(ModalScreen[Result | None], Generic[Item, Result]):
     """Type to filter, arrows to move, Enter to choose, Esc to leave."""
 
     BINDINGS = bindings("list")
@@ -47,13 +39,50 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
     keys_text = "Enter choose · Esc close"
     empty_text = "nothing here"
 
-    def __init__(self, query: str = "") -> None:
+    def __init__(self, query: str = "", *, is_answering: bool = False) -> None:
         super().__init__(classes="picker")
         self._initial_query = query
-        self._rows: Sequence[Row] = ()
-        self._shown: list[Row] = []
-        self._is_loaded = False
+        self._is_answering = is_answering
+        self.items: Mapping[str, Item] = {}
+        self._shown: dict[str, Item] = {}
+        self.is_loaded = False
         self._drawn_width = 0
+
+    # For the screen that inherits
+
+    async def fill(self) -> None:
+        """Get the items and show them with `set_items`. Where it fails the screen closes."""
+        raise NotImplementedError
+
+    def search_text(self, item: Item) -> str:
+        """What the filter looks at."""
+        raise NotImplementedError
+
+    def draw(self, item: Item, width: int) -> Content:
+        """The row of an item, in so many cells."""
+        raise NotImplementedError
+
+    def columns(self, width: int) -> Content:
+        """The headings above the list."""
+        return Content("")
+
+    def preview(self, item: Item) -> Content:
+        """What is said of the highlighted item below the list."""
+        return Content("")
+
+    def choose(self, item: Item) -> None:
+        raise NotImplementedError
+
+    def is_match(self, item: Item, words: Sequence[str]) -> bool:
+        """All words occur, in any order."""
+        text = self.search_text(item).casefold()
+        return all(word in text for word in words)
+
+    def found(self, words: Sequence[str]) -> dict[str, Item]:
+        """The items that match by their ids, in the order of showing."""
+        return {key: item for key, item in self.items.items() if self.is_match(item, words)}
+
+    # The frame
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
@@ -64,63 +93,71 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
             yield Static("", classes="preview", markup=False)
             yield Static(self.keys_text, classes="dialog-keys", markup=False)
 
-    async def loaded(self, load: Callable[[], Loaded]) -> Loaded | None:
-        """What `load` gives, from a thread; where it fails, it is said and the screen closes."""
-        try:
-            return await asyncio.to_thread(load)
-        except Exception as failure:
-            error = as_user_error(failure)
-            self.dismiss(None)
-            self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
-            return None
-
     def on_mount(self) -> None:
         self.query_one(Input).cursor_blink = self.app.animation_level != "none"
         self.query_one(OptionList).can_focus = False
         self.query_one(".preview", Static).update(Content.styled("loading …", MUTED))
+        self.run_worker(self._load(), exit_on_error=False)
+
+    async def _load(self) -> None:
+        try:
+            await self.fill()
+        except Exception as failure:
+            self.dismiss(None)
+            self._notify(as_user_error(failure))
+
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine beside the message loop; what goes wrong is shown."""
+        self.run_worker(self._guarded(work), exit_on_error=False)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as failure:
+            self.show_failure(as_user_error(failure))
+
+    def show_failure(self, error: ChatcacheError) -> None:
+        self._notify(error)
+
+    def _notify(self, error: ChatcacheError) -> None:
+        self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
+
+    def is_refused(self) -> bool:
+        """While an answer is written nothing may change below it; True says so to the user."""
+        if self._is_answering:
+            self.say("An answer is being written. Esc, then Esc again stops it.")
+        return self._is_answering
 
     # Rows
 
-    def set_rows(self, rows: Sequence[Row]) -> None:
-        """Show these rows, filtered by what has been typed."""
-        self._rows, self._is_loaded = rows, True
-        self._filter()
+    def set_items(self, items: Mapping[str, Item], highlight: str | None = None) -> None:
+        """Show these, filtered by what has been typed. Without `highlight` it stays where it is."""
+        self.items, self.is_loaded = items, True
+        self.filter(highlight or self.highlighted_id)
 
     @property
-    def highlighted_row(self) -> Row | None:
+    def highlighted_id(self) -> str | None:
         index = self.query_one(OptionList).highlighted
-        return self._shown[index] if index is not None and index < len(self._shown) else None
+        return None if index is None else next(islice(self._shown, index, None), None)
+
+    @property
+    def highlighted(self) -> Item | None:
+        key = self.highlighted_id
+        return None if key is None else self._shown[key]
 
     @property
     def query_text(self) -> str:
         return self.query_one(Input).value
 
-    def is_match(self, row: Row, words: Sequence[str]) -> bool:
-        """All words occur, in any order."""
-        text = row.search.casefold()
-        return all(word in text for word in words)
-
-    def ordered(self, rows: list[Row], words: Sequence[str]) -> list[Row]:
-        """The rows that match, in the order of showing."""
-        return rows
-
-    def preview(self, row: Row) -> Content:
-        """What is said of the highlighted row below the list."""
-        return Content("")
-
-    def columns(self, width: int) -> Content:
-        """The headings above the list."""
-        return Content("")
-
-    def _filter(self, keep: str | None = None) -> None:
+    def filter(self, highlight: str | None = None) -> None:
+        """Show what matches, and highlight this item, else the first one."""
         options = self.query_one(OptionList)
         words = self.query_text.casefold().split()
-        matching = [row for row in self._rows if self.is_match(row, words)]
-        self._shown = self.ordered(matching, words)[:MAX_ROWS]
+        self._shown = dict(islice(self.found(words).items(), MAX_ROWS))
         self._drawn_width = width = self._width
-        self.query_one(".columns", Static).update(self.columns(width))
-        options.set_options(Option(row.draw(width)) for row in self._shown)
-        index = next((i for i, row in enumerate(self._shown) if row.row_id == keep), 0)
+        self.query_one(".columns", Static).update(self.columns(width).stylize(MUTED))
+        options.set_options(Option(self.draw(item, width)) for item in self._shown.values())
+        index = next((i for i, key in enumerate(self._shown) if key == highlight), 0)
         options.highlighted = index if self._shown else None
         if not self._shown:
             text = self.empty_text if not words else "no match"
@@ -130,8 +167,7 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
     def _draw_again(self) -> None:
         """Rows that were drawn before the dialog had its size are drawn for the one it has."""
         if self._drawn_width != self._width:
-            row = self.highlighted_row
-            self._filter(row.row_id if row else None)
+            self.filter(self.highlighted_id)
 
     @property
     def _width(self) -> int:
@@ -148,8 +184,8 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
     def _query_changed(self, event: Input.Changed) -> None:
         event.stop()
         self._show_keys()
-        if self._is_loaded:
-            self._filter()
+        if self.is_loaded:
+            self.filter()
 
     @on(Input.Submitted)
     def _submitted(self, event: Input.Submitted) -> None:
@@ -164,20 +200,17 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Result]):
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
         event.stop()
-        if (row := self.highlighted_row) is not None:
-            self.query_one(".preview", Static).update(self.preview(row))
+        if (item := self.highlighted) is not None:
+            self.query_one(".preview", Static).update(self.preview(item))
 
     def on_resize(self, event: Resize) -> None:
         self.call_after_refresh(self._show_keys)
-        if self._is_loaded:
+        if self.is_loaded:
             self.call_after_refresh(self._draw_again)
 
     def _choose(self) -> None:
-        if (row := self.highlighted_row) is not None:
-            self.choose(row)
-
-    def choose(self, row: Row) -> None:
-        raise NotImplementedError
+        if (item := self.highlighted) is not None:
+            self.choose(item)
 
     def action_move(self, step: int) -> None:
         self._show_keys()

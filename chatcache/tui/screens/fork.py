@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from textual.content import Content
 
 from chatcache.chat.views import ForkPoint
+from chatcache.formatting import plural
 from chatcache.frontend import figures
-from chatcache.tui.formatting import gist, plural, shorten
-from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.tui.formatting import gist, padded, shorten
+from chatcache.tui.screens.filter_list import FilterListScreen
 from chatcache.tui.styles import MUTED
 
 _TURN_WIDTH, _WHO_WIDTH, _TOKENS_WIDTH = 5, 8, 8
@@ -55,41 +57,33 @@ def fork_rows(points: Sequence[ForkPoint]) -> list[ForkRow]:
     return rows
 
 
-class ForkScreen(FilterListScreen[ForkChoice]):
+class ForkScreen(FilterListScreen[ForkRow, ForkChoice]):
     """Returns a choice; the forking is done by whoever asked."""
 
     placeholder = "type to filter the turns"
     keys_text = "Enter fork here · on “you”: edit that message · Esc close"
     empty_text = "Nothing has been said yet."
 
-    def __init__(self, name: str, load: Callable[[], list[ForkPoint]]) -> None:
+    def __init__(self, name: str, points: Callable[[], list[ForkPoint]]) -> None:
         super().__init__()
         self.title_text = f"Fork {shorten(name, 50)}"
-        self._load = load
-        self._by_id: dict[str, ForkRow] = {}
+        self._points = points
 
-    def on_mount(self) -> None:
-        super().on_mount()
-        self.run_worker(self._fill(), exit_on_error=False)
+    async def fill(self) -> None:
+        rows = fork_rows(await asyncio.to_thread(self._points))
+        self.set_items({str(index): row for index, row in enumerate(rows)})
 
-    async def _fill(self) -> None:
-        points = await self.loaded(self._load)
-        if points is None:
-            return
-        rows = fork_rows(points)
-        self._by_id = {str(index): row for index, row in enumerate(rows)}
-        self.set_rows(
-            [
-                Row(row_id, f"{row.turn} {row.who} {row.text}", _drawer(row))
-                for row_id, row in self._by_id.items()
-            ]
-        )
+    def search_text(self, fork: ForkRow) -> str:
+        return f"{fork.turn} {fork.who} {fork.text}"
 
     def columns(self, width: int) -> Content:
-        return _line("turn", "", "", "tokens", "cost", width).stylize(MUTED)
+        return _line("turn", "", "", "tokens", "cost", width)
 
-    def preview(self, row: Row) -> Content:
-        fork = self._by_id[row.row_id]
+    def draw(self, fork: ForkRow, width: int) -> Content:
+        cost = figures.cost(fork.point.cost)
+        return _line(fork.turn, fork.who, fork.text, f"{fork.point.num_tokens:,}", cost, width)
+
+    def preview(self, fork: ForkRow) -> Content:
         cost = figures.cost(fork.point.cost)
         if fork.who == "you":
             kept = plural(fork.point.turn, "turn")
@@ -100,16 +94,8 @@ class ForkScreen(FilterListScreen[ForkChoice]):
             lines = f"Keeps {plural(fork.point.turn, 'turn')}, this one included. {cost}."
         return Content.assemble((lines, MUTED), "\n", self.fit(fork.text))
 
-    def choose(self, row: Row) -> None:
-        self.dismiss(self._by_id[row.row_id].choice)
-
-
-def _drawer(row: ForkRow) -> Callable[[int], Content]:
-    def draw(width: int) -> Content:
-        cost = figures.cost(row.point.cost)
-        return _line(row.turn, row.who, row.text, f"{row.point.num_tokens:,}", cost, width)
-
-    return draw
+    def choose(self, fork: ForkRow) -> None:
+        self.dismiss(fork.choice)
 
 
 def _line(turn: str, who: str, text: str, tokens: str, cost: str, width: int) -> Content:
@@ -119,11 +105,10 @@ def _line(turn: str, who: str, text: str, tokens: str, cost: str, width: int) ->
         who, who_width = who[:3], 4
     tokens = f"{tokens:>{_TOKENS_WIDTH}}" if width >= 66 else ""
     rest = width - _TURN_WIDTH - who_width - len(tokens) - cost_width - 2
-    text = shorten(gist(text), rest)
     return Content.assemble(
         f"{turn:>{_TURN_WIDTH - 1}} ",
         (f"{who:<{who_width}}", MUTED),
-        Content(text).pad_right(max(0, rest - Content(text).cell_length)),
+        padded(shorten(gist(text), rest), rest),
         f"{tokens}  ",
         Content(shorten(cost, cost_width)),
     )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from textual.content import Content
 
-from chatcache.tui.formatting import clean, shorten
-from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.formatting import clean
+from chatcache.tui.formatting import shorten
+from chatcache.tui.screens.filter_list import FilterListScreen
 
 _FUZZY_LENGTH = 200
 
 
-class HistoryScreen(FilterListScreen[str]):
+class HistoryScreen(FilterListScreen[str, str]):
     title_text = "Your earlier messages"
     keys_text = "Enter takes it into the composer · Esc close"
     placeholder = "type to filter: words in any order, or letters in this order"
@@ -23,30 +24,28 @@ class HistoryScreen(FilterListScreen[str]):
         super().__init__(query)
         self._texts = texts
 
-    def on_mount(self) -> None:
-        super().on_mount()
-        self.call_after_refresh(self.set_rows, self._make_rows())
+    async def fill(self) -> None:
+        self.set_items({str(index): text for index, text in enumerate(self._texts)})
 
-    def _make_rows(self) -> list[Row]:
-        return [Row(str(i), text, _drawer(text)) for i, text in enumerate(self._texts)]
+    def search_text(self, text: str) -> str:
+        return text
 
-    def is_match(self, row: Row, words: Sequence[str]) -> bool:
-        """All words occur, or else all letters in their order."""
-        if super().is_match(row, words):
-            return True
-        letters = ".*?".join(map(re.escape, "".join(words)))
-        return re.search(letters, row.search[:_FUZZY_LENGTH].casefold()) is not None
+    def found(self, words: Sequence[str]) -> dict[str, str]:
+        """Those with all words, then those with all letters in this order; the newest first."""
+        whole = super().found(words)
+        letters = re.compile(".*?".join(map(re.escape, "".join(words))))
+        scattered = {
+            key: text
+            for key, text in self.items.items()
+            if key not in whole and letters.search(text[:_FUZZY_LENGTH].casefold())
+        }
+        return whole | scattered
 
-    def ordered(self, rows: list[Row], words: Sequence[str]) -> list[Row]:
-        """Words before scattered letters; within both the newest first."""
-        return sorted(rows, key=lambda row: not super(HistoryScreen, self).is_match(row, words))
+    def draw(self, text: str, width: int) -> Content:
+        return Content(shorten(text, width))
 
-    def preview(self, row: Row) -> Content:
-        return Content(clean(self._texts[int(row.row_id)]))
+    def preview(self, text: str) -> Content:
+        return Content(clean(text))
 
-    def choose(self, row: Row) -> None:
-        self.dismiss(self._texts[int(row.row_id)])
-
-
-def _drawer(text: str) -> Callable[[int], Content]:
-    return lambda width: Content(shorten(text, width))
+    def choose(self, text: str) -> None:
+        self.dismiss(text)

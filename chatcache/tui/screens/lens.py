@@ -5,6 +5,7 @@ Owns drawing. Choosing a turn shows the figures of its answer in the panel.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from textual.content import Content
@@ -13,13 +14,13 @@ from textual.widgets import Static
 from chatcache.chat.views import ForkPoint
 from chatcache.frontend.lens import LensRow, heading, lens
 from chatcache.tui.formatting import bar, gist, shorten
-from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.tui.screens.filter_list import FilterListScreen
 from chatcache.tui.styles import MUTED
 
 _TURN, _TOKENS, _RANGE, _WHERE = 5, 8, 17, 10
 
 
-class LensScreen(FilterListScreen[int]):
+class LensScreen(FilterListScreen[LensRow, int]):
     """Returns the turn whose figures are wanted."""
 
     title_text = "Lens: what the model has read"
@@ -28,56 +29,41 @@ class LensScreen(FilterListScreen[int]):
     empty_text = "Nothing has been read yet."
 
     def __init__(
-        self, load: Callable[[], Sequence[ForkPoint]], max_tokens: int | None, cut_at: int | None
+        self, points: Callable[[], Sequence[ForkPoint]], max_tokens: int | None, cut_at: int | None
     ) -> None:
         super().__init__()
-        self._load, self._max_tokens, self._cut_at = load, max_tokens, cut_at
-        self._turns: dict[str, LensRow] = {}
+        self._points, self._max_tokens, self._cut_at = points, max_tokens, cut_at
         self._longest = 1
 
-    def on_mount(self) -> None:
-        super().on_mount()
-        self.run_worker(self._fill(), exit_on_error=False)
-
-    async def _fill(self) -> None:
-        points = await self.loaded(self._load)
-        if points is None:
-            return
-        rows = lens(points)
-        self._turns = {str(row.turn): row for row in rows}
+    async def fill(self) -> None:
+        rows = lens(await asyncio.to_thread(self._points))
         self._longest = max((row.num_tokens for row in rows), default=1) or 1
         title = Content.assemble("Lens  ", (heading(rows, self._max_tokens), MUTED))
         self.query_one(".dialog-title", Static).update(title)
-        self.set_rows(
-            [
-                Row(str(row.turn), f"{row.user_text} {row.answer_text}", self._drawer(row))
-                for row in rows
-            ]
-        )
-        self._filter(str(rows[-1].turn) if rows else None)
+        last = str(rows[-1].turn) if rows else None
+        self.set_items({str(row.turn): row for row in rows}, highlight=last)
+
+    def search_text(self, turn: LensRow) -> str:
+        return f"{turn.user_text} {turn.answer_text}"
 
     # Drawing
 
     def columns(self, width: int) -> Content:
-        return _line("turn", "tokens", "from–to", "where", "", "", width).stylize(MUTED)
+        return _line("turn", "tokens", "from–to", "where", "", "", width)
 
-    def _drawer(self, row: LensRow) -> Callable[[int], Content]:
-        def draw(width: int) -> Content:
-            filled, _ = bar(row.num_tokens / self._longest, _bar_width(width))
-            return _line(
-                f"{row.turn}",
-                f"{row.num_tokens:,}",
-                f"{row.start:,}–{row.stop:,}",
-                row.where,
-                filled,
-                row.user_text,
-                width,
-            )
+    def draw(self, turn: LensRow, width: int) -> Content:
+        filled, _ = bar(turn.num_tokens / self._longest, _bar_width(width))
+        return _line(
+            f"{turn.turn}",
+            f"{turn.num_tokens:,}",
+            f"{turn.start:,}–{turn.stop:,}",
+            turn.where,
+            filled,
+            turn.user_text,
+            width,
+        )
 
-        return draw
-
-    def preview(self, row: Row) -> Content:
-        turn = self._turns[row.row_id]
+    def preview(self, turn: LensRow) -> Content:
         facts = turn.detail
         if self._cut_at is not None and turn.start <= self._cut_at < turn.stop:
             facts += f" · the last prompt left what was kept at token {self._cut_at:,}"
@@ -85,8 +71,8 @@ class LensScreen(FilterListScreen[int]):
             (facts, MUTED), "\n", self.fit(turn.user_text), "\n", self.fit(turn.answer_text)
         )
 
-    def choose(self, row: Row) -> None:
-        self.dismiss(int(row.row_id))
+    def choose(self, turn: LensRow) -> None:
+        self.dismiss(turn.turn)
 
 
 def _bar_width(width: int) -> int:

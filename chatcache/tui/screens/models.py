@@ -10,21 +10,22 @@ from textual.content import Content
 from chatcache.backends.base import ModelInfo
 from chatcache.backends.local.model.shelf import ShelfModel, at_hand, is_directory, is_hub_id
 from chatcache.errors import ChatcacheError
+from chatcache.formatting import one_line, parameters, size
 from chatcache.frontend import reports
 from chatcache.frontend.server_shelf import ServerShelf, merged, unreachable
 from chatcache.frontend.suggestions import suggestions
 from chatcache.remotes import RemoteProfile
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.formatting import one_line, parameters, shorten, size
-from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.tui.formatting import padded, shorten
+from chatcache.tui.screens.filter_list import FilterListScreen
 from chatcache.tui.styles import MUTED
 
 _PLACE, _PARAMETERS, _SIZE, _ARCHITECTURE = 10, 10, 9, 24
 _TO_FETCH = "to be downloaded from the hub"
 
 
-class ModelScreen(FilterListScreen[str]):
+class ModelScreen(FilterListScreen[ShelfModel, str]):
     """Returns the name of a model; switching is done by whoever asked."""
 
     BINDINGS = bindings("models")
@@ -35,7 +36,7 @@ class ModelScreen(FilterListScreen[str]):
 
     def __init__(
         self,
-        load: Callable[[], Sequence[ShelfModel]],
+        models: Callable[[], Sequence[ShelfModel]],
         current: str,
         info: ModelInfo | None,
         consequence: str,
@@ -45,28 +46,19 @@ class ModelScreen(FilterListScreen[str]):
         is_offline: bool = False,
     ) -> None:
         super().__init__()
-        self._load, self._current, self._info = load, current, info
+        self._models, self._current, self._info = models, current, info
         self._consequence, self._set_default = consequence, set_default
         self._is_offline = is_offline
         self._servers = servers or ServerShelf()
-        self._models: dict[str, ShelfModel] = {}
 
-    def on_mount(self) -> None:
-        super().on_mount()
-        self.run_worker(self._fill(), exit_on_error=False)
-
-    async def _fill(self) -> None:
-        models = await self.loaded(self._load)
-        if models is None:
-            return
+    async def fill(self) -> None:
+        models = await asyncio.to_thread(self._models)
         self._show([*models, *self._offers(models)], self._current)
         for profile in self._servers.remotes.values():
-            self.run_worker(self._ask(profile), exit_on_error=False)
+            self.do(self._ask(profile))
 
-    def _show(self, models: Sequence[ShelfModel], highlighted: str | None) -> None:
-        self._models = {model.name: model for model in models}
-        self.set_rows([self._row(model) for model in models])
-        self._filter(highlighted)
+    def _show(self, models: Sequence[ShelfModel], highlight: str | None = None) -> None:
+        self.set_items({model.name: model for model in models}, highlight)
 
     async def _ask(self, profile: RemoteProfile) -> None:
         """Put the models of a server into the list when it tells; nobody waits for it."""
@@ -77,11 +69,10 @@ class ModelScreen(FilterListScreen[str]):
             problem = error.message
         if not self.is_mounted:
             return
-        row, known = self.highlighted_row, list(self._models.values())
-        models = (
+        known = list(self.items.values())
+        self._show(
             unreachable(known, profile, problem) if problem else merged(known, profile, offered)
         )
-        self._show(models, row.row_id if row is not None else None)
 
     def _offers(self, models: Sequence[ShelfModel]) -> list[ShelfModel]:
         """What could be downloaded, for somebody who knows no name."""
@@ -92,49 +83,42 @@ class ModelScreen(FilterListScreen[str]):
             for name, num_bytes in suggestions(model.name for model in models)
         ]
 
-    def _filter(self, keep: str | None = None) -> None:
-        """What is typed may be a model that is not in the list."""
-        typed = self.query_text.strip()
-        known = [row for row in self._rows if row.row_id in self._models]
-        self._rows = known
-        is_name = is_hub_id(typed) or "/" in typed or self._servers.find(typed) is not None
-        if typed and typed not in self._models and is_name:
-            self._rows = [*known, self._row(self._named(typed), typed)]
-        super()._filter(keep)
+    def search_text(self, model: ShelfModel) -> str:
+        return f"{model.name} {model.architecture}"
 
-    def _row(self, model: ShelfModel, search: str = "") -> Row:
-        return Row(model.name, search or f"{model.name} {model.architecture}", self._drawer(model))
+    def found(self, words: Sequence[str]) -> dict[str, ShelfModel]:
+        """What is typed may be a model that is not in the list."""
+        found, typed = super().found(words), self.query_text.strip()
+        is_name = is_hub_id(typed) or "/" in typed or self._servers.find(typed) is not None
+        if typed and typed not in self.items and is_name:
+            found[typed] = self._named(typed)
+        return found
 
     # Drawing
 
     def columns(self, width: int) -> Content:
-        return _line("  model", "where", "parameters", "size", "architecture", width).stylize(MUTED)
+        return _line("  model", "where", "parameters", "size", "architecture", width)
 
-    def _drawer(self, model: ShelfModel) -> Callable[[int], Content]:
+    def draw(self, model: ShelfModel, width: int) -> Content:
         mark = "● " if model.name == self._current else "  "
-
-        def draw(width: int) -> Content:
-            if model.problem:
-                about = f", about {size(model.num_bytes)}" if model.num_bytes else ""
-                return _problem_line(f"{mark}{model.name}", model.problem + about, width)
-            return _line(
-                f"{mark}{model.name}",
-                model.place,
-                parameters(model.num_parameters) if model.num_parameters else "",
-                size(model.num_bytes) if model.num_bytes else "",
-                model.architecture,
-                width,
-            )
-
-        return draw
+        if model.problem:
+            about = f", about {size(model.num_bytes)}" if model.num_bytes else ""
+            return _problem_line(f"{mark}{model.name}", model.problem + about, width)
+        return _line(
+            f"{mark}{model.name}",
+            model.place,
+            parameters(model.num_parameters) if model.num_parameters else "",
+            size(model.num_bytes) if model.num_bytes else "",
+            model.architecture,
+            width,
+        )
 
     def _named(self, name: str) -> ShelfModel:
         """A model that was typed: a server's, or one of this machine or the hub."""
         remote = self._servers.find(name)
         return _named(name) if remote is None else self._servers.row(remote)
 
-    def preview(self, row: Row) -> Content:
-        model = self._models.get(row.row_id) or self._named(row.row_id)
+    def preview(self, model: ShelfModel) -> Content:
         if model.name == self._current and self._info is not None:
             return Content.styled(reports.model(self._info).replace("\n  ", "\n"), MUTED)
         if model.problem and model.problem != _TO_FETCH:
@@ -143,19 +127,17 @@ class ModelScreen(FilterListScreen[str]):
         reuse = f"Reuse: {one_line(model.reuse)}." if model.reuse else fetched
         return Content.assemble((reuse, MUTED), "\n", self._consequence)
 
-    def choose(self, row: Row) -> None:
-        model = self._models.get(row.row_id) or self._named(row.row_id)
+    def choose(self, model: ShelfModel) -> None:
         if model.problem and model.problem != _TO_FETCH:
             self.say(one_line(model.problem))
         else:
-            self.dismiss(row.row_id)
+            self.dismiss(model.name)
 
     def action_default(self) -> None:
         """Write the model into the settings, without switching to it."""
-        row = self.highlighted_row
-        if row is None:
+        model = self.highlighted
+        if model is None:
             return
-        model = self._models.get(row.row_id) or self._named(row.row_id)
         if self._set_default is None or model.problem:
             self.say("Only a model that is on this machine can be loaded at every start.")
             return
@@ -184,8 +166,8 @@ def _line(
     if width >= 90:
         tail += f"  {shorten(architecture, _ARCHITECTURE):<{_ARCHITECTURE}}"
     rest = width - len(tail) - 1
-    label = Content(shorten(name, rest) if name.strip() == name else "  " + shorten(name, rest - 2))
-    return label.pad_right(max(0, rest - label.cell_length)) + Content(f" {tail}")
+    label = shorten(name, rest) if name.strip() == name else "  " + shorten(name, rest - 2)
+    return padded(label, rest) + Content(f" {tail}")
 
 
 def _problem_line(name: str, problem: str, width: int) -> Content:

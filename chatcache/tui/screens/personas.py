@@ -2,53 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 
 from textual.content import Content
 
 from chatcache.personas import Persona
-from chatcache.tui.formatting import one_line, shorten
-from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.tui.formatting import shorten
+from chatcache.tui.screens.filter_list import FilterListScreen
 from chatcache.tui.styles import MUTED
 
 _NAME_WIDTH = 18
 
 
-class PersonaScreen(FilterListScreen[Persona]):
+class PersonaScreen(FilterListScreen[Persona, Persona]):
     """Returns the persona that was chosen."""
 
     title_text = "Personas"
     keys_text = "Enter use it in this chat · Esc close"
     empty_text = "There are none yet: `chatcache config edit` shows how one is written."
 
-    def __init__(self, personas: Sequence[Persona], system: str | None, cost: str) -> None:
+    def __init__(self, personas: Mapping[str, Persona], system: str | None, cost: str) -> None:
         super().__init__()
-        self._personas = {persona.name: persona for persona in personas}
-        self._system, self._cost = system, cost
+        self._personas, self._system, self._cost = personas, system, cost
 
-    def on_mount(self) -> None:
-        super().on_mount()
-        self.call_after_refresh(self.set_rows, [self._row(one) for one in self._personas.values()])
+    async def fill(self) -> None:
+        self.set_items(self._personas)
+
+    def search_text(self, persona: Persona) -> str:
+        return f"{persona.name} {persona.system}"
 
     def columns(self, width: int) -> Content:
-        return Content(f"  {'name':<{_NAME_WIDTH}}system prompt").stylize(MUTED)
+        return Content(f"  {'name':<{_NAME_WIDTH}}system prompt")
 
-    def _row(self, persona: Persona) -> Row:
-        return Row(persona.name, f"{persona.name} {persona.system}", self._drawer(persona))
-
-    def _drawer(self, persona: Persona) -> Callable[[int], Content]:
+    def draw(self, persona: Persona, width: int) -> Content:
         mark = "● " if persona.system == self._system else "  "
         name = f"{shorten(persona.name, _NAME_WIDTH - 2):<{_NAME_WIDTH}}"
-        said = one_line(persona.system)
+        said = shorten(persona.system, width - len(mark) - _NAME_WIDTH)
+        return Content.assemble(mark, (name, "bold"), (said, MUTED))
 
-        def draw(width: int) -> Content:
-            rest = width - len(mark) - _NAME_WIDTH
-            return Content.assemble(mark, (name, "bold"), (shorten(said, rest), MUTED))
-
-        return draw
-
-    def preview(self, row: Row) -> Content:
-        persona = self._personas[row.row_id]
+    def preview(self, persona: Persona) -> Content:
         sampling = " · ".join(f"{name} {value:g}" for name, value in persona.sampling.items())
         if persona.system == self._system:
             facts = "in use" + (f" · {sampling}" if sampling else "")
@@ -56,5 +48,5 @@ class PersonaScreen(FilterListScreen[Persona]):
             facts = self._cost + (f" Sets {sampling}; that costs nothing." if sampling else "")
         return Content.assemble((facts, MUTED), "\n", self.fit(persona.system))
 
-    def choose(self, row: Row) -> None:
-        self.dismiss(self._personas[row.row_id])
+    def choose(self, persona: Persona) -> None:
+        self.dismiss(persona)

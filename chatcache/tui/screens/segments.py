@@ -11,13 +11,13 @@ from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.backends.base import SegmentRow
-from chatcache.errors import UsageError
+from chatcache.errors import ChatcacheError, UsageError
+from chatcache.formatting import plural, size
 from chatcache.tui.commands import bindings
-from chatcache.tui.failures import as_user_error
-from chatcache.tui.formatting import age, plural, size
+from chatcache.tui.formatting import age
 from chatcache.tui.panel_model import where_words
 from chatcache.tui.screens.confirm import ConfirmScreen
-from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.tui.screens.filter_list import FilterListScreen
 from chatcache.tui.styles import MUTED
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ID_WIDTH = 14
 
 
-class SegmentsScreen(FilterListScreen[None]):
+class SegmentsScreen(FilterListScreen[SegmentRow, None]):
     """Acts through the desk, and on memory through the engine; returns nothing."""
 
     BINDINGS = bindings("segments")
@@ -45,62 +45,51 @@ class SegmentsScreen(FilterListScreen[None]):
         spill: Callable[[str], bool] = lambda segment_id: False,
     ) -> None:
         super().__init__()
-        self._segments = _by_key(rows)
+        self._rows = rows
         self._desk, self._now, self._spill_one = desk, now, spill
         self._is_verifying = False
 
-    def on_mount(self) -> None:
-        super().on_mount()
-        self.call_after_refresh(self._show)
+    async def fill(self) -> None:
+        self.set_items(_by_key(self._rows))
 
     def show_segments(self, rows: Sequence[SegmentRow]) -> None:
         """What the engine holds has changed."""
-        self._segments = _by_key(rows)
-        if self._is_loaded:
-            self._show()
-
-    def _show(self) -> None:
-        chosen = self.highlighted_row
-        rows = [
-            Row(key, f"{row.segment_id} {_where(row)}", self._drawer(row))
-            for key, row in self._segments.items()
-        ]
-        self.set_rows(rows)
-        self._filter(chosen.row_id if chosen else None)
+        self._rows = rows
+        if self.is_loaded:
+            self.set_items(_by_key(rows))
 
     # Drawing
 
     def columns(self, width: int) -> Content:
         return Content(
             _columns("segment", "builds on", "tokens", "where", "size", "age", "hits", width)
-        ).stylize(MUTED)
+        )
 
-    def _drawer(self, row: SegmentRow) -> Callable[[int], Content]:
-        def draw(width: int) -> Content:
-            return Content(
-                _columns(
-                    row.segment_id[: _ID_WIDTH - 2],
-                    (row.parent_id or "–")[: _ID_WIDTH - 2],
-                    f"{row.start:,}–{row.stop:,}",
-                    _where(row),
-                    size(row.num_bytes),
-                    age(self._now - row.last_used),
-                    f"{row.hits:,}",
-                    width,
-                )
+    def search_text(self, segment: SegmentRow) -> str:
+        return f"{segment.segment_id} {_where(segment)}"
+
+    def draw(self, segment: SegmentRow, width: int) -> Content:
+        return Content(
+            _columns(
+                segment.segment_id[: _ID_WIDTH - 2],
+                (segment.parent_id or "–")[: _ID_WIDTH - 2],
+                f"{segment.start:,}–{segment.stop:,}",
+                _where(segment),
+                size(segment.num_bytes),
+                age(self._now - segment.last_used),
+                f"{segment.hits:,}",
+                width,
             )
+        )
 
-        return draw
-
-    def preview(self, row: Row) -> Content:
-        segment = self._segments[row.row_id]
+    def preview(self, segment: SegmentRow) -> Content:
         behind = f"behind {segment.parent_id[:12]}" if segment.parent_id else "at the beginning"
         facts = f"{segment.num_tokens:,} tokens, {behind}, namespace {segment.namespace[:12]}"
         return Content.styled(facts, MUTED)
 
     # Acting
 
-    def choose(self, row: Row) -> None:
+    def choose(self, segment: SegmentRow) -> None:
         self._act(self._inspect)
 
     def action_pin(self) -> None:
@@ -113,12 +102,12 @@ class SegmentsScreen(FilterListScreen[None]):
         self._act(self._drop)
 
     def action_spill(self) -> None:
-        if (row := self.highlighted_row) is not None:
-            self.run_worker(self._guarded(self._spill(self._segments[row.row_id])))
+        if (segment := self.highlighted) is not None:
+            self.do(self._spill(segment))
 
     def action_verify_all(self) -> None:
         if self._desk is not None and not self._is_verifying:
-            self.run_worker(self._guarded(self._verify_all(self._desk)))
+            self.do(self._verify_all(self._desk))
 
     def action_leave(self) -> None:
         """Call the verification off, else close."""
@@ -128,20 +117,16 @@ class SegmentsScreen(FilterListScreen[None]):
             self.dismiss(None)
 
     def _act(self, act: Callable[[SegmentDesk, SegmentRow], Coroutine[Any, Any, None]]) -> None:
-        row = self.highlighted_row
-        if row is None:
+        segment = self.highlighted
+        if segment is None:
             return
         if self._desk is None:
             self.say("The cache of this backend is not on this machine.")
-            return
-        self.run_worker(self._guarded(act(self._desk, self._segments[row.row_id])))
+        else:
+            self.do(act(self._desk, segment))
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception as failure:
-            error = as_user_error(failure)
-            self.say(f"{error.message} {error.hint}")
+    def show_failure(self, error: ChatcacheError) -> None:
+        self.say(f"{error.message} {error.hint}")
 
     async def _inspect(self, desk: SegmentDesk, segment: SegmentRow) -> None:
         lines = await asyncio.to_thread(desk.inspect, segment)
@@ -160,20 +145,19 @@ class SegmentsScreen(FilterListScreen[None]):
         """Read every file, one after the other; Esc ends it after the one that is being read."""
         self._is_verifying = True
         try:
-            steps, num_damaged, step = desk.verify_all(), 0, None
+            steps, step = desk.verify_all(), None
             while self._is_verifying and (found := await asyncio.to_thread(next, steps, None)):
                 step = found
-                num_damaged += step.problem is not None
                 done = f"verified {step.done:,} of {plural(step.total, 'segment')}"
-                self.say(f"{done}, {size(step.num_bytes)} · {num_damaged:,} damaged · Esc stops")
+                self.say(
+                    f"{done}, {size(step.num_bytes)} · {step.num_damaged:,} damaged · Esc stops"
+                )
         finally:
             was_stopped, self._is_verifying = not self._is_verifying, False
         if step is None:
             self.say("Nothing is on disk yet.")
             return
-        found_words = f"{num_damaged:,} damaged" if num_damaged else "all sound"
-        words = f"Verified {step.done:,} of {step.total:,}, {size(step.num_bytes)}: {found_words}."
-        self.say(("Stopped. " if was_stopped else "") + words)
+        self.say(("Stopped. " if was_stopped else "") + step.words)
 
     async def _spill(self, segment: SegmentRow) -> None:
         if segment.on_disk:
@@ -194,7 +178,7 @@ class SegmentsScreen(FilterListScreen[None]):
         """Show what is on disk now; of what is in memory the engine tells by itself."""
         stored = _by_key(await asyncio.to_thread(desk.stored))
         now: list[SegmentRow] = []
-        for key, row in self._segments.items():
+        for key, row in self.items.items():
             on_disk = stored.get(key)
             if on_disk is not None:
                 now.append(replace(row, on_disk=True, is_pinned=on_disk.is_pinned))

@@ -6,22 +6,22 @@ Owns drawing and keys. What goes with a branch is said by the service before it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from textual.content import Content
 
 from chatcache.backends.base import CostEstimate
 from chatcache.chat.branches import Branch, BranchTree, Removal, TreeRow
 from chatcache.chat.views import SessionSummary
+from chatcache.formatting import one_line, plural
 from chatcache.frontend import figures
 from chatcache.tui.commands import bindings
-from chatcache.tui.failures import as_user_error
-from chatcache.tui.formatting import age, one_line, plural, shorten
-from chatcache.tui.screens.ask_text import AskTextScreen
+from chatcache.tui.formatting import age, padded, shorten
+from chatcache.tui.screens.ask_text import rename_chat
 from chatcache.tui.screens.confirm import ConfirmScreen
-from chatcache.tui.screens.filter_list import FilterListScreen, Row
+from chatcache.tui.screens.filter_list import FilterListScreen
 from chatcache.tui.styles import MUTED, TITLE
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class TreeChoice:
     has_changed: bool = False
 
 
-class TreeScreen(FilterListScreen[TreeChoice]):
+class TreeScreen(FilterListScreen[TreeRow, TreeChoice]):
     """Returns a choice; deleting and renaming are done here."""
 
     BINDINGS = bindings("tree")
@@ -54,87 +54,61 @@ class TreeScreen(FilterListScreen[TreeChoice]):
     empty_text = "Nothing has been said yet."
 
     def __init__(
-        self, service: ChatService, session_id: str, now: float, *, is_busy: bool = False
+        self, service: ChatService, session_id: str, now: float, *, is_answering: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(is_answering=is_answering)
         self._service, self._session_id, self._now = service, session_id, now
-        self._is_busy = is_busy
         self._tree = BranchTree((), None)
-        self._tree_rows: dict[str, TreeRow] = {}
         self._costs: dict[str, CostEstimate | None] = {}
         self._parents: dict[str, str] = {}
         self._has_changed = False
 
-    def on_mount(self) -> None:
-        super().on_mount()
-        self._do(self._load())
-
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        self.run_worker(self._guarded(work), exit_on_error=False)
-
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception as failure:
-            error = as_user_error(failure)
-            self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
-
     # Loading
 
-    async def _load(self, keep: str | None = None) -> None:
+    async def fill(self) -> None:
+        await self._read()
+
+    async def _read(self, highlight: str | None = None) -> None:
         """The rows at once, what they cost as soon as it is known."""
         tree = await asyncio.to_thread(self._service.tree.branches, self._session_id)
         rows = tree.rows()
         self._tree = tree
-        self._tree_rows = {row.branch.node_id: row for row in rows}
         self._parents = {
             child.node_id: row.branch.node_id for row in rows for child in row.branch.children
         }
-        self._show(keep or self._current_row())
+        self.set_items(
+            {row.branch.node_id: row for row in rows}, highlight or self._open_row_id(rows)
+        )
         branches = [row.branch for row in rows]
         costs = await asyncio.to_thread(self._service.tree.costs, branches)
         self._costs = {branch.node_id: cost for branch, cost in zip(branches, costs, strict=True)}
-        chosen = self.highlighted_row
-        self._show(chosen.row_id if chosen else None)
+        self.filter(self.highlighted_id)
 
-    def _current_row(self) -> str | None:
-        return next(
-            (one for one, row in self._tree_rows.items() if self._is_open(row.branch)), None
-        )
+    def _open_row_id(self, rows: Sequence[TreeRow]) -> str | None:
+        return next((row.branch.node_id for row in rows if self._is_open(row.branch)), None)
 
     def _is_open(self, branch: Branch) -> bool:
         return any(session.session_id == self._session_id for session in branch.sessions)
 
-    def _show(self, keep: str | None) -> None:
-        self.set_rows(
-            [
-                Row(node_id, _searched(row.branch), self._drawer(row))
-                for node_id, row in self._tree_rows.items()
-            ]
-        )
-        self._filter(keep)
+    def search_text(self, row: TreeRow) -> str:
+        return " ".join([row.branch.text, *(session.name for session in row.branch.sessions)])
 
     # Drawing
 
     def columns(self, width: int) -> Content:
-        return _columns(Content("  turns"), "tokens", "where", "to go on", "used", width).stylize(
-            MUTED
+        return _columns(Content("  turns"), "tokens", "where", "to go on", "used", width)
+
+    def draw(self, row: TreeRow, width: int) -> Content:
+        branch = row.branch
+        is_known = branch.node_id in self._costs
+        return _columns(
+            self._label(row, width),
+            f"{branch.own_tokens:,}",
+            self._where(branch) if is_known else "…",
+            figures.cost(self._costs.get(branch.node_id)) if is_known else "…",
+            age(self._now - branch.created_at),
+            width,
         )
-
-    def _drawer(self, row: TreeRow) -> Callable[[int], Content]:
-        def draw(width: int) -> Content:
-            branch = row.branch
-            known = branch.node_id in self._costs
-            return _columns(
-                self._label(row, width),
-                f"{branch.own_tokens:,}",
-                self._where(branch) if known else "…",
-                figures.cost(self._costs.get(branch.node_id)) if known else "…",
-                age(self._now - branch.created_at),
-                width,
-            )
-
-        return draw
 
     def _label(self, row: TreeRow, width: int) -> Content:
         branch, is_open = row.branch, self._is_open(row.branch)
@@ -174,11 +148,11 @@ class TreeScreen(FilterListScreen[TreeChoice]):
             return "none"
         return "+".join(tiers) + (" part" if missing > 0 and len(tiers) == 1 else "")
 
-    def preview(self, row: Row) -> Content:
-        branch = self._tree_rows[row.row_id].branch
+    def preview(self, row: TreeRow) -> Content:
+        branch = row.branch
         facts = [f"{branch.num_tokens:,} tokens from the start to here"]
-        if row.row_id in self._costs:
-            facts.append(f"to go on: {figures.cost(self._costs[row.row_id])}")
+        if branch.node_id in self._costs:
+            facts.append(f"to go on: {figures.cost(self._costs[branch.node_id])}")
         if self._is_open(branch):
             facts.append("open now")
         if not branch.sessions:
@@ -197,16 +171,13 @@ class TreeScreen(FilterListScreen[TreeChoice]):
 
     # Keys
 
-    def choose(self, row: Row) -> None:
-        self._do(self._switch(self._tree_rows[row.row_id].branch))
+    def choose(self, row: TreeRow) -> None:
+        self.do(self._switch(row.branch))
 
     async def _switch(self, branch: Branch) -> None:
-        if not branch.sessions and branch.children:
-            branch = branch.children[0]  # where lines part nobody ends: follow the main one
-            while not branch.sessions and branch.children:
-                branch = branch.children[0]
-        if self._is_busy and not self._is_open(branch):
-            self.say("An answer is being written. Esc, then Esc again stops it.")
+        while not branch.sessions and branch.children:
+            branch = branch.children[0]  # no chat ends where lines part: follow the main one
+        if not self._is_open(branch) and self.is_refused():
             return
         session_id = await asyncio.to_thread(self._service.tree.follow, branch)
         moved = not branch.sessions and session_id == self._session_id
@@ -214,10 +185,10 @@ class TreeScreen(FilterListScreen[TreeChoice]):
 
     def action_fork(self) -> None:
         if (branch := self._chosen()) is not None:
-            self._do(self._fork(branch))
+            self.do(self._fork(branch))
 
     async def _fork(self, branch: Branch) -> None:
-        below = next(one for one in branch.walk() if one.sessions or not one.children)
+        below = next(run for run in branch.walk() if run.sessions or not run.children)
         session_id = await asyncio.to_thread(self._service.tree.follow, below)
         self.dismiss(TreeChoice(session_id, branch.last_turn, self._has_changed))
 
@@ -226,30 +197,27 @@ class TreeScreen(FilterListScreen[TreeChoice]):
         if branch is None:
             return
         if branch.sessions:
-            self._do(self._rename(branch))
+            self.do(self._rename(branch))
         else:
             self.say("No chat ends here. F4 makes one, which can have a name.")
 
     async def _rename(self, branch: Branch) -> None:
-        session = branch.sessions[0]
-        name = await self.app.push_screen_wait(AskTextScreen("Rename the chat", session.name))
-        if name is not None and name != session.name:
-            await asyncio.to_thread(self._service.rename, session.session_id, name)
+        if await rename_chat(self.app, self._service, branch.sessions[0]):
             self._has_changed = True
-            await self._load(branch.node_id)
+            await self._read(branch.node_id)
 
     def action_delete(self) -> None:
-        if (branch := self._chosen()) is not None and not self._refuses():
+        if (branch := self._chosen()) is not None and not self.is_refused():
             keeper = self._service.tree
             top = branch.first_id
-            self._do(self._remove(top, "Delete this branch?", keeper.plan_delete, keeper.delete))
+            self.do(self._remove(top, "Delete this branch?", keeper.plan_delete, keeper.delete))
 
     def action_keep_only(self) -> None:
-        if (branch := self._chosen()) is not None and not self._refuses():
+        if (branch := self._chosen()) is not None and not self.is_refused():
             keeper = self._service.tree
             question = f"Keep only the path to turn {branch.last_turn}?"
             end = branch.node_id
-            self._do(self._remove(end, question, keeper.plan_keep_only, keeper.keep_only))
+            self.do(self._remove(end, question, keeper.plan_keep_only, keeper.keep_only))
 
     async def _remove(
         self,
@@ -268,25 +236,28 @@ class TreeScreen(FilterListScreen[TreeChoice]):
         done = await asyncio.to_thread(act, self._session_id, node_id)
         self._has_changed = True
         if self._session_id in done.deleted:
-            staying = [one for one in self._sessions() if one not in done.deleted]
+            staying = [session for session in self._names() if session not in done.deleted]
             if not staying:
                 self.dismiss(TreeChoice(has_changed=True))
                 return
             self._session_id = staying[0]
-        await self._load()
+        await self._read()
         self.say(f"Deleted {_amount(done)}.")
 
-    def _sessions(self) -> list[str]:
-        return [
-            session.session_id
-            for row in self._tree_rows.values()
+    def _names(self) -> dict[str, str]:
+        """The chats of the tree by their ids."""
+        return {
+            session.session_id: session.name
+            for row in self.items.values()
             for session in row.branch.sessions
-        ]
+        }
 
     def _removal_words(self, planned: Removal) -> str:
-        rows = self._tree_rows.values()
-        names = {one.session_id: one.name for row in rows for one in row.branch.sessions}
-        gone = ", ".join(f"“{shorten(names.get(one, one), 24)}”" for one in planned.deleted[:4])
+        names = self._names()
+        gone = ", ".join(
+            f"“{shorten(names.get(session_id, session_id), 24)}”"
+            for session_id in planned.deleted[:4]
+        )
         more = f" and {len(planned.deleted) - 4} more" if len(planned.deleted) > 4 else ""
         text = f"{_amount(planned)}, with all K and V."
         if planned.deleted:
@@ -296,14 +267,8 @@ class TreeScreen(FilterListScreen[TreeChoice]):
             text += " This chat goes on with what is left."
         return f"{text} This cannot be undone."
 
-    def _refuses(self) -> bool:
-        if self._is_busy:
-            self.say("An answer is being written. Esc, then Esc again stops it.")
-        return self._is_busy
-
     def _chosen(self) -> Branch | None:
-        row = self.highlighted_row
-        return self._tree_rows[row.row_id].branch if row is not None else None
+        return self.highlighted.branch if self.highlighted is not None else None
 
     def action_leave(self) -> None:
         self.dismiss(TreeChoice(has_changed=True) if self._has_changed else None)
@@ -313,10 +278,6 @@ def _amount(removal: Removal) -> str:
     if removal.num_turns:
         return plural(removal.num_turns, "turn")
     return plural(len(removal.nodes), "message")
-
-
-def _searched(branch: Branch) -> str:
-    return " ".join([branch.text, *(session.name for session in branch.sessions)])
 
 
 def _lines(row: TreeRow) -> str:
@@ -336,5 +297,4 @@ def _columns(label: Content, tokens: str, where: str, cost: str, used: str, widt
     if width >= 52:
         tail += f"{used:>{_AGE}}"
     rest = width - len(tail) - 1
-    label = label.truncate(rest, ellipsis=True)
-    return label.pad_right(max(0, rest - label.cell_length)) + Content(f" {tail}")
+    return padded(label.truncate(rest, ellipsis=True), rest) + Content(f" {tail}")

@@ -10,8 +10,9 @@ from textual.widget import Widget
 from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
+from chatcache import formatting as fmt
 from chatcache.frontend.figures import Figures, footer, is_real_miss
-from chatcache.tui import formatting as fmt
+from chatcache.tui.formatting import shorten
 from chatcache.tui.markdown import ChatMarkdown
 from chatcache.tui.styles import MUTED
 from chatcache.tui.widgets.message import MessageBlock
@@ -35,7 +36,7 @@ class AnswerMessage(MessageBlock):
         finish_reason: str | None = None,
     ) -> None:
         super().__init__(turn, text, created_at=created_at, now=now)
-        self.role_word = fmt.shorten(model, 40) or "assistant"
+        self.role_word = shorten(model, 40) or "assistant"
         self.reasoning = fmt.clean(reasoning)
         self.figures = figures
         self.finish_reason = finish_reason
@@ -97,7 +98,7 @@ class AnswerMessage(MessageBlock):
 
     def name_model(self, model: str) -> None:
         """Say which model it was; a message that waited for it was begun without a name."""
-        self.role_word = fmt.shorten(model, 40) or self.role_word
+        self.role_word = shorten(model, 40) or self.role_word
         self.refresh_head()
 
     def show_figures(self, figures: Figures | None) -> None:

@@ -16,9 +16,9 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from chatcache.errors import UsageError
+from chatcache.formatting import clean, plural
 from chatcache.frontend.registry import matching
 from chatcache.tui.commands import bindings
-from chatcache.tui.formatting import clean, plural
 from chatcache.tui.messages import FilePicked, FilesWanted, PromptSubmitted
 from chatcache.tui.widgets.command_popup import (
     CommandPopup,

@@ -10,7 +10,8 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import Static
 
-from chatcache.tui.formatting import shorten, size
+from chatcache.formatting import size
+from chatcache.tui.formatting import shorten
 from chatcache.tui.layout import NARROW_BELOW
 from chatcache.tui.styles import MUTED
 

@@ -12,8 +12,9 @@ from textual.events import Key
 from textual.widget import Widget
 from textual.widgets import Static, TextArea
 
-from chatcache.tui import formatting as fmt
+from chatcache import formatting as fmt
 from chatcache.tui.commands import bindings
+from chatcache.tui.formatting import shorten
 from chatcache.tui.messages import MessageActed
 from chatcache.tui.styles import MUTED
 from chatcache.tui.widgets.words import Words
@@ -75,7 +76,7 @@ class MessageBlock(Vertical, can_focus=True):
             note += f"  ⑂ {self.sibling_index + 1}/{self.num_siblings} ‹ ›"
         parts.append((note, MUTED))
         if self.has_class("-folded"):
-            parts.append((f"  {fmt.shorten(self.text[:400], 60)}", f"{MUTED} italic"))
+            parts.append((f"  {shorten(self.text[:400], 60)}", f"{MUTED} italic"))
         return Content.assemble(*parts)
 
     def refresh_head(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from textual.content import Content
 from textual.widgets import Static
 
-from chatcache.tui.formatting import clean
+from chatcache.formatting import clean
 from chatcache.tui.styles import MUTED
 
 

@@ -8,7 +8,8 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.content import Content
 
-from chatcache.tui import formatting as fmt
+from chatcache import formatting as fmt
+from chatcache.tui.formatting import bar
 from chatcache.tui.status import BackendStatus
 from chatcache.tui.styles import MUTED
 from chatcache.tui.widgets.words import Words
@@ -83,7 +84,7 @@ def progress_content(
     stage = fmt.one_line(stage)
     if total <= 0:
         return Content(stage + ("" if stage.endswith((".", "…")) else " …"))
-    filled, rest = fmt.bar(done / total, bar_width) if bar_width else ("", "")
+    filled, rest = bar(done / total, bar_width) if bar_width else ("", "")
     figures = f"{fmt.size(done)} / {fmt.size(total)}" if is_bytes else f"{done:,} / {total:,}"
     return Content.assemble(
         f"{stage} ", (filled, "$primary"), (rest, "$foreground 35%"), f"  {figures}"

@@ -6,7 +6,8 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.content import Content
 
-from chatcache.tui.formatting import one_line, shorten
+from chatcache.formatting import one_line
+from chatcache.tui.formatting import shorten
 from chatcache.tui.styles import MUTED, TITLE
 from chatcache.tui.widgets.words import Words
 

@@ -13,7 +13,7 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
-from chatcache.tui.formatting import plural
+from chatcache.formatting import plural
 from chatcache.tui.widgets.message import MessageBlock, SystemMessage, UserMessage
 from chatcache.tui.widgets.welcome import Welcome
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 from textual.widgets import Static
 
-from chatcache.formatting import parameters
-from chatcache.tui.formatting import one_line
+from chatcache.formatting import one_line, parameters
 from chatcache.tui.styles import MUTED, TITLE
 
 if TYPE_CHECKING:

@@ -54,6 +54,7 @@ from chatcache.backends.local.engine.wire import (
     StopTurn,
 )
 from chatcache.errors import EngineDiedError, UnavailableError
+from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ class LocalBackend:
             if turn_id in self._turns:
                 self._send(StopTurn(turn_id))
 
-    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+    def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """The cost of continuing each journal. Raises UnavailableError while loading."""
         answers: queue.SimpleQueue[CostsEstimated] = queue.SimpleQueue()
         with self._changed:
@@ -175,7 +176,7 @@ class LocalBackend:
                 raise UnavailableError("The model is not loaded yet.", "Wait until it is.")
             call_id = next(self._call_ids)
             self._calls[call_id] = answers
-            self._send(EstimateCosts(call_id, tuple(tuple(journal) for journal in journals)))
+            self._send(EstimateCosts(call_id, tuple(journals)))
         answer = answers.get()
         if answer.error is not None:
             raise answer.error

@@ -49,6 +49,7 @@ from chatcache.backends.local.engine.wire import (
     portable_event,
 )
 from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Runner(Protocol):
 
     def run(self, request: TurnRequest, stop: threading.Event) -> Iterator[TurnEvent]: ...
 
-    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]: ...
+    def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]: ...
 
     def prepare(
         self, request: Prepare, is_wanted: Callable[[], bool]

@@ -20,6 +20,7 @@ from chatcache.backends.base import (
     TurnRequest,
 )
 from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.token_ids import TokenIds
 
 # front end -> engine
 
@@ -39,7 +40,7 @@ class StopTurn:
 @dataclass(frozen=True, slots=True)
 class EstimateCosts:
     call_id: int
-    journals: tuple[tuple[int, ...], ...]
+    journals: tuple[TokenIds, ...]
 
 
 @dataclass(frozen=True, slots=True)

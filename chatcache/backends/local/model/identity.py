@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatcache.atomic_write import write_atomically
 from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
 from chatcache.cache.book.policy import Precision
 
@@ -135,14 +134,7 @@ class HashBook:
         entries = {path: entry for path, entry in self._entries.items() if Path(path).exists()}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".weights-")
-            try:
-                with os.fdopen(handle, "w") as stream:
-                    json.dump(entries, stream)
-                Path(name).replace(self._path)
-            except OSError:
-                Path(name).unlink()
-                raise
+            write_atomically(self._path, json.dumps(entries).encode())
         except OSError:
             return
         self._is_changed = False

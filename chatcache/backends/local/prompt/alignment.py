@@ -8,14 +8,13 @@ nothing of messages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chatcache.backends.local.prompt.detokenize import REPLACEMENT, CharacterStream
 from chatcache.backends.local.prompt.symbols import SymbolCodec
+from chatcache.token_ids import TokenIds
 
 _CONTEXT_IDS = 8
-_STRIDE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +24,21 @@ class JournalMatch:
     `offset` is the position in the render that `keep` stands for.
     """
 
-    ids: list[int]
+    ids: TokenIds
     keep: int
     offset: int
 
 
-def extend_journal(
-    codec: SymbolCodec, journal: Sequence[int], render: str, marker: str
-) -> JournalMatch:
+def extend_journal(codec: SymbolCodec, journal: TokenIds, render: str, marker: str) -> JournalMatch:
     """Keep the longest part of `journal` that `render` begins with; encode the rest.
 
     What is kept ends where the canonical ids of the rest begin, so no merge of the tokenizer is
     cut. Never keeps less than the common prefix with a fresh tokenisation. Time is linear in both.
     """
-    ids = list(journal[: codec.num_known(journal)])
+    ids = journal[: codec.num_known(journal)]
     kept, offset = _match_segments(codec, ids, render, marker)
     after = ids[kept - 1] if kept and ids[kept - 1] in codec.control_ids else None
-    fresh = codec.encode(render[offset:], marker, after)
+    fresh = TokenIds(codec.encode(render[offset:], marker, after))
     stop, fresh_start = _align(codec, ids, kept, fresh)
     if fresh_start:
         offset += _rendered_length(codec, fresh, fresh_start, render[offset:], marker)
@@ -49,14 +46,14 @@ def extend_journal(
 
 
 def _match_segments(
-    codec: SymbolCodec, ids: list[int], render: str, marker: str
+    codec: SymbolCodec, journal: TokenIds, render: str, marker: str
 ) -> tuple[int, int]:
     """(number of ids, offset in the render) up to the last boundary at a control token that agrees.
 
     A run of text that agrees counts only if a control token or the end follows it on both sides:
     only there no merge can reach across.
     """
-    kept = offset = 0
+    ids, kept, offset = journal.to_list(), 0, 0
     segments = codec.segments(render)
     for start, stop in codec.runs(ids):
         segment = next(segments, None)
@@ -75,15 +72,14 @@ def _match_segments(
     return kept, offset
 
 
-def _align(codec: SymbolCodec, old: list[int], start: int, new: list[int]) -> tuple[int, int]:
+def _align(codec: SymbolCodec, old: TokenIds, start: int, new: TokenIds) -> tuple[int, int]:
     """The last boundary up to which `old[start:]` and `new` spell the same symbols.
 
-    Equal ids are skipped in strides; where they differ both sides are decoded id by id until
-    they meet again.
+    Where the ids differ both sides are decoded id by id until they meet again.
     """
     at, new_at = start, 0
     while True:
-        num_equal = _common_prefix(old, at, new, new_at)
+        num_equal = old[at:].common_prefix(new, new_at)
         at, new_at = at + num_equal, new_at + num_equal
         if at == len(old) or new_at == len(new):
             return at, new_at
@@ -95,9 +91,9 @@ def _align(codec: SymbolCodec, old: list[int], start: int, new: list[int]) -> tu
 
 def _meet(
     codec: SymbolCodec,
-    old: list[int],
+    old: TokenIds,
     at: int,
-    new: list[int],
+    new: TokenIds,
     new_at: int,
 ) -> tuple[int, int] | None:
     """The next boundary at which both sides have spelt the same text; None if they never do.
@@ -105,7 +101,7 @@ def _meet(
     Decoding begins at a whole character: behind half a one some decoders garble all that follows,
     and different text would look alike.
     """
-    context = _whole_context(codec, old[max(0, at - _CONTEXT_IDS) : at])
+    context = _whole_context(codec, old[max(0, at - _CONTEXT_IDS) : at].to_list())
     if at and not context:
         return None
     streams = (CharacterStream(codec.decode, context), CharacterStream(codec.decode, context))
@@ -134,21 +130,8 @@ def _whole_context(codec: SymbolCodec, ids: list[int]) -> list[int]:
     return next((ids[at:] for at in starts if REPLACEMENT not in codec.decode(ids[at:])), [])
 
 
-def _common_prefix(left: list[int], start: int, right: list[int], right_start: int) -> int:
-    length = min(len(left) - start, len(right) - right_start)
-    done = 0
-    while done < length:
-        stop = min(done + _STRIDE, length)
-        if left[start + done : start + stop] != right[right_start + done : right_start + stop]:
-            break
-        done = stop
-    while done < length and left[start + done] == right[right_start + done]:
-        done += 1
-    return done
-
-
 def _rendered_length(
-    codec: SymbolCodec, fresh: list[int], stop: int, render: str, marker: str
+    codec: SymbolCodec, fresh: TokenIds, stop: int, render: str, marker: str
 ) -> int:
     """How much of `render` the first `stop` of its ids stand for, but for swallowed spaces."""
-    return min(len(codec.symbols(fresh[:stop], marker)), len(render))
+    return min(len(codec.symbols(fresh[:stop].to_list(), marker)), len(render))

@@ -18,6 +18,7 @@ from chatcache.backends.local.prompt.detokenize import REPLACEMENT
 from chatcache.backends.local.prompt.reasoning import HARMONY
 from chatcache.backends.local.prompt.template import ChatTemplate, Render, free_marker
 from chatcache.errors import UnavailableError
+from chatcache.token_ids import NO_IDS, TokenIds
 
 DivergenceKind = Literal["template_rewrote_history", "template_is_unstable"]
 
@@ -47,7 +48,7 @@ class PromptPlan:
     are kept, because the session asks for it.
     """
 
-    ids: list[int]
+    ids: TokenIds
     keep: int
     diverged: Divergence | None = None
     system_tokens: int = 0
@@ -82,12 +83,12 @@ class PromptPlanner:
             if self.template.reasoning is HARMONY and "<|end|>" in self.codec.controls
             else end_ids
         )
-        self._system_ids: tuple[tuple[str, bool | None], list[int]] | None = None
+        self._system_ids: tuple[tuple[str, bool | None], TokenIds] | None = None
 
     def plan(
         self,
         messages: Sequence[ChatMessage],
-        journal: Sequence[int] = (),
+        journal: TokenIds = NO_IDS,
         *,
         think: bool | None = None,
         continue_answer: bool = False,
@@ -127,7 +128,7 @@ class PromptPlanner:
         self,
         messages: Sequence[ChatMessage],
         partial: ChatMessage,
-        journal: Sequence[int],
+        journal: TokenIds,
         think: bool | None,
     ) -> PromptPlan:
         """The prompt that goes on with `partial`: the ids as produced, or else as rendered."""
@@ -146,11 +147,11 @@ class PromptPlanner:
         self,
         messages: Sequence[ChatMessage],
         partial: ChatMessage,
-        journal: Sequence[int],
+        journal: TokenIds,
         think: bool | None,
     ) -> PromptPlan:
         """The prompt that goes on with a partial answer that the journal ends with."""
-        ids = list(journal if journal[-1] not in self._end_token_ids else journal[:-1])
+        ids = journal if journal[-1] not in self._end_token_ids else journal[:-1]
         system_tokens = self._count_system_tokens(messages, think, ids)
         is_open = not partial.text and not self._has_closed(ids)
         return PromptPlan(ids, len(ids), None, system_tokens, is_open, True)
@@ -161,7 +162,7 @@ class PromptPlanner:
     # append mode
 
     def _ends_with_answer(
-        self, messages: Sequence[ChatMessage], journal: Sequence[int], num_read: int
+        self, messages: Sequence[ChatMessage], journal: TokenIds, num_read: int
     ) -> bool:
         is_known = bool(journal) and self.codec.num_known(journal) == len(journal)
         is_inside = 0 < num_read <= len(messages)
@@ -170,7 +171,7 @@ class PromptPlanner:
     def _plan_behind(
         self,
         messages: Sequence[ChatMessage],
-        journal: Sequence[int],
+        journal: TokenIds,
         num_read: int,
         think: bool | None,
         continue_answer: bool,
@@ -192,7 +193,7 @@ class PromptPlanner:
         after = journal[-1] if journal[-1] in self.codec.control_ids else None
         # The marker in front lets the text go on where it stands, without a space of its own.
         text = tail.text if after is not None else tail.marker + tail.text
-        ids = [*journal, *self.codec.encode(text, tail.marker, after)]
+        ids = journal + TokenIds(self.codec.encode(text, tail.marker, after))
         return PromptPlan(
             ids=ids,
             keep=len(journal),
@@ -202,20 +203,20 @@ class PromptPlanner:
             num_deviating=self._num_deviating([*messages[:num_read], *rest], journal, think),
         )
 
-    def _behind_end(self, journal: Sequence[int], tail: Render) -> str:
+    def _behind_end(self, journal: TokenIds, tail: Render) -> str:
         """The text of `tail`, less the end of the answer where the journal has it already."""
-        first = next((one for one in self.codec.segments(tail.text) if one.text.strip()), None)
+        first = next((part for part in self.codec.segments(tail.text) if part.text.strip()), None)
         if journal[-1] not in self._end_token_ids or first is None or first.token_id is None:
             return tail.text
         rest = tail.text[first.start + len(first.text) :]
         # A token that stands right in front of what the user says opens it, whatever it ends.
         said = tail.contents[0].strip() if tail.contents else ""
         header = rest.partition(said)[0] if said else rest
-        is_opened = any(one.token_id is not None for one in self.codec.segments(header))
+        is_opened = any(part.token_id is not None for part in self.codec.segments(header))
         is_end = first.token_id in self._closing_ids and is_opened
         return rest if first.token_id == journal[-1] or is_end else tail.text
 
-    def _closing(self, journal: Sequence[int], answer: ChatMessage) -> str:
+    def _closing(self, journal: TokenIds, answer: ChatMessage) -> str:
         """What ends the reasoning that an answer was stopped in."""
         style = self.template.reasoning
         is_inside = answer.reasoning is not None and not answer.text and style is not HARMONY
@@ -224,7 +225,7 @@ class PromptPlanner:
         return f"\n{style.close}\n\n"
 
     def _num_deviating(
-        self, messages: Sequence[ChatMessage], journal: Sequence[int], think: bool | None
+        self, messages: Sequence[ChatMessage], journal: TokenIds, think: bool | None
     ) -> int:
         try:
             render = self.template.render(messages, think=think)
@@ -234,24 +235,24 @@ class PromptPlanner:
 
     # a partial answer
 
-    def _is_covered(self, journal: Sequence[int], prompt: Render, partial: ChatMessage) -> bool:
+    def _is_covered(self, journal: TokenIds, prompt: Render, partial: ChatMessage) -> bool:
         """Whether the journal goes beyond `prompt` and ends with the partial answer."""
         if not journal or self.codec.num_known(journal) < len(journal):
             return False
         if extend_journal(self.codec, journal, prompt.text, prompt.marker).keep == len(journal):
             return False
         wanted = (partial.text or partial.reasoning or "").strip()
-        tail = list(journal[:-1] if journal[-1] in self._end_token_ids else journal)
+        tail = journal[:-1] if journal[-1] in self._end_token_ids else journal
         # An answer has at most as many ids as bytes; a few more are room for tags and spaces.
-        text = self.codec.decode(tail[-len(wanted.encode()) - _TAG_IDS :])
+        text = self.codec.decode(tail[-len(wanted.encode()) - _TAG_IDS :].to_list())
         text = text.rstrip(REPLACEMENT).rstrip()
         if not partial.text:
             text = text.removesuffix(self.template.reasoning.close).rstrip()
         return text.endswith(wanted)
 
-    def _has_closed(self, ids: Sequence[int]) -> bool:
+    def _has_closed(self, ids: TokenIds) -> bool:
         """Whether the reasoning has just ended, before any text of the answer."""
-        tail = self.codec.decode(list(ids[-_TAG_IDS:]))
+        tail = self.codec.decode(ids[-_TAG_IDS:].to_list())
         return tail.rstrip().endswith(self.template.reasoning.close)
 
     def _with_partial(self, prompt: Render, partial: ChatMessage) -> Render:
@@ -269,7 +270,7 @@ class PromptPlanner:
     # figures and explanations
 
     def _count_system_tokens(
-        self, messages: Sequence[ChatMessage], think: bool | None, ids: Sequence[int]
+        self, messages: Sequence[ChatMessage], think: bool | None, ids: TokenIds
     ) -> int:
         """Leading ids of the prompt that the system message alone begins with."""
         if not messages or messages[0].role != "system" or self.template.folds_system:
@@ -278,17 +279,14 @@ class PromptPlanner:
         if self._system_ids is None or self._system_ids[0] != key:
             try:
                 alone = self.template.render(messages[:1], think=think, add_generation_prompt=False)
-                system_ids = self.codec.encode(alone.text, alone.marker)
+                system_ids = TokenIds(self.codec.encode(alone.text, alone.marker))
             except UnavailableError:  # some templates insist on a user message
-                system_ids = []
+                system_ids = NO_IDS
             self._system_ids = key, system_ids
-        system_ids = self._system_ids[1]
-        pairs = enumerate(zip(system_ids, ids, strict=False))
-        length = min(len(system_ids), len(ids))
-        return next((at for at, (left, right) in pairs if left != right), length)
+        return self._system_ids[1].common_prefix(ids)
 
     def _explain(
-        self, journal: Sequence[int], render: Render, match: JournalMatch, changes_itself: bool
+        self, journal: TokenIds, render: Render, match: JournalMatch, changes_itself: bool
     ) -> Divergence:
         keep = match.keep
         lost = f"{len(journal) - keep:,} of {len(journal):,} tokens of history are read again"
@@ -306,10 +304,10 @@ class PromptPlanner:
         )
         return Divergence(keep, "template_rewrote_history", detail)
 
-    def _written(self, ids: Sequence[int], start: int, length: int) -> str:
+    def _written(self, ids: TokenIds, start: int, length: int) -> str:
         """The text of a few ids as it stands behind the id in front of them."""
         stop = min(start + length, self.codec.num_known(ids))
-        before = list(ids[max(0, start - 1) : start])
+        before = ids[max(0, start - 1) : start].to_list()
         head = self.codec.decode(before)
         text = self.codec.decode([*before, *ids[start:stop]])
         return text.removeprefix(head)

@@ -19,8 +19,8 @@ from chatcache.backends.local.run.forward import chunks
 from chatcache.backends.local.run.live_context import LiveContext, PrefillStep, Reuse
 from chatcache.cache.book.rates import CLEARLY_DEARER
 from chatcache.cache.tensors.blocks import TensorBlock
-from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
 from chatcache.formatting import plural
+from chatcache.token_ids import TokenIds
 
 _MAX_TRIES = 8
 
@@ -35,7 +35,7 @@ class CheckpointContext(LiveContext):
         self._checkpoints: dict[int, dict[str, torch.Tensor]] = {}
         self._step_seconds: float | None = None
 
-    def reuse(self, packed: bytes, limit: int) -> Reuse:
+    def reuse(self, ids: TokenIds, limit: int) -> Reuse:
         """Make the live context stand at the longest known prefix of at most `limit` ids that ends
         at a checkpoint, or where it stands already."""
         self._cache = self._live
@@ -43,7 +43,7 @@ class CheckpointContext(LiveContext):
         began = time.perf_counter()
         problem: Reuse | None = None
         for _ in range(_MAX_TRIES):
-            reuse = self._reuse_once(packed, limit)
+            reuse = self._reuse_once(ids, limit)
             if reuse.problem is None:
                 break
             problem = problem or reuse
@@ -55,7 +55,7 @@ class CheckpointContext(LiveContext):
             self._rates.note_restore(reuse.bytes_read, seconds)
         if problem is not None:
             reuse = replace(reuse, problem=problem.problem, is_damage=problem.is_damage)
-        declined = self._decline_steps(reuse.num_tokens, len(packed) // BYTES_PER_ID)
+        declined = self._decline_steps(reuse.num_tokens, len(ids))
         if declined is not None:
             self.forget()
             self._computed_from = 0
@@ -76,16 +76,16 @@ class CheckpointContext(LiveContext):
             f"the whole prompt at once about {cold_ms:,.0f} ms"
         )
 
-    def _reuse_once(self, packed: bytes, limit: int) -> Reuse:
-        live = self._live_tokens(packed, limit)
-        with self._prefixes.acquire(packed, limit) as lease:
+    def _reuse_once(self, ids: TokenIds, limit: int) -> Reuse:
+        live = self._live_tokens(ids, limit)
+        with self._prefixes.acquire(ids, limit) as lease:
             num_matched = max(live, lease.num_matched)
             if live and live >= lease.num_tokens:
                 return Reuse(live, num_matched=num_matched)
-            start = min(common_prefix(self._ids, packed), lease.num_tokens)
-            self._set_length(packed, start)
+            start = min(self._ids.common_prefix(ids), lease.num_tokens)
+            self._set_length(ids, start)
             tokens = self._prefixes.restore(lease, self._live, start)
-            self._set_length(packed, tokens.num_tokens)
+            self._set_length(ids, tokens.num_tokens)
             if tokens.problem is not None:
                 return Reuse(0, problem=tokens.problem, is_damage=tokens.is_damage)
             states = self._prefixes.restore_states(lease, self._live)
@@ -98,14 +98,14 @@ class CheckpointContext(LiveContext):
             is_damage=states.is_damage,
         )
 
-    def commit(self, packed: bytes, boundaries: Sequence[int]) -> int:
+    def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
         """Keep what is live of this path, in segments that end at the checkpoints taken on the way
         and at its end. `boundaries` are not asked: states cannot be had anywhere else."""
-        if self._live.is_torn or self._live.num_tokens * BYTES_PER_ID > len(packed):
+        if self._live.is_torn or self._live.num_tokens > len(ids):
             self.forget()
             return 0
         held = self._live.num_tokens
-        self._set_length(packed, held)
+        self._set_length(ids, held)
         taken, self._checkpoints = self._checkpoints, {}
         if held > self._computed_from:
             taken[held] = self._live.copy_states()
@@ -156,7 +156,7 @@ class CheckpointContext(LiveContext):
             yield 0, start
         yield from chunks(start, stop, 1)
 
-    def _settle(self, packed: bytes, start: int) -> bool:
+    def _settle(self, ids: TokenIds, start: int) -> bool:
         """States belong to the keys and values that they were computed with."""
         return True
 
@@ -168,8 +168,8 @@ class CheckpointContext(LiveContext):
         if end in stops:
             self._checkpoints[end] = self._live.copy_states()
 
-    def _live_tokens(self, packed: bytes, limit: int | None = None) -> int:
+    def _live_tokens(self, ids: TokenIds, limit: int | None = None) -> int:
         """All tokens that are live, if the path goes on behind them; else none can be used."""
-        live = common_prefix(self._ids, packed)
+        live = self._ids.common_prefix(ids)
         is_whole = live == self._live.num_tokens and not self._live.is_torn
         return live if is_whole and (limit is None or live <= limit) else 0

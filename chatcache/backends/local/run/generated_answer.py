@@ -21,6 +21,7 @@ from chatcache.backends.local.prompt.reasoning import (
     reasoning_format,
     shown_tokens,
 )
+from chatcache.token_ids import TokenIds
 
 
 class Answer:
@@ -59,7 +60,7 @@ class Answer:
             text="".join(self._text),
             reasoning="".join(self._reasoning) or None,
             finish_reason=self.finish_reason or "stopped",
-            answer_ids=tuple(self.token_ids),
+            answer_ids=TokenIds(self.token_ids),
             usage=usage,
             timings=timings,
             cache=cache,

@@ -18,8 +18,8 @@ from chatcache.backends.base import Prepare, Prepared, TurnRequest
 from chatcache.backends.local.prompt.planner import PromptPlan
 from chatcache.backends.local.run.live_context import MIN_PART_TOKENS, LiveContext
 from chatcache.cache.book.rates import RateBook
-from chatcache.cache.tokens import BYTES_PER_ID, common_prefix, pack
 from chatcache.errors import UnavailableError
+from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ class StablePrompt:
     how it was read.
     """
 
-    ids: list[int]
-    packed: bytes
+    ids: TokenIds
     keep: int
     num_history: int
     is_rewritten: bool
@@ -49,10 +48,10 @@ class StablePrompt:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Positions from `start` to the end of `packed`, computed ahead."""
+    """Positions from `start` to the end of `ids`, computed ahead."""
 
     start: int
-    packed: bytes
+    ids: TokenIds
 
 
 class AheadBook:
@@ -61,17 +60,17 @@ class AheadBook:
     def __init__(self) -> None:
         self._runs: deque[_Run] = deque(maxlen=_MAX_RUNS)
 
-    def note(self, packed: bytes, start: int, stop: int) -> None:
+    def note(self, ids: TokenIds, start: int, stop: int) -> None:
         if stop > start:
-            self._runs.append(_Run(start, packed[: stop * BYTES_PER_ID]))
+            self._runs.append(_Run(start, ids[:stop]))
 
-    def take_used(self, packed: bytes, num_reused: int) -> int:
+    def take_used(self, ids: TokenIds, num_reused: int) -> int:
         """How many of the first `num_reused` tokens of a prompt were computed ahead. They count
         once: the runs that they are in are forgotten."""
         used: set[int] = set()
         unused = []
         for run in self._runs:
-            stop = min(common_prefix(run.packed, packed), num_reused)
+            stop = min(run.ids.common_prefix(ids), num_reused)
             if stop > run.start:
                 used.update(range(run.start, stop))
             else:
@@ -115,9 +114,9 @@ class IdleWork:
         prompt = self._stable_prompt(Prepare("", "draft", turn))
         return prompt is not None and num_reused >= prompt.num_history > 0
 
-    def take_used(self, packed: bytes, num_reused: int) -> int:
+    def take_used(self, ids: TokenIds, num_reused: int) -> int:
         """How many of the reused tokens of a turn's prompt had been computed ahead of it."""
-        return self._book.take_used(packed, num_reused)
+        return self._book.take_used(ids, num_reused)
 
     def run(
         self, request: Prepare, is_wanted: Callable[[], bool]
@@ -147,12 +146,12 @@ class IdleWork:
             return replace(done, was_cancelled=True)
         if request.kind == "restore":
             return replace(done, tokens_restored=self._restore(prompt))
-        before = common_prefix(self._context.ids, prompt.packed)
-        start = self._context.ready(prompt.packed).num_tokens
+        before = self._context.ids.common_prefix(prompt.ids)
+        start = self._context.ready(prompt.ids).num_tokens
         done = replace(done, tokens_restored=max(0, start - before))
         is_draft = request.kind == "draft"
         is_done, stop = yield from self._compute(prompt, start, is_draft, is_wanted)
-        self._book.note(prompt.packed, start, stop)
+        self._book.note(prompt.ids, start, stop)
         return replace(done, tokens_prefilled=stop - start, was_cancelled=not is_done)
 
     # what is certain
@@ -168,8 +167,7 @@ class IdleWork:
         if request.kind == "next_turn" and not is_rewritten:
             return None
         other = self._plan(_going_on(turn, second)).ids
-        packed = pack(plan.ids)
-        num_stable = common_prefix(packed, pack(other))
+        num_stable = plan.ids.common_prefix(other)
         controls = (at for at in reversed(range(num_stable)) if plan.ids[at] in self._control_ids)
         num_history = next(controls, -1) + 1
         if request.kind == "next_turn" and num_stable - num_history < MIN_PART_TOKENS:
@@ -177,20 +175,19 @@ class IdleWork:
             num_stable = num_history
         if not 0 < num_stable < self._max_context:
             return None
-        ids, packed = plan.ids[:num_stable], packed[: num_stable * BYTES_PER_ID]
-        return StablePrompt(ids, packed, plan.keep, num_history, is_rewritten)
+        return StablePrompt(plan.ids[:num_stable], plan.keep, num_history, is_rewritten)
 
     # the work itself
 
     def _restore(self, prompt: StablePrompt) -> int:
         """Bring back what segments hold of a path, unless that would lose what is live now."""
         context = self._context
-        live = common_prefix(context.ids, prompt.packed)
-        held = context.estimate(prompt.packed)
+        live = context.ids.common_prefix(prompt.ids)
+        held = context.estimate(prompt.ids)
         gained = held.ram_tokens + held.disk_tokens - live
-        if gained < MIN_PART_TOKENS or not context.can_leave(prompt.packed):
+        if gained < MIN_PART_TOKENS or not context.can_leave(prompt.ids):
             return 0
-        return max(0, context.reuse(prompt.packed, len(prompt.ids)).num_tokens - live)
+        return max(0, context.reuse(prompt.ids, len(prompt.ids)).num_tokens - live)
 
     def _compute(
         self, prompt: StablePrompt, start: int, is_draft: bool, is_wanted: Callable[[], bool]
@@ -205,15 +202,14 @@ class IdleWork:
         num_history = prompt.num_history if prompt.is_rewritten else 0
         num_kept = num_history if is_draft else len(prompt.ids)
         for end in (num_history, len(prompt.ids)):
-            ids = prompt.ids[:end]
-            for step in self._context.prefill(prompt.packed, ids, stop, self._chunk()):
+            for step in self._context.prefill(prompt.ids[:end], stop, self._chunk()):
                 stop = step.done
                 is_wanted_still = is_wanted()
                 if not is_wanted_still and stop < end:
                     return False, stop
                 yield
             if start < end <= num_kept:
-                self._context.commit(prompt.packed, (end,))
+                self._context.commit(prompt.ids, (end,))
             if not is_wanted_still:
                 break
         return stop >= len(prompt.ids), stop

@@ -20,9 +20,9 @@ from chatcache.cache.book.entries import Lease
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.live_kv import MIN_LENT_TOKENS, LiveKV
-from chatcache.cache.tokens import BYTES_PER_ID, common_prefix
 from chatcache.cache.views import CostEstimate
 from chatcache.formatting import plural, size
+from chatcache.token_ids import TokenIds
 
 # Long enough that a part of it, all but its last token, is still worth a restore.
 _SHORT_END = 128
@@ -68,7 +68,7 @@ class LiveContext:
         self._rates = rates
         self._chunk = chunk
         self._cache: Cache = live
-        self._ids = b""
+        self._ids = TokenIds()
         self._computed_from = 0
         # Live tokens that were committed or restored; the ones behind them were computed ahead.
         self._kept = 0
@@ -85,34 +85,34 @@ class LiveContext:
         return self._live.num_bytes
 
     @property
-    def ids(self) -> bytes:
-        """The packed ids whose K and V are live."""
+    def ids(self) -> TokenIds:
+        """The ids whose K and V are live."""
         return self._ids
 
-    def reuse(self, packed: bytes, limit: int) -> Reuse:
+    def reuse(self, ids: TokenIds, limit: int) -> Reuse:
         """Make the live KV hold the longest known prefix of at most `limit` ids, and no more.
 
         Only what differs from what is live already is moved.
         """
         self._cache, self._is_reusing = self._live, True
         began = time.perf_counter()
-        live = min(common_prefix(self._ids, packed), limit)
-        with self._prefixes.acquire(packed, limit, MIN_PART_TOKENS) as lease:
+        live = min(self._ids.common_prefix(ids), limit)
+        with self._prefixes.acquire(ids, limit, MIN_PART_TOKENS) as lease:
             is_ahead = live > max(self._kept, lease.num_matched)
             if not is_ahead:
                 live = min(live, self._kept)
                 if live <= lease.num_matched:
                     live = min(live, lease.num_tokens)
-            self._set_length(packed, live)
+            self._set_length(ids, live)
             declined = self._decline(lease, live)
             wanted = lease if declined is None else lease.up_to(max(live, lease.disk_start))
             start = self._prefixes.adopt(wanted, self._live, live)
-            self._reserve(len(packed) // BYTES_PER_ID)
+            self._reserve(len(ids))
             if (num_to_read := wanted.num_tokens - max(start, wanted.disk_start)) > 0:
                 self.on_restore(num_to_read, wanted.disk_bytes)
             restored = self._prefixes.restore(wanted, self._live, start)
         seconds = time.perf_counter() - began
-        self._set_length(packed, restored.num_tokens)
+        self._set_length(ids, restored.num_tokens)
         if not is_ahead:
             self._kept = restored.num_tokens
         # What was known and is computed again is not written again.
@@ -145,22 +145,22 @@ class LiveContext:
             f"{plural(num_tokens, 'token')} about {compute_ms:,.0f} ms"
         )
 
-    def ready(self, packed: bytes) -> Reuse:
+    def ready(self, ids: TokenIds) -> Reuse:
         """Like `reuse` of all ids, before it is known whether a turn will need them.
 
         What is live stays as it is while segments hold no more of the path: nothing is moved.
         """
-        live = common_prefix(self._ids, packed)
-        if live < self._kept or self._prefixes.lookup(packed).num_tokens > live:
-            return self.reuse(packed, len(packed) // BYTES_PER_ID)
+        live = self._ids.common_prefix(ids)
+        if live < self._kept or self._prefixes.lookup(ids).num_tokens > live:
+            return self.reuse(ids, len(ids))
         self._cache = self._live
-        self._set_length(packed, live)
+        self._set_length(ids, live)
         self._computed_from = self._kept
         return Reuse(live, num_matched=live)
 
-    def can_leave(self, packed: bytes) -> bool:
+    def can_leave(self, ids: TokenIds) -> bool:
         """Whether segments hold what would be lost of the live path by going over to another."""
-        shared = common_prefix(self._ids, packed)
+        shared = self._ids.common_prefix(ids)
         return self._kept <= shared or self._prefixes.lookup(self._ids).num_tokens >= self._kept
 
     def start_cold(self, own_cache: PreTrainedConfig | None = None) -> None:
@@ -171,12 +171,11 @@ class LiveContext:
         self._cache = self._live if own_cache is None else DynamicCache(config=own_cache)
 
     def forget(self) -> None:
-        self._set_length(b"", 0)
+        self._set_length(TokenIds(), 0)
 
     def prefill(
         self,
-        packed: bytes,
-        ids: Sequence[int],
+        ids: TokenIds,
         start: int,
         chunk: int | None = None,
         stops: Sequence[int] = (),
@@ -193,12 +192,12 @@ class LiveContext:
         for begin, end in self._pieces(start, len(ids), chunk or self._chunk, stops):
             logits = self._forward(self._cache, ids[begin:end], begin)
             if self._cache is self._live:
-                self._ids = packed[: end * BYTES_PER_ID]
+                self._ids = ids[:end]
                 self._computed(end, stops)
             if end == len(ids) and chunk is None and self._is_typical(start):
                 self._rates.note_prefill(end - start, time.perf_counter() - began)
-                if not self._settle(packed, start):
-                    yield from self.prefill(packed, ids, start, stops=stops)
+                if not self._settle(ids, start):
+                    yield from self.prefill(ids, start, stops=stops)
                     return
             yield PrefillStep(end, logits)
 
@@ -206,10 +205,10 @@ class LiveContext:
         """Append one token; returns the logits `[1, vocab]` behind it."""
         return self._forward(self._cache, [token_id], position)
 
-    def commit(self, packed: bytes, boundaries: Sequence[int]) -> int:
+    def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
         """Keep what is live of this path; returns the bytes given to the disk tier."""
-        held = min(self._live.num_tokens, len(packed) // BYTES_PER_ID)
-        self._set_length(packed, held)
+        held = min(self._live.num_tokens, len(ids))
+        self._set_length(ids, held)
         ends = sorted({min(end, held) for end in boundaries} - {0})
         if self._live.lends:
             ends = _with_short_ends(ends)
@@ -225,7 +224,7 @@ class LiveContext:
         if self._live.num_settled < self._kept:
             self.forget()
 
-    def _settle(self, packed: bytes, start: int) -> bool:
+    def _settle(self, ids: TokenIds, start: int) -> bool:
         """Where segments hold a whole prompt that was computed once more (for its logits), their
         bits count: the answer goes on from what a later resume brings back.
 
@@ -234,16 +233,16 @@ class LiveContext:
         """
         if self._cache is not self._live or not self._is_reusing:
             return True
-        held = self._prefixes.lookup(packed)
-        total = len(packed) // BYTES_PER_ID
+        held = self._prefixes.lookup(ids)
+        total = len(ids)
         if held.num_tokens < total:
             return True
         if held.disk_tokens and held.spans[-1].start < total - MIN_PART_TOKENS - 1:
             return True
-        with self._prefixes.acquire(packed, total) as lease:
+        with self._prefixes.acquire(ids, total) as lease:
             restored = self._prefixes.restore(lease, self._live, start)
         is_whole = restored.num_tokens == total
-        self._set_length(packed, total if is_whole else start)
+        self._set_length(ids, total if is_whole else start)
         return is_whole
 
     def _pieces(
@@ -261,15 +260,15 @@ class LiveContext:
     def _computed(self, end: int, stops: Sequence[int]) -> None:
         """The live KV has just come to `end`."""
 
-    def _live_tokens(self, packed: bytes) -> int:
+    def _live_tokens(self, ids: TokenIds) -> int:
         """How many leading ids could be gone on with from what is live."""
-        return common_prefix(self._ids, packed)
+        return self._ids.common_prefix(ids)
 
-    def estimate(self, packed: bytes) -> CostEstimate:
+    def estimate(self, ids: TokenIds) -> CostEstimate:
         """What continuing a path would cost now. Changes nothing."""
-        total = len(packed) // BYTES_PER_ID
-        held = self._prefixes.lookup(packed)
-        live = self._live_tokens(packed)
+        total = len(ids)
+        held = self._prefixes.lookup(ids)
+        live = self._live_tokens(ids)
         in_ram = max(live, held.ram_tokens)
         from_disk = max(0, held.num_tokens - in_ram)
         if self._rates.is_restore_dearer(held.disk_bytes, from_disk):
@@ -287,9 +286,9 @@ class LiveContext:
         with memory_for(num_tokens):
             self._live.reserve(num_tokens)
 
-    def _set_length(self, packed: bytes, num_tokens: int) -> None:
+    def _set_length(self, ids: TokenIds, num_tokens: int) -> None:
         self._live.truncate(num_tokens)
-        self._ids = packed[: num_tokens * BYTES_PER_ID]
+        self._ids = ids[:num_tokens]
         self._kept = min(self._kept, num_tokens)
 
 

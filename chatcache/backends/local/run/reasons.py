@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chatcache.backends.base import Outcome, PreviousTurn, Reason
-from chatcache.cache.book.namespace import explain_change
+from chatcache.cache.book.namespace import chain_digest, explain_change
 from chatcache.cache.files.store import DamagedFile
-from chatcache.cache.tokens import BYTES_PER_ID, chain_digest, common_prefix, pack
 from chatcache.formatting import plural
+from chatcache.token_ids import TokenIds
 
 MIN_MENTIONED_TOKENS = 16  # less is the template's own beginning, which all conversations share
 
@@ -27,7 +27,7 @@ class TurnFacts:
     the reading of this very prompt was stopped before; `is_approximate` that what is reused is kept
     as 8-bit integers."""
 
-    prompt_ids: bytes
+    prompt_ids: TokenIds
     reused: int
     keep: int
     num_journal: int
@@ -45,7 +45,7 @@ class TurnFacts:
 
     @property
     def num_prompt(self) -> int:
-        return len(self.prompt_ids) // BYTES_PER_ID
+        return len(self.prompt_ids)
 
     @property
     def expected(self) -> int:
@@ -125,7 +125,7 @@ def _changed_path(facts: TurnFacts) -> tuple[Reason, str] | None:
     previous = facts.previous
     if previous is None or previous.cause is None:
         return None
-    position = common_prefix(pack(previous.journal), facts.prompt_ids)
+    position = previous.journal.common_prefix(facts.prompt_ids)
     words = "the system prompt" if previous.cause == "system_prompt_changed" else "a turn"
     verb = "changed" if previous.cause == "system_prompt_changed" else "was edited"
     lost = len(previous.journal) - position
@@ -167,7 +167,7 @@ def _covers(file: DamagedFile, facts: TurnFacts, namespace: str) -> bool:
     as far as the prompt reaches to its end."""
     if not file.start <= facts.reused < file.stop:
         return False
-    ids = facts.prompt_ids[: file.stop * BYTES_PER_ID]
-    if len(ids) < file.stop * BYTES_PER_ID:
+    ids = facts.prompt_ids[: file.stop]
+    if len(ids) < file.stop:
         return False
     return chain_digest(namespace, file.start, ids) == file.segment_id

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.run.live_context import LiveContext, Reuse
-from chatcache.cache.tokens import BYTES_PER_ID, pack, unpack
+from chatcache.token_ids import TokenIds
 
 
 class LengthBoundContext(LiveContext):
@@ -27,13 +27,13 @@ class LengthBoundContext(LiveContext):
         self._is_beyond = False
         self._is_cached = False
 
-    def reuse(self, packed: bytes, limit: int) -> Reuse:
+    def reuse(self, ids: TokenIds, limit: int) -> Reuse:
         if self._is_beyond:
             self.forget()
-        if len(packed) // BYTES_PER_ID > self._max_tokens:
+        if len(ids) > self._max_tokens:
             self.start_cold()
             return Reuse(0)
-        reuse = super().reuse(packed, limit)
+        reuse = super().reuse(ids, limit)
         self._is_cached = True
         return reuse
 
@@ -43,12 +43,12 @@ class LengthBoundContext(LiveContext):
             return super().step(token_id, position)
         return self._cross(token_id)
 
-    def commit(self, packed: bytes, boundaries: Sequence[int]) -> int:
+    def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
         """Nothing is kept of a path that has crossed: what it was before has been kept already."""
         if self._is_beyond:
             self.forget()
             return 0
-        return super().commit(packed, boundaries)
+        return super().commit(ids, boundaries)
 
     def forget(self) -> None:
         super().forget()
@@ -57,10 +57,10 @@ class LengthBoundContext(LiveContext):
 
     def _cross(self, token_id: int) -> torch.Tensor:
         """Keep what is live, then compute all of it again with the embedding of long prompts."""
-        prompt = unpack(self._ids)
-        ids = [*prompt, *self._decoded, token_id]
+        num_prompt = len(self._ids)
+        ids = self._ids + TokenIds([*self._decoded, token_id])
         if self._is_cached:
-            super().commit(pack(ids[:-1]), [len(prompt), len(ids) - 1])
+            super().commit(ids[:-1], [num_prompt, len(ids) - 1])
         self.start_cold()
         self._is_beyond = True
         return self._forward(self._cache, ids, 0)

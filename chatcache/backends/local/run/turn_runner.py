@@ -48,9 +48,9 @@ from chatcache.backends.local.run.turn_state import TurnState
 from chatcache.cache.book.namespace import is_approximate, namespace_id
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
-from chatcache.cache.tokens import common_prefix, pack
 from chatcache.errors import ChatcacheError, ContextFullError, UnavailableError
 from chatcache.formatting import size
+from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class TurnRunner:
         self._settings = settings
         self._emit = emit
         self._planner = PromptPlanner(loaded.tokenizer, end_token_ids=loaded.end_token_ids)
-        self._stopped: deque[tuple[bytes, int]] = deque(maxlen=_MAX_STOPPED)
+        self._stopped: deque[tuple[TokenIds, int]] = deque(maxlen=_MAX_STOPPED)
         self._cut = cut_policy(loaded.model.config.get_text_config())
         forward = Forward(loaded.model, loaded.device)
         live = build_live(loaded, self._cut, settings.policy.precision)
@@ -128,12 +128,12 @@ class TurnRunner:
                 ),
             )
 
-    def estimate(self, journals: Sequence[tuple[int, ...]]) -> list[CostEstimate]:
+    def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """The cost of continuing each journal. Changes nothing."""
         if not self._cut.is_cuttable:
             costs = [(len(journal), self._rates.prefill_ms(len(journal))) for journal in journals]
             return [CostEstimate(0, 0, total, cold_ms) for total, cold_ms in costs]
-        return [self._context.estimate(pack(journal)) for journal in journals]
+        return [self._context.estimate(journal) for journal in journals]
 
     def prepare(
         self, request: Prepare, is_wanted: Callable[[], bool]
@@ -201,17 +201,17 @@ class TurnRunner:
                 len(plan.ids), self._loaded.max_context_tokens,
             )  # fmt: skip
         can_reuse = request.use_cache and self._cut.is_cuttable
-        return TurnState(request, plan, pack(plan.ids), room, began, can_reuse)
+        return TurnState(request, plan, room, began, can_reuse)
 
     def _reuse(self, state: TurnState) -> None:
         """Make the live KV hold the longest reusable prefix of the prompt, and say why not more."""
         reuse = Reuse(0)
         if state.can_reuse:
-            reuse = self._context.reuse(state.packed, state.limit)
+            reuse = self._context.reuse(state.plan.ids, state.limit)
         else:
             self._context.start_cold(None if self._cut.is_cuttable else self._loaded.model.config)
         state.note_reuse(reuse)
-        state.ahead_tokens = self._idle.take_used(state.packed, state.reused)
+        state.ahead_tokens = self._idle.take_used(state.plan.ids, state.reused)
         if reuse.disk_tokens:
             self._on_cache_event(
                 "restored",
@@ -226,7 +226,7 @@ class TurnRunner:
             is_read = self._idle.has_read_history(state.request, state.reused)
             divergence = None if is_read else divergence
         facts = TurnFacts(
-            prompt_ids=state.packed,
+            prompt_ids=state.plan.ids,
             reused=state.reused,
             keep=state.plan.keep,
             num_journal=len(state.request.journal),
@@ -265,7 +265,7 @@ class TurnRunner:
     def _stopped_at(self, state: TurnState) -> int | None:
         """Where reading a prompt that begins like this was stopped; if long ago: no earlier."""
         for stopped, position in reversed(self._stopped):
-            if common_prefix(stopped, state.packed) > position:
+            if stopped.common_prefix(state.plan.ids) > position:
                 return position
         answered = state.request.num_answered
         return answered if answered != len(state.request.journal) else None
@@ -274,7 +274,7 @@ class TurnRunner:
         return TurnPlanned(
             turn_id=state.request.turn_id,
             keep=state.plan.keep,
-            new_ids=tuple(state.plan.ids[state.plan.keep :]),
+            new_ids=state.plan.ids[state.plan.keep :],
             cached_ram_tokens=state.ram_tokens,
             cached_disk_tokens=state.disk_tokens,
             prompt_tokens=len(state.plan.ids),
@@ -288,7 +288,7 @@ class TurnRunner:
         began = time.perf_counter()
         yield PrefillProgress(turn_id, state.reused, total, state.reused)
         stops = (state.plan.system_tokens, self._tail.start(state.plan.ids, state.request.think))
-        steps = self._context.prefill(state.packed, state.plan.ids, state.reused, stops=stops)
+        steps = self._context.prefill(state.plan.ids, state.reused, stops=stops)
         while not stop.is_set() and (step := next(steps, None)) is not None:
             state.computed_to, state.logits = step.done, step.logits
             yield PrefillProgress(turn_id, step.done, total, state.reused)
@@ -298,7 +298,7 @@ class TurnRunner:
         self, state: TurnState, answer: Answer, stop: threading.Event
     ) -> Iterator[TurnEvent]:
         if state.logits is None or state.computed_to < len(state.plan.ids):
-            self._stopped.append((state.packed, state.computed_to))
+            self._stopped.append((state.plan.ids, state.computed_to))
             answer.finish("stopped")
             return
         params = with_defaults(state.request.sampling, self._loaded.generation_defaults)
@@ -326,11 +326,11 @@ class TurnRunner:
 
     def _finish(self, state: TurnState, answer: Answer) -> TurnResult:
         """Commit what is new, and put the figures together."""
-        ids = [*state.plan.ids[: state.computed_to], *answer.token_ids]
+        ids = state.plan.ids[: state.computed_to] + TokenIds(answer.token_ids)
         bytes_written = 0
         if state.can_reuse:
             ends = (state.plan.system_tokens, len(state.plan.ids), len(ids))
-            bytes_written = self._context.commit(pack(ids), ends)
+            bytes_written = self._context.commit(ids, ends)
         else:
             self._context.forget()
         self._rates.save()

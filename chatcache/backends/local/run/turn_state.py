@@ -19,7 +19,6 @@ class TurnState:
 
     request: TurnRequest
     plan: PromptPlan
-    packed: bytes
     room: int
     began: float
     can_reuse: bool

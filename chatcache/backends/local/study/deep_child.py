@@ -31,7 +31,7 @@ from chatcache.backends.local.study.deep import (
     DeepStarted,
     SegmentCheck,
 )
-from chatcache.cache.book.namespace import namespace_id
+from chatcache.cache.book.namespace import chain_digest, namespace_id
 from chatcache.cache.book.policy import Precision
 from chatcache.cache.book.radix import Span
 from chatcache.cache.files.reader import STATE_PREFIXES, read_segment, read_states
@@ -42,8 +42,8 @@ from chatcache.cache.files.segfile import (
 )
 from chatcache.cache.files.store import SegmentStore, StoredSegment
 from chatcache.cache.tensors.int8 import SCALE_PREFIXES, are_scales_of, dequantise, scales_of
-from chatcache.cache.tokens import BYTES_PER_ID, chain_digest, common_prefix, unpack
 from chatcache.errors import ChatcacheError
+from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Chain:
     """A segment with all ids from position 0 on, and the pieces of files that hold them."""
 
     stored: StoredSegment
-    packed: bytes
+    ids: TokenIds
     pieces: tuple[tuple[Path, Span], ...]
 
 
@@ -78,13 +78,13 @@ def chains_of(namespace: str, found: Sequence[StoredSegment]) -> list[Chain]:
         span = Span(header.segment_id, header.start, header.stop)
         if header.start == 0:
             chain = Chain(stored, header.token_ids, ((stored.path, span),))
-        elif parent is None or len(parent.packed) < header.start * BYTES_PER_ID:
+        elif parent is None or len(parent.ids) < header.start:
             continue
         else:
             before = _up_to(parent.pieces, header.start)
-            packed = parent.packed[: header.start * BYTES_PER_ID] + header.token_ids
-            chain = Chain(stored, packed, (*before, (stored.path, span)))
-        if chain_digest(namespace, header.start, chain.packed) == header.segment_id:
+            ids = parent.ids[: header.start] + header.token_ids
+            chain = Chain(stored, ids, (*before, (stored.path, span)))
+        if chain_digest(namespace, header.start, chain.ids) == header.segment_id:
             known[header.segment_id] = chain
     return [known[one] for one in sorted(by_id) if one in known]
 
@@ -108,7 +108,7 @@ class Recomputer:
         self._fresh = build_live(loaded, self._cut)
         self._stored = build_live(loaded, self._cut, precision)
         self._read = _read_integers if precision == "int8" else _read_exact
-        self._fresh_ids = b""
+        self._fresh_ids = TokenIds()
         self._allowed = "what 8 bits explain" if precision == "int8" else "rounding"
         exact = TOLERANCES.get(loaded.dtype, TOLERANCES[torch.bfloat16])
         self.tolerance = max(exact, INT8_TOLERANCE) if precision == "int8" else exact
@@ -117,7 +117,7 @@ class Recomputer:
         """Recompute one segment and compare it; None if its file is gone meanwhile."""
         header = chain.stored.header
         check = SegmentCheck(header.segment_id, header.start, header.stop)
-        logits = self._compute(chain.packed, header.stop)
+        logits = self._compute(chain.ids, header.stop)
         expected: dict[str, torch.Tensor] = dict(
             self._fresh.export(header.start, header.stop).tensors
         )
@@ -148,19 +148,18 @@ class Recomputer:
             return replace(found, problem=problem)
         return found
 
-    def _compute(self, packed: bytes, stop: int) -> torch.Tensor:
+    def _compute(self, ids: TokenIds, stop: int) -> torch.Tensor:
         """Run the model on the ids up to `stop`, cold; what is computed already of them stays.
 
         Returns the logits `[1, vocab]` behind the last."""
-        ids = unpack(packed[: stop * BYTES_PER_ID])
         # The last token is computed once more for its logits.
-        known = min(common_prefix(self._fresh_ids, packed), stop - 1)
+        known = min(self._fresh_ids.common_prefix(ids), stop - 1)
         known = 0 if self._fresh.has_states else known
         self._fresh.truncate(known)
         for begin, end in self._plan(known, stop):
             logits = self._forward(self._fresh, ids[begin:end], begin)
             self._fresh.note_computed(end)
-        self._fresh_ids = packed[: stop * BYTES_PER_ID]
+        self._fresh_ids = ids[:stop]
         return logits
 
     def _plan(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -182,20 +181,20 @@ class Recomputer:
         live.truncate(0)
         try:
             for path, span in chain.pieces:
-                read_segment(path, chain.packed, live, span.start, span)
+                read_segment(path, chain.ids, live, span.start, span)
                 live.set_length(span.stop)
             if live.has_states:
                 path, span = chain.pieces[-1]
                 if not _has_states(path):
                     return None
-                read_states(path, chain.packed, live, span)
+                read_states(path, chain.ids, live, span)
         except (SegmentDamagedError, SegmentMissingError):
             return None
         ours = self._forward(live, [next_id], stop)
         cold = self._forward(self._fresh, [next_id], stop)
         self._fresh.truncate(0 if self._fresh.has_states else stop)
         if self._fresh.has_states:
-            self._fresh_ids = b""
+            self._fresh_ids = TokenIds()
         return int(ours.argmax()) == int(cold.argmax())
 
 
@@ -269,7 +268,7 @@ def _largest(differences: Mapping[str, tuple[float, float]], prefix: str) -> flo
 def choose(chains: Sequence[Chain], num_samples: int, seed: int) -> list[Chain]:
     """A sample that is the same for the same segments, ordered so that paths are computed once."""
     chosen = random.Random(seed).sample(list(chains), min(num_samples, len(chains)))
-    return sorted(chosen, key=lambda chain: chain.packed)
+    return sorted(chosen, key=lambda chain: chain.ids)
 
 
 def run(request: DeepRequest, send: Callable[[object], None]) -> None:

@@ -16,6 +16,7 @@ from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.prompt.planner import PromptPlan, PromptPlanner
 from chatcache.backends.local.prompt.reasoning import HARMONY
 from chatcache.errors import UnavailableError
+from chatcache.token_ids import NO_IDS, TokenIds
 
 Cause = Literal[
     "changes_by_itself",
@@ -107,7 +108,7 @@ class Clock:
 @dataclass(slots=True)
 class _Talk:
     messages: list[ChatMessage] = field(default_factory=list)
-    journal: list[int] = field(default_factory=list)
+    journal: TokenIds = NO_IDS
     # Where the parts of the last turn end in the journal's symbols, by name.
     ends: dict[str, int] = field(default_factory=dict)
 
@@ -162,7 +163,7 @@ class Stage:
             "answer": self._length([*plan.ids, *thought, *said]),
         }
         end = [] if rehearsal.is_stopped else self._end_ids
-        talk.journal = [*plan.ids, *thought, *said, *end]
+        talk.journal = plan.ids + TokenIds([*thought, *said, *end])
         talk.ends = parts | {"end": len(codec.symbols(talk.journal, MARKER))}
         talk.messages.append(ChatMessage("assistant", text, reasoning))
 

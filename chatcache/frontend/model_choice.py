@@ -1,0 +1,173 @@
+"""Which model answers: what can be chosen, what choosing one means, and the way back.
+
+Owns the model before the last switch, so that a download can be called off and a model that fails
+is left again. Methods that look at files, ask the hub or switch may block; knows no widgets.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chatcache.backends.local.model import resolve, shelf
+from chatcache.backends.local.model.shelf import ShelfModel
+from chatcache.backends.switching import SwitchingBackend
+from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.formatting import one_line, size
+from chatcache.frontend import servers
+from chatcache.frontend.server_shelf import ServerShelf
+from chatcache.frontend.suggestions import suggestions
+from chatcache.remotes import Remotes, check_reach, remote_model
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import ModelInfo
+    from chatcache.chat.service import ChatService
+
+TO_FETCH = "to be downloaded from the hub"
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A model that is not on this machine yet, and the room there is for it."""
+
+    name: str
+    num_bytes: int
+    free_bytes: int
+
+    @property
+    def question(self) -> str:
+        return f"Download {one_line(self.name)}?"
+
+    @property
+    def detail(self) -> str:
+        return f"{size(self.num_bytes)} from the hub; {size(self.free_bytes)} are free."
+
+
+class ModelChoice:
+    """The models that a chat service can be answered by."""
+
+    def __init__(
+        self, service: ChatService, remotes: Remotes | None = None, *, is_offline: bool = False
+    ) -> None:
+        self._service = service
+        self._is_offline = is_offline
+        self._before: str | None = None
+        self._told_hosts: set[str] = set()
+        self.servers = ServerShelf(remotes or {}, is_offline)
+
+    # What is in use
+
+    @property
+    def can_switch(self) -> bool:
+        return isinstance(self._service.backend, SwitchingBackend)
+
+    @property
+    def _backend(self) -> SwitchingBackend:
+        backend = self._service.backend
+        if not isinstance(backend, SwitchingBackend):
+            raise UnavailableError(
+                "The model cannot be changed here.", "Start chatcache with --model NAME."
+            )
+        return backend
+
+    def current(self, info: ModelInfo | None) -> str:
+        """The model in use. `PROFILE:` has got the name of the server's only model."""
+        name = self._backend.model
+        is_nameless = name.endswith(":") and info is not None and info.model.startswith(name)
+        return info.model if info is not None and is_nameless else name
+
+    def is_in_use(self, name: str, info: ModelInfo | None) -> bool:
+        return name in (self._backend.model, self.current(info))
+
+    # What there is
+
+    def at_hand(self) -> list[ShelfModel]:
+        """The models of this machine and of the servers; no server is asked."""
+        used_before = self._service.recall.models_used()
+        return [*shelf.shelf(used_before), *self.servers.models(used_before)]
+
+    def suggested(self, models: Iterable[ShelfModel]) -> list[ShelfModel]:
+        """What could be downloaded beside these, for somebody who knows no name."""
+        if self._is_offline:
+            return []
+        return [
+            ShelfModel(name, "hub", num_bytes=num_bytes, problem=TO_FETCH)
+            for name, num_bytes in suggestions(model.name for model in models)
+        ]
+
+    def named(self, name: str) -> ShelfModel:
+        """A model that was typed: a server's, a directory, or one of the hub to be fetched."""
+        if (remote := self.servers.find(name)) is not None:
+            return self.servers.row(remote)
+        if shelf.is_hub_id(name) and not shelf.is_directory(name):
+            return ShelfModel(name, "hub", problem=TO_FETCH)
+        return shelf.at_hand(name)
+
+    def first_offers(self) -> list[ShelfModel]:
+        """For somebody who has used nothing but the built-in model: what else there is."""
+        if not self.can_switch or self._backend.model != resolve.BUILTIN:
+            return []
+        return [] if self._service.recall.models_used() else self.at_hand()
+
+    # Choosing
+
+    def must_download(self, name: str) -> bool:
+        """Has this model to be fetched first? Raises what speaks against choosing it."""
+        remote = remote_model(name, self.servers.remotes)
+        if remote is not None:
+            check_reach(remote.profile, is_offline=self._is_offline)
+            return False
+        return not isinstance(resolve.resolve_model(name, is_offline=self._is_offline), Path)
+
+    def download(self, name: str) -> Download:
+        """How much it is. Asks the hub; raises UnavailableError when it is silent."""
+        free_bytes = shutil.disk_usage(Path.home()).free
+        return Download(name, shelf.download_bytes(name), free_bytes)
+
+    def consequence(self, num_tokens: int) -> str:
+        """What another model means for a chat of so many tokens."""
+        text = (
+            f"{num_tokens:,} tokens of this chat are read anew by it, once. " if num_tokens else ""
+        )
+        return (text + self._kept(self._backend.model)).strip()
+
+    def switch(self, name: str) -> None:
+        """Have another model answer; returns when it is loading."""
+        backend = self._backend
+        self._before = backend.model  # it may be ready before this returns
+        try:
+            backend.switch(name)
+        except ChatcacheError:
+            self._before = None
+            raise
+
+    def ready(self, info: ModelInfo) -> str:
+        """The model can answer: what to say of it, "" when nothing had been switched."""
+        before, self._before = self._before, None
+        if before is None:
+            return ""
+        return f"{one_line(info.model)} answers from now on. {self._kept(before)}".strip()
+
+    def privacy(self, info: ModelInfo) -> str:
+        """Who gets to read the messages, said once per server; "" when there is nothing to say."""
+        told = servers.privacy_words(info)
+        if not told or info.device in self._told_hosts:
+            return ""
+        self._told_hosts.add(info.device)
+        return told
+
+    def way_back(self) -> Callable[[], None] | None:
+        """What brings the model before back, to be called where it may block; None when nothing is
+        being switched. It is given once."""
+        before, self._before = self._before, None
+        return None if before is None else partial(self._backend.switch, before)
+
+    def _kept(self, old: str) -> str:
+        """What stays of a model that is left; what a server keeps, it keeps by itself."""
+        if self.servers.find(old) is not None:
+            return ""
+        return f"The K and V of {one_line(old)} stay, and serve again when you switch back."

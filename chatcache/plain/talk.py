@@ -1,0 +1,125 @@
+"""The open chat of plain mode: messages and answers as lines.
+
+Owns the files that go with the next message. What a command means for the chat is the open chat's
+business; here it is read out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chatcache.backends.base import CacheSnapshot
+from chatcache.errors import ChatcacheError
+from chatcache.formatting import one_line
+from chatcache.frontend.model_choice import ModelChoice
+from chatcache.frontend.open_chat import OpenChat
+from chatcache.frontend.sampling import Sampling
+from chatcache.frontend.shell_turn import ShellTurn, note_figures
+from chatcache.personas import Persona
+from chatcache.plain.speech import Lines, SpokenStream, say, spoken
+from chatcache.remotes import Remotes
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import ModelInfo
+    from chatcache.chat.chat_turn import ChatTurn
+    from chatcache.chat.service import ChatService
+    from chatcache.frontend.desk import SegmentDesk
+
+
+@dataclass(frozen=True, slots=True)
+class PlainOptions:
+    """What the chat was started with."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    personas: Mapping[str, Persona] = field(default_factory=dict)
+    desk: SegmentDesk | None = None
+    last_chat_path: Path | None = None
+    examine: Callable[[], Iterable[str]] | None = None
+    is_offline: bool = False
+    remotes: Remotes = field(default_factory=dict)
+
+
+class Talk:
+    """One chat at a time, and what the backend last said of its tiers."""
+
+    def __init__(self, service: ChatService, options: PlainOptions) -> None:
+        self.service, self.options = service, options
+        self.chat = OpenChat(service, sampling=options.sampling, personas=options.personas)
+        self.models = ModelChoice(service, options.remotes, is_offline=options.is_offline)
+        self.lines = Lines()
+        self.snapshot: CacheSnapshot | None = None
+        self.attached: list[str] = []
+        self._sent_files: list[str] = []
+        self._sent_text = ""
+        if service.backend is not None:
+            service.backend.subscribe(self._note)
+
+    def _note(self, event: object) -> None:
+        if isinstance(event, CacheSnapshot):
+            self.snapshot = event
+
+    def model_info(self) -> ModelInfo | None:
+        """What answers; None while it is being loaded, or where nothing is."""
+        if self.service.backend is None:
+            return None
+        try:
+            return self.service.backend.wait_ready(0)
+        except (TimeoutError, ChatcacheError):
+            return None  # it is still being loaded: a turn waits for it
+
+    def send(self, text: str) -> None:
+        """Have a message answered, with the files that were attached to it."""
+        num_turns = self.chat.session.num_turns if self.chat.session else 0
+        words = "\n\n".join([*self.attached, text])
+        try:
+            self.answer(lambda: self.chat.send(words))
+        finally:
+            if self.chat.session is not None and self.chat.session.num_turns > num_turns:
+                # The message is on disk, whatever became of its answer.
+                self._sent_files, self._sent_text, self.attached = self.attached, text, []
+
+    def answer(self, begin: Callable[[], ChatTurn]) -> None:
+        """Run one turn; Ctrl+C stops it and keeps what was said."""
+        self.lines.forget()
+        stream = SpokenStream(self._speaker)
+        try:
+            saved = ShellTurn(self.lines, stream).run(begin()).saved
+        finally:
+            if not self.chat.refresh():
+                say("This chat has been deleted meanwhile.")
+                self.show_another()
+        note_figures(self.lines, saved)
+        if saved.result.finish_reason != "stop":
+            say("(stopped; /continue goes on)")
+
+    def _speaker(self) -> str:
+        info = self.model_info()
+        return one_line(info.model) if info else "Answer"
+
+    def undone(self, text: str) -> None:
+        """A message was taken back: its files go with the next one."""
+        files = self._sent_files
+        if files and text.startswith("\n\n".join(files)):
+            self.attached, self._sent_files = [*files, *self.attached], []
+            say(f"Your message was: {self._sent_text}")
+            say("Its files go with the next message.")
+        else:
+            say(f"Your message was: {text}")
+
+    def show(self) -> None:
+        """Read out the last turn of the open chat."""
+        session = self.chat.session
+        if session is None:
+            say("New chat.")
+            return
+        say(f"Chat: {one_line(session.name)}, turn {session.num_turns}.")
+        for message in self.chat.messages(last_turns=1):
+            say(spoken(message))
+
+    def show_another(self) -> None:
+        """Read out a chat that the files for the next message were not meant for."""
+        self.attached = []
+        self.show()

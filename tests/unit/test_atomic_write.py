@@ -1,0 +1,61 @@
+"""A file that is replaced is there whole, old or new, and nothing is left beside it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from chatcache.atomic_write import replacing, write_atomically
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "alone").mkdir()
+    return tmp_path / "alone" / "file"
+
+
+@pytest.mark.parametrize("is_durable", [False, True])
+def test_the_new_content_takes_the_place_of_the_old(path: Path, is_durable: bool) -> None:
+    for content in (b"old", b"new and longer"):
+        write_atomically(path, content, is_durable=is_durable)
+        assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_until_the_end_a_reader_sees_the_old_one(path: Path) -> None:
+    write_atomically(path, b"old")
+    with replacing(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("failure", [OSError("full"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_one_alone(path: Path, failure: BaseException) -> None:
+    write_atomically(path, b"old")
+
+    def write() -> None:
+        with replacing(path) as file:
+            file.write(b"half of the n")
+            raise failure
+
+    with pytest.raises(type(failure)):
+        write()
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_only_the_owner_reads_it_unless_another_mode_is_asked_for(path: Path) -> None:
+    path.touch(mode=0o644)
+    write_atomically(path, b"private")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    write_atomically(path, b"for all", mode=0o664)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+
+
+def test_where_no_file_can_be_written_that_is_said(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        write_atomically(tmp_path / "missing" / "file", b"")
