@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -297,13 +297,7 @@ def sampling_params(settings: Settings) -> SamplingParams:
 
     section = settings.config.sampling
     return SamplingParams(
-        temperature=section.temperature,
-        top_p=section.top_p,
-        top_k=section.top_k,
-        min_p=section.min_p,
-        repetition_penalty=section.repetition_penalty,
-        seed=section.seed,
-        max_new_tokens=section.max_new_tokens,
+        **{field.name: getattr(section, field.name) for field in fields(SamplingParams)}
     )
 
 

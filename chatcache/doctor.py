@@ -140,7 +140,11 @@ def _requirements() -> dict[str, str]:
     except metadata.PackageNotFoundError:
         return {}
     requirements = [Requirement(line) for line in lines]
-    return {one.name: str(one.specifier) for one in requirements if one.marker is None}
+    return {
+        requirement.name: str(requirement.specifier)
+        for requirement in requirements
+        if requirement.marker is None
+    }
 
 
 def _is_within(version: str, specifier: str) -> bool:

@@ -136,8 +136,8 @@ class RemoteProfile:
         for name in KEYS:
             value = getattr(self, name)
             if isinstance(value, Prices):
-                for one in PRICE_KEYS:
-                    yield f"{name}.{one}", getattr(value, one)
+                for price in PRICE_KEYS:
+                    yield f"{name}.{price}", getattr(value, price)
             else:
                 yield name, value
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+MAX_WORKERS = 4
+SLOW_DIRECTORIES = ("crash", "e2e", "equivalence")
+
+# Before torch is imported, here and in what tests start: several processes share the cores, and a
+# thread that waits for another at OpenMP's barrier burns the core that the other one needs.
+os.environ["OMP_NUM_THREADS"] = "1"
+# What tests start again and again is compiled once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # What is run in the background, or under `nohup`, is started without them; tests interrupt.
 for ignored, handler in (
@@ -18,11 +30,25 @@ for ignored, handler in (
         signal.signal(ignored, handler)
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home for settings, conversations, segments and logs; returns its directory."""
-    home = tmp_path / "home"
-    home.mkdir()
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker per core for a run of directories; none where only files are named."""
+    if all(".py" in argument for argument in config.args):
+        return 0
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(MAX_WORKERS)
+    return min(len(cores), MAX_WORKERS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests, and put them first, so that at the end no worker waits for one."""
+    for item in items:
+        if item.path.parent.name in SLOW_DIRECTORIES:
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def live_in(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have settings, conversations, segments and logs below `home`, here and in child processes."""
     monkeypatch.setenv("CHATCACHE_DATA_DIR", str(home / "data"))
     monkeypatch.setenv("CHATCACHE_CACHE_DIR", str(home / "cache"))
     monkeypatch.setenv("CHATCACHE_CONFIG", str(home / "config.toml"))
@@ -32,6 +58,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PYTHONUTF8", "1")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home for settings, conversations, segments and logs; returns its directory."""
+    home = tmp_path / "home"
+    home.mkdir()
+    live_in(home, monkeypatch)
     return home
 
 
@@ -44,14 +78,3 @@ def _log_of_one_test() -> Iterator[None]:
         logger.removeHandler(handler)
         handler.close()
     logger.propagate = True
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices are quicker without a second thread, above all on a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

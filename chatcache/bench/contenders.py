@@ -1,6 +1,6 @@
 """The contenders, each reduced to what the rows ask of it: a first token, and steps.
 
-`Chatcache` runs on the same `LiveContext` as a turn does, and on a model tuned like a turn's.
+`Chatcache` runs on the same live context as a turn does, and on a model tuned like a turn's.
 `Transformers` is what a program gets that calls the library as documented: one forward over the
 whole prompt, a `DynamicCache`, sdpa.
 """
@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 
+from chatcache.backends.local.run.any_token import AnyTokenContext
 from chatcache.backends.local.run.forward import Forward
-from chatcache.backends.local.run.live_context import LiveContext, Reuse
+from chatcache.backends.local.run.live_context import Reuse
+from chatcache.backends.local.run.live_path import LivePath
 from chatcache.bench.limits import drop_page_cache
 from chatcache.bench.setup import BenchModel
 from chatcache.cache.book.rates import RateBook
@@ -100,9 +102,8 @@ class Chatcache:
         self.close()
         self._prefixes = self._opened(self._directory)
         self.live = CountingKV(self._loaded.num_layers, self._loaded.dtype, self._loaded.device)
-        self._context = LiveContext(
-            self._forward, self.live, self._prefixes, rates or RateBook(), _CHUNK_TOKENS
-        )
+        path = LivePath(self._forward, self.live)
+        self._context = AnyTokenContext(path, self._prefixes, rates or RateBook(), _CHUNK_TOKENS)
         self._ids: list[int] = []
 
     def close(self) -> None:

@@ -136,9 +136,9 @@ def large_texts(model: str, home: Path, threads: int, say: Say) -> dict[str, Any
     """A paste of 2 MB, and keys while a prompt of 30,000 tokens is read."""
     # A home each: what is not sent is kept as a draft.
     homes = home / "paste", home / "prompt"
-    for one in homes:
-        one.mkdir(parents=True)
-        (one / "config.toml").write_text(
+    for place in homes:
+        place.mkdir(parents=True)
+        (place / "config.toml").write_text(
             f"[model]\nthreads = {threads}\n[sampling]\nmax_new_tokens = {_ANSWER_TOKENS}\n"
         )
     say(f"a paste of {size(_PASTE_BYTES)}")

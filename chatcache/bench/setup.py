@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from chatcache.backends.local.model.cut import cut_policy
-from chatcache.backends.local.model.identity import namespace_fields
+from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import load_model
 from chatcache.backends.local.model.tuning import tune
 from chatcache.bench.result import CHATCACHE, Row
@@ -121,7 +120,7 @@ def _load_named(name: str, dtype: str) -> Models:
         chat.path, dtype=chat.dtype, attn_implementation="sdpa", local_files_only=True
     )
     loaded = _describe(name, model)
-    namespace = namespace_id(namespace_fields(chat))
+    namespace = namespace_id(chat.namespace_fields())
     return Models(
         loaded=loaded,
         tuned=replace(loaded, model=chat.model),

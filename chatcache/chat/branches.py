@@ -137,6 +137,11 @@ class NodeTree:
             waiting += self.children[found[-1]]
         return found
 
+    def reached(self) -> NodeTree:
+        """The messages on the paths of sessions alone."""
+        kept = {seq for tip in self.tips.values() for seq in self.path(tip)}
+        return NodeTree([self.nodes[seq] for seq in kept], self.tips)
+
     # Branches
 
     def branches(

@@ -56,10 +56,15 @@ class TreeKeeper:
         self._forget_kv = forget_kv
         self._seen = seen
 
-    def branches(self, session_id: str) -> BranchTree:
-        """The branches of a session and of all sessions related to it by forks."""
+    def branches(self, session_id: str, *, is_reached: bool = False) -> BranchTree:
+        """The branches of a session and of all sessions related to it by forks.
+
+        `is_reached`: only what a session goes on from; what was regenerated or edited is left out.
+        """
         tree, members, main_id = self._read(session_id)
-        sessions = [one for one in self._store.list() if one.session_id in members]
+        if is_reached:
+            tree = tree.reached()
+        sessions = [session for session in self._store.list() if session.session_id in members]
         return tree.branches(sessions, main_id, session_id)
 
     def costs(self, branches: Sequence[Branch]) -> list[CostEstimate | None]:

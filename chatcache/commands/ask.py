@@ -121,10 +121,10 @@ def answer(
 def _way_out(service: ChatService, session_id: str, error: ContextFullError) -> str:
     """The message is kept, so asking again in the same session would meet it again."""
     session = service.find_session(session_id)
-    answers = [one for one in service.transcript(session_id) if one.role == "assistant"]
+    answers = [message for message in service.transcript(session_id) if message.role == "assistant"]
     num_new = error.num_tokens - (answers[-1].num_tokens if answers else 0)
     if error.limit and num_new < error.limit:  # then it is the history that is too long
-        answers = [one for one in answers if one.num_tokens + num_new < error.limit]
+        answers = [answer for answer in answers if answer.num_tokens + num_new < error.limit]
     turn = answers[-1].turn if answers else 0
     return (
         f"`chatcache fork {shlex.quote(session.name)} --at {turn}` goes on from there without this"

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from chatcache import compose
 from chatcache.cache.book.namespace import PRECISION, is_approximate
 from chatcache.cache.views import SegmentRow, TierUse
-from chatcache.commands import Command, cache_deep, cache_keep
+from chatcache.commands import Command, cache_by_name, cache_recompute
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import StorageError
 from chatcache.formatting import duration, moment, one_line, percent, plural, size, table
-from chatcache.frontend.shell_output import Narrator, print_json, print_line
+from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
 
 if TYPE_CHECKING:
     from chatcache.cache.files.inspect import CacheInspector, NamespaceUse, Removed
@@ -54,7 +54,7 @@ def stats(arguments: Namespace) -> int:
         print_json(
             {
                 "tiers": {"ram": _tier_json(ram), "disk": _tier_json(disk)},
-                "namespaces": [_namespace_json(one) for one in namespaces],
+                "namespaces": [_namespace_json(use) for use in namespaces],
                 "quarantine": {"bytes": damaged.num_bytes, "segments": damaged.num_files},
                 "hits": {
                     **{name: totals.outcomes.get(name, 0) for name in OUTCOMES},
@@ -90,12 +90,12 @@ def stats(arguments: Namespace) -> int:
     if namespaces:
         rows = [
             (
-                one.namespace[:SHORT_ID],
-                _title(one),
-                f"{one.num_segments:,}",
-                size(one.num_bytes),
+                use.namespace[:SHORT_ID],
+                _title(use),
+                f"{use.num_segments:,}",
+                size(use.num_bytes),
             )
-            for one in namespaces
+            for use in namespaces
         ]
         header = ("NAMESPACE", "MODEL", "SEGMENTS", "SIZE")
         print_line("\n" + table(header, rows, "SEGMENTS SIZE"))
@@ -127,20 +127,20 @@ def _tier_json(tier: TierUse) -> dict[str, int]:
     }
 
 
-def _namespace_json(one: NamespaceUse) -> dict[str, Any]:
+def _namespace_json(use: NamespaceUse) -> dict[str, Any]:
     return {
-        "namespace": one.namespace,
-        "fields": dict(one.fields),
-        "approximate": is_approximate(one.fields),
-        "bytes": one.num_bytes,
-        "segments": one.num_segments,
+        "namespace": use.namespace,
+        "fields": dict(use.fields),
+        "approximate": is_approximate(use.fields),
+        "bytes": use.num_bytes,
+        "segments": use.num_segments,
     }
 
 
-def _title(one: NamespaceUse) -> str:
+def _title(use: NamespaceUse) -> str:
     """What a namespace is called by people."""
-    names = [one.fields.get(key, "") for key in ("soft.name", "dtype", "soft.device")]
-    return " ".join([*filter(None, names), *_label(one.fields)]) or "unknown"
+    names = [use.fields.get(key, "") for key in ("soft.name", "dtype", "soft.device")]
+    return " ".join([*filter(None, names), *_label(use.fields)]) or "unknown"
 
 
 def _label(fields: Mapping[str, str]) -> list[str]:
@@ -200,7 +200,7 @@ def _configure_show(parser: Parser) -> None:
 
 def show(arguments: Namespace) -> int:
     with _inspector(arguments) as (_, inspector):
-        row = cache_keep.find_row(inspector.rows(), arguments.segment)
+        row = cache_by_name.find_row(inspector.rows(), arguments.segment)
         fields = inspector.fields()[row.namespace]
         found = inspector.examine(row)
         details = _row_json(row, fields) | {
@@ -225,25 +225,27 @@ def show(arguments: Namespace) -> int:
 def _configure_verify(parser: Parser) -> None:
     parser.description = "Compare the checksum of every segment. Exits with 5 when one is damaged."
     parser.add_argument("--fix", action="store_true", help="set damaged files aside")
-    cache_deep.configure(parser)
+    cache_recompute.configure(parser)
     parser.add_json()
 
 
 def verify(arguments: Namespace) -> int:
     with _inspector(arguments) as (settings, inspector):
         report = inspector.verify(fix=arguments.fix)
-        deep = cache_deep.check(settings, inspector, arguments) if arguments.deep else None
+        deep = cache_recompute.check(settings, inspector, arguments) if arguments.deep else None
         if deep is not None:
-            report = cache_deep.added_to(report, deep, settings, fix=arguments.fix)
+            report = cache_recompute.added_to(report, deep, settings, fix=arguments.fix)
     if arguments.json:
-        damaged = [{"segment_id": one, "problem": problem} for one, problem in report.damaged]
+        damaged = [
+            {"segment_id": segment_id, "problem": problem} for segment_id, problem in report.damaged
+        ]
         print_json(
             {
                 "checked": report.num_checked,
                 "damaged": damaged,
                 "fixed": report.num_fixed,
                 "orphans": report.num_orphans,
-                **({} if deep is None else {"deep": cache_deep.as_json(deep)}),
+                **({} if deep is None else {"deep": cache_recompute.as_json(deep)}),
             }
         )
     else:
@@ -256,7 +258,7 @@ def verify(arguments: Namespace) -> int:
         if arguments.fix:
             parts.append(f"{report.num_fixed:,} put aside or removed")
         print_line(", ".join(parts) + ".")
-        for line in [] if deep is None else cache_deep.lines(deep):
+        for line in [] if deep is None else cache_recompute.lines(deep):
             print_line(one_line(line))
         if report.damaged and not arguments.fix:
             Narrator().note("`chatcache cache verify --fix` sets them aside; only speed is lost.")
@@ -268,17 +270,17 @@ def collect_garbage(arguments: Namespace) -> int:
 
     with _inspector(arguments) as (_, inspector):
         dead = dead_namespaces(inspector)
-        freed = [remove_namespace(inspector, one.namespace) for one in dead]
+        freed = [remove_namespace(inspector, use.namespace) for use in dead]
         removed = inspector.collect_garbage()
         forget_lost_pins(inspector)
-    num_files = removed.num_files + sum(one.num_files for one in freed)
-    num_bytes = removed.num_bytes + sum(one.num_bytes for one in freed)
+    num_files = removed.num_files + sum(gone.num_files for gone in freed)
+    num_bytes = removed.num_bytes + sum(gone.num_bytes for gone in freed)
     if arguments.json:
-        namespaces = [_namespace_json(one) for one in dead]
+        namespaces = [_namespace_json(use) for use in dead]
         print_json({"removed": num_files, "bytes": num_bytes, "namespaces": namespaces})
         return 0
-    for one in dead:
-        print_line(f"{_title(one)}: the model is gone; {size(one.num_bytes)} freed.")
+    for use in dead:
+        print_line(f"{_title(use)}: the model is gone; {size(use.num_bytes)} freed.")
     print_line(f"Removed {plural(num_files, 'file')}, {size(num_bytes)}.")
     return 0
 
@@ -288,19 +290,18 @@ def clear(arguments: Namespace) -> int:
         return _print_removed(inspector.clear(), arguments)
 
 
-def _keep(act: Callable[[cache_keep.Target, Namespace], int]) -> Callable[[Namespace], int]:
+def _keep(act: Callable[[cache_by_name.Target, Namespace], int]) -> Callable[[Namespace], int]:
     def run(arguments: Namespace) -> int:
         with _inspector(arguments) as (settings, inspector):
-            return act(cache_keep.find_target(settings, inspector, arguments.name), arguments)
+            return act(cache_by_name.find_target(settings, inspector, arguments.name), arguments)
 
     return run
 
 
 def _print_removed(removed: Removed, arguments: Namespace) -> int:
-    if arguments.json:
-        print_json({"removed": removed.num_files, "bytes": removed.num_bytes})
-    else:
-        print_line(f"Removed {plural(removed.num_files, 'file')}, {size(removed.num_bytes)}.")
+    data = {"removed": removed.num_files, "bytes": removed.num_bytes}
+    text = f"Removed {plural(removed.num_files, 'file')}, {size(removed.num_bytes)}."
+    print_result(data, text, as_json=arguments.json)
     return 0
 
 
@@ -311,15 +312,19 @@ COMMANDS = {
     "verify": Command("look for damaged segments", _configure_verify, verify),
     "pin": Command(
         "keep a session's segments whatever the budgets say",
-        cache_keep.configure,
-        _keep(cache_keep.pin),
+        cache_by_name.configure,
+        _keep(cache_by_name.pin),
     ),
-    "unpin": Command("undo a pin", cache_keep.configure, _keep(cache_keep.unpin)),
+    "unpin": Command("undo a pin", cache_by_name.configure, _keep(cache_by_name.unpin)),
     "spill": Command(
-        "whether all of a session is on disk", cache_keep.configure_spill, _keep(cache_keep.spill)
+        "whether all of a session is on disk",
+        cache_by_name.configure_spill,
+        _keep(cache_by_name.spill),
     ),
     "drop": Command(
-        "delete a session's segments from disk", cache_keep.configure_drop, _keep(cache_keep.drop)
+        "delete a session's segments from disk",
+        cache_by_name.configure_drop,
+        _keep(cache_by_name.drop),
     ),
     "gc": Command("remove what nothing can use any more", _configure, collect_garbage),
     "clear": Command("remove all segments; no word is lost", _configure, clear),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import fields
@@ -15,12 +12,11 @@ from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.paths import paths_of
 from chatcache.config import KEYS_SECTION, SECTIONS, Settings, load_settings, read_config
 from chatcache.configfile import set_value, toml_value, write_default
-from chatcache.errors import NotFoundError, StorageError, UsageError
+from chatcache.errors import StorageError, UsageError
 from chatcache.formatting import table
+from chatcache.frontend.editor import edit_file
 from chatcache.frontend.shell_output import is_terminal, print_json, print_line
 from chatcache.remotes import SECTION as REMOTE_SECTION
-
-EDITORS = ("nano", "vim", "vi")
 
 
 def configure_show(parser: Parser) -> None:
@@ -99,29 +95,9 @@ def edit(arguments: Namespace) -> int:
     write_default(path)
     if not path.exists():
         raise StorageError(f"{path} cannot be written.", "Name another file with --config.")
-    command = _editor()
-    try:
-        code = subprocess.run([*command, str(path)], check=False).returncode
-    except OSError as error:
-        raise NotFoundError(
-            f"The editor {command[0]!r} cannot be started: {error.strerror}.", "Set $EDITOR."
-        ) from error
-    if code != 0:
-        raise UsageError(f"The editor {command[0]!r} ended with {code}.", "Check the file.")
+    edit_file(path)
     read_config(path)
     return 0
-
-
-def _editor() -> list[str]:
-    chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR")
-    if chosen:
-        return shlex.split(chosen)
-    import shutil
-
-    found = next((editor for editor in EDITORS if shutil.which(editor)), None)
-    if found is None:
-        raise NotFoundError("There is no editor.", "Set $EDITOR.")
-    return [found]
 
 
 COMMANDS = {

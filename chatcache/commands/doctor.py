@@ -96,7 +96,7 @@ def _verify_cache(settings: Settings, arguments: Namespace, report: Report) -> d
     )
     return doctor.SegmentsFound(
         found.num_checked,
-        [f"{one}: {problem}" for one, problem in found.damaged],
+        [f"{segment_id}: {problem}" for segment_id, problem in found.damaged],
         found.num_fixed,
         _is_approximate(arguments),
     )

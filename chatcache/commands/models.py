@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 from chatcache.backends.local.model import resolve
+from chatcache.backends.local.model.shelf import files_of
 from chatcache.commands import Command, models_download, models_probe, models_remote
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
-from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.errors import ChatcacheError
 from chatcache.formatting import size, table
 from chatcache.frontend.shell_output import Narrator, print_json, print_line
 from chatcache.remotes import remote_model
@@ -32,7 +31,7 @@ def list_all(arguments: Namespace) -> int:
     settings = settings_of(arguments)
     chosen = settings.config.model.default
     known = [resolve.BUILTIN, chosen, *resolve.cached_models()]
-    names = dict.fromkeys(one for one in known if not _is_remote(one, settings))
+    names = dict.fromkeys(name for name in known if not _is_remote(name, settings))
     models = [_summary(name, is_default=name == chosen) for name in names]
     models += models_remote.rows(settings)
     if arguments.json:
@@ -72,18 +71,14 @@ def _summary(name: str, *, is_default: bool) -> dict[str, Any]:
 
 def _details(name: str) -> dict[str, Any]:
     """What the files of a model say. Raises ChatcacheError when they are missing or broken."""
-    path = resolve.resolve_model(name, is_offline=True)
-    if not isinstance(path, Path):
-        raise UnavailableError(f"The model {name!r} is not on this machine.", "Download it first.")
-    resolve.check_model_dir(path)
-    config = json.loads((path / "config.json").read_bytes())
+    files = files_of(name)
     return {
         "model": name,
-        "path": str(path),
-        "architecture": resolve.architecture_of(config),
-        "parameters": resolve.count_parameters(path),
-        "bytes": sum(file.stat().st_size for file in resolve.weight_files(path)),
-        **{key: _from_config(config, names) for key, names in CONFIG_NAMES.items()},
+        "path": str(files.path),
+        "architecture": files.architecture,
+        "parameters": files.num_parameters,
+        "bytes": files.num_bytes,
+        **{key: _from_config(files.config, names) for key, names in CONFIG_NAMES.items()},
     }
 
 

@@ -11,7 +11,7 @@ from chatcache.backends.local.model.progress import download
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.errors import UsageError
 from chatcache.formatting import size
-from chatcache.frontend.shell_output import Narrator, print_json, print_line
+from chatcache.frontend.shell_output import Narrator, print_result
 from chatcache.remotes import remote_model
 
 
@@ -45,11 +45,10 @@ def run(arguments: Namespace) -> int:
     finally:
         narrator.release()
     resolve.check_model_dir(path)
-    num_bytes = sum(file.stat().st_size for file in resolve.weight_files(path))
-    if arguments.json:
-        details = {"model": arguments.model, "path": str(path), "bytes": num_bytes}
-        print_json({**details, "downloaded": is_new})
-    else:
-        words = "is here now" if is_new else "is on this machine already"
-        print_line(f"{arguments.model} {words}: {path}, weights {size(num_bytes)}.")
+    num_bytes = resolve.count_bytes(path)
+    model = arguments.model
+    data = {"model": model, "path": str(path), "bytes": num_bytes, "downloaded": is_new}
+    words = "is here now" if is_new else "is on this machine already"
+    text = f"{model} {words}: {path}, weights {size(num_bytes)}."
+    print_result(data, text, as_json=arguments.json)
     return 0

@@ -139,7 +139,7 @@ def _template_words(template: TemplateReport) -> str:
 
 
 def _conversations(template: TemplateReport) -> str:
-    rows = [_conversation_row(one) for one in template.rehearsed]
+    rows = [_conversation_row(rehearsed) for rehearsed in template.rehearsed]
     header = ("TOKENS READ AGAIN", *ORDINALS[: len(rows[0]) - 3], "OF", "WHY")
     return table(header, rows, " ".join((*ORDINALS, "OF")))
 
@@ -218,7 +218,7 @@ def _as_json(probe: ModelProbe, warnings: list[str]) -> dict[str, Any]:
             "has_thinking_switch": template.has_thinking_switch,
             "control_tokens": template.num_controls,
             "control_tokens_from_text": list(template.leaked),
-            "conversations": [_conversation_json(one) for one in template.rehearsed],
+            "conversations": [_conversation_json(rehearsed) for rehearsed in template.rehearsed],
         },
         "restore_tokens_per_second": probe.restore_tokens_per_second,
         "prefill_tokens_per_second": probe.prefill_tokens_per_second,

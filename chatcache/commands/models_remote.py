@@ -10,8 +10,9 @@ from typing import Any
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import duration, one_line, plural, table
+from chatcache.frontend.server_shelf import ServerShelf
 from chatcache.frontend.shell_output import Narrator, print_json, print_line
-from chatcache.remotes import RemoteModel, RemoteProfile, check_reach, remote_model
+from chatcache.remotes import RemoteModel, remote_model
 
 MAX_SHOWN = 20
 
@@ -29,23 +30,19 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
             "path": profile.base_url,
             **dict.fromkeys(("architecture", "parameters", "bytes")),
             "default": is_default,
-            "problem": _problem(profile, is_offline=settings.config.model.offline),
+            "problem": _problem(remote, settings),
         }
 
 
-def _problem(profile: RemoteProfile, *, is_offline: bool) -> str | None:
+def _problem(remote: RemoteModel, settings: Settings) -> str | None:
     """Why a server cannot be asked, as far as that can be told from here."""
-    try:
-        check_reach(profile, is_offline=is_offline)
-    except ChatcacheError as error:
-        return error.message
-    return None
+    shelf = ServerShelf(settings.config.remotes, settings.config.model.offline)
+    return shelf.row(remote).problem or None
 
 
 def details(remote: RemoteModel, settings: Settings) -> dict[str, Any]:
     """What the profile of a model says; the key itself is never shown."""
     profile = remote.profile
-    problem = _problem(profile, is_offline=settings.config.model.offline)
     return {
         "model": remote.name,
         "backend": "remote",
@@ -53,7 +50,7 @@ def details(remote: RemoteModel, settings: Settings) -> dict[str, Any]:
         "api_url": profile.api_url,
         "on_this_machine": profile.is_loopback,
         "encrypted": profile.is_encrypted,
-        "problem": problem,
+        "problem": _problem(remote, settings),
     }
 
 

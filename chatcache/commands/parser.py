@@ -84,6 +84,9 @@ class Parser(argparse.ArgumentParser):
             "--offline", action="store_true", default=None, help="never ask the network"
         )
 
+    def add_session(self) -> None:
+        self.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
+
     def add_json(self) -> None:
         self.add_argument("--json", action="store_true", help="print one JSON object")
 

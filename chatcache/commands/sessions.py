@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING, Any
 from chatcache import compose
 from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.commands import Command
-from chatcache.commands.branches import branch_kv, kv_json, note_kv
-from chatcache.commands.family import draw_tree, family_tree
+from chatcache.commands.held_kv import held_kv
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.prompt import read_bytes
+from chatcache.commands.session_tree import draw_tree, session_ids, tree_json
 from chatcache.config import Settings
 from chatcache.errors import UsageError
 from chatcache.formatting import clean, moment, one_line, plural, shorten, table
 from chatcache.frontend.modes import HISTORY_MODES, MODE_WORDS
-from chatcache.frontend.shell_output import Narrator, is_terminal, print_json, print_line
+from chatcache.frontend.shell_output import (
+    Narrator,
+    is_terminal,
+    print_json,
+    print_line,
+    print_result,
+)
 
 if TYPE_CHECKING:
-    from chatcache.cache.views import SessionKV
     from chatcache.chat.service import ChatService
 
 NAME_WIDTH = 44
@@ -43,7 +48,7 @@ def _configure_all(parser: Parser) -> None:
 
 
 def _configure_one(parser: Parser) -> None:
-    parser.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
+    parser.add_session()
     parser.add_json()
 
 
@@ -54,9 +59,8 @@ def list_all(arguments: Namespace) -> int:
     with _service(arguments) as (settings, service):
         sessions = service.list_sessions()
         if arguments.json:
-            held = _session_kv(settings, service, sessions)
-            entries = [_entry(one, kv) for one, kv in zip(sessions, held, strict=True)]
-            print_json({"sessions": entries})
+            held = held_kv(settings, service, [[session.session_id] for session in sessions])
+            print_json({"sessions": list(map(_entry, sessions, held))})
             return 0
     if not sessions:
         Narrator().note("There are no sessions yet.")
@@ -64,38 +68,30 @@ def list_all(arguments: Namespace) -> int:
     now = time.time()
     rows = [
         (
-            shorten(one.name, NAME_WIDTH),
-            f"{one.num_turns:,}",
-            f"{one.num_tokens:,}",
-            one.model or "",
-            moment(one.updated_at, now),
-            one.session_id,
+            shorten(session.name, NAME_WIDTH),
+            f"{session.num_turns:,}",
+            f"{session.num_tokens:,}",
+            session.model or "",
+            moment(session.updated_at, now),
+            session.session_id,
         )
-        for one in sessions
+        for session in sessions
     ]
     print_line(table(("NAME", "TURNS", "TOKENS", "MODEL", "USED", "ID"), rows, "TURNS TOKENS"))
     return 0
 
 
-def _session_kv(
-    settings: Settings, service: ChatService, sessions: list[SessionSummary]
-) -> list[SessionKV | None]:
-    """What the cache directory holds of each session; None when it cannot be read."""
-    return branch_kv(settings, service, [[one.session_id] for one in sessions])
-
-
-def _entry(session: SessionSummary, kv: SessionKV | None) -> dict[str, Any]:
+def _entry(session: SessionSummary, kv: dict[str, int] | None) -> dict[str, Any]:
     """One session as JSON."""
     return {
-        "session_id": session.session_id,
-        "session": session.name,
+        **_named_json(session),
         "turns": session.num_turns,
         "tokens": session.num_tokens,
         "model": session.model,
         "updated_at": session.updated_at,
         "forked_from": session.forked_from,
         "history_mode": session.history_mode,
-        "kv": kv_json(kv),
+        "kv": kv,
     }
 
 
@@ -104,7 +100,7 @@ def show(arguments: Namespace) -> int:
         session = service.find_session(arguments.session)
         messages = service.transcript(session.session_id)
         if arguments.json:
-            (kv,) = _session_kv(settings, service, [session])
+            (kv,) = held_kv(settings, service, [[session.session_id]])
             transcript = [_message_json(message) for message in messages]
             print_json(_entry(session, kv) | {"messages": transcript})
             return 0
@@ -142,7 +138,7 @@ def _shown_message(message: TranscriptMessage) -> str:
 
 
 def _configure_rename(parser: Parser) -> None:
-    parser.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
+    parser.add_session()
     parser.add_argument("name", metavar="NAME", help="the new name")
     parser.add_json()
 
@@ -155,11 +151,12 @@ def rename(arguments: Namespace) -> int:
 
 
 def _print_named(session: SessionSummary, arguments: Namespace) -> int:
-    if arguments.json:
-        print_json({"session_id": session.session_id, "session": session.name})
-    else:
-        print_line(session.name)
+    print_result(_named_json(session), session.name, as_json=arguments.json)
     return 0
+
+
+def _named_json(session: SessionSummary) -> dict[str, Any]:
+    return {"session_id": session.session_id, "session": session.name}
 
 
 def _configure_mode(parser: Parser) -> None:
@@ -169,7 +166,7 @@ def _configure_mode(parser: Parser) -> None:
         "that was read stays as it was read, and nothing is read again; the prompts then differ\n"
         "from what the model was trained on."
     )
-    parser.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
+    parser.add_session()
     parser.add_argument(
         "mode", metavar="MODE", nargs="?", choices=HISTORY_MODES, help="canonical or append"
     )
@@ -182,22 +179,14 @@ def mode(arguments: Namespace) -> int:
         if arguments.mode is not None:
             service.set_history_mode(session.session_id, arguments.mode)
             session = service.find_session(session.session_id)
-    if arguments.json:
-        print_json(
-            {
-                "session_id": session.session_id,
-                "session": session.name,
-                "history_mode": session.history_mode,
-            }
-        )
-    else:
-        print_line(MODE_WORDS[session.history_mode])
+    data = {**_named_json(session), "history_mode": session.history_mode}
+    print_result(data, MODE_WORDS[session.history_mode], as_json=arguments.json)
     return 0
 
 
 def _configure_delete(parser: Parser) -> None:
     parser.description = "Delete a session and the messages that no other session reaches."
-    parser.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
+    parser.add_session()
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_json()
 
@@ -256,7 +245,7 @@ def search(arguments: Namespace) -> int:
 
 def _configure_export(parser: Parser) -> None:
     parser.description = "Write a session to stdout, as JSON that `sessions import` reads."
-    parser.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
+    parser.add_session()
     parser.add_argument("--markdown", action="store_true", help="for reading, not for import")
     parser.add_json()
 
@@ -293,16 +282,18 @@ def import_one(arguments: Namespace) -> int:
         return _print_named(service.import_session(document), arguments)
 
 
-def tree(arguments: Namespace) -> int:
+def show_tree(arguments: Namespace) -> int:
     with _service(arguments) as (settings, service):
         session = service.find_session(arguments.session)
-        runs = family_tree(service, session)
+        roots = service.tree.branches(session.session_id, is_reached=True).roots
         if arguments.json:
-            note_kv(settings, service, runs)
-    if arguments.json:
-        print_json({"session_id": session.session_id, "tree": [run.as_json() for run in runs]})
-    else:
-        print_line(draw_tree(runs, session.session_id))
+            found = [branch for root in roots for branch in root.walk()]
+            kept = held_kv(settings, service, [session_ids(branch) for branch in found])
+            held = {branch.node_id: kv for branch, kv in zip(found, kept, strict=True)}
+            tree = [tree_json(root, held) for root in roots]
+            print_json({"session_id": session.session_id, "tree": tree})
+            return 0
+    print_line(draw_tree(roots, session.session_id))
     return 0
 
 
@@ -315,5 +306,5 @@ COMMANDS = {
     "search": Command("find words in all sessions", _configure_search, search),
     "export": Command("write a session to stdout", _configure_export, export),
     "import": Command("read a session that was exported", _configure_import, import_one),
-    "tree": Command("the forks of a session as a tree", _configure_one, tree),
+    "tree": Command("the forks of a session as a tree", _configure_one, show_tree),
 }

@@ -83,8 +83,12 @@ def _as_json(document: dict[str, Any]) -> Iterator[str]:
 def _as_markdown(name: str, messages: Sequence[TranscriptMessage]) -> Iterator[str]:
     yield f"# {fmt.one_line(name)}\n"
     for message in messages:
-        who = _WHO.get(message.role, message.model or "Answer")
-        yield f"\n## {who}\n\n{message.text}\n"
+        yield f"\n## {speaker(message)}\n\n{message.text}\n"
+
+
+def speaker(message: TranscriptMessage) -> str:
+    """The word for who said it; the name of the model for an answer."""
+    return _WHO.get(message.role, message.model or "Answer")
 
 
 def _write_new(path: Path, pieces: Iterator[str], total: int, report: Report) -> int:

@@ -110,13 +110,13 @@ def list_directory(typed: str) -> list[str]:
     head, _, tail = typed.rpartition("/")
     place = path_of(head or "/")
     try:
-        entries = sorted(place.iterdir(), key=lambda one: one.name)
+        entries = sorted(place.iterdir(), key=lambda entry: entry.name)
     except OSError:
         return []
     names = [
-        f"{head}/{one.name}{'/' if one.is_dir() else ''}"
-        for one in entries
-        if one.name.startswith(tail) and (tail.startswith(".") or not one.name.startswith("."))
+        f"{head}/{entry.name}{'/' if entry.is_dir() else ''}"
+        for entry in entries
+        if entry.name.startswith(tail) and (tail.startswith(".") or not entry.name.startswith("."))
     ]
     return names[:MAX_LISTED]
 

@@ -70,8 +70,13 @@ class OpenChat:
             raise NotFoundError("This chat is empty.", "Say something first.")
         return self.session
 
+    @property
+    def is_busy(self) -> bool:
+        """Is an answer being written?"""
+        return self._is_busy()
+
     def require_idle(self) -> None:
-        if self._is_busy():
+        if self.is_busy:
             raise UsageError("An answer is being written.", "Esc stops it and keeps what is there.")
 
     def open(self, session: SessionSummary | None) -> None:
@@ -224,8 +229,8 @@ class OpenChat:
     def fork_points(self) -> list[ForkPoint]:
         return self.service.fork_points(self.require_session().session_id)
 
-    def fork(self, at_turn: int, text: str | None = None) -> Forked:
-        """Go on after turn `at_turn` in a new chat, which is open then."""
+    def fork(self, at_turn: int | None, text: str | None = None) -> Forked:
+        """Go on after turn `at_turn` (None: the last one) in a new chat, which is open then."""
         self.require_idle()
         origin = self.require_session()
         result = self.service.fork(origin.session_id, at_turn=at_turn)
@@ -296,7 +301,7 @@ class OpenChat:
         family = [session for branch in branches for session in branch.sessions]
         done = (tree.keep_only if is_path_kept else tree.delete)(session_id, node_id)
         if session_id in done.deleted:
-            staying = [one for one in family if one.session_id not in done.deleted]
+            staying = [session for session in family if session.session_id not in done.deleted]
             self.open(staying[0] if staying else self.service.last_session())
         self.refresh()
         return done

@@ -49,7 +49,7 @@ class Sampling:
         return sampling
 
     def _with(self, name: str, value: Any, origin: str) -> Sampling:
-        origins = {one: by for one, by in self.origins.items() if one != name}
+        origins = {known: by for known, by in self.origins.items() if known != name}
         if value is not None:
             origins[name] = origin
         if name == "think":

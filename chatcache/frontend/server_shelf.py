@@ -26,12 +26,12 @@ class ServerShelf:
 
     def models(self, used_before: Iterable[str] = ()) -> list[ShelfModel]:
         """One model per profile, and those used before. Nobody is asked."""
-        used = [one for name in used_before if (one := self.find(name)) is not None]
+        used = [remote for name in used_before if (remote := self.find(name)) is not None]
         rows: dict[str, ShelfModel] = {}
         for profile in self.remotes.values():
-            of_profile = [one for one in used if one.profile == profile]
-            for one in (RemoteModel(profile, profile.model), *of_profile):
-                rows[one.name] = self.row(one)
+            of_profile = [remote for remote in used if remote.profile == profile]
+            for remote in (RemoteModel(profile, profile.model), *of_profile):
+                rows[remote.name] = self.row(remote)
         return list(rows.values())
 
     def find(self, name: str) -> RemoteModel | None:
@@ -80,15 +80,15 @@ def merged(
     if not offered:
         return list(known)
     nameless = f"{profile.name}:"
-    gone = {nameless, *(one.name for one in offered)}
+    gone = {nameless, *(model.name for model in offered)}
     rows: list[ShelfModel] = []
     is_placed = False
-    for one in known:
-        if one.name.startswith(nameless) and not is_placed:
+    for model in known:
+        if model.name.startswith(nameless) and not is_placed:
             rows += offered
             is_placed = True
-        if one.name not in gone:
-            rows.append(one)
+        if model.name not in gone:
+            rows.append(model)
     return rows if is_placed else [*rows, *offered]
 
 
@@ -97,6 +97,6 @@ def unreachable(
 ) -> list[ShelfModel]:
     """The list with what is wrong with a server beside each of its models."""
     return [
-        replace(one, problem=problem) if one.name.startswith(f"{profile.name}:") else one
-        for one in known
+        replace(model, problem=problem) if model.name.startswith(f"{profile.name}:") else model
+        for model in known
     ]

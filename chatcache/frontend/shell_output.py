@@ -54,6 +54,14 @@ def print_json(value: Any) -> None:
     write_data(json.dumps(value, ensure_ascii=not is_unicode, indent=indent) + "\n", is_last=True)
 
 
+def print_result(data: Any, text: str, *, as_json: bool) -> None:
+    """What a command found or did, for programs or for people."""
+    if as_json:
+        print_json(data)
+    else:
+        print_line(text)
+
+
 class AnswerStream:
     """Streams an answer to stdout as it grows. Raises BrokenPipeError when nobody reads it."""
 

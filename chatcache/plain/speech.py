@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from chatcache.chat.views import TranscriptMessage
 from chatcache.formatting import clean, one_line
+from chatcache.frontend.exports import speaker
 from chatcache.frontend.shell_output import AnswerStream, Narrator, write_data
 
 _SENTENCE = re.compile(r".*(?:\n|[.!?…:]\s)", re.DOTALL)
@@ -29,8 +30,7 @@ def ask(question: str) -> str:
 
 def spoken(message: TranscriptMessage) -> str:
     """One message with the word for who said it."""
-    who = {"system": "System prompt", "user": "You"}.get(message.role, message.model or "Answer")
-    return f"{one_line(who)}: {message.text.rstrip()}"
+    return f"{one_line(speaker(message))}: {message.text.rstrip()}"
 
 
 class Lines(Narrator):

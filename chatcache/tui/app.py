@@ -126,7 +126,9 @@ class ChatCacheApp(App[Exception | None]):
         screen = self.screen
         if isinstance(screen, ModalScreen):
             screen.dismiss(None)
-        elif isinstance(screen, ChatScreen) and (screen.clear_composer() or screen.turns.stop()):
+        elif isinstance(screen, ChatScreen) and (
+            screen.composer.clear_text() or screen.stop_answer()
+        ):
             return
         elif time.monotonic() - self._interrupted_at < QUIT_SECONDS:
             self._leave()

@@ -15,13 +15,8 @@ if TYPE_CHECKING:
     from chatcache.frontend.desk import SegmentDesk
     from chatcache.frontend.sampling import Sampling
 
-_FOR_THE_CHAT = (
-    "chatcache.tui.listening",
-    "chatcache.tui.turns",
-    "chatcache.tui.chats",
-    "chatcache.tui.long_work",
-)
-_FOR_THE_REST = ("chatcache.tui.actions", "chatcache.tui.idle", "pygments.lexers.python")
+_FOR_THE_CHAT = ("chatcache.tui.wiring",)
+_FOR_THE_REST = ("chatcache.tui.actions.table", "pygments.lexers.python")
 
 
 @dataclass(frozen=True, slots=True)

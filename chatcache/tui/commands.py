@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from textual.binding import Binding, BindingType
 
-from chatcache.frontend.registry import COMMANDS, KEYS, Scope, command
+from chatcache.frontend import registry
+from chatcache.frontend.registry import COMMANDS, KEYS, Scope
 
 
 def bindings(scope: Scope) -> list[BindingType]:
@@ -17,22 +18,22 @@ def bindings(scope: Scope) -> list[BindingType]:
     if scope == "chat":
         made += [
             Binding(
-                one.keys,
-                f"command('{one.id}')",
-                one.summary,
+                command.keys,
+                f"command('{command.id}')",
+                command.summary,
                 show=False,
                 priority=True,
-                id=one.id,
+                id=command.id,
             )
-            for one in COMMANDS
-            if one.keys and one.id != "quit"
+            for command in COMMANDS
+            if command.keys and command.id != "quit"
         ]
     return made
 
 
 def quit_binding() -> Binding:
     """Works above every dialog, so it belongs to the application."""
-    quit_command = command("quit")
+    quit_command = registry.command("quit")
     return Binding(
         quit_command.keys, "quit", quit_command.summary, show=False, priority=True, id="quit"
     )

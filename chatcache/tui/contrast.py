@@ -11,7 +11,7 @@ from textual.color import Color
 
 _WANTED = 4.5
 _BACKGROUNDS = ("background", "surface")
-# Quieter than this nothing has to be, and a note that is louder is none.
+# Opacity in percent, where the search begins and ends: a note always stays quieter than text.
 _QUIETEST, _LOUDEST = 60, 85
 
 
@@ -29,12 +29,12 @@ def quiet(variables: Mapping[str, str]) -> str:
 
 def _contrast(text: Color, behind: list[Color], percent: int) -> float:
     """The least ratio of the text, so opaque, to one of the backgrounds."""
-    return min(ratio(one.blend(text, percent / 100), one) for one in behind)
+    return min(ratio(color.blend(text, percent / 100), color) for color in behind)
 
 
-def ratio(one: Color, other: Color) -> float:
+def ratio(color: Color, other: Color) -> float:
     """The contrast of two opaque colours, from 1 to 21."""
-    lighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
+    lighter, darker = sorted((_luminance(color), _luminance(other)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 
 

@@ -26,8 +26,11 @@ _WORDS = {
 
 def hints(binding_ids: Iterable[str], keymap: Mapping[str, str]) -> list[tuple[str, str]]:
     """The first key of each binding, as it is bound now; those without a key are left out."""
-    keys = [(key_words(one, keymap), _WORDS.get(one, one)) for one in binding_ids]
-    return [(key[0], word) for key, word in keys if key]
+    return [
+        (keys[0], _WORDS.get(binding_id, binding_id))
+        for binding_id in binding_ids
+        if (keys := key_words(binding_id, keymap))
+    ]
 
 
 def status_ids(
@@ -35,7 +38,7 @@ def status_ids(
 ) -> list[str]:
     """What is most useful now; fewer where there is little room, or much to say beside them."""
     if is_walking:
-        return [f"message.{one}" for one in _ON_A_MESSAGE]
+        return [f"message.{action}" for action in _ON_A_MESSAGE]
     is_told = is_working or status.loading is not None or status.is_restarting
     if is_narrow and is_told:
         return []

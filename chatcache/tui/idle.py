@@ -7,16 +7,16 @@ it in the engine.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from textual.timer import Timer
 
 from chatcache.backends.base import IdleKind
 from chatcache.chat.finished import stable_part
 from chatcache.frontend import registry
-
-if TYPE_CHECKING:
-    from chatcache.tui.screens.chat import ChatScreen
+from chatcache.frontend.open_chat import OpenChat
+from chatcache.tui.chat_view import ChatView
+from chatcache.tui.stage import Stage
+from chatcache.tui.turns import Turns
+from chatcache.tui.widgets.composer import Composer
 
 TYPING_PAUSE_SECONDS = 0.3
 HIGHLIGHT_PAUSE_SECONDS = 0.25
@@ -27,8 +27,11 @@ ENOUGH_CHARACTERS = 64
 class IdleHooks:
     """The idle work of one chat screen. All methods belong to the screen's own thread."""
 
-    def __init__(self, screen: ChatScreen) -> None:
-        self._screen = screen
+    def __init__(
+        self, stage: Stage, chat: OpenChat, view: ChatView, turns: Turns, composer: Composer
+    ) -> None:
+        self._stage, self._chat, self._idle = stage, chat, chat.service.idle
+        self._view, self._turns, self._composer = view, turns, composer
         self._typing: Timer | None = None
         self._highlighting: Timer | None = None
         self._asked_draft = ""
@@ -40,35 +43,35 @@ class IdleHooks:
         """The draft changed: look at it after a pause, or at once when much is new."""
         self._stop(self._typing)
         self._typing = None
-        text = self._screen.composer.text
+        text = self._composer.text
         if not text:
             self._asked_draft = ""
-        elif not self._screen.service.idle.is_on("draft"):
+        elif not self._idle.is_on("draft"):
             return  # not even a timer
         elif len(text) - len(self._asked_draft) >= ENOUGH_CHARACTERS:
             self._ask_draft()
         else:
-            self._typing = self._screen.set_timer(TYPING_PAUSE_SECONDS, self._ask_draft)
+            self._typing = self._stage.set_timer(TYPING_PAUSE_SECONDS, self._ask_draft)
 
     def opened(self) -> None:
         """Another chat is open, or the model is ready for the one that is."""
         self._asked_draft = ""
-        self._ask("restore", self._session_id)
+        self._ask("restore", self._chat.session_id)
         self.edited()
 
     def answered(self) -> None:
         """An answer is complete and nothing waits behind it."""
         self._asked_draft = ""
-        self._ask("next_turn", self._session_id)
+        self._ask("next_turn", self._chat.session_id)
         self.edited()
 
     def highlighted(self, session_id: str) -> None:
         """A chat is highlighted in the list: after a pause it is brought back."""
-        if session_id == self._highlighted or not self._screen.service.idle.is_on("restore"):
+        if session_id == self._highlighted or not self._idle.is_on("restore"):
             return
         self._leave_highlighted()
         self._highlighted = session_id
-        self._highlighting = self._screen.set_timer(HIGHLIGHT_PAUSE_SECONDS, self._ask_highlighted)
+        self._highlighting = self._stage.set_timer(HIGHLIGHT_PAUSE_SECONDS, self._ask_highlighted)
 
     def list_left(self, *, is_opening: bool) -> None:
         """The list was closed. Unless another chat is opened, the open one is wanted again."""
@@ -81,15 +84,10 @@ class IdleHooks:
         has_asked = self._highlighted is not None and self._highlighting is None
         self._highlighting = self._highlighted = None
         if has_asked:
-            self._screen.run_async(self._screen.ask(self._screen.service.idle.cancel))
+            self._stage.run(self._stage.ask(self._idle.cancel))
         return has_asked
 
     # Asking
-
-    @property
-    def _session_id(self) -> str:
-        session = self._screen.chats.session
-        return session.session_id if session else ""
 
     def _ask_highlighted(self) -> None:
         self._highlighting = None
@@ -98,28 +96,26 @@ class IdleHooks:
     def _ask_draft(self) -> None:
         """Of a message: a command or the new text of an earlier turn is not prepared."""
         self._typing = None
-        meant = registry.parse(self._screen.composer.full_text)
-        if not isinstance(meant, registry.Prompt) or self._screen.chats.editing_turn is not None:
+        meant = registry.parse(self._composer.full_text)
+        if not isinstance(meant, registry.Prompt) or self._view.editing_turn is not None:
             return
         stable = stable_part(meant.text)
         if stable and stable != self._asked_draft:
             self._asked_draft = stable
-            self._ask("draft", self._session_id, meant.text)
+            self._ask("draft", self._chat.session_id, meant.text)
 
     def _ask(self, kind: IdleKind, session_id: str, draft: str = "") -> None:
-        screen = self._screen
         is_wanted = kind == "draft" or bool(session_id)
-        if screen.turns.running is None and is_wanted and screen.service.idle.is_on(kind):
-            screen.run_async(
-                screen.ask(
-                    screen.service.idle.prepare,
-                    kind,
-                    session_id,
-                    draft,
-                    think=screen.think,
-                    system=screen.chats.system_prompt,
-                )
+        if self._turns.running is None and is_wanted and self._idle.is_on(kind):
+            work = self._stage.ask(
+                self._idle.prepare,
+                kind,
+                session_id,
+                draft,
+                think=self._chat.sampling.think,
+                system=self._chat.system_prompt,
             )
+            self._stage.run(work)
 
     @staticmethod
     def _stop(timer: Timer | None) -> None:

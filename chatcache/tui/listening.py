@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from chatcache.backends.base import (
+    Backend,
     BackendEvent,
     BackendFailed,
     CacheEvent,
@@ -19,12 +19,16 @@ from chatcache.backends.base import (
     Prepared,
     RestoreBegan,
 )
-from chatcache.tui.messages import BackendChanged
-from chatcache.tui.screens.segments import SegmentsScreen
-from chatcache.tui.widgets.welcome import Welcome
-
-if TYPE_CHECKING:
-    from chatcache.tui.screens.chat import ChatScreen
+from chatcache.tui.messages import (
+    BackendChanged,
+    ModelBecameReady,
+    ModelGaveUp,
+    RestoreShown,
+    SegmentsChanged,
+)
+from chatcache.tui.panel_state import PanelState
+from chatcache.tui.stage import Stage
+from chatcache.tui.status import BackendStatus
 
 # Loading is told no more often than this, so that keys have their turn.
 PROGRESS_SECONDS = 0.1
@@ -35,16 +39,18 @@ RESTORE_SECONDS = 0.15
 class Listening:
     """Keeps the status and the panel of one chat screen as the backend says."""
 
-    def __init__(self, screen: ChatScreen) -> None:
-        self._screen = screen
+    def __init__(
+        self, stage: Stage, backend: Backend | None, status: BackendStatus, panel: PanelState
+    ) -> None:
+        self._stage, self._backend = stage, backend
+        self._status, self._panel = status, panel
         self._unsubscribe: Callable[[], None] | None = None
         self._told_at = 0.0
         self._restoring: RestoreBegan | None = None
 
     async def begin(self) -> None:
-        backend = self._screen.service.backend
-        if backend is not None:
-            self._unsubscribe = await self._screen.ask(backend.subscribe, self._tell)
+        if self._backend is not None:
+            self._unsubscribe = await self._stage.ask(self._backend.subscribe, self._tell)
 
     def end(self) -> None:
         if self._unsubscribe is not None:
@@ -56,57 +62,49 @@ class Listening:
             if time.monotonic() - self._told_at < PROGRESS_SECONDS:
                 return  # the next one is as good
             self._told_at = time.monotonic()
-        self._screen.post_message(BackendChanged(event))
+        self._stage.post_message(BackendChanged(event))
 
     def take(self, event: BackendEvent) -> None:
-        screen = self._screen
+        """Show what was told, in the screen's thread."""
         if isinstance(event, CacheSnapshot):
-            screen.panel_state.snapshot = event
-            if isinstance(shown := screen.app.screen, SegmentsScreen):
-                shown.show_segments(event.segments)
+            self._panel.snapshot = event
+            self._stage.post_message(SegmentsChanged(event.segments))
         elif isinstance(event, CacheEvent):
-            screen.panel_state.events.append(event)
+            self._panel.events.append(event)
         elif isinstance(event, Prepared):
-            screen.panel_state.idle.note(event)
+            self._panel.idle.note(event)
             self.restored()
         elif isinstance(event, RestoreBegan):
             self._restoring = event
-            screen.set_timer(RESTORE_SECONDS, lambda: self._show_restore(event))
+            self._stage.set_timer(RESTORE_SECONDS, lambda: self._show_restore(event))
         else:
             self._take_status(event)
-        screen.refresh_panel()
+        self._stage.refresh_panel()
 
     def _show_restore(self, event: RestoreBegan) -> None:
         if self._restoring is event:
-            self._screen.panel_state.restoring = event
-            self._screen.turns.show_restore(self._screen.panel_state.restore_words)
-            self._screen.refresh_panel()
-            self._screen.refresh_status()
+            self._panel.restoring = event
+            self._stage.post_message(RestoreShown(self._panel.restore_words))
+            self._refresh()
 
     def restored(self) -> None:
         """What was being read from disk is there, or was given up."""
         self._restoring = None
-        if self._screen.panel_state.restoring is not None:
-            self._screen.panel_state.restoring = None
-            self._screen.refresh_panel()
-            self._screen.refresh_status()
+        if self._panel.restoring is not None:
+            self._panel.restoring = None
+            self._refresh()
+
+    def _refresh(self) -> None:
+        self._stage.refresh_panel()
+        self._stage.refresh_status()
 
     def _take_status(self, event: BackendEvent) -> None:
-        screen = self._screen
-        screen.status.absorb(event)
-        screen.panel_state.info = screen.status.info
+        self._status.absorb(event)
+        self._panel.info = self._status.info
         if isinstance(event, ModelReady):
-            screen.actions.model_ready(event.info)
-            screen.idle.opened()
-            for welcome in screen.query(Welcome):
-                welcome.show_model(event.info)
+            self._stage.post_message(ModelBecameReady(event.info))
         elif isinstance(event, BackendFailed):
             self.restored()
             if not event.will_restart:
-                screen.run_async(self._show_failure())
-                screen.actions.model_failed()
-        screen.refresh_status()
-
-    async def _show_failure(self) -> None:
-        await self._screen.chats.wait_opened()
-        await self._screen.show_error(*self._screen.status.failure_words)
+                self._stage.post_message(ModelGaveUp(*self._status.failure_words))
+        self._stage.refresh_status()

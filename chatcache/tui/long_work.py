@@ -6,24 +6,20 @@ Owns what is going on, one at a time. What the work is, is for the commands.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
 
 from chatcache.errors import UsageError
 from chatcache.frontend.progress import CalledOffError, Progress, Report
-
-if TYPE_CHECKING:
-    from chatcache.tui.screens.chat import ChatScreen
+from chatcache.tui.stage import Result, Stage
 
 # Work that is over before the first look at it is never shown.
 LOOK_SECONDS = 0.1
-Result = TypeVar("Result")
 
 
 class LongWork:
     """The long work of one chat screen."""
 
-    def __init__(self, screen: ChatScreen) -> None:
-        self._screen = screen
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
         self._now: Progress | None = None
         self._is_stopped = False
         self.shown: Progress | None = None
@@ -35,16 +31,16 @@ class LongWork:
         if self._now is not None:
             raise UsageError("Something else is still being done.", "Esc stops it.")
         self._now, self._is_stopped = Progress(stage), False
-        looking = self._screen.set_interval(LOOK_SECONDS, self._look)
+        looking = self._stage.set_interval(LOOK_SECONDS, self._look)
         try:
-            return await self._screen.ask(work, self._report)
+            return await self._stage.ask(work, self._report)
         except CalledOffError:
-            self._screen.toast("Called off.")
+            self._stage.toast("Called off.")
             return None
         finally:
             looking.stop()
             self._now = self.shown = None
-            self._screen.refresh_status()
+            self._stage.refresh_status()
 
     def stop(self) -> bool:
         """Call it off at its next step; False when nothing is going on."""
@@ -64,4 +60,4 @@ class LongWork:
     def _look(self) -> None:
         if self.shown != self._now:
             self.shown = self._now
-            self._screen.refresh_status()
+            self._stage.refresh_status()

@@ -63,7 +63,7 @@ class ChatTable(MarkdownTable):
     def _take(self, block: MarkdownTable) -> None:
         headers, rows = block._get_headers_and_rows()
         self._table = Table(
-            headers, rows, [_align(one) for one in _below(block) if isinstance(one, MarkdownTH)]
+            headers, rows, [_align(cell) for cell in _below(block) if isinstance(cell, MarkdownTH)]
         )
         block._blocks.clear()
 
@@ -82,9 +82,9 @@ class ChatTable(MarkdownTable):
 
 
 def _below(block: MarkdownBlock) -> Iterator[MarkdownBlock]:
-    for one in block._blocks:
-        yield one
-        yield from _below(one)
+    for child in block._blocks:
+        yield child
+        yield from _below(child)
 
 
 def _align(header: MarkdownBlock) -> Align:

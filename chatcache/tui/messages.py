@@ -1,4 +1,4 @@
-"""Past-tense facts that travel from threads and widgets to the chat screen."""
+"""Past-tense facts that travel from threads, widgets and the parts of the chat screen to it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from textual.message import Message
 from chatcache.errors import ChatcacheError
 
 if TYPE_CHECKING:
-    from chatcache.backends.base import BackendEvent
+    from chatcache.backends.base import BackendEvent, ModelInfo, SegmentRow
     from chatcache.chat.views import ChatEvent
+    from chatcache.tui.layout import PanelMode
 
 
 class BackendChanged(Message):
@@ -19,6 +20,58 @@ class BackendChanged(Message):
     def __init__(self, event: BackendEvent) -> None:
         super().__init__()
         self.event = event
+
+
+class ModelBecameReady(Message):
+    """A model can answer, for the first time or after another one."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        super().__init__()
+        self.info = info
+
+
+class ModelGaveUp(Message):
+    """No model can answer, and none is being started."""
+
+    def __init__(self, sentence: str, hint: str) -> None:
+        super().__init__()
+        self.sentence, self.hint = sentence, hint
+
+
+class SegmentsChanged(Message):
+    """The engine holds other segments than before."""
+
+    def __init__(self, segments: tuple[SegmentRow, ...]) -> None:
+        super().__init__()
+        self.segments = segments
+
+
+class RestoreShown(Message):
+    """Something is being read from disk for long enough to be worth a word."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+
+
+class RestoreEnded(Message):
+    """A turn has what it needs from disk, or needs it no longer."""
+
+
+class ChatShown(Message):
+    """Another chat is open, or the open one was read anew."""
+
+
+class QueueEmptied(Message):
+    """An answer is complete, and no message waits behind it."""
+
+
+class PanelModeChosen(Message):
+    """A mode of the panel was asked for; None: the next one. `is_kept`: also for the next start."""
+
+    def __init__(self, mode: PanelMode | None, *, is_kept: bool = True) -> None:
+        super().__init__()
+        self.mode, self.is_kept = mode, is_kept
 
 
 class TurnMessage(Message):
@@ -65,16 +118,8 @@ class FilesWanted(Message):
     """An @ was typed for the first time: the files below the working directory are wanted."""
 
 
-class FilePicked(Message):
-    """A file was chosen in the list behind an @."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.path = path
-
-
 class CommandChosen(Message):
-    """A command was asked for: by key, slash, palette or click."""
+    """A command was asked for: by key, slash, palette, click, or a file behind an @."""
 
     def __init__(self, command_id: str, argument: str = "") -> None:
         super().__init__()

@@ -59,6 +59,10 @@ class PanelState:
     idle: IdleTotals = field(default_factory=IdleTotals)
 
     @property
+    def model_name(self) -> str:
+        return self.info.model if self.info else "assistant"
+
+    @property
     def restore_words(self) -> str:
         """What is being read from disk: `restoring 4,096 tokens from disk, 470 MB`; or nothing."""
         if self.restoring is None:

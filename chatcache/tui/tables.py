@@ -23,8 +23,8 @@ _NARROWEST = 12
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`aligns` may be shorter than a row; the rest is aligned left. Nothing here has a newline
-    that does not mean one."""
+    """`aligns` may be shorter than a row; the rest is aligned left. A newline in a cell begins a
+    new line there."""
 
     headers: Sequence[Content]
     rows: Sequence[Sequence[Content]]

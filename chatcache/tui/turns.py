@@ -1,7 +1,7 @@
 """The turn in progress: from the message of the user to the settled answer.
 
 Owns what is running, what waits behind it, and the way of the text from the buffer to the
-transcript. What the screen around it does is reached through the screen's public methods only.
+transcript.
 """
 
 from __future__ import annotations
@@ -9,21 +9,24 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from chatcache.backends.base import PrefillProgress, TurnPlanned
 from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError, ContextFullError
 from chatcache.frontend import figures
+from chatcache.frontend.open_chat import OpenChat
+from chatcache.tui.chat_view import ChatView
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.messages import TurnMessage
+from chatcache.tui.messages import QueueEmptied, RestoreEnded, TurnMessage
+from chatcache.tui.panel_state import PanelState
+from chatcache.tui.stage import Stage
 from chatcache.tui.widgets.answer import AnswerMessage
+from chatcache.tui.widgets.composer import Composer
 from chatcache.tui.widgets.message import UserMessage
+from chatcache.tui.widgets.transcript import Transcript
 from chatcache.tui.worker import TextBuffer, read_turn, told_end
-
-if TYPE_CHECKING:
-    from chatcache.tui.screens.chat import ChatScreen
 
 FLUSH_SECONDS = 0.04
 RATE_SECONDS = 0.4
@@ -63,8 +66,17 @@ class RunningTurn:
 class Turns:
     """At most one running turn, and the messages queued behind it."""
 
-    def __init__(self, screen: ChatScreen) -> None:
-        self._screen = screen
+    def __init__(
+        self,
+        stage: Stage,
+        chat: OpenChat,
+        view: ChatView,
+        transcript: Transcript,
+        composer: Composer,
+        panel: PanelState,
+    ) -> None:
+        self._stage, self._chat, self._view = stage, chat, view
+        self._transcript, self._composer, self._panel = transcript, composer, panel
         self._number = 0
         self._queue: list[UserMessage] = []
         self.running: RunningTurn | None = None
@@ -80,7 +92,7 @@ class Turns:
         if running is None:
             return ""
         words = _PHASE_WORDS[running.phase]
-        if (restoring := self._screen.panel_state.restore_words) and running.phase == "starting":
+        if (restoring := self._panel.restore_words) and running.phase == "starting":
             words = f"{restoring} · Esc stops"
         if running.is_held and running.phase == "answering":
             words = "answering below · Ctrl+End follows · Esc stops"
@@ -90,20 +102,20 @@ class Turns:
 
     def send(self, text: str) -> None:
         """Answer a new message, now or when the running turn has ended."""
-        user = UserMessage(0, text, created_at=self._screen.now, now=self._screen.now)
+        user = UserMessage(0, text, created_at=self._stage.now, now=self._stage.now)
         if self.running is not None:
             user.add_class("-queued")
             self._queue.append(user)
-            self._screen.run_async(self._screen.transcript.add(user))
-            self._screen.refresh_status()
+            self._stage.run(self._transcript.add(user))
+            self._stage.refresh_status()
         else:
             self._begin(RunningTurn(self._next(), "send", text, user=user))
 
     def edit(self, turn: int, text: str) -> None:
-        user = UserMessage(turn, text, created_at=self._screen.now, now=self._screen.now)
+        user = UserMessage(turn, text, created_at=self._stage.now, now=self._stage.now)
         self._begin(RunningTurn(self._next(), "edit", text, at_turn=turn, user=user))
-        name = self._screen.chats.name
-        self._screen.toast(f"What was said stays, as “{name} (before edit)”. /tree shows both.")
+        name = self._chat.name
+        self._stage.toast(f"What was said stays, as “{name} (before edit)”. /tree shows both.")
 
     def regenerate(self) -> None:
         self._begin(RunningTurn(self._next(), "regenerate"))
@@ -120,7 +132,7 @@ class Turns:
             running.phase = "stopping"
             if running.handle is not None:
                 running.handle.stop()
-            self._screen.refresh_status()
+            self._stage.refresh_status()
         return True
 
     def _next(self) -> int:
@@ -129,58 +141,55 @@ class Turns:
 
     def _begin(self, running: RunningTurn) -> None:
         self.running = running
-        self._screen.refresh_status()
-        self._screen.run_async(self._launch(running))
+        self._stage.refresh_status()
+        self._stage.run(self._launch(running))
 
     async def _launch(self, running: RunningTurn) -> None:
         try:
-            session = await self._screen.ensure_session()
+            await self._view.ensure_session()
             await self._make_room(running)
         except Exception as error:
             running.error = as_user_error(error)
             await self._end(running)
             return
-        work = partial(self._follow, running, session.session_id)
-        self._screen.run_worker(work, thread=True, group="turn", exit_on_error=False)
+        self._stage.run(self._stage.ask(partial(self._follow, running)))
 
-    def _follow(self, running: RunningTurn, session_id: str) -> None:
+    def _follow(self, running: RunningTurn) -> None:
         """Begin the turn and read it to its end; called in a thread."""
-        with told_end(self._screen, running.number):
-            running.handle = self._handle(running, session_id)
+        with told_end(self._stage, running.number):
+            running.handle = self._handle(running)
             if running.phase == "stopping":
                 running.handle.stop()
-            read_turn(self._screen, running.number, running.handle, running.buffer)
+            read_turn(self._stage, running.number, running.handle, running.buffer)
 
     async def _make_room(self, running: RunningTurn) -> None:
         """Bring the transcript into the shape that the turn will have on disk."""
-        transcript = self._screen.transcript
         if running.kind == "continue":
-            answer = transcript.last_block(AnswerMessage)
+            answer = self._transcript.last_block(AnswerMessage)
             running.answer = answer if isinstance(answer, AnswerMessage) else None
         elif running.kind == "regenerate":
-            await transcript.remove_answer_of_last_turn()
+            await self._transcript.remove_answer_of_last_turn()
         elif running.kind == "edit":
-            await transcript.remove_from(running.at_turn)
+            await self._transcript.remove_from(running.at_turn)
         if running.user is not None and not running.user.is_attached:
-            await transcript.add(running.user)
+            await self._transcript.add(running.user)
         if running.answer is None:
             running.answer = AnswerMessage(
                 running.at_turn,
-                model=self._screen.model_name,
-                created_at=self._screen.now,
-                now=self._screen.now,
+                model=self._panel.model_name,
+                created_at=self._stage.now,
+                now=self._stage.now,
             )
-            await transcript.add(running.answer, after=running.user)
+            await self._transcript.add(running.answer, after=running.user)
 
-    def _handle(self, running: RunningTurn, session_id: str) -> ChatTurn:
-        service, options = self._screen.service, self._screen.sampling.options
+    def _handle(self, running: RunningTurn) -> ChatTurn:
         if running.kind == "send":
-            return service.send(session_id, running.text, options)
+            return self._chat.send(running.text)
         if running.kind == "edit":
-            return service.edit(session_id, running.at_turn, running.text, options)
+            return self._chat.edit(running.at_turn, running.text)
         if running.kind == "regenerate":
-            return service.regenerate(session_id, options)
-        return service.continue_answer(session_id, options)
+            return self._chat.regenerate()
+        return self._chat.continue_answer()
 
     # Following
 
@@ -192,14 +201,14 @@ class Turns:
         running = self.running
         if running is None or running.answer is None:
             return
-        panel = self._screen.panel_state
+        panel = self._panel
         if isinstance(event, UserMessageSaved):
             self._user_saved(running, event)
         elif isinstance(event, WaitingForModel):
             running.answer.show_waiting("waiting for the model")
             self._enter(running, "waiting")
         elif isinstance(event, TurnPlanned):
-            self._screen.listening.restored()
+            self._stage.post_message(RestoreEnded())
             panel.begin(event)
             self._enter(running, "reading")
         elif isinstance(event, PrefillProgress):
@@ -207,7 +216,7 @@ class Turns:
             running.answer.show_prefill(event.done, event.total, event.cached)
         elif isinstance(event, AnswerSaved):
             running.saved = event
-        self._screen.refresh_panel()
+        self._stage.refresh_panel()
 
     def show_restore(self, words: str) -> None:
         """Say below the answer that is waited for what it waits for."""
@@ -216,7 +225,7 @@ class Turns:
 
     def _user_saved(self, running: RunningTurn, event: UserMessageSaved) -> None:
         running.is_saved = True
-        self._screen.run_async(self._screen.chats.refresh_name())
+        self._stage.run(self._view.refresh())
         for block in (running.user, running.answer):
             if block is not None:
                 block.turn = event.turn
@@ -227,7 +236,7 @@ class Turns:
     def _enter(self, running: RunningTurn, phase: Phase) -> None:
         if running.phase != "stopping":
             running.phase = phase
-        self._screen.refresh_status()
+        self._stage.refresh_status()
 
     def grow(self) -> None:
         """There is text in the buffer: show it soon, together with what comes until then."""
@@ -237,7 +246,7 @@ class Turns:
         running.is_flush_due = True
         # On a slow machine the text comes less often, so that keys have their turn in between.
         pause = max(FLUSH_SECONDS, 2 * running.flush_seconds)
-        self._screen.set_timer(pause, lambda: self._screen.run_async(self.flush()))
+        self._stage.set_timer(pause, lambda: self._stage.run(self.flush()))
 
     async def flush(self) -> None:
         """Move the buffer into the transcript, unless the user is reading further up."""
@@ -247,9 +256,9 @@ class Turns:
         running.is_flush_due = False
         if running.phase not in ("answering", "stopping"):
             self._enter(running, "answering")
-        was_held, running.is_held = running.is_held, not self._screen.transcript.is_following
+        was_held, running.is_held = running.is_held, not self._transcript.is_following
         if was_held != running.is_held:
-            self._screen.refresh_status()
+            self._stage.refresh_status()
         if not running.is_held:
             began = time.monotonic()
             await self._write(running)
@@ -267,10 +276,10 @@ class Turns:
     def _tell_rate(self, running: RunningTurn) -> None:
         """Let the panel tell the rate now and then; drawing it costs more than a line of text."""
         now = time.monotonic()
-        self._screen.panel_state.decode(running.buffer.num_tokens, now)
+        self._panel.decode(running.buffer.num_tokens, now)
         if now - running.rate_told_at >= RATE_SECONDS:
             running.rate_told_at = now
-            self._screen.refresh_panel()
+            self._stage.refresh_panel()
 
     # Ending
 
@@ -289,22 +298,23 @@ class Turns:
             if running.saved is not None:
                 await self._settle(running, running.saved)
             else:
-                self._screen.panel_state.finish(None)
+                self._panel.finish(None)
             if running.error is not None:
                 await self._show_failure(running, running.error)
-            await self._screen.turn_ended(running)
+            await self._view.refresh_last_turn(running.user, running.answer)
+            await self._transcript.prune()
         finally:
             self.running = None
-            self._screen.listening.restored()
-            self._screen.refresh_panel()
-            self._screen.refresh_status()
+            self._stage.post_message(RestoreEnded())
+            self._stage.refresh_panel()
+            self._stage.refresh_status()
         if running.phase == "stopping" or running.error is not None:
             await self._give_back_queue()
         elif self._queue:
             user = self._queue.pop(0)
             self._begin(RunningTurn(self._next(), "send", user.text, user=user))
         else:
-            self._screen.idle.answered()
+            self._stage.post_message(QueueEmptied())
 
     async def _settle(self, running: RunningTurn, saved: AnswerSaved) -> None:
         result = figures.from_result(saved.result)
@@ -315,7 +325,7 @@ class Turns:
             running.answer.name_model(saved.model)
             running.answer.node_id = saved.node_id
             running.answer.show_figures(result)
-        self._screen.panel_state.finish(result, saved.turn)
+        self._panel.finish(result, saved.turn)
 
     async def _show_failure(self, running: RunningTurn, error: ChatcacheError) -> None:
         """Say what went wrong. Words that were not accepted go back to where they were written."""
@@ -328,17 +338,17 @@ class Turns:
         if running.user is not None and not running.is_saved:
             if running.user.is_attached:
                 await running.user.remove()
-            self._screen.give_back_text(running.text)
+            self._composer.give_back(running.text)
         hint = error.hint
         if running.is_saved and not (running.answer and running.answer.text):
             is_full = isinstance(error, ContextFullError)
             way_on = "/undo takes it back" if is_full else "/regen answers it"
             hint = f"{hint} Your message is kept; {way_on}.".strip()
-        await self._screen.show_error(error.message, hint)
+        await self._stage.show_error(error.message, hint)
 
     async def _give_back_queue(self) -> None:
         queued, self._queue = self._queue, []
         for user in queued:
             await user.remove()
         if queued:
-            self._screen.give_back_text("\n\n".join(user.text for user in queued))
+            self._composer.give_back("\n\n".join(user.text for user in queued))

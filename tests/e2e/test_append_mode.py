@@ -19,9 +19,6 @@ LONG = "What is the answer? " + "The key and the value of every token are kept. 
 Run = Callable[..., str]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def model_with(shape: str, place: Path) -> Path:
     return build_model_dir(place / shape, tokenizer=BY_NAME[shape].tokenizer())
 

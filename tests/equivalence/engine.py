@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.run.assemble import build_context
 from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.run.live_context import Reuse
+from chatcache.backends.local.run.live_path import LivePath
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.int8 import Int8KV
@@ -50,12 +51,12 @@ class IdsEngine:
         device = torch.device("cpu")
         kind = Int8KV if precision == "int8" else LiveKV
         self.live = kind(model.config.num_hidden_layers, torch.float32, device, config)
-        forward = Forward(model, device)
-        forward(self.live, [0], 0)
+        path = LivePath(Forward(model, device), self.live)
+        path.forward(self.live, [0], 0)
         self.live.truncate(0)
         self.rates = RateBook()
         self.context = build_context(
-            cut, forward, self.live, self.prefixes, self.rates, CHUNK_TOKENS
+            cut, path, self.prefixes, self.rates, CHUNK_TOKENS, model.config
         )
 
     def turn(

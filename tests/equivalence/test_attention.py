@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.backends.local.model import packing
-from chatcache.backends.local.run import attention
-from chatcache.backends.local.run.attention import install, matmul_attention
+from chatcache.backends.local.model import attention, tuning
+from chatcache.backends.local.model.attention import install, matmul_attention
 from tests.equivalence.engine import IdsEngine
 from tests.equivalence.families import VOCAB, family_model
 from tests.models import build_model
@@ -117,17 +116,17 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
     return made
 
 
-@pytest.mark.skipif(not packing._is_sound(), reason="this torch packs no weights")
+@pytest.mark.skipif(not tuning._is_sound(), reason="this torch packs no weights")
 def test_packed_weights_give_the_same_bits(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "_MIN_WEIGHTS", 0)
+    monkeypatch.setattr(tuning, "_MIN_WEIGHTS", 0)
     model = model.to(torch.bfloat16)
     ids = torch.tensor([[3, 14, 15, 92, 65, 35, 89, 79]])
     with torch.inference_mode():
         expected = model(input_ids=ids).logits
-        assert packing.pack_linears(model, torch.device("cuda")) == 0
-        assert packing.pack_linears(model, CPU) > 2 * 4
+        assert tuning.pack_linears(model, torch.device("cuda")) == 0
+        assert tuning.pack_linears(model, CPU) > 2 * 4
         assert torch.equal(model(input_ids=ids).logits, expected)
 
 

@@ -16,7 +16,11 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from chatcache.backends.local.model.cut import CHECKPOINT_FAMILIES, STEPWISE_FAMILIES, cut_policy
+from chatcache.backends.local.model.cut_policy import (
+    CHECKPOINT_FAMILIES,
+    STEPWISE_FAMILIES,
+    cut_policy,
+)
 from chatcache.backends.local.run.forward import Forward
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.errors import UnavailableError
@@ -32,9 +36,6 @@ OTHER = [93, 75, 10, 58, 20]
 NUM_ANSWER = 5
 THOROUGHLY = ["falcon_h1", "jamba", "lfm2", "mamba2", "qwen3_next"]
 Factory = Callable[..., IdsEngine]
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=THOROUGHLY)

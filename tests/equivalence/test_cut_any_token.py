@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.cache.tensors.live_kv import LiveKV
 from tests.equivalence.engine import IdsEngine, Said
 from tests.equivalence.families import THOROUGHLY, family_model
@@ -25,9 +25,6 @@ SECOND = [43, 38, 32, 79, 50, 28]
 THIRD = [84, 19, 71, 69, 39]
 OTHER = [93, 75, 10, 58, 20]
 Factory = Callable[..., IdsEngine]
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=THOROUGHLY)

@@ -29,9 +29,6 @@ FAMILIES = ["deepseek_v3", "gemma3_text", "llama"]
 STATEFUL = ["lfm2", "qwen3_next", "zamba2"]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module", params=[*FAMILIES, *STATEFUL])
 def model(request: pytest.FixtureRequest) -> Any:
     make = family_model if request.param in FAMILIES else stateful_model

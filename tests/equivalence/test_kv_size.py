@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chatcache.backends.local.model.cut import (
+from chatcache.backends.local.model.cut_policy import (
     ANY_TOKEN_FAMILIES,
     CHECKPOINT_FAMILIES,
     STEPWISE_FAMILIES,
 )
-from chatcache.backends.local.model.kvsize import kv_values_per_token, layer_kinds
+from chatcache.backends.local.model.kv_size import kv_values_per_token, layer_kinds
 from chatcache.backends.local.run.forward import Forward
 from chatcache.cache.tensors.live_kv import LiveKV
 from tests.equivalence.families import family_model

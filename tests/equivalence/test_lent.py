@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chatcache.backends.local.run import live_context as context
+from chatcache.backends.local.run import any_token
 from chatcache.cache.tensors import layers
 from chatcache.cache.tensors import live_kv as kv
 from chatcache.cache.tensors.blocks import LentBlock
@@ -21,7 +21,6 @@ from tests.equivalence.families import family_model
 
 NUM_STEPS = 20
 TOLERANCE = 1e-4
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class CopyingKV(LiveKV):
@@ -35,9 +34,9 @@ class CopyingKV(LiveKV):
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of a few tokens are lent, and buffers grow often."""
     monkeypatch.setattr(kv, "MIN_LENT_TOKENS", 6)
-    monkeypatch.setattr(context, "MIN_LENT_TOKENS", 6)
-    monkeypatch.setattr(context, "MIN_PART_TOKENS", 2)
-    monkeypatch.setattr(context, "_SHORT_END", 4)
+    monkeypatch.setattr(any_token, "MIN_LENT_TOKENS", 6)
+    monkeypatch.setattr(any_token, "MIN_PART_TOKENS", 2)
+    monkeypatch.setattr(any_token, "_SHORT_END", 4)
     monkeypatch.setattr(layers, "_GROWTH_TOKENS", 4)
 
 

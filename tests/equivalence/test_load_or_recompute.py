@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.cache.book import rates
 from tests.equivalence.engine import IdsEngine
 from tests.equivalence.families import family_model

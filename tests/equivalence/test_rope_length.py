@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.model.cut_policy import cut_policy
 from tests.equivalence.engine import IdsEngine, Said
 from tests.equivalence.families import family_model
 

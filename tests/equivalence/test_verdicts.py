@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatcache.backends.local.model.cut import ANY_TOKEN_FAMILIES, cut_policy
+from chatcache.backends.local.model.cut_policy import ANY_TOKEN_FAMILIES, cut_policy
 from tests.equivalence.engine import IdsEngine
 from tests.equivalence.families import VOCAB, family_model
 from tests.models import build_model
@@ -20,9 +20,6 @@ TOLERANCE = 5e-3
 FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
 SECOND = [43, 38, 32, 79, 50, 28]
 THIRD = [84, 19, 71, 69, 39]
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @torch.inference_mode()

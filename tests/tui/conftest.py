@@ -43,6 +43,10 @@ class Chat:
         assert isinstance(screen, ChatScreen)
         return screen
 
+    @property
+    def service(self) -> ChatService:
+        return self.screen.parts.chat.service
+
     async def until(self, is_true: Callable[[], Any]) -> None:
         """Let the application work until something holds."""
         end = time.monotonic() + LIMIT_SECONDS
@@ -55,7 +59,7 @@ class Chat:
         """Until no turn runs and nothing works in the background."""
         await self.until(
             lambda: (
-                self.screen.turns.running is None
+                not self.screen.is_answering
                 and all(worker.is_finished for worker in self.app.workers)
             )
         )

@@ -52,7 +52,7 @@ async def test_one_can_write_and_send_while_the_model_loads(bench: Bench) -> Non
         await chat.until(lambda: "waiting for the model" in chat.text)
         assert chat.users == ["Are you there?"]
         assert "0 / 2" in chat.status
-        assert chat.screen.service.list_sessions()[0].num_turns == 1
+        assert chat.service.list_sessions()[0].num_turns == 1
         gate.open()
         await chat.idle()
         assert chat.answers == ["You said: Are you there?"]
@@ -67,7 +67,7 @@ async def test_escape_gives_up_waiting_for_the_model_and_keeps_the_words(bench: 
         await chat.press("enter")
         await chat.until(lambda: "waiting for the model" in chat.text)
         await chat.press("escape")
-        await chat.until(lambda: chat.screen.turns.running is None)
+        await chat.until(lambda: not chat.screen.is_answering)
         assert chat.users == ["Are you there?"]
 
 
@@ -165,7 +165,7 @@ async def test_a_model_that_cannot_be_loaded_is_said_in_one_line(bench: Bench) -
         assert "model.safetensors is missing" in chat.status
         await chat.say("Hello")
         assert chat.users == ["Hello"]
-        assert chat.screen.service.list_sessions()[0].num_turns == 1
+        assert chat.service.list_sessions()[0].num_turns == 1
 
 
 async def test_a_bug_is_one_line_and_never_a_traceback(bench: Bench) -> None:
@@ -220,7 +220,7 @@ async def test_reasoning_is_folded_and_opens(bench: Bench) -> None:
 @pytest.fixture
 def long_chat(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> str:
     """A chat of 12 turns, of which 5 are shown at a time."""
-    for module in ("chatcache.tui.chats", "chatcache.tui.widgets.transcript"):
+    for module in ("chatcache.tui.chat_view", "chatcache.tui.widgets.transcript"):
         monkeypatch.setattr(f"{module}.WINDOW_TURNS", 5)
     service = bench.service()
     bench.backend.start()
@@ -290,7 +290,7 @@ async def test_a_chat_can_be_named_at_the_start(bench: Bench) -> None:
         assert chat.users == ["First chat"]
     async with bench.run(session_ref="Frist chat") as chat:
         assert "First chat" in chat.notices[0]
-        assert chat.screen.chats.session is None
+        assert chat.screen.parts.chat.session is None
 
 
 async def test_a_message_without_an_answer_is_pointed_out(bench: Bench) -> None:

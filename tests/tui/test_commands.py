@@ -70,7 +70,7 @@ async def test_edit_changes_the_last_message_and_keeps_the_original(bench: Bench
         await chat.say("zwei")
         assert chat.users == ["one", "zwei"]
         assert chat.answers[-1] == "You said: zwei"
-        names = {session.name for session in chat.screen.service.list_sessions()}
+        names = {session.name for session in chat.service.list_sessions()}
         assert names == {"one", "one (before edit)"}
         assert any("“one (before edit)”" in toast for toast in chat.toasts)
 
@@ -174,13 +174,13 @@ async def test_mode_is_shown_and_set_for_this_chat(bench: Bench) -> None:
 async def test_set_changes_sampling_and_says_what_is_wrong(bench: Bench) -> None:
     async with bench.run() as chat:
         await chat.say("/set temperature 0.5", "/set seed=7", "/set think off")
-        assert chat.screen.sampling.params == SamplingParams(temperature=0.5, seed=7)
-        assert chat.screen.think is False
+        assert chat.screen.parts.chat.sampling.params == SamplingParams(temperature=0.5, seed=7)
+        assert chat.screen.parts.chat.sampling.think is False
         await chat.say("/set temprature 1", "/set seed x", "/set think maybe", "/set seed default")
         assert "Did you mean 'temperature'?" in chat.notices[0]
         assert "whole number" in chat.notices[1]
         assert "neither on, off" in chat.notices[2]
-        assert chat.screen.sampling.params.seed is None
+        assert chat.screen.parts.chat.sampling.params.seed is None
         await chat.say("hello")
         assert bench.backend.requests[-1].sampling.temperature == 0.5
 
@@ -251,7 +251,7 @@ async def test_new_keeps_the_system_prompt(bench: Bench) -> None:
 async def test_an_empty_new_chat_leaves_no_row(bench: Bench) -> None:
     async with bench.run() as chat:
         await chat.say("/new", "/new")
-        assert chat.screen.service.list_sessions() == []
+        assert chat.service.list_sessions() == []
 
 
 async def test_rename_delete_and_switch(bench: Bench) -> None:
@@ -260,13 +260,13 @@ async def test_rename_delete_and_switch(bench: Bench) -> None:
         await open_dialog(chat, "/delete", ConfirmScreen)
         await chat.press("enter")
         await chat.idle()
-        assert len(chat.screen.service.list_sessions()) == 2
+        assert len(chat.service.list_sessions()) == 2
         await open_dialog(chat, "/delete", ConfirmScreen)
         assert "Delete “two”?" in chat.text
         await chat.press("y")
         await chat.idle()
         assert chat.title == "chatcache › First"
-        assert [session.name for session in chat.screen.service.list_sessions()] == ["First"]
+        assert [session.name for session in chat.service.list_sessions()] == ["First"]
         await chat.say("/switch Frist")
         assert "First" in chat.notices[-1]
 
@@ -378,7 +378,7 @@ async def test_acts_on_a_message(bench: Bench) -> None:
         assert "Only the last answer" in chat.notices[0]
         await chat.press("alt+up", "e")
         await chat.idle()
-        assert chat.screen.chats.editing_turn == 1
+        assert chat.screen.parts.view.editing_turn == 1
         assert chat.screen.composer.text == "one"
         await chat.press("escape", "alt+up", "alt+up", "alt+up", "f")
         await chat.idle()

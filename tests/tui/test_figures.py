@@ -184,8 +184,8 @@ def test_reports() -> None:
 async def test_the_panel_shows_the_figures_of_the_json(bench: Bench) -> None:
     async with bench.run() as chat:
         await chat.say("Hello", "Again")
-        session = chat.screen.chats.require_session()
-        stored = chat.screen.service.transcript(session.session_id)[-1].result_json
+        session = chat.screen.parts.chat.require_session()
+        stored = chat.service.transcript(session.session_id)[-1].result_json
         figures = json.loads(stored or "")
         usage = figures["usage"]
         line = next(line for line in chat.text.splitlines() if " prompt  " in line)

@@ -92,7 +92,7 @@ async def test_the_first_message_of_a_new_chat_is_prepared_too(bench: Bench) -> 
     async with bench.run() as chat:
         await chat.type("What is kept?\n")
         await chat.until(lambda: drafts(bench))
-        assert asked(bench, "draft")[0].turn.journal == ()
+        assert not asked(bench, "draft")[0].turn.journal
 
 
 async def test_commands_and_edited_turns_are_no_drafts(bench: Bench) -> None:
@@ -102,10 +102,10 @@ async def test_commands_and_edited_turns_are_no_drafts(bench: Bench) -> None:
         await chat.type("//slash this is text ")
         await chat.until(lambda: drafts(bench))
         assert drafts(bench) == ["/slash this is text"]
-        chat.screen.chats.begin_editing(1, "Hello my dear ")
+        chat.screen.parts.view.begin_editing(1, "Hello my dear ")
         await chat.type("Hello my dear friend ")
         await chat.type("Hello my dear friends of old ")
-        chat.screen.chats.end_editing()
+        chat.screen.parts.view.end_editing()
         await chat.type("and so on ")
         await chat.until(lambda: len(drafts(bench)) > 1)
         assert drafts(bench) == ["/slash this is text", "and so on"]
@@ -132,7 +132,7 @@ async def test_an_opened_chat_is_brought_back_when_the_model_is_ready(bench: Ben
     bench.backend = FakeBackend()
     gate = bench.backend.gate("load")
     async with bench.run(waits=False) as chat:
-        await chat.until(lambda: chat.screen.chats.session)
+        await chat.until(lambda: chat.screen.is_open and chat.screen.parts.chat.session)
         assert bench.backend.prepares == []
         gate.open()
         await chat.until(lambda: asked(bench, "restore"))

@@ -122,7 +122,7 @@ async def test_what_is_called_off_leaves_nothing_behind(bench: Bench, tmp_path: 
     path = tmp_path / "chat.json"
     async with bench.run() as chat:
         await chat.say("one", "two")
-        service, session = chat.screen.service, chat.screen.chats.require_session()
+        service, session = chat.service, chat.screen.parts.chat.require_session()
         with pytest.raises(CalledOffError):
             exports.export_chat(service, session, str(path), StopAt("writing", 2))
         assert not path.exists()

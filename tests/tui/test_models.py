@@ -9,10 +9,9 @@ import pytest
 
 from chatcache.assets import pocket_dir
 from chatcache.backends.base import ModelLoading
-from chatcache.backends.local.model import shelf
+from chatcache.backends.local.model import resolve, shelf
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import ModelLoadError
-from chatcache.tui import model_actions
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.models import ModelScreen
 from chatcache.tui.status import BackendStatus
@@ -106,7 +105,7 @@ async def test_a_download_is_asked_for_shown_and_called_off(
     bench: Bench, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shelf, "download_bytes", lambda repo_id: 1_500_000_000)
-    monkeypatch.setattr(model_actions, "resolve_model", lambda name, is_offline: name)
+    monkeypatch.setattr(resolve, "resolve_model", lambda name, is_offline: name)
     async with bench.run() as chat:
         await open_picker(chat)
         await chat.press(*"slow/model")

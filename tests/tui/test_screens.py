@@ -103,12 +103,12 @@ async def test_a_deleted_chat_comes_back_until_the_list_is_closed(bench: Bench) 
         await open_list(chat, "ctrl+s", "● two")
         await chat.press("f8")
         assert "Deleted “two”. Ctrl+Z brings it back" in chat.text
-        assert len(chat.screen.service.list_sessions()) == 2
+        assert len(chat.service.list_sessions()) == 2
         await chat.press("ctrl+z")
         assert "● two" in chat.text
         await chat.press("f8")
         await chosen(chat, "escape")
-        assert [session.name for session in chat.screen.service.list_sessions()] == ["one"]
+        assert [session.name for session in chat.service.list_sessions()] == ["one"]
         assert chat.title == "chatcache › one"
 
 
@@ -215,7 +215,7 @@ async def test_only_one_path_is_kept(bench: Bench) -> None:
         await chat.press("y")
         await chat.until(lambda: "Deleted 1 turn." in chat.text)
         await chosen(chat, "escape")
-        assert [session.name for session in chat.screen.service.list_sessions()] == ["one (fork)"]
+        assert [session.name for session in chat.service.list_sessions()] == ["one (fork)"]
         assert chat.users == ["one", "zwei"]
 
 

@@ -66,7 +66,7 @@ async def test_the_next_start_shows_the_chat_that_was_looked_at(
         await chat.press("ctrl+q")
     async with bench.run(last_chat_path=path) as chat:
         assert chat.users == ["first"]
-        second = chat.screen.service.find_session("second")
+        second = chat.service.find_session("second")
         path.write_text(json.dumps({"session_id": second.session_id, "at": 0}))
     async with bench.run(last_chat_path=path) as chat:
         assert chat.users == ["second"], "it was used after the other one was looked at"

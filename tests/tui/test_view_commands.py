@@ -61,7 +61,7 @@ async def test_deleting_the_first_turn_deletes_the_chat(bench: Bench) -> None:
         await chat.press("y")
         await chat.idle()
         assert chat.users == []
-        assert chat.screen.service.list_sessions() == []
+        assert chat.service.list_sessions() == []
 
 
 async def test_a_chat_is_exported_and_imported(bench: Bench, tmp_path: Path) -> None:

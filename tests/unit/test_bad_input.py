@@ -39,6 +39,12 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 @pytest.fixture
+def no_device_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor does not start torch, which takes seconds."""
+    monkeypatch.setattr(doctor, "DEVICE_PROBE", "print('cpu')")
+
+
+@pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process; returns exit code, stdout, stderr."""
     monkeypatch.setattr(compose, "open_backend", lambda settings: FakeBackend())
@@ -138,6 +144,7 @@ def test_commands_say_whose_directory_it_is(
     assert "--cache-dir" in err
 
 
+@pytest.mark.usefixtures("no_device_probe")
 def test_the_doctor_says_whose_directory_it_is(
     run: Run, home: Path, somebody_else: Callable[[], None]
 ) -> None:
@@ -300,11 +307,9 @@ def test_settings_that_are_not_there_are_not_made_up(run: Run, tmp_path: Path) -
     assert run("sessions", "list", "--config", str(missing))[0] == 0
 
 
+@pytest.mark.usefixtures("no_device_probe")
 @pytest.mark.parametrize("keep", [0.0, 0.5])
-def test_words_that_are_damaged_are_damage(
-    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch, keep: float
-) -> None:
-    monkeypatch.setattr(doctor, "DEVICE_PROBE", "")  # torch takes seconds to start
+def test_words_that_are_damaged_are_damage(run: Run, home: Path, keep: float) -> None:
     assert run("ask", "hello", "--session", "a")[0] == 0
     database_file = home / "data" / "conversations.sqlite3"
     content = database_file.read_bytes()
@@ -318,6 +323,7 @@ def test_words_that_are_damaged_are_damage(
     assert database_file.read_bytes() == cut
 
 
+@pytest.mark.usefixtures("no_device_probe")
 def test_the_doctor_puts_right_what_it_can(run: Run, home: Path) -> None:
     from tests.kvfakes import Bench as Writer
 

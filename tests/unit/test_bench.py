@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from chatcache.bench import main
+from chatcache.bench import limits, main
 from chatcache.bench.chart import first_token_chart, strip_chart
 from chatcache.bench.limits import Limits
 from chatcache.bench.report import WIDTH, as_json, as_table
@@ -28,6 +28,13 @@ QUICK = ["--shape", "tiny", "--tokens", "70", "--runs", "2", "--dtype", "float32
 HAS_LLAMA = all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
 
 
+@pytest.fixture
+def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rates of this machine from less work: half of the time of a run on a tiny shape."""
+    monkeypatch.setattr(limits, "_BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(limits, "_MATRIX", 64)
+
+
 def run_bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
     """The JSON of the last line, and what people read."""
     assert main(list(arguments)) == 0
@@ -35,6 +42,8 @@ def run_bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict
     return json.loads(out), err
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_limits")
 def test_the_last_line_is_one_json_object(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -67,6 +76,8 @@ def test_the_last_line_is_one_json_object(
     assert list(directory.iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_limits")
 @pytest.mark.skipif(not HAS_LLAMA, reason="the extra `bench` is not installed")
 def test_llama_cpp_runs_in_turn_with_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     result, err = run_bench(capsys, *QUICK, "--lengths", "0", "--against", "llama.cpp")
@@ -79,6 +90,8 @@ def test_llama_cpp_runs_in_turn_with_the_others(capsys: pytest.CaptureFixture[st
     assert "llama.cpp" in err
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_limits")
 def test_without_llama_cpp_one_line_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +104,8 @@ def test_without_llama_cpp_one_line_says_so(
         main([*QUICK, "--against", "llama.cpp"])
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_limits")
 def test_a_model_of_this_machine_learns_its_rates(
     capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:

@@ -14,7 +14,10 @@ from chatcache.bench.program import ProgramBench
 from chatcache.bench.setup import load_models
 from chatcache.bench.terminal import Terminal, Typist
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pty")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="needs a pty"),
+]
 
 SECONDS = 20.0
 # Shows the line anew after each key, in colours and with the cursor moved, as a screen does.

@@ -219,3 +219,13 @@ def test_a_thousand_turns_are_one_row() -> None:
     ]
     tree = NodeTree(nodes, {"s": 2000}).branches([], "s", "s")
     assert [(row.branch.first_turn, row.branch.last_turn) for row in tree.rows()] == [(1, 1000)]
+
+
+def test_what_no_session_goes_on_from_can_be_left_out(service: ChatService) -> None:
+    main = service.create_session("main").session_id
+    say(service, main, "one")
+    for _ in service.regenerate(main):
+        pass
+    say(service, main, "two")
+    assert len(service.tree.branches(main).rows()) == 3
+    assert drawn(service.tree.branches(main, is_reached=True)) == [(0, "1-2 one", ["main"])]

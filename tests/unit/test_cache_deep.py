@@ -13,13 +13,18 @@ import torch
 
 from chatcache import cli
 from chatcache.backends.local.engine.settings import EngineSettings
-from chatcache.backends.local.model.cut import cut_policy
-from chatcache.backends.local.model.identity import namespace_fields
+from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.run.assemble import build_context, build_live
 from chatcache.backends.local.run.forward import Forward
-from chatcache.backends.local.study import deep_child
-from chatcache.backends.local.study.deep import DeepEvent, DeepRequest, DeepStarted, SegmentCheck
+from chatcache.backends.local.run.live_path import LivePath
+from chatcache.backends.local.study import recheck_process
+from chatcache.backends.local.study.recheck import (
+    RecheckEvent,
+    RecheckRequest,
+    RecheckStarted,
+    SegmentCheck,
+)
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.files.segfile import SegmentFile, TensorSource, write_segment
@@ -43,12 +48,12 @@ def filled(
     """A cache directory with two branches: prompts in one piece, answers token by token."""
     cache_dir = tmp_path_factory.mktemp("cache")
     loaded = load_model(str(model_dir), device="cpu", dtype=request.param, cache_dir=cache_dir)
-    fields = namespace_fields(loaded)
+    fields = loaded.namespace_fields()
     cut = cut_policy(loaded.model.config.get_text_config())
     prefixes = PrefixCache(cache_dir, namespace_id(fields), ram_budget=1 << 30, disk_budget=1 << 30)
     prefixes.open(fields)
-    forward, live = Forward(loaded.model, loaded.device), build_live(loaded, cut)
-    context = build_context(cut, forward, live, prefixes, RateBook(), 16)
+    path = LivePath(Forward(loaded.model, loaded.device), build_live(loaded, cut))
+    context = build_context(cut, path, prefixes, RateBook(), 16, loaded.model.config)
     for ids in PATHS:
         prompt = len(ids) - 10
         reuse = context.reuse(TokenIds(ids), prompt - 1)
@@ -72,16 +77,16 @@ def dtype(filled: tuple[Path, LoadedModel]) -> str:
     return str(filled[1].dtype).removeprefix("torch.")
 
 
-def events_of(cache: Path, model_dir: Path, dtype: str, **options: Any) -> list[DeepEvent]:
+def events_of(cache: Path, model_dir: Path, dtype: str, **options: Any) -> list[RecheckEvent]:
     settings = EngineSettings(
         str(model_dir), cache, cache / "engine.log", device="cpu", dtype=dtype
     )
     events: list[Any] = []
-    deep_child.run(DeepRequest(settings, **{"num_samples": 99, **options}), events.append)
+    recheck_process.run(RecheckRequest(settings, **{"num_samples": 99, **options}), events.append)
     return events
 
 
-def checks_of(events: list[DeepEvent]) -> list[SegmentCheck]:
+def checks_of(events: list[RecheckEvent]) -> list[SegmentCheck]:
     return [event for event in events if isinstance(event, SegmentCheck)]
 
 
@@ -126,7 +131,7 @@ FAULTS = {
 
 def test_sound_segments_pass(cache: Path, model_dir: Path, dtype: str) -> None:
     events = events_of(cache, model_dir, dtype)
-    started = next(event for event in events if isinstance(event, DeepStarted))
+    started = next(event for event in events if isinstance(event, RecheckStarted))
     checks = checks_of(events)
     assert started.num_segments == started.num_chosen == len(checks) == 4
     assert {check.problem for check in checks} == {None}
@@ -167,9 +172,9 @@ def test_a_tensor_that_the_model_does_not_have(cache: Path, model_dir: Path, dty
 # the command
 
 
-def in_this_process(request: DeepRequest) -> Iterator[DeepEvent]:
+def in_this_process(request: RecheckRequest) -> Iterator[RecheckEvent]:
     events: list[Any] = []
-    deep_child.run(request, events.append)
+    recheck_process.run(request, events.append)
     yield from events
 
 
@@ -179,6 +184,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     return code, capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filled", ["float32"], indirect=True)
 def test_the_command_finds_what_verify_alone_cannot(
     cache: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
@@ -207,7 +213,7 @@ def test_segments_of_other_settings_are_named_as_unchecked(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("chatcache.commands.cache_deep.recheck", in_this_process)
+    monkeypatch.setattr("chatcache.commands.cache_recompute.recheck", in_this_process)
     words = ("--deep", "--model", str(model_dir), "--device", "cpu")
     code, out = run(capsys, *words, "--dtype", "bfloat16")
     assert code == 0

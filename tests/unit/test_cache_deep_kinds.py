@@ -9,13 +9,18 @@ import pytest
 import torch
 
 from chatcache.backends.local.engine.settings import EngineSettings
-from chatcache.backends.local.model.cut import cut_policy
-from chatcache.backends.local.model.identity import namespace_fields
+from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import load_model
 from chatcache.backends.local.run.assemble import build_context, build_live, warm_up
 from chatcache.backends.local.run.forward import Forward
-from chatcache.backends.local.study import deep_child
-from chatcache.backends.local.study.deep import DeepEvent, DeepRequest, DeepStarted, SegmentCheck
+from chatcache.backends.local.run.live_path import LivePath
+from chatcache.backends.local.study import recheck_process
+from chatcache.backends.local.study.recheck import (
+    RecheckEvent,
+    RecheckRequest,
+    RecheckStarted,
+    SegmentCheck,
+)
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.policy import Precision, TierPolicy
 from chatcache.cache.book.rates import RateBook
@@ -33,7 +38,7 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I8": torch.int8}
 def fill(model_dir: Path, cache_dir: Path, dtype: str, precision: Precision) -> None:
     """Two branches: prompts in pieces, answers token by token."""
     loaded = load_model(str(model_dir), device="cpu", dtype=dtype, cache_dir=cache_dir)
-    fields = namespace_fields(loaded, precision)
+    fields = loaded.namespace_fields(precision)
     cut = cut_policy(loaded.model.config.get_text_config())
     prefixes = PrefixCache(
         cache_dir,
@@ -43,10 +48,10 @@ def fill(model_dir: Path, cache_dir: Path, dtype: str, precision: Precision) -> 
         needs_states=cut.needs_states,
     )
     prefixes.open(fields)
-    forward = Forward(loaded.model, loaded.device)
-    live, rates = build_live(loaded, cut, precision), RateBook()
-    warm_up(cut, forward, live, rates)
-    context = build_context(cut, forward, live, prefixes, rates, 16)
+    path = LivePath(Forward(loaded.model, loaded.device), build_live(loaded, cut, precision))
+    rates = RateBook()
+    warm_up(cut, path, rates)
+    context = build_context(cut, path, prefixes, rates, 16, loaded.model.config)
     for ids in PATHS:
         prompt = len(ids) - NUM_ANSWER
         reuse = context.reuse(TokenIds(ids), prompt - 1)
@@ -61,7 +66,7 @@ def fill(model_dir: Path, cache_dir: Path, dtype: str, precision: Precision) -> 
 
 def events_of(
     model_dir: Path, cache_dir: Path, dtype: str, precision: Precision
-) -> list[DeepEvent]:
+) -> list[RecheckEvent]:
     settings = EngineSettings(
         str(model_dir),
         cache_dir,
@@ -71,11 +76,11 @@ def events_of(
         policy=TierPolicy(precision=precision),
     )
     events: list[Any] = []
-    deep_child.run(DeepRequest(settings, num_samples=99), events.append)
+    recheck_process.run(RecheckRequest(settings, num_samples=99), events.append)
     return events
 
 
-def checks_of(events: list[DeepEvent]) -> list[SegmentCheck]:
+def checks_of(events: list[RecheckEvent]) -> list[SegmentCheck]:
     return [event for event in events if isinstance(event, SegmentCheck)]
 
 
@@ -110,7 +115,7 @@ def test_integers_are_approximate_and_no_damage(tmp_path: Path, dtype: str) -> N
     model_dir, cache_dir = build_model_dir(tmp_path / "model"), tmp_path / "cache"
     fill(model_dir, cache_dir, dtype, "int8")
     events = events_of(model_dir, cache_dir, dtype, "int8")
-    started = next(event for event in events if isinstance(event, DeepStarted))
+    started = next(event for event in events if isinstance(event, RecheckStarted))
     checks = checks_of(events)
     assert started.precision == "int8"
     assert len(checks) == started.num_segments > 0

@@ -31,9 +31,6 @@ LONG = "What is the answer? " + "The key and the value of every token are kept. 
 Open = Callable[..., Engine]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return build_model_dir(tmp_path / "model")

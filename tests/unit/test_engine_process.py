@@ -24,6 +24,7 @@ from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.errors import ModelLoadError
 from tests.models import build_model_dir
 
+pytestmark = pytest.mark.slow
 SECONDS = 120.0
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6)
 

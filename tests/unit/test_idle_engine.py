@@ -110,9 +110,6 @@ class Talk:
         return planned, last.result
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Build:
     made: dict[str, Path] = {}

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local.model import identity, loader, resolve
+from chatcache.backends.local.model import loader, resolve
 from chatcache.backends.local.model.loader import (
     LoadedModel,
     choose_device,
@@ -99,11 +99,11 @@ def test_other_weights_of_the_same_shape_are_another_model(
     assert other.weights_id != loaded.weights_id == same.weights_id
     assert other.parameters_id != loaded.parameters_id == same.parameters_id
     assert other.config_id == loaded.config_id
-    assert identity.namespace_fields(other) != identity.namespace_fields(loaded)
+    assert other.namespace_fields() != loaded.namespace_fields()
 
 
 def test_the_namespace_says_what_it_runs_on(loaded: LoadedModel) -> None:
-    fields = identity.namespace_fields(loaded)
+    fields = loaded.namespace_fields()
     assert fields["dtype"] == "float32"
     assert fields["adapter"] == "none"
     assert {name for name in fields if name.startswith("soft.")} >= {"soft.torch", "soft.device"}

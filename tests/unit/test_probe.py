@@ -276,14 +276,13 @@ def test_a_model_that_is_not_there(
 def test_what_was_measured_before_is_told(
     model_dir: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from chatcache.backends.local.model.identity import namespace_fields
     from chatcache.backends.local.model.loader import load_model
     from chatcache.cache.book.namespace import namespace_id
     from chatcache.cache.files.store import SegmentStore
 
     cache = home / "cache"
     loaded = load_model(str(model_dir), device="cpu", cache_dir=cache)
-    fields = namespace_fields(loaded)
+    fields = loaded.namespace_fields()
     store = SegmentStore(cache, namespace_id(fields))
     store.prepare(fields)
     rates = {"prefill_tokens_per_second": 50.0, "restore_bytes_per_second": 512e3}

@@ -1,7 +1,7 @@
-"""The main screen: transcript, composer, panel, and the state they share.
+"""The main screen: transcript, composer, panel, status line; the stage of what works behind it.
 
-Owns which chat is open and what the backend last said. Turns are run by `Turns`, commands by
-`Actions`; everything slow happens in threads, and arrives here as messages.
+Owns the widgets and where each message goes. Turns, commands and the open chat are parts of their
+own (`wiring.py`), made after the first paint; everything slow happens in threads.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
 from textual.widgets import Static
 
 from chatcache.errors import ChatcacheError
@@ -25,6 +26,7 @@ from chatcache.tui.failures import as_user_error
 from chatcache.tui.hints import hints, status_ids
 from chatcache.tui.options import ChatOptions
 from chatcache.tui.screens.chat_shape import Column, ShapedScreen
+from chatcache.tui.stage import Args, Result
 from chatcache.tui.status import BackendStatus
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from chatcache.tui.widgets.command_popup import CommandPopup
@@ -34,23 +36,15 @@ from chatcache.tui.widgets.notice import Notice
 from chatcache.tui.widgets.status_bar import StatusBar
 from chatcache.tui.widgets.title_bar import TitleBar
 from chatcache.tui.widgets.transcript import EarlierTurns, Transcript
+from chatcache.tui.widgets.welcome import Welcome
 
 if TYPE_CHECKING:
-    from chatcache.chat.service import ChatService
-    from chatcache.chat.views import SessionSummary
-    from chatcache.frontend.sampling import Sampling
-    from chatcache.tui.actions import Actions
+    from chatcache.tui.actions.table import Actions
     from chatcache.tui.backstage import Backstage
-    from chatcache.tui.chats import Chats
-    from chatcache.tui.idle import IdleHooks
-    from chatcache.tui.listening import Listening
-    from chatcache.tui.long_work import LongWork
-    from chatcache.tui.turns import RunningTurn, Turns
+    from chatcache.tui.wiring import ChatParts
 
 DOUBLE_PRESS_SECONDS = 0.6
 PLACEHOLDER = "Say something. Enter sends, Ctrl+J adds a line, / lists the commands"
-_Result = TypeVar("_Result")
-_Args = ParamSpec("_Args")
 
 
 class ChatScreen(ShapedScreen):
@@ -59,69 +53,40 @@ class ChatScreen(ShapedScreen):
     BINDINGS = commands.bindings("chat")
     AUTO_FOCUS = "#composer"
 
-    sampling: Sampling
-
     def __init__(self, open_backstage: Callable[[], Backstage], options: ChatOptions) -> None:
         super().__init__(layout.as_panel_mode(options.panel) or "full")
         self.options = options
         self.status = BackendStatus()
         self._open_backstage = open_backstage
-        self._backstage: Backstage | None = None
+        self._parts: ChatParts | None = None
         self._is_open = asyncio.Event()
         self._escaped_at = 0.0
 
-    # What works for the screen. Each is imported when it is first asked for.
+    @property
+    def is_open(self) -> bool:
+        return self._parts is not None
 
-    @cached_property
-    def turns(self) -> Turns:
-        from chatcache.tui.turns import Turns
-
-        return Turns(self)
-
-    @cached_property
-    def chats(self) -> Chats:
-        from chatcache.tui.chats import Chats
-
-        return Chats(self)
+    @property
+    def parts(self) -> ChatParts:
+        """Nothing asks for them before `is_open`."""
+        if self._parts is None:
+            raise RuntimeError("asked for before they were there")
+        return self._parts
 
     @cached_property
     def actions(self) -> Actions:
-        from chatcache.tui.actions import Actions
+        """Imported when a command is asked for: the first chat is shown before."""
+        from chatcache.tui.actions.table import Actions
 
-        return Actions(self)
-
-    @cached_property
-    def idle(self) -> IdleHooks:
-        from chatcache.tui.idle import IdleHooks
-
-        return IdleHooks(self)
-
-    @cached_property
-    def listening(self) -> Listening:
-        from chatcache.tui.listening import Listening
-
-        return Listening(self)
-
-    @cached_property
-    def work(self) -> LongWork:
-        from chatcache.tui.long_work import LongWork
-
-        return LongWork(self)
+        return Actions(self, self.app, self.parts)
 
     @property
-    def backstage(self) -> Backstage:
-        """Nothing asks for it before `is_open`."""
-        if self._backstage is None:
-            raise RuntimeError("asked for before it was opened")
-        return self._backstage
+    def is_answering(self) -> bool:
+        return self.is_open and self.parts.turns.running is not None
 
-    @property
-    def service(self) -> ChatService:
-        return self.backstage.service
-
-    @property
-    def is_open(self) -> bool:
-        return self._backstage is not None
+    def stop_answer(self) -> bool:
+        """Ask the running turn to end; False when there is none."""
+        return self.is_open and self.parts.turns.stop()
 
     def compose(self) -> ComposeResult:
         popup = CommandPopup()
@@ -144,31 +109,44 @@ class ChatScreen(ShapedScreen):
         self._apply_panel_mode()
         self.refresh_status()
         self.refresh_panel()
-        self.call_after_refresh(self._begin)
-
-    def _begin(self) -> None:
-        self.run_worker(self._open(), exit_on_error=False)
+        self.call_after_refresh(lambda: self.run_worker(self._open(), exit_on_error=False))
 
     async def _open(self) -> None:
         """After the first paint: open what is behind, listen to the engine, show a chat."""
         try:
-            self._backstage = await self.ask(self._open_backstage)
+            opened = await self.ask(self._open_backstage)
         except Exception as failure:
             self.app.exit(failure)
             return
         await self.ask(backstage.load_chat)
-        self.set_sampling(self._backstage.sampling)
+        self._parts = self._assemble(opened)
+        self.parts.view.show_sampling()
         self._is_open.set()
-        self.run_async(self.listening.begin())
-        self.run_async(self.chats.open_first(self.options.session_ref))
+        self.run(self.parts.listening.begin())
+        self.run(self.parts.view.open_first())
         await self.ask(backstage.load_rest)
-        self.run_async(self.actions.offer_another())
+        self.run(self.actions.models.offer_another(self.query_one(FirstRunBar)))
+
+    def _assemble(self, opened: Backstage) -> ChatParts:
+        from chatcache.tui.wiring import assemble
+
+        title = self.query_one(TitleBar)
+        return assemble(
+            self,
+            opened,
+            self.options,
+            self.status,
+            self.panel_state,
+            title,
+            self.transcript,
+            self.composer,
+        )
 
     def leave(self) -> None:
         """Keep what is written and the mode of the panel, and end what is being answered."""
         if self.is_open:
-            self.chats.save()
-            self.service.stop()
+            self.parts.view.save(self.parts.turns.queued_texts)
+            self.parts.chat.service.stop()
         keep = self.options.keep_setting
         if keep is not None and self.kept_panel_mode != self.options.panel:
             with contextlib.suppress(ChatcacheError):  # a setting is not worth a failing exit
@@ -176,9 +154,9 @@ class ChatScreen(ShapedScreen):
 
     def on_unmount(self) -> None:
         if self.is_open:
-            self.listening.end()
+            self.parts.listening.end()
 
-    # What turns, commands and chats use
+    # The stage
 
     @property
     def transcript(self) -> Transcript:
@@ -192,27 +170,15 @@ class ChatScreen(ShapedScreen):
     def now(self) -> float:
         return self.options.clock()
 
-    @property
-    def think(self) -> bool | None:
-        return self.sampling.think
-
-    def set_sampling(self, sampling: Sampling) -> None:
-        self.sampling = sampling
-        self.panel_state.sampling = tuple(sampling.words())
-        self.refresh_panel()
-
-    @property
-    def model_name(self) -> str:
-        return self.status.info.model if self.status.info else "assistant"
-
     async def ask(
-        self, function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args.kwargs
-    ) -> _Result:
-        """Call something that may block, in a thread."""
+        self, function: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs
+    ) -> Result:
         return await asyncio.to_thread(function, *args, **kwargs)
 
-    def run_async(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run a coroutine beside the message loop; what goes wrong is shown as one line."""
+    async def push_screen_wait(self, screen: Screen[Result]) -> Result:
+        return await self.app.push_screen_wait(screen)
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> None:
         self.run_worker(self._guarded(work), exit_on_error=False)
 
     async def _guarded(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -224,18 +190,6 @@ class ChatScreen(ShapedScreen):
             error = as_user_error(failure)
             await self.show_error(error.message, error.hint)
 
-    def run_command(self, command_id: str, argument: str = "") -> None:
-        """Run a command of the registry, as soon as there is something to run it on."""
-
-        async def run() -> None:
-            await self._is_open.wait()
-            await self.actions.handler(command_id)(argument)
-
-        self.run_async(run())
-
-    async def ensure_session(self) -> SessionSummary:
-        return await self.chats.ensure()
-
     async def show_error(self, message: str, hint: str = "") -> None:
         await self.transcript.add(Notice(message, hint, is_error=True))
 
@@ -245,53 +199,71 @@ class ChatScreen(ShapedScreen):
     def toast(self, message: str, *, is_warning: bool = False) -> None:
         self.notify(message, severity="warning" if is_warning else "information", markup=False)
 
-    def give_back_text(self, text: str) -> None:
-        """Put words that were not sent back where they were written."""
-        written = self.composer.text
-        self.composer.set_text(f"{text}\n\n{written}" if written.strip() else text)
-
-    def clear_composer(self) -> bool:
-        """Empty the composer (Ctrl+Z brings it back); False when it was empty."""
-        if not self.composer.text:
-            return False
-        self.composer.clear_text()
-        return True
-
-    async def turn_ended(self, running: RunningTurn) -> None:
-        await self.chats.refresh_last_turn(running)
-        await self.transcript.prune()
-
     # What the backend says
 
     @on(messages.BackendChanged)
     def _backend_changed(self, message: messages.BackendChanged) -> None:
-        self.listening.take(message.event)
+        self.parts.listening.take(message.event)
+
+    @on(messages.ModelBecameReady)
+    def _model_became_ready(self, message: messages.ModelBecameReady) -> None:
+        self.run(self.actions.models.ready(message.info))
+        self.parts.idle.opened()
+        for welcome in self.query(Welcome):
+            welcome.show_model(message.info)
+
+    @on(messages.ModelGaveUp)
+    def _model_gave_up(self, message: messages.ModelGaveUp) -> None:
+        self.run(self.parts.view.show_later(message.sentence, message.hint))
+        self.actions.models.go_back()
+
+    @on(messages.SegmentsChanged)
+    def _segments_changed(self, message: messages.SegmentsChanged) -> None:
+        if self.app.screen is not self:  # the list of segments may be above this screen
+            self.app.screen.post_message(messages.SegmentsChanged(message.segments))
+
+    @on(messages.RestoreShown)
+    def _restore_shown(self, message: messages.RestoreShown) -> None:
+        self.parts.turns.show_restore(message.words)
 
     # What a turn says
 
     @on(messages.TurnAdvanced)
     def _turn_advanced(self, message: messages.TurnAdvanced) -> None:
-        if self.turns.is_current(message):
-            self.turns.advance(message.event)
+        if self.parts.turns.is_current(message):
+            self.parts.turns.advance(message.event)
 
     @on(messages.AnswerGrew)
     def _answer_grew(self, message: messages.AnswerGrew) -> None:
-        if self.turns.is_current(message):
-            self.turns.grow()
+        if self.parts.turns.is_current(message):
+            self.parts.turns.grow()
 
     @on(messages.TurnRaised)
-    def _turn_failed(self, message: messages.TurnRaised) -> None:
-        if self.turns.is_current(message):
-            self.turns.fail(message.error)
+    def _turn_raised(self, message: messages.TurnRaised) -> None:
+        if self.parts.turns.is_current(message):
+            self.parts.turns.fail(message.error)
 
     @on(messages.TurnEnded)
     def _turn_ended(self, message: messages.TurnEnded) -> None:
-        if self.turns.is_current(message):
-            self.run_async(self.turns.finish())
+        if self.parts.turns.is_current(message):
+            self.run(self.parts.turns.finish())
+
+    @on(messages.RestoreEnded)
+    def _restore_ended(self) -> None:
+        self.parts.listening.restored()
+
+    @on(messages.QueueEmptied)
+    def _queue_emptied(self) -> None:
+        self.parts.idle.answered()
+
+    @on(messages.ChatShown)
+    def _chat_shown(self) -> None:
+        self.parts.idle.opened()
 
     @on(Transcript.Followed)
     def _followed(self) -> None:
-        self.run_async(self.turns.flush())
+        if self.is_open:
+            self.run(self.parts.turns.flush())
 
     # What the user does
 
@@ -299,27 +271,48 @@ class ChatScreen(ShapedScreen):
     def _submitted(self, message: messages.PromptSubmitted) -> None:
         meant = registry.parse(message.text)
         if isinstance(meant, registry.Unknown):
-            self.run_async(self.show_error(f"There is no command /{meant.word}.", meant.hint))
+            self.run(self.show_error(f"There is no command /{meant.word}.", meant.hint))
             return
         self.composer.reset()
         if isinstance(meant, registry.Call):
-            self.run_command(meant.command.id, meant.argument)
+            self._run_command(meant.command.id, meant.argument)
         else:
             self.query_one(FirstRunBar).hide()
             self.composer.remember(meant.text)
-            self.chats.submit(meant.text)
+            self.run(self._say(meant.text))
+
+    async def _say(self, text: str) -> None:
+        """A message, or the new text of the one that is being edited."""
+        await self._opened()
+        turn = self.parts.view.end_editing()
+        if turn is None:
+            self.parts.turns.send(text)
+        else:
+            self.parts.turns.edit(turn, text)
+
+    def _run_command(self, command_id: str, argument: str = "") -> None:
+        async def run() -> None:
+            await self._opened()
+            await self.actions.handler(command_id)(argument)
+
+        self.run(run())
+
+    async def _opened(self) -> None:
+        """Until there is a chat to work on: what is typed at once is done in its order then."""
+        await self._is_open.wait()
+        await self.parts.view.wait_opened()
 
     @on(messages.CommandChosen)
     def _command_chosen(self, message: messages.CommandChosen) -> None:
-        self.run_command(message.command_id, message.argument)
+        self._run_command(message.command_id, message.argument)
 
     @on(messages.FilesWanted)
     def _files_wanted(self) -> None:
-        self.run_async(self.actions.find_files())
+        async def find() -> None:
+            await self._is_open.wait()
+            await self.actions.writing.find_files()
 
-    @on(messages.FilePicked)
-    def _file_picked(self, message: messages.FilePicked) -> None:
-        self.run_command("attach", message.path)
+        self.run(find())
 
     def on_descendant_focus(self) -> None:
         """The keys that work on a message are shown while one has the focus."""
@@ -327,39 +320,44 @@ class ChatScreen(ShapedScreen):
 
     @on(messages.MessageActed)
     def _message_acted(self, message: messages.MessageActed) -> None:
-        self.actions.act_on_message(message.action, message.turn, message.node_id)
+        self.actions.act_on_message(message)
 
     @on(EarlierTurns.Asked)
     def _earlier_asked(self) -> None:
-        self.run_async(self.chats.load_earlier())
+        self.run(self.parts.view.load_earlier())
 
     @on(Composer.Edited)
     def _edited(self) -> None:
         self._escaped_at = 0.0
         if self.is_open:
-            self.idle.edited()
+            self.parts.idle.edited()
 
     def action_command(self, command_id: str) -> None:
-        self.run_command(command_id)
+        self._run_command(command_id)
 
     def action_escape(self) -> None:
         """Close the list, else stop, else go back to writing; twice on an idle screen: fork."""
         composer = self.composer
-        if composer.close_popup() or self.turns.stop() or self.work.stop():
-            return
-        if self.actions.cancel_switch() or self.uncover():
+        if composer.close_popup() or self._stop_something() or self.uncover():
             return
         if self.query_one(FirstRunBar).hide():
             return
         if not composer.has_focus:
             composer.focus()
-        elif self.chats.editing_turn is not None:
-            self.chats.end_editing()
+        elif self.is_open and self.parts.view.end_editing() is not None:
+            return
         elif not composer.text:
             now = time.monotonic()
             if now - self._escaped_at < DOUBLE_PRESS_SECONDS:
-                self.run_command("fork")
+                self._run_command("fork")
             self._escaped_at = now
+
+    def _stop_something(self) -> bool:
+        """Stop the turn, else the long work, else the load; False when nothing is going on."""
+        if not self.is_open:
+            return False
+        parts = self.parts
+        return parts.turns.stop() or parts.work.stop() or self.actions.models.cancel_switch()
 
     def action_page_up(self) -> None:
         self.transcript.scroll_page_up(animate=False)
@@ -369,14 +367,14 @@ class ChatScreen(ShapedScreen):
 
     def action_top(self) -> None:
         if self.transcript.scroll_y <= 0 and self.query(EarlierTurns):
-            self.run_async(self.chats.load_earlier())
+            self.run(self.parts.view.load_earlier())
         else:
             self.transcript.scroll_home(animate=False)
 
     def action_follow(self) -> None:
         self.transcript.anchor()
         self.composer.focus()
-        self.run_async(self.turns.flush())
+        self._followed()
 
     def action_walk(self, step: int) -> None:
         if not self.transcript.walk(step):
@@ -384,8 +382,8 @@ class ChatScreen(ShapedScreen):
 
     def refresh_status(self) -> None:
         self.query_one(TitleBar).show_model(self.status.model_line)
-        doing = self.turns.doing if self.is_open else ""
-        work = self.work.shown if self.is_open else None
+        doing = self.parts.turns.doing if self.is_open else ""
+        work = self.parts.work.shown if self.is_open else None
         ahead = self.panel_state.restore_words
         self.query_one(StatusBar).show_state(self.status, doing, work, ahead)
         is_walking = self.transcript.focused_block is not None

@@ -13,6 +13,7 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from chatcache.tui import layout
+from chatcache.tui.messages import PanelModeChosen
 from chatcache.tui.panel_state import PanelState
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from chatcache.tui.widgets.transcript import Transcript
@@ -77,14 +78,15 @@ class ShapedScreen(Screen[None]):
             return "compact"
         return self.panel_mode
 
-    def keep_panel_mode(self, mode: layout.PanelMode, *, is_named: bool) -> None:
+    @on(PanelModeChosen)
+    def _panel_mode_chosen(self, message: PanelModeChosen) -> None:
         """Set it, and remember it for the next start; where there is no room only if it was said
         by name."""
-        if is_named or not self._is_narrow:
+        mode = message.mode or layout.next_panel_mode(self.shown_panel_mode)
+        if message.is_kept and (message.mode is not None or not self._is_narrow):
             self.kept_panel_mode = mode
-        self.set_panel_mode(mode)
-
-    def set_panel_mode(self, mode: layout.PanelMode) -> None:
+        if not message.is_kept and mode == self.shown_panel_mode:
+            return
         self.panel_mode, self._panel_covers = mode, self._is_narrow
         self._apply_panel_mode()
 

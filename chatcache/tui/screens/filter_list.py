@@ -19,7 +19,6 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from chatcache.errors import ChatcacheError
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.formatting import gist, shorten
@@ -103,24 +102,20 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Item, Result]):
         try:
             await self.fill()
         except Exception as failure:
+            error = as_user_error(failure)
             self.dismiss(None)
-            self._notify(as_user_error(failure))
+            self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
 
     def do(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine beside the message loop; what goes wrong is shown."""
+        """Run a coroutine beside the message loop; what goes wrong is said."""
         self.run_worker(self._guarded(work), exit_on_error=False)
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except Exception as failure:
-            self.show_failure(as_user_error(failure))
-
-    def show_failure(self, error: ChatcacheError) -> None:
-        self._notify(error)
-
-    def _notify(self, error: ChatcacheError) -> None:
-        self.app.notify(f"{error.message} {error.hint}", severity="error", markup=False)
+            error = as_user_error(failure)
+            self.say(f"{error.message} {error.hint}".strip())
 
     def is_refused(self) -> bool:
         """While an answer is written nothing may change below it; True says so to the user."""

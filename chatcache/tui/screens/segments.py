@@ -7,14 +7,16 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from textual import on
 from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.backends.base import SegmentRow
-from chatcache.errors import ChatcacheError, UsageError
+from chatcache.errors import UsageError
 from chatcache.formatting import plural, size
 from chatcache.tui.commands import bindings
 from chatcache.tui.formatting import age
+from chatcache.tui.messages import SegmentsChanged
 from chatcache.tui.panel_model import where_words
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.filter_list import FilterListScreen
@@ -52,8 +54,11 @@ class SegmentsScreen(FilterListScreen[SegmentRow, None]):
     async def fill(self) -> None:
         self.set_items(_by_key(self._rows))
 
-    def show_segments(self, rows: Sequence[SegmentRow]) -> None:
-        """What the engine holds has changed."""
+    @on(SegmentsChanged)
+    def _segments_changed(self, message: SegmentsChanged) -> None:
+        self._show(message.segments)
+
+    def _show(self, rows: Sequence[SegmentRow]) -> None:
         self._rows = rows
         if self.is_loaded:
             self.set_items(_by_key(rows))
@@ -125,9 +130,6 @@ class SegmentsScreen(FilterListScreen[SegmentRow, None]):
         else:
             self.do(act(self._desk, segment))
 
-    def show_failure(self, error: ChatcacheError) -> None:
-        self.say(f"{error.message} {error.hint}")
-
     async def _inspect(self, desk: SegmentDesk, segment: SegmentRow) -> None:
         lines = await asyncio.to_thread(desk.inspect, segment)
         self.query_one(".preview", Static).update(Content("\n".join(lines)))
@@ -184,7 +186,7 @@ class SegmentsScreen(FilterListScreen[SegmentRow, None]):
                 now.append(replace(row, on_disk=True, is_pinned=on_disk.is_pinned))
             elif row.in_ram:
                 now.append(replace(row, on_disk=False, is_pinned=False))
-        self.show_segments(now)
+        self._show(now)
 
 
 def _by_key(rows: Sequence[SegmentRow]) -> dict[str, SegmentRow]:

@@ -42,17 +42,17 @@ class SessionsScreen(FilterListScreen[SessionSummary, str]):
     def __init__(
         self,
         service: ChatService,
-        current_id: str | None,
+        current_id: str,
         *,
         is_answering: bool,
         query: str,
-        clock: Callable[[], float],
+        now: float,
         on_highlight: Callable[[str], None] = lambda session_id: None,
     ) -> None:
         super().__init__(query, is_answering=is_answering)
         self._service = service
         self._current_id = current_id
-        self._clock = clock
+        self._now = now
         self._on_highlight = on_highlight
         self._sessions: dict[str, SessionSummary] = {}
         self._deleted: list[str] = []
@@ -125,7 +125,7 @@ class SessionsScreen(FilterListScreen[SessionSummary, str]):
         mark = "● " if session.session_id == self._current_id else "  "
         name = ("* " if session.is_pinned else "") + ("⑂ " if session.forked_from else "")
         name += one_line(session.name)
-        used = age(self._clock() - session.updated_at)
+        used = age(self._now - session.updated_at)
         return _line(mark, name, f"{session.num_turns:,}", f"{session.num_tokens:,}", used, width)
 
     def preview(self, session: SessionSummary) -> Content:

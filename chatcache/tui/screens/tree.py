@@ -6,9 +6,9 @@ Owns drawing and keys. What goes with a branch is said by the service before it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 from textual.content import Content
 
@@ -17,15 +17,13 @@ from chatcache.chat.branches import Branch, BranchTree, Removal, TreeRow
 from chatcache.chat.views import SessionSummary
 from chatcache.formatting import one_line, plural
 from chatcache.frontend import figures
+from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.commands import bindings
 from chatcache.tui.formatting import age, padded, shorten
 from chatcache.tui.screens.ask_text import rename_chat
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.filter_list import FilterListScreen
 from chatcache.tui.styles import MUTED, TITLE
-
-if TYPE_CHECKING:
-    from chatcache.chat.service import ChatService
 
 _TURNS, _TOKENS, _WHERE, _AGE = 10, 9, 10, 5
 _NAME = 20  # the name of a chat is often its first message: what was said here says more
@@ -34,18 +32,14 @@ _MAX_DEPTH = 12  # lines drawn beside a row; deeper ones move closer together
 
 @dataclass(frozen=True, slots=True)
 class TreeChoice:
-    """What to do when the tree is closed: open a session, or fork behind a turn of one.
+    """What is to be shown when the tree is closed: the open chat as it is now, which may be another
+    one, or a fork of it behind a turn."""
 
-    `has_changed`: branches were deleted, so what is shown may be gone.
-    """
-
-    session_id: str | None = None
     fork_turn: int | None = None
-    has_changed: bool = False
 
 
 class TreeScreen(FilterListScreen[TreeRow, TreeChoice]):
-    """Returns a choice; deleting and renaming are done here."""
+    """Returns a choice when there is something new to show; all but the fork is done here."""
 
     BINDINGS = bindings("tree")
     title_text = "Branches"
@@ -53,11 +47,9 @@ class TreeScreen(FilterListScreen[TreeRow, TreeChoice]):
     keys_text = "Enter switch · F4 fork · F2 rename · F8 delete · F6 keep only this · Esc close"
     empty_text = "Nothing has been said yet."
 
-    def __init__(
-        self, service: ChatService, session_id: str, now: float, *, is_answering: bool = False
-    ) -> None:
-        super().__init__(is_answering=is_answering)
-        self._service, self._session_id, self._now = service, session_id, now
+    def __init__(self, chat: OpenChat, now: float) -> None:
+        super().__init__(is_answering=chat.is_busy)
+        self._chat, self._now = chat, now
         self._tree = BranchTree((), None)
         self._costs: dict[str, CostEstimate | None] = {}
         self._parents: dict[str, str] = {}
@@ -70,7 +62,7 @@ class TreeScreen(FilterListScreen[TreeRow, TreeChoice]):
 
     async def _read(self, highlight: str | None = None) -> None:
         """The rows at once, what they cost as soon as it is known."""
-        tree = await asyncio.to_thread(self._service.tree.branches, self._session_id)
+        tree = await asyncio.to_thread(self._chat.branches)
         rows = tree.rows()
         self._tree = tree
         self._parents = {
@@ -80,7 +72,7 @@ class TreeScreen(FilterListScreen[TreeRow, TreeChoice]):
             {row.branch.node_id: row for row in rows}, highlight or self._open_row_id(rows)
         )
         branches = [row.branch for row in rows]
-        costs = await asyncio.to_thread(self._service.tree.costs, branches)
+        costs = await asyncio.to_thread(self._chat.service.tree.costs, branches)
         self._costs = {branch.node_id: cost for branch, cost in zip(branches, costs, strict=True)}
         self.filter(self.highlighted_id)
 
@@ -88,7 +80,7 @@ class TreeScreen(FilterListScreen[TreeRow, TreeChoice]):
         return next((row.branch.node_id for row in rows if self._is_open(row.branch)), None)
 
     def _is_open(self, branch: Branch) -> bool:
-        return any(session.session_id == self._session_id for session in branch.sessions)
+        return any(session.session_id == self._chat.session_id for session in branch.sessions)
 
     def search_text(self, row: TreeRow) -> str:
         return " ".join([row.branch.text, *(session.name for session in row.branch.sessions)])
@@ -175,22 +167,20 @@ class TreeScreen(FilterListScreen[TreeRow, TreeChoice]):
         self.do(self._switch(row.branch))
 
     async def _switch(self, branch: Branch) -> None:
-        while not branch.sessions and branch.children:
-            branch = branch.children[0]  # no chat ends where lines part: follow the main one
-        if not self._is_open(branch) and self.is_refused():
-            return
-        session_id = await asyncio.to_thread(self._service.tree.follow, branch)
-        moved = not branch.sessions and session_id == self._session_id
-        self.dismiss(TreeChoice(session_id, has_changed=self._has_changed or moved))
+        if self._is_open(branch):
+            self.action_leave()
+        elif not self.is_refused():
+            await asyncio.to_thread(self._chat.follow, branch)
+            self.dismiss(TreeChoice())
 
     def action_fork(self) -> None:
-        if (branch := self._chosen()) is not None:
+        if (branch := self._chosen()) is not None and not self.is_refused():
             self.do(self._fork(branch))
 
     async def _fork(self, branch: Branch) -> None:
         below = next(run for run in branch.walk() if run.sessions or not run.children)
-        session_id = await asyncio.to_thread(self._service.tree.follow, below)
-        self.dismiss(TreeChoice(session_id, branch.last_turn, self._has_changed))
+        await asyncio.to_thread(self._chat.follow, below)
+        self.dismiss(TreeChoice(branch.last_turn))
 
     def action_rename(self) -> None:
         branch = self._chosen()
@@ -202,45 +192,30 @@ class TreeScreen(FilterListScreen[TreeRow, TreeChoice]):
             self.say("No chat ends here. F4 makes one, which can have a name.")
 
     async def _rename(self, branch: Branch) -> None:
-        if await rename_chat(self.app, self._service, branch.sessions[0]):
+        if await rename_chat(self.app, self._chat.service, branch.sessions[0]):
             self._has_changed = True
             await self._read(branch.node_id)
 
     def action_delete(self) -> None:
         if (branch := self._chosen()) is not None and not self.is_refused():
-            keeper = self._service.tree
-            top = branch.first_id
-            self.do(self._remove(top, "Delete this branch?", keeper.plan_delete, keeper.delete))
+            self.do(self._remove(branch.first_id, "Delete this branch?", is_path_kept=False))
 
     def action_keep_only(self) -> None:
         if (branch := self._chosen()) is not None and not self.is_refused():
-            keeper = self._service.tree
             question = f"Keep only the path to turn {branch.last_turn}?"
-            end = branch.node_id
-            self.do(self._remove(end, question, keeper.plan_keep_only, keeper.keep_only))
+            self.do(self._remove(branch.node_id, question, is_path_kept=True))
 
-    async def _remove(
-        self,
-        node_id: str,
-        question: str,
-        plan: Callable[[str, str], Removal],
-        act: Callable[[str, str], Removal],
-    ) -> None:
-        planned = await asyncio.to_thread(plan, self._session_id, node_id)
-        if not planned.nodes:
-            self.say("There is nothing beside this path.")
-            return
-        detail = self._removal_words(planned)
+    async def _remove(self, node_id: str, question: str, *, is_path_kept: bool) -> None:
+        plan = partial(self._chat.plan_removal, node_id, is_path_kept=is_path_kept)
+        detail = self._removal_words(await asyncio.to_thread(plan))
         if not await self.app.push_screen_wait(ConfirmScreen(question, detail, "Delete")):
             return
-        done = await asyncio.to_thread(act, self._session_id, node_id)
+        remove = partial(self._chat.remove, node_id, is_path_kept=is_path_kept)
+        done = await asyncio.to_thread(remove)
         self._has_changed = True
-        if self._session_id in done.deleted:
-            staying = [session for session in self._names() if session not in done.deleted]
-            if not staying:
-                self.dismiss(TreeChoice(has_changed=True))
-                return
-            self._session_id = staying[0]
+        if self._chat.session_id not in self._names():  # nothing of this tree is left
+            self.dismiss(TreeChoice())
+            return
         await self._read()
         self.say(f"Deleted {_amount(done)}.")
 
@@ -271,7 +246,7 @@ class TreeScreen(FilterListScreen[TreeRow, TreeChoice]):
         return self.highlighted.branch if self.highlighted is not None else None
 
     def action_leave(self) -> None:
-        self.dismiss(TreeChoice(has_changed=True) if self._has_changed else None)
+        self.dismiss(TreeChoice() if self._has_changed else None)
 
 
 def _amount(removal: Removal) -> str:

@@ -31,7 +31,9 @@ class Offer:
 
 
 def command_offers(commands: Sequence[Command]) -> list[Offer]:
-    return [Offer(f"/{one.slash} ", one.usage, one.summary, one) for one in commands]
+    return [
+        Offer(f"/{command.slash} ", command.usage, command.summary, command) for command in commands
+    ]
 
 
 def file_offers(names: Sequence[str]) -> list[Offer]:

@@ -19,7 +19,7 @@ from chatcache.errors import UsageError
 from chatcache.formatting import clean, plural
 from chatcache.frontend.registry import matching
 from chatcache.tui.commands import bindings
-from chatcache.tui.messages import FilePicked, FilesWanted, PromptSubmitted
+from chatcache.tui.messages import CommandChosen, FilesWanted, PromptSubmitted
 from chatcache.tui.widgets.command_popup import (
     CommandPopup,
     Offer,
@@ -76,16 +76,25 @@ class Composer(TextArea):
 
     def set_text(self, text: str) -> None:
         """Replace the text and put the cursor behind it. Opens no command list."""
+        text = clean(text)
         if len(text) > HELD_CHARACTERS:
             text = self._hold(text)
         self._given_text = text
         self.load_text(text)
         self.move_cursor(self.document.end)
 
-    def clear_text(self) -> None:
-        """Empty the composer by hand, so that Ctrl+Z brings the text back."""
+    def give_back(self, text: str) -> None:
+        """Put words that were not sent back where they were written."""
+        written = self.text
+        self.set_text(f"{text}\n\n{written}" if written.strip() else text)
+
+    def clear_text(self) -> bool:
+        """Empty it by hand, so that Ctrl+Z brings the text back; False when it was empty."""
+        if not self.text:
+            return False
         self.clear()
         self._recall_index = len(self._earlier)
+        return True
 
     def reset(self) -> None:
         self.load_text("")
@@ -157,7 +166,7 @@ class Composer(TextArea):
             self._replace_via_keyboard(f"@{offer.text}", (row, start), (row, column))
         else:
             self._replace_via_keyboard("", (row, start), (row, column))
-            self.post_message(FilePicked(offer.text))
+            self.post_message(CommandChosen("attach", offer.text))
 
     def attach(self, attachment: Attachment) -> None:
         """Put a file at the cursor: what stands for it is expanded when the message is sent."""

@@ -33,7 +33,7 @@ class FirstRunBar(Horizontal):
 
     def offer(self, key: str, models: Sequence[ShelfModel], *, is_offline: bool) -> None:
         """Show what the picker has: a model that is here already, else where to get one."""
-        here = [one for one in models if one.place != "built in" and not one.problem]
+        here = [model for model in models if model.place != "built in" and not model.problem]
         what = "a directory with a model" if is_offline else "a download, or a directory"
         if here:
             name = shorten(here[0].name, _LONGEST_NAME)

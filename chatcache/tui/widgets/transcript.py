@@ -95,7 +95,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self._above = widgets[:-FIRST_WIDGETS]
 
     async def fill_up(self) -> None:
-        """Mount what is above the end that `show_messages` has shown, piece by piece, so that keys
+        """Mount what is above the end that `show_blocks` has shown, piece by piece, so that keys
         and the first paint do not wait for it."""
         above = self._above
         while above and above is self._above:

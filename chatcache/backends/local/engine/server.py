@@ -58,7 +58,7 @@ _ORPHAN_SECONDS = 60.0  # for writing out after the front end died
 
 
 class Runner(Protocol):
-    """What runs turns; see `turn.TurnRunner`."""
+    """What runs turns; see `turn_runner.TurnRunner`."""
 
     @property
     def info(self) -> ModelInfo: ...
@@ -226,7 +226,7 @@ def build_runner(settings: EngineSettings, emit: Emit) -> Runner:
     import torch
 
     from chatcache.backends.local.model.loader import load_model
-    from chatcache.backends.local.run.turn_runner import TurnRunner
+    from chatcache.backends.local.run import assemble
 
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
@@ -239,7 +239,7 @@ def build_runner(settings: EngineSettings, emit: Emit) -> Runner:
         cache_dir=settings.cache_dir,
         progress=emit,
     )
-    return TurnRunner(loaded, settings, emit)
+    return assemble.build_runner(loaded, settings, emit)
 
 
 def _as_load_error(error: Exception) -> Exception:

@@ -12,14 +12,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chatcache.atomic_write import write_atomically
-from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
-from chatcache.cache.book.policy import Precision
-
-if TYPE_CHECKING:
-    from chatcache.backends.local.model.loader import LoadedModel
 
 _HUB_BLOB = re.compile(r"[0-9a-f]{64}")
 _BLOCK_BYTES = 1 << 22
@@ -29,36 +24,11 @@ _NOT_COMPUTED = frozenset(
     {"_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 )
 
-Progress = Callable[[int, int], None]
-
-
-def namespace_fields(loaded: LoadedModel, precision: Precision = "exact") -> dict[str, str]:
-    """Everything that a namespace consists of; fields that start with `soft.` are for people.
-
-    `precision`: how K and V are kept. What is exact has no such field, and never meets the rest."""
-    import torch
-    import transformers
-
-    return {
-        "weights": loaded.weights_id,
-        "parameters": loaded.parameters_id,
-        "config": loaded.config_id,
-        "tokenizer": loaded.tokenizer_id,
-        "adapter": loaded.adapter_id,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "attention": loaded.attention,
-        "layout": LAYOUT_VERSION,
-        "transformers": transformers.__version__,
-        **({} if precision == EXACT else {PRECISION: precision}),
-        SOFT + "torch": str(torch.__version__),  # its own class would take torch to the front end
-        SOFT + "device": str(loaded.device),
-        SOFT + "threads": str(torch.get_num_threads()),
-        SOFT + "name": loaded.name,
-    }
-
 
 def weights_id(
-    files: Sequence[Path], remembered: Path | None, progress: Progress = lambda done, total: None
+    files: Sequence[Path],
+    remembered: Path | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
     """A digest over the contents of weight files, in the given order.
 
@@ -147,7 +117,7 @@ class FileWatch:
     the model in memory, and the keys and values that it computes."""
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._stamps = {file: _stamp(file) for file in (one.resolve() for one in files)}
+        self._stamps = {file: _stamp(file) for file in map(Path.resolve, files)}
 
     def changed(self) -> Path | None:
         """A file that was written to. One that was removed, or replaced by another one of its name,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import identity, resolve
@@ -24,6 +25,8 @@ from chatcache.backends.local.model.progress import (
 )
 from chatcache.backends.local.model.tuning import tune
 from chatcache.backends.local.prompt.template import ChatTemplate
+from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
+from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -73,6 +76,29 @@ class LoadedModel:
                 f"{changed} was written to while {self.name} was in use: it may answer wrongly.",
                 "Start chatcache again, so that it is loaded anew; nothing was kept of it.",
             )
+
+    def namespace_fields(self, precision: Precision = "exact") -> dict[str, str]:
+        """Everything that a namespace consists of; fields that start with `soft.` are for people.
+
+        `precision`: how K and V are kept. What is exact has no such field, and never meets the
+        rest."""
+        return {
+            "weights": self.weights_id,
+            "parameters": self.parameters_id,
+            "config": self.config_id,
+            "tokenizer": self.tokenizer_id,
+            "adapter": self.adapter_id,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attention": self.attention,
+            "layout": LAYOUT_VERSION,
+            "transformers": transformers.__version__,
+            **({} if precision == EXACT else {PRECISION: precision}),
+            # Its own class would take torch to the front end.
+            SOFT + "torch": str(torch.__version__),
+            SOFT + "device": str(self.device),
+            SOFT + "threads": str(torch.get_num_threads()),
+            SOFT + "name": self.name,
+        }
 
 
 def load_model(

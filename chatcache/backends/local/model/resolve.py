@@ -129,6 +129,11 @@ def count_parameters(path: Path) -> int:
     return total
 
 
+def count_bytes(path: Path) -> int:
+    """The size of a model's weights on disk."""
+    return sum(file.stat().st_size for file in weight_files(path))
+
+
 def architecture_of(config: Mapping[str, Any]) -> str:
     """The name of the class that a config asks for; else the family."""
     declared = config.get("architectures")

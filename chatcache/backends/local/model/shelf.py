@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from chatcache.backends.local.model import resolve
-from chatcache.backends.local.model.cut import cut_policy
+from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.progress import first_line
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.places import path_of
@@ -34,6 +34,30 @@ class ShelfModel:
     num_bytes: int = 0
     reuse: str = ""
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What the files of a model on this machine say."""
+
+    path: Path
+    config: dict[str, Any]
+    num_parameters: int
+    num_bytes: int
+
+    @property
+    def architecture(self) -> str:
+        return resolve.architecture_of(self.config)
+
+
+def files_of(name: str) -> ModelFiles:
+    """Raises ChatcacheError for a model that is not on this machine, or whose files are broken."""
+    path = resolve.resolve_model(name, is_offline=True)
+    if not isinstance(path, Path):
+        raise UnavailableError(f"The model {name!r} is not on this machine.", "Download it first.")
+    resolve.check_model_dir(path)
+    config = json.loads((path / "config.json").read_bytes())
+    return ModelFiles(path, config, resolve.count_parameters(path), resolve.count_bytes(path))
 
 
 def shelf(used_before: Iterable[str] = ()) -> list[ShelfModel]:
@@ -82,18 +106,14 @@ def is_directory(name: str) -> bool:
 
 def _looked_at(name: str, place: Place) -> ShelfModel:
     try:
-        path = resolve.resolve_model(name, is_offline=True)
-        if not isinstance(path, Path):
-            return ShelfModel(name, place, problem="not on this machine")
-        resolve.check_model_dir(path)
-        config = json.loads((path / "config.json").read_bytes())
-        policy = cut_policy(_text_config(config))
+        files = files_of(name)
+        policy = cut_policy(_text_config(files.config))
         return ShelfModel(
             name=name,
             place=place,
-            architecture=resolve.architecture_of(config),
-            num_parameters=resolve.count_parameters(path),
-            num_bytes=sum(file.stat().st_size for file in resolve.weight_files(path)),
+            architecture=files.architecture,
+            num_parameters=files.num_parameters,
+            num_bytes=files.num_bytes,
             reuse=policy.detail if policy.is_cuttable else f"nothing is reused: {policy.detail}",
         )
     except ChatcacheError as error:

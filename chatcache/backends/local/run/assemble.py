@@ -1,20 +1,87 @@
-"""The live context of a loaded model, of the kind that its layers need."""
+"""Puts together what runs turns on a loaded model: its live context, its cache, its idle work."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
-from chatcache.backends.local.model.cut import CutPolicy
+from transformers import PreTrainedConfig
+
+from chatcache.backends.base import BackendEvent, ModelInfo, RestoreBegan
+from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
 from chatcache.backends.local.model.loader import LoadedModel
+from chatcache.backends.local.run.any_token import AnyTokenContext
+from chatcache.backends.local.run.cache_reporter import CacheReporter
 from chatcache.backends.local.run.checkpoints import CheckpointContext
+from chatcache.backends.local.run.explainer import TurnExplainer
 from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.idle import IdleWork
+from chatcache.backends.local.run.length_bound import LengthBoundContext
 from chatcache.backends.local.run.live_context import LiveContext
-from chatcache.backends.local.run.rope import LengthBoundContext
+from chatcache.backends.local.run.live_path import LivePath
+from chatcache.backends.local.run.turn_planner import TurnPlanner
+from chatcache.backends.local.run.turn_runner import TurnRunner
+from chatcache.backends.local.run.whole_prompt import WholePromptContext
+from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.policy import Precision
 from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.live_kv import LiveKV
+
+
+def build_runner(
+    loaded: LoadedModel,
+    settings: EngineSettings,
+    emit: Callable[[BackendEvent], None] = lambda event: None,
+) -> TurnRunner:
+    """What answers turns on `loaded`, with its cache open; `emit` is told of all that happens
+    between them."""
+    cut = cut_policy(loaded.model.config.get_text_config())
+    precision = settings.policy.precision
+    path = LivePath(Forward(loaded.model, loaded.device), build_live(loaded, cut, precision))
+    fields = loaded.namespace_fields(precision)
+    namespace = namespace_id(fields)
+    rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
+    info = _describe(loaded, cut, fields, warm_up(cut, path, rates), path.kv.checkpoint_bytes)
+    reporter = CacheReporter(emit, path)
+    prefixes = reporter.prefixes = PrefixCache(
+        settings.cache_dir,
+        namespace,
+        ram_budget=settings.ram_budget,
+        disk_budget=settings.disk_budget,
+        policy=settings.policy,
+        is_spilling=cut.is_cuttable,
+        needs_states=cut.needs_states,
+        on_event=reporter.note,
+        may_keep=lambda: loaded.watch.changed() is None,
+    )
+    chunk = settings.prefill_chunk_tokens
+    context = build_context(
+        cut,
+        path,
+        prefixes,
+        rates,
+        chunk,
+        loaded.model.config,
+        on_restore=lambda num_tokens, num_bytes: emit(RestoreBegan(num_tokens, num_bytes)),
+    )
+    planner = TurnPlanner(loaded)
+    max_context = loaded.max_context_tokens
+    idle = IdleWork(
+        planner.prompt,
+        planner.control_ids,
+        context,
+        rates,
+        max_chunk=chunk,
+        max_context=min(max_context, cut.max_tokens or max_context),
+        can_compute=cut.kind == "any_token",
+    )
+    explainer = TurnExplainer(info, cut, prefixes, idle)
+    prefixes.open(fields)
+    reporter.show()
+    return TurnRunner(loaded, info, planner, context, idle, explainer, reporter, settings.log_path)
 
 
 def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exact") -> LiveKV:
@@ -28,27 +95,30 @@ def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exac
 
 def build_context(
     cut: CutPolicy,
-    forward: Forward,
-    live: LiveKV,
+    path: LivePath,
     prefixes: PrefixCache,
     rates: RateBook,
     chunk: int,
+    config: PreTrainedConfig,
+    on_restore: Callable[[int, int], None] = lambda num_tokens, num_bytes: None,
 ) -> LiveContext:
-    """`chunk` is the most tokens of a prompt that are given to the model at once."""
-    parts = (forward, live, prefixes, rates, chunk)
+    """`chunk` is the most tokens of a prompt that are given to the model at once; `config` is the
+    model's."""
+    if not cut.is_cuttable:
+        return WholePromptContext(path, prefixes, rates, config)
     if cut.needs_states:
-        return CheckpointContext(*parts, is_stepwise=cut.is_stepwise)
-    if cut.max_tokens is not None:
-        return LengthBoundContext(*parts, max_tokens=cut.max_tokens)
-    return LiveContext(*parts)
+        return CheckpointContext(path, prefixes, rates, chunk, is_stepwise=cut.is_stepwise)
+    context = AnyTokenContext(path, prefixes, rates, chunk, on_restore)
+    return context if cut.max_tokens is None else LengthBoundContext(context, cut.max_tokens)
 
 
-def warm_up(cut: CutPolicy, forward: Forward, live: LiveKV, rates: RateBook) -> int:
+def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
     """Run the model once; returns the bytes of K and V per token (0: they are not ours).
 
     Where nothing was measured before, the run is long enough to tell the prefill rate."""
     if not cut.is_cuttable:
         return 0
+    forward, live = path.forward, path.kv
     forward(live, [0], 0)
     num_bytes = live.num_bytes
     if not rates.is_measured:
@@ -58,3 +128,31 @@ def warm_up(cut: CutPolicy, forward: Forward, live: LiveKV, rates: RateBook) -> 
         rates.note_prefill(MIN_MEASURED_TOKENS, time.perf_counter() - began)
     live.truncate(0)
     return num_bytes
+
+
+def _describe(
+    loaded: LoadedModel,
+    cut: CutPolicy,
+    fields: dict[str, str],
+    kv_bytes: int,
+    checkpoint_bytes: int,
+) -> ModelInfo:
+    return ModelInfo(
+        model=loaded.name,
+        backend="local",
+        architecture=loaded.architecture,
+        num_parameters=loaded.num_parameters,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=str(loaded.device),
+        num_layers=loaded.num_layers,
+        kv_bytes_per_token=kv_bytes,
+        checkpoint_bytes=checkpoint_bytes,
+        max_context_tokens=loaded.max_context_tokens,
+        cut=cut.kind,
+        cut_detail=cut.detail,
+        tokenizer_id=loaded.tokenizer_id,
+        namespace=namespace_id(fields),
+        namespace_fields=fields,
+        description=loaded.description,
+        load_ms=loaded.load_ms,
+    )

@@ -24,7 +24,7 @@ from chatcache.backends.local.prompt.reasoning import (
 from chatcache.token_ids import TokenIds
 
 
-class Answer:
+class GeneratedAnswer:
     """Push ids, get text events; afterwards `result`."""
 
     def __init__(self, tokenizer: Any, plan: PromptPlan):

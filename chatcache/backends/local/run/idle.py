@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 from chatcache.backends.base import Prepare, Prepared, TurnRequest
 from chatcache.backends.local.prompt.planner import PromptPlan
-from chatcache.backends.local.run.live_context import MIN_PART_TOKENS, LiveContext
+from chatcache.backends.local.run.any_token import MIN_PART_TOKENS
+from chatcache.backends.local.run.live_context import LiveContext
 from chatcache.cache.book.rates import RateBook
 from chatcache.errors import UnavailableError
 from chatcache.token_ids import TokenIds

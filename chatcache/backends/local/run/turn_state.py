@@ -21,7 +21,6 @@ class TurnState:
     plan: PromptPlan
     room: int
     began: float
-    can_reuse: bool
     explanation: Explanation = field(default_factory=lambda: Explanation("miss", "cold_start", ""))
     disk_tokens: int = 0
     reused: int = 0

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.model import identity, resolve
-from chatcache.backends.local.model.cut import CutPolicy, cut_policy
-from chatcache.backends.local.model.kvsize import kv_values_per_token, layer_kinds
+from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
+from chatcache.backends.local.model.kv_size import kv_values_per_token, layer_kinds
 from chatcache.backends.local.model.loader import (
     choose_device,
     choose_dtype,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chatcache import compose
 from chatcache.cache.views import SegmentRow
@@ -18,7 +18,7 @@ from chatcache.commands.parser import Parser
 from chatcache.config import Settings
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import plural, size
-from chatcache.frontend.shell_output import Narrator, print_json, print_line
+from chatcache.frontend.shell_output import Narrator, print_result
 from chatcache.token_ids import NO_IDS, TokenIds
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ def _find_session(settings: Settings, inspector: CacheInspector, reference: str)
                 f"No model has read {session.name!r} yet.", "Ask something in it first."
             )
         found = [
-            service.session_journal(one.session_id)
-            for one in service.list_sessions()
-            if one.session_id != session.session_id
+            service.session_journal(other.session_id)
+            for other in service.list_sessions()
+            if other.session_id != session.session_id
         ]
-    others = [one.ids for one in found if one and one.namespace_id == journal.namespace_id]
+    others = [other.ids for other in found if other and other.namespace_id == journal.namespace_id]
     keeper = Keeper(inspector, journal.namespace_id)
     return Target(session.name, keeper, None, journal.ids, others)
 
@@ -179,10 +179,6 @@ def drop(target: Target, arguments: Namespace) -> int:
 
 
 def _print(target: Target, figures: dict[str, int], text: str, arguments: Namespace) -> int:
-    if arguments.json:
-        key = "session" if target.segment_id is None else "segment_id"
-        data: dict[str, Any] = {key: target.name, **figures}
-        print_json(data)
-    else:
-        print_line(text)
+    key = "session" if target.segment_id is None else "segment_id"
+    print_result({key: target.name, **figures}, text, as_json=arguments.json)
     return 0

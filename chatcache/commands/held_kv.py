@@ -6,7 +6,7 @@ deleting its sessions frees exactly that. What it shares is held by other sessio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chatcache import compose
@@ -17,13 +17,13 @@ from chatcache.token_ids import TokenIds
 if TYPE_CHECKING:
     from chatcache.cache.views import SessionKV
     from chatcache.chat.service import ChatService
-    from chatcache.commands.family import Run
 
 
-def branch_kv(
+def held_kv(
     settings: Settings, service: ChatService, branches: Sequence[Sequence[str]]
-) -> list[SessionKV | None]:
-    """For each branch, given by the ids of its sessions; None when the cache cannot be read."""
+) -> list[dict[str, int] | None]:
+    """For each branch, given by the ids of its sessions, what is held of it as JSON has it; None
+    when the cache cannot be read."""
     journals: list[tuple[str, TokenIds]] = []
     index_of: dict[str, int] = {}
     for session in service.list_sessions():
@@ -31,34 +31,22 @@ def branch_kv(
         if journal is not None:
             index_of[session.session_id] = len(journals)
             journals.append((journal.namespace_id, journal.ids))
-    indexes = [[index_of[one] for one in branch if one in index_of] for branch in branches]
+    indexes = [
+        [index_of[session_id] for session_id in branch if session_id in index_of]
+        for branch in branches
+    ]
     try:
-        return list(compose.open_inspector(settings).branch_kv(journals, indexes))
+        held = compose.open_inspector(settings).branch_kv(journals, indexes)
     except OSError as error:
         Narrator().warn(f"The cache cannot be read: {error}.")
         return [None] * len(branches)
+    return [_as_json(kv) for kv in held]
 
 
-def note_kv(settings: Settings, service: ChatService, runs: Sequence[Run]) -> None:
-    """Note with each run what is held of the branch that begins with it."""
-    found = list(_all(runs))
-    held = branch_kv(settings, service, [run.session_ids for run in found])
-    for run, kv in zip(found, held, strict=True):
-        run.kv = kv_json(kv)
-
-
-def kv_json(kv: SessionKV | None) -> dict[str, int] | None:
-    if kv is None:
-        return None
+def _as_json(kv: SessionKV) -> dict[str, int]:
     return {
         "ram_tokens": kv.ram_tokens,
         "disk_tokens": kv.disk_tokens,
         "bytes_shared": kv.bytes_shared,
         "bytes_owned": kv.bytes_owned,
     }
-
-
-def _all(runs: Sequence[Run]) -> Iterator[Run]:
-    for run in runs:
-        yield run
-        yield from _all(run.children)

@@ -22,11 +22,11 @@ from chatcache.backends.local.engine.wire import ChannelClosedError
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import EngineDiedError
 
-CHILD_MODULE = "chatcache.backends.local.study.deep_child"
+CHILD_MODULE = "chatcache.backends.local.study.recheck_process"
 
 
 @dataclass(frozen=True, slots=True)
-class DeepRequest:
+class RecheckRequest:
     """Recompute `num_samples` segments of the model of `settings`, chosen by `seed`."""
 
     settings: EngineSettings
@@ -35,7 +35,7 @@ class DeepRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class DeepStarted:
+class RecheckStarted:
     """`num_segments` segments belong to the model; `num_chosen` of them are recomputed.
 
     `tolerance` is the largest difference that is rounding, in standard deviations of the tensor;
@@ -72,18 +72,18 @@ class SegmentCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class DeepFinished:
+class RecheckFinished:
     """The last message."""
 
 
-DeepEvent = ModelLoading | DeepStarted | SegmentCheck
+RecheckEvent = ModelLoading | RecheckStarted | SegmentCheck
 
 
 def recheck(
-    request: DeepRequest,
+    request: RecheckRequest,
     *,
     command: Sequence[str] = (sys.executable, "-P", "-m", CHILD_MODULE),
-) -> Iterator[DeepEvent]:
+) -> Iterator[RecheckEvent]:
     """The events of a check, ending after the last segment.
 
     Raises what keeps the model from being loaded, EngineDiedError if the process dies. Closing the
@@ -97,8 +97,8 @@ def recheck(
             message = channel.receive()
             if isinstance(message, BackendFailed):
                 raise message.error
-            is_finished = isinstance(message, DeepFinished)
-            if isinstance(message, DeepEvent):
+            is_finished = isinstance(message, RecheckFinished)
+            if isinstance(message, RecheckEvent):
                 yield message
     except ChannelClosedError as error:
         code = end_process(process, EXIT_SECONDS)

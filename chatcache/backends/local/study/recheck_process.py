@@ -20,15 +20,14 @@ import torch
 from chatcache.backends.base import BackendFailed
 from chatcache.backends.local.engine.server import start
 from chatcache.backends.local.engine.wire import ChannelClosedError, portable
-from chatcache.backends.local.model.cut import cut_policy
-from chatcache.backends.local.model.identity import namespace_fields
+from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.run.assemble import build_live
 from chatcache.backends.local.run.forward import Forward, chunks
-from chatcache.backends.local.study.deep import (
-    DeepFinished,
-    DeepRequest,
-    DeepStarted,
+from chatcache.backends.local.study.recheck import (
+    RecheckFinished,
+    RecheckRequest,
+    RecheckStarted,
     SegmentCheck,
 )
 from chatcache.cache.book.namespace import chain_digest, namespace_id
@@ -271,7 +270,7 @@ def choose(chains: Sequence[Chain], num_samples: int, seed: int) -> list[Chain]:
     return sorted(chosen, key=lambda chain: chain.ids)
 
 
-def run(request: DeepRequest, send: Callable[[object], None]) -> None:
+def run(request: RecheckRequest, send: Callable[[object], None]) -> None:
     """Load the model, and send what is found."""
     settings = request.settings
     if settings.num_threads is not None:
@@ -286,14 +285,14 @@ def run(request: DeepRequest, send: Callable[[object], None]) -> None:
         progress=send,
     )
     precision = settings.policy.precision
-    namespace = namespace_id(namespace_fields(loaded, precision))
+    namespace = namespace_id(loaded.namespace_fields(precision))
     found, _ = SegmentStore(settings.cache_dir, namespace).scan()
     chains = chains_of(namespace, found)
     chosen = choose(chains, request.num_samples, request.seed)
     recomputer = Recomputer(loaded, settings.prefill_chunk_tokens, precision)
     dtype = str(loaded.dtype).removeprefix("torch.")
     numbers = (recomputer.tolerance, len(chains), len(chosen))
-    send(DeepStarted(namespace, dtype, *numbers, precision))
+    send(RecheckStarted(namespace, dtype, *numbers, precision))
     for chain in chosen:
         check = recomputer.check(chain)
         if check is not None:
@@ -314,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 log.exception("recomputing failed")
             channel.send(BackendFailed(portable(error)))
             return 1
-        channel.send(DeepFinished())
+        channel.send(RecheckFinished())
     except ChannelClosedError:
         pass  # Whoever asked has gone, and with them the question.
     return 0

@@ -1,7 +1,7 @@
 """`chatcache cache verify --deep`: segments against the model that made them.
 
 Owns the options, the narration and the words. What is compared is
-`backends/local/study/deep.py`'s.
+`backends/local/study/recheck.py`'s.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
 from chatcache.backends.base import ModelLoading
-from chatcache.backends.local.study.deep import DeepRequest, DeepStarted, SegmentCheck, recheck
+from chatcache.backends.local.study.recheck import (
+    RecheckRequest,
+    RecheckStarted,
+    SegmentCheck,
+    recheck,
+)
 from chatcache.cache.book.namespace import EXACT, PRECISION
 from chatcache.cache.files.store import SegmentStore
 from chatcache.checks import whole
@@ -34,18 +39,20 @@ class DeepReport:
     """What was recomputed. `unchecked`: segments of other models, or of other settings."""
 
     model: str
-    started: DeepStarted
+    started: RecheckStarted
     checks: tuple[SegmentCheck, ...]
     unchecked: tuple[NamespaceUse, ...]
 
     @property
     def damaged(self) -> list[tuple[str, str]]:
-        return [(one.segment_id, one.problem) for one in self.checks if one.problem is not None]
+        return [
+            (check.segment_id, check.problem) for check in self.checks if check.problem is not None
+        ]
 
     @property
     def top1_agreement(self) -> float | None:
         """The share of segments behind which the next token is the same; None: none was asked."""
-        asked = [one.top1_agrees for one in self.checks if one.top1_agrees is not None]
+        asked = [check.top1_agrees for check in self.checks if check.top1_agrees is not None]
         return sum(asked) / len(asked) if asked else None
 
 
@@ -80,13 +87,13 @@ def check(settings: Settings, inspector: CacheInspector, arguments: Namespace) -
             "Name a model of this machine with --model.",
         )
     narrator = Narrator()
-    request = DeepRequest(compose.engine_settings(settings), arguments.sample, arguments.seed)
-    started: DeepStarted | None = None
+    request = RecheckRequest(compose.engine_settings(settings), arguments.sample, arguments.seed)
+    started: RecheckStarted | None = None
     checks: list[SegmentCheck] = []
     for event in recheck(request):
         if isinstance(event, ModelLoading):
             narrator.progress(event.stage)
-        elif isinstance(event, DeepStarted):
+        elif isinstance(event, RecheckStarted):
             started = event
         else:
             checks.append(event)
@@ -96,9 +103,9 @@ def check(settings: Settings, inspector: CacheInspector, arguments: Namespace) -
     if started is None:
         raise RuntimeError("the check ended before it had begun")
     others = [
-        one
-        for one in inspector.namespaces()
-        if one.namespace != started.namespace and one.num_segments
+        use
+        for use in inspector.namespaces()
+        if use.namespace != started.namespace and use.num_segments
     ]
     return DeepReport(settings.config.model.default, started, tuple(checks), tuple(others))
 
@@ -108,7 +115,7 @@ def added_to(
 ) -> VerifyReport:
     """What checksums found, and what the model contradicts. With `fix` that is put away as well."""
     known = {segment_id for segment_id, _ in report.damaged}
-    more = [one for one in deep.damaged if one[0] not in known]
+    more = [damage for damage in deep.damaged if damage[0] not in known]
     num_fixed = report.num_fixed
     if fix:
         store = SegmentStore(settings.paths.cache_dir, deep.started.namespace)
@@ -131,21 +138,21 @@ def as_json(report: DeepReport) -> dict[str, Any]:
         "top1_agreement": report.top1_agreement,
         "segments": [
             {
-                "segment_id": one.segment_id,
-                "start": one.start,
-                "stop": one.stop,
-                "max_abs_dk": one.max_dk,
-                "max_abs_dv": one.max_dv,
-                "deviation": one.deviation,
-                "tensor": one.worst,
-                "top1_agrees": one.top1_agrees,
-                "problem": one.problem,
+                "segment_id": check.segment_id,
+                "start": check.start,
+                "stop": check.stop,
+                "max_abs_dk": check.max_dk,
+                "max_abs_dv": check.max_dv,
+                "deviation": check.deviation,
+                "tensor": check.worst,
+                "top1_agrees": check.top1_agrees,
+                "problem": check.problem,
             }
-            for one in report.checks
+            for check in report.checks
         ],
         "unchecked_namespaces": [
-            {"namespace": one.namespace, "fields": dict(one.fields), "segments": one.num_segments}
-            for one in report.unchecked
+            {"namespace": use.namespace, "fields": dict(use.fields), "segments": use.num_segments}
+            for use in report.unchecked
         ],
     }
 
@@ -156,28 +163,28 @@ def lines(report: DeepReport) -> list[str]:
     if not started.num_segments:
         found = [f"{report.model} ({_kept(started)}) has no segments to compute again."]
     else:
-        largest = max((one.deviation for one in checks), default=0.0)
+        largest = max((check.deviation for check in checks), default=0.0)
         agreement = report.top1_agreement
         same = "" if agreement is None else f", the same next token behind {100 * agreement:.0f} %"
         found = [
             f"{len(checks):,} of {plural(started.num_segments, 'segment')} of {report.model}"
-            f" computed again: largest |dK| {_largest(one.max_dk for one in checks)},"
-            f" largest |dV| {_largest(one.max_dv for one in checks)}"
+            f" computed again: largest |dK| {_largest(check.max_dk for check in checks)},"
+            f" largest |dV| {_largest(check.max_dv for check in checks)}"
             f" ({largest:.2g} standard deviations, {started.tolerance:g} allowed in"
             f" {_kept(started)}){same}."
         ]
-    for one in report.unchecked:
+    for use in report.unchecked:
         parts = ("soft.name", "dtype", PRECISION)
-        name = " ".join(one.fields[key] for key in parts if one.fields.get(key))
+        name = " ".join(use.fields[key] for key in parts if use.fields.get(key))
         found.append(
-            f"Not computed again: {plural(one.num_segments, 'segment')} of {name or 'unknown'}"
-            f" ({one.namespace[:12]}); choose it with --model and --dtype, int8 with the setting"
+            f"Not computed again: {plural(use.num_segments, 'segment')} of {name or 'unknown'}"
+            f" ({use.namespace[:12]}); choose it with --model and --dtype, int8 with the setting"
             " cache.spill."
         )
     return found
 
 
-def _kept(started: DeepStarted) -> str:
+def _kept(started: RecheckStarted) -> str:
     return started.dtype if started.precision == EXACT else f"{started.precision}, approximate"
 
 

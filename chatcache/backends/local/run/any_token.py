@@ -1,0 +1,163 @@
+"""The live context of a model with attention in all layers: a prefix may end after any token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import torch
+
+from chatcache.backends.local.run.forward import chunks
+from chatcache.backends.local.run.live_context import LiveContext, Reuse, estimate_cost
+from chatcache.backends.local.run.live_path import LivePath, PrefillStep
+from chatcache.cache.book.entries import Lease
+from chatcache.cache.book.rates import RateBook
+from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.live_kv import MIN_LENT_TOKENS
+from chatcache.cache.views import CostEstimate
+from chatcache.formatting import plural, size
+from chatcache.token_ids import TokenIds
+
+# Long enough that a part of it, all but its last token, is still worth a restore.
+_SHORT_END = 128
+# Computing fewer tokens than this takes about as long as computing one: both read all weights.
+MIN_PART_TOKENS = 64
+
+
+class AnyTokenContext(LiveContext):
+    """`chunk`: the most tokens of a prompt that are given to the model at once. `on_restore` is
+    told of the tokens and bytes that are about to be read from disk."""
+
+    def __init__(
+        self,
+        path: LivePath,
+        prefixes: PrefixCache,
+        rates: RateBook,
+        chunk: int,
+        on_restore: Callable[[int, int], None] = lambda num_tokens, num_bytes: None,
+    ):
+        super().__init__(path, prefixes, rates)
+        self._chunk = chunk
+        self._on_restore = on_restore
+        self.is_reusing = False  # whether this turn may use what segments hold
+
+    def reuse(self, ids: TokenIds, limit: int) -> Reuse:
+        self.is_reusing = True
+        began = time.perf_counter()
+        path = self.path
+        live = min(path.common_prefix(ids), limit)
+        with self.prefixes.acquire(ids, limit, MIN_PART_TOKENS) as lease:
+            is_ahead = live > max(path.num_kept, lease.num_matched)
+            if not is_ahead:
+                live = min(live, path.num_kept)
+                if live <= lease.num_matched:
+                    live = min(live, lease.num_tokens)
+            path.hold(ids, live)
+            declined = self._decline(lease, live)
+            wanted = lease if declined is None else lease.up_to(max(live, lease.disk_start))
+            start = self.prefixes.adopt(wanted, path.kv, live)
+            path.reserve(len(ids))
+            if (num_to_read := wanted.num_tokens - max(start, wanted.disk_start)) > 0:
+                self._on_restore(num_to_read, wanted.disk_bytes)
+            restored = self.prefixes.restore(wanted, path.kv, start)
+        seconds = time.perf_counter() - began
+        path.hold(ids, restored.num_tokens)
+        if not is_ahead:
+            path.num_kept = restored.num_tokens
+        # What was known and is computed again is not written again.
+        path.computed_from = path.num_kept if declined is None else lease.num_tokens
+        if restored.disk_tokens:
+            self.rates.note_restore(restored.bytes_read, seconds)
+        return Reuse(
+            num_tokens=restored.num_tokens,
+            num_matched=max(lease.num_matched, restored.num_tokens),
+            disk_tokens=restored.disk_tokens,
+            bytes_read=restored.bytes_read,
+            seconds=seconds,
+            problem=restored.problem,
+            is_damage=restored.is_damage,
+            declined=declined,
+        )
+
+    def start_cold(self) -> None:
+        self.path.start_cold()
+        self.is_reusing = False
+
+    def prefill(
+        self, ids: TokenIds, start: int, chunk: int | None = None, stops: Sequence[int] = ()
+    ) -> Iterator[PrefillStep]:
+        began = time.perf_counter()
+        for step in self.path.run(ids, chunks(start, len(ids), chunk or self._chunk)):
+            if step.done == len(ids) and chunk is None:
+                self.rates.note_prefill(len(ids) - start, time.perf_counter() - began)
+                if not self._settle(ids, start):
+                    yield from self.prefill(ids, start)
+                    return
+            yield step
+
+    def step(self, token_id: int, position: int) -> torch.Tensor:
+        return self.path.forward(self.path.kv, [token_id], position)
+
+    def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
+        path = self.path
+        held = min(self.num_tokens, len(ids))
+        path.hold(ids, held)
+        ends = sorted({min(end, held) for end in boundaries} - {0})
+        if path.kv.lends:
+            ends = _with_short_ends(ends)
+        path.num_kept = held
+        num_bytes = self.prefixes.commit(path.ids, ends, path.kv.export, path.computed_from)
+        self.prefixes.promote(path.ids, path.kv.lend)
+        path.forget_unsettled()
+        return num_bytes
+
+    def estimate(self, ids: TokenIds) -> CostEstimate:
+        return estimate_cost(ids, self.path.common_prefix(ids), self.prefixes, self.rates)
+
+    def _decline(self, lease: Lease, live: int) -> str | None:
+        """Why computing beats reading what files hold of the lease; None: it does not."""
+        num_tokens = lease.num_tokens - max(live, lease.disk_start)
+        compute_ms = self.rates.prefill_ms(num_tokens)
+        if compute_ms is None or num_tokens <= 0:
+            return None
+        if not self.rates.is_restore_dearer(lease.disk_bytes, num_tokens):
+            return None
+        read_ms = self.rates.restore_ms(lease.disk_bytes)
+        self.rates.note_declined()
+        return (
+            f"reading {size(lease.disk_bytes)} would take about {read_ms:,.0f} ms, computing "
+            f"{plural(num_tokens, 'token')} about {compute_ms:,.0f} ms"
+        )
+
+    def _settle(self, ids: TokenIds, start: int) -> bool:
+        """Where segments hold a whole prompt that was computed once more (for its logits), their
+        bits count: the answer goes on from what a later resume brings back.
+
+        False when a segment turned out to be damaged: what is live is then right up to `start`.
+        A long segment is not read from disk for the sake of a last bit.
+        """
+        if not self.is_reusing:
+            return True
+        held = self.prefixes.lookup(ids)
+        total = len(ids)
+        if held.num_tokens < total:
+            return True
+        if held.disk_tokens and held.spans[-1].start < total - MIN_PART_TOKENS - 1:
+            return True
+        with self.prefixes.acquire(ids, total) as lease:
+            restored = self.prefixes.restore(lease, self.path.kv, start)
+        is_whole = restored.num_tokens == total
+        self.path.hold(ids, total if is_whole else start)
+        return is_whole
+
+
+def _with_short_ends(ends: Sequence[int]) -> list[int]:
+    """The end of a long run is a segment of its own. A message that is asked again is computed
+    anew from its last token on, and what is lent is not written again: it would have to move."""
+    cuts = [
+        stop - _SHORT_END
+        for start, stop in pairwise([0, *ends])
+        if stop - start >= MIN_LENT_TOKENS + _SHORT_END
+    ]
+    return sorted({*ends, *cuts})

@@ -1,0 +1,57 @@
+"""The live context of a model of which no verdict says where a prefix may be cut.
+
+Nothing is reused and nothing is kept. It runs on transformers' own cache, and is given a prompt in
+one piece: that it may be given in several is not known either.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import DynamicCache, PreTrainedConfig
+
+from chatcache.backends.local.run.live_context import LiveContext, Reuse
+from chatcache.backends.local.run.live_path import LivePath, PrefillStep
+from chatcache.cache.book.rates import RateBook
+from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.views import CostEstimate
+from chatcache.token_ids import TokenIds
+
+
+class WholePromptContext(LiveContext):
+    """`config` is the model's, with which transformers makes its cache."""
+
+    def __init__(
+        self, path: LivePath, prefixes: PrefixCache, rates: RateBook, config: PreTrainedConfig
+    ):
+        super().__init__(path, prefixes, rates)
+        self._config = config
+        self._own_cache = DynamicCache()
+
+    def reuse(self, ids: TokenIds, limit: int) -> Reuse:
+        self.start_cold()
+        return Reuse(0)
+
+    def start_cold(self) -> None:
+        self._own_cache = DynamicCache(config=self._config)
+
+    def prefill(
+        self, ids: TokenIds, start: int, chunk: int | None = None, stops: Sequence[int] = ()
+    ) -> Iterator[PrefillStep]:
+        began = time.perf_counter()
+        logits = self.path.forward(self._own_cache, ids, 0)
+        if chunk is None:
+            self.rates.note_prefill(len(ids), time.perf_counter() - began)
+        yield PrefillStep(len(ids), logits)
+
+    def step(self, token_id: int, position: int) -> torch.Tensor:
+        return self.path.forward(self._own_cache, [token_id], position)
+
+    def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
+        self.start_cold()
+        return 0
+
+    def estimate(self, ids: TokenIds) -> CostEstimate:
+        return CostEstimate(0, 0, len(ids), self.rates.prefill_ms(len(ids)))

@@ -1,0 +1,183 @@
+"""The commands that show something of the program itself: figures, segments, keys, checks."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from textual.app import App
+
+from chatcache.errors import ChatcacheError, NotFoundError, UsageError, did_you_mean
+from chatcache.formatting import plural
+from chatcache.frontend import figures, keycheck, reports, servers
+from chatcache.frontend.open_chat import OpenChat
+from chatcache.frontend.progress import Report
+from chatcache.tui import layout
+from chatcache.tui.long_work import LongWork
+from chatcache.tui.messages import PanelModeChosen
+from chatcache.tui.options import ChatOptions
+from chatcache.tui.panel_state import PanelState
+from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.screens.help import HelpScreen
+from chatcache.tui.screens.lens import LensScreen
+from chatcache.tui.screens.segments import SegmentsScreen
+from chatcache.tui.screens.themes import ThemeScreen
+from chatcache.tui.stage import Handler, Stage
+
+if TYPE_CHECKING:
+    from chatcache.frontend.desk import SegmentDesk
+
+
+class ProgramActions:
+    def __init__(
+        self,
+        stage: Stage,
+        app: App[Any],
+        chat: OpenChat,
+        panel: PanelState,
+        options: ChatOptions,
+        desk: SegmentDesk | None,
+        work: LongWork,
+    ) -> None:
+        self._stage, self._app, self._chat, self._panel = stage, app, chat, panel
+        self._options, self._desk, self._work = options, desk, work
+        self.handlers: dict[str, Handler] = {
+            "panel": self._show_panel,
+            "stats": self._stats,
+            "segments": self._segments,
+            "lens": self._lens,
+            "spill": self._spill,
+            "theme": self._theme,
+            "keys": self._keys,
+            "doctor": self._doctor,
+            "gc": self._gc,
+            "help": self._help,
+            "quit": self._quit,
+        }
+
+    async def _show_panel(self, argument: str) -> None:
+        mode = layout.as_panel_mode(argument) if argument else None
+        if argument and mode is None:
+            raise UsageError(f"There is no panel mode {argument!r}.", "Say full, compact or off.")
+        self._stage.post_message(PanelModeChosen(mode))
+
+    async def _stats(self, argument: str) -> None:
+        self._chat.require_session()
+        messages = await self._stage.ask(self._chat.messages)
+        stored = [figures.from_json(message.result_json) for message in messages]
+        await self._stage.show_note(reports.totals([found for found in stored if found]))
+
+    @property
+    def _is_remote(self) -> bool:
+        return self._panel.info is not None and self._panel.info.backend == "remote"
+
+    async def _segments(self, argument: str) -> None:
+        snapshot = self._panel.snapshot
+        rows = snapshot.segments if snapshot is not None else ()
+        if self._is_remote:
+            self._stage.toast(servers.NO_SEGMENTS)
+        picker = SegmentsScreen(rows, self._desk, self._stage.now, self._chat.service.spill)
+        await self._stage.push_screen_wait(picker)
+
+    async def _lens(self, argument: str) -> None:
+        self._chat.require_session()
+        shown, info = self._panel.figures, self._panel.info
+        if self._is_remote:
+            self._stage.toast(servers.NO_LENS)
+        picker = LensScreen(
+            self._chat.fork_points,
+            info.max_context_tokens if info else None,
+            shown.diverged_at if shown and shown.cached_tokens else None,
+        )
+        turn = await self._stage.push_screen_wait(picker)
+        if turn is not None:
+            await self.inspect(turn)
+
+    async def inspect(self, turn: int) -> None:
+        """Show the figures of the answer of a turn in the panel."""
+        self._chat.require_session()
+        path = await self._stage.ask(self._chat.messages)
+        results = (message.result_json for message in path if message.turn == turn)
+        found = figures.from_json(next(filter(None, results), None))
+        if found is None:
+            raise NotFoundError(f"Turn {turn} has no figures.", "They come with the answer.")
+        self._panel.show(found, turn)
+        self._stage.post_message(PanelModeChosen("full", is_kept=False))
+        self._stage.refresh_panel()
+
+    async def _spill(self, argument: str) -> None:
+        if not await self._stage.ask(self._chat.service.spill):
+            raise UsageError("No model of this machine is loaded.", "Then nothing is in memory.")
+        self._stage.toast("What is in memory alone is written to disk; the panel shows when.")
+
+    async def _theme(self, argument: str) -> None:
+        app, before = self._app, self._app.theme
+        name: str | None = argument
+        if not argument:
+            name = await self._stage.push_screen_wait(ThemeScreen())
+        if name is not None and name not in app.available_themes:
+            hint = did_you_mean(name, app.available_themes) or "/theme shows them all."
+            raise UsageError(f"There is no theme {name!r}.", hint)
+        app.theme = name or before
+        if name is not None and name != before:
+            await self._keep_theme(name, before)
+
+    async def _keep_theme(self, name: str, before: str) -> None:
+        keep = self._options.keep_setting
+        back = f"/theme {before} goes back."
+        if keep is None:
+            self._stage.toast(f"{name}, for this time. {back}")
+            return
+        try:
+            await self._stage.ask(keep, "ui.theme", name)
+        except ChatcacheError as error:
+            self._stage.toast(
+                f"{name}, for this time only: {error.message} {back}", is_warning=True
+            )
+        else:
+            self._stage.toast(f"{name} is kept for the next start. {back}")
+
+    async def _keys(self, argument: str) -> None:
+        found = keycheck.findings(self._options.keys, os.environ)
+        text = "\n  ".join(found) if found else "Every key can do what it should here."
+        hint = "F1 lists all keys; [keys] in the config file changes them."
+        await self._stage.show_note(text, hint)
+
+    async def _doctor(self, argument: str) -> None:
+        examine = self._options.examine
+        if examine is None:
+            raise UsageError("Nothing can be checked here.", "Run `chatcache doctor`.")
+        found: list[str] = []
+
+        def look(report: Report) -> None:
+            for line in examine(report):
+                found.append(line)
+                report("checking the installation")
+
+        await self._work.run("checking the installation", look)
+        if found:
+            await self._stage.show_note("\n  ".join(found))
+
+    async def _gc(self, argument: str) -> None:
+        desk = self._desk
+        if desk is None:
+            raise UsageError("The cache of this backend is not on this machine.", "")
+        garbage = await self._work.run("looking for what can be removed", desk.look_for_garbage)
+        if garbage is None:
+            return
+        if not garbage.num_files:
+            self._stage.toast("Nothing to remove: every segment on disk can be used.")
+            return
+        question = f"Remove {plural(garbage.num_files, 'file')} that nothing can use any more?"
+        dialog = ConfirmScreen(question, "\n".join(garbage.lines()), "Remove")
+        if await self._stage.push_screen_wait(dialog):
+            done = await self._work.run("removing", partial(desk.collect, garbage))
+            if done is not None:
+                self._stage.toast(done)
+
+    async def _help(self, argument: str) -> None:
+        await self._stage.push_screen_wait(HelpScreen(self._options.keys))
+
+    async def _quit(self, argument: str) -> None:
+        await self._app.action_quit()

@@ -1,0 +1,78 @@
+"""Puts together what works behind the chat screen, as soon as there is a service to work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chatcache.frontend.open_chat import OpenChat
+from chatcache.tui.backstage import Backstage
+from chatcache.tui.chat_view import ChatView
+from chatcache.tui.idle import IdleHooks
+from chatcache.tui.listening import Listening
+from chatcache.tui.long_work import LongWork
+from chatcache.tui.options import ChatOptions
+from chatcache.tui.panel_state import PanelState
+from chatcache.tui.stage import Stage
+from chatcache.tui.status import BackendStatus
+from chatcache.tui.turns import Turns
+from chatcache.tui.widgets.composer import Composer
+from chatcache.tui.widgets.title_bar import TitleBar
+from chatcache.tui.widgets.transcript import Transcript
+
+if TYPE_CHECKING:
+    from chatcache.frontend.desk import SegmentDesk
+
+
+@dataclass(frozen=True, slots=True)
+class ChatParts:
+    """Everything that works for one chat screen."""
+
+    options: ChatOptions
+    status: BackendStatus
+    panel: PanelState
+    transcript: Transcript
+    composer: Composer
+    desk: SegmentDesk | None
+    chat: OpenChat
+    view: ChatView
+    turns: Turns
+    idle: IdleHooks
+    listening: Listening
+    work: LongWork
+
+
+def assemble(
+    stage: Stage,
+    backstage: Backstage,
+    options: ChatOptions,
+    status: BackendStatus,
+    panel: PanelState,
+    title: TitleBar,
+    transcript: Transcript,
+    composer: Composer,
+) -> ChatParts:
+    """Give each part the peers that it uses."""
+    service = backstage.service
+    chat = OpenChat(
+        service,
+        sampling=backstage.sampling,
+        personas=options.personas,
+        is_busy=lambda: turns.running is not None,
+    )
+    view = ChatView(stage, chat, options, title, transcript, composer, panel)
+    turns = Turns(stage, chat, view, transcript, composer, panel)
+    return ChatParts(
+        options=options,
+        status=status,
+        panel=panel,
+        transcript=transcript,
+        composer=composer,
+        desk=backstage.desk,
+        chat=chat,
+        view=view,
+        turns=turns,
+        idle=IdleHooks(stage, chat, view, turns, composer),
+        listening=Listening(stage, service.backend, status, panel),
+        work=LongWork(stage),
+    )
