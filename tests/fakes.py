@@ -257,6 +257,8 @@ class FakeBackend:
                 yield from self._run(turn)
             except _PointFailedError as failed:
                 yield self._failed(turn, failed.point)
+            except Exception as error:
+                yield TurnFailed(turn.request.turn_id, error)
             finally:
                 self._turn = None
 

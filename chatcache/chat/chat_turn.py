@@ -188,7 +188,9 @@ class ChatTurn:
             deadline = time.monotonic() + DRAIN_SECONDS
             while closing is None:
                 event = stream.get(max(0.0, deadline - time.monotonic()))
-                if event is None or isinstance(event, TurnFinished | TurnFailed):
+                if event is None:
+                    break
+                if isinstance(event, TurnFinished | TurnFailed):
                     closing = event
         except TimeoutError:
             pass  # it hangs
