@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from chatcache import __version__
-from chatcache.commands import GROUPS, Command, Commands
+from chatcache.commands import GROUPS, Commands, ShellCommand
 from chatcache.commands.parser import VALUE_OPTIONS, Parser
 from chatcache.errors import ChatcacheError, UsageError, did_you_mean
 from chatcache.formatting import one_line
@@ -88,7 +88,7 @@ def run(words: Sequence[str]) -> int:
     return _run_command(commands[name], f"{prog} {name}", rest_of_name)
 
 
-def _run_command(command: Command, prog: str, words: Sequence[str]) -> int:
+def _run_command(command: ShellCommand, prog: str, words: Sequence[str]) -> int:
     summary = command.summary[:1].upper() + command.summary[1:]
     parser = Parser(prog, description=f"{summary}.")
     command.configure(parser)

@@ -38,6 +38,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PANELS = ("full", "compact", "off")
 MAX_SEED = (1 << 64) - 1  # what torch takes
+DATABASE_NAME = "conversations.sqlite3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ class Paths:
 
     @property
     def database(self) -> Path:
-        return self.data_dir / "conversations.sqlite3"
+        return self.data_dir / DATABASE_NAME
 
     @property
     def segments(self) -> Path:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from chatcache.bench.report import WIDTH, milliseconds
-from chatcache.bench.result import Point
+from chatcache.bench.result import Point, decades
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _HEIGHTS = "▁▂▃▄▅▆▇█"
@@ -15,11 +15,9 @@ _TOKENS, _NAME, _VALUE = 7, 20, 8
 
 def first_token_chart(points: Sequence[Point]) -> str:
     """A group of bars per length of the history; a step to the right is ten times as long."""
-    times = [at for point in points for at in point.seconds.values()]
-    if not times:
+    if not points:
         return ""
-    low = 10.0 ** math.floor(math.log10(min(times)))
-    high = 10.0 ** math.ceil(math.log10(max(times) * 1.0001))
+    low, high = decades(points)
     cells = WIDTH - _TOKENS - _NAME - _VALUE - 4
     lines = ["Time to the first token, by tokens of history (each mark: ten times as long)", ""]
     lines.append(" " * (_TOKENS + _NAME + 2) + _scale(low, high, cells))
@@ -59,12 +57,13 @@ def _scale(low: float, high: float, cells: int) -> str:
     line = [" "] * (cells + 8)
     for decade in range(decades + 1):
         at = decade * cells // decades
-        words = _round_time(low * 10**decade)
+        words = round_time(low * 10**decade)
         line[at : at + len(words) + 1] = f"│{words}"
     return "".join(line).rstrip()
 
 
-def _round_time(seconds: float) -> str:
+def round_time(seconds: float) -> str:
+    """The label of a power of ten: `10 ms`, `1 s`."""
     return f"{seconds:g} s" if seconds >= 0.9995 else f"{1000 * seconds:g} ms"
 
 

@@ -19,7 +19,7 @@ def conditions(loaded: BenchModel, tokens: int, runs: int, *, has_llama: bool) -
     return {
         "model": loaded.name,
         "parameters": loaded.num_parameters,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "dtype": loaded.dtype_name,
         "device": str(loaded.device),
         "threads": torch.get_num_threads(),
         "tokens": tokens,

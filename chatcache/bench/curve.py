@@ -56,7 +56,7 @@ class Curve:
 
     def _point(self, length: int) -> Point:
         samples: dict[str, list[float]] = defaultdict(list)
-        history = [self._draw.randrange(self._tuned.vocab_size) for _ in range(length)]
+        history = self._tuned.random_ids(self._draw, length)
         ours = Chatcache(self._tuned, self._directory / f"curve-{length}")
         for _ in range(self._runs):
             self._run(history, ours, samples)

@@ -22,16 +22,26 @@ from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.bench.chart import strip_chart
 from chatcache.bench.conditions import cpu_name
 from chatcache.bench.processes import home_environment
-from chatcache.bench.program import Watch, chat_command, is_ready, prompt_of, send, shape_directory
+from chatcache.bench.program import (
+    Say,
+    Watch,
+    chat_command,
+    is_ready,
+    prompt_of,
+    send,
+    shape_directory,
+)
 from chatcache.bench.report import milliseconds
-from chatcache.bench.run import Say, narrator, scratch
+from chatcache.bench.result import p99
+from chatcache.bench.run import narrator, scratch
 from chatcache.bench.setup import load_models
 from chatcache.bench.terminal import Terminal, Typist
 from chatcache.chat.conversation import Message
 from chatcache.chat.service import ChatService
-from chatcache.chat.store import DATABASE_NAME, SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import TurnOptions
 from chatcache.chat.views import AnswerSaved
+from chatcache.config import DATABASE_NAME
 from chatcache.errors import UnavailableError
 from chatcache.formatting import size
 
@@ -145,7 +155,7 @@ def large_texts(model: str, home: Path, threads: int, say: Say) -> dict[str, Any
     paste_seconds = _paste(model, homes[0])
     say(f"a prompt of {_PROMPT_TOKENS:,} tokens")
     keys, read_seconds = _long_prompt(model, homes[1])
-    ordered = sorted(keys)
+    slowest = p99(keys)
     return {
         "paste_bytes": _PASTE_BYTES,
         "paste_ms": None if paste_seconds is None else 1000 * paste_seconds,
@@ -153,7 +163,7 @@ def large_texts(model: str, home: Path, threads: int, say: Say) -> dict[str, Any
         "prompt_ms": 1000 * read_seconds,
         "keys": len(keys),
         "key_median_ms": 1000 * statistics.median(keys) if keys else None,
-        "key_p99_ms": 1000 * ordered[(99 * len(ordered) + 99) // 100 - 1] if keys else None,
+        "key_p99_ms": None if slowest is None else 1000 * slowest,
     }
 
 

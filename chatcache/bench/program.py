@@ -37,7 +37,8 @@ from chatcache.bench.processes import home_environment
 from chatcache.bench.result import CHATCACHE, Row
 from chatcache.bench.setup import Models
 from chatcache.bench.terminal import Terminal, Typist
-from chatcache.chat.store import DATABASE_NAME, SessionStore
+from chatcache.chat.store import SessionStore
+from chatcache.config import DATABASE_NAME
 from chatcache.errors import UnavailableError
 
 Say = Callable[[str], None]
@@ -140,7 +141,7 @@ class ProgramBench:
         writing = self._row("stop_decode", "stop, while it answers", "two steps")
         settings = EngineSettings(
             model=model,
-            dtype=self._dtype(),
+            dtype=self._models.loaded.dtype_name,
             is_offline=True,
             num_threads=self._threads,
             cache_dir=self._home / "stop",
@@ -178,9 +179,6 @@ class ProgramBench:
             seconds = ahead.first_token(backend, history, draft, is_prepared=is_prepared)
             if seconds is not None:
                 row.add(CHATCACHE, seconds)
-
-    def _dtype(self) -> str:
-        return str(self._models.loaded.dtype).removeprefix("torch.")
 
 
 class Watch:

@@ -25,6 +25,11 @@ FROM_DISK, COMPUTED, CHOSEN = "from disk", "computed", "as a chat"
 COLUMNS = (TRANSFORMERS, LLAMA_CPP, CHATCACHE, FROM_DISK, COMPUTED, CHOSEN)
 
 
+def p99(values: Sequence[float]) -> float | None:
+    """What at most one value in a hundred exceeds; None without values."""
+    return sorted(values)[math.ceil(0.99 * len(values)) - 1] if values else None
+
+
 @dataclass(slots=True)
 class Row:
     """One line of the table: seconds per contender, and the seconds that physics asks for.
@@ -54,9 +59,7 @@ class Row:
         return statistics.median(values) if values else None
 
     def p99(self, contender: str) -> float | None:
-        """What at most one value in a hundred exceeds."""
-        values = sorted(self.samples.get(contender, []))
-        return values[math.ceil(0.99 * len(values)) - 1] if values else None
+        return p99(self.samples.get(contender, []))
 
     def shown(self, contender: str) -> float | None:
         return self.p99(contender) if self.is_p99 else self.median(contender)
@@ -80,6 +83,15 @@ class Point:
 
     tokens: int
     seconds: dict[str, float]
+
+
+def decades(points: Sequence[Point]) -> tuple[float, float]:
+    """The powers of ten of seconds that the times of a chart lie between."""
+    times = [at for point in points for at in point.seconds.values()]
+    return (
+        10.0 ** math.floor(math.log10(min(times))),
+        10.0 ** math.ceil(math.log10(max(times) * 1.0001)),
+    )
 
 
 @dataclass(slots=True)

@@ -56,7 +56,7 @@ class Bench:
         draw = random.Random(0)
         self._loaded = loaded
         self._draw = draw
-        self.history = [draw.randrange(loaded.vocab_size) for _ in range(tokens)]
+        self.history = loaded.random_ids(draw, tokens)
         self.theirs = Transformers(loaded)
         self.llama = llama
         self.ours = Chatcache(tuned, directory)
@@ -157,7 +157,7 @@ class Bench:
 
     def message(self) -> list[int]:
         """A new message of random ids."""
-        return [self._draw.randrange(self._loaded.vocab_size) for _ in range(MESSAGE_TOKENS)]
+        return self._loaded.random_ids(self._draw, MESSAGE_TOKENS)
 
     def _add(self, row: str, contender: str, seconds: float) -> None:
         self.rows[row].add(contender, seconds)

@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from chatcache.bench.chart import first_token_chart
 from chatcache.bench.conditions import conditions
 from chatcache.bench.curve import Curve, default_lengths
 from chatcache.bench.llamacpp import LlamaCpp, why_not
-from chatcache.bench.program import ProgramBench
+from chatcache.bench.program import ProgramBench, Say
 from chatcache.bench.report import as_json, as_table
 from chatcache.bench.result import LLAMA_CPP, BenchResult
 from chatcache.bench.rows import Bench
@@ -25,8 +25,6 @@ from chatcache.bench.sharing import SharingBench
 from chatcache.bench.svg import first_token_svg
 from chatcache.errors import StorageError, UnavailableError, UsageError
 from chatcache.formatting import plural
-
-Say = Callable[[str], None]
 
 
 def run(options: argparse.Namespace) -> int:

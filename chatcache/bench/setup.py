@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,13 @@ class BenchModel:
     num_layers: int
     num_parameters: int
     vocab_size: int
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def random_ids(self, draw: random.Random, count: int) -> list[int]:
+        return [draw.randrange(self.vocab_size) for _ in range(count)]
 
     @property
     def num_bytes(self) -> int:

@@ -52,7 +52,7 @@ class SharingBench:
         return row
 
     def _ids(self, count: int) -> list[int]:
-        return [self._draw.randrange(self._tuned.vocab_size) for _ in range(count)]
+        return self._tuned.random_ids(self._draw, count)
 
     def _fork_session(self) -> None:
         """Forking writes a row in the conversations; no K and V are copied or written."""

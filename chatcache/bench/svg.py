@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
+from chatcache.bench.chart import round_time
 from chatcache.bench.report import milliseconds
-from chatcache.bench.result import Point
+from chatcache.bench.result import Point, decades
 
 _WIDTH, _HEIGHT = 760, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 214, 56, 46
@@ -27,10 +28,7 @@ _STYLE = """
 
 def first_token_svg(points: Sequence[Point], caption: str) -> str:
     """A picture of at least one point. Both axes are logarithmic."""
-    times = [at for point in points for at in point.seconds.values()]
-    low = 10.0 ** math.floor(math.log10(min(times)))
-    high = 10.0 ** math.ceil(math.log10(max(times) * 1.0001))
-    frame = _Frame([point.tokens for point in points], low, high)
+    frame = _Frame([point.tokens for point in points], *decades(points))
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
@@ -69,11 +67,10 @@ def _grid(frame: _Frame, points: Sequence[Point]) -> list[str]:
     for decade in range(round(math.log10(frame.high / frame.low)) + 1):
         seconds = frame.low * 10**decade
         y = frame.y(seconds)
-        words = f"{seconds:g} s" if seconds >= 0.9995 else f"{1000 * seconds:g} ms"
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(_text(_LEFT - 8, y + 4, words, anchor="end"))
+        parts.append(_text(_LEFT - 8, y + 4, round_time(seconds), anchor="end"))
     parts += [
         _text(frame.x(point.tokens), _HEIGHT - _BOTTOM + 22, f"{point.tokens:,}", anchor="middle")
         for point in points

@@ -30,8 +30,6 @@ from chatcache.token_ids import TokenIds
 
 _log = logging.getLogger(__name__)
 
-DATABASE_NAME = "conversations.sqlite3"
-
 
 @dataclass(frozen=True, slots=True)
 class Origin:

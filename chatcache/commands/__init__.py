@@ -14,7 +14,7 @@ from chatcache.commands.parser import Parser
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ShellCommand:
     """One command: its help, its options, and what runs it. `run` returns the exit code."""
 
     summary: str
@@ -22,7 +22,7 @@ class Command:
     run: Callable[[Namespace], int]
 
 
-Commands = Mapping[str, Command]
+Commands = Mapping[str, ShellCommand]
 
 GROUPS: Mapping[str, str] = {
     "ask": "answer one prompt on stdout",

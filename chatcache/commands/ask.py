@@ -14,7 +14,7 @@ from chatcache.chat import date_warning
 from chatcache.chat.report import turn_report
 from chatcache.chat.tasks import TurnOptions
 from chatcache.chat.views import SessionSummary
-from chatcache.commands import Command
+from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.prompt import build_prompt, decoded_argument, read_system
 from chatcache.commands.sampling_options import add_sampling, sampling_options
@@ -119,7 +119,8 @@ def answer(
 
 
 def _way_out(service: ChatService, session_id: str, error: ContextFullError) -> str:
-    """The message is kept, so asking again in the same session would meet it again."""
+    """The hint for a message that does not fit: it is part of the session now, so only a fork
+    without it, or another session, can go on."""
     session = service.find_session(session_id)
     answers = [message for message in service.transcript(session_id) if message.role == "assistant"]
     num_new = error.num_tokens - (answers[-1].num_tokens if answers else 0)
@@ -181,4 +182,4 @@ def _apply_system(
         )
 
 
-COMMANDS = {"": Command("answer one prompt on stdout", configure, run)}
+COMMANDS = {"": ShellCommand("answer one prompt on stdout", configure, run)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chatcache import compose
 from chatcache.cache.book.namespace import PRECISION, is_approximate
 from chatcache.cache.views import SegmentRow, TierUse
-from chatcache.commands import Command, cache_by_name, cache_recompute
+from chatcache.commands import ShellCommand, cache_by_name, cache_recompute
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import StorageError
@@ -144,7 +144,7 @@ def _title(use: NamespaceUse) -> str:
 
 
 def _label(fields: Mapping[str, str]) -> list[str]:
-    """What has to be said of segments that are not exact; nothing of the others."""
+    """The mark of segments that are not exact; [] for exact ones."""
     return [f"{fields[PRECISION]} (approximate)"] if is_approximate(fields) else []
 
 
@@ -306,26 +306,26 @@ def _print_removed(removed: Removed, arguments: Namespace) -> int:
 
 
 COMMANDS = {
-    "stats": Command("how much is kept, and what it has saved", _configure, stats),
-    "list": Command("the segments, the last used first", _configure, list_all),
-    "show": Command("one segment", _configure_show, show),
-    "verify": Command("look for damaged segments", _configure_verify, verify),
-    "pin": Command(
+    "stats": ShellCommand("how much is kept, and what it has saved", _configure, stats),
+    "list": ShellCommand("the segments, the last used first", _configure, list_all),
+    "show": ShellCommand("one segment", _configure_show, show),
+    "verify": ShellCommand("look for damaged segments", _configure_verify, verify),
+    "pin": ShellCommand(
         "keep a session's segments whatever the budgets say",
         cache_by_name.configure,
         _keep(cache_by_name.pin),
     ),
-    "unpin": Command("undo a pin", cache_by_name.configure, _keep(cache_by_name.unpin)),
-    "spill": Command(
+    "unpin": ShellCommand("undo a pin", cache_by_name.configure, _keep(cache_by_name.unpin)),
+    "spill": ShellCommand(
         "whether all of a session is on disk",
         cache_by_name.configure_spill,
         _keep(cache_by_name.spill),
     ),
-    "drop": Command(
+    "drop": ShellCommand(
         "delete a session's segments from disk",
         cache_by_name.configure_drop,
         _keep(cache_by_name.drop),
     ),
-    "gc": Command("remove what nothing can use any more", _configure, collect_garbage),
-    "clear": Command("remove all segments; no word is lost", _configure, clear),
+    "gc": ShellCommand("remove what nothing can use any more", _configure, collect_garbage),
+    "clear": ShellCommand("remove all segments; no word is lost", _configure, clear),
 }

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a name stands for. `others`: journals that sessions not named go on with."""
+    """What a name stands for. `others`: the journals of the other sessions of the model."""
 
     name: str
     keeper: Keeper

@@ -7,7 +7,7 @@ from argparse import Namespace
 from dataclasses import fields
 from typing import Any
 
-from chatcache.commands import Command
+from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.paths import paths_of
 from chatcache.config import KEYS_SECTION, SECTIONS, Settings, load_settings, read_config
@@ -101,7 +101,7 @@ def edit(arguments: Namespace) -> int:
 
 
 COMMANDS = {
-    "show": Command("the settings in force and where each comes from", configure_show, show),
-    "set": Command("change one setting in config.toml", configure_set, set_one),
-    "edit": Command("open config.toml in your editor", configure_edit, edit),
+    "show": ShellCommand("the settings in force and where each comes from", configure_show, show),
+    "set": ShellCommand("change one setting in config.toml", configure_set, set_one),
+    "edit": ShellCommand("open config.toml in your editor", configure_edit, edit),
 }

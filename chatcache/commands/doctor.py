@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from chatcache import compose, doctor
-from chatcache.commands import Command
+from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser, options_of
 from chatcache.commands.paths import paths_of
 from chatcache.config import Config, Settings, load_settings
@@ -109,4 +109,6 @@ def _is_approximate(arguments: Namespace) -> bool:
         return False  # the settings have a finding of their own
 
 
-COMMANDS = {"": Command("check the installation, the directories and the stores", configure, run)}
+COMMANDS = {
+    "": ShellCommand("check the installation, the directories and the stores", configure, run)
+}

@@ -9,7 +9,7 @@ from chatcache import compose
 from chatcache.backends.base import CostEstimate
 from chatcache.chat.views import ForkResult
 from chatcache.checks import whole
-from chatcache.commands import Command
+from chatcache.commands import ShellCommand
 from chatcache.commands.ask import TurnToSend, answer
 from chatcache.commands.parser import Parser, number_option, settings_of
 from chatcache.commands.prompt import build_prompt
@@ -77,7 +77,7 @@ def fork_json(forked: ForkResult) -> dict[str, Any]:
 
 
 def _cost_json(cost: CostEstimate | None) -> dict[str, Any] | None:
-    """None: the conversation has never run on a model, or not on one whose cache is here."""
+    """None when no model has read the conversation, or only one whose cache is not here."""
     if cost is None:
         return None
     estimated_ms = cost.estimated_ms
@@ -98,4 +98,4 @@ def _sentence(forked: ForkResult, source: str) -> str:
     )
 
 
-COMMANDS = {"": Command("go on from an earlier turn in a new session", configure, run)}
+COMMANDS = {"": ShellCommand("go on from an earlier turn in a new session", configure, run)}

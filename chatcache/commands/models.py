@@ -7,7 +7,7 @@ from typing import Any
 
 from chatcache.backends.local.model import resolve
 from chatcache.backends.local.model.shelf import files_of
-from chatcache.commands import Command, models_download, models_probe, models_remote
+from chatcache.commands import ShellCommand, models_download, models_probe, models_remote
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError
@@ -119,14 +119,16 @@ def show(arguments: Namespace) -> int:
 
 
 COMMANDS = {
-    "list": Command(
+    "list": ShellCommand(
         "the built-in model, those in the Hugging Face cache, and servers",
         _configure_list,
         list_all,
     ),
-    "show": Command("what the files or the profile of a model say", _configure_show, show),
-    "probe": Command("what a model will cost in a chat", models_probe.configure, models_probe.run),
-    "download": Command(
+    "show": ShellCommand("what the files or the profile of a model say", _configure_show, show),
+    "probe": ShellCommand(
+        "what a model will cost in a chat", models_probe.configure, models_probe.run
+    ),
+    "download": ShellCommand(
         "fetch a model from the hub", models_download.configure, models_download.run
     ),
 }

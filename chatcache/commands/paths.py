@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 
-from chatcache.commands import Command
+from chatcache.commands import ShellCommand
 from chatcache.commands.parser import SETTING_OF_OPTION, Parser
 from chatcache.config import Paths, resolve_paths
 from chatcache.formatting import table
@@ -54,4 +54,6 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-COMMANDS = {"": Command("where settings, conversations, segments and logs are", configure, run)}
+COMMANDS = {
+    "": ShellCommand("where settings, conversations, segments and logs are", configure, run)
+}

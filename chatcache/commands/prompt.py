@@ -49,7 +49,8 @@ def read_system(option: str, warn: Warn) -> str:
 
 
 def decoded_argument(argument: str, warn: Warn) -> str:
-    """An argument as text: bytes that are no UTF-8 are surrogates, which nothing can store."""
+    """An argument as text. Python has bytes that are not UTF-8 as surrogates, which cannot be
+    stored."""
     return decoded(argument.encode("utf-8", "surrogateescape"), "The prompt", warn)
 
 

@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 
 from chatcache.checks import whole
-from chatcache.commands import Command
+from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser, number_option, settings_of
 from chatcache.errors import UnavailableError
 from chatcache.frontend.shell_output import Narrator
@@ -75,4 +75,4 @@ def command_line(arguments: Namespace) -> str:
     return shlex.join([*words, *([arguments.session] if arguments.session else [])])
 
 
-COMMANDS = {"": Command("the chat in a browser", configure, run)}
+COMMANDS = {"": ShellCommand("the chat in a browser", configure, run)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
 from chatcache.chat.views import SessionSummary, TranscriptMessage
-from chatcache.commands import Command
+from chatcache.commands import ShellCommand
 from chatcache.commands.held_kv import held_kv
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.prompt import read_bytes
@@ -201,7 +201,7 @@ def delete(arguments: Namespace) -> int:
 
 
 def _is_confirmed(session: SessionSummary) -> bool:
-    """Ask on the terminal; words that are deleted are gone."""
+    """Ask on the terminal: what is deleted cannot be brought back."""
     turns = plural(session.num_turns, "turn")
     sys.stderr.write(f"Delete {clean(session.name)!r} with its {turns}? [y/N] ")
     sys.stderr.flush()
@@ -298,13 +298,13 @@ def show_tree(arguments: Namespace) -> int:
 
 
 COMMANDS = {
-    "list": Command("the sessions, the last used first", _configure_all, list_all),
-    "show": Command("one session, from the first message to the last", _configure_one, show),
-    "rename": Command("give a session another name", _configure_rename, rename),
-    "mode": Command("keep all that was read, or follow the template", _configure_mode, mode),
-    "delete": Command("delete a session", _configure_delete, delete),
-    "search": Command("find words in all sessions", _configure_search, search),
-    "export": Command("write a session to stdout", _configure_export, export),
-    "import": Command("read a session that was exported", _configure_import, import_one),
-    "tree": Command("the forks of a session as a tree", _configure_one, show_tree),
+    "list": ShellCommand("the sessions, the last used first", _configure_all, list_all),
+    "show": ShellCommand("one session, from the first message to the last", _configure_one, show),
+    "rename": ShellCommand("give a session another name", _configure_rename, rename),
+    "mode": ShellCommand("keep all that was read, or follow the template", _configure_mode, mode),
+    "delete": ShellCommand("delete a session", _configure_delete, delete),
+    "search": ShellCommand("find words in all sessions", _configure_search, search),
+    "export": ShellCommand("write a session to stdout", _configure_export, export),
+    "import": ShellCommand("read a session that was exported", _configure_import, import_one),
+    "tree": ShellCommand("the forks of a session as a tree", _configure_one, show_tree),
 }

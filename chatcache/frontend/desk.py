@@ -149,7 +149,7 @@ class SegmentDesk:
         return Garbage(dead, orphans, damaged, num_bytes)
 
     def collect(self, garbage: Garbage, report: Report) -> str:
-        """Remove it; what was removed until it is called off stays removed. Raises StorageError."""
+        """Remove it. Cancelling brings nothing back that was removed. Raises StorageError."""
         inspector, num_files, num_bytes = self._open_inspector(), 0, 0
         try:
             for use in garbage.dead:

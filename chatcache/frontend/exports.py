@@ -1,4 +1,4 @@
-"""Chats to files and back. Long ones tell how far they are; what is called off leaves nothing."""
+"""Chats to files and back. Long ones report their progress; a cancelled one leaves nothing."""
 
 from __future__ import annotations
 

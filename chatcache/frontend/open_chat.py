@@ -20,6 +20,7 @@ from chatcache.errors import NotFoundError, UsageError, did_you_mean
 from chatcache.formatting import one_line, size
 from chatcache.frontend import exports, last_chat, reports
 from chatcache.frontend.changes import Forked, SystemChange, VariantChosen
+from chatcache.frontend.figures import Figures, from_json
 from chatcache.frontend.modes import MODE_WORDS, as_history_mode
 from chatcache.frontend.progress import Report
 from chatcache.frontend.sampling import Sampling
@@ -62,7 +63,7 @@ class OpenChat:
 
     @property
     def session_id(self) -> str:
-        """ "" for a chat that has no row yet."""
+        """Empty while the chat has no row."""
         return self.session.session_id if self.session else ""
 
     def require_session(self) -> SessionSummary:
@@ -220,6 +221,20 @@ class OpenChat:
             raise UsageError("There is no answer to copy yet.", "Say something first.")
         return copyable(answers[-1].text, is_code=argument == "code")
 
+    def stats(self) -> str:
+        """What the cache did for this chat."""
+        self.require_session()
+        return reports.of_messages(self.messages())
+
+    def figures_of(self, turn: int) -> Figures:
+        """The figures of the answer of a turn; of several the first that has any."""
+        self.require_session()
+        results = (message.result_json for message in self.messages() if message.turn == turn)
+        found = from_json(next(filter(None, results), None))
+        if found is None:
+            raise NotFoundError(f"Turn {turn} has no figures.", "They come with the answer.")
+        return found
+
     def _last(self, role: Role) -> TranscriptMessage | None:
         found = [message for message in self.messages(1) if message.role == role]
         return found[-1] if found else None
@@ -275,7 +290,8 @@ class OpenChat:
         return self.service.tree.branches(self.require_session().session_id)
 
     def follow(self, branch: Branch) -> SessionSummary:
-        """Open the chat that ends with a branch. Where lines part nobody ends: the main one."""
+        """Open the chat that ends with a branch. Where branches part and no chat ends, the main
+        line is followed to its end."""
         self.require_idle()
         while not branch.sessions and branch.children:
             branch = branch.children[0]

@@ -1,4 +1,4 @@
-"""Work that takes a while tells how far it is, and is called off by the one whom it tells."""
+"""Progress of long work: it reports how far it is, and whoever takes a report can cancel it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class CalledOffError(Exception):
-    """Raised by a report, through the work, back to the one who did not want it any more."""
+    """Raised by a report to cancel the work, and caught by whoever started it."""
 
 
 class Report(Protocol):

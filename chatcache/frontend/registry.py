@@ -159,13 +159,13 @@ KEYS: tuple[Key, ...] = (
     Key("segments.spill", "f9", "spill", "write it to disk now", "segments", True),
     Key("segments.drop", "f8,ctrl+x", "drop", "drop it", "segments", True),
     Key("models.default", "f6", "default", "load it at every start", "models", True),
-    Key("ask.close", "escape", "leave", "close", "ask"),
+    Key("ask.close", "escape", "dismiss", "close", "ask"),
     Key("system.save", "ctrl+s", "save", "save", "system", True),
-    Key("system.close", "escape", "leave", "leave it as it was", "system"),
+    Key("system.close", "escape", "dismiss", "leave it as it was", "system"),
     Key("confirm.no", "escape,n", "answer(False)", "no", "confirm"),
     Key("confirm.yes", "y", "answer(True)", "yes", "confirm"),
     Key("confirm.other", "left,right", "app.focus_next", "other button", "confirm"),
-    Key("help.close", "escape,q,f1", "leave", "close", "help", True),
+    Key("help.close", "escape,q,f1", "dismiss", "close", "help", True),
 )
 
 SCOPE_TITLES: dict[Scope, str] = {

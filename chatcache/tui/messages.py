@@ -11,7 +11,7 @@ from chatcache.errors import ChatcacheError
 if TYPE_CHECKING:
     from chatcache.backends.base import BackendEvent, ModelInfo, SegmentRow
     from chatcache.chat.views import ChatEvent
-    from chatcache.tui.layout import PanelMode
+    from chatcache.tui.look.layout import PanelMode
 
 
 class BackendChanged(Message):

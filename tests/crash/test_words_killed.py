@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from chatcache.chat.service import ChatService
-from chatcache.chat.store import DATABASE_NAME, SessionStore
+from chatcache.chat.store import SessionStore
+from chatcache.config import DATABASE_NAME
 
 ROOT = Path(__file__).parents[2]
 NUM_KILLS = 20

@@ -220,7 +220,7 @@ async def test_reasoning_is_folded_and_opens(bench: Bench) -> None:
 @pytest.fixture
 def long_chat(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> str:
     """A chat of 12 turns, of which 5 are shown at a time."""
-    for module in ("chatcache.tui.chat_view", "chatcache.tui.widgets.transcript"):
+    for module in ("chatcache.tui.parts.chat_view", "chatcache.tui.widgets.transcript"):
         monkeypatch.setattr(f"{module}.WINDOW_TURNS", 5)
     service = bench.service()
     bench.backend.start()

@@ -19,9 +19,9 @@ from chatcache.chat.report import figures_json
 from chatcache.frontend.figures import Figures, cost, footer, from_json, from_result
 from chatcache.frontend.reports import last_code_block, system_change_cost, totals
 from chatcache.token_ids import NO_IDS
-from chatcache.tui import formatting as fmt
-from chatcache.tui import panel_model
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.look import formatting as fmt
+from chatcache.tui.panel import drawing
+from chatcache.tui.panel.state import PanelState
 from tests.fakes import FakeBackend, TurnRequest
 from tests.tui.conftest import Bench
 
@@ -97,7 +97,7 @@ def test_unreadable_figures_do_no_harm(text: str | None) -> None:
     assert figures is None or footer(figures)
 
 
-def words(lines: list[panel_model.Line]) -> list[str]:
+def words(lines: list[drawing.Line]) -> list[str]:
     return ["".join(piece.text for piece in line).rstrip() for line in lines]
 
 
@@ -118,7 +118,7 @@ def snapshot(num_segments: int = 1) -> CacheSnapshot:
 def test_the_panel_says_what_was_reused_and_why() -> None:
     state = PanelState(figures=HIT, figures_turn=7, snapshot=snapshot())
     state.events.append(CacheEvent(43_391.0, "spilled", "spilled 264 MB in 0.41 s"))
-    lines = words(panel_model.lines(state, 36, 4000.0))
+    lines = words(drawing.lines(state, 36, 4000.0))
     text = "\n".join(lines)
     assert lines[0].startswith("CACHE  hit 97.4 %")
     assert lines[0].endswith("turn 7")
@@ -138,7 +138,7 @@ def test_no_line_of_the_panel_is_wider_than_it(width: int) -> None:
     state.ttfts.extend([1.0, 2.0, 3.0])
     state.rates.extend([5.0, 5.0, 5.0])
     state.events.append(CacheEvent(0.0, "warning", "something long that has to be wrapped " * 3))
-    for line in panel_model.lines(state, width, 0.0):
+    for line in drawing.lines(state, width, 0.0):
         assert sum(len(piece.text) for piece in line) <= max(width, 34)
 
 
@@ -146,7 +146,7 @@ def test_a_planned_turn_shows_its_reason_before_the_first_token() -> None:
     state = PanelState()
     state.begin(TurnPlanned("t", 0, NO_IDS, 100, 20, 200, "evicted", "why"))
     state.advance(PrefillProgress("t", 150, 200, 120))
-    lines = words(panel_model.lines(state, 36, 0.0))
+    lines = words(drawing.lines(state, 36, 0.0))
     assert lines[0].startswith("CACHE  partial 60.0 %")
     assert "◐ evicted" in lines
     assert any("RAM 100 · disk 20" in line for line in lines)
@@ -155,12 +155,12 @@ def test_a_planned_turn_shows_its_reason_before_the_first_token() -> None:
 
 def test_the_compact_line_leaves_out_what_has_no_room() -> None:
     state = PanelState(figures=HIT)
-    wide = words([panel_model.compact_line(state, 120)])[0]
+    wide = words([drawing.compact_line(state, 120)])[0]
     assert wide == (
         "CACHE  ⟲ hit 97.4 % · new user turn · 4,688 reused (RAM) · +124 computed"
         " · TTFT 0.21 s · saved 6.50 s"
     )
-    narrow = words([panel_model.compact_line(state, 40)])[0]
+    narrow = words([drawing.compact_line(state, 40)])[0]
     assert narrow == "CACHE  ⟲ hit 97.4 % · new user turn"
 
 
@@ -195,7 +195,7 @@ async def test_the_panel_shows_the_figures_of_the_json(bench: Bench) -> None:
 
 
 def shown(state: PanelState) -> str:
-    return "\n".join(words(panel_model.lines(state, 40, 0.0)))
+    return "\n".join(words(drawing.lines(state, 40, 0.0)))
 
 
 def test_the_panel_tells_the_rate_while_an_answer_is_written() -> None:

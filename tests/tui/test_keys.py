@@ -8,7 +8,8 @@ from textual.widgets import Input
 
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.frontend import registry
-from chatcache.tui import commands, layout
+from chatcache.tui import commands
+from chatcache.tui.look import layout
 from chatcache.tui.screens.system_prompt import SystemPromptScreen
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from tests.fakes import FakeBackend

@@ -9,8 +9,8 @@ from textual.theme import BUILTIN_THEMES
 
 from chatcache.backends.base import BackendFailed, ModelReady
 from chatcache.errors import EngineDiedError, ModelLoadError
-from chatcache.tui.contrast import quiet, ratio
-from chatcache.tui.formatting import gist
+from chatcache.tui.look.contrast import quiet, ratio
+from chatcache.tui.look.formatting import gist
 from chatcache.tui.screens.tree import TreeScreen
 from chatcache.tui.widgets.command_popup import CommandPopup
 from chatcache.tui.widgets.words import Words

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from textual.content import Content
 
-from chatcache.tui.markdown import ChatMarkdown, make_parser
-from chatcache.tui.tables import Table, lines
+from chatcache.tui.look.markdown import ChatMarkdown, make_parser
+from chatcache.tui.look.tables import Table, lines
 from chatcache.tui.widgets.answer import AnswerMessage
 from tests.fakes import FakeBackend
 from tests.tui.conftest import Bench

@@ -15,9 +15,9 @@ from chatcache.backends.base import BackendFailed, ModelReady, Prepared, Restore
 from chatcache.errors import UnavailableError, UsageError
 from chatcache.frontend.progress import Report
 from chatcache.tui import messages
-from chatcache.tui.listening import Listening
-from chatcache.tui.long_work import LongWork
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.panel.state import PanelState
+from chatcache.tui.parts.listening import Listening
+from chatcache.tui.parts.long_work import LongWork
 from chatcache.tui.stage import Stage
 from chatcache.tui.status import BackendStatus
 from tests.fakes import fake_model_info

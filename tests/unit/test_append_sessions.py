@@ -13,8 +13,9 @@ from chatcache import cli
 from chatcache.backends.base import TurnRequest
 from chatcache.chat import schema
 from chatcache.chat.service import ChatService
-from chatcache.chat.store import DATABASE_NAME, SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.views import AnswerSaved, ChatEvent
+from chatcache.config import DATABASE_NAME
 from chatcache.errors import NotFoundError
 from chatcache.token_ids import NO_IDS
 from tests.fakes import FakeBackend

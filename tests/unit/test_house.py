@@ -27,7 +27,6 @@ KNOWN_IN_CIRCLES: set[str] = {
     "chatcache.cache.tiers",
 }
 KNOWN_DOUBLE_CLASSES: set[str] = {
-    "Command",
     "IdleWork",
     "Stage",
     "_Turn",

@@ -26,10 +26,10 @@ from chatcache.backends.local.run.idle import AheadBook
 from chatcache.chat.finished import MAX_DRAFT_CHARACTERS, stable_part
 from chatcache.chat.idle import IdleOptions
 from chatcache.chat.service import ChatService
-from chatcache.chat.store import DATABASE_NAME, SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import TurnOptions
 from chatcache.compose import idle_options
-from chatcache.config import load_settings
+from chatcache.config import DATABASE_NAME, load_settings
 from chatcache.token_ids import TokenIds
 from tests.fakes import FakeBackend, fake_model_info
 

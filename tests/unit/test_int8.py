@@ -17,8 +17,8 @@ from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.compose import tier_policy
 from chatcache.config import load_settings
 from chatcache.errors import UsageError
-from chatcache.tui.panel_model import lines
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.panel.drawing import lines
+from chatcache.tui.panel.state import PanelState
 from tests.toymodel import fake_model_info
 
 CPU = torch.device("cpu")

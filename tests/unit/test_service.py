@@ -13,9 +13,10 @@ import pytest
 from chatcache.backends.base import PrefillProgress, SamplingParams, TextDelta, TurnPlanned
 from chatcache.chat.report import turn_report
 from chatcache.chat.service import ChatService
-from chatcache.chat.store import DATABASE_NAME, SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import TurnOptions
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
+from chatcache.config import DATABASE_NAME
 from chatcache.errors import (
     ChatcacheError,
     ContextFullError,

@@ -21,7 +21,8 @@ from hypothesis.stateful import (
 )
 
 from chatcache.chat.service import ChatService
-from chatcache.chat.store import DATABASE_NAME, SessionStore
+from chatcache.chat.store import SessionStore
+from chatcache.config import DATABASE_NAME
 from tests.fakes import FakeBackend
 
 Line = tuple[str, str]

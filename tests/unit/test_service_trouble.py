@@ -22,8 +22,9 @@ from chatcache.backends.base import (
 )
 from chatcache.chat import answer_keeper, chat_turn
 from chatcache.chat.service import ChatService
-from chatcache.chat.store import DATABASE_NAME, SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.views import AnswerSaved, UserMessageSaved
+from chatcache.config import DATABASE_NAME
 from chatcache.errors import EngineDiedError, StorageError
 from chatcache.token_ids import NO_IDS, TokenIds
 from tests.fakes import FakeBackend, fake_model_info

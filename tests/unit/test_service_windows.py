@@ -9,8 +9,9 @@ import pytest
 
 from chatcache.backends.base import TextDelta
 from chatcache.chat.service import ChatService
-from chatcache.chat.store import DATABASE_NAME, SessionStore
+from chatcache.chat.store import SessionStore
 from chatcache.chat.views import ChatEvent
+from chatcache.config import DATABASE_NAME
 from chatcache.errors import NotFoundError
 from tests.fakes import FakeBackend
 

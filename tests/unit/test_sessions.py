@@ -15,7 +15,8 @@ from chatcache.chat.conversation import Message, grow
 from chatcache.chat.journal_table import JournalEntry, Namespace
 from chatcache.chat.node_table import StoredNode
 from chatcache.chat.search import search
-from chatcache.chat.store import DATABASE_NAME, Origin, SessionStore
+from chatcache.chat.store import Origin, SessionStore
+from chatcache.config import DATABASE_NAME
 from chatcache.errors import DamageError, NotFoundError, StorageError, UsageError
 from chatcache.token_ids import NO_IDS, TokenIds
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from chatcache.chat import schema
-from chatcache.chat.store import DATABASE_NAME, SessionStore
+from chatcache.chat.store import SessionStore
+from chatcache.config import DATABASE_NAME
 from chatcache.errors import StorageError
 
 

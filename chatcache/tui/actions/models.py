@@ -11,10 +11,10 @@ from chatcache.backends.base import ModelInfo
 from chatcache.formatting import one_line
 from chatcache.frontend.model_choice import ModelChoice
 from chatcache.frontend.open_chat import OpenChat
+from chatcache.frontend.options import ChatOptions
 from chatcache.frontend.registry import key_words
-from chatcache.tui.chat_view import ChatView
-from chatcache.tui.options import ChatOptions
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.panel.state import PanelState
+from chatcache.tui.parts.chat_view import ChatView
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.models import ModelScreen
 from chatcache.tui.stage import Handler, Stage

@@ -7,9 +7,9 @@ from functools import partial
 from chatcache.formatting import plural
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.actions.talk import TalkActions
-from chatcache.tui.chat_view import ChatView
-from chatcache.tui.idle import IdleHooks
-from chatcache.tui.long_work import LongWork
+from chatcache.tui.parts.chat_view import ChatView
+from chatcache.tui.parts.idle import IdleHooks
+from chatcache.tui.parts.long_work import LongWork
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.sessions import SessionsScreen
 from chatcache.tui.screens.tree import TreeScreen

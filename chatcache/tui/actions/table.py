@@ -16,8 +16,8 @@ from chatcache.tui.actions.sessions import SessionActions
 from chatcache.tui.actions.talk import TalkActions
 from chatcache.tui.actions.writing import WritingActions
 from chatcache.tui.messages import MessageActed
+from chatcache.tui.parts.wiring import ChatParts
 from chatcache.tui.stage import Handler, Stage
-from chatcache.tui.wiring import ChatParts
 
 
 class Actions:

@@ -14,13 +14,13 @@ from chatcache.errors import UsageError
 from chatcache.formatting import plural
 from chatcache.frontend.changes import Forked, VariantChosen
 from chatcache.frontend.open_chat import OpenChat, as_turn, copyable
-from chatcache.tui.chat_view import ChatView
 from chatcache.tui.clipboard import copy_natively
 from chatcache.tui.messages import MessageActed
+from chatcache.tui.parts.chat_view import ChatView
+from chatcache.tui.parts.turns import Turns
 from chatcache.tui.screens.confirm import ConfirmScreen
 from chatcache.tui.screens.fork import ForkScreen
 from chatcache.tui.stage import Handler, Stage
-from chatcache.tui.turns import Turns
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import UserMessage
 from chatcache.tui.widgets.transcript import Transcript

@@ -38,9 +38,6 @@ class AskTextScreen(ModalScreen[str | None]):
         event.stop()
         self.dismiss(event.value.strip() or None)
 
-    def action_leave(self) -> None:
-        self.dismiss(None)
-
 
 async def rename_chat(app: App[Any], service: ChatService, session: SessionSummary) -> bool:
     """Ask for another name and give it; False when the name stays."""

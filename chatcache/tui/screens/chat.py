@@ -1,7 +1,7 @@
 """The main screen: transcript, composer, panel, status line; the stage of what works behind it.
 
 Owns the widgets and where each message goes. Turns, commands and the open chat are parts of their
-own (`wiring.py`), made after the first paint; everything slow happens in threads.
+own (`parts/wiring.py`), made after the first paint; everything slow happens in threads.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from textual.widgets import Static
 
 from chatcache.errors import ChatcacheError
 from chatcache.frontend import registry
-from chatcache.tui import backstage, commands, layout, messages
+from chatcache.frontend.options import ChatOptions
+from chatcache.tui import commands, late_imports, messages
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.hints import hints, status_ids
-from chatcache.tui.options import ChatOptions
+from chatcache.tui.look import layout
 from chatcache.tui.screens.chat_shape import Column, ShapedScreen
 from chatcache.tui.stage import Args, Result
 from chatcache.tui.status import BackendStatus
@@ -39,9 +40,9 @@ from chatcache.tui.widgets.transcript import EarlierTurns, Transcript
 from chatcache.tui.widgets.welcome import Welcome
 
 if TYPE_CHECKING:
+    from chatcache.frontend.options import Backstage
     from chatcache.tui.actions.table import Actions
-    from chatcache.tui.backstage import Backstage
-    from chatcache.tui.wiring import ChatParts
+    from chatcache.tui.parts.wiring import ChatParts
 
 DOUBLE_PRESS_SECONDS = 0.6
 PLACEHOLDER = "Say something. Enter sends, Ctrl+J adds a line, / lists the commands"
@@ -118,17 +119,17 @@ class ChatScreen(ShapedScreen):
         except Exception as failure:
             self.app.exit(failure)
             return
-        await self.ask(backstage.load_chat)
+        await self.ask(late_imports.load_chat)
         self._parts = self._assemble(opened)
         self.parts.view.show_sampling()
         self._is_open.set()
         self.run(self.parts.listening.begin())
         self.run(self.parts.view.open_first())
-        await self.ask(backstage.load_rest)
+        await self.ask(late_imports.load_rest)
         self.run(self.actions.models.offer_another(self.query_one(FirstRunBar)))
 
     def _assemble(self, opened: Backstage) -> ChatParts:
-        from chatcache.tui.wiring import assemble
+        from chatcache.tui.parts.wiring import assemble
 
         title = self.query_one(TitleBar)
         return assemble(

@@ -12,9 +12,9 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Static
 
-from chatcache.tui import layout
+from chatcache.tui.look import layout
 from chatcache.tui.messages import PanelModeChosen
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.panel.state import PanelState
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from chatcache.tui.widgets.transcript import Transcript
 

@@ -11,7 +11,7 @@ from textual.widgets import Button, Static
 
 from chatcache.formatting import clean
 from chatcache.tui.commands import bindings
-from chatcache.tui.styles import MUTED
+from chatcache.tui.look.styles import MUTED
 
 
 class ConfirmScreen(ModalScreen[bool]):

@@ -12,7 +12,7 @@ from textual.widgets import Static
 
 from chatcache.frontend.registry import CHATS, COMMANDS, KEYS, SCOPE_TITLES, TALK, VIEW, key_words
 from chatcache.tui.commands import bindings
-from chatcache.tui.styles import MUTED, TITLE
+from chatcache.tui.look.styles import MUTED, TITLE
 
 _KEY_COLUMN, _KEYS_OF_COMMAND = 32, 14
 _SLASH_COLUMN = 2 + max(len(command.usage) for command in COMMANDS)
@@ -64,6 +64,3 @@ class HelpScreen(ModalScreen[None]):
         ]
         start = "\n  " if self.app.size.width < _TWO_LINES_BELOW else ""
         return Content.assemble(*parts, f"{start}{summary}")
-
-    def action_leave(self) -> None:
-        self.dismiss(None)

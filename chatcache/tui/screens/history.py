@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from chatcache.formatting import clean
-from chatcache.tui.formatting import shorten
+from chatcache.tui.look.formatting import shorten
 from chatcache.tui.screens.filter_list import FilterListScreen
 
 _FUZZY_LENGTH = 200

@@ -17,9 +17,9 @@ from chatcache.frontend.server_shelf import merged, unreachable
 from chatcache.remotes import RemoteProfile
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.formatting import padded, shorten
+from chatcache.tui.look.formatting import padded, shorten
+from chatcache.tui.look.styles import MUTED
 from chatcache.tui.screens.filter_list import FilterListScreen
-from chatcache.tui.styles import MUTED
 
 _PLACE, _PARAMETERS, _SIZE, _ARCHITECTURE = 10, 10, 9, 24
 

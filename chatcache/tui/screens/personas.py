@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from textual.content import Content
 
 from chatcache.personas import Persona
-from chatcache.tui.formatting import shorten
+from chatcache.tui.look.formatting import shorten
+from chatcache.tui.look.styles import MUTED
 from chatcache.tui.screens.filter_list import FilterListScreen
-from chatcache.tui.styles import MUTED
 
 _NAME_WIDTH = 18
 

@@ -28,6 +28,3 @@ class SystemPromptScreen(ModalScreen[str | None]):
 
     def action_save(self) -> None:
         self.dismiss(self.query_one(TextArea).text.strip())
-
-    def action_leave(self) -> None:
-        self.dismiss(None)

@@ -6,9 +6,9 @@ from textual.content import Content
 from textual.theme import Theme
 from textual.timer import Timer
 
-from chatcache.tui.formatting import padded
+from chatcache.tui.look.formatting import padded
+from chatcache.tui.look.styles import MUTED
 from chatcache.tui.screens.filter_list import FilterListScreen
-from chatcache.tui.styles import MUTED
 
 # A theme is shown after this pause, so that a held arrow key does not draw every theme it passes.
 _LOOK_SECONDS = 0.08

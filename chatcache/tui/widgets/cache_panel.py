@@ -6,8 +6,8 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.events import Resize
 
-from chatcache.tui import panel_model
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.panel import drawing
+from chatcache.tui.panel.state import PanelState
 from chatcache.tui.widgets.styled import line_content, lines_content
 from chatcache.tui.widgets.words import Words
 
@@ -32,7 +32,7 @@ class CachePanel(VerticalScroll, can_focus=False):
     def _draw(self) -> None:
         width = self.scrollable_content_region.width
         if self._state is not None and width > 0:
-            drawn = panel_model.lines(self._state, width, self._now)
+            drawn = drawing.lines(self._state, width, self._now)
             self.query_one("#panel-lines", Words).say(lines_content(drawn))
 
 
@@ -50,5 +50,5 @@ class CacheLine(Words):
 
     def _draw(self) -> None:
         if self._state is not None and self.content_size.width > 0:
-            line = panel_model.compact_line(self._state, self.content_size.width)
+            line = drawing.compact_line(self._state, self.content_size.width)
             self.say(line_content(line))

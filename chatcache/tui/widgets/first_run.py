@@ -11,9 +11,9 @@ from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.formatting import size
-from chatcache.tui.formatting import shorten
-from chatcache.tui.layout import NARROW_BELOW
-from chatcache.tui.styles import MUTED
+from chatcache.tui.look.formatting import shorten
+from chatcache.tui.look.layout import NARROW_BELOW
+from chatcache.tui.look.styles import MUTED
 
 if TYPE_CHECKING:
     from chatcache.backends.local.model.shelf import ShelfModel

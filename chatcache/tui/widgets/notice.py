@@ -6,7 +6,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.formatting import clean
-from chatcache.tui.styles import MUTED
+from chatcache.tui.look.styles import MUTED
 
 
 class Notice(Static):

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from textual.content import Content
 
-from chatcache.tui.panel_model import Line
-from chatcache.tui.styles import MUTED, TITLE
+from chatcache.tui.look.styles import MUTED, TITLE
+from chatcache.tui.panel.drawing import Line
 
 _STYLES = {
     "": "",

@@ -7,8 +7,8 @@ from textual.containers import Horizontal
 from textual.content import Content
 
 from chatcache.formatting import one_line
-from chatcache.tui.formatting import shorten
-from chatcache.tui.styles import MUTED, TITLE
+from chatcache.tui.look.formatting import shorten
+from chatcache.tui.look.styles import MUTED, TITLE
 from chatcache.tui.widgets.words import Words
 
 

@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.formatting import one_line, parameters
-from chatcache.tui.styles import MUTED, TITLE
+from chatcache.tui.look.styles import MUTED, TITLE
 
 if TYPE_CHECKING:
     from chatcache.backends.base import ModelInfo

@@ -18,7 +18,7 @@ from textual.geometry import Size
 from textual.widgets import Markdown
 from textual.widgets._markdown import MarkdownBlock, MarkdownFence, MarkdownTable, MarkdownTH
 
-from chatcache.tui.tables import Align, Table, lines
+from chatcache.tui.look.tables import Align, Table, lines
 
 _OPENABLE = frozenset({"http", "https", "mailto"})
 

@@ -6,6 +6,7 @@ transcript.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,16 +18,16 @@ from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, Waiti
 from chatcache.errors import ChatcacheError, ContextFullError
 from chatcache.frontend import figures
 from chatcache.frontend.open_chat import OpenChat
-from chatcache.tui.chat_view import ChatView
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.messages import QueueEmptied, RestoreEnded, TurnMessage
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.panel.state import PanelState
+from chatcache.tui.parts.chat_view import ChatView
+from chatcache.tui.parts.worker import TextBuffer, read_turn, told_end
 from chatcache.tui.stage import Stage
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.composer import Composer
 from chatcache.tui.widgets.message import UserMessage
 from chatcache.tui.widgets.transcript import Transcript
-from chatcache.tui.worker import TextBuffer, read_turn, told_end
 
 FLUSH_SECONDS = 0.04
 RATE_SECONDS = 0.4
@@ -79,6 +80,7 @@ class Turns:
         self._transcript, self._composer, self._panel = transcript, composer, panel
         self._number = 0
         self._queue: list[UserMessage] = []
+        self._making_room = asyncio.Lock()
         self.running: RunningTurn | None = None
 
     @property
@@ -106,10 +108,16 @@ class Turns:
         if self.running is not None:
             user.add_class("-queued")
             self._queue.append(user)
-            self._stage.run(self._transcript.add(user))
+            self._stage.run(self._show_queued(user))
             self._stage.refresh_status()
         else:
             self._begin(RunningTurn(self._next(), "send", text, user=user))
+
+    async def _show_queued(self, user: UserMessage) -> None:
+        """Below the running turn, which may not be in the transcript yet."""
+        async with self._making_room:
+            if user in self._queue:
+                await self._transcript.add(user)
 
     def edit(self, turn: int, text: str) -> None:
         user = UserMessage(turn, text, created_at=self._stage.now, now=self._stage.now)
@@ -146,8 +154,9 @@ class Turns:
 
     async def _launch(self, running: RunningTurn) -> None:
         try:
-            await self._view.ensure_session()
-            await self._make_room(running)
+            async with self._making_room:
+                await self._view.ensure_session()
+                await self._make_room(running)
         except Exception as error:
             running.error = as_user_error(error)
             await self._end(running)
@@ -349,6 +358,7 @@ class Turns:
     async def _give_back_queue(self) -> None:
         queued, self._queue = self._queue, []
         for user in queued:
-            await user.remove()
+            if user.is_attached:
+                await user.remove()
         if queued:
             self._composer.give_back("\n\n".join(user.text for user in queued))

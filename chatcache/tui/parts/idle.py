@@ -13,9 +13,9 @@ from chatcache.backends.base import IdleKind
 from chatcache.chat.finished import stable_part
 from chatcache.frontend import registry
 from chatcache.frontend.open_chat import OpenChat
-from chatcache.tui.chat_view import ChatView
+from chatcache.tui.parts.chat_view import ChatView
+from chatcache.tui.parts.turns import Turns
 from chatcache.tui.stage import Stage
-from chatcache.tui.turns import Turns
 from chatcache.tui.widgets.composer import Composer
 
 TYPING_PAUSE_SECONDS = 0.3

@@ -26,7 +26,7 @@ from chatcache.tui.messages import (
     RestoreShown,
     SegmentsChanged,
 )
-from chatcache.tui.panel_state import PanelState
+from chatcache.tui.panel.state import PanelState
 from chatcache.tui.stage import Stage
 from chatcache.tui.status import BackendStatus
 

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chatcache.frontend.open_chat import OpenChat
-from chatcache.tui.backstage import Backstage
-from chatcache.tui.chat_view import ChatView
-from chatcache.tui.idle import IdleHooks
-from chatcache.tui.listening import Listening
-from chatcache.tui.long_work import LongWork
-from chatcache.tui.options import ChatOptions
-from chatcache.tui.panel_state import PanelState
+from chatcache.frontend.options import Backstage, ChatOptions
+from chatcache.tui.panel.state import PanelState
+from chatcache.tui.parts.chat_view import ChatView
+from chatcache.tui.parts.idle import IdleHooks
+from chatcache.tui.parts.listening import Listening
+from chatcache.tui.parts.long_work import LongWork
+from chatcache.tui.parts.turns import Turns
 from chatcache.tui.stage import Stage
 from chatcache.tui.status import BackendStatus
-from chatcache.tui.turns import Turns
 from chatcache.tui.widgets.composer import Composer
 from chatcache.tui.widgets.title_bar import TitleBar
 from chatcache.tui.widgets.transcript import Transcript
