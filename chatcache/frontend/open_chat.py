@@ -200,16 +200,9 @@ class OpenChat:
             return []
         return self.service.transcript(self.session.session_id, last_turns=last_turns)
 
-    def last_question(self) -> TranscriptMessage | None:
-        return self._last("user")
-
-    def last_answer(self) -> TranscriptMessage | None:
-        """The answer to the last message; None while it has none."""
-        return self._last("assistant")
-
     def question_to_edit(self) -> TranscriptMessage:
         self.require_idle()
-        question = self.last_question()
+        question = self._last("user")
         if question is None:
             raise UsageError("There is no message to edit yet.", "Say something first.")
         return question
@@ -236,6 +229,7 @@ class OpenChat:
         return found
 
     def _last(self, role: Role) -> TranscriptMessage | None:
+        """The last message, or the answer to it; None while there is none."""
         found = [message for message in self.messages(1) if message.role == role]
         return found[-1] if found else None
 
@@ -256,7 +250,7 @@ class OpenChat:
     def undo(self) -> Forked:
         """Go back before the last message, whether it was answered or not."""
         self.require_idle()
-        question = self.last_question()
+        question = self._last("user")
         if question is None:
             raise UsageError("There is no turn to go back over.", "")
         return self.fork(question.turn - 1, question.text)
@@ -265,7 +259,7 @@ class OpenChat:
         """Another answer to the last message: the next one, or the one with this number."""
         self.require_idle()
         session = self.require_session()
-        answer = self.last_answer()
+        answer = self._last("assistant")
         if answer is None:
             raise UsageError("There is no answer yet.", "Say something first.")
         variants = self.service.variants(session.session_id, answer.node_id)
