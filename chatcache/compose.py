@@ -10,8 +10,9 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,15 +26,14 @@ if TYPE_CHECKING:
     from chatcache.backends.base import Backend, CostEstimate, SamplingParams
     from chatcache.backends.local.engine.settings import EngineSettings
     from chatcache.cache.book.policy import TierPolicy
-    from chatcache.cache.files.inspect import CacheInspector
+    from chatcache.cache.inspect import CacheInspector
     from chatcache.chat.forget import ForgetKV, Journals
     from chatcache.chat.idle import IdleOptions
     from chatcache.chat.service import ChatService
     from chatcache.chat.store import SessionStore
-    from chatcache.frontend.progress import Report
+    from chatcache.frontend.options import Backstage, ChatOptions, Examine
     from chatcache.frontend.sampling import Sampling
 
-    Examine = Callable[[Report], Iterable[str]]
     OfflineCost = Callable[[str, Sequence[TokenIds]], list[CostEstimate] | None]
 
 SWITCH_SECONDS = 0.0005
@@ -77,47 +77,33 @@ def open_store(settings: Settings, *, may_be_read_only: bool = False) -> Session
     return SessionStore(settings.paths.database, may_be_read_only=may_be_read_only)
 
 
-def open_backend(settings: Settings) -> Backend:
-    """What answers for the model of the settings: an engine or a server. Nothing is started yet."""
+def open_backend(settings: Settings, model: str | None = None) -> Backend:
+    """What answers for a model (None: that of the settings): an engine, or a server when it is
+    called `PROFILE:NAME`. Nothing is started yet. Raises NotFoundError for an unknown profile.
+    """
+    default = settings.config.model.default
+    remote = remote_model(model or default, settings.config.remotes)
+    if remote is not None:
+        if model in (None, default) and settings.origins.get("model.adapter") == "option":
+            raise UsageError(
+                "An adapter cannot be put on the model of a server.", "Leave --adapter out."
+            )
+        from chatcache.backends.remote.backend import RemoteBackend
+
+        return RemoteBackend(remote, is_offline=settings.config.model.offline)
     from chatcache.backends.local.engine.client import LocalBackend
 
-    remote = open_remote(settings, settings.config.model.default)
-    return remote or LocalBackend(engine_settings(settings))
-
-
-def open_remote(settings: Settings, model: str) -> Backend | None:
-    """The server that `PROFILE:NAME` means; None for a model of this machine.
-
-    Raises NotFoundError for a profile that does not exist.
-    """
-    remote = remote_model(model, settings.config.remotes)
-    if remote is None:
-        return None
-    is_first = model == settings.config.model.default
-    if is_first and settings.origins.get("model.adapter") == "option":
-        raise UsageError(
-            "An adapter cannot be put on the model of a server.", "Leave --adapter out."
-        )
-    from chatcache.backends.remote.backend import RemoteBackend
-
-    return RemoteBackend(remote, is_offline=settings.config.model.offline)
+    engine = engine_settings(settings)
+    if model not in (None, default):  # an adapter belongs to the model that it was trained on
+        engine = replace(engine, model=model, adapter=None)
+    return LocalBackend(engine)
 
 
 def open_switching_backend(settings: Settings) -> Backend:
     """What answers for the model of the settings, which can be exchanged for another one."""
-    from chatcache.backends.local.engine.client import LocalBackend
     from chatcache.backends.switching import SwitchingBackend
 
-    first = engine_settings(settings)
-
-    def make(model: str) -> Backend:
-        if (remote := open_remote(settings, model)) is not None:
-            return remote
-        # An adapter belongs to the model that it was trained on.
-        adapter = first.adapter if model == first.model else None
-        return LocalBackend(replace(first, model=model, adapter=adapter))
-
-    return SwitchingBackend(make, first.model)
+    return SwitchingBackend(partial(open_backend, settings), settings.config.model.default)
 
 
 def check_model(settings: Settings) -> None:
@@ -139,7 +125,7 @@ def check_model(settings: Settings) -> None:
 
 def open_inspector(settings: Settings) -> CacheInspector:
     """A look at the segments on disk, without an engine."""
-    from chatcache.cache.files.inspect import CacheInspector
+    from chatcache.cache.inspect import CacheInspector
 
     return CacheInspector(settings.paths.cache_dir, *budgets(settings), tier_policy(settings))
 
@@ -223,7 +209,7 @@ def _engine_log(settings: Settings) -> Path:
     return log
 
 
-def run_tui(settings: Settings, session: str | None, examine: Examine | None = None) -> None:
+def run_tui(settings: Settings, session: str | None, examine: Examine) -> None:
     """The chat in the terminal, until it is quit. `examine` gives the lines of a doctor."""
     import gc
     import sys
@@ -232,17 +218,47 @@ def run_tui(settings: Settings, session: str | None, examine: Examine | None = N
     # A key passes through many steps, each of which may wait for a thread that imports or reads.
     sys.setswitchinterval(SWITCH_SECONDS)
     from chatcache.tui.app import ChatCacheApp
-    from chatcache.tui.backstage import Backstage
-    from chatcache.tui.options import ChatOptions
 
-    config = settings.config
+    with contextlib.ExitStack() as opened:
+        failure = ChatCacheApp(
+            lambda: opened.enter_context(opened_backstage(settings)),
+            chat_options(settings, session, examine),
+        ).run()
+    if failure is not None:
+        raise failure
+
+
+def run_plain(settings: Settings, session: str | None, examine: Examine) -> None:
+    """The chat as lines, until it is quit."""
+    from chatcache.plain.chat import PlainChat
+
+    with opened_backstage(settings) as backstage:
+        PlainChat(backstage, chat_options(settings, session, examine)).run()
+
+
+@contextlib.contextmanager
+def opened_backstage(settings: Settings) -> Iterator[Backstage]:
+    """What a chat acts on, closed at the end."""
+    from chatcache.frontend.desk import SegmentDesk
+    from chatcache.frontend.options import Backstage
+
+    with opened_service(settings, can_switch=True) as service:
+        desk = SegmentDesk(lambda: open_inspector(settings))
+        yield Backstage(service, sampling(settings), desk)
+
+
+def chat_options(settings: Settings, session: str | None, examine: Examine) -> ChatOptions:
+    """What a chat is started with."""
+    from chatcache.frontend.options import ChatOptions
+
+    config, data_dir = settings.config, settings.paths.database.parent
 
     def keep_setting(name: str, value: str) -> None:
         from chatcache.configfile import set_value
 
         set_value(settings.paths.config_file, name, value)
 
-    options = ChatOptions(
+    return ChatOptions(
         session_ref=session,
         personas=config.personas,
         keys=config.keys,
@@ -254,28 +270,9 @@ def run_tui(settings: Settings, session: str | None, examine: Examine | None = N
         remotes=config.remotes,
         examine=examine,
         keep_setting=keep_setting,
-        drafts_path=settings.paths.database.with_name("drafts.json"),
-        last_chat_path=last_chat_path(settings),
+        drafts_path=data_dir / "drafts.json",
+        last_chat_path=data_dir / "last_chat.json",
     )
-    with contextlib.ExitStack() as opened:
-
-        def open_backstage() -> Backstage:
-            from chatcache.frontend.desk import SegmentDesk
-
-            service = opened.enter_context(opened_service(settings, can_switch=True))
-            desk = SegmentDesk(lambda: open_inspector(settings))
-            return Backstage(service, sampling(settings), desk)
-
-        failure = ChatCacheApp(open_backstage, options).run()
-    if failure is not None:
-        raise failure
-
-
-def last_chat_path(settings: Settings) -> Path:
-    """Where it is noted which chat was looked at last."""
-    from chatcache.frontend.last_chat import FILE_NAME
-
-    return settings.paths.database.with_name(FILE_NAME)
 
 
 def sampling(settings: Settings) -> Sampling:

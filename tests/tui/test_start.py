@@ -11,9 +11,9 @@ from pathlib import Path
 from textual.widgets import TextArea
 
 from chatcache.errors import StorageError
+from chatcache.frontend.options import Backstage
 from chatcache.frontend.sampling import Sampling
 from chatcache.tui.app import ChatCacheApp
-from chatcache.tui.backstage import Backstage
 from chatcache.tui.screens.help import HelpScreen
 from tests.tui.conftest import Bench, Chat
 
