@@ -20,7 +20,7 @@ from chatcache.formatting import duration, moment, one_line, percent, plural, si
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
 
 if TYPE_CHECKING:
-    from chatcache.cache.files.inspect import CacheInspector, NamespaceUse, Removed
+    from chatcache.cache.inspect import CacheInspector, NamespaceUse, Removed
     from chatcache.chat.totals import AnswerTotals
 
 SHORT_ID = 12
@@ -38,10 +38,6 @@ def _inspector(arguments: Namespace) -> Iterator[tuple[Settings, CacheInspector]
             f"The cache in {settings.paths.cache_dir} cannot be used: {error.strerror or error}.",
             "Check its permissions, or choose another one with --cache-dir.",
         ) from error
-
-
-def _configure(parser: Parser) -> None:
-    parser.add_json()
 
 
 def stats(arguments: Namespace) -> int:
@@ -266,7 +262,7 @@ def verify(arguments: Namespace) -> int:
 
 
 def collect_garbage(arguments: Namespace) -> int:
-    from chatcache.cache.files.retention import dead_namespaces, forget_lost_pins, remove_namespace
+    from chatcache.cache.retention import dead_namespaces, forget_lost_pins, remove_namespace
 
     with _inspector(arguments) as (_, inspector):
         dead = dead_namespaces(inspector)
@@ -306,8 +302,8 @@ def _print_removed(removed: Removed, arguments: Namespace) -> int:
 
 
 COMMANDS = {
-    "stats": ShellCommand("how much is kept, and what it has saved", _configure, stats),
-    "list": ShellCommand("the segments, the last used first", _configure, list_all),
+    "stats": ShellCommand("how much is kept, and what it has saved", Parser.add_json, stats),
+    "list": ShellCommand("the segments, the last used first", Parser.add_json, list_all),
     "show": ShellCommand("one segment", _configure_show, show),
     "verify": ShellCommand("look for damaged segments", _configure_verify, verify),
     "pin": ShellCommand(
@@ -326,6 +322,6 @@ COMMANDS = {
         cache_by_name.configure_drop,
         _keep(cache_by_name.drop),
     ),
-    "gc": ShellCommand("remove what nothing can use any more", _configure, collect_garbage),
-    "clear": ShellCommand("remove all segments; no word is lost", _configure, clear),
+    "gc": ShellCommand("remove what nothing can use any more", Parser.add_json, collect_garbage),
+    "clear": ShellCommand("remove all segments; no word is lost", Parser.add_json, clear),
 }

@@ -33,7 +33,6 @@ from chatcache.backends.local.study.recheck import (
 )
 from chatcache.cache.book.namespace import chain_digest, namespace_id
 from chatcache.cache.book.policy import Precision
-from chatcache.cache.book.radix import Span
 from chatcache.cache.files.reader import STATE_PREFIXES, read_segment, read_states
 from chatcache.cache.files.segfile import (
     SegmentDamagedError,
@@ -41,6 +40,7 @@ from chatcache.cache.files.segfile import (
     SegmentMissingError,
 )
 from chatcache.cache.files.store import SegmentStore, StoredSegment
+from chatcache.cache.segments import Span
 from chatcache.cache.tensors.blocks import DTYPES, memory_of
 from chatcache.cache.tensors.int8 import SCALE_PREFIXES, are_scales_of, dequantise, scales_of
 from chatcache.errors import ChatcacheError
