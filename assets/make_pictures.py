@@ -36,9 +36,9 @@ async def until(pilot: Any, is_true: Callable[[], bool]) -> None:
 async def talk(texts: tuple[str, ...], picture: str, after: tuple[str, ...] = ()) -> None:
     from chatcache.compose import opened_service
     from chatcache.config import load_settings
+    from chatcache.frontend.options import Backstage
     from chatcache.frontend.sampling import Sampling
     from chatcache.tui.app import ChatCacheApp
-    from chatcache.tui.backstage import Backstage
 
     with opened_service(load_settings()) as service:
         service.backend.wait_ready(SECONDS)  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,15 +25,14 @@ if TYPE_CHECKING:
     from chatcache.backends.base import Backend, CostEstimate, SamplingParams
     from chatcache.backends.local.engine.settings import EngineSettings
     from chatcache.cache.book.policy import TierPolicy
-    from chatcache.cache.files.inspect import CacheInspector
+    from chatcache.cache.inspect import CacheInspector
     from chatcache.chat.forget import ForgetKV, Journals
     from chatcache.chat.idle import IdleOptions
     from chatcache.chat.service import ChatService
     from chatcache.chat.store import SessionStore
-    from chatcache.frontend.progress import Report
+    from chatcache.frontend.options import Backstage, ChatOptions, Examine
     from chatcache.frontend.sampling import Sampling
 
-    Examine = Callable[[Report], Iterable[str]]
     OfflineCost = Callable[[str, Sequence[TokenIds]], list[CostEstimate] | None]
 
 SWITCH_SECONDS = 0.0005
@@ -139,7 +138,7 @@ def check_model(settings: Settings) -> None:
 
 def open_inspector(settings: Settings) -> CacheInspector:
     """A look at the segments on disk, without an engine."""
-    from chatcache.cache.files.inspect import CacheInspector
+    from chatcache.cache.inspect import CacheInspector
 
     return CacheInspector(settings.paths.cache_dir, *budgets(settings), tier_policy(settings))
 
@@ -223,7 +222,7 @@ def _engine_log(settings: Settings) -> Path:
     return log
 
 
-def run_tui(settings: Settings, session: str | None, examine: Examine | None = None) -> None:
+def run_tui(settings: Settings, session: str | None, examine: Examine) -> None:
     """The chat in the terminal, until it is quit. `examine` gives the lines of a doctor."""
     import gc
     import sys
@@ -232,17 +231,47 @@ def run_tui(settings: Settings, session: str | None, examine: Examine | None = N
     # A key passes through many steps, each of which may wait for a thread that imports or reads.
     sys.setswitchinterval(SWITCH_SECONDS)
     from chatcache.tui.app import ChatCacheApp
-    from chatcache.tui.backstage import Backstage
-    from chatcache.tui.options import ChatOptions
 
-    config = settings.config
+    with contextlib.ExitStack() as opened:
+        failure = ChatCacheApp(
+            lambda: opened.enter_context(opened_backstage(settings)),
+            chat_options(settings, session, examine),
+        ).run()
+    if failure is not None:
+        raise failure
+
+
+def run_plain(settings: Settings, session: str | None, examine: Examine) -> None:
+    """The chat as lines, until it is quit."""
+    from chatcache.plain.chat import PlainChat
+
+    with opened_backstage(settings) as backstage:
+        PlainChat(backstage, chat_options(settings, session, examine)).run()
+
+
+@contextlib.contextmanager
+def opened_backstage(settings: Settings) -> Iterator[Backstage]:
+    """What a chat acts on, closed at the end."""
+    from chatcache.frontend.desk import SegmentDesk
+    from chatcache.frontend.options import Backstage
+
+    with opened_service(settings, can_switch=True) as service:
+        desk = SegmentDesk(lambda: open_inspector(settings))
+        yield Backstage(service, sampling(settings), desk)
+
+
+def chat_options(settings: Settings, session: str | None, examine: Examine) -> ChatOptions:
+    """What a chat is started with."""
+    from chatcache.frontend.options import ChatOptions
+
+    config, data_dir = settings.config, settings.paths.database.parent
 
     def keep_setting(name: str, value: str) -> None:
         from chatcache.configfile import set_value
 
         set_value(settings.paths.config_file, name, value)
 
-    options = ChatOptions(
+    return ChatOptions(
         session_ref=session,
         personas=config.personas,
         keys=config.keys,
@@ -254,28 +283,9 @@ def run_tui(settings: Settings, session: str | None, examine: Examine | None = N
         remotes=config.remotes,
         examine=examine,
         keep_setting=keep_setting,
-        drafts_path=settings.paths.database.with_name("drafts.json"),
-        last_chat_path=last_chat_path(settings),
+        drafts_path=data_dir / "drafts.json",
+        last_chat_path=data_dir / "last_chat.json",
     )
-    with contextlib.ExitStack() as opened:
-
-        def open_backstage() -> Backstage:
-            from chatcache.frontend.desk import SegmentDesk
-
-            service = opened.enter_context(opened_service(settings, can_switch=True))
-            desk = SegmentDesk(lambda: open_inspector(settings))
-            return Backstage(service, sampling(settings), desk)
-
-        failure = ChatCacheApp(open_backstage, options).run()
-    if failure is not None:
-        raise failure
-
-
-def last_chat_path(settings: Settings) -> Path:
-    """Where it is noted which chat was looked at last."""
-    from chatcache.frontend.last_chat import FILE_NAME
-
-    return settings.paths.database.with_name(FILE_NAME)
 
 
 def sampling(settings: Settings) -> Sampling:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chatcache.cache.files.segfile import TensorSource
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.segments import TensorSource
 from chatcache.token_ids import TokenIds
 
 NUM_HEADS = 2

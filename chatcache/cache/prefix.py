@@ -1,6 +1,6 @@
 """The prefix cache of one namespace: lookup, lease, restore, commit.
 
-What is kept where, and for how long, is decided in `tiers.py`. A turn uses the cache in this order:
+What is kept where, and for how long, is decided in `tiers/`. A turn uses the cache in this order:
 
     lookup = cache.lookup(prompt)                 what is held
     with cache.acquire(prompt, limit) as lease:   hold it
@@ -20,16 +20,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from chatcache.cache.book.entries import Block, Entry, KVSink, Lease, Lookup, RestoreResult
+from chatcache.cache.book.entries import Entry, Lease, Lookup, RestoreResult
 from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.policy import TierPolicy
-from chatcache.cache.book.radix import Span
+from chatcache.cache.book.radix import MatchResult
+from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.files.ownership import check_owner
 from chatcache.cache.files.store import DamagedFile
-from chatcache.cache.restore import adopt_tokens, restore_states, restore_tokens
-from chatcache.cache.tiers import Tiers
+from chatcache.cache.segments import Block, KVSink, Span
+from chatcache.cache.tiers.attacher import Attacher
+from chatcache.cache.tiers.disk import DiskTier
+from chatcache.cache.tiers.lifetimes import Lifetimes
+from chatcache.cache.tiers.listing import segment_rows
+from chatcache.cache.tiers.notices import Notices
+from chatcache.cache.tiers.ram import RamTier
+from chatcache.cache.tiers.restore import adopt_tokens, restore_states, restore_tokens
+from chatcache.cache.tiers.spiller import Spiller
 from chatcache.cache.views import SegmentRow, TierUse
-from chatcache.token_ids import TokenIds
+from chatcache.token_ids import NO_IDS, TokenIds
 
 
 class PrefixCache:
@@ -58,89 +66,88 @@ class PrefixCache:
         policy = policy or TierPolicy()
         if not is_spilling:
             policy = dataclasses.replace(policy, spill="never")
-        budgets = (ram_budget, disk_budget)
-        self._tiers = Tiers(
-            cache_dir, namespace, budgets, policy, on_event, clock, needs_states=needs_states
-        )
-        self._cache_dir, self._may_keep = cache_dir, may_keep
-        self._store = self._tiers.store
-        self._lock = self._tiers.lock
-        self._tree = self._tiers.tree
-        self._needs_states = needs_states
-        self._on_event = on_event
-        self._clock = clock
+        self._cache_dir, self._policy, self._clock = cache_dir, policy, clock
+        self._needs_states, self._may_keep = needs_states, may_keep
+        self._notices = Notices(on_event)
+        self._book = SegmentBook()
+        common = (policy, self._notices, clock)
+        self._disk = DiskTier(cache_dir, namespace, self._book, disk_budget, *common)
+        self._attacher = Attacher(self._book, self._disk)
+        self._spiller = Spiller(self._book, self._disk, *common, self._enforce_ram)
+        self._ram = RamTier(self._book, self._spiller, ram_budget, *common)
+        self._lifetimes = Lifetimes(self._book, self._disk, self._spiller, *common)
 
     @property
     def damaged(self) -> list[DamagedFile]:
         """What was found damaged and set aside, to explain a miss by it."""
-        with self._lock:
-            return list(self._tiers.damaged)
+        with self._book.lock:
+            return list(self._notices.damaged)
 
     @property
     def expired(self) -> list[DamagedFile]:
         """What was given up because its time to live was over, to explain a miss by it."""
-        with self._lock:
-            return list(self._tiers.expired)
+        with self._book.lock:
+            return list(self._notices.expired)
 
     # opening and closing
 
     def open(self, fields: Mapping[str, str]) -> None:
         """Read what earlier processes left. Never raises for the state of the disk: it warns."""
+        disk = self._disk
         try:
             check_owner(self._cache_dir, self.namespace)
         except OSError as error:
-            self._tiers.is_reading = False
-            self._tiers.policy = dataclasses.replace(self._tiers.policy, spill="never")
+            disk.is_reading = disk.is_writing = False
             text = f"nothing is read from disk, and nothing is kept there: {error.filename}"
-            self._on_event("warning", f"{text}: {error.strerror}")
+            self._notices.warn(f"{text}: {error.strerror}")
             return
-        if self._tiers.is_writing:
+        if disk.is_writing:
             try:
-                self._store.prepare(fields)
-                self._tiers.spiller.start()
+                disk.store.prepare(fields)
+                self._spiller.start()
             except OSError as error:
-                self._tiers.policy = dataclasses.replace(self._tiers.policy, spill="never")
-                text = f"nothing is kept on disk: {self._store.directory}: {error}"
-                self._on_event("warning", text)
-        self._tiers.open()
+                disk.is_writing = False
+                self._notices.warn(f"nothing is kept on disk: {disk.store.directory}: {error}")
+        disk.open()
 
     def close(self) -> None:
         """Write out what is still to be spilled."""
-        if self._tiers.policy.spill == "exit":
-            self._tiers.spiller.submit_all()
-        self._tiers.spiller.close()
+        if self._policy.spill == "exit":
+            self._spiller.submit_all()
+        self._spiller.close()
+        self._disk.close()
 
     def computing(self) -> contextlib.AbstractContextManager[None]:
         """While a turn computes, segments are written at a pace that does not slow it down."""
-        return self._tiers.spiller.pace.computing()
+        return self._spiller.pace.computing()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until all that was given to the writer is on disk or has failed to get there."""
-        return self._tiers.spiller.drain(timeout)
+        return self._spiller.drain(timeout)
 
     def spill(self, segment_id: str | None = None) -> int:
         """Have all that is in RAM alone written now, or one segment with all before it; returns
         the bytes that will be. An event tells what is written, and why nothing is."""
-        num_bytes = self._tiers.spiller.submit_all(segment_id)
-        if not self._tiers.is_writing:
-            self._on_event("warning", "nothing is written to disk: that is switched off")
+        num_bytes = self._spiller.submit_all(segment_id)
+        if not self._disk.is_writing:
+            self._notices.warn("nothing is written to disk: that is switched off")
         elif num_bytes == 0 and self.drain(0):
             what = "everything" if segment_id is None else "all of it"
-            self._on_event("spilled", f"{what} that can be is on disk already")
+            self._notices.tell("spilled", f"{what} that can be is on disk already")
         return num_bytes
 
     # looking
 
     def lookup(self, ids: TokenIds) -> Lookup:
         """What is held of the leading ids, by tier. Changes nothing, not even recency."""
-        self._tiers.refresh()
-        with self._lock:
+        self._refresh()
+        with self._book.lock:
             spans: list[Span] = []
             ram = disk = disk_bytes = 0
             found, _, checkpoint = self._match(ids)
             for span in found:
-                entry = self._tiers.entries[span.segment_id]
-                place = self._tiers.place(entry)
+                entry = self._book[span.segment_id]
+                place = self._lifetimes.place(entry)
                 if place is None:
                     break
                 if place == "ram":
@@ -156,30 +163,29 @@ class PrefixCache:
     def on_path(self, ids: TokenIds) -> dict[str, int]:
         """The segments of a path with their sizes in bytes: those that a restore would use, and
         those of which every position lies on it."""
-        with self._lock:
-            used = {span.segment_id for span in self.lookup(ids).spans}
-            entries = self._tiers.entries
-            for segment_id, extent in self._tree.extents(ids).items():
-                if extent == entries[segment_id].stop:
-                    used.add(segment_id)
-            return {one: entries[one].disk_bytes or entries[one].num_bytes for one in used}
+        with self._book.lock:
+            used = [span.segment_id for span in self.lookup(ids).spans]
+            extents = self._book.extents(ids).items()
+            whole = [found for found, extent in extents if extent == self._book[found].stop]
+            entries = [self._book[segment_id] for segment_id in dict.fromkeys(used + whole)]
+            return {entry.segment_id: entry.disk_bytes or entry.num_bytes for entry in entries}
 
-    def rows(self, live: TokenIds | None = None, limit: int | None = None) -> list[SegmentRow]:
+    def rows(self, live: TokenIds = NO_IDS, limit: int | None = None) -> list[SegmentRow]:
         """Segments, the most recently used first; those of the path `live` are marked.
 
         With a limit, no more than that, and without a look at every file."""
-        self._tiers.refresh()
-        with self._lock:
-            live_ids = {span.segment_id for span in self._tiers.match(live or TokenIds()).spans}
-            return self._tiers.rows(live_ids, limit)
+        self._refresh()
+        with self._book.lock:
+            live_ids = {span.segment_id for span in self._reach(live).spans}
+            return segment_rows(self._book, self._disk, live_ids, limit)
 
     def use(self) -> tuple[TierUse, TierUse]:
         """RAM and disk: bytes used, budget, number of segments. Disk counts all namespaces."""
-        tiers = self._tiers
-        with self._lock:
-            in_ram = [e for e in tiers.entries.values() if e.block is not None]
-            ram = TierUse(sum(e.num_bytes for e in in_ram), tiers.ram_budget, len(in_ram))
-            return ram, TierUse(tiers.disk_bytes(), tiers.disk_budget, tiers.num_on_disk())
+        disk = self._disk
+        with self._book.lock:
+            in_ram = self._book.in_ram()
+            ram = TierUse(sum(e.num_bytes for e in in_ram), self._ram.budget, len(in_ram))
+            return ram, TierUse(disk.num_bytes, disk.budget, disk.num_segments)
 
     # one turn
 
@@ -191,33 +197,25 @@ class PrefixCache:
         a segment is where the conversation itself was cut, so what follows is computed in the
         same pieces as it was, with the same bits; a cut elsewhere has to pay for itself.
         """
-        self._tiers.refresh()
-        with self._lock:
-            fresh, num_matched, checkpoint = self._fresh(ids[:limit])
-            spans = self._without_small_part(fresh, min_part)
-            if checkpoint is not None:
-                spans = fresh
-            needed = [*spans, *([checkpoint] if checkpoint else [])]
-            held = [self._tiers.entries[span.segment_id] for span in needed]
-            now = self._clock()
-            for entry in held:
-                entry.num_leases += 1
-                entry.hits += 1
-                entry.last_used = now
-        try:
-            yield Lease(ids, spans, num_matched, checkpoint, self._on_disk(spans))
-        finally:
-            with self._lock:
+        self._refresh()
+        with contextlib.ExitStack() as stack:
+            with self._book.lock:
+                fresh, num_matched, checkpoint = self._fresh(ids[:limit])
+                spans = fresh if checkpoint else self._without_small_part(fresh, min_part)
+                held = [self._book[s.segment_id] for s in (*spans, checkpoint) if s is not None]
+                now = self._clock()
                 for entry in held:
-                    entry.num_leases -= 1
-            for entry in held:
-                if entry.path is not None:
-                    self._store.touch(entry.path, now)
+                    entry.hits += 1
+                    entry.last_used = now
+                stack.callback(self._touch, held, now)
+                stack.enter_context(self._book.held(held))
+                lease = Lease(ids, spans, num_matched, checkpoint, self._on_disk(spans))
+            yield lease
 
     def adopt(self, lease: Lease, sink: KVSink, start: int) -> int:
         """Have `sink`, which holds `start` tokens, go on where more of the lease lies already;
         returns how many tokens it then holds. `restore` brings the others."""
-        return adopt_tokens(self._tiers, lease, sink, start)
+        return adopt_tokens(self._book, lease, sink, start)
 
     def restore(self, lease: Lease, sink: KVSink, start: int) -> RestoreResult:
         """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens.
@@ -225,13 +223,13 @@ class PrefixCache:
         Stops at the first segment that is gone or damaged (it is set aside); the sink then holds
         exactly the tokens before it.
         """
-        return restore_tokens(self._tiers, self._give_up, lease, sink, start)
+        return restore_tokens(self._book, self._give_up, lease, sink, start)
 
     def restore_states(self, lease: Lease, sink: KVSink) -> RestoreResult:
         """Bring the checkpoint at the end of the lease into `sink`, which holds all its tokens.
 
         A segment that is gone or damaged is set aside, and the states are left as they were."""
-        return restore_states(self._tiers, self._give_up, lease, sink)
+        return restore_states(self._book, self._give_up, lease, sink)
 
     def commit(
         self,
@@ -250,8 +248,7 @@ class PrefixCache:
         before = 0
         for stop in boundaries if self._may_keep() else ():
             upto = ids[:stop]
-            with self._lock:
-                held = self._tiers.match(upto).num_tokens
+            held = self._reach(upto).num_tokens
             start = held if computed_from is None else min(held, max(before, computed_from))
             before = stop
             if start >= stop or (held >= stop and not self._lacks_states(upto)):
@@ -260,61 +257,66 @@ class PrefixCache:
                 entry = self._new_entry(upto, start, export(start, stop))
             except (MemoryError, RuntimeError) as error:  # torch says the latter
                 why = str(error).partition("\n")[0] or "the memory is full"
-                self._on_event("warning", f"tokens {start:,}-{stop:,} are not kept: {why}")
+                self._notices.warn(f"tokens {start:,}-{stop:,} are not kept: {why}")
                 break
-            with self._lock:
-                if self._tiers.match(upto).num_tokens < start:
-                    continue  # what comes before it was given up meanwhile, to make room
-                self._tree.insert(upto, entry.segment_id, start)
-                entry.parent_id = self._tree.parent_segment(entry.segment_id)
-                self._tiers.add(entry)
+            with self._book.lock:
+                if self._reach(upto).num_tokens >= start:  # it was not given up meanwhile
+                    self._book.add(upto, entry)
         num_bytes = self._spill_path(ids)
-        self._tiers.enforce_ram()
-        self._tiers.enforce_disk()
+        self._enforce_ram()
+        self._disk.enforce()
         return num_bytes
 
     def promote(self, ids: TokenIds, lend: Callable[[int, int], Block | None]) -> None:
         """Count what is live of a path as held in RAM, where that costs no memory: files of the
         path are not read again while `lend(start, stop)` keeps their run where it lies."""
-        with self._lock:
-            for span in self._tiers.match(ids).spans:
-                entry = self._tiers.entries[span.segment_id]
+        with self._book.lock:
+            for span in self._reach(ids).spans:
+                entry = self._book[span.segment_id]
                 is_whole = (span.start, span.stop) == (entry.start, entry.stop)
                 if entry.block is None and is_whole:
                     entry.block = lend(span.start, span.stop)
-        self._tiers.enforce_ram()
+        self._enforce_ram()
 
     def check(self) -> list[str]:
         """Everything that is wrong with the book-keeping; empty when it is sound."""
-        with self._lock:
-            problems = self._tree.check()
-            for entry in self._tiers.entries.values():
-                if entry.block is None and entry.path is None:
-                    problems.append(f"{entry.segment_id} is neither in RAM nor on disk")
-                if entry.num_leases < 0:
-                    problems.append(f"{entry.segment_id} was released too often")
+        with self._book.lock:
+            problems = self._book.check()
             ram, _ = self.use()
-            is_held = any(entry.is_held for entry in self._tiers.entries.values())
+            is_held = any(entry.is_held for entry in self._book.entries())
             if ram.num_bytes > ram.budget_bytes and not is_held and self.drain(0):
                 problems.append("the RAM budget is exceeded")
         return problems
 
     # inside
 
+    def _refresh(self) -> None:
+        """Notice what commands have pinned and other processes have written meanwhile."""
+        if self._disk.is_reading:
+            self._disk.refresh_pins()
+            self._attacher.notice_news()
+
+    def _enforce_ram(self) -> None:
+        self._disk.refresh_pins()
+        self._ram.enforce()
+
+    def _reach(self, ids: TokenIds) -> MatchResult:
+        """The longest held run of leading ids, wherever it lies."""
+        with self._book.lock:
+            self._attacher.reach(ids)
+            return self._book.match(ids)
+
     def _match(self, ids: TokenIds) -> tuple[tuple[Span, ...], int, Span | None]:
         """The spans that can be used, how many tokens are known, and where the states are."""
-        match = self._tiers.match(ids)
+        match = self._reach(ids)
         if not self._needs_states:
             return match.spans, match.num_tokens, None
-        found = [
-            span
-            for span in self._tree.ending_on(ids)
-            if self._tiers.entries[span.segment_id].has_states
-        ]
-        if not found:
+        ends = self._book.ending_on(ids)
+        checkpoints = [span for span in ends if self._book[span.segment_id].has_states]
+        if not checkpoints:
             return (), match.num_tokens, None
-        spans = self._tiers.match(ids[: found[-1].stop]).spans
-        return spans, match.num_tokens, found[-1]
+        spans = self._reach(ids[: checkpoints[-1].stop]).spans
+        return spans, match.num_tokens, checkpoints[-1]
 
     def _fresh(self, ids: TokenIds) -> tuple[tuple[Span, ...], int, Span | None]:
         """A match of which nothing is over; what is over is given up."""
@@ -323,40 +325,41 @@ class PrefixCache:
             fresh = self._without_expired(spans)
             if checkpoint is None:
                 return fresh, fresh[-1].stop if fresh else 0, None
-            entry = self._tiers.entries.get(checkpoint.segment_id)
-            if entry is not None and fresh == spans and not self._tiers.drop_expired(entry):
+            entry = self._book.get(checkpoint.segment_id)
+            if entry is not None and fresh == spans and not self._lifetimes.drop_expired(entry):
                 return fresh, num_matched, checkpoint
-
-    def _on_disk(self, spans: Sequence[Span]) -> tuple[int, int] | None:
-        """Where the first span starts that has to be read, and the bytes of all such files."""
-        with self._lock:
-            entries = [self._tiers.entries.get(span.segment_id) for span in spans]
-            pairs = zip(spans, entries, strict=True)
-            read = [(span, entry) for span, entry in pairs if entry and entry.block is None]
-            if not read:
-                return None
-            return read[0][0].start, sum(entry.disk_bytes for _, entry in read)
-
-    def _lacks_states(self, ids: TokenIds) -> bool:
-        """Whether a path that is held has no checkpoint at its end, though the model needs one."""
-        if not self._needs_states:
-            return False
-        with self._lock:
-            _, _, checkpoint = self._match(ids)
-        return checkpoint is None or checkpoint.stop < len(ids)
 
     def _without_expired(self, spans: Sequence[Span]) -> tuple[Span, ...]:
         """The spans up to the first one whose time is over; what is over is given up."""
-        entries = [self._tiers.entries[span.segment_id] for span in spans]
-        gone = [self._tiers.drop_expired(entry) for entry in entries]
+        entries = [self._book[span.segment_id] for span in spans]
+        gone = [self._lifetimes.drop_expired(entry) for entry in entries]
         return tuple(spans[: gone.index(True)] if True in gone else spans)
 
     def _without_small_part(self, spans: tuple[Span, ...], min_part: int) -> tuple[Span, ...]:
         if not spans:
             return spans
         last = spans[-1]
-        is_part = last.stop < self._tiers.entries[last.segment_id].stop
+        is_part = last.stop < self._book[last.segment_id].stop
         return spans[:-1] if is_part and last.stop - last.start < min_part else spans
+
+    def _on_disk(self, spans: Sequence[Span]) -> tuple[int, int] | None:
+        """Where the first span starts that has to be read, and the bytes of all such files."""
+        pairs = [(span, self._book[span.segment_id]) for span in spans]
+        read = [(span, entry) for span, entry in pairs if entry.block is None]
+        return (read[0][0].start, sum(entry.disk_bytes for _, entry in read)) if read else None
+
+    def _touch(self, entries: Sequence[Entry], now: float) -> None:
+        for entry in entries:
+            if entry.path is not None:
+                self._disk.store.touch(entry.path, now)
+
+    def _lacks_states(self, ids: TokenIds) -> bool:
+        """Whether a path that is held has no checkpoint at its end, though the model needs one."""
+        if not self._needs_states:
+            return False
+        with self._book.lock:
+            _, _, checkpoint = self._match(ids)
+        return checkpoint is None or checkpoint.stop < len(ids)
 
     def _new_entry(self, ids: TokenIds, start: int, block: Block) -> Entry:
         return Entry(
@@ -368,24 +371,27 @@ class PrefixCache:
             num_bytes=block.num_bytes,
             last_used=self._clock(),
             block=block,
+            can_spill=block.num_bytes < self._disk.budget,
             has_states=block.has_states,
         )
 
     def _spill_path(self, ids: TokenIds) -> int:
         """Have written what is in RAM alone of a path, if that is due after each turn."""
-        if self._tiers.policy.spill != "turn":
+        if self._policy.spill != "turn":
             return 0
-        with self._lock:
-            wanted = [span.segment_id for span in self._tiers.match(ids).spans]
+        with self._book.lock:
+            wanted = [span.segment_id for span in self._reach(ids).spans]
             if self._needs_states:  # a checkpoint counts, also where a longer segment has its K, V
-                wanted += [span.segment_id for span in self._tree.ending_on(ids)]
-            entries = [self._tiers.entries[one] for one in dict.fromkeys(wanted)]
-            return sum(self._tiers.spiller.submit(entry) for entry in entries if entry.can_spill)
+                wanted += [span.segment_id for span in self._book.ending_on(ids)]
+            entries = [self._book[segment_id] for segment_id in dict.fromkeys(wanted)]
+            return sum(self._spiller.submit(entry) for entry in entries if entry.can_spill)
 
     def _give_up(self, entry: Entry, problem: str, damaged_inode: int | None) -> None:
-        with self._lock:
-            if damaged_inode is not None:
-                self._tiers.set_aside(
+        with self._book.lock:
+            if damaged_inode is None:
+                self._disk.store.index.remove([entry.segment_id])  # it is not looked for again
+            else:
+                self._disk.set_aside(
                     DamagedFile(entry.segment_id, entry.start, entry.stop, problem, damaged_inode)
                 )
-            self._tiers.forget(entry)
+            self._book.remove(entry)

@@ -20,7 +20,7 @@ from chatcache.formatting import duration, moment, one_line, percent, plural, si
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
 
 if TYPE_CHECKING:
-    from chatcache.cache.files.inspect import CacheInspector, NamespaceUse, Removed
+    from chatcache.cache.inspect import CacheInspector, NamespaceUse, Removed
     from chatcache.chat.totals import AnswerTotals
 
 SHORT_ID = 12
@@ -266,7 +266,7 @@ def verify(arguments: Namespace) -> int:
 
 
 def collect_garbage(arguments: Namespace) -> int:
-    from chatcache.cache.files.retention import dead_namespaces, forget_lost_pins, remove_namespace
+    from chatcache.cache.retention import dead_namespaces, forget_lost_pins, remove_namespace
 
     with _inspector(arguments) as (_, inspector):
         dead = dead_namespaces(inspector)

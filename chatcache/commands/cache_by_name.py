@@ -22,8 +22,8 @@ from chatcache.frontend.shell_output import Narrator, print_result
 from chatcache.token_ids import NO_IDS, TokenIds
 
 if TYPE_CHECKING:
-    from chatcache.cache.files.inspect import CacheInspector
-    from chatcache.cache.files.retention import Keeper
+    from chatcache.cache.inspect import CacheInspector
+    from chatcache.cache.retention import Keeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def find_target(settings: Settings, inspector: CacheInspector, reference: str) -
 
 
 def _find_session(settings: Settings, inspector: CacheInspector, reference: str) -> Target | None:
-    from chatcache.cache.files.retention import Keeper
+    from chatcache.cache.retention import Keeper
 
     if not settings.paths.database.exists():
         return None
@@ -81,7 +81,7 @@ def _find_session(settings: Settings, inspector: CacheInspector, reference: str)
 
 
 def _find_segment(inspector: CacheInspector, reference: str) -> Target:
-    from chatcache.cache.files.retention import Keeper
+    from chatcache.cache.retention import Keeper
 
     row = find_row(inspector.rows(), reference, "no session and no segment")
     return Target(row.segment_id, Keeper(inspector, row.namespace), row.segment_id)

@@ -29,7 +29,7 @@ from chatcache.frontend.shell_output import Narrator
 from chatcache.remotes import remote_model
 
 if TYPE_CHECKING:
-    from chatcache.cache.files.inspect import CacheInspector, NamespaceUse, VerifyReport
+    from chatcache.cache.inspect import CacheInspector, NamespaceUse, VerifyReport
 
 DEFAULT_SAMPLES = 8
 

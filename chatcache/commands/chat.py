@@ -7,12 +7,13 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 
 from chatcache.commands import GROUPS, ShellCommand
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
-from chatcache.frontend.progress import Report, unheard
+from chatcache.frontend.progress import Report
 from chatcache.frontend.shell_output import is_terminal
 
 LIKE_A_COMMAND = 0.65  # "aks" is like "ask"; "no-such-session" is not like "sessions"
@@ -38,7 +39,7 @@ def run(arguments: Namespace) -> int:
     if arguments.session is not None:
         session_id = _find(settings, arguments.session)
     if arguments.plain or _is_dumb():
-        _run_plain(settings, session_id, arguments)
+        compose.run_plain(settings, session_id, partial(_findings, arguments))
         return 0
     # A browser stands behind the pipes of `serve-web`.
     is_web = "TEXTUAL_DRIVER" in os.environ
@@ -47,7 +48,7 @@ def run(arguments: Namespace) -> int:
             "The chat needs a terminal, and this is not one.",
             "For scripts there is `chatcache ask`, and `--plain` for a chat through pipes.",
         )
-    compose.run_tui(settings, session_id, lambda report: _findings(arguments, report))
+    compose.run_tui(settings, session_id, partial(_findings, arguments))
     return 0
 
 
@@ -57,26 +58,7 @@ def _is_dumb() -> bool:
     return is_seen and os.environ.get("TERM") == "dumb"
 
 
-def _run_plain(settings: Settings, session_id: str | None, arguments: Namespace) -> None:
-    from chatcache import compose
-    from chatcache.frontend.desk import SegmentDesk
-    from chatcache.plain.chat import PlainChat
-    from chatcache.plain.talk import PlainOptions
-
-    options = PlainOptions(
-        sampling=compose.sampling(settings),
-        personas=settings.config.personas,
-        desk=SegmentDesk(lambda: compose.open_inspector(settings)),
-        examine=lambda: _findings(arguments),
-        is_offline=settings.config.model.offline,
-        last_chat_path=compose.last_chat_path(settings),
-        remotes=settings.config.remotes,
-    )
-    with compose.opened_service(settings, can_switch=True) as service:
-        PlainChat(service, options).run(session_id)
-
-
-def _findings(arguments: Namespace, report: Report = unheard) -> Iterator[str]:
+def _findings(arguments: Namespace, report: Report) -> Iterator[str]:
     from chatcache.commands.doctor import examine, lines_of
 
     return (line for finding in examine(arguments, report) for line in lines_of(finding))

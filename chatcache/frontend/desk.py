@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatcache.cache.files.inspect import CacheInspector, NamespaceUse, remove_files
-from chatcache.cache.files.retention import (
+from chatcache.cache.inspect import CacheInspector, NamespaceUse, remove_files
+from chatcache.cache.retention import (
     Keeper,
     dead_namespaces,
     forget_lost_pins,

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
     from chatcache.chat.views import SessionSummary
 
-FILE_NAME = "last_chat.json"
-
 
 def remember(path: Path | None, session_id: str, at: float) -> None:
     """Note a chat that is being left at `at`, a Unix time."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chatcache import formatting as fmt
+from chatcache.backends.base import CostEstimate
 from chatcache.chat.views import ForkPoint
 
 
@@ -37,10 +38,7 @@ class LensRow:
             return "not read"
         if not self.is_known:
             return "unknown"
-        tiers = [n for n, num in (("RAM", self.ram_tokens), ("disk", self.disk_tokens)) if num > 0]
-        if not tiers:
-            return "none"
-        return "+".join(tiers) + (" part" if self.missing_tokens > 0 and len(tiers) == 1 else "")
+        return where_words(self.ram_tokens, self.disk_tokens, self.missing_tokens)
 
     @property
     def detail(self) -> str:
@@ -78,22 +76,35 @@ def _row(point: ForkPoint, before: ForkPoint | None) -> LensRow:
     stop = max(start, point.num_tokens)
     cost, known = point.cost, before.cost if before else None
     is_known = cost is not None and (before is None or known is not None)
-    ram = disk = missing = 0
-    if cost is not None:
-        ram = cost.ram_tokens - (known.ram_tokens if known else 0)
-        disk = cost.disk_tokens - (known.disk_tokens if known else 0)
-        missing = cost.recompute_tokens - (known.recompute_tokens if known else 0)
+    ram, disk, missing = (0, 0, 0) if cost is None else added_tokens(cost, known)
     return LensRow(
         turn=point.turn,
         start=start,
         stop=stop,
-        ram_tokens=max(0, ram),
-        disk_tokens=max(0, disk),
-        missing_tokens=max(0, missing),
+        ram_tokens=ram,
+        disk_tokens=disk,
+        missing_tokens=missing,
         user_text=point.user_text,
         answer_text=point.answer_text,
         is_known=is_known and stop > start,
     )
+
+
+def added_tokens(cost: CostEstimate, above: CostEstimate | None) -> tuple[int, int, int]:
+    """What a part of a path adds to the path above it: tokens in RAM, on disk, to compute."""
+    return (
+        max(0, cost.ram_tokens - (above.ram_tokens if above else 0)),
+        max(0, cost.disk_tokens - (above.disk_tokens if above else 0)),
+        max(0, cost.recompute_tokens - (above.recompute_tokens if above else 0)),
+    )
+
+
+def where_words(ram_tokens: int, disk_tokens: int, missing_tokens: int) -> str:
+    """`RAM`, `disk`, `RAM+disk`, with `part` when something is missing; `none`."""
+    tiers = [name for name, tokens in (("RAM", ram_tokens), ("disk", disk_tokens)) if tokens]
+    if not tiers:
+        return "none"
+    return "+".join(tiers) + (" part" if missing_tokens and len(tiers) == 1 else "")
 
 
 def heading(rows: Sequence[LensRow], max_tokens: int | None) -> str:

@@ -20,6 +20,7 @@ from chatcache.errors import NotFoundError, UsageError, did_you_mean
 from chatcache.formatting import one_line, size
 from chatcache.frontend import exports, last_chat, reports
 from chatcache.frontend.changes import Forked, SystemChange, VariantChosen
+from chatcache.frontend.figures import Figures, from_json
 from chatcache.frontend.modes import MODE_WORDS, as_history_mode
 from chatcache.frontend.progress import Report
 from chatcache.frontend.sampling import Sampling
@@ -218,6 +219,20 @@ class OpenChat:
         if not answers:
             raise UsageError("There is no answer to copy yet.", "Say something first.")
         return copyable(answers[-1].text, is_code=argument == "code")
+
+    def stats(self) -> str:
+        """What the cache did for this chat."""
+        self.require_session()
+        return reports.of_messages(self.messages())
+
+    def figures_of(self, turn: int) -> Figures:
+        """The figures of the answer of a turn; of several the first that has any."""
+        self.require_session()
+        results = (message.result_json for message in self.messages() if message.turn == turn)
+        found = from_json(next(filter(None, results), None))
+        if found is None:
+            raise NotFoundError(f"Turn {turn} has no figures.", "They come with the answer.")
+        return found
 
     def _last(self, role: Role) -> TranscriptMessage | None:
         found = [message for message in self.messages(1) if message.role == role]

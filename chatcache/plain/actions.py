@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 
 from chatcache.backends.base import SegmentRow
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import duration, moment, one_line, plural, shorten, size, table
-from chatcache.frontend import desk, figures, files, keycheck, reports, servers
+from chatcache.frontend import desk, figures, files, keycheck, servers
 from chatcache.frontend.changes import SystemChange
 from chatcache.frontend.editor import edit_text
 from chatcache.frontend.open_chat import as_turn
@@ -133,7 +132,7 @@ class PlainActions(TreeActions):
         self._talk.show_another()
 
     def _do_sessions(self, argument: str) -> None:
-        now = time.time()
+        now = self._talk.options.clock()
         rows = [
             (shorten(session.name, 44), f"{session.num_turns:,}", moment(session.updated_at, now))
             for session in self._talk.service.list_sessions()[:_MAX_ROWS]
@@ -204,12 +203,12 @@ class PlainActions(TreeActions):
             say("/segments verify looks at all files.")
 
     def _verify_all(self) -> None:
-        segments = self._talk.options.desk
+        segments = self._talk.desk
         steps = list(segments.verify_all()) if segments is not None else []
         say(steps[-1].words if steps else "Nothing is on disk yet.")
 
     def _on_segment(self, words: list[str], rows: tuple[SegmentRow, ...]) -> str:
-        segments = self._talk.options.desk
+        segments = self._talk.desk
         found = [row for row in rows if len(words) == 2 and row.segment_id.startswith(words[1])]
         if segments is None or len(found) != 1:
             raise NotFoundError("No segment is meant by that.", "/segments lists them.")
@@ -228,7 +227,7 @@ class PlainActions(TreeActions):
         say(desk.spill(self._talk.service))
 
     def _do_gc(self, argument: str) -> None:
-        segments = desk.required(self._talk.options.desk)
+        segments = desk.required(self._talk.desk)
         garbage = segments.look_for_garbage(unheard)
         for line in garbage.lines():
             say(line)
@@ -238,8 +237,7 @@ class PlainActions(TreeActions):
             say("Say /gc yes to remove it.")
 
     def _do_stats(self, argument: str) -> None:
-        self._chat.require_session()
-        say(reports.of_messages(self._chat.messages()))
+        say(self._chat.stats())
 
     # The program
 
@@ -269,7 +267,7 @@ class PlainActions(TreeActions):
     def _do_doctor(self, argument: str) -> None:
         if self._talk.options.examine is None:
             raise UsageError("Nothing can be checked here.", "Run `chatcache doctor`.")
-        for line in self._talk.options.examine():
+        for line in self._talk.options.examine(unheard):
             say(line)
 
     def _do_help(self, argument: str) -> None:

@@ -6,19 +6,15 @@ Owns the reading: what was typed is a message or a command, and what goes wrong 
 from __future__ import annotations
 
 import sys
-import time
-from typing import TYPE_CHECKING
 
 from chatcache.errors import ChatcacheError
 from chatcache.frontend import registry
+from chatcache.frontend.options import Backstage, ChatOptions
 from chatcache.frontend.shell_output import is_terminal, write_data
 from chatcache.frontend.shell_turn import watch_backend
 from chatcache.plain.actions import PlainActions
 from chatcache.plain.speech import say
-from chatcache.plain.talk import PlainOptions, Talk
-
-if TYPE_CHECKING:
-    from chatcache.chat.service import ChatService
+from chatcache.plain.talk import Talk
 
 _PROMPT = "You: "
 WELCOME = "chatcache, plain mode. Type a message; /help lists the commands, /quit leaves."
@@ -27,24 +23,24 @@ WELCOME = "chatcache, plain mode. Type a message; /help lists the commands, /qui
 class PlainChat:
     """One chat at a time, from the first line of stdin to the last."""
 
-    def __init__(self, service: ChatService, options: PlainOptions) -> None:
-        self._talk = Talk(service, options)
+    def __init__(self, backstage: Backstage, options: ChatOptions) -> None:
+        self._talk = Talk(backstage, options)
         self._actions = PlainActions(self._talk)
         self._has_ended = False
         self._num_interrupts = 0
 
-    def run(self, session_ref: str | None) -> None:
+    def run(self) -> None:
         """Until /quit, the end of stdin, or Ctrl+C twice."""
-        talk, noted_in = self._talk, self._talk.options.last_chat_path
+        talk, options = self._talk, self._talk.options
         say(WELCOME)
         watch_backend(talk.service, talk.lines)
-        talk.chat.open_first(session_ref, noted_in)
+        talk.chat.open_first(options.session_ref, options.last_chat_path)
         talk.show()
         while not (self._has_ended or self._actions.is_leaving):
             text = self._read()
             if text is not None and text.strip():
                 self._take(text)
-        talk.chat.note_left(noted_in, time.time())
+        talk.chat.note_left(options.last_chat_path, options.clock())
 
     def _read(self) -> str | None:
         """The next message; a line that ends with a backslash goes on in the next one."""

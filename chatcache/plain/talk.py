@@ -6,9 +6,7 @@ business; here it is read out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from chatcache.backends.base import CacheSnapshot
@@ -17,37 +15,21 @@ from chatcache.errors import ChatcacheError
 from chatcache.formatting import one_line
 from chatcache.frontend.model_choice import ModelChoice
 from chatcache.frontend.open_chat import OpenChat
-from chatcache.frontend.sampling import Sampling
+from chatcache.frontend.options import Backstage, ChatOptions
 from chatcache.frontend.shell_turn import ShellTurn, note_figures
-from chatcache.personas import Persona
 from chatcache.plain.speech import Lines, SpokenStream, say, spoken
-from chatcache.remotes import Remotes
 
 if TYPE_CHECKING:
     from chatcache.backends.base import ModelInfo
-    from chatcache.chat.service import ChatService
-    from chatcache.frontend.desk import SegmentDesk
-
-
-@dataclass(frozen=True, slots=True)
-class PlainOptions:
-    """What the chat was started with."""
-
-    sampling: Sampling = field(default_factory=Sampling)
-    personas: Mapping[str, Persona] = field(default_factory=dict)
-    desk: SegmentDesk | None = None
-    last_chat_path: Path | None = None
-    examine: Callable[[], Iterable[str]] | None = None
-    is_offline: bool = False
-    remotes: Remotes = field(default_factory=dict)
 
 
 class Talk:
     """One chat at a time, and what the backend last said of its tiers."""
 
-    def __init__(self, service: ChatService, options: PlainOptions) -> None:
-        self.service, self.options = service, options
-        self.chat = OpenChat(service, sampling=options.sampling, personas=options.personas)
+    def __init__(self, backstage: Backstage, options: ChatOptions) -> None:
+        self.service, self.desk, self.options = backstage.service, backstage.desk, options
+        service = self.service
+        self.chat = OpenChat(service, sampling=backstage.sampling, personas=options.personas)
         self.models = ModelChoice(service, options.remotes, is_offline=options.is_offline)
         self.lines = Lines()
         self.snapshot: CacheSnapshot | None = None

@@ -20,14 +20,14 @@ from textual.widgets import Input, TextArea
 
 from chatcache.errors import did_you_mean
 from chatcache.frontend import registry
+from chatcache.frontend.options import ChatOptions
 from chatcache.tui import commands
 from chatcache.tui.look import contrast, layout
-from chatcache.tui.options import ChatOptions
 from chatcache.tui.palette import CommandProvider
 from chatcache.tui.screens.chat import ChatScreen
 
 if TYPE_CHECKING:
-    from chatcache.tui.backstage import Backstage
+    from chatcache.frontend.options import Backstage
 
 QUIT_SECONDS = 2.0
 # Without colours (NO_COLOR) the blue of a theme would be a dark grey: greys chosen as such instead.

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chatcache.cache.files.inspect import CacheInspector
 from chatcache.cache.files.store import SegmentStore
+from chatcache.cache.inspect import CacheInspector
 from tests.crash.kv_talker import DISK_BUDGET, SYSTEM
 from tests.kvfakes import FIELDS, Bench, ids_of
 

@@ -60,7 +60,7 @@ def pair(
 
 
 def num_lent(engine: IdsEngine) -> int:
-    blocks = [entry.block for entry in engine.prefixes._tiers.entries.values()]
+    blocks = [entry.block for entry in engine.prefixes._book.entries()]
     return sum(isinstance(block, LentBlock) for block in blocks)
 
 
@@ -103,7 +103,7 @@ def test_what_is_lent_is_what_is_written(
         engine.turn(second, 3)
         engine.prefixes.drain()
     ours, theirs = (
-        {path.name: load_file(path) for path in engine.prefixes._tiers.store.paths()}
+        {path.name: load_file(path) for path in engine.prefixes._disk.store.paths()}
         for engine in pair
     )
     assert sorted(ours) == sorted(theirs)

@@ -16,10 +16,9 @@ from textual.widgets import Static
 
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
+from chatcache.frontend.options import Backstage, ChatOptions
 from chatcache.frontend.sampling import Sampling
 from chatcache.tui.app import ChatCacheApp
-from chatcache.tui.backstage import Backstage
-from chatcache.tui.options import ChatOptions
 from chatcache.tui.screens.chat import ChatScreen
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import UserMessage

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
+from chatcache.frontend.options import Backstage
 from chatcache.frontend.sampling import Sampling
 from chatcache.tui.app import ChatCacheApp
-from chatcache.tui.backstage import Backstage
 from tests.fakes import FakeBackend
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chatcache.backends.base import Prepared, RestoreBegan
-from chatcache.cache.files.inspect import CacheInspector
+from chatcache.cache.inspect import CacheInspector
 from chatcache.frontend import exports
 from chatcache.frontend.desk import SegmentDesk
 from chatcache.frontend.progress import CalledOffError, Report, unheard

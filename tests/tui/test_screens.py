@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from chatcache.backends.base import CostEstimate
+from chatcache.chat.service import ChatService
 from chatcache.chat.views import ForkPoint
+from chatcache.errors import StorageError
 from chatcache.tui.screens.chat import ChatScreen
 from chatcache.tui.screens.fork import ForkChoice, fork_rows
 from chatcache.tui.screens.sessions import SessionsScreen
@@ -249,6 +251,22 @@ async def test_a_running_answer_keeps_the_tree_as_it_is(bench: Bench) -> None:
         assert "An answer is being written." in chat.text
         gate.open()
         await chosen(chat, "escape")
+
+
+@pytest.mark.parametrize(("key", "method"), [("f4", "fork_points"), ("ctrl+s", "list_sessions")])
+async def test_a_picker_without_its_items_says_why_and_closes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, key: str, method: str
+) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+
+        def fail(*arguments: object) -> None:
+            raise StorageError("The chats cannot be read.", "Look at the disk.")
+
+        monkeypatch.setattr(ChatService, method, fail)
+        await chat.press(key)
+        await chat.until(lambda: "The chats cannot be read. Look at the disk." in chat.toasts)
+        await chat.until(lambda: isinstance(chat.app.screen, ChatScreen))
 
 
 async def test_help_lists_every_key_as_it_is_bound(bench: Bench) -> None:

@@ -8,10 +8,12 @@ import sys
 import threading
 from pathlib import Path
 
+from textual.widgets import TextArea
+
 from chatcache.errors import StorageError
+from chatcache.frontend.options import Backstage
 from chatcache.frontend.sampling import Sampling
 from chatcache.tui.app import ChatCacheApp
-from chatcache.tui.backstage import Backstage
 from chatcache.tui.screens.help import HelpScreen
 from tests.tui.conftest import Bench, Chat
 
@@ -55,6 +57,28 @@ async def test_what_is_typed_before_the_chats_are_open_is_done_when_they_are(ben
         await chat.until(lambda: isinstance(app.screen, HelpScreen))
         await pilot.press("escape")
         await chat.until(lambda: chat.answers == ["You said: hi"])
+
+
+async def test_what_is_typed_at_once_keeps_its_order(bench: Bench) -> None:
+    may_open = threading.Event()
+    backstage = Backstage(bench.service(), Sampling())
+
+    def wait() -> Backstage:
+        may_open.wait(10)
+        return backstage
+
+    bench.backend.start()
+    app = ChatCacheApp(wait)
+    async with app.run_test(size=(120, 36)) as pilot:
+        chat = Chat(app, pilot, bench)
+        for text in ("one", "two"):
+            await chat.type(text)
+            await pilot.press("enter")
+        assert chat.screen.query_one(TextArea).text == ""
+        may_open.set()
+        await chat.until(lambda: chat.answers == ["You said: one", "You said: two"])
+        await chat.idle()
+        assert [session.num_turns for session in chat.service.list_sessions()] == [2]
 
 
 async def test_the_next_start_shows_the_chat_that_was_looked_at(

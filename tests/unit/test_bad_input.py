@@ -21,7 +21,7 @@ import pytest
 from chatcache import cli, compose, doctor
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.files import ownership
-from chatcache.cache.files.inspect import CacheInspector
+from chatcache.cache.inspect import CacheInspector
 from chatcache.chat import database
 from chatcache.frontend.files import list_directory
 from tests.fakes import FakeBackend
@@ -159,7 +159,7 @@ _AS_NOBODY = """
 import os, sys
 from pathlib import Path
 from tests.kvfakes import Bench
-from chatcache.cache.files.inspect import CacheInspector
+from chatcache.cache.inspect import CacheInspector
 if os.geteuid() == 0:
     os.seteuid(65534)
 bench = Bench(Path(sys.argv[1]))

@@ -28,17 +28,9 @@ KNOWN_IN_CIRCLES: set[str] = {
 }
 KNOWN_DOUBLE_CLASSES: set[str] = {
     "IdleWork",
-    "Stage",
     "_Turn",
 }
 KNOWN_ONE_LOOPS: set[str] = {
-    "chatcache.backends.local.model.cut_policy",
-    "chatcache.backends.local.model.resolve",
-    "chatcache.backends.local.model.shelf",
-    "chatcache.backends.local.prompt.template_files",
-    "chatcache.backends.local.study.probe",
-    "chatcache.backends.local.study.recheck_process",
-    "chatcache.backends.local.study.rehearsal",
     "chatcache.backends.remote.client",
     "chatcache.backends.remote.info",
     "chatcache.backends.remote.refusal",

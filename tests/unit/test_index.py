@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
+import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from chatcache.cache.files.index import FILE_NAME, IndexRow, SegmentIndex, pack_row, unpack_row
-from chatcache.token_ids import TokenIds
+from chatcache.cache.files.index import FILE_NAME, IndexRow, SegmentIndex
+from chatcache.cache.files.names import file_name
+from chatcache.cache.files.segfile import SegmentFile
 from tests.kvfakes import Bench, ids_of
 
 SYSTEM, HELLO, HI = "You are helpful. ", "Hello! ", "Hi! "
 HISTORY = SYSTEM + HELLO + HI
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
+def talked(directory: Path) -> Bench:
+    made = Bench(directory)
     made.turn(SYSTEM, HELLO, HI)
     made.turn(SYSTEM, "Other words. ", "Yes. ")
     made.close()
+    return made
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = talked(tmp_path)
     yield made
     made.close()
 
@@ -31,11 +43,17 @@ def path_of(bench: Bench) -> Path:
 
 
 def rows_of(bench: Bench) -> list[IndexRow]:
-    return [unpack_row(packed) for packed in SegmentIndex(path_of(bench).parent).read()]
+    index = SegmentIndex(path_of(bench).parent)
+    with index.reading():
+        return index.latest(10_000)
 
 
 def replace_rows(bench: Bench, rows: list[IndexRow]) -> None:
-    SegmentIndex(path_of(bench).parent).write(map(pack_row, rows))
+    index = SegmentIndex(path_of(bench).parent)
+    index.open(is_writing=True)
+    index.remove(index.parents())
+    index.add(rows)
+    index.close()
 
 
 def held(bench: Bench, text: str = HISTORY) -> int:
@@ -43,35 +61,65 @@ def held(bench: Bench, text: str = HISTORY) -> int:
 
 
 def test_every_segment_that_is_written_is_in_it(bench: Bench) -> None:
-    names = {f"{row.start}-{row.stop}-{row.segment_id}.safetensors" for row in rows_of(bench)}
-    assert names == {path.name for path in bench.files()}
+    assert {file_name(row) for row in rows_of(bench)} == {path.name for path in bench.files()}
     assert path_of(bench).stat().st_mode & 0o077 == 0
+    for row in rows_of(bench):
+        with SegmentFile(path_of(bench).with_name(file_name(row))) as file:
+            header = file.header
+        assert (row.token_ids, row.parent_id) == (header.token_ids, header.parent_id)
+        assert (row.num_bytes, row.has_states) == (header.num_bytes, False)
 
 
 @pytest.mark.parametrize(
-    "harm", ["missing", "empty", "zeros", "flip", "torn", "newer", "directory"]
+    "harm", ["missing", "empty", "zeros", "foreign", "torn", "other tables", "directory"]
 )
 def test_a_damaged_index_is_made_again_from_the_headers(bench: Bench, harm: str) -> None:
     path = path_of(bench)
-    content = bytearray(path.read_bytes())
+    content = path.read_bytes()
     path.unlink()
     if harm == "directory":
         path.mkdir()
+    elif harm == "other tables":
+        other = sqlite3.connect(path)
+        other.execute("CREATE TABLE segment (a, b)")
+        other.close()
     elif harm != "missing":
         changed = {
             "empty": b"",
             "zeros": bytes(len(content)),
-            "flip": content[:200] + bytes([content[200] ^ 1]) + content[201:],
-            "torn": content[:-30],
-            "newer": b"chatcache-index9" + content[16:],
+            "foreign": b"something else, not a database. " * 1000,
+            "torn": content[: len(content) // 2 - 30],
         }
         path.write_bytes(changed[harm])
     bench.reopen()
     assert held(bench) == len(HISTORY)
     assert bench.turn(SYSTEM, HELLO, HI, "On. ", "Yes.") == len(HISTORY)
     bench.close()
-    if harm != "directory":
+    if harm not in ("directory", "other tables"):
         assert len(rows_of(bench)) == len(bench.files())
+
+
+@settings(max_examples=60, deadline=None)
+@given(at=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255), length=st.integers(1, 400))
+def test_whatever_stands_in_it_no_reuse_is_wrong(at: float, mask: int, length: int) -> None:
+    """Each turn of the bench compares all that it restores with what these very ids give."""
+    directory = Path(tempfile.mkdtemp(prefix="chatcache-test-"))
+    bench = talked(directory)
+    path = path_of(bench)
+    content = bytearray(path.read_bytes())
+    begin = int(at * len(content))
+    for place in range(begin, min(begin + length, len(content))):
+        content[place] ^= mask
+    path.write_bytes(content)
+    bench.reopen()
+    for parts in ([SYSTEM, HELLO, HI], [SYSTEM, "Other words. ", "Yes. "]):
+        assert bench.turn(*parts, "On. ", "Yes.") <= len("".join(parts))
+    assert bench.cache.damaged == []
+    bench.close()
+    bench.reopen()
+    assert held(bench, HISTORY + "On. Yes.") <= len(HISTORY + "On. Yes.")
+    bench.close()
+    shutil.rmtree(directory)
 
 
 def test_an_index_that_lies_never_makes_a_reuse_wrong(bench: Bench) -> None:
@@ -79,7 +127,13 @@ def test_an_index_that_lies_never_makes_a_reuse_wrong(bench: Bench) -> None:
     rows = rows_of(bench)
     for shift in range(1, len(rows)):
         lies = [
-            true._replace(parent_id=lie.parent_id, head=lie.head, start=lie.start, stop=lie.stop)
+            replace(
+                true,
+                parent_id=lie.parent_id,
+                token_ids=lie.token_ids,
+                start=lie.start,
+                stop=lie.stop,
+            )
             for true, lie in zip(rows, [*rows[shift:], *rows[:shift]], strict=True)
         ]
         replace_rows(bench, lies)
@@ -94,10 +148,19 @@ def test_a_wrong_parent_is_put_right_by_the_header(bench: Bench) -> None:
     rows = rows_of(bench)
     wrong = next(row for row in rows if row.start == len(SYSTEM))
     other = next(row for row in rows if row.start > wrong.start)
-    replace_rows(bench, [row._replace(parent_id=wrong.segment_id) for row in rows if row != other])
+    lies = [replace(row, parent_id=wrong.segment_id) for row in rows if row != other]
+    replace_rows(bench, lies)
     bench.reopen()
     assert bench.turn(SYSTEM, HELLO, HI, "On. ", "Yes.") in (0, len(SYSTEM), len(HISTORY))
     bench.close()
+
+
+def test_a_row_with_wrong_ids_is_put_right_by_the_header(bench: Bench) -> None:
+    lies = [replace(row, token_ids=row.token_ids[:-1] + ids_of("?")) for row in rows_of(bench)]
+    replace_rows(bench, lies)
+    bench.reopen()
+    assert held(bench) == len(HISTORY)
+    assert bench.cache.damaged == []
 
 
 def test_rows_of_files_that_are_gone_are_dropped(bench: Bench) -> None:
@@ -106,35 +169,68 @@ def test_rows_of_files_that_are_gone_are_dropped(bench: Bench) -> None:
     bench.reopen()
     assert held(bench) == len(SYSTEM)
     assert [row.num_tokens for row in bench.cache.rows()] == [len(SYSTEM)]
-
-
-def test_dead_rows_do_not_pile_up_for_ever(bench: Bench) -> None:
-    rows = rows_of(bench)
-    replace_rows(bench, [*(rows[0]._replace(segment_id=f"{n:032x}") for n in range(1100)), *rows])
-    bench.reopen()
-    assert len(rows_of(bench)) == len(rows)
-    assert held(bench) == len(HISTORY)
+    bench.close()
+    assert len(rows_of(bench)) == 1
 
 
 def test_a_directory_that_cannot_take_an_index_costs_nothing_but_time(bench: Bench) -> None:
     index = SegmentIndex(bench.directory / "nowhere")
-    index.append([b""])
-    index.write([])
-    assert index.read() == []
+    index.open(is_writing=True)
+    index.add(rows_of(bench))
+    assert index.totals()[0] == len(bench.files())
+    index.close()
+    with index.reading():
+        assert index.latest(10) == []
 
 
-def test_appends_of_several_writers_are_all_seen(tmp_path: Path) -> None:
+def test_a_look_changes_nothing_on_disk(bench: Bench) -> None:
+    directory = path_of(bench).parent
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    looking = Bench(bench.directory, is_spilling=False)
+    assert held(looking) == len(HISTORY)
+    bench.files()[0].unlink()
+    assert held(looking, "You") == 3  # it is in the book already
+    looking.close()
+    looking.reopen()
+    assert held(looking) == 0
+    looking.close()
+    after = {path.name: path.read_bytes() for path in directory.iterdir()}
+    gone = {name for name in before if before[name] != after.get(name)}
+    assert (len(gone), after.keys() - before.keys()) == (1, set())
+
+
+def test_what_one_writes_others_see_who_only_look(tmp_path: Path) -> None:
+    writer = Bench(tmp_path)
+    writer.turn(SYSTEM, HELLO, HI)
+    looking = Bench(tmp_path, is_spilling=False)
+    assert held(looking) == len(HISTORY)
+    writer.turn(SYSTEM, HELLO, HI, "On. ", "Yes.")
+    assert held(looking, HISTORY + "On. Yes.") == len(HISTORY + "On. Yes.")
+    writer.close()
+    assert held(looking, HISTORY + "On. Yes.") == len(HISTORY + "On. Yes.")
+    looking.close()
+
+
+def test_rows_of_several_writers_are_all_seen(tmp_path: Path) -> None:
     first, second = SegmentIndex(tmp_path), SegmentIndex(tmp_path)
-    first.write([])
-    second.read()
-    row = IndexRow("ab" * 16, None, 0, 3, 100, TokenIds([0, 0, 0]))
-    for number in range(5):
-        one = first if number % 2 else second
-        one.append([pack_row(row._replace(start=number, stop=number + 3))])
-    assert [unpack_row(packed).start for packed in second.read_new()] == list(range(5))
-    assert second.read_new() == []
-    first.write([pack_row(row)])
-    assert [unpack_row(packed) for packed in second.read_new()] == [row]
+    first.open(is_writing=True)
+    second.open(is_writing=True)
+    assert not second.has_news()
+    row = IndexRow("", None, 0, 3, ids_of("abc"), 100, False)
+    for number in range(6):
+        writer = first if number % 2 else second
+        writer.add([replace(row, segment_id=f"{number:032x}")])
+        assert (first if writer is second else second).has_news()
+    assert second.totals() == first.totals() == (6, 600)
+    first.add([replace(row, segment_id="0" * 32, num_bytes=50)])
+    second.remove(["1".zfill(32)])
+    assert second.totals() == first.totals() == (5, 450)
+    assert second.has_news()
+    assert not second.has_news()
+    shutil.rmtree(tmp_path)
+    assert first.totals() == (5, 450)
+    first.close()
+    second.close()
 
 
 def test_looking_for_news_opens_nothing_when_there_are_none(

@@ -1,6 +1,6 @@
 """The tree that grows along the prompts matches as much as one that holds everything.
 
-Heads are cut short here, so that few words are enough for segments that begin alike.
+Few letters are used, so that few words are enough for segments that begin alike.
 """
 
 from __future__ import annotations
@@ -9,23 +9,15 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatcache.cache.files import catalog, index
+from chatcache.cache.files.index import IndexRow, SegmentIndex
 from chatcache.cache.files.store import SegmentStore
 from tests.kvfakes import Bench, ByteBlock, ids_of
 
 words = st.text("ab", min_size=1, max_size=7)
 chats = st.lists(st.lists(words, min_size=1, max_size=4), min_size=1, max_size=12)
-
-
-@pytest.fixture(params=[(16, 8), (2, 1)], ids=["long heads", "short heads"])
-def _heads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    num_ids, few = request.param
-    monkeypatch.setattr(index, "HEAD_IDS", num_ids)
-    monkeypatch.setattr(catalog, "HEAD_IDS", num_ids)
-    monkeypatch.setattr(catalog, "_FEW", few)
 
 
 def commit(bench: Bench, parts: list[str], computed_from: int | None) -> None:
@@ -37,10 +29,7 @@ def commit(bench: Bench, parts: list[str], computed_from: int | None) -> None:
     bench.cache.drain()
 
 
-@pytest.mark.usefixtures("_heads")
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
-)
+@settings(deadline=None, max_examples=120)
 @given(
     said=chats,
     computed_from=st.none() | st.integers(0, 9),
@@ -100,16 +89,26 @@ def test_opening_reads_no_header_that_the_index_knows(
     bench.close()
 
 
-def catalog_of(**parents_and_words: tuple[str | None, int, str]) -> catalog.Catalog:
+def rows_of(**parents_and_words: tuple[str | None, int, str]) -> list[IndexRow]:
     """Segments by a one-letter name: parent, first position, ids."""
-    made = catalog.Catalog(lambda row: ids_of(parents_and_words[row.segment_id[-1]][2]))
-    rows = {}
-    for name, (parent, start, text) in parents_and_words.items():
-        parent_id = None if parent is None else key(parent)
-        head = index.head_of(ids_of(text))
-        row = index.IndexRow(key(name), parent_id, start, start + len(text), 100, head)
-        rows[key(name)] = index.pack_row(row)
-    made.add(rows)
+    return [
+        IndexRow(
+            segment_id=key(name),
+            parent_id=None if parent is None else key(parent),
+            start=start,
+            stop=start + len(text),
+            token_ids=ids_of(text),
+            num_bytes=100,
+            has_states=False,
+        )
+        for name, (parent, start, text) in parents_and_words.items()
+    ]
+
+
+def index_of(**parents_and_words: tuple[str | None, int, str]) -> SegmentIndex:
+    """An index that is nowhere but in memory."""
+    made = SegmentIndex(Path("nowhere"))
+    made.add(rows_of(**parents_and_words))
     return made
 
 
@@ -117,24 +116,23 @@ def key(name: str) -> str:
     return name.rjust(32, "0")
 
 
-def found(made: catalog.Catalog, parent: str | None, prompt: str, extent: int) -> set[str]:
+def found(made: SegmentIndex, parent: str | None, prompt: str, extent: int) -> set[str]:
     parent_id = None if parent is None else key(parent)
-    groups = made.children(parent_id, ids_of(prompt), extent)
-    return {one[-1] for group in groups for one in group}
+    return {row.segment_id[-1] for row in made.children(parent_id, ids_of(prompt), extent)}
 
 
 def test_every_segment_that_the_prompt_begins_with_is_brought_in() -> None:
-    made = catalog_of(a=(None, 0, "s"), b=(None, 0, "sy"), c=(None, 0, "syst"), d=(None, 0, "x"))
+    made = index_of(a=(None, 0, "s"), b=(None, 0, "sy"), c=(None, 0, "syst"), d=(None, 0, "x"))
     assert found(made, None, "system", 0) == {"a", "b", "c"}
     assert found(made, None, "sy", 0) == {"a", "b"}
     assert found(made, None, "z", 0) == set()
-    made.discard(key("b"))
+    made.remove([key("b")])
     assert found(made, None, "system", 0) == {"a", "c"}
 
 
 def test_a_segment_that_was_forked_within_is_brought_in_for_its_child() -> None:
     """Two segments share as much of the prompt; the way on is from one of them."""
-    made = catalog_of(
+    made = index_of(
         a=(None, 0, "ab"), b=("a", 2, "cdefg"), c=("a", 2, "cdexy"), d=("c", 4, "az")
     )  # fmt: skip
     assert found(made, "a", "abcdaz", 2) == {"b", "c"}
@@ -143,21 +141,16 @@ def test_a_segment_that_was_forked_within_is_brought_in_for_its_child() -> None:
 
 
 def test_what_is_added_later_is_found_as_well() -> None:
-    made = catalog_of(a=(None, 0, "ab"), b=("a", 2, "cdefg"), c=("a", 2, "cdexy"))
+    made = index_of(a=(None, 0, "ab"), b=("a", 2, "cdefg"), c=("a", 2, "cdexy"))
     assert len(found(made, "a", "abcdzz", 2)) == 1
-    late = catalog_of(b=("a", 2, "cdefg"), d=("b", 4, "zz"), e=("c", 4, "yy"))
-    rows = [late.row(key(name)) for name in "de"]
-    made.add({row.segment_id: index.pack_row(row) for row in rows if row})
+    made.add(rows_of(d=("b", 4, "zz"), e=("c", 4, "yy")))
     assert found(made, "a", "abcdzz", 2) == {"b", "c"}
     assert found(made, "b", "abcdzz", 4) == {"d"}
 
 
 def test_a_segment_may_come_again_under_another_parent() -> None:
-    made = catalog_of(a=(None, 0, "ab"), b=(None, 0, "x"), c=("a", 2, "cd"), d=("a", 2, "ce"))
-    made.discard(key("d"))
-    again = catalog_of(d=("b", 1, "yz"))
-    row = again.row(key("d"))
-    assert row is not None
-    made.add({key("d"): index.pack_row(row)})
+    made = index_of(a=(None, 0, "ab"), b=(None, 0, "x"), c=("a", 2, "cd"), d=("a", 2, "ce"))
+    made.add(rows_of(d=("b", 1, "yz")))
+    assert made.totals() == (4, 400)
     assert found(made, "b", "xyz", 1) == {"d"}
     assert found(made, "a", "abce", 2) == {"c"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chatcache.cache.files.inspect import CacheInspector
 from chatcache.cache.files.store import SegmentStore
+from chatcache.cache.inspect import CacheInspector
 from chatcache.cache.prefix import PrefixCache
 from chatcache.token_ids import TokenIds
 from tests.kvfakes import FIELDS, ByteBlock, ids_of

@@ -16,12 +16,13 @@ from chatcache.backends.switching import SwitchingBackend
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
 from chatcache.errors import StorageError
+from chatcache.frontend.options import Backstage, ChatOptions
 from chatcache.frontend.registry import COMMANDS
+from chatcache.frontend.sampling import Sampling
 from chatcache.personas import Persona
 from chatcache.plain.actions import PlainActions
 from chatcache.plain.chat import PlainChat
 from chatcache.plain.speech import SpokenStream
-from chatcache.plain.talk import PlainOptions
 from tests.fakes import FakeBackend
 
 Run = Callable[..., list[str]]
@@ -52,8 +53,12 @@ def run(
         backend.start()
         services.append(ChatService(SessionStore(tmp_path / "chats.db"), backend))
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        options = PlainOptions(personas={"tutor": TUTOR}, examine=lambda: iter(["ok  python"]))
-        PlainChat(services[-1], options).run(session)
+        options = ChatOptions(
+            session_ref=session,
+            personas={"tutor": TUTOR},
+            examine=lambda report: iter(["ok  python"]),
+        )
+        PlainChat(Backstage(services[-1], Sampling()), options).run()
         return capsys.readouterr().out.splitlines()
 
     yield run

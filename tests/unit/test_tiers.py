@@ -207,6 +207,27 @@ def test_a_look_deletes_nothing(make: MakeBench, clock: Clock) -> None:
     assert len(bench.files()) == 3
 
 
+@pytest.mark.parametrize("needs_states", [False, True])
+def test_what_is_over_is_given_up_once_where_nothing_is_deleted(
+    make: MakeBench, clock: Clock, needs_states: bool
+) -> None:
+    writing = make(needs_states=needs_states)
+    ids = ids_of(HISTORY)
+    writing.cache.commit(
+        ids,
+        [len(SYSTEM), len(HISTORY)],
+        lambda start, stop: ByteBlock(ids, start, stop, with_states=needs_states),
+    )
+    writing.cache.drain()
+    clock.now += 2 * HOUR
+    looking = make(is_spilling=False, needs_states=needs_states, policy=TierPolicy(disk_ttl=HOUR))
+    for _ in range(2):
+        with looking.cache.acquire(ids, len(ids)) as lease:
+            assert lease.num_tokens == 0
+    assert len(looking.cache.expired) <= 2
+    assert len(looking.files()) == 2
+
+
 def test_pinned_segments_have_no_end(make: MakeBench, clock: Clock) -> None:
     bench = make(policy=TierPolicy(ram_ttl=60, disk_ttl=HOUR))
     bench.turn(SYSTEM, HELLO, HI)

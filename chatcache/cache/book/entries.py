@@ -1,68 +1,16 @@
-"""One segment as the prefix cache keeps book of it, and what it asks of tensors.
-
-The cache is free of torch: a block of K and V is anything that has a size and can list its memory,
-and the live KV is anything that can take it.
-"""
+"""One segment as the book has it, and what a turn is told of a prompt's segments."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from chatcache.cache.book.eviction import Candidate
-from chatcache.cache.book.radix import Span
-from chatcache.cache.files.segfile import TensorSource
+from chatcache.cache.book.policy import is_over
+from chatcache.cache.segments import Block, Span
 from chatcache.cache.views import SegmentRow
 from chatcache.token_ids import TokenIds
-
-
-class Block(Protocol):
-    """K and V of a run of tokens in host memory, immutable."""
-
-    @property
-    def num_bytes(self) -> int: ...
-
-    @property
-    def has_states(self) -> bool:
-        """Whether the checkpoint behind its last token is in it."""
-
-    def sources(self) -> Sequence[TensorSource]:
-        """The tensors for a segment file."""
-
-
-class KVSink(Protocol):
-    """The live KV, where a prefix is restored to. Positions are absolute."""
-
-    def adopt(self, block: Any, num_tokens: int) -> bool:
-        """Go on behind the first `num_tokens` of the path of a block where they lie, if they can be
-        gone on with there; returns whether that is so."""
-
-    def load(self, block: Any, at: int, start: int, stop: int) -> None:
-        """Copy positions `start` to `stop` from a block whose first position is `at`."""
-
-    def writable(
-        self, name: str, dtype: str, shape: tuple[int, ...], start: int
-    ) -> list[memoryview]:
-        """Memory, a piece per head, for `[num_kv_heads, num_tokens, head_dim]` at `start`.
-
-        Raises ValueError if the tensor does not fit the model."""
-
-    def written(self, name: str, start: int) -> None:
-        """The memory from `writable` is filled."""
-
-    def set_length(self, num_tokens: int) -> None:
-        """What was loaded or written up to here counts from now on."""
-
-    def load_states(self, block: Any) -> None:
-        """Put the checkpoint of a block back. Raises ValueError if it is not one of the model."""
-
-    def writable_state(self, name: str, dtype: str, shape: tuple[int, ...]) -> memoryview:
-        """Memory for a tensor of a checkpoint. Raises ValueError if the model has no such."""
-
-    def states_written(self) -> None:
-        """The memory from `writable_state` is filled. Raises ValueError if some is missing."""
 
 
 @dataclass(slots=True)
@@ -90,6 +38,10 @@ class Entry:
     def is_held(self) -> bool:
         """Nothing may take it away."""
         return self.num_leases > 0 or self.is_pinned
+
+    def is_over(self, ttl: float | None, now: float) -> bool:
+        """Whether nothing holds it and its time is over."""
+        return not self.is_held and is_over(self.last_used, ttl, now)
 
     def candidate(self, num_bytes: int, ttl: float | None) -> Candidate:
         """For the eviction of a tier where it takes `num_bytes` and lives `ttl` seconds unused."""

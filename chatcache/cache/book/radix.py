@@ -15,16 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from chatcache.cache.segments import Span
 from chatcache.token_ids import TokenIds
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Positions `start` to `stop` of a path, held by one segment."""
-
-    segment_id: str
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +86,8 @@ class RadixTree:
                 break
             for segment_id in child.segment_ids:
                 labelled = self._labelled[segment_id]
-                if max(one.stop for one in labelled) == child.stop:
-                    start = min(one.start for one in labelled)
+                if max(held.stop for held in labelled) == child.stop:
+                    start = min(held.start for held in labelled)
                     found.append(Span(segment_id, start, child.stop))
             node = child
         return found

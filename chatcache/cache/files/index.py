@@ -1,13 +1,14 @@
-"""Which segment builds on which, noted beside the files: opening need not read every header.
+"""Which segments lie in a namespace, and how their paths go on: an index that can be thrown away.
 
-The headers of the files are the truth. A row only tells where in the tree to look for a file: what
-is found there is opened, and its id is computed again from its ids, before it is used. So a row
-that is wrong, old or missing costs time or reuse and never makes a reuse wrong.
+The headers of the files are the truth. A row tells the ids, the parent and the size of a segment,
+so that opening reads no header and a prompt finds its way without opening a file. An id is computed
+again from the ids of its path before it is used, so a row that is wrong, old or missing costs time
+or reuse and never makes a reuse wrong.
 
-Layout (version 1): 16 bytes that name the format, then rows of 128 bytes, each with a checksum.
-Whoever wrote a segment appends its row; a small append goes to the end of a file as one piece, so
-several processes need no lock. What they lose when one of them writes the file anew is read from
-the headers when the cache is opened next.
+It is one SQLite file beside the segments, shared by all processes. After a power cut its last rows
+may be missing (WAL, `synchronous=NORMAL`); the next opening reads them from the headers. Pins and
+rates are not in it, because a person or a measurement made them; nor is the time of the last use,
+which every file carries itself.
 """
 
 from __future__ import annotations
@@ -15,179 +16,321 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import struct
-from collections.abc import Iterable, Mapping
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import xxhash
-
-from chatcache.atomic_write import replacing
-from chatcache.token_ids import BYTES_PER_ID, TokenIds
+from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
 
-FILE_NAME = "index-1.bin"
-HEAD_IDS = 16
-_MAGIC = b"chatcache-index1"
-_FIELDS = struct.Struct("<16s16sIIQ64s8x")
-_ROW = struct.Struct("<120sQ")
-_NUM_BYTES = struct.Struct("<Q")
-_NUM_BYTES_AT = 40
-_START = struct.Struct("<I")
-_START_AT = 32
-_NO_PARENT = bytes(16)
-_DEAD_ROWS = 1000
+FILE_NAME = "index-2.sqlite3"
+# All that an index may have left in a directory, also one of an older version.
+FILE_NAMES = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", "index-1.bin")
+_SECONDS_TO_WAIT = 1.0  # for another process that writes a row
+_TRIES = 5
+_NO_PARENT = ""
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS segment (
+    id TEXT NOT NULL, parent TEXT NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
+    ids BLOB NOT NULL, num_bytes INTEGER NOT NULL, has_states INTEGER NOT NULL,
+    fork INTEGER -- the first position within it at which another segment goes on
+);
+CREATE INDEX IF NOT EXISTS known ON segment (id, parent);
+CREATE INDEX IF NOT EXISTS way_on ON segment (parent, start, ids);
+CREATE INDEX IF NOT EXISTS forked ON segment (parent, start) WHERE fork > 0;
+CREATE TABLE IF NOT EXISTS total (num_segments INTEGER NOT NULL, num_bytes INTEGER NOT NULL);
+INSERT INTO total SELECT 0, 0 WHERE NOT EXISTS (SELECT * FROM total);
+CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON segment BEGIN
+    UPDATE total SET num_segments = num_segments + 1, num_bytes = num_bytes + new.num_bytes;
+END;
+CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON segment BEGIN
+    UPDATE total SET num_segments = num_segments - 1, num_bytes = num_bytes - old.num_bytes;
+END;
+"""
+_ROW = "SELECT id, parent, start, stop, ids, num_bytes, has_states, fork FROM segment"
+_FORK = """
+UPDATE segment SET fork = (
+    SELECT min(child.start) FROM segment AS child
+    WHERE child.parent = segment.id AND child.start < segment.stop
+) WHERE id IN (?, ?)
+"""
 
 
-class IndexRow(NamedTuple):
-    """Where a segment belongs. `head` are its first ids: 16 of them, or all."""
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """Where a segment belongs, and what it holds."""
 
     segment_id: str
     parent_id: str | None
     start: int
     stop: int
+    token_ids: TokenIds
     num_bytes: int
-    head: TokenIds
+    has_states: bool
+    fork: int | None = field(default=None, compare=False)  # the index knows, the file does not
 
 
 class SegmentIndex:
-    """The index of the segments in `directory`. Not thread-safe. Reading never raises: what cannot
-    be read is not known."""
+    """The index of the segments in `directory`. Thread-safe. No method raises for the state of the
+    file: what cannot be read is not known, and what cannot be written is lost."""
 
     def __init__(self, directory: Path):
         self._path = directory / FILE_NAME
-        self._inode = 0
-        self._num_read = 0
-        self._num_rows = 0
-        self._is_sound = False
+        self._log_path = directory / FILE_NAMES[1]
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._is_reader = False  # changes are noted in memory alone
+        self._is_file = False  # it is connected to the file, not to memory
+        self._version: list[object] = []
 
-    def read(self) -> list[bytes]:
-        """All rows, packed, in the order in which they were appended."""
-        self._inode = self._num_read = self._num_rows = 0
-        self._is_sound = True
-        return self.read_new()
+    def open(self, *, is_writing: bool) -> None:
+        """Connect to the file, which is made if need be. Without `is_writing` nothing on disk is
+        changed: changes are noted in memory."""
+        with self._lock:
+            self.close()
+            self._is_reader = not is_writing
+            self._connection = self._to_write() if is_writing else self._to_read()
+            self._is_file = self._connection is not None
+            self._version = self._version_now()
 
-    def read_new(self) -> list[bytes]:
-        """The rows that were appended since; all of them if it is another file now."""
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection, self._is_file = None, False
+            self._version = self._version_now()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[SegmentIndex]:
+        """Open only while the block runs, to read."""
+        self.open(is_writing=False)
         try:
-            status = self._path.stat()
-        except OSError:
-            self._is_sound = False
-            return []
-        if (status.st_ino, status.st_size) == (self._inode, self._num_read):
-            return []
-        if status.st_ino != self._inode:
-            self._inode, self._num_read = status.st_ino, 0
-        return self._parse(self._content())
+            yield self
+        finally:
+            self.close()
 
-    def has_to_be_written(self, num_files: int) -> bool:
-        """Whether it is missing, damaged, or mostly about files that are gone."""
-        return not self._is_sound or self._num_rows > 2 * num_files + _DEAD_ROWS
+    def has_news(self) -> bool:
+        """Whether other processes have changed something since it was asked last."""
+        with self._lock:
+            before, now = self._version, self._version_now()
+            if before == now:
+                return False
+            self._version = now
+            if self._is_reader or before[:1] != now[:1]:
+                self.open(is_writing=not self._is_reader)
+            return True
 
-    def append(self, rows: Iterable[bytes]) -> None:
-        """Add packed rows; failing to is no loss but of time."""
-        content = b"".join(map(_with_checksum, rows))
-        with contextlib.suppress(OSError):
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+    def add(self, rows: Iterable[IndexRow]) -> None:
+        """Note segments, in the place of what was noted of them before."""
+        with self._changing() as connection:
+            for row in rows:
+                parent = row.parent_id or _NO_PARENT
+                connection.execute("DELETE FROM segment WHERE id = ?", (row.segment_id,))
+                connection.execute(
+                    "INSERT INTO segment (id, parent, start, stop, ids, num_bytes, has_states)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (row.segment_id, parent, row.start, row.stop, row.token_ids.packed,
+                     row.num_bytes, row.has_states),
+                )  # fmt: skip
+                connection.execute(_FORK, (row.segment_id, parent))
+
+    def remove(self, segment_ids: Iterable[str]) -> None:
+        with self._changing() as connection:
+            connection.executemany(
+                "DELETE FROM segment WHERE id = ?", ((segment_id,) for segment_id in segment_ids)
+            )
+
+    def totals(self) -> tuple[int, int]:
+        """How many segments there are, and their bytes."""
+        rows = self._ask("SELECT num_segments, num_bytes FROM total")
+        return rows[0] if rows else (0, 0)
+
+    def parents(self) -> dict[str, str | None]:
+        """The parents of all segments, by id."""
+        return {row[0]: row[1] or None for row in self._ask("SELECT id, parent FROM segment")}
+
+    def latest(self, limit: int) -> list[IndexRow]:
+        """Those that were noted last."""
+        return self._rows(f"{_ROW} ORDER BY rowid DESC LIMIT ?", limit)
+
+    def child_ids(self, parent_id: str | None, limit: int) -> list[str]:
+        """Some of the segments that go on from one; of the roots, for None."""
+        sql = "SELECT id FROM segment WHERE parent = ? LIMIT ?"
+        return [segment_id for (segment_id,) in self._ask(sql, parent_id or _NO_PARENT, limit)]
+
+    def children(self, parent_id: str | None, ids: TokenIds, extent: int) -> Iterator[IndexRow]:
+        """Of the segments that go on from one which a prompt goes along with up to position
+        `extent`: those that the prompt has all ids of, the one that shares most of it, and those
+        that it could leave within, for another segment."""
+        parent, start = parent_id or _NO_PARENT, -1
+        sql = "SELECT min(start) FROM segment WHERE parent = ? AND start BETWEEN ? AND ?"
+        while True:
+            ((first,),) = self._ask(sql, parent, start + 1, extent) or [(None,)]
+            if first is None or first >= len(ids):
+                return
+            start = first
+            yield from self._alike(parent, start, ids[start:])
+
+    def _alike(self, parent: str, start: int, tail: TokenIds) -> Iterator[IndexRow]:
+        """The same, of those with one first position: `tail` is what the prompt has from there.
+
+        Of all ids up to the first `n` of the tail, the last in order share the most with it, and
+        what the tail begins with is never longer than that."""
+        last = self._last_up_to(parent, start, tail)
+        sql = f"{_ROW} WHERE parent = ? AND start = ? AND ids > ? ORDER BY ids LIMIT 1"
+        beside = last + self._rows(sql, parent, start, tail.packed)
+        nearest = max(beside, key=lambda row: row.token_ids.common_prefix(tail), default=None)
+        if nearest is not None and nearest.token_ids[:1] == tail[:1]:
+            yield nearest
+        while last:
+            (row,) = last
+            length = row.token_ids.common_prefix(tail)
+            if length == len(row.token_ids):
+                if row is not nearest:
+                    yield row
+                length -= 1
+            last = self._last_up_to(parent, start, tail[:length]) if length > 0 else []
+        for row in self._rows(f"{_ROW} WHERE parent = ? AND start = ? AND fork > 0", parent, start):
+            if row.fork is not None and row.token_ids.common_prefix(tail) >= row.fork - start:
+                yield row
+
+    def _last_up_to(self, parent: str, start: int, ids: TokenIds) -> list[IndexRow]:
+        sql = f"{_ROW} WHERE parent = ? AND start = ? AND ids <= ? ORDER BY ids DESC LIMIT 1"
+        return self._rows(sql, parent, start, ids.packed)
+
+    def _rows(self, sql: str, *values: Any) -> list[IndexRow]:
+        """A row that makes no sense is left out."""
+        return [row for row in map(_row, self._ask(sql, *values)) if row is not None]
+
+    def _ask(self, sql: str, *values: Any) -> list[Any]:
+        with self._lock:
             try:
-                os.write(fd, content)
-            finally:
-                os.close(fd)
+                return self._in_use().execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                self._failed(error)
+                return []
 
-    def write(self, rows: Iterable[bytes]) -> None:
-        """Put a file with these packed rows in the place of the old one; failing to is no loss
-        but of time."""
-        content = _MAGIC + b"".join(map(_with_checksum, rows))
+    def _in_use(self) -> sqlite3.Connection:
+        """The connection; one to memory where there is no file."""
+        if self._connection is None:
+            self._connection = _in_memory()
+        return self._connection
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """All of it is noted, or nothing."""
+        with self._lock:
+            try:
+                if self._is_reader and self._is_file:
+                    self._go_on_in_memory()
+                connection = self._in_use()
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._failed(error)
+
+    def _failed(self, error: sqlite3.Error) -> None:
+        """Go on without what could not be read or noted. A file that is damaged is removed, so
+        that the next opening makes it again."""
+        log.warning("the index %s: %s", self._path, error)
+        if self._connection is not None and self._connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+        if _is_damage(error):
+            if not self._is_reader:
+                self._remove_files()
+            self.close()
+
+    def _to_write(self) -> sqlite3.Connection | None:
+        for _ in range(_TRIES):
+            try:
+                return _connected(self._path)
+            except (sqlite3.Error, OSError) as error:
+                log.warning("the index %s cannot be opened: %s", self._path, error)
+                if _is_damage(error):
+                    self._remove_files()
+                time.sleep(_SECONDS_TO_WAIT / 50)
+        return None
+
+    def _to_read(self) -> sqlite3.Connection | None:
+        """Where no log lies beside it, nobody writes the file: it is read without making one."""
+        is_still = "" if self._log_path.exists() else "&immutable=1"
+        uri = f"{self._path.absolute().as_uri()}?mode=ro{is_still}"
         try:
-            with replacing(self._path) as file:
-                file.write(content)
-                self._inode = os.fstat(file.fileno()).st_ino
-        except OSError as error:
-            log.warning("the index in %s cannot be written: %s", self._path.parent, error)
-            return
-        self._num_read, self._is_sound = len(content), True
-        self._num_rows = (len(content) - len(_MAGIC)) // _ROW.size
+            connection = _connect(uri, uri=True)
+            connection.execute(f"{_ROW} LIMIT 1").fetchone()
+        except sqlite3.Error:
+            return None
+        return connection
 
-    def _content(self) -> bytes:
-        """What was not read yet, in whole rows; what is torn at the end is left for later."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._num_read)
-                content = file.read()
-        except OSError:
-            self._is_sound = False
-            return b""
-        if self._num_read == 0:
-            self._is_sound = content.startswith(_MAGIC)
-            self._num_read = len(_MAGIC)
-            content = content[len(_MAGIC) :] if self._is_sound else b""
-        torn = len(content) % _ROW.size
-        self._is_sound = self._is_sound and not torn
-        return content[:-torn] if torn else content
+    def _go_on_in_memory(self) -> None:
+        copy = _connect(":memory:")
+        with contextlib.closing(self._in_use()) as file:
+            file.backup(copy)
+        self._connection, self._is_file = copy, False
 
-    def _parse(self, content: bytes) -> list[bytes]:
-        self._num_read += len(content)
-        self._num_rows += len(content) // _ROW.size
-        digest = xxhash.xxh3_64_intdigest
-        rows = [packed for packed, check in _ROW.iter_unpack(content) if digest(packed) == check]
-        self._is_sound = self._is_sound and len(rows) * _ROW.size == len(content)
-        return rows
+    def _version_now(self) -> list[object]:
+        """Differs when the content does; its first part, when it is another file."""
+        if self._is_reader:
+            return [_stamp(self._path), _stamp(self._log_path)]
+        return [_stamp(self._path)[:1], *self._ask("PRAGMA data_version")] if self._is_file else []
+
+    def _remove_files(self) -> None:
+        for name in FILE_NAMES:
+            with contextlib.suppress(OSError):
+                self._path.with_name(name).unlink()
 
 
-def head_of(token_ids: TokenIds) -> TokenIds:
-    """The part of the ids of a segment that is noted in a row."""
-    return token_ids[:HEAD_IDS]
+def _connect(place: str, *, uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(
+        place, uri=uri, timeout=_SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False
+    )
 
 
-def pack_row(row: IndexRow) -> bytes:
-    """A row as it is kept; so a hundred thousand of them take little time and memory."""
-    parent = _NO_PARENT if row.parent_id is None else bytes.fromhex(row.parent_id)
-    segment = bytes.fromhex(row.segment_id)
-    return _FIELDS.pack(segment, parent, row.start, row.stop, row.num_bytes, row.head.packed)
+def _connected(path: Path) -> sqlite3.Connection:
+    """A connection to the file, which only its owner reads. Raises sqlite3.Error and OSError."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    connection = _connect(str(path))
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.executescript(_SCHEMA)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
 
 
-def unpack_row(packed: bytes) -> IndexRow:
-    """The inverse of `pack_row`."""
-    segment, _, start, stop, num_bytes, head = _FIELDS.unpack(packed)
-    parent_id = parent_of(packed)
-    num_head = min(HEAD_IDS, stop - start) * BYTES_PER_ID
-    known = TokenIds.from_bytes(head[:num_head])
-    return IndexRow(segment.hex(), parent_id, start, stop, num_bytes, known)
+def _in_memory() -> sqlite3.Connection:
+    connection = _connect(":memory:")
+    connection.executescript(_SCHEMA)
+    return connection
 
 
-def by_id(rows: Iterable[bytes]) -> dict[str, bytes]:
-    """The last word on each segment."""
-    return {packed[:16].hex(): packed for packed in rows}
+def _row(values: Sequence[Any]) -> IndexRow | None:
+    segment_id, parent, start, stop, packed, num_bytes, has_states, fork = values
+    try:
+        ids = TokenIds.from_bytes(packed)
+    except (ValueError, TypeError):
+        return None
+    return IndexRow(segment_id, parent or None, start, stop, ids, num_bytes, bool(has_states), fork)
 
 
-def start_of(packed: bytes) -> int:
-    """The first position of the segment of a row."""
-    start: int = _START.unpack_from(packed, _START_AT)[0]
-    return start
+def _is_damage(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def parent_key(packed: bytes) -> bytes:
-    """Equal for rows with the same parent; `key_of` it."""
-    return packed[16:32]
-
-
-def parent_of(packed: bytes) -> str | None:
-    """The id of the parent of a row."""
-    parent = parent_key(packed)
-    return None if parent == _NO_PARENT else parent.hex()
-
-
-def key_of(segment_id: str | None) -> bytes:
-    """The `parent_key` of the children of a segment; of the roots, for None."""
-    return _NO_PARENT if segment_id is None else bytes.fromhex(segment_id)
-
-
-def sizes(rows: Mapping[str, bytes]) -> dict[str, int]:
-    """The sizes in bytes of the files that the rows are about."""
-    unpack = _NUM_BYTES.unpack_from
-    return {segment_id: unpack(packed, _NUM_BYTES_AT)[0] for segment_id, packed in rows.items()}
-
-
-def _with_checksum(packed: bytes) -> bytes:
-    return _ROW.pack(packed, xxhash.xxh3_64_intdigest(packed))
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from chatcache.cache.book.entries import KVSink
-from chatcache.cache.book.radix import Span
 from chatcache.cache.files.segfile import SegmentDamagedError, SegmentFile
+from chatcache.cache.segments import KVSink, Span
 from chatcache.token_ids import TokenIds
 
 _NUM_THREADS = 2

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from chatcache.cache.files.pace import PIECE_BYTES, Pace
+from chatcache.cache.segments import TensorSource
 from chatcache.token_ids import BYTES_PER_ID, TokenIds
 
 FORMAT = "chatcache-kv"
@@ -47,20 +48,6 @@ class SegmentMissingError(Exception):
 
 class SegmentFormatError(SegmentDamagedError):
     """The file is whole but of a format that this version does not read. It is left alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSource:
-    """One tensor to write: dtype as safetensors names it, and its bytes in order, unjoined."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    buffers: tuple[memoryview, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self.buffers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,19 +283,6 @@ def _parse_metadata(metadata: Mapping[str, str], num_bytes: int) -> SegmentHeade
         num_bytes=num_bytes,
         has_states=metadata.get("states") == "1",
     )
-
-
-def peek_ids(path: Path, num_tokens: int) -> TokenIds:
-    """The ids in a file as they stand there, compared with nothing; empty if there are none.
-
-    Good for finding out where to look, and a tenth of the time that a header takes."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            packed = os.pread(file.fileno(), num_tokens * BYTES_PER_ID, 8 + length)
-            return TokenIds.from_bytes(packed)
-    except (OSError, struct.error, OverflowError, ValueError):
-        return TokenIds()
 
 
 def _batches(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:

@@ -6,7 +6,7 @@ anything that mentions it; a file appears whole or not at all (temporary name, f
 any number of processes may write without a lock: a name stands for its content.
 
     <cache-dir>/segments/<namespace>/namespace.json            the fields, for people and for misses
-    <cache-dir>/segments/<namespace>/index-1.bin               which segment builds on which
+    <cache-dir>/segments/<namespace>/index-2.sqlite3           which segment builds on which
     <cache-dir>/segments/<namespace>/<start>-<stop>-<id>.safetensors
 
 Damaged files are set aside elsewhere (`quarantine.py`).
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chatcache.atomic_write import replacing, write_atomically
-from chatcache.cache.files.index import IndexRow, SegmentIndex, head_of, pack_row
+from chatcache.cache.files.index import IndexRow, SegmentIndex
 from chatcache.cache.files.names import Named, file_name, id_of, is_file_name, parse_name
 from chatcache.cache.files.pace import Pace
 from chatcache.cache.files.quarantine import Quarantine
@@ -36,9 +36,9 @@ from chatcache.cache.files.segfile import (
     SegmentFormatError,
     SegmentHeader,
     SegmentMissingError,
-    TensorSource,
     write_segment,
 )
+from chatcache.cache.segments import TensorSource
 
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+")
 
@@ -70,6 +70,11 @@ class StoredSegment:
     path: Path
     last_used: float
     inode: int
+
+    @property
+    def row(self) -> IndexRow:
+        """What the index notes of it."""
+        return _index_row(self.header, self.header.num_bytes)
 
 
 class SegmentStore:
@@ -107,6 +112,18 @@ class SegmentStore:
             return {}
         return {str(key): str(value) for key, value in loaded.items()}
 
+    def bring_index_up_to_date(self) -> list[DamagedFile]:
+        """Note what is in the directory and not in the index, and the other way round. Returns what
+        is damaged."""
+        known = self.index.parents().keys()
+        there = {id_of(name): name for name in self.names()}
+        loaded = [self.load(name) for segment_id, name in there.items() if segment_id not in known]
+        if new := [found.row for found in loaded if isinstance(found, StoredSegment)]:
+            self.index.add(new)
+        if gone := known - there.keys():
+            self.index.remove(gone)
+        return [found for found in loaded if isinstance(found, DamagedFile)]
+
     def scan(self) -> tuple[list[StoredSegment], list[DamagedFile]]:
         """Read every header. Nothing is changed: the caller decides about what is damaged."""
         found: list[StoredSegment] = []
@@ -122,8 +139,8 @@ class SegmentStore:
     def has_states(self) -> bool:
         """Whether the first sound segment there is holds a checkpoint."""
         loaded = (self.load(name) for name in self.names())
-        sound = (one for one in loaded if isinstance(one, StoredSegment))
-        return any(one.header.has_states for one in islice(sound, 1))
+        sound = (found for found in loaded if isinstance(found, StoredSegment))
+        return any(found.header.has_states for found in islice(sound, 1))
 
     def load(self, name: str) -> StoredSegment | DamagedFile | None:
         """Read the header of a file; None if it is gone, or of a format of the future."""
@@ -149,7 +166,7 @@ class SegmentStore:
             size = write_segment(file, header, tensors, pace)
             file.flush()
             os.utime(file.fileno(), (last_used, last_used))
-        self.index.append([pack_row(index_row(header, size))])
+        self.index.add([_index_row(header, size)])
         return path, size
 
     def touch(self, path: Path, at: float) -> None:
@@ -242,11 +259,17 @@ def namespaces(cache_dir: Path) -> list[SegmentStore]:
     return [SegmentStore(cache_dir, name) for name in names]
 
 
-def index_row(header: SegmentHeader, num_bytes: int) -> IndexRow:
+def _index_row(header: SegmentHeader, num_bytes: int) -> IndexRow:
     """What the index notes of a segment."""
-    parent_id = header.parent_id if header.start else None
-    head = head_of(header.token_ids)
-    return IndexRow(header.segment_id, parent_id, header.start, header.stop, num_bytes, head)
+    return IndexRow(
+        segment_id=header.segment_id,
+        parent_id=header.parent_id if header.start else None,
+        start=header.start,
+        stop=header.stop,
+        token_ids=header.token_ids,
+        num_bytes=num_bytes,
+        has_states=header.has_states,
+    )
 
 
 def inode_of(path: Path) -> int:

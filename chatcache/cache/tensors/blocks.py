@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from chatcache.cache.files.segfile import TensorSource
+from chatcache.cache.segments import TensorSource
 from chatcache.cache.tensors.layers import Buffers
 
 _DTYPE_NAMES = {

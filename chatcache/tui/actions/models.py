@@ -11,8 +11,8 @@ from chatcache.backends.base import ModelInfo
 from chatcache.formatting import one_line
 from chatcache.frontend.model_choice import ModelChoice
 from chatcache.frontend.open_chat import OpenChat
+from chatcache.frontend.options import ChatOptions
 from chatcache.frontend.registry import key_words
-from chatcache.tui.options import ChatOptions
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.parts.chat_view import ChatView
 from chatcache.tui.screens.confirm import ConfirmScreen

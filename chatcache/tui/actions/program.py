@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from textual.app import App
 
-from chatcache.errors import ChatcacheError, NotFoundError, UsageError, did_you_mean
+from chatcache.errors import ChatcacheError, UsageError, did_you_mean
 from chatcache.formatting import plural
-from chatcache.frontend import figures, keycheck, reports, servers
+from chatcache.frontend import keycheck, servers
+from chatcache.frontend.desk import SegmentDesk, required, spill
 from chatcache.frontend.open_chat import OpenChat
+from chatcache.frontend.options import ChatOptions
 from chatcache.frontend.progress import Report
 from chatcache.tui.look import layout
 from chatcache.tui.messages import PanelModeChosen
-from chatcache.tui.options import ChatOptions
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.parts.long_work import LongWork
 from chatcache.tui.screens.confirm import ConfirmScreen
@@ -24,9 +25,6 @@ from chatcache.tui.screens.lens import LensScreen
 from chatcache.tui.screens.segments import SegmentsScreen
 from chatcache.tui.screens.themes import ThemeScreen
 from chatcache.tui.stage import Handler, Stage
-
-if TYPE_CHECKING:
-    from chatcache.frontend.desk import SegmentDesk
 
 
 class ProgramActions:
@@ -63,10 +61,7 @@ class ProgramActions:
         self._stage.post_message(PanelModeChosen(mode))
 
     async def _stats(self, argument: str) -> None:
-        self._chat.require_session()
-        messages = await self._stage.ask(self._chat.messages)
-        stored = [figures.from_json(message.result_json) for message in messages]
-        await self._stage.show_note(reports.totals([found for found in stored if found]))
+        await self._stage.show_note(await self._stage.ask(self._chat.stats))
 
     @property
     def _is_remote(self) -> bool:
@@ -77,7 +72,9 @@ class ProgramActions:
         rows = snapshot.segments if snapshot is not None else ()
         if self._is_remote:
             self._stage.toast(servers.NO_SEGMENTS)
-        picker = SegmentsScreen(rows, self._desk, self._stage.now, self._chat.service.spill)
+        picker = SegmentsScreen(
+            rows, self._desk, self._stage.now, partial(spill, self._chat.service)
+        )
         await self._stage.push_screen_wait(picker)
 
     async def _lens(self, argument: str) -> None:
@@ -96,20 +93,13 @@ class ProgramActions:
 
     async def inspect(self, turn: int) -> None:
         """Show the figures of the answer of a turn in the panel."""
-        self._chat.require_session()
-        path = await self._stage.ask(self._chat.messages)
-        results = (message.result_json for message in path if message.turn == turn)
-        found = figures.from_json(next(filter(None, results), None))
-        if found is None:
-            raise NotFoundError(f"Turn {turn} has no figures.", "They come with the answer.")
-        self._panel.show(found, turn)
+        self._panel.show(await self._stage.ask(self._chat.figures_of, turn), turn)
         self._stage.post_message(PanelModeChosen("full", is_kept=False))
         self._stage.refresh_panel()
 
     async def _spill(self, argument: str) -> None:
-        if not await self._stage.ask(self._chat.service.spill):
-            raise UsageError("No model of this machine is loaded.", "Then nothing is in memory.")
-        self._stage.toast("What is in memory alone is written to disk; the panel shows when.")
+        done = await self._stage.ask(spill, self._chat.service)
+        self._stage.toast(f"{done} The panel shows when.")
 
     async def _theme(self, argument: str) -> None:
         app, before = self._app, self._app.theme
@@ -160,14 +150,12 @@ class ProgramActions:
             await self._stage.show_note("\n  ".join(found))
 
     async def _gc(self, argument: str) -> None:
-        desk = self._desk
-        if desk is None:
-            raise UsageError("The cache of this backend is not on this machine.", "")
+        desk = required(self._desk)
         garbage = await self._work.run("looking for what can be removed", desk.look_for_garbage)
         if garbage is None:
             return
         if not garbage.num_files:
-            self._stage.toast("Nothing to remove: every segment on disk can be used.")
+            self._stage.toast(garbage.lines()[0])
             return
         question = f"Remove {plural(garbage.num_files, 'file')} that nothing can use any more?"
         dialog = ConfirmScreen(question, "\n".join(garbage.lines()), "Remove")

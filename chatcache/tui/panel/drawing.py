@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.cells import cell_len
 
-from chatcache import formatting as fmt
+from chatcache.formatting import clean, duration, one_line, parameters, percent, rate, size
 from chatcache.frontend import servers
 from chatcache.frontend.figures import Figures, is_real_miss, reason_words, sign
 from chatcache.tui.look.formatting import age, bar, clock_time, shorten, sparkline
@@ -73,7 +73,7 @@ def compact_line(state: PanelState, width: int) -> Line:
         return (Piece("CACHE", "title"), Piece(f"  {words}", "strong"))
     if figures is None:
         return (Piece("CACHE", "title"), Piece("  nothing asked yet", "dim"))
-    share = fmt.percent(figures.cached_tokens, figures.prompt_tokens)
+    share = percent(figures.cached_tokens, figures.prompt_tokens)
     head = f"  {sign(figures)} {figures.outcome} {share}"
     parts = [reason_words(figures.reason), f"+{figures.computed_tokens:,} computed"]
     if figures.is_remote:
@@ -82,9 +82,9 @@ def compact_line(state: PanelState, width: int) -> Line:
     elif figures.cached_tokens:
         parts.insert(1, f"{figures.cached_tokens:,} reused ({figures.sources})")
     if figures.ttft_ms is not None:
-        parts.append(f"TTFT {fmt.duration(figures.ttft_ms)}")
+        parts.append(f"TTFT {duration(figures.ttft_ms)}")
     if figures.saved_ms:
-        parts.append(f"saved {fmt.duration(figures.saved_ms)}")
+        parts.append(f"saved {duration(figures.saved_ms)}")
     if figures.price is not None:
         parts.append(servers.price_words(figures.price))
     room = width - len("CACHE") - cell_len(head)
@@ -99,7 +99,7 @@ def compact_line(state: PanelState, width: int) -> Line:
 def _restore_lines(state: PanelState, width: int) -> Iterator[Line]:
     if state.restoring is not None:
         yield _heading("RESTORING", "from disk", width)
-        yield _count_line("tokens", state.restoring.num_tokens, fmt.size(state.restoring.num_bytes))
+        yield _count_line("tokens", state.restoring.num_tokens, size(state.restoring.num_bytes))
 
 
 def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
@@ -112,14 +112,14 @@ def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
     if figures.is_remote:
         yield from _server_lines(state, figures, width)
         return
-    share = fmt.percent(figures.cached_tokens, figures.prompt_tokens)
+    share = percent(figures.cached_tokens, figures.prompt_tokens)
     note = f"turn {state.figures_turn}" if state.figures_turn else ""
     yield _heading(f"CACHE  {figures.outcome} {share}", note, width, strong_from=5)
     done = state.prefill_done if state.is_running else figures.prompt_tokens
     yield _double_bar(figures.cached_tokens, done, figures.prompt_tokens, width)
     style = "good" if figures.outcome == "hit" else "bad" if is_real_miss(figures) else "strong"
     yield (Piece(f"{sign(figures)} {reason_words(figures.reason)}", style),)
-    yield from _wrapped(fmt.clean(figures.detail), width)
+    yield from _wrapped(clean(figures.detail), width)
     yield ()
     cut = f"cut at {figures.diverged_at:,}" if figures.cached_tokens else ""
     yield _count_line("prompt", figures.prompt_tokens, cut)
@@ -136,13 +136,13 @@ def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
 def _server_lines(state: PanelState, figures: Figures, width: int) -> Iterator[Line]:
     """What a server told of a turn; what it did not tell has no line."""
     prompt, cached = figures.prompt_tokens, figures.server_cached_tokens
-    share = f"  {fmt.percent(cached, prompt)} cached" if cached is not None and prompt else ""
+    share = f"  {percent(cached, prompt)} cached" if cached is not None and prompt else ""
     note = f"turn {state.figures_turn}" if state.figures_turn else ""
     yield _heading(f"SERVER{share}", note, width, strong_from=6)
     if share:
         yield _double_bar(cached or 0, prompt, prompt, width)
     yield (Piece(f"{sign(figures)} {reason_words(figures.reason)}", "strong"),)
-    yield from _wrapped(fmt.clean(figures.detail), width)
+    yield from _wrapped(clean(figures.detail), width)
     if prompt:
         yield ()
         yield _count_line("prompt", prompt, "")
@@ -170,24 +170,24 @@ def _latency_lines(state: PanelState, width: int) -> Iterator[Line]:
     figures = state.figures
     if state.is_running and (now := state.decoding) is not None:
         yield _heading("LATENCY", "writing now", width)
-        speed = f"{fmt.rate(now.rate)}/s" if now.rate is not None else "–"
+        pace = f"{rate(now.rate)}/s" if now.rate is not None else "–"
         if now.num_tokens:
-            yield _table_line(("decode", speed, f"{now.num_tokens:,} tok", ""), width)
+            yield _table_line(("decode", pace, f"{now.num_tokens:,} tok", ""), width)
     if figures is None or figures.ttft_ms is None:
         return
     cold = "cold" if figures.is_cold_measured else "cold est."
     middle, right = ("", "") if figures.is_remote else (cold, "saved")
     yield _table_line(("LATENCY", "last", middle, right), width, ("title", "dim", "dim", "dim"))
     if figures.cached_tokens:
-        yield _table_line(("restore", fmt.duration(figures.restore_ms), "", ""), width)
+        yield _table_line(("restore", duration(figures.restore_ms), "", ""), width)
     if figures.prefill_ms is not None or not figures.is_remote:
-        yield _table_line(("prefill", fmt.duration(figures.prefill_ms), "", ""), width)
-    cold_ttft = "" if figures.cold_ttft_ms is None else fmt.duration(figures.cold_ttft_ms)
-    saved = fmt.duration(figures.saved_ms) if figures.saved_ms else ""
+        yield _table_line(("prefill", duration(figures.prefill_ms), "", ""), width)
+    cold_ttft = "" if figures.cold_ttft_ms is None else duration(figures.cold_ttft_ms)
+    saved = duration(figures.saved_ms) if figures.saved_ms else ""
     styles = ("", "strong", "", "good")
-    yield _table_line(("TTFT", fmt.duration(figures.ttft_ms), cold_ttft, saved), width, styles)
-    if (rate := figures.decode_tokens_per_second) is not None or not figures.is_remote:
-        yield _table_line(("decode", f"{fmt.rate(rate)}/s", "", ""), width)
+    yield _table_line(("TTFT", duration(figures.ttft_ms), cold_ttft, saved), width, styles)
+    if (speed := figures.decode_tokens_per_second) is not None or not figures.is_remote:
+        yield _table_line(("decode", f"{rate(speed)}/s", "", ""), width)
     if len(state.ttfts) > 1:
         half = (width - 13) // 2
         yield (
@@ -215,7 +215,7 @@ def _store_lines(snapshot: CacheSnapshot | None, width: int, now: float) -> Iter
 
 
 def _tier_line(name: str, use: TierUse, width: int) -> Line:
-    figures = f"  {fmt.size(use.num_bytes)} / {fmt.size(use.budget_bytes)}"
+    figures = f"  {size(use.num_bytes)} / {size(use.budget_bytes)}"
     fraction = use.num_bytes / use.budget_bytes if use.budget_bytes else 0.0
     filled, rest = bar(fraction, max(4, width - 5 - cell_len(figures)))
     return (Piece(f"{name:<5}"), Piece(filled, "bar"), Piece(rest, "rest"), Piece(figures))
@@ -225,7 +225,7 @@ def _segment_text(row: SegmentRow, width: int, now: float) -> str:
     return _segment_columns(
         f"{row.start:,}–{row.stop:,}",
         where_words(row) + ("*" if row.is_pinned else ""),
-        fmt.size(row.num_bytes),
+        size(row.num_bytes),
         age(now - row.last_used),
         f"{row.hits:,}",
         width,
@@ -239,9 +239,9 @@ def where_words(row: SegmentRow) -> str:
     return "disk" if row.on_disk else "live" if row.is_live else "–"
 
 
-def _segment_columns(tokens: str, where: str, num: str, age: str, hits: str, width: int) -> str:
+def _segment_columns(tokens: str, where: str, num: str, used: str, hits: str, width: int) -> str:
     first = max(9, width - 23)
-    return f"{shorten(tokens, first):<{first}}{where:>5}{num:>8}{age:>5}{hits:>5}"
+    return f"{shorten(tokens, first):<{first}}{where:>5}{num:>8}{used:>5}{hits:>5}"
 
 
 def _idle_lines(totals: IdleTotals, width: int) -> Iterator[Line]:
@@ -258,7 +258,7 @@ def _event_lines(state: PanelState, width: int) -> Iterator[Line]:
     for event in list(state.events)[-MAX_EVENTS:]:
         stamp = clock_time(event.at, seconds=True)
         style = "bad" if event.kind in ("quarantined", "warning") else ""
-        words = fmt.one_line(f"! {event.text}" if style else event.text)
+        words = one_line(f"! {event.text}" if style else event.text)
         text = textwrap.wrap(words, max(10, width - 9)) or [""]
         yield (Piece(f"{stamp} ", "dim"), Piece(text[0], style))
         for more in text[1:]:
@@ -281,19 +281,19 @@ def _model_lines(info: ModelInfo | None, width: int) -> Iterator[Line]:
         for line in servers.model_lines(info):
             yield from _wrapped(line, width)
         return
-    yield from _wrapped(fmt.one_line(info.model), width, style="")
+    yield from _wrapped(one_line(info.model), width, style="")
     facts = [
-        f"{fmt.parameters(info.num_parameters)} parameters",
+        f"{parameters(info.num_parameters)} parameters",
         info.dtype,
         info.device,
-        f"{fmt.size(info.kv_bytes_per_token)} per token",
+        f"{size(info.kv_bytes_per_token)} per token",
         f"context {info.max_context_tokens:,}",
     ]
     if is_approximate(info.namespace_fields):
         facts.append(f"kept as {info.namespace_fields[PRECISION]}, approximate")
     yield from _wrapped(" · ".join(facts), width)
     if info.cut != "any_token":
-        yield from _wrapped(f"reuse: {fmt.one_line(info.cut_detail)}", width, style="strong")
+        yield from _wrapped(f"reuse: {one_line(info.cut_detail)}", width, style="strong")
 
 
 def _heading(left: str, right: str, width: int, strong_from: int | None = None) -> Line:

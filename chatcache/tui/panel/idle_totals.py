@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from chatcache import formatting as fmt
+from chatcache.formatting import duration
 
 if TYPE_CHECKING:
     from chatcache.backends.base import IdleKind, Prepared
@@ -63,7 +63,7 @@ class IdleTotals:
         """One line per kind of work that was done."""
         for kind, name in _NAMES.items():
             if total := self._totals.get(kind):
-                time = f"  {fmt.duration(1000 * total.seconds)}" if total.seconds else ""
+                time = f"  {duration(1000 * total.seconds)}" if total.seconds else ""
                 yield f"{name:<10}{total.num_tokens:>9,} tok{time}"
 
     def __bool__(self) -> bool:

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from chatcache import formatting as fmt
+from chatcache.formatting import plural, size
 from chatcache.frontend.figures import Figures
 from chatcache.tui.panel.idle_totals import IdleTotals
 
@@ -67,8 +67,8 @@ class PanelState:
         """What is being read from disk: `restoring 4,096 tokens from disk, 470 MB`; or nothing."""
         if self.restoring is None:
             return ""
-        tokens = fmt.plural(self.restoring.num_tokens, "token")
-        return f"restoring {tokens} from disk, {fmt.size(self.restoring.num_bytes)}"
+        tokens = plural(self.restoring.num_tokens, "token")
+        return f"restoring {tokens} from disk, {size(self.restoring.num_bytes)}"
 
     def begin(self, planned: TurnPlanned) -> None:
         """A turn was planned: what will be reused and why is known before the first token."""

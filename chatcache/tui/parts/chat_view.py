@@ -13,9 +13,9 @@ from chatcache.errors import ChatcacheError
 from chatcache.frontend import figures
 from chatcache.frontend.drafts import NEW_CHAT, Drafts
 from chatcache.frontend.open_chat import OpenChat
+from chatcache.frontend.options import ChatOptions
 from chatcache.tui.hints import hints
 from chatcache.tui.messages import ChatShown
-from chatcache.tui.options import ChatOptions
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.stage import Stage
 from chatcache.tui.widgets.answer import AnswerMessage

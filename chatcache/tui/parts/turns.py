@@ -6,6 +6,7 @@ transcript.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -78,6 +79,7 @@ class Turns:
         self._transcript, self._composer, self._panel = transcript, composer, panel
         self._number = 0
         self._queue: list[UserMessage] = []
+        self._making_room = asyncio.Lock()
         self.running: RunningTurn | None = None
 
     @property
@@ -105,10 +107,16 @@ class Turns:
         if self.running is not None:
             user.add_class("-queued")
             self._queue.append(user)
-            self._stage.run(self._transcript.add(user))
+            self._stage.run(self._show_queued(user))
             self._stage.refresh_status()
         else:
             self._begin(RunningTurn(self._next(), "send", text, user=user))
+
+    async def _show_queued(self, user: UserMessage) -> None:
+        """Below the running turn, which may not be in the transcript yet."""
+        async with self._making_room:
+            if user in self._queue:
+                await self._transcript.add(user)
 
     def edit(self, turn: int, text: str) -> None:
         user = UserMessage(turn, text, created_at=self._stage.now, now=self._stage.now)
@@ -147,8 +155,9 @@ class Turns:
 
     async def _launch(self, running: RunningTurn) -> None:
         try:
-            await self._view.ensure_session()
-            await self._make_room(running)
+            async with self._making_room:
+                await self._view.ensure_session()
+                await self._make_room(running)
         except Exception as error:
             running.error = as_user_error(error)
             await self._end(running)
@@ -347,6 +356,7 @@ class Turns:
     async def _give_back_queue(self) -> None:
         queued, self._queue = self._queue, []
         for user in queued:
-            await user.remove()
+            if user.is_attached:
+                await user.remove()
         if queued:
             self._composer.give_back("\n\n".join(user.text for user in queued))

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chatcache.frontend.open_chat import OpenChat
-from chatcache.tui.backstage import Backstage
-from chatcache.tui.options import ChatOptions
+from chatcache.frontend.options import Backstage, ChatOptions
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.parts.chat_view import ChatView
 from chatcache.tui.parts.idle import IdleHooks

@@ -21,11 +21,11 @@ from textual.widgets import Static
 
 from chatcache.errors import ChatcacheError
 from chatcache.frontend import registry
-from chatcache.tui import backstage, commands, messages
+from chatcache.frontend.options import ChatOptions
+from chatcache.tui import commands, late_imports, messages
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.hints import hints, status_ids
 from chatcache.tui.look import layout
-from chatcache.tui.options import ChatOptions
 from chatcache.tui.screens.chat_shape import Column, ShapedScreen
 from chatcache.tui.stage import Args, Result
 from chatcache.tui.status import BackendStatus
@@ -40,8 +40,8 @@ from chatcache.tui.widgets.transcript import EarlierTurns, Transcript
 from chatcache.tui.widgets.welcome import Welcome
 
 if TYPE_CHECKING:
+    from chatcache.frontend.options import Backstage
     from chatcache.tui.actions.table import Actions
-    from chatcache.tui.backstage import Backstage
     from chatcache.tui.parts.wiring import ChatParts
 
 DOUBLE_PRESS_SECONDS = 0.6
@@ -119,13 +119,13 @@ class ChatScreen(ShapedScreen):
         except Exception as failure:
             self.app.exit(failure)
             return
-        await self.ask(backstage.load_chat)
+        await self.ask(late_imports.load_chat)
         self._parts = self._assemble(opened)
         self.parts.view.show_sampling()
         self._is_open.set()
         self.run(self.parts.listening.begin())
         self.run(self.parts.view.open_first())
-        await self.ask(backstage.load_rest)
+        await self.ask(late_imports.load_rest)
         self.run(self.actions.models.offer_another(self.query_one(FirstRunBar)))
 
     def _assemble(self, opened: Backstage) -> ChatParts:

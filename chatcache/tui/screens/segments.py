@@ -12,7 +12,6 @@ from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.backends.base import SegmentRow
-from chatcache.errors import UsageError
 from chatcache.formatting import plural, size
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import age
@@ -44,7 +43,7 @@ class SegmentsScreen(FilterListScreen[SegmentRow, None]):
         rows: Sequence[SegmentRow],
         desk: SegmentDesk | None,
         now: float,
-        spill: Callable[[str], bool] = lambda segment_id: False,
+        spill: Callable[[SegmentRow], str],
     ) -> None:
         super().__init__()
         self._rows = rows
@@ -162,11 +161,8 @@ class SegmentsScreen(FilterListScreen[SegmentRow, None]):
         self.say(("Stopped. " if was_stopped else "") + step.words)
 
     async def _spill(self, segment: SegmentRow) -> None:
-        if segment.on_disk:
-            raise UsageError("It is on disk already.", "")
-        if not await asyncio.to_thread(self._spill_one, segment.segment_id):
-            raise UsageError("No model of this machine is loaded.", "Then nothing is in memory.")
-        self.say("It is being written, with all before it; the list shows when.")
+        done = await asyncio.to_thread(self._spill_one, segment)
+        self.say(f"{done} The list shows when.")
 
     async def _drop(self, desk: SegmentDesk, segment: SegmentRow) -> None:
         question = f"Drop {size(segment.num_bytes)} of K and V, and what builds on them?"

@@ -17,6 +17,7 @@ from chatcache.chat.branches import Branch, BranchTree, Removal, TreeRow
 from chatcache.chat.views import SessionSummary
 from chatcache.formatting import one_line, plural
 from chatcache.frontend import figures
+from chatcache.frontend.lens import added_tokens, where_words
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import age, padded, shorten
@@ -132,13 +133,7 @@ class TreeScreen(FilterListScreen[TreeRow, TreeChoice]):
         if cost is None or not branch.own_tokens:
             return "–"
         above = self._costs.get(self._parents.get(branch.node_id, ""))
-        ram = cost.ram_tokens - (above.ram_tokens if above else 0)
-        disk = cost.disk_tokens - (above.disk_tokens if above else 0)
-        missing = cost.recompute_tokens - (above.recompute_tokens if above else 0)
-        tiers = [name for name, tokens in (("RAM", ram), ("disk", disk)) if tokens > 0]
-        if not tiers:
-            return "none"
-        return "+".join(tiers) + (" part" if missing > 0 and len(tiers) == 1 else "")
+        return where_words(*added_tokens(cost, above))
 
     def preview(self, row: TreeRow) -> Content:
         branch = row.branch

@@ -10,7 +10,7 @@ from textual.widget import Widget
 from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
-from chatcache import formatting as fmt
+from chatcache.formatting import clean, one_line, plural
 from chatcache.frontend.figures import Figures, footer, is_real_miss
 from chatcache.tui.look.formatting import shorten
 from chatcache.tui.look.markdown import ChatMarkdown
@@ -37,7 +37,7 @@ class AnswerMessage(MessageBlock):
     ) -> None:
         super().__init__(turn, text, created_at=created_at, now=now)
         self.role_word = shorten(model, 40) or "assistant"
-        self.reasoning = fmt.clean(reasoning)
+        self.reasoning = clean(reasoning)
         self.figures = figures
         self.finish_reason = finish_reason
         self._reasoning_tokens = 0
@@ -63,7 +63,7 @@ class AnswerMessage(MessageBlock):
     # While it grows
 
     def show_waiting(self, text: str) -> None:
-        self._footer.say(Content.styled(fmt.one_line(text), MUTED))
+        self._footer.say(Content.styled(one_line(text), MUTED))
 
     def show_prefill(self, done: int, total: int, cached: int) -> None:
         content = progress_content("reading", done, total)
@@ -74,11 +74,11 @@ class AnswerMessage(MessageBlock):
     async def write(self, reasoning: str, text: str, num_reasoning_tokens: int) -> None:
         """Append what the model produced since the last time."""
         if reasoning:
-            self.reasoning += fmt.clean(reasoning)
+            self.reasoning += clean(reasoning)
             self._reasoning_tokens = num_reasoning_tokens
             self._show_reasoning()
         if text:
-            text = fmt.clean(text)
+            text = clean(text)
             self.text += text
             if self._stream is None:
                 self._stream = Markdown.get_stream(self.query_one(ChatMarkdown))
@@ -89,9 +89,9 @@ class AnswerMessage(MessageBlock):
         if self._stream is not None:
             stream, self._stream = self._stream, None
             await stream.stop()
-        self.reasoning = fmt.clean(reasoning or "")
+        self.reasoning = clean(reasoning or "")
         self._show_reasoning()
-        self.text = fmt.clean(text)
+        self.text = clean(text)
         body = self.query_one(ChatMarkdown)
         if body.source != self.text:
             await body.update(self.text)
@@ -133,9 +133,9 @@ class AnswerMessage(MessageBlock):
     def _thought_words(self) -> str:
         is_open = self.is_mounted and bool(self.query_one(".thought", Static).display)
         if self._reasoning_tokens:
-            length = fmt.plural(self._reasoning_tokens, "token")
+            length = plural(self._reasoning_tokens, "token")
         else:
-            length = fmt.plural(len(self.reasoning.split()), "word")
+            length = plural(len(self.reasoning.split()), "word")
         return f"{'▾' if is_open else '▸'} thought, {length}"
 
     def _footer_content(self) -> Content:

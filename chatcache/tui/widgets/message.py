@@ -12,7 +12,7 @@ from textual.events import Key
 from textual.widget import Widget
 from textual.widgets import Static, TextArea
 
-from chatcache import formatting as fmt
+from chatcache.formatting import clean, moment, plural
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import shorten
 from chatcache.tui.look.styles import MUTED
@@ -36,10 +36,10 @@ class MessageBlock(Vertical, can_focus=True):
     def __init__(self, turn: int, text: str, *, created_at: float, now: float) -> None:
         super().__init__()
         self.turn = turn
-        self.text = fmt.clean(text)
+        self.text = clean(text)
         self.node_id: str | None = None
         self.sibling_index, self.num_siblings = 0, 1
-        self._when = fmt.moment(created_at, now)
+        self._when = moment(created_at, now)
         self._is_unfolded = False
 
     def adopt(self, message: TranscriptMessage) -> None:
@@ -66,7 +66,7 @@ class MessageBlock(Vertical, can_focus=True):
         if not num_left:
             return content
         key = "y copies all" if is_open else "Alt+Up, Space shows more"
-        note = f"… {fmt.plural(num_left, 'character')} more · {key}"
+        note = f"… {plural(num_left, 'character')} more · {key}"
         return content + Content.styled(f"\n{note}", MUTED)
 
     def head_content(self) -> Content:

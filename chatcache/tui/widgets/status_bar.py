@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.content import Content
 
-from chatcache import formatting as fmt
+from chatcache.formatting import one_line, size
 from chatcache.tui.look.formatting import bar
 from chatcache.tui.look.styles import MUTED
 from chatcache.tui.status import BackendStatus
@@ -81,11 +81,11 @@ def progress_content(
     stage: str, done: int, total: int, *, is_bytes: bool = False, bar_width: int = _BAR_WIDTH
 ) -> Content:
     """`reading the prompt ━━━━╸────  1,536 / 4,812`; without a known end the stage alone."""
-    stage = fmt.one_line(stage)
+    stage = one_line(stage)
     if total <= 0:
         return Content(stage + ("" if stage.endswith((".", "…")) else " …"))
     filled, rest = bar(done / total, bar_width) if bar_width else ("", "")
-    figures = f"{fmt.size(done)} / {fmt.size(total)}" if is_bytes else f"{done:,} / {total:,}"
+    figures = f"{size(done)} / {size(total)}" if is_bytes else f"{done:,} / {total:,}"
     return Content.assemble(
         f"{stage} ", (filled, "$primary"), (rest, "$foreground 35%"), f"  {figures}"
     )

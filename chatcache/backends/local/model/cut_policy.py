@@ -129,14 +129,16 @@ def cut_policy(config: Any) -> CutPolicy:
 def _any_token(config: Any) -> CutPolicy:
     detail = "attention in all layers: a prefix may be cut after any token"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = {str(one.get("rope_type") or one.get("type") or "default") for one in _flat(rope)}
+    sets = _parameter_sets(rope)
+    kinds = {str(each.get("rope_type") or each.get("type") or "default") for each in sets}
     bounded = kinds & _LENGTH_DEPENDENT_ROPE
     if not bounded:
         return CutPolicy("any_token", detail)
-    most = [_original_length(one, config) for one in _flat(rope)]
-    if None in most:
+    lengths = [_original_length(each, config) for each in sets]
+    known = [length for length in lengths if length is not None]
+    if len(known) < len(lengths):
         return CutPolicy("none", "its rotary embedding depends on the prompt's length")
-    max_tokens = min(one for one in most if one is not None)
+    max_tokens = min(known)
     kind = sorted(bounded)[0]
     if kind == "dynamic":
         max_tokens -= 1  # transformers goes back to the short embedding strictly below it
@@ -144,9 +146,9 @@ def _any_token(config: Any) -> CutPolicy:
     return CutPolicy("any_token", detail, max_tokens=max_tokens)
 
 
-def _flat(rope: Any) -> list[Any]:
+def _parameter_sets(rope: Any) -> list[Any]:
     """The parameters of a rotary embedding; some models have a set of them per kind of layer."""
-    sets = [one for one in rope.values() if isinstance(one, dict)]
+    sets = [parameters for parameters in rope.values() if isinstance(parameters, dict)]
     return sets if sets and "rope_type" not in rope else [rope]
 
 

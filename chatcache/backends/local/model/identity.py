@@ -1,8 +1,8 @@
 """Tells models apart: what must be equal for keys and values of one run to be valid in another.
 
 Owns: the digests of weight files (remembered, because hashing gigabytes takes seconds), of the
-parameters in memory, of the tokenizer and of the config. Names, shapes and file headers are equal
-for different weights, so content is what counts.
+parameters in memory, of the tokenizer and of the config. Names, shapes and file headers can be
+equal for different weights, so content is what counts.
 """
 
 from __future__ import annotations

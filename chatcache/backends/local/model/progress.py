@@ -131,7 +131,8 @@ def _download_bar(repo_id: str, progress: Progress) -> type[Any]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message, without the full stop; the kind too where that is the news."""
+    """The first line of an error's message, without the full stop; behind the name of its class,
+    unless the message says enough by itself."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__

@@ -234,7 +234,9 @@ def _tensors(header: Any) -> dict[str, Any]:
 
 
 def _are_lengths(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(isinstance(one, int) and one >= 0 for one in value)
+    return isinstance(value, list) and all(
+        isinstance(length, int) and length >= 0 for length in value
+    )
 
 
 def _is_hub_offline() -> bool:

@@ -81,7 +81,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def download_bytes(repo_id: str) -> int:
-    """How much a download would fetch. Asks the hub; raises UnavailableError when it is silent."""
+    """How much a download would fetch. Raises UnavailableError when the hub does not answer."""
     from huggingface_hub import HfApi
 
     try:
@@ -91,7 +91,7 @@ def download_bytes(repo_id: str) -> int:
             f"The hub says nothing of {repo_id!r}: {first_line(error)}.",
             "Check the spelling and the network; a private model needs `hf auth login`.",
         ) from error
-    return sum(one.size or 0 for one in info.siblings or () if _is_fetched(one.rfilename))
+    return sum(file.size or 0 for file in info.siblings or () if _is_fetched(file.rfilename))
 
 
 def _is_fetched(name: str) -> bool:

@@ -19,7 +19,7 @@ Decode = Callable[[list[int]], str]
 
 
 def plain_decode(tokenizer: Any) -> Decode:
-    """`tokenizer.decode` that shows every token and beautifies nothing."""
+    """`tokenizer.decode` that shows every token and cleans nothing up."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return lambda ids: str(backend.decode(ids, skip_special_tokens=False))

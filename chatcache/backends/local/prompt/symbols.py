@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatcache.backends.local.prompt.detokenize import plain_decode, special_ids
+from chatcache.token_ids import TokenIds
 
 _CONTROL_SHAPE = re.compile(r"<[|｜].+[|｜]>|\[/?[A-Z_]{3,}\]", re.DOTALL)
 _ANCHORS = ("", "\n")
@@ -114,11 +115,11 @@ class SymbolCodec:
             for start, stop in self.runs(ids)
         )
 
-    def num_known(self, ids: Sequence[int]) -> int:
+    def num_known(self, ids: TokenIds) -> int:
         """How many leading ids this tokenizer has at all."""
-        if not ids or (min(ids) >= 0 and max(ids) < self._num_ids):
+        if not ids or max(ids) < self._num_ids:
             return len(ids)
-        return next(at for at, id_ in enumerate(ids) if not 0 <= id_ < self._num_ids)
+        return next(at for at, token_id in enumerate(ids) if token_id >= self._num_ids)
 
     def _encode_pieces(self, pieces: Sequence[str]) -> list[int]:
         """Each piece on its own, so that nothing forms across two; no space is put in between."""

@@ -147,7 +147,7 @@ class ChatTemplate:
         conversation = [_as_dict(message) for message in messages]
         variables = {} if think is None else {"enable_thinking": think, "thinking": think}
         try:
-            with _told(self._clock):
+            with _template_time(self._clock):
                 return str(
                     self._tokenizer.apply_chat_template(
                         conversation,
@@ -184,7 +184,7 @@ class ChatTemplate:
 
 
 @contextmanager
-def _told(clock: Callable[[], datetime] | None) -> Iterator[None]:
+def _template_time(clock: Callable[[], datetime] | None) -> Iterator[None]:
     """Let templates that ask transformers for the present time be told that of `clock`."""
     if clock is None:
         yield
@@ -193,13 +193,13 @@ def _told(clock: Callable[[], datetime] | None) -> Iterator[None]:
 
     tell = clock
 
-    class Told(datetime):
+    class TemplateTime(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> Any:
             return tell()
 
     scope = vars(chat_template_utils)
-    before, scope["datetime"] = scope["datetime"], Told
+    before, scope["datetime"] = scope["datetime"], TemplateTime
     try:
         yield
     finally:
@@ -235,6 +235,12 @@ def _fold_system(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
         return rest
     rest[at] = replace(rest[at], text=f"{system.text}\n\n{rest[at].text}")
     return rest
+
+
+def common_length(left: str, right: str) -> int:
+    """How many leading characters are equal."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def free_marker(texts: Sequence[str]) -> str:

@@ -27,16 +27,17 @@ def read_template(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if isinstance(template, list):
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = {entry.get("name"): entry.get("template") for entry in entries}.get("default")
     return template if isinstance(template, str) else None
 
 
 def changes_by_itself(source: str) -> str | None:
-    """What a template writes that is another thing later, in words; None if nothing is seen."""
+    """Which part of what a template writes differs from one time to the next: the time, the date or
+    something random; None if its source shows nothing of the kind."""
     formats = [match.group(2) for match in _TIME.finditer(source)]
     if formats:
-        return "the time" if any("%H" in one or "%M" in one for one in formats) else "the date"
+        return "the time" if any("%H" in text or "%M" in text for text in formats) else "the date"
     if _OTHER_TIME.search(source):
         return "the date or the time"
     return "something random" if _RANDOM.search(source) else None

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 STEP_SECONDS = 0.1  # how long a turn may have to wait for idle work
 MIN_CHUNK_TOKENS = 16
 _MAX_RUNS = 32
-# What may come next. Ids that are the same for both do not depend on it.
+# Two ways in which a message may begin, and two in which it may go on. Ids of a prompt that are the
+# same for both do not depend on what is typed next.
 _FIRST_WORDS = ("x", "1")
 _NEXT_WORDS = (" x", "\n1")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
-from chatcache.backends.base import TurnRequest
+from chatcache.backends.base import ChatMessage, TurnRequest
 from chatcache.backends.local.model.loader import LoadedModel
-from chatcache.backends.local.prompt.generation_tail import GenerationTail
 from chatcache.backends.local.prompt.planner import PromptPlan, PromptPlanner
+from chatcache.backends.local.prompt.template import common_length
 from chatcache.backends.local.run.turn_state import TurnState
-from chatcache.errors import ContextFullError
+from chatcache.errors import ContextFullError, UnavailableError
+from chatcache.token_ids import NO_IDS, TokenIds
 
 
 class TurnPlanner:
@@ -18,7 +19,7 @@ class TurnPlanner:
     def __init__(self, loaded: LoadedModel):
         self._loaded = loaded
         self._planner = PromptPlanner(loaded.tokenizer, end_token_ids=loaded.end_token_ids)
-        self._tail = GenerationTail(self._planner.template)
+        self._generation_prompts: dict[bool | None, TokenIds] = {}
         self.control_ids = frozenset(self._planner.codec.control_ids)
 
     def prompt(self, request: TurnRequest) -> PromptPlan:
@@ -49,7 +50,24 @@ class TurnPlanner:
             )
         return TurnState(request, plan, room, began)
 
-    def message_ends(self, state: TurnState) -> tuple[int, int]:
-        """Where the system prompt and the last message end: what comes behind may change later."""
-        last = self._tail.start(state.plan.ids, state.request.think)
-        return state.plan.system_tokens, last
+    def message_ends(self, plan: PromptPlan, think: bool | None) -> tuple[int, int]:
+        """Where the system prompt and the last message end.
+
+        Behind the latter comes the generation prompt, which templates often write differently in
+        history (`<think>` opened for the model, but stripped later)."""
+        if think not in self._generation_prompts:
+            self._generation_prompts[think] = self._generation_prompt(think)
+        tail = self._generation_prompts[think]
+        is_tail = bool(tail) and plan.ids[-len(tail) :] == tail
+        return plan.system_tokens, len(plan.ids) - len(tail) if is_tail else len(plan.ids)
+
+    def _generation_prompt(self, think: bool | None) -> TokenIds:
+        """What the template writes behind the last message; no ids if it does not tell."""
+        template, messages = self._planner.template, [ChatMessage("user", "u")]
+        try:
+            asked = template.render(messages, think=think)
+            told = template.render(messages, think=think, add_generation_prompt=False)
+        except UnavailableError:
+            return NO_IDS
+        shared = common_length(asked.text, told.text)
+        return TokenIds(template.codec.encode(asked.text[shared:], asked.marker))

@@ -155,7 +155,7 @@ class TurnRunner:
         turn_id, total = state.request.turn_id, len(state.plan.ids)
         began = time.perf_counter()
         yield PrefillProgress(turn_id, state.reused, total, state.reused)
-        ends = self._planner.message_ends(state)
+        ends = self._planner.message_ends(state.plan, state.request.think)
         steps = self._context.prefill(state.plan.ids, state.reused, stops=ends)
         while not stop.is_set() and (step := next(steps, None)) is not None:
             state.computed_to, state.logits = step.done, step.logits
@@ -189,7 +189,7 @@ class TurnRunner:
             position += 1
         yield from answer.close(state.request.turn_id)
         if position < self._loaded.max_context_tokens:
-            # The last token closes the turn: with it the KV is the journal, exactly.
+            # Once the last token has been read, too, the KV holds exactly the journal.
             self._context.step(token_id, position)
 
     def _finish(self, state: TurnState, answer: GeneratedAnswer) -> TurnResult:

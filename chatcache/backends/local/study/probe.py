@@ -26,12 +26,13 @@ from chatcache.backends.local.model.loader import (
     load_tokenizer,
 )
 from chatcache.backends.local.prompt.reasoning import HARMONY
+from chatcache.backends.local.prompt.template import common_length
 from chatcache.backends.local.study.rehearsal import (
     BASE_TIME,
     SYSTEM,
     Rehearsal,
     Rehearsed,
-    Stage,
+    Rehearser,
 )
 from chatcache.cache.book.namespace import is_approximate
 from chatcache.cache.book.rates import RateBook
@@ -79,8 +80,8 @@ class TemplateReport:
     @property
     def worst(self) -> Rehearsed:
         """The conversation that reads the most again, of those that are common."""
-        common = [one for one in self.rehearsed if one.rehearsal.name in _COMMON]
-        return max(common, key=lambda one: one.reread_per_turn)
+        common = [found for found in self.rehearsed if found.rehearsal.name in _COMMON]
+        return max(common, key=lambda found: found.reread_per_turn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +180,14 @@ def config_dir(name: str, *, is_offline: bool) -> Path:
 def probe_template(tokenizer: Any, ends: frozenset[int], system: str = SYSTEM) -> TemplateReport:
     """Rehearse conversations with a tokenizer's chat template. Raises UnavailableError for one
     that takes no conversation at all."""
-    stage = Stage(tokenizer, ends)
-    template = stage.planner.template
-    change = _change_by_itself(stage, system)
+    rehearser = Rehearser(tokenizer, ends)
+    template = rehearser.planner.template
+    change = _change_by_itself(rehearser, system)
     tags = template.reasoning
     knows_reasoning = (
         tags is HARMONY or tags.open in template.source or tags.open in template.codec.controls
     )
-    has_switch = _has_thinking_switch(stage)
+    has_switch = _has_thinking_switch(rehearser)
     conversations = [
         Rehearsal("plain", "plain chat"),
         Rehearsal("system", "with a system prompt", system),
@@ -205,7 +206,7 @@ def probe_template(tokenizer: Any, ends: frozenset[int], system: str = SYSTEM) -
     ]
     if change is not None:
         conversations.append(Rehearsal("next_day", "each turn a day later", system, days=1))
-    rehearsed = tuple(stage.rehearse(one) for one in conversations)
+    rehearsed = tuple(map(rehearser.rehearse, conversations))
     if rehearsed[0].problem is not None:
         raise UnavailableError(rehearsed[0].problem, "Choose another model.")
     controls = list(template.codec.controls)[:_MAX_CONTROLS]
@@ -213,52 +214,49 @@ def probe_template(tokenizer: Any, ends: frozenset[int], system: str = SYSTEM) -
         has_own_template=getattr(tokenizer, "chat_template", None) is not None,
         knows_reasoning=knows_reasoning,
         has_thinking_switch=has_switch,
-        system_role=_system_role(stage, rehearsed, system),
+        system_role=_system_role(rehearser, rehearsed, system),
         change=change,
         num_controls=len(controls),
-        leaked=_leaked(stage, controls),
+        leaked=_leaked(rehearser, controls),
         rehearsed=rehearsed,
     )
 
 
-def _change_by_itself(stage: Stage, system: str) -> ChangeByItself | None:
+def _change_by_itself(rehearser: Rehearser, system: str) -> ChangeByItself | None:
     """What differs when the same conversation is rendered later; without a system prompt too,
     because a template may have one of its own."""
     question = ChatMessage("user", "What is this?")
     for messages in ([ChatMessage("system", system), question], [question]):
-        base = _rendered(stage, messages, BASE_TIME)
+        base = _rendered(rehearser, messages, BASE_TIME)
         for interval, step in _STEPS:
-            later = _rendered(stage, messages, BASE_TIME + step)
+            later = _rendered(rehearser, messages, BASE_TIME + step)
             if later != base:
-                return _difference(stage, interval, base, later)
+                return _difference(rehearser, interval, base, later)
     return None
 
 
-def _rendered(stage: Stage, messages: Sequence[ChatMessage], at: datetime) -> str:
-    stage.clock.at = at
+def _rendered(rehearser: Rehearser, messages: Sequence[ChatMessage], at: datetime) -> str:
+    rehearser.clock.at = at
     try:
-        return stage.planner.template.render(messages).text
+        return rehearser.planner.template.render(messages).text
     except UnavailableError:
         return ""
     finally:
-        stage.clock.at = BASE_TIME
+        rehearser.clock.at = BASE_TIME
 
 
-def _difference(stage: Stage, interval: Interval, base: str, later: str) -> ChangeByItself:
-    start = next(
-        (at for at, (one, other) in enumerate(zip(base, later, strict=False)) if one != other),
-        min(len(base), len(later)),
-    )
+def _difference(rehearser: Rehearser, interval: Interval, base: str, later: str) -> ChangeByItself:
+    start = common_length(base, later)
     stop = len(base)
     while stop > start and base[stop - 1 :] == later[stop - 1 - len(base) :]:
         stop -= 1
-    text = stage.planner.date_at(base, start, start + 1) or base[start : max(stop, start + 1)]
-    position = len(stage.planner.codec.encode(base[:start], "\ue000"))
+    text = rehearser.planner.date_at(base, start, start + 1) or base[start : max(stop, start + 1)]
+    position = len(rehearser.planner.codec.encode(base[:start], "\ue000"))
     return ChangeByItself(interval, position, text[:_SNIPPET_CHARACTERS])
 
 
-def _has_thinking_switch(stage: Stage) -> bool:
-    template = stage.planner.template
+def _has_thinking_switch(rehearser: Rehearser) -> bool:
+    template = rehearser.planner.template
     asked = [ChatMessage("user", "What is this?")]
     try:
         return template.render(asked, think=True).text != template.render(asked, think=False).text
@@ -266,19 +264,19 @@ def _has_thinking_switch(stage: Stage) -> bool:
         return False
 
 
-def _system_role(stage: Stage, rehearsed: Sequence[Rehearsed], system: str) -> SystemRole:
+def _system_role(rehearser: Rehearser, rehearsed: Sequence[Rehearsed], system: str) -> SystemRole:
     """Where the template writes the system prompt."""
-    with_system = next(one for one in rehearsed if one.rehearsal.name == "system")
+    with_system = next(found for found in rehearsed if found.rehearsal.name == "system")
     if any(turn.cause == "system_prompt_moved" for turn in with_system.turns):
         return "moved"
     if with_system.problem is not None:
         return "refused"
-    return "folded" if stage.planner.template.folds_system else "first"
+    return "folded" if rehearser.planner.template.folds_system else "first"
 
 
-def _leaked(stage: Stage, controls: Sequence[str]) -> tuple[str, ...]:
+def _leaked(rehearser: Rehearser, controls: Sequence[str]) -> tuple[str, ...]:
     """The control tokens that become real when they are typed; there should be none."""
-    planner = stage.planner
+    planner = rehearser.planner
 
     def count(text: str) -> dict[int, int]:
         ids = planner.plan([ChatMessage("user", text)]).ids
@@ -317,8 +315,11 @@ def _with_measured(probe: ModelProbe, known: dict[str, str], cache_dir: Path) ->
     if weights is None:
         return probe
     wanted = known | {"weights": weights}
-    exact = [one for one in namespaces(cache_dir) if not is_approximate(one.fields())]
-    stores = [store for store in exact if wanted.items() <= store.fields().items()]
+    stores = [
+        store
+        for store in namespaces(cache_dir)
+        if wanted.items() <= store.fields().items() and not is_approximate(store.fields())
+    ]
     if len(stores) != 1:
         return probe
     rates = RateBook(stores[0].directory / "rates.json")

@@ -24,6 +24,7 @@ from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.run.assemble import build_live
 from chatcache.backends.local.run.forward import Forward, chunks
+from chatcache.backends.local.run.live_path import LivePath
 from chatcache.backends.local.study.recheck import (
     RecheckFinished,
     RecheckRequest,
@@ -32,7 +33,6 @@ from chatcache.backends.local.study.recheck import (
 )
 from chatcache.cache.book.namespace import chain_digest, namespace_id
 from chatcache.cache.book.policy import Precision
-from chatcache.cache.book.radix import Span
 from chatcache.cache.files.reader import STATE_PREFIXES, read_segment, read_states
 from chatcache.cache.files.segfile import (
     SegmentDamagedError,
@@ -40,6 +40,8 @@ from chatcache.cache.files.segfile import (
     SegmentMissingError,
 )
 from chatcache.cache.files.store import SegmentStore, StoredSegment
+from chatcache.cache.segments import Span
+from chatcache.cache.tensors.blocks import DTYPES, memory_of
 from chatcache.cache.tensors.int8 import SCALE_PREFIXES, are_scales_of, dequantise, scales_of
 from chatcache.errors import ChatcacheError
 from chatcache.token_ids import TokenIds
@@ -51,7 +53,6 @@ log = logging.getLogger(__name__)
 # bfloat16; one token of wrong K or V is at 1 or above.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 INT8_TOLERANCE = 0.5  # measured: up to 0.03, as large in bfloat16 as in float32
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 ReadTensor = Callable[[SegmentFile, str], torch.Tensor | None]
 
 
@@ -67,11 +68,10 @@ class Chain:
 def chains_of(namespace: str, found: Sequence[StoredSegment]) -> list[Chain]:
     """All segments that can be followed back to position 0, in the order of their ids.
 
-    The others are no matter of numbers: `cache verify` names them.
+    The others cannot be recomputed; `cache verify` names them.
     """
-    by_id = {one.header.segment_id: one for one in found}
     known: dict[str, Chain] = {}
-    for stored in sorted(found, key=lambda one: (one.header.start, one.header.stop)):
+    for stored in sorted(found, key=lambda stored: (stored.header.start, stored.header.stop)):
         header = stored.header
         parent = known.get(header.parent_id or "")
         span = Span(header.segment_id, header.start, header.stop)
@@ -85,7 +85,7 @@ def chains_of(namespace: str, found: Sequence[StoredSegment]) -> list[Chain]:
             chain = Chain(stored, ids, (*before, (stored.path, span)))
         if chain_digest(namespace, header.start, chain.ids) == header.segment_id:
             known[header.segment_id] = chain
-    return [known[one] for one in sorted(by_id) if one in known]
+    return [known[segment_id] for segment_id in sorted(known)]
 
 
 def _up_to(pieces: Sequence[tuple[Path, Span]], stop: int) -> list[tuple[Path, Span]]:
@@ -102,12 +102,11 @@ class Recomputer:
     def __init__(self, loaded: LoadedModel, chunk: int, precision: Precision) -> None:
         self._loaded = loaded
         self._cut = cut_policy(loaded.model.config.get_text_config())
-        self._forward = Forward(loaded.model, loaded.device)
         self._chunk = chunk
-        self._fresh = build_live(loaded, self._cut)
+        forward = Forward(loaded.model, loaded.device)
+        self._fresh = LivePath(forward, build_live(loaded, self._cut))
         self._stored = build_live(loaded, self._cut, precision)
         self._read = _read_integers if precision == "int8" else _read_exact
-        self._fresh_ids = TokenIds()
         self._allowed = "what 8 bits explain" if precision == "int8" else "rounding"
         exact = TOLERANCES.get(loaded.dtype, TOLERANCES[torch.bfloat16])
         self.tolerance = max(exact, INT8_TOLERANCE) if precision == "int8" else exact
@@ -116,12 +115,12 @@ class Recomputer:
         """Recompute one segment and compare it; None if its file is gone meanwhile."""
         header = chain.stored.header
         check = SegmentCheck(header.segment_id, header.start, header.stop)
-        logits = self._compute(chain.ids, header.stop)
+        logits = self._compute(chain.ids)
         expected: dict[str, torch.Tensor] = dict(
-            self._fresh.export(header.start, header.stop).tensors
+            self._fresh.kv.export(header.start, header.stop).tensors
         )
-        if self._fresh.has_states:
-            expected |= self._fresh.copy_states()
+        if self._fresh.kv.has_states:
+            expected |= self._fresh.kv.copy_states()
         try:
             differences = _compare(chain.stored.path, expected, self._read)
         except SegmentMissingError:
@@ -147,18 +146,17 @@ class Recomputer:
             return replace(found, problem=problem)
         return found
 
-    def _compute(self, ids: TokenIds, stop: int) -> torch.Tensor:
-        """Run the model on the ids up to `stop`, cold; what is computed already of them stays.
+    def _compute(self, ids: TokenIds) -> torch.Tensor:
+        """Run the model on the ids, cold; what is computed already of them stays.
 
         Returns the logits `[1, vocab]` behind the last."""
         # The last token is computed once more for its logits.
-        known = min(self._fresh_ids.common_prefix(ids), stop - 1)
-        known = 0 if self._fresh.has_states else known
-        self._fresh.truncate(known)
-        for begin, end in self._plan(known, stop):
-            logits = self._forward(self._fresh, ids[begin:end], begin)
-            self._fresh.note_computed(end)
-        self._fresh_ids = ids[:stop]
+        known = (
+            0 if self._fresh.kv.has_states else min(self._fresh.common_prefix(ids), len(ids) - 1)
+        )
+        self._fresh.hold(ids, known)
+        for step in self._fresh.run(ids, self._plan(known, len(ids))):
+            logits = step.logits
         return logits
 
     def _plan(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -189,11 +187,10 @@ class Recomputer:
                 read_states(path, chain.ids, live, span)
         except (SegmentDamagedError, SegmentMissingError):
             return None
-        ours = self._forward(live, [next_id], stop)
-        cold = self._forward(self._fresh, [next_id], stop)
-        self._fresh.truncate(0 if self._fresh.has_states else stop)
-        if self._fresh.has_states:
-            self._fresh_ids = TokenIds()
+        fresh = self._fresh
+        ours = fresh.forward(live, [next_id], stop)
+        cold = fresh.forward(fresh.kv, [next_id], stop)
+        fresh.hold(chain.ids, 0 if fresh.kv.has_states else stop)
         return int(ours.argmax()) == int(cold.argmax())
 
 
@@ -222,11 +219,11 @@ def _compare(
 
 def _read_exact(file: SegmentFile, name: str) -> torch.Tensor | None:
     """A tensor of a file; None if it is none of a model's."""
-    dtype = _DTYPES.get(file.dtype(name))
+    dtype = DTYPES.get(file.dtype(name))
     if dtype is None:
         return None
     held = torch.empty(file.shape(name), dtype=dtype)
-    file.read_into(name, [_memory(held)])
+    file.read_into(name, [memory_of(held)])
     return held
 
 
@@ -238,7 +235,7 @@ def _read_integers(file: SegmentFile, name: str) -> torch.Tensor | None:
     if file.dtype(name) != "I8" or scales is None:
         return None
     integers = torch.empty(file.shape(name), dtype=torch.int8)
-    file.read_into(name, [_memory(integers)])
+    file.read_into(name, [memory_of(integers)])
     return dequantise(integers, scales) if are_scales_of(integers, scales, name) else None
 
 
@@ -248,10 +245,6 @@ def _difference(held: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]
         return math.inf, math.inf
     deviation = float(wanted.std(correction=0)) if wanted.numel() else 0.0
     return largest, largest / deviation if deviation else (math.inf if largest else 0.0)
-
-
-def _memory(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _has_states(path: Path) -> bool:

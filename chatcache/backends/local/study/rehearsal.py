@@ -1,8 +1,8 @@
-"""Short conversations with a model that is not there, to see what its chat template costs.
+"""Short conversations with made-up answers, to see what the chat template of a model costs.
 
-The prompts are planned by the real planner; the answers are made up, in the way in which such a
-model writes them. What a later turn does not reuse of the earlier ones is a cost that every
-conversation with the model will have, whatever is said. Knows no weights and no cache.
+No model runs: the prompts are planned by the real planner, and the answers are written in the way
+in which such a model writes them. What a later turn does not reuse of the earlier ones is a cost
+that every conversation with the model will have, whatever is said. Knows no weights and no cache.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.prompt.planner import PromptPlan, PromptPlanner
 from chatcache.backends.local.prompt.reasoning import HARMONY
+from chatcache.backends.local.prompt.template import common_length
 from chatcache.errors import UnavailableError
 from chatcache.token_ids import NO_IDS, TokenIds
 
@@ -113,7 +114,7 @@ class _Talk:
     ends: dict[str, int] = field(default_factory=dict)
 
 
-class Stage:
+class Rehearser:
     """Rehearses on one tokenizer."""
 
     def __init__(self, tokenizer: Any, end_token_ids: frozenset[int]) -> None:
@@ -164,7 +165,7 @@ class Stage:
         }
         end = [] if rehearsal.is_stopped else self._end_ids
         talk.journal = plan.ids + TokenIds([*thought, *said, *end])
-        talk.ends = parts | {"end": len(codec.symbols(talk.journal, MARKER))}
+        talk.ends = parts | {"end": len(codec.symbols(talk.journal.to_list(), MARKER))}
         talk.messages.append(ChatMessage("assistant", text, reasoning))
 
     def _opening(self, plan: PromptPlan, reasoning: str | None) -> str:
@@ -199,7 +200,7 @@ class Stage:
             bare = template.render(talk.messages, add_generation_prompt=False, **options).text
         except UnavailableError:
             return len(whole)
-        return _common_length(whole, bare)
+        return common_length(whole, bare)
 
     def _turn(
         self, turn: int, talk: _Talk, plan: PromptPlan, rehearsal: Rehearsal
@@ -229,9 +230,9 @@ class Stage:
         """In which part of what was read the prompt leaves it."""
         if plan.diverged is not None and plan.diverged.kind == "template_is_unstable":
             return "changes_by_itself"
-        read = self.planner.codec.symbols(talk.journal, MARKER)
-        written = self.planner.codec.symbols(plan.ids, MARKER)
-        at = _common_length(read, written)
+        read = self.planner.codec.symbols(talk.journal.to_list(), MARKER)
+        written = self.planner.codec.symbols(plan.ids.to_list(), MARKER)
+        at = common_length(read, written)
         if rehearsal.system and read.find(rehearsal.system) <= at < written.find(rehearsal.system):
             return "system_prompt_moved"
         if at < talk.ends["question"]:
@@ -257,8 +258,3 @@ class Stage:
 
     def _length(self, ids: Sequence[int]) -> int:
         return len(self.planner.codec.symbols(ids, MARKER))
-
-
-def _common_length(left: str, right: str) -> int:
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((at for at, (one, other) in pairs if one != other), min(len(left), len(right)))

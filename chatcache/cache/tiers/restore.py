@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from chatcache.cache.book.entries import Block, Entry, KVSink, Lease, RestoreResult
+from chatcache.cache.book.entries import Entry, Lease, RestoreResult
+from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.files.reader import read_segment, read_states
 from chatcache.cache.files.segfile import (
     SegmentDamagedError,
@@ -17,7 +18,7 @@ from chatcache.cache.files.segfile import (
     SegmentMissingError,
 )
 from chatcache.cache.files.store import inode_of
-from chatcache.cache.tiers import Tiers
+from chatcache.cache.segments import Block, KVSink
 
 # A segment, what is wrong with it, and the inode of its file if it is the file that is damaged.
 GiveUp = Callable[[Entry, str, int | None], None]
@@ -26,9 +27,9 @@ GiveUp = Callable[[Entry, str, int | None], None]
 class _Source:
     """Where a segment lies now, and giving it up."""
 
-    def __init__(self, tiers: Tiers, give_up: GiveUp, segment_id: str):
+    def __init__(self, book: SegmentBook, give_up: GiveUp, segment_id: str):
         self._give_up = give_up
-        self._entry = tiers.entries.get(segment_id)
+        self._entry = book.get(segment_id)
         self.block: Block | None = None if self._entry is None else self._entry.block
         self.path: Path | None = None if self._entry is None else self._entry.path
         self._inode = 0 if self.path is None else inode_of(self.path)
@@ -46,13 +47,13 @@ class _Source:
         return is_damage
 
 
-def adopt_tokens(tiers: Tiers, lease: Lease, sink: KVSink, start: int) -> int:
+def adopt_tokens(book: SegmentBook, lease: Lease, sink: KVSink, start: int) -> int:
     """Have `sink`, which holds `start` tokens of the lease, go on where more of them lie already;
     returns how many it then holds. Nothing is moved."""
     for span in reversed(lease.spans):
         if span.stop <= start:
             break
-        entry = tiers.entries.get(span.segment_id)
+        entry = book.get(span.segment_id)
         block = None if entry is None else entry.block
         if block is not None and sink.adopt(block, span.stop):
             return span.stop
@@ -60,14 +61,14 @@ def adopt_tokens(tiers: Tiers, lease: Lease, sink: KVSink, start: int) -> int:
 
 
 def restore_tokens(
-    tiers: Tiers, give_up: GiveUp, lease: Lease, sink: KVSink, start: int
+    book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSink, start: int
 ) -> RestoreResult:
     """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens."""
     position, ram, disk, bytes_read = start, 0, 0, 0
     for span in lease.spans:
         if span.stop <= position:
             continue
-        source = _Source(tiers, give_up, span.segment_id)
+        source = _Source(book, give_up, span.segment_id)
         try:
             if source.block is not None:
                 sink.load(source.block, source.start, position, span.stop)
@@ -86,12 +87,12 @@ def restore_tokens(
     return RestoreResult(position, ram, disk, bytes_read)
 
 
-def restore_states(tiers: Tiers, give_up: GiveUp, lease: Lease, sink: KVSink) -> RestoreResult:
+def restore_states(book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSink) -> RestoreResult:
     """Bring the checkpoint at the end of the lease into `sink`, which holds all its tokens."""
     span, num_bytes = lease.checkpoint, 0
     if span is None:
         return RestoreResult(0, 0, 0, 0)
-    source = _Source(tiers, give_up, span.segment_id)
+    source = _Source(book, give_up, span.segment_id)
     try:
         if source.block is not None:
             sink.load_states(source.block)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chatcache.cache.attach import contradictions
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.files.names import id_of
@@ -25,6 +24,7 @@ from chatcache.cache.files.segfile import (
 )
 from chatcache.cache.files.store import SegmentStore, namespaces
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tiers.attacher import contradictions
 from chatcache.cache.views import CostEstimate, SegmentRow, SessionKV, TierUse
 from chatcache.token_ids import TokenIds
 
@@ -103,9 +103,9 @@ class CacheInspector:
         """RAM (always empty here: it belongs to a running engine) and disk."""
         used = self.namespaces()
         disk = TierUse(
-            sum(one.num_bytes for one in used),
+            sum(use.num_bytes for use in used),
             self._disk_budget,
-            sum(one.num_segments for one in used),
+            sum(use.num_segments for use in used),
         )
         return TierUse(0, self._ram_budget, 0), disk
 
@@ -123,7 +123,10 @@ class CacheInspector:
 
     def rows(self) -> list[SegmentRow]:
         """All segments of all namespaces, the most recently used first."""
-        found = [row for store in namespaces(self.cache_dir) for row in self._open(store).rows()]
+        found: list[SegmentRow] = []
+        for store in namespaces(self.cache_dir):
+            with self._opened(store) as cache:
+                found += cache.rows()
         return sorted(found, key=lambda row: (-row.last_used, row.segment_id))
 
     def path_of(self, row: SegmentRow) -> Path:
@@ -136,7 +139,7 @@ class CacheInspector:
         """Compare every checksum and every id. With `fix`, damaged files are set aside and
         orphans removed. `tell` hears the bytes read of all, before each file; it may raise."""
         num_checked = num_orphans = num_fixed = 0
-        reading = _Reading(tell, sum(one.num_bytes for one in self.namespaces()))
+        reading = _Reading(tell, sum(use.num_bytes for use in self.namespaces()))
         damaged: list[tuple[str, str]] = []
         for store in namespaces(self.cache_dir):
             paths = store.paths()
@@ -190,11 +193,13 @@ class CacheInspector:
     def num_held(self, namespace: str, journal: TokenIds) -> int:
         """How many leading tokens of a journal are on disk."""
         store = SegmentStore(self.cache_dir, namespace)
-        return self._open(store, self._policy).lookup(journal).num_tokens
+        with self._opened(store, self._policy) as cache:
+            return cache.lookup(journal).num_tokens
 
     def on_paths(self, namespace: str, journals: Iterable[TokenIds]) -> set[str]:
         """The segments that hold a part of the journals."""
-        return _segment_ids(self._open(SegmentStore(self.cache_dir, namespace)), journals)
+        with self._opened(SegmentStore(self.cache_dir, namespace)) as cache:
+            return _segment_ids(cache, journals)
 
     def delete(self, row: SegmentRow) -> None:
         SegmentStore(self.cache_dir, row.namespace).delete(self.path_of(row))
@@ -205,8 +210,8 @@ class CacheInspector:
         A segment of which a kept journal uses a part stays. Returns how many were deleted.
         """
         store = SegmentStore(self.cache_dir, namespace)
-        cache = self._open(store)
-        doomed = _segment_ids(cache, gone) - _segment_ids(cache, kept)
+        with self._opened(store) as cache:
+            doomed = _segment_ids(cache, gone) - _segment_ids(cache, kept)
         for name in store.names():
             if id_of(name) in doomed:
                 store.delete(store.directory / name)
@@ -217,8 +222,9 @@ class CacheInspector:
         store = SegmentStore(self.cache_dir, namespace)
         if not namespace or not store.directory.is_dir():
             return None
-        cache, rates = self._open(store, self._policy), RateBook(store.directory / "rates.json")
-        return [_estimate(cache, rates, journal) for journal in journals]
+        rates = RateBook(store.directory / "rates.json")
+        with self._opened(store, self._policy) as cache:
+            return [_estimate(cache, rates, journal) for journal in journals]
 
     def branch_kv(
         self, journals: Sequence[tuple[str, TokenIds]], branches: Sequence[Collection[int]]
@@ -229,16 +235,20 @@ class CacheInspector:
         `disk_tokens` are those of its longest journal."""
         caches: dict[str, PrefixCache] = {}
         held: list[tuple[int, dict[str, int]]] = []
-        for namespace, journal in journals:
-            if namespace not in caches:
-                store = SegmentStore(self.cache_dir, namespace)
-                caches[namespace] = self._open(store, self._policy)
-            found = caches[namespace].on_path(journal)
-            held.append((caches[namespace].lookup(journal).disk_tokens, found))
-        users = Counter(one for _, found in held for one in found)
+        with contextlib.ExitStack() as stack:
+            for namespace, journal in journals:
+                if namespace not in caches:
+                    store = SegmentStore(self.cache_dir, namespace)
+                    caches[namespace] = stack.enter_context(self._opened(store, self._policy))
+                found = caches[namespace].on_path(journal)
+                held.append((caches[namespace].lookup(journal).disk_tokens, found))
+        users = Counter(segment_id for _, found in held for segment_id in found)
         return [_branch_kv([held[index] for index in branch], users) for branch in branches]
 
-    def _open(self, store: SegmentStore, policy: TierPolicy | None = None) -> PrefixCache:
+    @contextlib.contextmanager
+    def _opened(
+        self, store: SegmentStore, policy: TierPolicy | None = None
+    ) -> Iterator[PrefixCache]:
         """The segments as an engine would find them; without a policy, also those whose time is
         over and that no engine has removed yet.
 
@@ -253,7 +263,8 @@ class CacheInspector:
             policy=policy,
         )
         cache.open({})
-        return cache
+        with contextlib.closing(cache):
+            yield cache
 
 
 def _estimate(cache: PrefixCache, rates: RateBook, journal: TokenIds) -> CostEstimate:
@@ -265,15 +276,15 @@ def _estimate(cache: PrefixCache, rates: RateBook, journal: TokenIds) -> CostEst
 
 
 def _branch_kv(held: Sequence[tuple[int, dict[str, int]]], users: Counter[str]) -> SessionKV:
-    own = Counter(one for _, found in held for one in found)
-    num_bytes = {one: size for _, found in held for one, size in found.items()}
-    shared = sum(size for one, size in num_bytes.items() if users[one] > own[one])
+    own = Counter(segment_id for _, found in held for segment_id in found)
+    num_bytes = {segment_id: size for _, found in held for segment_id, size in found.items()}
+    shared = sum(num_bytes[segment_id] for segment_id in own if users[segment_id] > own[segment_id])
     num_tokens = max((tokens for tokens, _ in held), default=0)
     return SessionKV(0, num_tokens, shared, sum(num_bytes.values()) - shared)
 
 
 def _segment_ids(cache: PrefixCache, journals: Iterable[TokenIds]) -> set[str]:
-    return {one for journal in journals for one in cache.on_path(journal)}
+    return {segment_id for journal in journals for segment_id in cache.on_path(journal)}
 
 
 def _problems(store: SegmentStore, paths: Sequence[Path], reading: _Reading) -> dict[Path, str]:
@@ -297,14 +308,14 @@ def _problems(store: SegmentStore, paths: Sequence[Path], reading: _Reading) -> 
 
 def _orphans(store: SegmentStore) -> list[Path]:
     """Files whose parent is gone, their children included."""
-    stored = sorted(store.scan()[0], key=lambda one: one.header.start)
     reachable: set[str] = set()
     orphans = []
-    for one in stored:
-        if one.header.start == 0 or one.header.parent_id in reachable:
-            reachable.add(one.header.segment_id)
+    for stored in sorted(store.scan()[0], key=lambda stored: stored.header.start):
+        header = stored.header
+        if header.start == 0 or header.parent_id in reachable:
+            reachable.add(header.segment_id)
         else:
-            orphans.append(one.path)
+            orphans.append(stored.path)
     return orphans
 
 

@@ -10,15 +10,16 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from chatcache.cache.book.segment_book import lineage
 from chatcache.cache.files import index, pins
-from chatcache.cache.files.inspect import CacheInspector, NamespaceUse, Removed, remove_files
 from chatcache.cache.files.pins import PinBook
-from chatcache.cache.files.store import SegmentStore
+from chatcache.cache.files.store import SegmentStore, namespaces
+from chatcache.cache.inspect import CacheInspector, NamespaceUse, Removed, remove_files
 from chatcache.cache.views import SegmentRow
 from chatcache.places import path_of
 from chatcache.token_ids import TokenIds
 
-_NOTES = ("namespace.json", "rates.json", pins.FILE_NAME, index.FILE_NAME)
+_NOTES = ("namespace.json", "rates.json", pins.FILE_NAME, *index.FILE_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +44,12 @@ class Keeper:
 
     def path(self, segment_id: str) -> set[str]:
         """A segment and all that it builds on."""
-        found: set[str] = set()
-        one: str | None = segment_id
-        while one in self._rows and one not in found:
-            found.add(one)
-            one = self._rows[one].parent_id
-        return found
+        return set(lineage(segment_id, lambda known: self._rows[known].parent_id, self._rows))
 
     def paths(self, journals: Iterable[TokenIds]) -> set[str]:
         """The segments of some journals, and all that they build on."""
         used = self._inspector.on_paths(self._namespace, journals)
-        return {one for segment_id in used for one in self.path(segment_id)}
+        return set().union(*map(self.path, used))
 
     def num_held(self, journal: TokenIds) -> int:
         """How many leading tokens of a journal are on disk."""
@@ -77,7 +73,7 @@ class Keeper:
     def unpin(self, segment_ids: set[str]) -> Unpinned:
         """Unpin all but what other pinned segments build on. Raises OSError."""
         others = self._book.read() - segment_ids
-        needed = {one for segment_id in others for one in self.path(segment_id)}
+        needed = set().union(*map(self.path, others))
         return Unpinned(self._book.remove(segment_ids - needed), len(segment_ids & needed))
 
     def drop(self, segment_ids: set[str]) -> Removed:
@@ -90,7 +86,7 @@ class Keeper:
 
 def dead_namespaces(inspector: CacheInspector) -> list[NamespaceUse]:
     """Those whose model was a directory that is no longer there, and in which nothing is pinned."""
-    return [one for one in inspector.namespaces() if _is_dead(inspector, one)]
+    return [use for use in inspector.namespaces() if _is_dead(inspector, use)]
 
 
 def remove_namespace(inspector: CacheInspector, namespace: str) -> Removed:
@@ -105,14 +101,13 @@ def remove_namespace(inspector: CacheInspector, namespace: str) -> Removed:
 
 def forget_lost_pins(inspector: CacheInspector) -> None:
     """Pins of files that are gone. Raises OSError."""
-    for one in inspector.namespaces():
-        store = SegmentStore(inspector.cache_dir, one.namespace)
+    for store in namespaces(inspector.cache_dir):
         book = PinBook(store.directory)
         if lost := book.read() - {stamp.segment_id for _, stamp in store.stamps()}:
             book.remove(lost)
 
 
-def _is_dead(inspector: CacheInspector, one: NamespaceUse) -> bool:
-    model = path_of(one.fields.get("soft.name", ""))
-    pins = PinBook(SegmentStore(inspector.cache_dir, one.namespace).directory)
+def _is_dead(inspector: CacheInspector, use: NamespaceUse) -> bool:
+    model = path_of(use.fields.get("soft.name", ""))
+    pins = PinBook(SegmentStore(inspector.cache_dir, use.namespace).directory)
     return model.is_absolute() and not model.exists() and not pins.read()

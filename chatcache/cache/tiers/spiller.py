@@ -13,17 +13,18 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from chatcache import formatting
+from chatcache.cache.book.entries import Entry
+from chatcache.cache.book.policy import TierPolicy
+from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.files.pace import Pace
 from chatcache.cache.files.segfile import SegmentHeader, is_out_of_space
-
-if TYPE_CHECKING:
-    from chatcache.cache.book.entries import Block, Entry
-    from chatcache.cache.tiers import Tiers
+from chatcache.cache.segments import Block
+from chatcache.cache.tiers.disk import DiskTier
+from chatcache.cache.tiers.notices import Notices
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +74,27 @@ class SpillWriter:
 
 
 class Spiller:
-    """Writes segments of `tiers` that are in RAM alone."""
+    """Writes segments of the book that are in RAM alone, to `disk`, which makes room for them.
 
-    def __init__(self, tiers: Tiers):
+    `on_settled` is called, in whatever thread, when a segment was written or will not be."""
+
+    def __init__(
+        self,
+        book: SegmentBook,
+        disk: DiskTier,
+        policy: TierPolicy,
+        notices: Notices,
+        clock: Callable[[], float],
+        on_settled: Callable[[], None],
+    ):
         self.pace = Pace()
-        self._tiers = tiers
+        self._book = book
+        self._disk = disk
+        self._policy = policy
+        self._notices = notices
+        self._clock = clock
+        self._on_settled = on_settled
         self._writer: SpillWriter | None = None
-
-    @property
-    def is_running(self) -> bool:
-        return self._writer is not None
 
     def start(self) -> None:
         self._writer = SpillWriter(self.spill)
@@ -101,6 +113,11 @@ class Spiller:
                 self._writer.close()
             self._writer = None
 
+    def can_write(self, entry: Entry) -> bool:
+        """Whether there is still a disk for it: else what RAM gives up is gone."""
+        is_stale = entry.is_over(self._policy.disk_ttl, self._clock())
+        return self._writer is not None and entry.can_spill and not is_stale
+
     def submit(self, entry: Entry) -> int:
         """Have a segment written; returns the bytes that will be written for it."""
         if self._writer is None or entry.is_pending or entry.path is not None:
@@ -114,38 +131,30 @@ class Spiller:
         and before it what it builds on.
 
         Returns the bytes that will be written."""
-        tiers = self._tiers
-        with tiers.lock:
-            wanted = tiers.entries.values() if segment_id is None else self._path(segment_id)
-            ordered = sorted(wanted, key=lambda e: (-e.last_used, e.start))
-            due = [one for one in ordered if one.block is not None and tiers.can_write(one)]
+        book = self._book
+        with book.lock:
+            wanted = book.entries() if segment_id is None else book.lineage(segment_id)
+            ordered = sorted(wanted, key=lambda entry: (-entry.last_used, entry.start))
+            due = [entry for entry in ordered if entry.block is not None and self.can_write(entry)]
             return sum(self.submit(entry) for entry in due)
-
-    def _path(self, segment_id: str) -> list[Entry]:
-        """A segment and those that it builds on."""
-        found = []
-        entry = self._tiers.entries.get(segment_id)
-        while entry is not None:
-            found.append(entry)
-            entry = self._tiers.entries.get(entry.parent_id or "")
-        return found
 
     def spill(self, segment_id: str) -> None:
         """Write one segment (in the writer's thread)."""
-        tiers = self._tiers
-        with tiers.lock:
-            entry = tiers.entries.get(segment_id)
+        with self._book.lock:
+            entry = self._book.get(segment_id)
             if entry is None:
                 return
             self._notice_removal()
             block = entry.block
             if block is None or entry.path is not None or self._is_cut_off(entry):
                 entry.is_pending = False
-                tiers.enforce_ram()
+                self._on_settled()
                 return
+            path_held = contextlib.ExitStack()  # what it builds on does not make room for it
+            path_held.enter_context(self._book.held(self._book.lineage(segment_id)[1:]))
         began = time.perf_counter()
         try:
-            with self._path_held(entry):
+            with path_held:
                 path, size = self._write(entry, block)
         except OSError as error:
             self._note_unwritten(entry, error)
@@ -153,86 +162,64 @@ class Spiller:
         finally:
             entry.is_pending = False
         seconds = time.perf_counter() - began
-        tiers.note_written(entry, path, size)
-        tiers.tell(
-            "spilled",
-            f"spilled {entry.stop - entry.start:,} tokens, {formatting.size(size)},"
-            f" {seconds:.2f} s",
-        )
+        self._disk.note_written(entry, path, size)
+        self._on_settled()
+        num_tokens = entry.stop - entry.start
+        text = f"spilled {num_tokens:,} tokens, {formatting.size(size)}, {seconds:.2f} s"
+        self._notices.tell("spilled", text)
 
     def _is_cut_off(self, entry: Entry) -> bool:
         """Whether what comes before it cannot get to the disk: then it would be of no use there."""
         if entry.start == 0:
             return False
-        parent = self._tiers.entries.get(entry.parent_id or "")
+        parent = self._book.get(entry.parent_id or "")
         is_lost = parent is None or (parent.path is None and not parent.can_spill)
         entry.can_spill = entry.can_spill and not is_lost
         return is_lost
 
-    @contextlib.contextmanager
-    def _path_held(self, entry: Entry) -> Iterator[None]:
-        """While a segment is written, what comes before it does not make room for it."""
-        tiers = self._tiers
-        held: list[Entry] = []
-        with tiers.lock:
-            before = tiers.entries.get(entry.parent_id or "")
-            while before is not None:
-                before.num_leases += 1
-                held.append(before)
-                before = tiers.entries.get(before.parent_id or "")
-        try:
-            yield
-        finally:
-            with tiers.lock:
-                for before in held:
-                    before.num_leases -= 1
-
     def _notice_removal(self) -> None:
         """If somebody removed the directory, begin it again with what is still in RAM."""
-        tiers = self._tiers
-        if tiers.store.directory.is_dir():
+        if self._disk.store.directory.is_dir():
             return
-        tiers.store.prepare_again()
-        for entry in list(tiers.entries.values()):
+        self._disk.open_again()
+        for entry in self._book.entries():
             entry.path, entry.disk_bytes = None, 0
-            if entry.block is None:
-                tiers.forget(entry)
-        for entry in sorted(tiers.entries.values(), key=lambda entry: entry.start):
+            self._book.remove_if_gone(entry)
+        for entry in sorted(self._book.entries(), key=lambda entry: entry.start):
             self.submit(entry)
 
     def _note_unwritten(self, entry: Entry, error: OSError) -> None:
         entry.can_spill = False
         if isinstance(error, DiskFloorError):
-            self._tiers.warn_once("floor", f"new segments stay in RAM: {error}")
+            self._notices.warn_once("floor", f"new segments stay in RAM: {error}")
         else:
             why = error.strerror or str(error)
             text = f"tokens {entry.start:,}-{entry.stop:,} are not kept on disk: {why}"
-            self._tiers.tell("warning", text)
-        self._tiers.enforce_ram()
+            self._notices.warn(text)
+        self._on_settled()
 
     def _write(self, entry: Entry, block: Block) -> tuple[Path, int]:
-        tiers = self._tiers
+        store = self._disk.store
         header = SegmentHeader(
-            entry.segment_id, entry.parent_id, tiers.store.namespace, entry.start, entry.stop,
-            entry.token_ids, tiers.clock(), CREATOR, has_states=block.has_states,
+            entry.segment_id, entry.parent_id, store.namespace, entry.start, entry.stop,
+            entry.token_ids, self._clock(), CREATOR, has_states=block.has_states,
         )  # fmt: skip
         self._keep_floor(block.num_bytes)
         try:
-            return tiers.store.write(header, block.sources(), entry.last_used, self.pace)
+            return store.write(header, block.sources(), entry.last_used, self.pace)
         except OSError as error:
             if not is_out_of_space(error):
                 raise
-        tiers.enforce_disk(bytes_wanted=2 * block.num_bytes)
-        return tiers.store.write(header, block.sources(), entry.last_used, self.pace)
+        self._disk.enforce(bytes_wanted=2 * block.num_bytes)
+        return store.write(header, block.sources(), entry.last_used, self.pace)
 
     def _keep_floor(self, num_bytes: int) -> None:
         """Make room so that the disk keeps its free space. Raises DiskFloorError."""
-        tiers = self._tiers
-        floor = tiers.policy.disk_floor
+        floor, store = self._policy.disk_floor, self._disk.store
         if floor == 0:
             return
-        missing = floor + num_bytes - tiers.store.free_bytes()
+        missing = floor + num_bytes - store.free_bytes()
         if missing > 0:
-            tiers.enforce_disk(bytes_wanted=missing, is_all_or_nothing=True)
-            if tiers.store.free_bytes() < floor + num_bytes:
+            self._disk.enforce(bytes_wanted=missing, is_all_or_nothing=True)
+            if store.free_bytes() < floor + num_bytes:
                 raise DiskFloorError(f"less than {floor / 1e9:.1f} GB would be left on the disk")

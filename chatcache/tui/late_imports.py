@@ -1,31 +1,13 @@
-"""What stands behind the screen, and the imports that come with it.
-
-The first paint needs neither: both are brought in by a thread when the screen is there.
-"""
+"""The imports that come with what stands behind the screen. The first paint needs none of them:
+they are brought in by a thread when the screen is there."""
 
 from __future__ import annotations
 
 import gc
 import importlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from chatcache.chat.service import ChatService
-    from chatcache.frontend.desk import SegmentDesk
-    from chatcache.frontend.sampling import Sampling
 
 _FOR_THE_CHAT = ("chatcache.tui.parts.wiring",)
 _FOR_THE_REST = ("chatcache.tui.actions.table", "pygments.lexers.python")
-
-
-@dataclass(frozen=True, slots=True)
-class Backstage:
-    """Everything that the screen acts on. `desk` None: the cache is not on this machine."""
-
-    service: ChatService
-    sampling: Sampling
-    desk: SegmentDesk | None = None
 
 
 def load_chat() -> None:

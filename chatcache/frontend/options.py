@@ -1,4 +1,4 @@
-"""What the terminal chat was started with."""
+"""What a chat was started with, and what it acts on. The same for the terminal and plain mode."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chatcache.frontend.progress import Report
 from chatcache.personas import Persona
 from chatcache.remotes import Remotes
+
+if TYPE_CHECKING:
+    from chatcache.chat.service import ChatService
+    from chatcache.frontend.desk import SegmentDesk
+    from chatcache.frontend.sampling import Sampling
+
+Examine = Callable[[Report], Iterable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +33,17 @@ class ChatOptions:
     has_motion: bool = True
     is_offline: bool = False
     remotes: Remotes = field(default_factory=dict)
-    examine: Callable[[Report], Iterable[str]] | None = None
+    examine: Examine | None = None
     keep_setting: Callable[[str, str], None] | None = None
     drafts_path: Path | None = None
     last_chat_path: Path | None = None
     clock: Callable[[], float] = time.time
+
+
+@dataclass(frozen=True, slots=True)
+class Backstage:
+    """Everything that a front end acts on. `desk` None: the cache is not on this machine."""
+
+    service: ChatService
+    sampling: Sampling
+    desk: SegmentDesk | None = None

@@ -1,0 +1,52 @@
+"""The RAM tier: how much memory blocks may take, how long, and what goes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chatcache.cache.book.eviction import choose_victims
+from chatcache.cache.book.policy import LOW_WATER, TierPolicy
+from chatcache.cache.book.segment_book import SegmentBook
+from chatcache.cache.tiers.notices import Notices
+from chatcache.cache.tiers.spiller import Spiller
+
+
+@dataclass(frozen=True, slots=True)
+class RamTier:
+    """The blocks of the book; what is not on disk is written by the spiller before it goes."""
+
+    book: SegmentBook
+    spiller: Spiller
+    budget: int
+    policy: TierPolicy
+    notices: Notices
+    clock: Callable[[], float]
+
+    def enforce(self) -> None:
+        """Give up blocks whose time is over and, over the budget, leaves and least recently used
+        ones first until there is some room again. What is not on disk is written before."""
+        with self.book.lock:
+            in_ram = self.book.in_ram()
+            used, now, ttl = sum(e.num_bytes for e in in_ram), self.clock(), self.policy.ram_ttl
+            excess = 0
+            self.spiller.pace.is_pressed = used > self.budget
+            if used > self.budget:
+                excess = used - int(self.budget * LOW_WATER)
+                pinned = sum(entry.num_bytes for entry in in_ram if entry.is_pinned)
+                self.notices.warn_of_pins(pinned, "memory", self.budget)
+            if not excess and not any(entry.is_over(ttl, now) for entry in in_ram):
+                return
+            candidates = [entry.candidate(entry.num_bytes, ttl) for entry in in_ram]
+            for victim in choose_victims(candidates, excess, now):
+                entry = self.book[victim.segment_id]
+                if entry.path is None and self.spiller.can_write(entry):
+                    self.spiller.submit(entry)
+                    continue
+                is_expired = entry.is_over(ttl, now)
+                entry.block = None
+                if self.book.remove_if_gone(entry):
+                    if is_expired:
+                        self.notices.note_expired(entry)
+                    length = entry.stop - entry.start
+                    self.notices.tell_evicted([length], "RAM", is_expired=is_expired)
