@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,47 +77,33 @@ def open_store(settings: Settings, *, may_be_read_only: bool = False) -> Session
     return SessionStore(settings.paths.database, may_be_read_only=may_be_read_only)
 
 
-def open_backend(settings: Settings) -> Backend:
-    """What answers for the model of the settings: an engine or a server. Nothing is started yet."""
+def open_backend(settings: Settings, model: str | None = None) -> Backend:
+    """What answers for a model (None: that of the settings): an engine, or a server when it is
+    called `PROFILE:NAME`. Nothing is started yet. Raises NotFoundError for an unknown profile.
+    """
+    default = settings.config.model.default
+    remote = remote_model(model or default, settings.config.remotes)
+    if remote is not None:
+        if model in (None, default) and settings.origins.get("model.adapter") == "option":
+            raise UsageError(
+                "An adapter cannot be put on the model of a server.", "Leave --adapter out."
+            )
+        from chatcache.backends.remote.backend import RemoteBackend
+
+        return RemoteBackend(remote, is_offline=settings.config.model.offline)
     from chatcache.backends.local.engine.client import LocalBackend
 
-    remote = open_remote(settings, settings.config.model.default)
-    return remote or LocalBackend(engine_settings(settings))
-
-
-def open_remote(settings: Settings, model: str) -> Backend | None:
-    """The server that `PROFILE:NAME` means; None for a model of this machine.
-
-    Raises NotFoundError for a profile that does not exist.
-    """
-    remote = remote_model(model, settings.config.remotes)
-    if remote is None:
-        return None
-    is_first = model == settings.config.model.default
-    if is_first and settings.origins.get("model.adapter") == "option":
-        raise UsageError(
-            "An adapter cannot be put on the model of a server.", "Leave --adapter out."
-        )
-    from chatcache.backends.remote.backend import RemoteBackend
-
-    return RemoteBackend(remote, is_offline=settings.config.model.offline)
+    engine = engine_settings(settings)
+    if model not in (None, default):  # an adapter belongs to the model that it was trained on
+        engine = replace(engine, model=model, adapter=None)
+    return LocalBackend(engine)
 
 
 def open_switching_backend(settings: Settings) -> Backend:
     """What answers for the model of the settings, which can be exchanged for another one."""
-    from chatcache.backends.local.engine.client import LocalBackend
     from chatcache.backends.switching import SwitchingBackend
 
-    first = engine_settings(settings)
-
-    def make(model: str) -> Backend:
-        if (remote := open_remote(settings, model)) is not None:
-            return remote
-        # An adapter belongs to the model that it was trained on.
-        adapter = first.adapter if model == first.model else None
-        return LocalBackend(replace(first, model=model, adapter=adapter))
-
-    return SwitchingBackend(make, first.model)
+    return SwitchingBackend(partial(open_backend, settings), settings.config.model.default)
 
 
 def check_model(settings: Settings) -> None:

@@ -37,6 +37,7 @@ from chatcache.backends.base import (
     TurnFinished,
     TurnPlanned,
     TurnRequest,
+    TurnStream,
 )
 from chatcache.errors import ContextFullError, EngineDiedError, ModelLoadError
 from chatcache.token_ids import TokenIds
@@ -209,11 +210,6 @@ class FakeBackend:
             raise self.load_error
         return self.info
 
-    def stop(self) -> None:
-        self.num_stops += 1
-        if turn := self._turn:
-            turn.is_stopped.set()
-
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         with self._lock:
             return [self._estimate(journal) for journal in journals]
@@ -246,17 +242,23 @@ class FakeBackend:
 
     def close(self) -> None:
         self.is_closed = True
-        self.stop()
+        if turn := self._turn:
+            turn.is_stopped.set()
 
-    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
+    def ask(self, request: TurnRequest) -> TurnStream:
+        return FakeStream(self, ToyTurn(request))
+
+    def events(self, turn: ToyTurn) -> Iterator[TurnEvent]:
+        """The events of one turn; it goes on as far as they are read."""
         with self._turn_lock:
-            turn = ToyTurn(request)
             self._turn = turn
-            self.requests.append(request)
+            self.requests.append(turn.request)
             try:
                 yield from self._run(turn)
             except _PointFailedError as failed:
                 yield self._failed(turn, failed.point)
+            except Exception as error:
+                yield TurnFailed(turn.request.turn_id, error)
             finally:
                 self._turn = None
 
@@ -392,6 +394,29 @@ class FakeBackend:
         self.emit(BackendFailed(error, will_restart=True))
         self.start()
         return TurnFailed(turn.request.turn_id, error, partial)
+
+
+class FakeStream(TurnStream):
+    """A turn that goes on only while it is read, so that nothing happens behind a test's back."""
+
+    def __init__(self, backend: FakeBackend, turn: ToyTurn) -> None:
+        super().__init__(lambda: None)
+        self._backend = backend
+        self._turn = turn
+        self._steps = backend.events(turn)
+
+    def get(self, timeout: float | None = None) -> TurnEvent | None:
+        event = next(self._steps, None)
+        if isinstance(event, TurnFinished | TurnFailed):
+            next(self._steps, None)  # to its end: the next turn waits for that
+        return event
+
+    def stop(self) -> None:
+        self._backend.num_stops += 1
+        self._turn.is_stopped.set()
+
+    def close(self) -> None:
+        self.stop()
 
 
 class _PointFailedError(Exception):

@@ -8,10 +8,11 @@ picklable, and free of torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from chatcache.backends.stream import EventStream
 from chatcache.backends.usage import Timings as Timings
 from chatcache.backends.usage import TurnPrice as TurnPrice
 from chatcache.backends.usage import Usage as Usage
@@ -260,6 +261,7 @@ class TurnFailed:
 
 
 TurnEvent = TurnPlanned | PrefillProgress | TextDelta | TurnFinished | TurnFailed
+TurnStream = EventStream[TurnEvent]
 
 
 # Events of the backend itself.
@@ -339,11 +341,12 @@ class Backend(Protocol):
         TimeoutError. `wait_ready(0)` asks without waiting.
         """
 
-    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
-        """The events of one turn. Ends after TurnFinished or TurnFailed, never raises."""
+    def ask(self, request: TurnRequest) -> TurnStream:
+        """Begin a turn: its events, the last of them TurnFinished or TurnFailed; never raises.
 
-    def stop(self) -> None:
-        """End the turn in progress within one decode step or one prefill chunk."""
+        It starts the backend if nobody did, and waits for the model and for the turns before it.
+        A stop ends it within one decode step or one prefill chunk.
+        """
 
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """The cost of continuing each journal, without changing anything."""

@@ -7,7 +7,7 @@ that two models never share the memory. Listeners move along.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from chatcache.backends.base import (
     Backend,
@@ -16,8 +16,8 @@ from chatcache.backends.base import (
     ModelInfo,
     ModelLoading,
     Prepare,
-    TurnEvent,
     TurnRequest,
+    TurnStream,
 )
 from chatcache.errors import UnavailableError
 from chatcache.token_ids import TokenIds
@@ -84,11 +84,8 @@ class SwitchingBackend:
             raise TimeoutError("another model is being loaded")
         return self._settled().wait_ready(timeout)
 
-    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
-        return self._settled().generate(request)
-
-    def stop(self) -> None:
-        self._current.stop()
+    def ask(self, request: TurnRequest) -> TurnStream:
+        return self._settled().ask(request)
 
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         if self._is_switching:

@@ -83,7 +83,7 @@ def _prepare(backend: LocalBackend, request: TurnRequest) -> bool:
 
 def _answered(backend: LocalBackend, request: TurnRequest) -> tuple[TurnPlanned, TurnResult]:
     planned: TurnPlanned | None = None
-    for event in backend.generate(request):
+    for event in backend.ask(request):
         if isinstance(event, TurnFailed):
             raise UnavailableError(f"The engine failed: {event.error}", "Look into its log.")
         if isinstance(event, TurnPlanned):

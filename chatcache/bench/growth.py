@@ -39,6 +39,7 @@ from chatcache.bench.terminal import Terminal, Typist
 from chatcache.chat.conversation import Message
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
+from chatcache.chat.tasks import TurnOptions
 from chatcache.chat.views import AnswerSaved
 from chatcache.config import DATABASE_NAME
 from chatcache.errors import UnavailableError
@@ -115,7 +116,7 @@ def long_chat(model: str, home: Path, options: argparse.Namespace) -> list[TurnC
         session_id = service.create_session("growth").session_id
         for turn in range(1, options.turns + 1):
             began = time.perf_counter()
-            events = service.send(session_id, f"{turn}. {message}", sampling=sampling)
+            events = service.send(session_id, f"{turn}. {message}", TurnOptions(sampling))
             saved = [event for event in events if isinstance(event, AnswerSaved)]
             costs.append(_cost(turn, saved[-1], 1000 * (time.perf_counter() - began)))
     return costs

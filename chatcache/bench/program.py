@@ -269,7 +269,8 @@ def _stop_at(backend: LocalBackend, prompt: str, kind: type) -> float | None:
         use_cache=False,
     )
     seen, began = 0, None
-    for event in backend.generate(request):
+    turn = backend.ask(request)
+    for event in turn:
         if isinstance(event, TurnFailed):
             raise UnavailableError(f"The engine failed: {event.error}", "Look into its log.")
         if isinstance(event, TurnFinished):
@@ -277,5 +278,5 @@ def _stop_at(backend: LocalBackend, prompt: str, kind: type) -> float | None:
         seen += isinstance(event, kind)
         if seen == 2 and began is None:
             began = time.perf_counter()
-            backend.stop()
+            turn.stop()
     return None if began is None else time.perf_counter() - began

@@ -7,10 +7,9 @@ because of a turn that cannot be foreseen; it is then not prepared.
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chatcache.backends.base import (
     Backend,
@@ -18,13 +17,18 @@ from chatcache.backends.base import (
     IdleKind,
     ModelInfo,
     Prepare,
-    SamplingParams,
 )
 from chatcache.chat.conversation import Node, messages_for_model
 from chatcache.chat.finished import stable_part
 from chatcache.chat.store import SessionStore
-from chatcache.chat.tasks import num_read_at, system_message, user_message
-from chatcache.chat.turns import TurnOptions, TurnRun, TurnTask
+from chatcache.chat.tasks import (
+    TurnOptions,
+    TurnTask,
+    num_read_at,
+    system_message,
+    turn_request,
+    user_message,
+)
 from chatcache.errors import ChatcacheError
 
 
@@ -91,7 +95,7 @@ class IdleWork:
     def _begin(self, backend: Backend, info: ModelInfo, kind: IdleKind, task: TurnTask) -> bool:
         if info.backend != "local":
             return False
-        request = TurnRun(self._store, backend, task, threading.Lock()).request_ahead(info)
+        request = replace(turn_request(self._store, task, info), previous=None)
         if kind != "draft" and not request.journal:
             return False
         return backend.prepare(Prepare(uuid.uuid4().hex, kind, request))
@@ -114,7 +118,7 @@ class IdleWork:
             session_name=row.name if row else "",
             turn=message.turn,
             messages=first + messages_for_model([*path, message]),
-            options=TurnOptions(SamplingParams(), think),
+            options=TurnOptions(think=think),
             journal_tip=tip,
             history_mode=row.history_mode if row else "canonical",
             num_read_at=num_read_at(stored),

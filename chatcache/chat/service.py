@@ -1,18 +1,18 @@
 """Everything that a front end can do with conversations: the one thing it calls.
 
 Owns what each action means (send, regenerate, edit, continue, fork) in terms of the tree, and what
-this front end has last seen of each session. Turns are generators of events, to be consumed in any
-one thread. Knows neither SQL nor what a front end looks like. It does not start the backend.
+this front end has last seen of each session. Knows neither SQL nor what a front end looks like. It
+does not start the backend.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from chatcache.backends.base import Backend, CostEstimate, HistoryMode, SamplingParams
+from chatcache.backends.base import Backend, CostEstimate, HistoryMode
 from chatcache.chat import transfer, verify
+from chatcache.chat.chat_turn import ChatTurn, RunningTurns
 from chatcache.chat.conversation import check_turn, clean_text
 from chatcache.chat.costs import CostBook, OfflineCost
 from chatcache.chat.forget import Doomed, ForgetKV
@@ -21,23 +21,27 @@ from chatcache.chat.node_table import StoredNode
 from chatcache.chat.recall import Recall
 from chatcache.chat.search import search
 from chatcache.chat.store import SessionStore
-from chatcache.chat.tasks import answer_task, system_message, unsaved_task, user_message
+from chatcache.chat.tasks import (
+    TurnOptions,
+    TurnTask,
+    answer_task,
+    system_message,
+    unsaved_task,
+    user_message,
+)
 from chatcache.chat.transcripts import fork_points, transcript, variants_of
 from chatcache.chat.treekeeper import TreeKeeper
-from chatcache.chat.turns import TurnOptions, TurnRun, TurnTask
 from chatcache.chat.views import (
-    ChatEvent,
     ForkPoint,
     ForkResult,
     SearchHit,
     SessionJournal,
     SessionSummary,
     TranscriptMessage,
-    UserMessageSaved,
 )
 from chatcache.errors import NotFoundError, UnavailableError, UsageError
 
-_DEFAULT = SamplingParams()
+DEFAULT_OPTIONS = TurnOptions()
 CLOSE_SECONDS = 5.0
 
 
@@ -60,9 +64,7 @@ class ChatService:
         self._seen: dict[str, int | None] = {}
         self.tree = TreeKeeper(store, self._costs, forget_kv, self._seen)
         self.recall = Recall(store.database)
-        self._runs: set[TurnRun] = set()
-        self._runs_lock = threading.Condition()
-        self._turn_lock = threading.Lock()
+        self._turns = RunningTurns(self._seen)
         self.idle = IdleWork(store, backend, self._seen_tip, idle)
 
     @property
@@ -82,10 +84,8 @@ class ChatService:
     def close(self) -> None:
         """Stop what is being answered, let the backend write out its state, close the store."""
         self.stop()
-        with self._runs_lock:
-            # Turns end in the threads that consume them; a thread that is stuck loses nothing
-            # but the last second of its answer.
-            self._runs_lock.wait_for(lambda: not self._runs, CLOSE_SECONDS)
+        # A thread that is stuck with its turn loses nothing but the last second of its answer.
+        self._turns.wait(CLOSE_SECONDS)
         if self._backend is not None:
             self._backend.close()
         self._store.close()
@@ -238,134 +238,91 @@ class ChatService:
         self,
         session_id: str,
         text: str,
+        options: TurnOptions = DEFAULT_OPTIONS,
         *,
-        sampling: SamplingParams = _DEFAULT,
-        think: bool | None = None,
-        use_cache: bool = True,
         save: bool = True,
         system: str | None = None,
-    ) -> Iterator[ChatEvent]:
+    ) -> ChatTurn:
         """Say something and have it answered.
 
         Without `save` nothing is kept, and `session_id` may be "" for a turn without a history
         (`system` is then its system prompt). Raises UsageError for an empty text, at once.
         """
-        self._need_backend()
-        cleaned = clean_text(text)
-        options = TurnOptions(sampling, think, use_cache)
+        backend, text = self._need_backend(), clean_text(text)
         if not save:
-            return self._run(unsaved_task(self._store, session_id, cleaned, options, system))
+            task = unsaved_task(self._store, session_id, text, options, system)
+            return self._turn(backend, lambda: task)
         self._store.sessions.row(session_id)
-        return self._send(session_id, cleaned, options)
 
-    def _send(self, session_id: str, text: str, options: TurnOptions) -> Iterator[ChatEvent]:
-        seen = self._seen_tip(session_id)
-        parent = self._store.nodes.get(seen) if seen is not None else None
-        question = self._store.add_user(session_id, parent, user_message(text), seen)
-        yield from self._ask(session_id, question, question.seq, options)
+        def begin() -> TurnTask:
+            seen = self._seen_tip(session_id)
+            parent = self._store.nodes.get(seen) if seen is not None else None
+            question = self._store.add_user(session_id, parent, user_message(text), seen)
+            return self._task(session_id, question, question.seq, options)
 
-    def regenerate(
-        self,
-        session_id: str,
-        *,
-        sampling: SamplingParams = _DEFAULT,
-        think: bool | None = None,
-        use_cache: bool = True,
-    ) -> Iterator[ChatEvent]:
+        return self._turn(backend, begin)
+
+    def regenerate(self, session_id: str, options: TurnOptions = DEFAULT_OPTIONS) -> ChatTurn:
         """Another answer to the last user message, beside the one it has (if it has one)."""
-        self._need_backend()
-        options = TurnOptions(sampling, think, use_cache)
+        backend = self._need_backend()
         tip, question = self._last_question(session_id)
-        return self._ask(session_id, question, tip.seq, options)
+        return self._turn(backend, lambda: self._task(session_id, question, tip.seq, options))
 
-    def continue_answer(
-        self,
-        session_id: str,
-        *,
-        sampling: SamplingParams = _DEFAULT,
-        think: bool | None = None,
-        use_cache: bool = True,
-    ) -> Iterator[ChatEvent]:
+    def continue_answer(self, session_id: str, options: TurnOptions = DEFAULT_OPTIONS) -> ChatTurn:
         """Go on with an answer that was stopped or reached its limit; the longer one is new.
 
         A question that has no answer at all is answered.
         """
-        self._need_backend()
-        options = TurnOptions(sampling, think, use_cache)
+        backend = self._need_backend()
         tip, question = self._last_question(session_id)
-        if tip.seq == question.seq:
-            return self._ask(session_id, question, tip.seq, options)
-        if tip.node.message.finish_reason == "stop":
+        continued = tip if tip.seq != question.seq else None
+        if continued is not None and continued.node.message.finish_reason == "stop":
             raise UsageError(
                 "The last answer is complete.", "Send a message, or regenerate the answer."
             )
-        return self._ask(session_id, question, tip.seq, options, continued=tip)
+        return self._turn(
+            backend, lambda: self._task(session_id, question, tip.seq, options, continued)
+        )
 
     def edit(
-        self,
-        session_id: str,
-        turn: int,
-        text: str,
-        *,
-        sampling: SamplingParams = _DEFAULT,
-        think: bool | None = None,
-        use_cache: bool = True,
-    ) -> Iterator[ChatEvent]:
+        self, session_id: str, turn: int, text: str, options: TurnOptions = DEFAULT_OPTIONS
+    ) -> ChatTurn:
         """Say something else in turn `turn`; what followed becomes "NAME (before edit)"."""
-        self._need_backend()
-        cleaned = clean_text(text)
-        tip = self._seen_tip(session_id)
-        check_turn(turn, self._num_turns(tip), first=1)
-        return self._edit(session_id, turn, cleaned, TurnOptions(sampling, think, use_cache))
+        backend, text = self._need_backend(), clean_text(text)
+        check_turn(turn, self._num_turns(self._seen_tip(session_id)), first=1)
 
-    def _edit(
-        self, session_id: str, turn: int, text: str, options: TurnOptions
-    ) -> Iterator[ChatEvent]:
-        tip = self._seen_tip(session_id)
-        if tip is None:
-            raise NotFoundError(f"There is no turn {turn}.", "Send a message first.")
-        old = self._store.nodes.question(tip, turn)
-        question = self._store.add_edited(session_id, old, user_message(text), tip)
-        yield from self._ask(session_id, question, question.seq, options)
+        def begin() -> TurnTask:
+            tip = self._seen_tip(session_id)
+            if tip is None:
+                raise NotFoundError(f"There is no turn {turn}.", "Send a message first.")
+            old = self._store.nodes.question(tip, turn)
+            question = self._store.add_edited(session_id, old, user_message(text), tip)
+            return self._task(session_id, question, question.seq, options)
+
+        return self._turn(backend, begin)
 
     def stop(self) -> None:
         """End the turns in progress and those that wait; partial answers are kept."""
-        with self._runs_lock:
-            runs = list(self._runs)
-        for run in runs:
-            run.stop()
+        self._turns.stop()
 
-    def spill(self, segment_id: str | None = None) -> bool:
-        """Have KV of memory written to disk: all, or one segment and what is before it."""
-        return self._backend is not None and self._backend.spill(segment_id)
+    def _turn(self, backend: Backend, begin: Callable[[], TurnTask]) -> ChatTurn:
+        return ChatTurn(self._store, backend, begin, self._turns)
 
-    def _ask(
+    def _task(
         self,
         session_id: str,
         question: StoredNode,
         seen: int,
         options: TurnOptions,
         continued: StoredNode | None = None,
-    ) -> Iterator[ChatEvent]:
-        """Have a question answered that is on disk."""
+    ) -> TurnTask:
+        """To have a question answered that is on disk."""
         self._seen[session_id] = seen
-        yield UserMessageSaved(session_id, question.node.turn, question.node.node_id)
-        yield from self._run(
-            answer_task(self._store, session_id, question, seen, options, continued)
-        )
+        return answer_task(self._store, session_id, question, seen, options, continued)
 
-    def _run(self, task: TurnTask) -> Iterator[ChatEvent]:
-        run = TurnRun(self._store, self._need_backend(), task, self._turn_lock)
-        with self._runs_lock:
-            self._runs.add(run)
-        try:
-            yield from run.events()
-        finally:
-            with self._runs_lock:
-                self._runs.discard(run)
-                self._runs_lock.notify_all()
-            if run.saved is not None:
-                self._seen[task.session_id] = run.saved.seq
+    def spill(self, segment_id: str | None = None) -> bool:
+        """Have KV of memory written to disk: all, or one segment and what is before it."""
+        return self._backend is not None and self._backend.spill(segment_id)
 
     def _last_question(self, session_id: str) -> tuple[StoredNode, StoredNode]:
         """(tip, user message of the last turn)."""

@@ -1,18 +1,63 @@
 """What a turn needs to know, gathered from the store: messages, journal, and what was left behind.
 
-Builds `TurnTask`s; says and writes nothing.
+Owns `TurnTask`, what is to be answered, and the request that a backend is asked for it. Writes
+nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from chatcache.backends.base import ChatMessage
+from chatcache.backends.base import (
+    ChatMessage,
+    HistoryMode,
+    ModelInfo,
+    PreviousTurn,
+    SamplingParams,
+    TurnRequest,
+)
 from chatcache.chat.conversation import Message, Node, messages_for_model, replace_unstorable
 from chatcache.chat.node_table import StoredNode
+from chatcache.chat.session_table import Cause
 from chatcache.chat.store import SessionStore
-from chatcache.chat.turns import TurnOptions, TurnTask
+from chatcache.token_ids import TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOptions:
+    """How a turn is answered."""
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    think: bool | None = None
+    use_cache: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTask:
+    """A turn to be answered.
+
+    question: the user message to answer; None when nothing is kept. seen: the tip that the answer
+    replaces. journal_tip: whose journal the prompt continues. continued: the cut-off answer that
+    goes on. left_*: the line that the session has just left, and why. num_read_at: for each answer
+    on the path, by node number, how many of the messages there are up to it.
+    """
+
+    session_id: str
+    session_name: str
+    turn: int
+    messages: tuple[ChatMessage, ...]
+    options: TurnOptions
+    question: StoredNode | None = None
+    seen: int | None = None
+    journal_tip: int | None = None
+    continued: Message | None = None
+    left_tip: int | None = None
+    left_cause: Cause | None = None
+    history_mode: HistoryMode = "canonical"
+    num_read_at: Mapping[int, int] = field(default_factory=dict)
 
 
 def answer_task(
@@ -64,6 +109,67 @@ def unsaved_task(
         history_mode=row.history_mode if row else "canonical",
         num_read_at=num_read_at(stored),
     )
+
+
+def turn_request(store: SessionStore, task: TurnTask, info: ModelInfo) -> TurnRequest:
+    """What the backend is asked for a task."""
+    journal_tip, num_read = _read_so_far(store, task, info)
+    journal = store.journals.journal(journal_tip, info.tokenizer_id)
+    return TurnRequest(
+        turn_id=uuid.uuid4().hex,
+        messages=task.messages,
+        journal=journal,
+        sampling=task.options.sampling,
+        think=task.options.think,
+        use_cache=task.options.use_cache,
+        continue_answer=task.continued is not None,
+        previous=_previous_turn(store, task, info),
+        history_mode=task.history_mode,
+        num_read=num_read,
+        num_answered=_num_answered(store, task, info, journal_tip, journal),
+    )
+
+
+def _previous_turn(store: SessionStore, task: TurnTask, info: ModelInfo) -> PreviousTurn | None:
+    namespace = store.answers.last_namespace(task.journal_tip)
+    if namespace is None:
+        namespace = store.answers.last_namespace(task.left_tip)
+    if namespace is None and task.left_cause is None:
+        return None
+    return PreviousTurn(
+        namespace=namespace.fields if namespace else info.namespace_fields,
+        cause=task.left_cause,
+        journal=store.journals.journal(task.left_tip, info.tokenizer_id),
+    )
+
+
+def _read_so_far(store: SessionStore, task: TurnTask, info: ModelInfo) -> tuple[int | None, int]:
+    """(whose journal the prompt goes on from, how many messages that is known to cover).
+
+    In append mode that is the last answer that was produced: what was read behind it (a question
+    without an answer) is written anew.
+    """
+    if task.history_mode == "canonical":
+        return task.journal_tip, 0
+    path = store.journals.along(task.journal_tip, info.tokenizer_id)
+    answer = path.last_of(task.num_read_at)
+    return answer, task.num_read_at[answer] if answer is not None else 0
+
+
+def _num_answered(
+    store: SessionStore,
+    task: TurnTask,
+    info: ModelInfo,
+    journal_tip: int | None,
+    journal: TokenIds,
+) -> int:
+    """How much of the journal is known to have been read: the model may have been stopped on the
+    way through a question without an answer."""
+    if journal_tip is None or journal_tip in task.num_read_at:
+        return len(journal)
+    path = store.journals.along(journal_tip, info.tokenizer_id)
+    last = path.last_of(task.num_read_at)
+    return path.lengths[last] if last is not None else 0
 
 
 def num_read_at(path: Sequence[StoredNode]) -> dict[int, int]:

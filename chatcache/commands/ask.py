@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chatcache import compose
 from chatcache.chat import date_warning
 from chatcache.chat.report import turn_report
+from chatcache.chat.tasks import TurnOptions
 from chatcache.chat.views import SessionSummary
 from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser, settings_of
@@ -94,13 +95,15 @@ def answer(
     """Send a prompt and print the answer; `extra` joins the JSON object. Returns the exit code."""
     stream = None if arguments.json else AnswerStream()
     try:
-        answered = ShellTurn(service, narrator, stream).run(
-            lambda: service.send(
+        answered = ShellTurn(narrator, stream).run(
+            service.send(
                 turn.session_id,
                 turn.prompt,
-                sampling=compose.sampling_params(settings),
-                think=settings.config.sampling.think,
-                use_cache=turn.use_cache,
+                TurnOptions(
+                    compose.sampling_params(settings),
+                    settings.config.sampling.think,
+                    turn.use_cache,
+                ),
                 save=turn.save,
                 system=turn.system if not turn.save else None,
             )

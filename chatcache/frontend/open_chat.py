@@ -9,13 +9,13 @@ Results say what to present; how they are presented is the front end's business.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chatcache.chat import date_warning
-from chatcache.chat.views import ChatEvent, ForkPoint, SessionSummary, TranscriptMessage
+from chatcache.chat.views import ForkPoint, SessionSummary, TranscriptMessage
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
 from chatcache.formatting import one_line, size
 from chatcache.frontend import exports, last_chat, reports
@@ -30,6 +30,7 @@ from chatcache.personas import Persona
 if TYPE_CHECKING:
     from chatcache.backends.base import Role
     from chatcache.chat.branches import Branch, BranchTree, Removal
+    from chatcache.chat.chat_turn import ChatTurn
     from chatcache.chat.service import ChatService
 
 
@@ -176,20 +177,20 @@ class OpenChat:
 
     # Talking
 
-    def send(self, text: str) -> Iterator[ChatEvent]:
-        return self.service.send(self.ensure_session().session_id, text, **self._how())
+    def send(self, text: str) -> ChatTurn:
+        return self.service.send(self.ensure_session().session_id, text, self.sampling.options)
 
-    def regenerate(self) -> Iterator[ChatEvent]:
-        return self.service.regenerate(self.require_session().session_id, **self._how())
+    def regenerate(self) -> ChatTurn:
+        session_id = self.require_session().session_id
+        return self.service.regenerate(session_id, self.sampling.options)
 
-    def continue_answer(self) -> Iterator[ChatEvent]:
-        return self.service.continue_answer(self.require_session().session_id, **self._how())
+    def continue_answer(self) -> ChatTurn:
+        session_id = self.require_session().session_id
+        return self.service.continue_answer(session_id, self.sampling.options)
 
-    def edit(self, turn: int, text: str) -> Iterator[ChatEvent]:
-        return self.service.edit(self.require_session().session_id, turn, text, **self._how())
-
-    def _how(self) -> dict[str, Any]:
-        return {"sampling": self.sampling.params, "think": self.sampling.think}
+    def edit(self, turn: int, text: str) -> ChatTurn:
+        session_id = self.require_session().session_id
+        return self.service.edit(session_id, turn, text, self.sampling.options)
 
     # What was said
 
@@ -199,16 +200,9 @@ class OpenChat:
             return []
         return self.service.transcript(self.session.session_id, last_turns=last_turns)
 
-    def last_question(self) -> TranscriptMessage | None:
-        return self._last("user")
-
-    def last_answer(self) -> TranscriptMessage | None:
-        """The answer to the last message; None while it has none."""
-        return self._last("assistant")
-
     def question_to_edit(self) -> TranscriptMessage:
         self.require_idle()
-        question = self.last_question()
+        question = self._last("user")
         if question is None:
             raise UsageError("There is no message to edit yet.", "Say something first.")
         return question
@@ -235,6 +229,7 @@ class OpenChat:
         return found
 
     def _last(self, role: Role) -> TranscriptMessage | None:
+        """The last message, or the answer to it; None while there is none."""
         found = [message for message in self.messages(1) if message.role == role]
         return found[-1] if found else None
 
@@ -255,7 +250,7 @@ class OpenChat:
     def undo(self) -> Forked:
         """Go back before the last message, whether it was answered or not."""
         self.require_idle()
-        question = self.last_question()
+        question = self._last("user")
         if question is None:
             raise UsageError("There is no turn to go back over.", "")
         return self.fork(question.turn - 1, question.text)
@@ -264,7 +259,7 @@ class OpenChat:
         """Another answer to the last message: the next one, or the one with this number."""
         self.require_idle()
         session = self.require_session()
-        answer = self.last_answer()
+        answer = self._last("assistant")
         if answer is None:
             raise UsageError("There is no answer yet.", "Say something first.")
         variants = self.service.variants(session.session_id, answer.node_id)

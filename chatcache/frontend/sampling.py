@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from chatcache.backends.base import SamplingParams
+from chatcache.chat.tasks import TurnOptions
 from chatcache.errors import UsageError, did_you_mean
 from chatcache.personas import Persona
 
@@ -27,6 +28,11 @@ class Sampling:
     params: SamplingParams = field(default_factory=SamplingParams)
     think: bool | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def options(self) -> TurnOptions:
+        """How a turn is to be answered now."""
+        return TurnOptions(self.params, self.think)
 
     def changed(self, name: str, word: str, origin: str = "/set") -> Sampling:
         """With one parameter as a person says it. Raises UsageError naming what is wrong."""

@@ -1,7 +1,7 @@
 """One turn in the shell: streams the answer, narrates progress, and stops when asked to.
 
-Owns the signals of a running turn. The events come from a thread, so that a signal is answered at
-any moment; the first one stops the turn and keeps what was written, the second leaves at once.
+Owns the signals of a running turn: the first one stops the turn and keeps what was written, the
+second leaves at once.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from queue import SimpleQueue
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chatcache.backends.base import (
     BackendEvent,
@@ -31,9 +30,10 @@ from chatcache.frontend import figures, servers
 from chatcache.frontend.shell_output import AnswerStream, Narrator
 
 if TYPE_CHECKING:
+    from chatcache.chat.chat_turn import ChatTurn
     from chatcache.chat.service import ChatService
 
-EventSource = Callable[[], Iterator[ChatEvent]]
+_STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,39 +51,22 @@ class Answered:
         return 130 if self.is_unread else 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Interrupted:
-    signal_number: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    error: BaseException | None = None
-
-
 class ShellTurn:
     """Runs one turn to its end. `stream` is None when the answer is printed as JSON later."""
 
-    def __init__(
-        self, service: ChatService, narrator: Narrator, stream: AnswerStream | None
-    ) -> None:
-        self._service = service
+    def __init__(self, narrator: Narrator, stream: AnswerStream | None) -> None:
         self._narrator = narrator
         self._stream = stream
-        self._inbox: SimpleQueue[ChatEvent | _Interrupted | _Ended] = SimpleQueue()
         self._saved: AnswerSaved | None = None
         self._signal_number: int | None = None
         self._is_unread = False
 
-    def run(self, events: EventSource) -> Answered:
+    def run(self, turn: ChatTurn) -> Answered:
         """Raises what the turn raises, after what had been produced was saved."""
-        thread = threading.Thread(
-            target=self._produce, args=(events,), name="chatcache-turn", daemon=True
-        )
-        with _handling_signals(self._inbox):
-            thread.start()
+        with self._handling_signals(turn):
             try:
-                self._consume()
+                for event in turn:
+                    self._take(turn, event)
             finally:
                 if self._stream is not None and not self._is_unread:
                     self._stream.end()
@@ -92,42 +75,41 @@ class ShellTurn:
             raise RuntimeError("the turn ended without an answer or an error")
         return Answered(self._saved, self._signal_number, self._is_unread)
 
-    def _produce(self, events: EventSource) -> None:
-        error: BaseException | None = None
+    @contextlib.contextmanager
+    def _handling_signals(self, turn: ChatTurn) -> Iterator[None]:
+        """The first interruption stops the turn; the second ends the process."""
+
+        def interrupt(number: int, _frame: FrameType | None) -> None:
+            if self._signal_number is not None:
+                os._exit(128 + number)
+            self._signal_number = number
+            turn.stop()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        heard = list(_STOPPING_SIGNALS)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # it was started with `nohup`
+            heard.remove(signal.SIGHUP)
+        before = {number: signal.signal(number, interrupt) for number in heard}
         try:
-            for event in events():
-                self._inbox.put(event)
-        except BaseException as raised:
-            error = raised
-        self._inbox.put(_Ended(error))
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def _consume(self) -> None:
-        while True:
-            item = self._inbox.get()
-            if isinstance(item, _Ended):
-                if item.error is not None:
-                    raise item.error
-                return
-            if isinstance(item, _Interrupted):
-                self._signal_number = item.signal_number
-                self._service.stop()
-            else:
-                self._take(item)
-                if self._signal_number is not None:
-                    self._service.stop()  # again: one that comes before the turn begins is lost
-
-    def _take(self, event: ChatEvent) -> None:
+    def _take(self, turn: ChatTurn, event: ChatEvent) -> None:
         if isinstance(event, WaitingForModel):
             self._narrator.progress("waiting for the model")
         elif isinstance(event, PrefillProgress):
             reused = f" ({event.cached:,} reused)" if event.cached else ""
             self._narrator.progress(f"reading {event.done:,} / {event.total:,} tokens{reused}")
         elif isinstance(event, TextDelta):
-            self._take_text(event)
+            self._take_text(turn, event)
         elif isinstance(event, AnswerSaved):
             self._saved = event
 
-    def _take_text(self, delta: TextDelta) -> None:
+    def _take_text(self, turn: ChatTurn, delta: TextDelta) -> None:
         if delta.is_reasoning:
             self._narrator.progress(_counted("thinking", delta))
             return
@@ -142,41 +124,12 @@ class ShellTurn:
         except BrokenPipeError:
             # Whoever read the answer has left; what was written so far is kept.
             self._is_unread = True
-            self._service.stop()
+            turn.stop()
 
 
 def _counted(what: str, delta: TextDelta) -> str:
     """`writing: 12 tokens`; a server does not always count on the way."""
     return f"{what}: {plural(delta.num_tokens, 'token')}" if delta.num_tokens else what
-
-
-@contextlib.contextmanager
-def _handling_signals(inbox: SimpleQueue[Any]) -> Iterator[None]:
-    """The first interruption goes to the inbox (safe in a handler); the second ends the process."""
-    num_signals = 0
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        nonlocal num_signals
-        num_signals += 1
-        if num_signals > 1:
-            os._exit(128 + number)
-        inbox.put(_Interrupted(number))
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    heard = list(_STOPPING_SIGNALS)
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # it was started with `nohup`
-        heard.remove(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def watch_backend(service: ChatService, narrator: Narrator) -> None:

@@ -6,11 +6,10 @@ business; here it is read out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chatcache.backends.base import CacheSnapshot
-from chatcache.chat.views import ChatEvent
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import one_line
 from chatcache.frontend.model_choice import ModelChoice
@@ -21,6 +20,7 @@ from chatcache.plain.speech import Lines, SpokenStream, say, spoken
 
 if TYPE_CHECKING:
     from chatcache.backends.base import ModelInfo
+    from chatcache.chat.chat_turn import ChatTurn
 
 
 class Talk:
@@ -63,12 +63,12 @@ class Talk:
                 # The message is on disk, whatever became of its answer.
                 self._sent_files, self._sent_text, self.attached = self.attached, text, []
 
-    def answer(self, events: Callable[[], Iterator[ChatEvent]]) -> None:
+    def answer(self, begin: Callable[[], ChatTurn]) -> None:
         """Run one turn; Ctrl+C stops it and keeps what was said."""
         self.lines.forget()
         stream = SpokenStream(self._speaker)
         try:
-            saved = ShellTurn(self.service, self.lines, stream).run(events).saved
+            saved = ShellTurn(self.lines, stream).run(begin()).saved
         finally:
             if not self.chat.refresh():
                 say("This chat has been deleted meanwhile.")

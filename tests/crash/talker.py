@@ -6,6 +6,7 @@ import itertools
 import sys
 
 from chatcache.backends.base import SamplingParams
+from chatcache.chat.tasks import TurnOptions
 from chatcache.chat.views import UserMessageSaved
 from chatcache.compose import opened_service
 from chatcache.config import load_settings
@@ -17,8 +18,8 @@ def main(model: str, round_name: str) -> None:
         session = service.last_session() or service.create_session("talk")
         for number in itertools.count():
             text = f"round {round_name} message {number}."
-            sampling = SamplingParams(temperature=0.0, max_new_tokens=8)
-            for event in service.send(session.session_id, text, sampling=sampling):
+            options = TurnOptions(SamplingParams(temperature=0.0, max_new_tokens=8))
+            for event in service.send(session.session_id, text, options):
                 if isinstance(event, UserMessageSaved):
                     print(text, flush=True)
 

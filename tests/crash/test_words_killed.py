@@ -54,8 +54,8 @@ backend = FakeBackend(["One two three."], starts_ready=True)
 backend.gate("delta:2")
 backend.start()
 service = ChatService(SessionStore(Path(sys.argv[1])), backend)
-from chatcache.chat import turns
-turns.PARTIAL_SECONDS = 0.0
+from chatcache.chat import answer_keeper
+answer_keeper.PARTIAL_SECONDS = 0.0
 for event in service.send(service.create_session("a").session_id, "go"):
     if isinstance(event, TextDelta):
         print(event.text, flush=True)

@@ -80,7 +80,7 @@ def test_figures_of_a_result_equal_those_of_its_json() -> None:
     backend.start()
     from chatcache.backends.base import ChatMessage, TurnFinished
 
-    events = list(backend.generate(TurnRequest("t", (ChatMessage("user", "Hello"),))))
+    events = list(backend.ask(TurnRequest("t", (ChatMessage("user", "Hello"),))))
     finished = events[-1]
     assert isinstance(finished, TurnFinished)
     live = from_result(finished.result)

@@ -18,8 +18,7 @@ import pytest
 from chatcache import cli, compose
 from chatcache.backends.base import CacheEvent, ModelInfo
 from chatcache.chat.service import ChatService
-from chatcache.chat.turns import TurnTask
-from chatcache.chat.views import ChatEvent
+from chatcache.chat.tasks import TurnTask
 from chatcache.errors import ModelLoadError
 from tests.fakes import FakeBackend, fake_model_info
 
@@ -368,20 +367,13 @@ def test_an_interruption_before_the_turn_has_begun_stops_it(
     backend = FakeBackend(answers=["one two three"])
     backend.gate("delta:1")
     backends.append(backend)
-    was_told = threading.Event()
-    stop, begin = ChatService.stop, ChatService._run
+    begin = ChatService._task
 
-    def note_stop(service: ChatService) -> None:
-        stop(service)
-        was_told.set()
-
-    def begin_late(service: ChatService, task: TurnTask) -> Iterator[ChatEvent]:
+    def begin_late(service: ChatService, *given: Any) -> TurnTask:
         os.kill(os.getpid(), signal.SIGINT)
-        was_told.wait(5)
-        return begin(service, task)
+        return begin(service, *given)
 
-    monkeypatch.setattr(ChatService, "stop", note_stop)
-    monkeypatch.setattr(ChatService, "_run", begin_late)
+    monkeypatch.setattr(ChatService, "_task", begin_late)
     code, out, _ = run("ask", "count", "--session", "a")
     assert (code, "three" in out) == (130, False)
 

@@ -57,7 +57,7 @@ def backend(open_backend: Opener, model: str) -> LocalBackend:
 
 
 def answer(backend: LocalBackend, request: TurnRequest) -> tuple[TurnPlanned, TurnResult, str]:
-    events = list(backend.generate(request))
+    events = list(backend.ask(request))
     planned, last = events[0], events[-1]
     assert isinstance(planned, TurnPlanned)
     assert isinstance(last, TurnFinished)
@@ -90,10 +90,11 @@ def test_stopping_ends_a_long_answer(backend: LocalBackend) -> None:
     long = SamplingParams(temperature=0.0, max_new_tokens=3000)
     request = TurnRequest("t4", (ChatMessage("user", "Go on."),), sampling=long)
     num_shown = 0
-    for event in backend.generate(request):
+    turn = backend.ask(request)
+    for event in turn:
         num_shown += isinstance(event, TextDelta)
         if num_shown == 3:
-            backend.stop()
+            turn.stop()
     assert isinstance(event, TurnFinished)
     assert event.result.finish_reason in ("stopped", "stop")
     assert len(event.result.answer_ids) < 3000
@@ -102,10 +103,11 @@ def test_stopping_ends_a_long_answer(backend: LocalBackend) -> None:
 def test_what_was_not_read_to_its_end_is_not_called_evicted(backend: LocalBackend) -> None:
     question = ChatMessage("user", "This is a long story about nothing. " * 60)
     events = []
-    for event in backend.generate(TurnRequest("t5", (question,), sampling=GREEDY)):
+    turn = backend.ask(TurnRequest("t5", (question,), sampling=GREEDY))
+    for event in turn:
         events.append(event)
         if isinstance(event, PrefillProgress):
-            backend.stop()
+            turn.stop()
     planned, last = events[0], events[-1]
     assert isinstance(planned, TurnPlanned)
     assert isinstance(last, TurnFinished)

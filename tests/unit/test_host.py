@@ -97,7 +97,7 @@ def test_loads_answers_and_closes(make_backend: BackendFactory, tmp_path: Path) 
     backend = make_backend()
     backend.start()
     assert backend.wait_ready(SECONDS).architecture == "Echo"
-    events = list(backend.generate(ask("hello")))
+    events = list(backend.ask(ask("hello")))
     assert kinds(events) == [TurnPlanned, TextDelta, TextDelta, TurnFinished]
     assert events[-1].result.text == "so hello"  # type: ignore[union-attr]
     backend.close()
@@ -105,7 +105,7 @@ def test_loads_answers_and_closes(make_backend: BackendFactory, tmp_path: Path) 
 
 
 def test_generate_starts_the_engine_and_waits_for_it(make_backend: BackendFactory) -> None:
-    assert kinds(list(make_backend().generate(ask("hello"))))[-1] is TurnFinished
+    assert kinds(list(make_backend().ask(ask("hello"))))[-1] is TurnFinished
 
 
 def test_a_late_listener_learns_the_present_state(make_backend: BackendFactory) -> None:
@@ -156,60 +156,60 @@ def test_a_failing_listener_harms_nobody(make_backend: BackendFactory) -> None:
 def test_stop_ends_the_turn_in_progress(make_backend: BackendFactory) -> None:
     backend = make_backend()
     events = []
-    for event in backend.generate(ask("until stopped")):
+    turn = backend.ask(ask("until stopped"))
+    for event in turn:
         events.append(event)
         if isinstance(event, TextDelta) and len(events) == 3:
-            backend.stop()
+            turn.stop()
     assert events[-1].result.finish_reason == "stopped"  # type: ignore[union-attr]
 
 
 def test_stop_counts_while_the_model_is_loading(make_backend: BackendFactory) -> None:
     backend = make_backend()
-    turn = backend.generate(ask("until stopped"))
+    turn = backend.ask(ask("until stopped"))
     got: list[TurnEvent] = []
     thread = threading.Thread(target=lambda: got.extend(turn))
     recorder = Recorder(backend)
     thread.start()
     recorder.wait_for(ModelLoading)
-    backend.stop()
+    turn.stop()
     thread.join(SECONDS)
     assert kinds(got)[-1] is TurnFinished
 
 
 def test_a_late_stop_does_not_end_the_next_turn(make_backend: BackendFactory) -> None:
     backend = make_backend()
-    list(backend.generate(ask("hello", "t1")))
-    backend.stop()
-    assert list(backend.generate(ask("again", "t2")))[-1].result.text == "so again"  # type: ignore[union-attr]
+    first = backend.ask(ask("hello", "t1"))
+    list(first)
+    first.stop()
+    assert list(backend.ask(ask("again", "t2")))[-1].result.text == "so again"  # type: ignore[union-attr]
 
 
 def test_a_turn_that_is_not_read_to_its_end_is_stopped(make_backend: BackendFactory) -> None:
     backend = make_backend()
-    turn = backend.generate(ask("until stopped", "t1"))
-    next(turn)
-    turn.close()  # type: ignore[attr-defined]
-    assert kinds(list(backend.generate(ask("next", "t2"))))[-1] is TurnFinished
+    turn = backend.ask(ask("until stopped", "t1"))
+    for _ in turn:
+        break
+    assert kinds(list(backend.ask(ask("next", "t2"))))[-1] is TurnFinished
 
 
 @pytest.mark.parametrize("text", ["raise", "nothing"])
 def test_a_turn_always_ends(make_backend: BackendFactory, text: str) -> None:
     backend = make_backend()
-    last = list(backend.generate(ask(text)))[-1]
+    last = list(backend.ask(ask(text)))[-1]
     assert isinstance(last, TurnFailed)
     assert isinstance(last.error, UnavailableError)
-    assert kinds(list(backend.generate(ask("hello", "t2"))))[-1] is TurnFinished
+    assert kinds(list(backend.ask(ask("hello", "t2"))))[-1] is TurnFinished
 
 
 def test_costs_are_estimated_also_during_a_turn(make_backend: BackendFactory) -> None:
     backend = make_backend()
     backend.wait_ready(SECONDS)
-    turn = backend.generate(ask("until stopped"))
-    next(turn)
-    assert [cost.recompute_tokens for cost in backend.estimate([TokenIds((1, 2, 3)), NO_IDS])] == [
-        3,
-        0,
-    ]
-    backend.stop()
+    turn = backend.ask(ask("until stopped"))
+    turn.get()
+    journals = [TokenIds((1, 2, 3)), NO_IDS]
+    assert [cost.recompute_tokens for cost in backend.estimate(journals)] == [3, 0]
+    turn.stop()
     assert kinds(list(turn))[-1] is TurnFinished
 
 
@@ -220,11 +220,11 @@ def test_what_is_in_memory_is_spilled_when_asked_also_during_a_turn(
     assert backend.spill() is False
     recorder = Recorder(backend)
     backend.wait_ready(SECONDS)
-    turn = backend.generate(ask("until stopped"))
-    next(turn)
+    turn = backend.ask(ask("until stopped"))
+    turn.get()
     assert backend.spill() is True
     recorder.wait_for(CacheEvent)
-    backend.stop()
+    turn.stop()
     assert kinds(list(turn))[-1] is TurnFinished
 
 
@@ -237,15 +237,14 @@ def test_a_death_in_mid_turn_keeps_the_text_and_restarts(make_backend: BackendFa
     backend = make_backend()
     recorder = Recorder(backend)
     first_pid = backend.wait_ready(SECONDS).num_parameters
-    last = list(backend.generate(ask("die")))[-1]
+    *_, text, last = backend.ask(ask("die"))
+    assert isinstance(text, TextDelta)
+    assert text.text == "so "
     assert isinstance(last, TurnFailed)
     assert isinstance(last.error, EngineDiedError)
-    assert last.partial is not None
-    assert last.partial.text == "so "
-    assert last.partial.answer_ids == NO_IDS
     assert recorder.wait_for(BackendFailed).will_restart
     assert backend.wait_ready(SECONDS).num_parameters != first_pid
-    assert kinds(list(backend.generate(ask("hello", "t2"))))[-1] is TurnFinished
+    assert kinds(list(backend.ask(ask("hello", "t2"))))[-1] is TurnFinished
 
 
 def test_a_kill_between_turns_is_noticed(make_backend: BackendFactory) -> None:
@@ -267,7 +266,7 @@ def test_an_engine_that_keeps_dying_is_given_up(
     with pytest.raises(EngineDiedError):
         backend.wait_ready(SECONDS)
     assert len((tmp_path / "starts").read_text()) == 4
-    assert isinstance(list(backend.generate(ask("hello")))[-1], TurnFailed)
+    assert isinstance(list(backend.ask(ask("hello")))[-1], TurnFailed)
     assert len((tmp_path / "starts").read_text()) == 5
 
 
@@ -279,7 +278,7 @@ def test_a_load_failure_is_told_once_with_its_own_error(make_backend: BackendFac
         backend.wait_ready(SECONDS)
     assert (caught.value.message, caught.value.hint) == ("config.json is missing.", "Look for it.")
     assert not recorder.wait_for(BackendFailed).will_restart
-    last = list(backend.generate(ask("hello")))[-1]
+    last = list(backend.ask(ask("hello")))[-1]
     assert isinstance(last, TurnFailed)
     assert isinstance(last.error, ModelLoadError)
 
@@ -288,7 +287,7 @@ def test_a_later_turn_tries_to_load_again(make_backend: BackendFactory) -> None:
     backend = make_backend("broken once")
     with pytest.raises(ModelLoadError):
         backend.wait_ready(SECONDS)
-    assert kinds(list(backend.generate(ask("hello"))))[-1] is TurnFinished
+    assert kinds(list(backend.ask(ask("hello"))))[-1] is TurnFinished
 
 
 def test_closing_while_loading_does_not_wait(make_backend: BackendFactory) -> None:
@@ -342,8 +341,8 @@ def test_a_listener_may_close_the_backend(make_backend: BackendFactory) -> None:
 def test_closing_stops_the_turn_and_drains(make_backend: BackendFactory, tmp_path: Path) -> None:
     backend = make_backend()
     told: list[BackendEvent] = []
-    turn = backend.generate(ask("until stopped"))
-    next(turn)
+    turn = backend.ask(ask("until stopped"))
+    turn.get()
     backend.subscribe(told.append)
     closing = threading.Thread(target=backend.close)
     closing.start()
@@ -358,7 +357,7 @@ def test_after_closing_a_turn_fails_and_close_may_be_repeated(make_backend: Back
     backend.wait_ready(SECONDS)
     backend.close()
     backend.close()
-    assert isinstance(list(backend.generate(ask("hello")))[-1], TurnFailed)
+    assert isinstance(list(backend.ask(ask("hello")))[-1], TurnFailed)
 
 
 def test_a_backend_that_was_never_started_closes(make_backend: BackendFactory) -> None:
@@ -421,7 +420,7 @@ def test_the_engine_ends_when_its_front_end_is_killed(
 def test_an_interrupt_of_the_terminal_does_not_end_the_engine(make_backend: BackendFactory) -> None:
     backend = make_backend()
     os.kill(backend.wait_ready(SECONDS).num_parameters, signal.SIGINT)
-    assert kinds(list(backend.generate(ask("hello"))))[-1] is TurnFinished
+    assert kinds(list(backend.ask(ask("hello"))))[-1] is TurnFinished
 
 
 def _wait_for_end(process_fd: int) -> None:

@@ -27,6 +27,7 @@ from chatcache.chat.finished import MAX_DRAFT_CHARACTERS, stable_part
 from chatcache.chat.idle import IdleOptions
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
+from chatcache.chat.tasks import TurnOptions
 from chatcache.compose import idle_options
 from chatcache.config import DATABASE_NAME, load_settings
 from chatcache.token_ids import TokenIds
@@ -101,7 +102,7 @@ def test_the_next_turn_is_asked_as_it_will_be(service: ChatService, backend: Fak
     assert service.idle.prepare("next_turn", session)
     assert service.idle.prepare("draft", session, "And then what hap", think=True)
     assert service.idle.prepare("restore", session)
-    list(service.send(session, "And then what happened?", think=True))
+    list(service.send(session, "And then what happened?", TurnOptions(think=True)))
     asked, sent = backend.prepares, backend.requests[-1]
     assert [one.kind for one in asked] == ["next_turn", "draft", "restore"]
     assert [one.turn.messages[-1].text for one in asked] == ["", "And then what", ""]
@@ -116,9 +117,9 @@ def test_a_draft_behind_an_unanswered_question_is_joined_to_it(
     service: ChatService, backend: FakeBackend
 ) -> None:
     session = service.create_session("a").session_id
-    events = service.send(session, "One")
-    next(events)
-    events.close()  # type: ignore[attr-defined]
+    turn = service.send(session, "One")
+    turn.get()
+    turn.close()
     assert not service.idle.prepare("next_turn", session)
     service.idle.prepare("draft", session, "Two three")
     assert backend.prepares[-1].turn.messages == (ChatMessage("user", "One\n\nTwo"),)
@@ -239,7 +240,7 @@ def test_a_turn_a_question_and_other_work_reach_an_engine_that_works(
     assert heard(Prepared) == Prepared("p1", "draft", 3, 0, 0.0, True)
     heard(CacheEvent)
     turn = TurnRequest("t1", (ChatMessage("user", "hello"),))
-    assert isinstance(list(engine.generate(turn))[-1], TurnFinished)
+    assert isinstance(list(engine.ask(turn))[-1], TurnFinished)
     assert heard(Prepared) == Prepared("p2", "draft", 3, 0, 0.0, True)
     engine.prepare(work("until cancelled", "p3"))
     heard(CacheEvent)

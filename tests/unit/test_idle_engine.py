@@ -49,7 +49,7 @@ class Here:
     def __init__(self, settings: EngineSettings) -> None:
         self._runner: Runner | None = build_runner(settings, lambda event: None)
 
-    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
+    def ask(self, request: TurnRequest) -> Iterator[TurnEvent]:
         assert self._runner is not None
         return self._runner.run(request, threading.Event())
 
@@ -99,7 +99,7 @@ class Talk:
 
     def say(self, text: str) -> tuple[TurnPlanned, TurnResult]:
         request = self.request(text)
-        events = list(self.engine.generate(request))
+        events = list(self.engine.ask(request))
         planned, last = events[0], events[-1]
         assert isinstance(planned, TurnPlanned), planned
         assert isinstance(last, TurnFinished), last
@@ -345,8 +345,8 @@ def test_new_idle_work_takes_the_place_of_the_old_and_cancelling_ends_it(
 
 def test_no_idle_work_while_a_turn_runs(backend: LocalBackend, prepared: Events) -> None:
     one = Talk(backend)
-    events = backend.generate(one.request(LONG))
-    next(events)
+    events = backend.ask(one.request(LONG))
+    events.get()
     assert not backend.prepare(one.ahead("draft", "Why?"))
     for _ in events:
         pass

@@ -105,8 +105,7 @@ def test_answers_to_one_message_are_walked(chat: OpenChat) -> None:
         pass
     assert chat.variant().words == "Answer 1 of 2."
     assert chat.variant("2").number == 2
-    answer = chat.last_answer()
-    assert answer is not None
+    answer = chat.messages(1)[-1]
     assert chat.variant_beside(answer.node_id, 1) is None
     older = chat.variant_beside(answer.node_id, -1)
     assert older is not None

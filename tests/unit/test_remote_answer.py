@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatcache.backends.base import ChatMessage, TextDelta, TurnRequest
-from chatcache.backends.remote.answer import Answer
+from chatcache.backends.remote.answer import ServerAnswer
 from chatcache.backends.remote.listing import read_models
 from chatcache.backends.remote.refusal import explain, read_refusal
 from chatcache.chat.report import figures_json
@@ -41,7 +41,7 @@ def test_an_answer_takes_any_json(chunks: list[dict[str, Any]], is_continued: bo
     messages = (ChatMessage("user", "hi"), ChatMessage("assistant", "So it begins, and then"))
     last = 2 if is_continued else 1
     request = TurnRequest("t", messages[:last], continue_answer=is_continued)
-    answer = Answer(request, REMOTE, 0.0)
+    answer = ServerAnswer(request, REMOTE, 0.0)
     events = [event for at, chunk in enumerate(chunks) for event in answer.take(at + 1.0, chunk)]
     events += answer.finish()
     result = answer.result()

@@ -55,7 +55,7 @@ class Remote:
         self.backend.subscribe(self.heard.append)
 
     def turn(self, asked: TurnRequest | None = None) -> list[TurnEvent]:
-        return list(self.backend.generate(asked or request()))
+        return list(self.backend.ask(asked or request()))
 
     def result(self, asked: TurnRequest | None = None) -> TurnResult:
         last = self.turn(asked)[-1]
@@ -394,12 +394,11 @@ def test_figures_that_cannot_be_are_no_figures(remote: Remote, number: str) -> N
 def test_a_stop_is_obeyed_at_once_and_reaches_the_server(remote: Remote, gate_at: int) -> None:
     gate = threading.Event()
     remote.server.plan(Stream("one two three four", gate=gate, gate_at=gate_at))
-    events = remote.backend.generate(request())
-    seen = [next(events)]
-    for _ in range(gate_at):
-        seen.append(next(events))
+    events = remote.backend.ask(request())
+    for _ in range(1 + gate_at):
+        events.get()
     assert remote.server.arrived.wait(20)
-    threading.Thread(target=remote.backend.stop).start()
+    threading.Thread(target=events.stop).start()
     last = list(events)[-1]  # while the server still holds its next piece back
     assert isinstance(last, TurnFinished)
     assert last.result.finish_reason == "stopped"
@@ -409,19 +408,23 @@ def test_a_stop_is_obeyed_at_once_and_reaches_the_server(remote: Remote, gate_at
     assert remote.result().text == "You said: hello there"
 
 
-def test_a_stop_without_a_turn_does_nothing(remote: Remote) -> None:
-    remote.backend.stop()
+def test_a_stop_that_comes_too_late_does_nothing(remote: Remote) -> None:
+    events = remote.backend.ask(request())
+    list(events)
+    events.stop()
+    assert events.get() is None
     assert remote.result().finish_reason == "stop"
 
 
-def test_a_generator_that_is_dropped_ends_the_turn(remote: Remote) -> None:
+def test_a_turn_that_is_not_read_to_its_end_is_ended(remote: Remote) -> None:
     gate = threading.Event()
     words = " ".join(["word"] * 20_000)
     remote.server.plan(Stream(words, gate=gate))
-    events = remote.backend.generate(request())
-    assert isinstance(next(events), TurnPlanned)
-    assert isinstance(next(events), TextDelta)
-    events.close()  # type: ignore[attr-defined]
+    events = remote.backend.ask(request())
+    assert isinstance(events.get(), TurnPlanned)
+    for event in events:
+        assert isinstance(event, TextDelta)
+        break
     gate.set()
     assert remote.server.broken_off.wait(20)
     assert remote.result().text == "You said: hello there"
@@ -430,8 +433,8 @@ def test_a_generator_that_is_dropped_ends_the_turn(remote: Remote) -> None:
 def test_closing_ends_the_turn_and_every_thread(server: FakeServer) -> None:
     remote = Remote(server)
     server.plan(Stream("one two three", gate=threading.Event()))
-    events = remote.backend.generate(request())
-    next(events), next(events)
+    events = remote.backend.ask(request())
+    events.get(), events.get()
     remote.backend.close()
     remote.backend.close()
     assert isinstance(list(events)[-1], TurnFinished)

@@ -153,11 +153,11 @@ def test_a_wait_for_a_busy_server_can_be_stopped(remote: Remote) -> None:
     remote.server.plan(Status(429, "", {"Retry-After": "50"}))
     waits = threading.Event()
     remote.backend.subscribe(lambda event: isinstance(event, CacheEvent) and waits.set())
-    events = remote.backend.generate(request())
-    next(events)
+    events = remote.backend.ask(request())
+    events.get()
     assert waits.wait(20)
-    remote.backend.stop()
-    assert next(events).result.finish_reason == "stopped"  # type: ignore[union-attr]
+    events.stop()
+    assert events.get().result.finish_reason == "stopped"  # type: ignore[union-attr]
 
 
 def test_an_answer_that_has_begun_is_never_asked_for_again(remote: Remote) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from chatcache.backends.base import PrefillProgress, SamplingParams, TextDelta, 
 from chatcache.chat.report import turn_report
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
+from chatcache.chat.tasks import TurnOptions
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.config import DATABASE_NAME
 from chatcache.errors import (
@@ -51,7 +53,7 @@ def open_service(path: Path) -> Iterator[Open]:
         service.close()
 
 
-def answer(events: Iterator[ChatEvent]) -> AnswerSaved:
+def answer(events: Iterable[ChatEvent]) -> AnswerSaved:
     *_, last = events
     assert isinstance(last, AnswerSaved)
     return last
@@ -93,11 +95,11 @@ def test_the_words_are_on_disk_before_the_model_is_asked(open_service: Open, pat
     service = open_service(backend)
     session = service.create_session()
     events = service.send(session.session_id, "Hello")
-    assert isinstance(next(events), UserMessageSaved)
+    assert isinstance(events.get(), UserMessageSaved)
     other = SessionStore(path)
     assert other.list()[0].preview == "Hello"
     other.close()
-    assert isinstance(next(events), WaitingForModel)
+    assert isinstance(events.get(), WaitingForModel)
     assert backend.requests == []
     gate.open()
     assert answer(events).result.text == "You said: Hello"
@@ -230,8 +232,8 @@ def test_a_turn_is_stopped_while_the_model_loads(open_service: Open) -> None:
     service = open_service(backend)
     session = service.create_session().session_id
     events = service.send(session, "go")
-    assert isinstance(next(events), UserMessageSaved)
-    assert isinstance(next(events), WaitingForModel)
+    assert isinstance(events.get(), UserMessageSaved)
+    assert isinstance(events.get(), WaitingForModel)
     service.stop()
     saved = answer(events)
     assert (saved.node_id, saved.result.finish_reason) == (None, "stopped")
@@ -245,15 +247,17 @@ def test_a_consumer_that_leaves_loses_no_words(open_service: Open, how: str) -> 
     backend.gate("delta:2")
     service = open_service(backend)
     session = service.create_session().session_id
-    events = service.send(session, "go")
-    for event in events:
-        if isinstance(event, TextDelta) and event.text == "two ":
-            break
-    if how == "close":
-        events.close()  # type: ignore[attr-defined]
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            events.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
+    turn = service.send(session, "go")
+
+    def read() -> None:
+        for event in turn:
+            if isinstance(event, TextDelta) and event.text == "two ":
+                if how == "interrupt":
+                    raise KeyboardInterrupt
+                return
+
+    with pytest.raises(KeyboardInterrupt) if how == "interrupt" else contextlib.nullcontext():
+        read()
     last = service.transcript(session)[-1]
     assert (last.text, last.finish_reason) == ("One two ", "stopped")
     journal = service.session_journal(session)
@@ -350,7 +354,7 @@ def test_regenerating_puts_an_answer_beside_the_old_one(open_service: Open) -> N
     service = open_service(backend)
     session = service.create_session().session_id
     first = answer(service.send(session, "go"))
-    second = answer(service.regenerate(session, sampling=SamplingParams(seed=2)))
+    second = answer(service.regenerate(session, TurnOptions(SamplingParams(seed=2))))
     last = service.transcript(session)[-1]
     assert (last.text, last.num_siblings, last.sibling_index) == ("Second.", 2, 1)
     assert backend.requests[1].sampling.seed == 2
@@ -375,7 +379,7 @@ def test_a_stopped_answer_is_continued_in_a_new_node(open_service: Open) -> None
     backend = FakeBackend(["One two three four.", "three four."])
     service = open_service(backend)
     session = service.create_session().session_id
-    short = answer(service.send(session, "go", sampling=SamplingParams(max_new_tokens=8)))
+    short = answer(service.send(session, "go", TurnOptions(SamplingParams(max_new_tokens=8))))
     assert short.result.finish_reason == "length"
     assert short.result.text == "One two "
     whole = answer(service.continue_answer(session))
@@ -573,9 +577,9 @@ def test_two_conversations_are_answered_one_after_the_other(open_service: Open) 
     thread.start()
     assert gate.arrived.wait(5)
     second = service.send(b, "two")
-    assert isinstance(next(second), UserMessageSaved)
-    assert isinstance(next(second), WaitingForModel)
-    second.close()  # type: ignore[attr-defined]
+    assert isinstance(second.get(), UserMessageSaved)
+    assert isinstance(second.get(), WaitingForModel)
+    second.close()
     # Leaving the turn that waits does not stop the one that runs.
     assert backend.num_stops == 0
     gate.open()

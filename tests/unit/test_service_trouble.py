@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +18,17 @@ from chatcache.backends.base import (
     TurnFinished,
     TurnPlanned,
     TurnRequest,
+    TurnStream,
 )
-from chatcache.chat import turns
-from chatcache.chat.pump import EventPump
+from chatcache.chat import answer_keeper, chat_turn
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
 from chatcache.chat.views import AnswerSaved, UserMessageSaved
 from chatcache.config import DATABASE_NAME
-from chatcache.errors import ModelLoadError, StorageError
-from chatcache.token_ids import NO_IDS
+from chatcache.errors import EngineDiedError, StorageError
+from chatcache.token_ids import NO_IDS, TokenIds
 from tests.fakes import FakeBackend, fake_model_info
+from tests.toymodel import ToyTurn
 
 
 @pytest.fixture
@@ -66,15 +68,14 @@ def test_a_message_that_cannot_be_kept_is_not_sent(path: Path) -> None:
 def test_a_disk_that_fills_up_in_mid_answer_keeps_what_was_written(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "PARTIAL_SECONDS", 0.0)
+    monkeypatch.setattr(answer_keeper, "PARTIAL_SECONDS", 0.0)
     backend = FakeBackend([f"One {'x' * 50_000} three"])
     service = opened(path, backend)
     session = service.create_session("a").session_id
     events = service.send(session, "go")
-    for event in events:
-        if isinstance(event, TextDelta):
-            fill_disk(service, is_full=True)
-            break
+    while not isinstance(events.get(), TextDelta):
+        pass
+    fill_disk(service, is_full=True)
     with pytest.raises(StorageError, match="disk is full"):
         list(events)
     fill_disk(service, is_full=False)
@@ -88,8 +89,8 @@ def test_a_disk_that_fills_up_in_mid_answer_keeps_what_was_written(
 class RemoteBackend(FakeBackend):
     """A server: it answers, and tells no token ids."""
 
-    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
-        for event in super().generate(request):
+    def events(self, turn: ToyTurn) -> Iterator[TurnEvent]:
+        for event in super().events(turn):
             if isinstance(event, TurnPlanned):
                 event = dataclasses.replace(event, keep=0, new_ids=NO_IDS)
             elif isinstance(event, TurnFinished):
@@ -170,40 +171,62 @@ def test_a_closed_store_says_so(path: Path) -> None:
         service.list_sessions()
 
 
-def test_a_generator_that_raises_is_a_failed_turn() -> None:
-    def produce() -> Iterator[TurnEvent]:
-        yield TextDelta("t", "hi", False, 1)
-        raise ModelLoadError("Broken.")
+class HangingBackend(FakeBackend):
+    """It begins to answer, and then neither goes on nor hears a stop."""
 
-    events = list(EventPump("t", produce).events(lambda: None))
-    assert isinstance(events[0], TextDelta)
-    assert isinstance(events[1], TurnFailed)
-    assert isinstance(events[1].error, ModelLoadError)
+    def ask(self, request: TurnRequest) -> TurnStream:
+        stream = TurnStream(lambda: None)
+        stream.put(TurnPlanned(request.turn_id, 0, TokenIds((1, 2, 3)), 0, 0, 3, "cold_start", ""))
+        stream.put(TextDelta(request.turn_id, "hi", False, 1))
+        return stream
 
 
-def test_a_backend_that_does_not_end_is_not_waited_for_forever() -> None:
-    release = threading.Event()
-    idle = threading.Event()
+def test_a_backend_that_does_not_end_is_not_waited_for_forever(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_turn, "DRAIN_SECONDS", 0.15)
+    service = opened(path, HangingBackend())
+    session = service.create_session("a").session_id
+    turn = service.send(session, "hello")
+    while not isinstance(turn.get(), TextDelta):
+        pass
+    with pytest.raises(TimeoutError):
+        turn.get(0.0)
+    turn.close()
+    assert [m.text for m in service.transcript(session)] == ["hello", "hi"]
+    assert turn.get() is None
+    service.close()
 
-    def produce() -> Iterator[TurnEvent]:
-        yield TextDelta("t", "hi", False, 1)
-        release.wait(30)
 
-    pump = EventPump("t", produce)
-    assert isinstance(next(pump.events(lambda: None)), TextDelta)
-    assert pump.drain(0.15, idle.set) is None
-    assert idle.is_set()
-    release.set()
+def test_what_a_dead_engine_had_said_is_kept_with_its_figures(path: Path) -> None:
+    class DyingBackend(HangingBackend):
+        def ask(self, request: TurnRequest) -> TurnStream:
+            stream = super().ask(request)
+            stream.end(TurnFailed(request.turn_id, EngineDiedError("Gone.")))
+            return stream
+
+    service = opened(path, DyingBackend())
+    session = service.create_session("a").session_id
+    with pytest.raises(EngineDiedError):
+        list(service.send(session, "hello"))
+    last = service.transcript(session)[-1]
+    assert (last.text, last.finish_reason) == ("hi", "stopped")
+    usage = json.loads(last.result_json or "")["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 1)
+    journal = service.session_journal(session)
+    assert journal is not None
+    assert journal.ids == TokenIds((1, 2, 3))
+    service.close()
 
 
 def test_a_turn_that_is_never_begun_says_nothing(path: Path) -> None:
     backend = FakeBackend()
     service = opened(path, backend)
     session = service.create_session("a").session_id
-    events = service.send(session, "hello")
+    turn = service.send(session, "hello")
     assert service.transcript(session) == []
-    assert isinstance(next(events), UserMessageSaved)
-    events.close()  # type: ignore[attr-defined]
+    assert isinstance(turn.get(), UserMessageSaved)
+    turn.close()
     assert [m.text for m in service.transcript(session)] == ["hello"]
     assert backend.requests == []
     service.close()

@@ -59,9 +59,9 @@ def test_the_old_engine_ends_before_the_new_one_starts(
 def test_turns_and_estimates_go_to_the_new_model(
     backend: SwitchingBackend, made: list[FakeBackend]
 ) -> None:
-    assert isinstance(list(backend.generate(REQUEST))[-1], TurnFinished)
+    assert isinstance(list(backend.ask(REQUEST))[-1], TurnFinished)
     backend.switch("two")
-    assert isinstance(list(backend.generate(REQUEST))[-1], TurnFinished)
+    assert isinstance(list(backend.ask(REQUEST))[-1], TurnFinished)
     assert [len(one.requests) for one in made] == [1, 1]
     assert len(backend.estimate([TokenIds((1, 2))])) == 1
 
@@ -87,7 +87,7 @@ def test_a_turn_waits_while_the_model_is_exchanged(made: list[FakeBackend]) -> N
     with pytest.raises(TimeoutError):
         backend.wait_ready(0)
     events: list[object] = []
-    asking = threading.Thread(target=lambda: events.extend(backend.generate(REQUEST)))
+    asking = threading.Thread(target=lambda: events.extend(backend.ask(REQUEST)))
     asking.start()
     may_close.set()
     switching.join(10)

@@ -37,7 +37,7 @@ MAX_COUNT = 1 << 40  # no server has read more; such a figure is a mistake
 MIN_REPEATED_CHARS = 16
 
 
-class Answer:
+class ServerAnswer:
     """One answer. `began_at` and the times of chunks are of one monotonic clock, in seconds."""
 
     def __init__(self, request: TurnRequest, remote: RemoteModel, began_at: float) -> None:

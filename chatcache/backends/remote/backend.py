@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Literal
 
 from chatcache.backends.base import (
@@ -25,14 +25,14 @@ from chatcache.backends.base import (
     ModelLoading,
     ModelReady,
     Prepare,
-    TurnEvent,
     TurnFailed,
     TurnFinished,
     TurnRequest,
     TurnResult,
+    TurnStream,
 )
-from chatcache.backends.remote.answer import Answer
-from chatcache.backends.remote.client import Arrived, ServerClient, SilentServerError
+from chatcache.backends.remote.answer import ServerAnswer
+from chatcache.backends.remote.client import ServerClient, SilentServerError
 from chatcache.backends.remote.info import choose_model, model_info
 from chatcache.backends.remote.listing import ServerModel
 from chatcache.backends.remote.loop import EventLoop
@@ -55,16 +55,13 @@ Listener = Callable[[BackendEvent], None]
 State = Literal["idle", "loading", "ready", "failed", "closed"]
 
 
-class _Turn:
-    """A turn that was asked; what arrives waits in `arrived`, None is the end."""
+@dataclass(slots=True)
+class _Exchange:
+    """A turn that was asked, and what has come of it."""
 
-    def __init__(self) -> None:
-        self.arrived: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
-        self.future: Future[None] = Future()
-
-    def begin(self, future: Future[None]) -> None:
-        self.future = future
-        future.add_done_callback(lambda _: self.arrived.put(None))
+    request: TurnRequest
+    stream: TurnStream
+    answer: ServerAnswer
 
 
 class RemoteBackend:
@@ -84,22 +81,19 @@ class RemoteBackend:
         self._key: str | None = None
         self._offered: list[ServerModel] = []
         self._dialect = Dialect()
-        self._turn: _Turn | None = None
+        self._starting: Future[None] | None = None
 
     # Starting
 
     def start(self) -> None:
         """Ask the server for its models; returns at once. Does nothing when that was done."""
         with self._changed:
-            if self._state not in ("idle", "failed"):
-                return
-            self._state, self._error = "loading", None
-        self._announce(ModelLoading(f"asking {self._remote.profile.host}"))
-        with self._changed:
-            if self._state == "loading":
-                self._loop.submit(self._start())
+            if self._state in ("idle", "failed"):
+                self._state, self._error = "loading", None
+                self._starting = self._loop.submit(self._start())
 
     async def _start(self) -> None:
+        self._announce(ModelLoading(f"asking {self._remote.profile.host}"))
         event: BackendEvent
         try:
             info = await self._connect()
@@ -151,44 +145,35 @@ class RemoteBackend:
 
     # Turns
 
-    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
-        """The events of one turn. Never raises."""
-        turn = _Turn()
-        answer = Answer(request, self._remote, time.monotonic())
-        try:
-            self.wait_ready()
-            answer = Answer(request, self._remote, time.monotonic())
-            with self._changed:
-                if self._state == "closed":
-                    raise _closed_error()
-                self._turn = turn
-                turn.begin(self._loop.submit(self._ask(turn, request)))
-            yield answer.planned()
-            while (arrived := turn.arrived.get()) is not None:
-                yield from answer.take(*arrived)
-            yield from answer.finish()
-            yield self._closing(request.turn_id, turn, answer)
-        except Exception as error:
-            if not isinstance(error, ChatcacheError):
-                log.exception("a turn failed")
-            yield TurnFailed(request.turn_id, error, _partial(answer))
-        finally:
-            turn.future.cancel()
-            with self._changed:
-                if self._turn is turn:
-                    self._turn = None
+    def ask(self, request: TurnRequest) -> TurnStream:
+        """Begin a turn. A stop closes the connection, so the server ends too."""
+        stream = TurnStream(lambda: cancel())
+        answer = ServerAnswer(request, self._remote, time.monotonic())
+        exchange = _Exchange(request, stream, answer)
+        with self._changed:
+            if self._state == "closed":
+                stream.end(TurnFailed(request.turn_id, _closed_error()))
+                return stream
+            if self._state == "idle":
+                self.start()
+            cancel = self._loop.begin(
+                self._converse(exchange), lambda task: self._end(exchange, task)
+            )
+        return stream
 
-    async def _ask(self, turn: _Turn, request: TurnRequest) -> None:
+    async def _converse(self, exchange: _Exchange) -> None:
         """Have the answer arrive. What the server refuses of our own fields is left out."""
-        if self._client is None:
-            raise _closed_error()
+        client, request, stream = await self._connected(), exchange.request, exchange.stream
+        exchange.answer = answer = ServerAnswer(request, self._remote, time.monotonic())
+        stream.put(answer.planned())
         num_tries, has_begun = 1, False
         while True:
             body = body_of(request, self._remote.model or "", self._dialect)
             try:
-                async for arrived in self._client.answer(body):
+                async for arrived in client.answer(body):
                     has_begun = True
-                    turn.arrived.put(arrived)
+                    for event in answer.take(*arrived):
+                        stream.put(event)
             except RefusedError as error:
                 if has_begun:
                     raise
@@ -203,26 +188,35 @@ class RemoteBackend:
             else:
                 return
 
-    def _closing(self, turn_id: str, turn: _Turn, answer: Answer) -> TurnEvent:
-        """How the turn ended: stopped, refused, broken off, or as the server said."""
-        if turn.future.cancelled():
-            return TurnFinished(turn_id, answer.result(is_stopped=True))
-        error: BaseException | None = turn.future.exception()
+    async def _connected(self) -> ServerClient:
+        """The connection, once the server has told its models. Raises what went wrong."""
+        if self._starting is not None:
+            await asyncio.shield(asyncio.wrap_future(self._starting))
+        if self._state != "ready" or self._client is None:
+            raise self._error or _closed_error()
+        return self._client
+
+    def _end(self, exchange: _Exchange, task: asyncio.Task[None]) -> None:
+        """Put the last event: stopped, refused, broken off, or as the server said."""
+        turn_id, answer, stream = exchange.request.turn_id, exchange.answer, exchange.stream
+        for delta in answer.finish():
+            stream.put(delta)
+        if task.cancelled():
+            stream.end(TurnFinished(turn_id, answer.result(is_stopped=True)))
+            return
+        error: BaseException | None = task.exception()
         if isinstance(error, RefusedError):
             names = [model.name for model in self._offered]
             error = explain(error.refusal, self._remote, self._key, names)
-        if error is None and not answer.is_finished:
+        elif error is None and not answer.is_finished:
             error = _unfinished(self._remote.profile.host, answer)
-        if isinstance(error, Exception):
-            return TurnFailed(turn_id, error, _partial(answer))
-        return TurnFinished(turn_id, answer.result())
-
-    def stop(self) -> None:
-        """End the turn in progress at once; the connection is closed, so the server ends too."""
-        with self._changed:
-            turn = self._turn
-        if turn is not None:
-            turn.future.cancel()
+        if error is None:
+            stream.end(TurnFinished(turn_id, answer.result()))
+            return
+        if not isinstance(error, ChatcacheError):
+            log.error("a turn failed", exc_info=error)
+        problem = error if isinstance(error, Exception) else RuntimeError(repr(error))
+        stream.end(TurnFailed(turn_id, problem, _partial(answer)))
 
     def _say_busy(self, seconds: float) -> None:
         host, when = self._remote.profile.host, plural(round(seconds), "second")
@@ -282,7 +276,6 @@ class RemoteBackend:
             self._state, self._error = "closed", None
             self._changed.notify_all()
         if is_first:
-            self.stop()
             self._loop.close(self._client.close() if self._client is not None else None)
 
     def _announce(self, event: BackendEvent) -> None:
@@ -298,12 +291,12 @@ class RemoteBackend:
                 log.exception("a listener failed on %s", type(event).__name__)
 
 
-def _partial(answer: Answer) -> TurnResult | None:
+def _partial(answer: ServerAnswer) -> TurnResult | None:
     """What had come when a turn failed; None when that was nothing."""
     return answer.result(is_stopped=True) if answer.is_begun else None
 
 
-def _unfinished(host: str, answer: Answer) -> UnavailableError:
+def _unfinished(host: str, answer: ServerAnswer) -> UnavailableError:
     """The server ended, and did not say that this was all."""
     if answer.is_begun:
         return UnavailableError(

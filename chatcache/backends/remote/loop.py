@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -24,13 +25,36 @@ class EventLoop:
     def submit(self, work: Coroutine[Any, Any, _Result]) -> Future[_Result]:
         """Run a coroutine; cancelling the future ends it."""
         with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_run, args=(self._loop,), name=self._name, daemon=True
-                )
-                self._thread.start()
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
+            return asyncio.run_coroutine_threadsafe(work, self._running_loop())
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=_run, args=(self._loop,), name=self._name, daemon=True
+            )
+            self._thread.start()
+        return self._loop
+
+    def begin(
+        self, work: Coroutine[Any, Any, None], on_end: Callable[[asyncio.Task[None]], None]
+    ) -> Callable[[], None]:
+        """Run a coroutine; `on_end` is told in the loop's thread, also of one that never ran.
+        Returns what calls it off."""
+        tasks: list[asyncio.Task[None]] = []
+
+        def create() -> None:
+            tasks.append(loop.create_task(work))
+            tasks[0].add_done_callback(on_end)
+
+        def cancel() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the work ended
+                loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+
+        with self._lock:
+            loop = self._running_loop()
+            loop.call_soon_threadsafe(create)
+        return cancel
 
     def close(self, last: Coroutine[Any, Any, None] | None = None) -> None:
         """Cancel all that runs, run `last`, and end the thread; it is not waited for for long."""

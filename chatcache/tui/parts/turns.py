@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 from chatcache.backends.base import PrefillProgress, TurnPlanned
+from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError, ContextFullError
 from chatcache.frontend import figures
@@ -22,7 +22,7 @@ from chatcache.tui.failures import as_user_error
 from chatcache.tui.messages import QueueEmptied, RestoreEnded, TurnMessage
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.parts.chat_view import ChatView
-from chatcache.tui.parts.worker import TextBuffer, run_turn
+from chatcache.tui.parts.worker import TextBuffer, read_turn, told_end
 from chatcache.tui.stage import Stage
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.composer import Composer
@@ -51,6 +51,7 @@ class RunningTurn:
     text: str = ""
     at_turn: int = 0
     buffer: TextBuffer = field(default_factory=TextBuffer)
+    handle: ChatTurn | None = None
     phase: Phase = "starting"
     user: UserMessage | None = None
     answer: AnswerMessage | None = None
@@ -137,12 +138,10 @@ class Turns:
             return False
         if running.phase != "stopping":
             running.phase = "stopping"
-            self._tell_to_stop()
+            if running.handle is not None:
+                running.handle.stop()
             self._stage.refresh_status()
         return True
-
-    def _tell_to_stop(self) -> None:
-        self._stage.run(self._stage.ask(self._chat.service.stop))
 
     def _next(self) -> int:
         self._number += 1
@@ -162,9 +161,15 @@ class Turns:
             running.error = as_user_error(error)
             await self._end(running)
             return
-        events = self._events(running)
-        work = partial(run_turn, self._stage, running.number, events, running.buffer)
-        self._stage.run(self._stage.ask(work))
+        self._stage.run(self._stage.ask(partial(self._follow, running)))
+
+    def _follow(self, running: RunningTurn) -> None:
+        """Begin the turn and read it to its end; called in a thread."""
+        with told_end(self._stage, running.number):
+            running.handle = self._handle(running)
+            if running.phase == "stopping":
+                running.handle.stop()
+            read_turn(self._stage, running.number, running.handle, running.buffer)
 
     async def _make_room(self, running: RunningTurn) -> None:
         """Bring the transcript into the shape that the turn will have on disk."""
@@ -186,14 +191,14 @@ class Turns:
             )
             await self._transcript.add(running.answer, after=running.user)
 
-    def _events(self, running: RunningTurn) -> Callable[[], Iterator[ChatEvent]]:
-        """The generator of this kind of turn, to be made and consumed in the thread."""
-        chat = self._chat
+    def _handle(self, running: RunningTurn) -> ChatTurn:
         if running.kind == "send":
-            return partial(chat.send, running.text)
+            return self._chat.send(running.text)
         if running.kind == "edit":
-            return partial(chat.edit, running.at_turn, running.text)
-        return chat.regenerate if running.kind == "regenerate" else chat.continue_answer
+            return self._chat.edit(running.at_turn, running.text)
+        if running.kind == "regenerate":
+            return self._chat.regenerate()
+        return self._chat.continue_answer()
 
     # Following
 
@@ -205,9 +210,6 @@ class Turns:
         running = self.running
         if running is None or running.answer is None:
             return
-        if running.phase == "stopping":
-            # It may have been asked for before there was anything to stop.
-            self._tell_to_stop()
         panel = self._panel
         if isinstance(event, UserMessageSaved):
             self._user_saved(running, event)

@@ -1,6 +1,6 @@
-"""Runs one turn of the chat service in a thread and tells the screen what became of it.
+"""Reads one turn of the chat service in a thread and tells the screen what became of it.
 
-Owns the way from a blocking generator to messages. Text is collected in a buffer that the screen
+Owns the way from a handle that blocks to messages. Text is collected in a buffer that the screen
 empties at its own pace, so that a fast model cannot flood the event loop.
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from textual.message import Message
 
 from chatcache.backends.base import PrefillProgress, TextDelta
-from chatcache.chat.views import ChatEvent
-from chatcache.errors import ChatcacheError
+from chatcache.chat.chat_turn import ChatTurn
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.messages import AnswerGrew, TurnAdvanced, TurnEnded, TurnRaised
 
@@ -56,27 +56,27 @@ class TextBuffer:
         return reasoning, "".join(delta.text for delta in deltas if not delta.is_reasoning)
 
 
-def run_turn(
-    target: MessageTarget,
-    number: int,
-    events: Callable[[], Iterator[ChatEvent]],
-    buffer: TextBuffer,
-) -> None:
-    """Consume the events of a turn. Called in a thread; always ends by posting `TurnEnded`."""
-    told_at = 0.0
+@contextmanager
+def told_end(target: MessageTarget, number: int) -> Iterator[None]:
+    """Whatever happens in it, the screen is told that the turn has ended, and why if it failed."""
     try:
-        for event in events():
-            if isinstance(event, PrefillProgress) and event.done < event.total:
-                if time.monotonic() - told_at < PROGRESS_SECONDS:
-                    continue
-                told_at = time.monotonic()
-            if not isinstance(event, TextDelta):
-                target.post_message(TurnAdvanced(number, event))
-            elif buffer.add(event):
-                target.post_message(AnswerGrew(number))
-    except ChatcacheError as error:
-        target.post_message(TurnRaised(number, error))
+        yield
     except Exception as error:
         target.post_message(TurnRaised(number, as_user_error(error)))
     finally:
         target.post_message(TurnEnded(number))
+
+
+def read_turn(target: MessageTarget, number: int, turn: ChatTurn, buffer: TextBuffer) -> None:
+    """Read a turn to its end. Called in a thread."""
+    told_at = 0.0
+    while (event := turn.get()) is not None:
+        if isinstance(event, TextDelta):
+            if buffer.add(event):
+                target.post_message(AnswerGrew(number))
+            continue
+        if isinstance(event, PrefillProgress) and event.done < event.total:
+            if time.monotonic() - told_at < PROGRESS_SECONDS:
+                continue
+            told_at = time.monotonic()
+        target.post_message(TurnAdvanced(number, event))

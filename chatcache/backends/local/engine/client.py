@@ -14,8 +14,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from chatcache.backends.base import (
@@ -32,6 +32,7 @@ from chatcache.backends.base import (
     TurnFailed,
     TurnFinished,
     TurnRequest,
+    TurnStream,
 )
 from chatcache.backends.local.engine.child_process import (
     EXIT_SECONDS,
@@ -52,7 +53,6 @@ from chatcache.backends.local.engine.wire import (
     SpillAll,
     StopTurn,
 )
-from chatcache.backends.local.partial import PartialAnswer
 from chatcache.errors import EngineDiedError, UnavailableError
 from chatcache.token_ids import TokenIds
 
@@ -75,15 +75,6 @@ class _Engine:
     channel: Channel
 
 
-@dataclass(slots=True)
-class _Turn:
-    """A turn that was asked for; its events arrive in `events`."""
-
-    request: TurnRequest
-    events: queue.SimpleQueue[TurnEvent] = field(default_factory=queue.SimpleQueue)
-    partial: PartialAnswer = field(default_factory=PartialAnswer)
-
-
 class LocalBackend:
     """A `Backend` on a model of this machine, in a process of its own.
 
@@ -103,11 +94,11 @@ class LocalBackend:
         self._changed = threading.Condition(threading.RLock())
         self._state: State = "idle"
         self._engine: _Engine | None = None
-        self._pumps: list[threading.Thread] = []
+        self._readers: list[threading.Thread] = []
         self._info: ModelInfo | None = None
         self._error: Exception | None = None
         self._deaths: deque[float] = deque()
-        self._turns: dict[str, _Turn] = {}
+        self._turns: dict[str, tuple[TurnRequest, TurnStream]] = {}
         self._calls: dict[int, queue.SimpleQueue[CostsEstimated]] = {}
         self._call_ids = itertools.count()
         self._listeners: list[Listener] = []
@@ -157,24 +148,24 @@ class LocalBackend:
                 raise self._error or _closed_error()
             return self._info
 
-    def generate(self, request: TurnRequest) -> Iterator[TurnEvent]:
-        """The events of one turn; it waits for the model to be loaded. Never raises."""
-        turn = _Turn(request)
-        try:
-            self._submit(turn)
-            while True:
-                event = turn.events.get()
-                yield event
-                if isinstance(event, (TurnFinished, TurnFailed)):
-                    return
-        finally:
-            self._forget(turn)
-
-    def stop(self) -> None:
-        """End the turn in progress within one decode step or one prefill chunk."""
+    def ask(self, request: TurnRequest) -> TurnStream:
+        """Begin a turn; it waits for the model to be loaded. Never raises."""
+        turn_id = request.turn_id
+        stream = TurnStream(lambda: self._stop(turn_id))
         with self._changed:
-            turn_id = next(iter(self._turns), None)
-            if turn_id is not None:
+            if self._state == "closed":
+                stream.end(TurnFailed(turn_id, _closed_error()))
+                return stream
+            self._turns[turn_id] = (request, stream)
+            if self._state in ("idle", "failed"):
+                self._start_engine()  # which sends the turns that wait
+            else:
+                self._send(RunTurn(request))
+        return stream
+
+    def _stop(self, turn_id: str) -> None:
+        with self._changed:
+            if turn_id in self._turns:
                 self._send(StopTurn(turn_id))
 
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
@@ -225,9 +216,9 @@ class LocalBackend:
             self._changed.notify_all()
         if engine is not None and is_first:
             end_process(engine.process, self._drain_seconds if was_ready else 0.0)
-        for pump in self._pumps:
-            if pump is not threading.current_thread():  # a listener may close us
-                pump.join()
+        for reader in self._readers:
+            if reader is not threading.current_thread():  # a listener may close us
+                reader.join()
         if engine is None:
             self._fail_pending(_closed_error())
 
@@ -243,16 +234,18 @@ class LocalBackend:
             return
         self._engine = _Engine(process, channel)
         self._send(self._settings)
-        for turn in self._turns.values():
-            self._send(RunTurn(turn.request))
-        pump = threading.Thread(
-            target=self._pump, args=(self._engine,), name="engine-events", daemon=True
+        for request, stream in self._turns.values():
+            self._send(RunTurn(request))
+            if stream.is_stopped:  # perhaps when there was no engine to tell it to
+                self._send(StopTurn(request.turn_id))
+        reader = threading.Thread(
+            target=self._read, args=(self._engine,), name="engine-events", daemon=True
         )
-        self._pumps = [old for old in self._pumps if old.is_alive()] + [pump]
-        pump.start()
+        self._readers = [old for old in self._readers if old.is_alive()] + [reader]
+        reader.start()
 
     def _send(self, message: object) -> None:
-        """To the engine. If it has just died, the pump is about to notice and says so."""
+        """To the engine. If it has just died, the reader is about to notice and says so."""
         if self._engine is None:
             return
         try:
@@ -260,55 +253,38 @@ class LocalBackend:
         except ChannelClosedError:
             log.info("the engine is gone, %s was not delivered", type(message).__name__)
 
-    def _submit(self, turn: _Turn) -> None:
-        with self._changed:
-            if self._state == "closed":
-                turn.events.put(TurnFailed(turn.request.turn_id, _closed_error()))
-                return
-            self._turns[turn.request.turn_id] = turn
-            if self._state in ("idle", "failed"):
-                self._start_engine()  # which sends the turns that wait
-            else:
-                self._send(RunTurn(turn.request))
+    # events; in the thread that reads the channel
 
-    def _forget(self, turn: _Turn) -> None:
-        """The caller is done with a turn; one that still runs is stopped."""
-        with self._changed:
-            if self._turns.get(turn.request.turn_id) is turn:
-                del self._turns[turn.request.turn_id]
-                self._send(StopTurn(turn.request.turn_id))
-
-    # events; in the pump's thread
-
-    def _pump(self, engine: _Engine) -> None:
+    def _read(self, engine: _Engine) -> None:
         while True:
             try:
                 message = engine.channel.receive()
             except ChannelClosedError:
                 break
-            self._dispatch(message)
+            if isinstance(message, TurnEvent):
+                self._on_turn_event(message)
+            elif isinstance(message, BackendEvent):
+                self._on_backend_event(message)
+            elif isinstance(message, CostsEstimated):
+                self._on_costs(message)
         self._on_engine_end(engine)
-
-    def _dispatch(self, message: object) -> None:
-        if isinstance(message, CostsEstimated):
-            with self._changed:
-                answers = self._calls.pop(message.call_id, None)
-            if answers is not None:
-                answers.put(message)
-        elif isinstance(message, BackendEvent):
-            self._on_backend_event(message)
-        elif isinstance(message, TurnEvent):
-            self._on_turn_event(message)
 
     def _on_turn_event(self, event: TurnEvent) -> None:
         with self._changed:
-            turn = self._turns.get(event.turn_id)
-            if turn is None:
+            if event.turn_id not in self._turns:
                 return
+            _, stream = self._turns[event.turn_id]
             if isinstance(event, (TurnFinished, TurnFailed)):
                 del self._turns[event.turn_id]
-        turn.partial.note(event)
-        turn.events.put(event)
+                stream.end(event)
+            else:
+                stream.put(event)
+
+    def _on_costs(self, costs: CostsEstimated) -> None:
+        with self._changed:
+            answers = self._calls.pop(costs.call_id, None)
+        if answers is not None:
+            answers.put(costs)
 
     def _on_backend_event(self, event: BackendEvent) -> None:
         with self._changed:
@@ -330,8 +306,8 @@ class LocalBackend:
 
     def _fail_pending(self, error: Exception) -> None:
         turns, self._turns = self._turns, {}
-        for turn_id, turn in turns.items():
-            turn.events.put(TurnFailed(turn_id, error, turn.partial.result()))
+        for turn_id, (_, stream) in turns.items():
+            stream.end(TurnFailed(turn_id, error))
         calls, self._calls = self._calls, {}
         for call_id, answers in calls.items():
             answers.put(CostsEstimated(call_id, error=error))
