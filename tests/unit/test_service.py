@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chatcache.backends.base import PrefillProgress, SamplingParams, TextDelta, TurnPlanned
-from chatcache.chat.report import turn_report
+from chatcache.chat.figures import turn_report
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import TurnOptions
