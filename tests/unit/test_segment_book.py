@@ -68,9 +68,14 @@ def test_only_what_lies_nowhere_is_gone(book: SegmentBook) -> None:
 
 def test_what_is_held_is_let_go_of_also_when_something_fails(book: SegmentBook) -> None:
     entries = book.lineage("hello")
-    with pytest.raises(RuntimeError), book.held(entries):
-        assert all(entry.is_held for entry in entries)
-        raise RuntimeError
+
+    def fail_in_the_middle() -> None:
+        with book.held(entries):
+            assert all(entry.is_held for entry in entries)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_in_the_middle()
     assert not any(entry.is_held for entry in book.entries())
 
 
