@@ -153,15 +153,18 @@ class CacheInspector:
                     store.quarantine(path)
                 for path in orphans:
                     store.delete(path)
+                store.forget_deleted()
                 num_fixed += len(problems) + len(orphans)
         return VerifyReport(num_checked, tuple(damaged), num_orphans, num_fixed)
 
     def collect_garbage(self) -> Removed:
         """Remove orphans, what was set aside as damaged, and leftovers of killed writers."""
+        removed = remove_files([*self.orphans(), *self.quarantine.paths()])
         for store in namespaces(self.cache_dir):
+            store.forget_deleted()
             with contextlib.suppress(OSError):
                 store.remove_leftovers()
-        return remove_files([*self.orphans(), *self.quarantine.paths()])
+        return removed
 
     def orphans(self) -> list[Path]:
         """Segments that nothing can use any more: the one before them is gone."""
@@ -202,7 +205,9 @@ class CacheInspector:
             return _segment_ids(cache, journals)
 
     def delete(self, row: SegmentRow) -> None:
-        SegmentStore(self.cache_dir, row.namespace).delete(self.path_of(row))
+        store = SegmentStore(self.cache_dir, row.namespace)
+        store.delete(self.path_of(row))
+        store.forget_deleted()
 
     def forget(self, namespace: str, gone: Sequence[TokenIds], kept: Sequence[TokenIds]) -> int:
         """Delete the segments that lie on journals of `gone` and on none of `kept`.
@@ -215,6 +220,7 @@ class CacheInspector:
         for name in store.names():
             if id_of(name) in doomed:
                 store.delete(store.directory / name)
+        store.forget_deleted()
         return len(doomed)
 
     def estimate(self, namespace: str, journals: Sequence[TokenIds]) -> list[CostEstimate] | None:

@@ -1,7 +1,7 @@
 """What a person keeps or drops on disk by name: pins, and the deletion of paths and namespaces.
 
-Owns which segments such a wish is about. Whole paths are pinned, because a segment is useless
-without those before it; whole subtrees are dropped, for the same reason. No model, no words.
+It owns which segments a pin or a deletion covers. A segment is useless without those before it, so
+whole paths are pinned and whole subtrees are dropped. It knows neither models nor texts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Keeper:
     def __init__(self, inspector: CacheInspector, namespace: str):
         self._inspector = inspector
         self._rows = {row.segment_id: row for row in inspector.rows() if row.namespace == namespace}
-        self._book = PinBook(SegmentStore(inspector.cache_dir, namespace).directory)
+        self._store = SegmentStore(inspector.cache_dir, namespace)
+        self._pins = PinBook(self._store.directory)
         self._namespace = namespace
 
     def rows_of(self, segment_ids: Iterable[str]) -> list[SegmentRow]:
@@ -64,24 +65,26 @@ class Keeper:
         return found
 
     def pinned(self, segment_ids: set[str]) -> set[str]:
-        return segment_ids & self._book.read()
+        return segment_ids & self._pins.read()
 
     def pin(self, segment_ids: set[str]) -> int:
         """Returns how many were not pinned before. Raises OSError."""
-        return self._book.add(segment_ids)
+        return self._pins.add(segment_ids)
 
     def unpin(self, segment_ids: set[str]) -> Unpinned:
         """Unpin all but what other pinned segments build on. Raises OSError."""
-        others = self._book.read() - segment_ids
+        others = self._pins.read() - segment_ids
         needed = set().union(*map(self.path, others))
-        return Unpinned(self._book.remove(segment_ids - needed), len(segment_ids & needed))
+        return Unpinned(self._pins.remove(segment_ids - needed), len(segment_ids & needed))
 
     def drop(self, segment_ids: set[str]) -> Removed:
         """Delete the files, the last of a path first, and their pins. Raises OSError."""
         if self.pinned(segment_ids):
-            self._book.remove(segment_ids)
+            self._pins.remove(segment_ids)
         rows = sorted(self.rows_of(segment_ids), key=lambda row: -row.start)
-        return remove_files([self._inspector.path_of(row) for row in rows])
+        removed = remove_files([self._inspector.path_of(row) for row in rows])
+        self._store.forget_deleted()
+        return removed
 
 
 def dead_namespaces(inspector: CacheInspector) -> list[NamespaceUse]:

@@ -40,10 +40,6 @@ def _inspector(arguments: Namespace) -> Iterator[tuple[Settings, CacheInspector]
         ) from error
 
 
-def _configure(parser: Parser) -> None:
-    parser.add_json()
-
-
 def stats(arguments: Namespace) -> int:
     with _inspector(arguments) as (settings, inspector):
         ram, disk = inspector.tiers()
@@ -306,8 +302,8 @@ def _print_removed(removed: Removed, arguments: Namespace) -> int:
 
 
 COMMANDS = {
-    "stats": ShellCommand("how much is kept, and what it has saved", _configure, stats),
-    "list": ShellCommand("the segments, the last used first", _configure, list_all),
+    "stats": ShellCommand("how much is kept, and what it has saved", Parser.add_json, stats),
+    "list": ShellCommand("the segments, the last used first", Parser.add_json, list_all),
     "show": ShellCommand("one segment", _configure_show, show),
     "verify": ShellCommand("look for damaged segments", _configure_verify, verify),
     "pin": ShellCommand(
@@ -326,6 +322,6 @@ COMMANDS = {
         cache_by_name.configure_drop,
         _keep(cache_by_name.drop),
     ),
-    "gc": ShellCommand("remove what nothing can use any more", _configure, collect_garbage),
-    "clear": ShellCommand("remove all segments; no word is lost", _configure, clear),
+    "gc": ShellCommand("remove what nothing can use any more", Parser.add_json, collect_garbage),
+    "clear": ShellCommand("remove all segments; no word is lost", Parser.add_json, clear),
 }

@@ -9,9 +9,9 @@ from chatcache.backends.local.model import resolve
 from chatcache.backends.local.model.shelf import files_of
 from chatcache.commands import ShellCommand, models_download, models_probe, models_remote
 from chatcache.commands.parser import Parser, settings_of
-from chatcache.config import Settings
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import size, table
+from chatcache.frontend.server_shelf import ServerShelf
 from chatcache.frontend.shell_output import Narrator, print_json, print_line
 from chatcache.remotes import remote_model
 
@@ -23,15 +23,12 @@ CONFIG_NAMES = {
 }
 
 
-def _configure_list(parser: Parser) -> None:
-    parser.add_json()
-
-
 def list_all(arguments: Namespace) -> int:
     settings = settings_of(arguments)
     chosen = settings.config.model.default
     known = [resolve.BUILTIN, chosen, *resolve.cached_models()]
-    names = dict.fromkeys(name for name in known if not _is_remote(name, settings))
+    servers = ServerShelf(settings.config.remotes)
+    names = dict.fromkeys(name for name in known if servers.find(name) is None)
     models = [_summary(name, is_default=name == chosen) for name in names]
     models += models_remote.rows(settings)
     if arguments.json:
@@ -51,13 +48,6 @@ def list_all(arguments: Namespace) -> int:
     print_line(table(header, rows, "PARAMETERS SIZE"))
     Narrator().note("* answers when no --model is given.")
     return 0
-
-
-def _is_remote(name: str, settings: Settings) -> bool:
-    try:
-        return remote_model(name, settings.config.remotes) is not None
-    except ChatcacheError:
-        return False  # its row says that it does not exist
 
 
 def _summary(name: str, *, is_default: bool) -> dict[str, Any]:
@@ -121,7 +111,7 @@ def show(arguments: Namespace) -> int:
 COMMANDS = {
     "list": ShellCommand(
         "the built-in model, those in the Hugging Face cache, and servers",
-        _configure_list,
+        Parser.add_json,
         list_all,
     ),
     "show": ShellCommand("what the files or the profile of a model say", _configure_show, show),

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
 from chatcache.config import Settings
-from chatcache.errors import ChatcacheError
 from chatcache.formatting import duration, one_line, plural, table
 from chatcache.frontend.server_shelf import ServerShelf
 from chatcache.frontend.shell_output import Narrator, print_json, print_line
-from chatcache.remotes import RemoteModel, remote_model
+from chatcache.remotes import RemoteModel
 
 MAX_SHOWN = 20
 
 
 def rows(settings: Settings) -> Iterator[dict[str, Any]]:
     """One row of the list per profile. No server is asked."""
-    chosen = None
-    with contextlib.suppress(ChatcacheError):
-        chosen = remote_model(settings.config.model.default, settings.config.remotes)
+    servers = ServerShelf(settings.config.remotes, settings.config.model.offline)
+    chosen = servers.find(settings.config.model.default)
     for profile in settings.config.remotes.values():
         is_default = chosen is not None and chosen.profile == profile
         remote = chosen if chosen and is_default else RemoteModel(profile, profile.model)
@@ -30,18 +27,13 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
             "path": profile.base_url,
             **dict.fromkeys(("architecture", "parameters", "bytes")),
             "default": is_default,
-            "problem": _problem(remote, settings),
+            "problem": servers.row(remote).problem or None,
         }
-
-
-def _problem(remote: RemoteModel, settings: Settings) -> str | None:
-    """Why a server cannot be asked, as far as that can be told from here."""
-    shelf = ServerShelf(settings.config.remotes, settings.config.model.offline)
-    return shelf.row(remote).problem or None
 
 
 def details(remote: RemoteModel, settings: Settings) -> dict[str, Any]:
     """What the profile of a model says; the key itself is never shown."""
+    servers = ServerShelf(settings.config.remotes, settings.config.model.offline)
     profile = remote.profile
     return {
         "model": remote.name,
@@ -50,7 +42,7 @@ def details(remote: RemoteModel, settings: Settings) -> dict[str, Any]:
         "api_url": profile.api_url,
         "on_this_machine": profile.is_loopback,
         "encrypted": profile.is_encrypted,
-        "problem": _problem(remote, settings),
+        "problem": servers.row(remote).problem or None,
     }
 
 

@@ -12,10 +12,6 @@ from chatcache.formatting import table
 from chatcache.frontend.shell_output import print_json, print_line
 
 
-def configure(parser: Parser) -> None:
-    parser.add_json()
-
-
 def paths_of(arguments: Namespace) -> tuple[Paths, dict[str, str]]:
     """The places in force and who decided each, without reading the config."""
     options = {
@@ -55,5 +51,5 @@ def run(arguments: Namespace) -> int:
 
 
 COMMANDS = {
-    "": ShellCommand("where settings, conversations, segments and logs are", configure, run)
+    "": ShellCommand("where settings, conversations, segments and logs are", Parser.add_json, run)
 }

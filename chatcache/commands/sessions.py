@@ -43,10 +43,6 @@ def _service(arguments: Namespace) -> Iterator[tuple[Settings, ChatService]]:
         yield settings, service
 
 
-def _configure_all(parser: Parser) -> None:
-    parser.add_json()
-
-
 def _configure_one(parser: Parser) -> None:
     parser.add_session()
     parser.add_json()
@@ -298,7 +294,7 @@ def show_tree(arguments: Namespace) -> int:
 
 
 COMMANDS = {
-    "list": ShellCommand("the sessions, the last used first", _configure_all, list_all),
+    "list": ShellCommand("the sessions, the last used first", Parser.add_json, list_all),
     "show": ShellCommand("one session, from the first message to the last", _configure_one, show),
     "rename": ShellCommand("give a session another name", _configure_rename, rename),
     "mode": ShellCommand("keep all that was read, or follow the template", _configure_mode, mode),

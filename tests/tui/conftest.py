@@ -55,10 +55,11 @@ class Chat:
         await self.pilot.pause()
 
     async def idle(self) -> None:
-        """Until no turn runs and nothing works in the background."""
+        """Until the chats are open, no turn runs and nothing works in the background."""
         await self.until(
             lambda: (
-                not self.screen.is_answering
+                self.screen.is_open
+                and not self.screen.is_answering
                 and all(worker.is_finished for worker in self.app.workers)
             )
         )

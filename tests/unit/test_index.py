@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from chatcache.cache.files.index import FILE_NAME, IndexRow, SegmentIndex
 from chatcache.cache.files.names import file_name
 from chatcache.cache.files.segfile import SegmentFile
+from chatcache.cache.inspect import CacheInspector
 from tests.kvfakes import Bench, ids_of
 
 SYSTEM, HELLO, HI = "You are helpful. ", "Hello! ", "Hi! "
@@ -44,7 +45,7 @@ def path_of(bench: Bench) -> Path:
 
 def rows_of(bench: Bench) -> list[IndexRow]:
     index = SegmentIndex(path_of(bench).parent)
-    with index.reading():
+    with index.opened():
         return index.latest(10_000)
 
 
@@ -179,7 +180,7 @@ def test_a_directory_that_cannot_take_an_index_costs_nothing_but_time(bench: Ben
     index.add(rows_of(bench))
     assert index.totals()[0] == len(bench.files())
     index.close()
-    with index.reading():
+    with index.opened():
         assert index.latest(10) == []
 
 
@@ -209,6 +210,28 @@ def test_what_one_writes_others_see_who_only_look(tmp_path: Path) -> None:
     writer.close()
     assert held(looking, HISTORY + "On. Yes.") == len(HISTORY + "On. Yes.")
     looking.close()
+
+
+@pytest.mark.parametrize("is_running", [False, True], ids=["no engine", "an engine runs"])
+def test_the_ids_of_what_was_deleted_are_nowhere(tmp_path: Path, is_running: bool) -> None:
+    bench = Bench(tmp_path)
+    secrets = [f"{chr(256 + number)} is secret and not to be seen again. " for number in range(40)]
+    for secret in secrets:
+        bench.turn(SYSTEM, secret, HI)
+    if not is_running:
+        bench.close()
+    directory = path_of(bench).parent
+    content = b"".join(path.read_bytes() for path in directory.iterdir())
+    assert ids_of(secrets[7]).packed in content
+    inspector = CacheInspector(tmp_path, 1 << 20, 1 << 20)
+    gone = [ids_of(SYSTEM + secret + HI) for secret in secrets[::2]]
+    kept = [ids_of(SYSTEM + secret + HI) for secret in secrets[1::2]]
+    assert inspector.forget("ns", gone, kept) == 40
+    content = b"".join(path.read_bytes() for path in directory.iterdir())
+    for number, secret in enumerate(secrets):
+        assert (ids_of(secret).packed in content) is bool(number % 2)
+    assert [inspector.num_held("ns", journal) for journal in kept] == list(map(len, kept))
+    bench.close()
 
 
 def test_rows_of_several_writers_are_all_seen(tmp_path: Path) -> None:

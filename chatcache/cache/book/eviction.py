@@ -1,7 +1,7 @@
 """Which segments to give up, as a pure function.
 
-Leaves first (a segment without its parents is useless, a parent without its children is not),
-never a held one; what has expired goes before what is merely old, then least recently used.
+Leaves go first, because a segment is useless without its parents. A held one never goes. What has
+expired goes before what is merely old, then the least recently used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a person may set about the tiers beside their budgets. Owns the words, not what they do."""
+"""What a person may set about the tiers beside their budgets. `tiers/` acts on these values."""
 
 from __future__ import annotations
 

@@ -106,13 +106,21 @@ class SegmentIndex:
             self._version = self._version_now()
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[SegmentIndex]:
-        """Open only while the block runs, to read."""
-        self.open(is_writing=False)
+    def opened(self, *, is_writing: bool = False) -> Iterator[SegmentIndex]:
+        """Open only while the block runs."""
+        self.open(is_writing=is_writing)
         try:
             yield self
         finally:
             self.close()
+
+    def retain(self, segment_ids: Iterable[str]) -> None:
+        """Forget all but these, also in the file: what was deleted must not be read there."""
+        if not self._path.exists():
+            return
+        with self.opened(is_writing=True):
+            self.remove(self.parents().keys() - set(segment_ids))
+            self._ask("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def has_news(self) -> bool:
         """Whether other processes have changed something since it was asked last."""
@@ -301,6 +309,7 @@ def _connected(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA secure_delete = ON")
         connection.executescript(_SCHEMA)
     except sqlite3.Error:
         connection.close()

@@ -1,7 +1,7 @@
-"""Whether the segments below a cache directory may be used: they have to be our own.
+"""Whether the segments below a cache directory may be used: only those of this user.
 
-What lies in a directory of somebody else may have been made to be found, and what is written there
-is theirs to read. Root may use everything: what is mounted into a container often has other owners.
+Another user could plant files in a directory of theirs, and could read what is written there. Root
+may use everything, because files that are mounted into a container often have other owners.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pins: the ids of segments of one namespace that no budget and no time to live takes away.
 
-It owns one small file beside the segments. A running engine notices a change made by a command,
-because the file is looked at again whenever it is another one.
+It owns one small file beside the segments. A running engine notices what a command changes: before
+each use it compares the inode, the time and the size of the file.
 """
 
 from __future__ import annotations

@@ -124,6 +124,10 @@ class SegmentStore:
             self.index.remove(gone)
         return [found for found in loaded if isinstance(found, DamagedFile)]
 
+    def forget_deleted(self) -> None:
+        """Let the index forget what somebody has deleted, the ids of a deleted chat above all."""
+        self.index.retain(map(id_of, self.names()))
+
     def scan(self) -> tuple[list[StoredSegment], list[DamagedFile]]:
         """Read every header. Nothing is changed: the caller decides about what is damaged."""
         found: list[StoredSegment] = []

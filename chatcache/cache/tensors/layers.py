@@ -18,7 +18,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 _GROWTH_TOKENS = 256
 _GROWTH_SHARE = 32  # so much more at a time: little memory lies idle, and copies stay rare
-_MAX_PASSED = 4  # so often shorter buffers are given back while long ones are kept
+_MAX_PASSED = 4  # so many times shorter buffers are freed while a long set is kept
 _SHRINK = 2  # buffers so many times as long as needed are too large
 
 
@@ -86,8 +86,8 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             self._move(room_for(max(stop, self.num_tokens)), is_same=is_same)
 
     def _move(self, room: int, *, is_same: bool = False) -> None:
-        """Go on in other buffers. `is_same`: all that is lent stays as it is in the new ones, so
-        that nobody needs the old ones any more."""
+        """Go on in other buffers. With `is_same` they hold all that is lent as well: borrowers are
+        moved there, and the old buffers are freed."""
         old, kept = self.home, self.num_tokens
         self.home = self._taken(room)
         for kind, tensor in old.tensors.items():
@@ -116,8 +116,8 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return Buffers(room, made)
 
     def _leave(self, home: Buffers) -> None:
-        """Keep one set of buffers that nobody else has: memory that was used before is several
-        times as quick as new one. Long ones are kept for a while, though shorter ones are left."""
+        """Keep one set of buffers for later, unless it is lent: memory that was used before is
+        written several times as quickly. A long set outlasts `_MAX_PASSED` shorter ones."""
         if home.frozen_to:
             return
         self._num_passed += 1

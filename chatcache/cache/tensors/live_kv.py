@@ -143,8 +143,8 @@ class LiveKV(Cache):
         return KVBlock(tensors, states or {})
 
     def _may_lend(self, start: int, stop: int) -> bool:
-        """Whether little but the run would be kept from being freed: neither much before it that is
-        held elsewhere, too, nor much room behind."""
+        """Whether lending would keep little more than the run itself in memory: few tokens before
+        it that are not lent already, and little unused room behind it."""
         if not self.lends or not self._growing or stop - start < MIN_LENT_TOKENS:
             return False
         homes = [layer.home for layer in self._growing.values()]

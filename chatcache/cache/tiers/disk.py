@@ -238,7 +238,7 @@ class DiskTier:
         """In another namespace, a header that its index does not know is read once."""
         if store is self.store:
             return store.index.parents()
-        with store.index.reading() as index:
+        with store.index.opened() as index:
             parents = index.parents()
         for _, name, stamp in files:
             segment_id = stamp.segment_id
@@ -280,7 +280,7 @@ class DiskTier:
 
 
 def _bytes_in(store: SegmentStore) -> int:
-    with store.index.reading() as index:
+    with store.index.opened() as index:
         num_segments, num_bytes = index.totals()
     if num_segments == 0:
         return sum(stamp.num_bytes for _, stamp in store.stamps())

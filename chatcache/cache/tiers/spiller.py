@@ -150,7 +150,7 @@ class Spiller:
                 entry.is_pending = False
                 self._on_settled()
                 return
-            path_held = contextlib.ExitStack()  # what it builds on does not make room for it
+            path_held = contextlib.ExitStack()  # its ancestors are not evicted to make room for it
             path_held.enter_context(self._book.held(self._book.lineage(segment_id)[1:]))
         began = time.perf_counter()
         try:
