@@ -551,6 +551,8 @@ def test_a_report_has_the_names_that_scripts_rely_on(open_service: Open) -> None
         "bytes_written",
         "ahead_tokens",
         "approximate",
+        "system_tokens",
+        "is_estimate_measured",
     ]
     stored = json.loads(service.transcript(session)[-1].result_json or "")
     assert stored == {name: report[name] for name in ("usage", "timings", "cache")}
