@@ -84,7 +84,7 @@ class Talk:
     def undone(self, text: str) -> None:
         """A message was taken back: its files go with the next one."""
         files = self._sent_files
-        if files and text.startswith("\n\n".join(files)):
+        if files and text.strip() == "\n\n".join([*files, self._sent_text]).strip():
             self.attached, self._sent_files = [*files, *self.attached], []
             say(f"Your message was: {self._sent_text}")
             say("Its files go with the next message.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.token_ids import TokenIds
 
+FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
+SECOND = [43, 38, 32, 79, 50, 28]
+THIRD = [84, 19, 71, 69, 39]
+OTHER = [93, 75, 10, 58, 20]
 CHUNK_TOKENS = 8
 TAIL_TOKENS = 2  # of a prompt stand for the generation prompt
 
@@ -101,3 +105,20 @@ class IdsEngine:
 
     def close(self) -> None:
         self.prefixes.close()
+
+
+Factory = Callable[..., IdsEngine]
+
+
+def three_turns(
+    engine: IdsEngine, num_answer: int, *, is_last_kept: bool = True
+) -> tuple[Said, Said, Said]:
+    """A conversation that is never stopped."""
+    one = engine.turn(FIRST, num_answer)
+    two = engine.turn(one.ids + SECOND, num_answer)
+    return one, two, engine.turn(two.ids + THIRD, num_answer, is_kept=is_last_kept)
+
+
+def assert_same_bits(said: Said, other: Said) -> None:
+    assert said.ids == other.ids
+    assert torch.equal(said.logits, other.logits)

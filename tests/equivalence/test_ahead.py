@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from chatcache.token_ids import TokenIds
-from tests.equivalence.engine import IdsEngine, Said
+from tests.equivalence.engine import FIRST, Factory, IdsEngine, Said, assert_same_bits
 from tests.equivalence.families import family_model
 
-FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
 DRAFT = [43, 38, 32, 79, 50, 28, 84, 19, 71, 69, 39, 93, 75, 10]
 SENT = [*DRAFT, 58, 20]
 THIRD = [84, 49, 44, 59]
 TOLERANCE = 5e-3
-Factory = Callable[..., IdsEngine]
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
     return family_model("qwen3")
-
-
-@pytest.fixture
-def engine(model: Any, tmp_path: Path) -> Iterator[Factory]:
-    """Makes engines on one cache directory, like processes that come and go."""
-    made: list[IdsEngine] = []
-
-    def make(name: str = "cache") -> IdsEngine:
-        for one in made:
-            one.prefixes.drain()
-        made.append(IdsEngine(model, tmp_path / name))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 def ahead(engine: IdsEngine, ids: Sequence[int], chunk: int = 3) -> None:
@@ -55,11 +36,6 @@ def drafted(engine: IdsEngine) -> tuple[Said, Said]:
     for stop in (2, 7, len(DRAFT)):
         ahead(engine, [*one.ids, *DRAFT[:stop]])
     return one, engine.turn([*one.ids, *SENT], 6)
-
-
-def assert_same_bits(said: Said, other: Said) -> None:
-    assert said.ids == other.ids
-    assert torch.equal(said.logits, other.logits)
 
 
 def test_a_draft_is_reused_and_says_what_a_cold_run_says(engine: Factory) -> None:

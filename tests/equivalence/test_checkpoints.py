@@ -8,7 +8,7 @@ deviation), with or without chatcache. Resumed is bit-identical to never stopped
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,23 @@ from chatcache.backends.local.run.forward import Forward
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.errors import UnavailableError
 from chatcache.token_ids import TokenIds
-from tests.equivalence.engine import TAIL_TOKENS, IdsEngine, Said
+from tests.equivalence.engine import (
+    FIRST,
+    OTHER,
+    SECOND,
+    TAIL_TOKENS,
+    THIRD,
+    Factory,
+    IdsEngine,
+    Said,
+    assert_same_bits,
+    three_turns,
+)
 from tests.equivalence.stateful import stateful_model
 
 TOLERANCE = 5e-3
-FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
-SECOND = [43, 38, 32, 79, 50, 28]
-THIRD = [84, 19, 71, 69, 39]
-OTHER = [93, 75, 10, 58, 20]
 NUM_ANSWER = 5
 THOROUGHLY = ["falcon_h1", "jamba", "lfm2", "mamba2", "qwen3_next"]
-Factory = Callable[..., IdsEngine]
 
 
 @pytest.fixture(scope="module", params=THOROUGHLY)
@@ -43,31 +49,13 @@ def model(request: pytest.FixtureRequest) -> Any:
     return stateful_model(str(request.param))
 
 
-@pytest.fixture
-def engine(model: Any, tmp_path: Path) -> Iterator[Factory]:
-    """Makes engines on one cache directory, like processes that come and go."""
-    made: list[IdsEngine] = []
-
-    def make(name: str = "cache", **budgets: Any) -> IdsEngine:
-        for one in made:
-            one.prefixes.drain()
-        made.append(IdsEngine(model, tmp_path / name, **budgets))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def talk(engine: IdsEngine) -> tuple[Said, Said, Said]:
-    one = engine.turn(FIRST, NUM_ANSWER)
-    two = engine.turn(one.ids + SECOND, NUM_ANSWER)
-    return one, two, engine.turn(two.ids + THIRD, NUM_ANSWER)
-
-
-def assert_same_bits(said: Said, other: Said) -> None:
-    assert said.ids == other.ids
-    assert torch.equal(said.logits, other.logits)
+@pytest.fixture(scope="module")
+def straight(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Said, Said, Said]:
+    """Three turns that were never stopped, on an engine of their own."""
+    engine = IdsEngine(model, tmp_path_factory.mktemp("straight"))
+    said = three_turns(engine, NUM_ANSWER)
+    engine.close()
+    return said
 
 
 def truth(model: Any, turns: Sequence[Sequence[int]], said: Said) -> torch.Tensor:
@@ -112,12 +100,14 @@ def test_the_family_resumes_from_a_checkpoint(family: str, tmp_path: Path) -> No
 
 
 def test_what_is_live_is_gone_on_with_in_place(engine: Factory) -> None:
-    _, two, three = talk(engine())
+    _, two, three = three_turns(engine(), NUM_ANSWER)
     assert (three.reuse.num_tokens, three.reuse.bytes_read) == (len(two.ids), 0)
 
 
-def test_resumed_from_ram_is_never_stopped(engine: Factory) -> None:
-    _, two, three = talk(engine())
+def test_resumed_from_ram_is_never_stopped(
+    engine: Factory, straight: tuple[Said, Said, Said]
+) -> None:
+    _, two, three = straight
     other = engine("other")
     one = other.turn(FIRST, NUM_ANSWER)
     other.turn(one.ids + SECOND, NUM_ANSWER)
@@ -127,8 +117,10 @@ def test_resumed_from_ram_is_never_stopped(engine: Factory) -> None:
     assert_same_bits(again, three)
 
 
-def test_a_fork_begins_at_the_end_of_the_answer_before_it(engine: Factory) -> None:
-    one, two, three = talk(engine("straight"))
+def test_a_fork_begins_at_the_end_of_the_answer_before_it(
+    engine: Factory, straight: tuple[Said, Said, Said]
+) -> None:
+    one, two, three = straight
     forked = engine()
     forked.turn(FIRST, NUM_ANSWER)
     forked.turn(one.ids + OTHER, 9)
@@ -142,7 +134,7 @@ def test_a_fork_begins_at_the_end_of_the_answer_before_it(engine: Factory) -> No
 
 
 def test_a_regenerated_answer_begins_at_the_end_of_the_message(engine: Factory) -> None:
-    one, two, _ = talk(engine())
+    one, two, _ = three_turns(engine(), NUM_ANSWER)
     prompt = one.ids + SECOND
     again = engine().turn(prompt, NUM_ANSWER)
     assert again.reuse.num_tokens == len(prompt) - TAIL_TOKENS
@@ -162,7 +154,7 @@ def test_a_template_that_rewrites_the_answer_falls_back_to_the_message(engine: F
 
 
 def test_an_edited_message_is_not_cut_inside(engine: Factory) -> None:
-    one, *_ = talk(engine())
+    one, *_ = three_turns(engine(), NUM_ANSWER)
     edited = [*one.ids, *SECOND[:3], *OTHER]
     said = engine().turn(edited, NUM_ANSWER)
     assert said.reuse.num_tokens == len(one.ids)
@@ -173,7 +165,7 @@ def test_an_edited_message_is_not_cut_inside(engine: Factory) -> None:
 
 
 def test_a_prefill_that_was_stopped_is_gone_on_with(engine: Factory) -> None:
-    one, *_ = talk(engine("straight"))
+    one, *_ = three_turns(engine("straight"), NUM_ANSWER)
     long = one.ids + SECOND * 6
     whole = engine("straight").turn(long, NUM_ANSWER)
     talker = engine()
@@ -197,7 +189,7 @@ def test_without_its_checkpoint_nothing_is_reused(engine: Factory) -> None:
 
 
 def test_a_damaged_checkpoint_costs_time_only(engine: Factory, tmp_path: Path) -> None:
-    _, two, three = talk(engine())
+    _, two, three = three_turns(engine(), NUM_ANSWER)
     engine()
     for path in sorted((tmp_path / "cache").rglob(f"{len(two.ids)}-*.safetensors")):
         content = bytearray(path.read_bytes())
@@ -216,7 +208,7 @@ def without_memory(model: Any) -> Iterator[None]:
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    layers = next(one for one in model.modules() if isinstance(one, torch.nn.ModuleList))
+    layers = next(part for part in model.modules() if isinstance(part, torch.nn.ModuleList))
     hook = layers[-1].register_forward_pre_hook(fail)
     try:
         with pytest.raises(UnavailableError, match="not enough memory"):
@@ -287,8 +279,10 @@ def test_half_of_a_checkpoint_that_was_damaged_completes_no_other(model: Any) ->
 
 
 @pytest.mark.parametrize("harm", ["zeroed state", "state of another branch", "state too early"])
-def test_a_planted_fault_is_found_by_these_comparisons(engine: Factory, harm: str) -> None:
-    one, two, three = talk(engine("straight"))
+def test_a_planted_fault_is_found_by_these_comparisons(
+    engine: Factory, straight: tuple[Said, Said, Said], harm: str
+) -> None:
+    one, two, three = straight
     victim = engine()
     victim.turn(FIRST, NUM_ANSWER)
     victim.turn(one.ids + SECOND, NUM_ANSWER)

@@ -7,8 +7,6 @@ faults and check that these comparisons would find them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,15 +14,21 @@ import torch
 
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.cache.tensors.live_kv import LiveKV
-from tests.equivalence.engine import IdsEngine, Said
+from tests.equivalence.engine import (
+    FIRST,
+    OTHER,
+    SECOND,
+    THIRD,
+    Factory,
+    IdsEngine,
+    Said,
+    assert_same_bits,
+    three_turns,
+)
 from tests.equivalence.families import THOROUGHLY, family_model
 
 TOLERANCE = 5e-3
-FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
-SECOND = [43, 38, 32, 79, 50, 28]
-THIRD = [84, 19, 71, 69, 39]
-OTHER = [93, 75, 10, 58, 20]
-Factory = Callable[..., IdsEngine]
+NUM_ANSWER = 6
 
 
 @pytest.fixture(scope="module", params=THOROUGHLY)
@@ -32,26 +36,13 @@ def model(request: pytest.FixtureRequest) -> Any:
     return family_model(str(request.param))
 
 
-@pytest.fixture
-def engine(model: Any, tmp_path: Path) -> Iterator[Factory]:
-    """Makes engines on one cache directory, like processes that come and go."""
-    made: list[IdsEngine] = []
-
-    def make(name: str = "cache", **budgets: Any) -> IdsEngine:
-        for one in made:
-            one.prefixes.drain()
-        made.append(IdsEngine(model, tmp_path / name, **budgets))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def never_stopped(engine: IdsEngine) -> tuple[Said, Said, Said]:
-    one = engine.turn(FIRST, 6)
-    two = engine.turn(one.ids + SECOND, 6)
-    return one, two, engine.turn(two.ids + THIRD, 6)
+@pytest.fixture(scope="module")
+def straight(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Said, Said, Said]:
+    """Three turns that were never stopped, on an engine of their own."""
+    engine = IdsEngine(model, tmp_path_factory.mktemp("straight"))
+    said = three_turns(engine, NUM_ANSWER)
+    engine.close()
+    return said
 
 
 def assert_close_to_cold(said: Said, cold: Said) -> None:
@@ -60,40 +51,36 @@ def assert_close_to_cold(said: Said, cold: Said) -> None:
     assert deviation <= TOLERANCE
 
 
-def assert_same_bits(said: Said, other: Said) -> None:
-    assert said.ids == other.ids
-    assert torch.equal(said.logits, other.logits)
-
-
 def test_the_family_is_cuttable(model: Any) -> None:
     assert cut_policy(model.config).is_cuttable
 
 
 def test_a_device_with_memory_of_its_own_is_given_the_same_bits(
-    engine: Factory, monkeypatch: pytest.MonkeyPatch
+    engine: Factory, straight: tuple[Said, Said, Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files are read into host memory and copied from there, as for a GPU; whole and in parts."""
-    expected = never_stopped(engine("other"))
     one = engine().turn(FIRST, 6)
     two = engine().turn(one.ids + SECOND, 6)
     monkeypatch.setattr(LiveKV, "is_staged", True)
     resumed = engine().turn(two.ids + THIRD, 6)
     assert resumed.reuse.disk_tokens == len(two.ids)
-    assert_same_bits(resumed, expected[2])
+    assert_same_bits(resumed, straight[2])
     half_live = engine()
     half_live.turn(FIRST, 2)
-    assert_same_bits(half_live.turn(two.ids + THIRD, 6), expected[2])
+    assert_same_bits(half_live.turn(two.ids + THIRD, 6), straight[2])
 
 
 def test_a_conversation_in_memory_is_what_a_cold_run_says(engine: Factory) -> None:
-    _, two, three = never_stopped(engine())
+    _, two, three = three_turns(engine(), NUM_ANSWER)
     assert three.reuse.num_tokens == len(two.ids)
     cold = engine("other").turn(two.ids + THIRD, 6, is_cold=True, is_kept=False)
     assert_close_to_cold(three, cold)
 
 
-def test_resumed_from_ram_is_never_stopped(engine: Factory) -> None:
-    _, two, three = never_stopped(engine())
+def test_resumed_from_ram_is_never_stopped(
+    engine: Factory, straight: tuple[Said, Said, Said]
+) -> None:
+    _, two, three = straight
     other = engine("other")
     one = other.turn(FIRST, 6)
     other.turn(one.ids + SECOND, 6)
@@ -103,8 +90,10 @@ def test_resumed_from_ram_is_never_stopped(engine: Factory) -> None:
     assert_same_bits(again, three)
 
 
-def test_resumed_from_disk_in_a_new_process_is_never_stopped(engine: Factory) -> None:
-    _, two, three = never_stopped(engine("never"))
+def test_resumed_from_disk_in_a_new_process_is_never_stopped(
+    engine: Factory, straight: tuple[Said, Said, Said]
+) -> None:
+    _, two, three = straight
     first = engine()
     one = first.turn(FIRST, 6)
     first.turn(one.ids + SECOND, 6)
@@ -113,8 +102,10 @@ def test_resumed_from_disk_in_a_new_process_is_never_stopped(engine: Factory) ->
     assert_same_bits(again, three)
 
 
-def test_a_fork_is_the_conversation_that_went_there(engine: Factory) -> None:
-    one, two, _ = never_stopped(engine("straight"))
+def test_a_fork_is_the_conversation_that_went_there(
+    engine: Factory, straight: tuple[Said, Said, Said]
+) -> None:
+    one, two, _ = straight
     forked = engine()
     forked.turn(FIRST, 6)
     forked.turn(one.ids + OTHER, 9)
@@ -123,9 +114,11 @@ def test_a_fork_is_the_conversation_that_went_there(engine: Factory) -> None:
     assert_same_bits(again, two)
 
 
-def test_a_fork_resumed_from_disk_has_the_bits_of_the_fork(engine: Factory) -> None:
+def test_a_fork_resumed_from_disk_has_the_bits_of_the_fork(
+    engine: Factory, straight: tuple[Said, Said, Said]
+) -> None:
     """Both branches begin their next turn with the same tokens, as templates do."""
-    one, *_ = never_stopped(engine("straight"))
+    one, *_ = straight
     forked = engine()
     forked.turn(FIRST, 6)
     forked.turn([*one.ids, 7, 8, 9, *OTHER], 6)
@@ -136,8 +129,10 @@ def test_a_fork_resumed_from_disk_has_the_bits_of_the_fork(engine: Factory) -> N
     assert_same_bits(again, last)
 
 
-def test_switching_between_forks_and_back_changes_nothing(engine: Factory) -> None:
-    one, two, three = never_stopped(engine("straight"))
+def test_switching_between_forks_and_back_changes_nothing(
+    engine: Factory, straight: tuple[Said, Said, Said]
+) -> None:
+    one, two, three = straight
     forked = engine()
     forked.turn(FIRST, 6)
     forked.turn(one.ids + SECOND, 6)
@@ -148,14 +143,14 @@ def test_switching_between_forks_and_back_changes_nothing(engine: Factory) -> No
 
 
 def test_a_regenerated_answer_is_the_answer_bit_by_bit(engine: Factory) -> None:
-    one, two, _ = never_stopped(engine())
+    one, two, _ = three_turns(engine(), NUM_ANSWER)
     again = engine().turn(one.ids + SECOND, 6)
     assert again.reuse.num_tokens == len(one.ids)
     assert_same_bits(again, two)
 
 
 def test_an_edited_turn_does_not_depend_on_what_was_said_instead(engine: Factory) -> None:
-    one, *_ = never_stopped(engine())
+    one, *_ = three_turns(engine(), NUM_ANSWER)
     edited = [*one.ids, *SECOND[:3], *OTHER]
     said = engine().turn(edited, 6)
     assert said.reuse.num_tokens == len(one.ids)
@@ -173,8 +168,10 @@ def test_a_long_message_that_changes_at_its_end_is_cut_inside(engine: Factory) -
     assert_close_to_cold(said, cold)
 
 
-def test_eviction_in_mid_chat_costs_time_only(engine: Factory) -> None:
-    one, _, three = never_stopped(engine("straight"))
+def test_eviction_in_mid_chat_costs_time_only(
+    engine: Factory, straight: tuple[Said, Said, Said]
+) -> None:
+    one, _, three = straight
     small = engine(ram_budget=1, is_spilling=False)
     small.turn(FIRST, 6)
     small.forget_live()
@@ -185,8 +182,10 @@ def test_eviction_in_mid_chat_costs_time_only(engine: Factory) -> None:
 
 
 @pytest.mark.parametrize("harm", ["zero", "other branch", "other weights"])
-def test_a_planted_fault_is_found_by_these_comparisons(engine: Factory, harm: str) -> None:
-    _, two, three = never_stopped(engine("straight"))
+def test_a_planted_fault_is_found_by_these_comparisons(
+    engine: Factory, straight: tuple[Said, Said, Said], harm: str
+) -> None:
+    _, two, three = straight
     victim = engine()
     victim.turn(two.ids[:-6], 6)
     with torch.inference_mode():

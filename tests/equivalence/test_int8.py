@@ -7,24 +7,27 @@ is written again is another matter: its prompt was exact the first time.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from chatcache.cache.files.segfile import SegmentFile, write_segment
-from tests.equivalence.engine import IdsEngine, Said
+from tests.equivalence.engine import (
+    FIRST,
+    OTHER,
+    SECOND,
+    THIRD,
+    Factory,
+    IdsEngine,
+    Said,
+    assert_same_bits,
+    three_turns,
+)
 from tests.equivalence.families import family_model
 from tests.equivalence.stateful import stateful_model
 
 TOLERANCE = 0.3  # of the logits' deviation; measured: up to 0.1
-FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
-SECOND = [43, 38, 32, 79, 50, 28]
-THIRD = [84, 19, 71, 69, 39]
-OTHER = [93, 75, 10, 58, 20]
-Factory = Callable[..., IdsEngine]
 FAMILIES = ["deepseek_v3", "gemma3_text", "llama"]
 STATEFUL = ["lfm2", "qwen3_next", "zamba2"]
 
@@ -36,25 +39,13 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def engine(model: Any, tmp_path: Path) -> Iterator[Factory]:
-    """Makes engines on one cache directory, like processes that come and go."""
-    made: list[IdsEngine] = []
+def engine(model: Any, engine: Factory) -> Factory:  # pytest looks for the models' names here
+    """Engines of integers, unless it is said otherwise."""
 
-    def make(name: str = "cache", precision: str = "int8", **budgets: Any) -> IdsEngine:
-        for one in made:
-            one.prefixes.drain()
-        made.append(IdsEngine(model, tmp_path / name, precision, **budgets))
-        return made[-1]
+    def make(name: str = "cache", precision: str = "int8") -> IdsEngine:
+        return engine(name, precision=precision)
 
-    yield make
-    for one in made:
-        one.close()
-
-
-def talk(engine: IdsEngine) -> tuple[Said, Said, Said]:
-    one = engine.turn(FIRST, 6)
-    two = engine.turn(one.ids + SECOND, 6)
-    return one, two, engine.turn(two.ids + THIRD, 6, is_kept=False)
+    return make
 
 
 def deviation(said: Said, other: Said) -> float:
@@ -62,13 +53,8 @@ def deviation(said: Said, other: Said) -> float:
     return float((said.logits[0] - other.logits[0]).abs().max() / other.logits[0].std())
 
 
-def assert_same_bits(said: Said, other: Said) -> None:
-    assert said.ids == other.ids
-    assert torch.equal(said.logits, other.logits)
-
-
 def test_a_conversation_is_near_the_exact_one_and_not_equal(engine: Factory) -> None:
-    one, two, _ = talk(engine("exact", "exact"))
+    one, two, _ = three_turns(engine("exact", "exact"), 6, is_last_kept=False)
     approximate = engine()
     approximate.turn(FIRST, 6)
     # The same ids, whatever the model would have answered.
@@ -86,7 +72,7 @@ def test_the_first_answer_is_exact(engine: Factory) -> None:
 
 def test_resumed_from_ram_and_from_disk_is_never_stopped(engine: Factory) -> None:
     opened = engine()
-    _, two, three = talk(opened)
+    _, two, three = three_turns(opened, 6, is_last_kept=False)
     again = engine().turn(two.ids + THIRD, 6, is_kept=False)
     assert again.reuse.disk_tokens == again.reuse.num_tokens == len(two.ids)
     assert_same_bits(again, three)
@@ -97,7 +83,7 @@ def test_resumed_from_ram_and_from_disk_is_never_stopped(engine: Factory) -> Non
 
 
 def test_switching_between_forks_and_back_changes_nothing(engine: Factory) -> None:
-    one, two, three = talk(engine("straight"))
+    one, two, three = three_turns(engine("straight"), 6, is_last_kept=False)
     forked = engine()
     forked.turn(FIRST, 6)
     forked.turn(one.ids + SECOND, 6)

@@ -12,14 +12,11 @@ import pytest
 import torch
 
 from chatcache.backends.local.model.cut_policy import ANY_TOKEN_FAMILIES, cut_policy
-from tests.equivalence.engine import IdsEngine
+from tests.equivalence.engine import THIRD, IdsEngine, three_turns
 from tests.equivalence.families import VOCAB, family_model
 from tests.models import build_model
 
 TOLERANCE = 5e-3
-FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
-SECOND = [43, 38, 32, 79, 50, 28]
-THIRD = [84, 19, 71, 69, 39]
 
 
 @torch.inference_mode()
@@ -35,9 +32,7 @@ def test_the_family_may_be_cut_at_any_token(family: str, tmp_path: Path) -> None
     model = family_model(family)
     assert cut_policy(model.config).is_cuttable
     first = IdsEngine(model, tmp_path)
-    one = first.turn(FIRST, 6)
-    two = first.turn([*one.ids, *SECOND], 6)
-    three = first.turn([*two.ids, *THIRD], 6, is_kept=False)
+    _, two, three = three_turns(first, 6, is_last_kept=False)
     first.close()
     again = IdsEngine(model, tmp_path)
     resumed = again.turn([*two.ids, *THIRD], 6)

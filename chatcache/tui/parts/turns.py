@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 from chatcache.backends.base import PrefillProgress, TurnPlanned
 from chatcache.chat.chat_turn import ChatTurn
+from chatcache.chat.figures import figures_of
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError, ContextFullError
-from chatcache.frontend import figures
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.messages import QueueEmptied, RestoreEnded, TurnMessage
+from chatcache.tui.messages import (
+    AnswerGrew,
+    QueueEmptied,
+    RestoreEnded,
+    TurnAdvanced,
+    TurnEnded,
+    TurnMessage,
+    TurnRaised,
+)
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.parts.chat_view import ChatView
 from chatcache.tui.parts.worker import TextBuffer, read_turn, told_end
@@ -44,16 +53,16 @@ _PHASE_WORDS: dict[Phase, str] = {
 
 @dataclass
 class RunningTurn:
-    """One turn while it runs."""
+    """One turn while it runs. `ask` begins it, and may block."""
 
     number: int
     kind: Kind
-    text: str = ""
+    ask: Callable[[], ChatTurn]
+    user: UserMessage | None = None
     at_turn: int = 0
     buffer: TextBuffer = field(default_factory=TextBuffer)
     handle: ChatTurn | None = None
     phase: Phase = "starting"
-    user: UserMessage | None = None
     answer: AnswerMessage | None = None
     is_saved: bool = False
     is_held: bool = False
@@ -111,7 +120,7 @@ class Turns:
             self._stage.run(self._show_queued(user))
             self._stage.refresh_status()
         else:
-            self._begin(RunningTurn(self._next(), "send", text, user=user))
+            self._begin("send", partial(self._chat.send, text), user)
 
     async def _show_queued(self, user: UserMessage) -> None:
         """Below the running turn, which may not be in the transcript yet."""
@@ -121,15 +130,15 @@ class Turns:
 
     def edit(self, turn: int, text: str) -> None:
         user = UserMessage(turn, text, created_at=self._stage.now, now=self._stage.now)
-        self._begin(RunningTurn(self._next(), "edit", text, at_turn=turn, user=user))
+        self._begin("edit", partial(self._chat.edit, turn, text), user, at_turn=turn)
         name = self._chat.name
         self._stage.toast(f"What was said stays, as “{name} (before edit)”. /tree shows both.")
 
     def regenerate(self) -> None:
-        self._begin(RunningTurn(self._next(), "regenerate"))
+        self._begin("regenerate", self._chat.regenerate)
 
     def continue_answer(self) -> None:
-        self._begin(RunningTurn(self._next(), "continue"))
+        self._begin("continue", self._chat.continue_answer)
 
     def stop(self) -> bool:
         """Ask the running turn to end; False when there is none."""
@@ -143,14 +152,17 @@ class Turns:
             self._stage.refresh_status()
         return True
 
-    def _next(self) -> int:
+    def _begin(
+        self,
+        kind: Kind,
+        ask: Callable[[], ChatTurn],
+        user: UserMessage | None = None,
+        at_turn: int = 0,
+    ) -> None:
         self._number += 1
-        return self._number
-
-    def _begin(self, running: RunningTurn) -> None:
-        self.running = running
+        self.running = RunningTurn(self._number, kind, ask, user, at_turn)
         self._stage.refresh_status()
-        self._stage.run(self._launch(running))
+        self._stage.run(self._launch(self.running))
 
     async def _launch(self, running: RunningTurn) -> None:
         try:
@@ -166,7 +178,7 @@ class Turns:
     def _follow(self, running: RunningTurn) -> None:
         """Begin the turn and read it to its end; called in a thread."""
         with told_end(self._stage, running.number):
-            running.handle = self._handle(running)
+            running.handle = running.ask()
             if running.phase == "stopping":
                 running.handle.stop()
             read_turn(self._stage, running.number, running.handle, running.buffer)
@@ -191,24 +203,25 @@ class Turns:
             )
             await self._transcript.add(running.answer, after=running.user)
 
-    def _handle(self, running: RunningTurn) -> ChatTurn:
-        if running.kind == "send":
-            return self._chat.send(running.text)
-        if running.kind == "edit":
-            return self._chat.edit(running.at_turn, running.text)
-        if running.kind == "regenerate":
-            return self._chat.regenerate()
-        return self._chat.continue_answer()
-
     # Following
 
-    def is_current(self, message: TurnMessage) -> bool:
-        return self.running is not None and self.running.number == message.number
-
-    def advance(self, event: ChatEvent) -> None:
-        """Take in an event of the running turn other than text."""
+    def take(self, message: TurnMessage) -> None:
+        """What the thread of a turn tells. Of a turn that has ended it means nothing any more."""
         running = self.running
-        if running is None or running.answer is None:
+        if running is None or message.number != running.number:
+            return
+        if isinstance(message, TurnAdvanced):
+            self._advance(running, message.event)
+        elif isinstance(message, AnswerGrew):
+            self._grow(running)
+        elif isinstance(message, TurnRaised):
+            running.error = message.error
+        elif isinstance(message, TurnEnded):
+            self._stage.run(self._end(running))
+
+    def _advance(self, running: RunningTurn, event: ChatEvent) -> None:
+        """An event other than text."""
+        if running.answer is None:
             return
         panel = self._panel
         if isinstance(event, UserMessageSaved):
@@ -247,10 +260,9 @@ class Turns:
             running.phase = phase
         self._stage.refresh_status()
 
-    def grow(self) -> None:
+    def _grow(self, running: RunningTurn) -> None:
         """There is text in the buffer: show it soon, together with what comes until then."""
-        running = self.running
-        if running is None or running.is_flush_due:
+        if running.is_flush_due:
             return
         running.is_flush_due = True
         # On a slow machine the text comes less often, so that keys have their turn in between.
@@ -292,14 +304,6 @@ class Turns:
 
     # Ending
 
-    def fail(self, error: ChatcacheError) -> None:
-        if self.running is not None:
-            self.running.error = error
-
-    async def finish(self) -> None:
-        if self.running is not None:
-            await self._end(self.running)
-
     async def _end(self, running: RunningTurn) -> None:
         """Settle the turn. Until that is done it counts as running: what is sent now is queued."""
         try:
@@ -321,12 +325,12 @@ class Turns:
             await self._give_back_queue()
         elif self._queue:
             user = self._queue.pop(0)
-            self._begin(RunningTurn(self._next(), "send", user.text, user=user))
+            self._begin("send", partial(self._chat.send, user.text), user)
         else:
             self._stage.post_message(QueueEmptied())
 
     async def _settle(self, running: RunningTurn, saved: AnswerSaved) -> None:
-        result = figures.from_result(saved.result)
+        result = figures_of(saved.result)
         if running.answer is not None:
             if running.kind != "continue":
                 await running.answer.settle(saved.result.text, saved.result.reasoning)
@@ -347,7 +351,7 @@ class Turns:
         if running.user is not None and not running.is_saved:
             if running.user.is_attached:
                 await running.user.remove()
-            self._composer.give_back(running.text)
+            self._composer.give_back(running.user.text)
         hint = error.hint
         if running.is_saved and not (running.answer and running.answer.text):
             is_full = isinstance(error, ContextFullError)

@@ -229,25 +229,9 @@ class ChatScreen(ShapedScreen):
 
     # What a turn says
 
-    @on(messages.TurnAdvanced)
-    def _turn_advanced(self, message: messages.TurnAdvanced) -> None:
-        if self.parts.turns.is_current(message):
-            self.parts.turns.advance(message.event)
-
-    @on(messages.AnswerGrew)
-    def _answer_grew(self, message: messages.AnswerGrew) -> None:
-        if self.parts.turns.is_current(message):
-            self.parts.turns.grow()
-
-    @on(messages.TurnRaised)
-    def _turn_raised(self, message: messages.TurnRaised) -> None:
-        if self.parts.turns.is_current(message):
-            self.parts.turns.fail(message.error)
-
-    @on(messages.TurnEnded)
-    def _turn_ended(self, message: messages.TurnEnded) -> None:
-        if self.parts.turns.is_current(message):
-            self.run(self.parts.turns.finish())
+    @on(messages.TurnMessage)
+    def _turn_told(self, message: messages.TurnMessage) -> None:
+        self.parts.turns.take(message)
 
     @on(messages.RestoreEnded)
     def _restore_ended(self) -> None:

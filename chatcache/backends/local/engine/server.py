@@ -223,23 +223,9 @@ class EngineServer:
 def build_runner(settings: EngineSettings, emit: Emit) -> Runner:
     """Import torch, load the model, open its cache."""
     emit(ModelLoading("starting torch"))
-    import torch
-
-    from chatcache.backends.local.model.loader import load_model
     from chatcache.backends.local.run import assemble
 
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
-    loaded = load_model(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        adapter=settings.adapter,
-        offline=settings.is_offline,
-        cache_dir=settings.cache_dir,
-        progress=emit,
-    )
-    return assemble.build_runner(loaded, settings, emit)
+    return assemble.build_runner(assemble.load(settings, emit), settings, emit)
 
 
 def _as_load_error(error: Exception) -> Exception:

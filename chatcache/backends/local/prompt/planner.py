@@ -111,7 +111,7 @@ class PromptPlanner:
             if partial.text or partial.reasoning:
                 return self._plan_rest_of(messages, partial, journal, think)
         render = self.template.render(messages, think=think)
-        match = extend_journal(self.codec, journal, render.text, render.marker)
+        match = self._match(journal, render)
         diverged = None
         if match.keep < len(journal):
             again = self.template.render(messages, think=think)
@@ -136,12 +136,17 @@ class PromptPlanner:
         if self._is_covered(journal, prompt, partial):
             return self._plan_as_read(messages, partial, journal, think)
         render, diverged = self._with_partial(prompt, partial), None
-        match = extend_journal(self.codec, journal, render.text, render.marker)
+        match = self._match(journal, render)
         if match.keep < len(journal):
             diverged = self._explain(journal, render, match, changes_itself=False)
-        system_tokens = self._count_system_tokens(messages, think, match.ids)
-        is_open = not partial.text
-        return PromptPlan(match.ids, match.keep, diverged, system_tokens, is_open, True)
+        return PromptPlan(
+            ids=match.ids,
+            keep=match.keep,
+            diverged=diverged,
+            system_tokens=self._count_system_tokens(messages, think, match.ids),
+            opens_reasoning=not partial.text,
+            continues_answer=True,
+        )
 
     def _plan_as_read(
         self,
@@ -152,12 +157,19 @@ class PromptPlanner:
     ) -> PromptPlan:
         """The prompt that goes on with a partial answer that the journal ends with."""
         ids = journal if journal[-1] not in self._end_token_ids else journal[:-1]
-        system_tokens = self._count_system_tokens(messages, think, ids)
-        is_open = not partial.text and not self._has_closed(ids)
-        return PromptPlan(ids, len(ids), None, system_tokens, is_open, True)
+        return PromptPlan(
+            ids=ids,
+            keep=len(ids),
+            system_tokens=self._count_system_tokens(messages, think, ids),
+            opens_reasoning=not partial.text and not self._has_closed(ids),
+            continues_answer=True,
+        )
 
     def _is_open(self, text: str) -> bool:
         return text.rstrip().endswith(self.template.reasoning.open)
+
+    def _match(self, journal: TokenIds, render: Render) -> JournalMatch:
+        return extend_journal(self.codec, journal, render.text, render.marker)
 
     # append mode
 
@@ -231,7 +243,7 @@ class PromptPlanner:
             render = self.template.render(messages, think=think)
         except UnavailableError:
             return len(journal)
-        return len(journal) - extend_journal(self.codec, journal, render.text, render.marker).keep
+        return len(journal) - self._match(journal, render).keep
 
     # a partial answer
 
@@ -239,7 +251,7 @@ class PromptPlanner:
         """Whether the journal goes beyond `prompt` and ends with the partial answer."""
         if not journal or self.codec.num_known(journal) < len(journal):
             return False
-        if extend_journal(self.codec, journal, prompt.text, prompt.marker).keep == len(journal):
+        if self._match(journal, prompt).keep == len(journal):
             return False
         wanted = (partial.text or partial.reasoning or "").strip()
         tail = journal[:-1] if journal[-1] in self._end_token_ids else journal

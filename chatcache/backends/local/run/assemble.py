@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import torch
 from transformers import PreTrainedConfig
 
 from chatcache.backends.base import BackendEvent, ModelInfo, RestoreBegan
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
-from chatcache.backends.local.model.loader import LoadedModel
+from chatcache.backends.local.model.loader import LoadedModel, load_model
+from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.run.any_token import AnyTokenContext
 from chatcache.backends.local.run.cache_reporter import CacheReporter
 from chatcache.backends.local.run.checkpoints import CheckpointContext
@@ -29,6 +31,21 @@ from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.live_kv import LiveKV
+
+
+def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
+    """The model that the settings name. Raises what `load_model` raises."""
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    return load_model(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        adapter=settings.adapter,
+        offline=settings.is_offline,
+        cache_dir=settings.cache_dir,
+        progress=progress,
+    )
 
 
 def build_runner(
@@ -142,7 +159,7 @@ def _describe(
         backend="local",
         architecture=loaded.architecture,
         num_parameters=loaded.num_parameters,
-        dtype=str(loaded.dtype).removeprefix("torch."),
+        dtype=fields["dtype"],
         device=str(loaded.device),
         num_layers=loaded.num_layers,
         kv_bytes_per_token=kv_bytes,

@@ -21,8 +21,8 @@ from chatcache.backends.base import BackendFailed
 from chatcache.backends.local.engine.server import start
 from chatcache.backends.local.engine.wire import ChannelClosedError, portable
 from chatcache.backends.local.model.cut_policy import cut_policy
-from chatcache.backends.local.model.loader import LoadedModel, load_model
-from chatcache.backends.local.run.assemble import build_live
+from chatcache.backends.local.model.loader import LoadedModel
+from chatcache.backends.local.run.assemble import build_live, load
 from chatcache.backends.local.run.forward import Forward, chunks
 from chatcache.backends.local.run.live_path import LivePath
 from chatcache.backends.local.study.recheck import (
@@ -266,26 +266,16 @@ def choose(chains: Sequence[Chain], num_samples: int, seed: int) -> list[Chain]:
 def run(request: RecheckRequest, send: Callable[[object], None]) -> None:
     """Load the model, and send what is found."""
     settings = request.settings
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
-    loaded = load_model(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        adapter=settings.adapter,
-        offline=settings.is_offline,
-        cache_dir=settings.cache_dir,
-        progress=send,
-    )
+    loaded = load(settings, send)
     precision = settings.policy.precision
-    namespace = namespace_id(loaded.namespace_fields(precision))
+    fields = loaded.namespace_fields(precision)
+    namespace = namespace_id(fields)
     found, _ = SegmentStore(settings.cache_dir, namespace).scan()
     chains = chains_of(namespace, found)
     chosen = choose(chains, request.num_samples, request.seed)
     recomputer = Recomputer(loaded, settings.prefill_chunk_tokens, precision)
-    dtype = str(loaded.dtype).removeprefix("torch.")
     numbers = (recomputer.tolerance, len(chains), len(chosen))
-    send(RecheckStarted(namespace, dtype, *numbers, precision))
+    send(RecheckStarted(namespace, fields["dtype"], *numbers, precision))
     for chain in chosen:
         check = recomputer.check(chain)
         if check is not None:
