@@ -101,7 +101,7 @@ class AnyTokenContext(LiveContext):
 
     def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
         path = self.path
-        held = min(self.num_tokens, len(ids))
+        held = min(path.kv.num_tokens, len(ids))
         path.hold(ids, held)
         ends = sorted({min(end, held) for end in boundaries} - {0})
         if path.kv.lends:

@@ -148,7 +148,7 @@ class IdleWork:
             return replace(done, was_cancelled=True)
         if request.kind == "restore":
             return replace(done, tokens_restored=self._restore(prompt))
-        before = self._context.ids.common_prefix(prompt.ids)
+        before = self._context.path.common_prefix(prompt.ids)
         start = self._context.ready(prompt.ids).num_tokens
         done = replace(done, tokens_restored=max(0, start - before))
         is_draft = request.kind == "draft"
@@ -184,7 +184,7 @@ class IdleWork:
     def _restore(self, prompt: StablePrompt) -> int:
         """Bring back what segments hold of a path, unless that would lose what is live now."""
         context = self._context
-        live = context.ids.common_prefix(prompt.ids)
+        live = context.path.common_prefix(prompt.ids)
         held = context.estimate(prompt.ids)
         gained = held.ram_tokens + held.disk_tokens - live
         if gained < MIN_PART_TOKENS or not context.can_leave(prompt.ids):
