@@ -123,14 +123,14 @@ class IdleWork:
     def run(
         self, request: Prepare, is_wanted: Callable[[], bool]
     ) -> Generator[None, None, Prepared]:
-        """Do the work; yields between its steps. Never raises for what a turn would raise too."""
+        """Do the work; yields between its steps. Never raises: what goes wrong here, the turn
+        itself will say."""
         began = time.perf_counter()
         done = Prepared(request.prepare_id, request.kind, was_cancelled=not is_wanted())
         if not done.was_cancelled:
             try:
                 done = yield from self._work(request, is_wanted, done)
             except UnavailableError as error:
-                # The turn itself will say it, if it is ever asked.
                 log.info("idle work ended: %s", error)
             except Exception:
                 log.exception("idle work failed")
