@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from chatcache.backends.stream import EventStream
+from chatcache.backends.usage import CacheReport as CacheReport
+from chatcache.backends.usage import FinishReason as FinishReason
+from chatcache.backends.usage import Outcome as Outcome
+from chatcache.backends.usage import Reason as Reason
 from chatcache.backends.usage import Timings as Timings
 from chatcache.backends.usage import TurnPrice as TurnPrice
 from chatcache.backends.usage import Usage as Usage
@@ -22,30 +26,9 @@ from chatcache.cache.views import TierUse as TierUse
 from chatcache.token_ids import NO_IDS, TokenIds
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "stopped"]
-Outcome = Literal["hit", "partial", "miss", "off"]
 # "canonical": a prompt is what the template writes for the whole conversation. "append": what was
 # read stays as it was read, and the template writes only what is new.
 HistoryMode = Literal["canonical", "append"]
-Reason = Literal[
-    "new_user_turn",
-    "cold_start",
-    "below_minimum",
-    "system_prompt_changed",
-    "turn_edited",
-    "template_rewrote_history",
-    "template_is_unstable",
-    "model_changed",
-    "adapter_changed",
-    "settings_changed",
-    "evicted",
-    "expired",
-    "corrupt",
-    "not_cuttable",
-    "cheaper_to_recompute",
-    "disabled",
-    "remote",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,31 +115,6 @@ class ModelInfo:
     description: str = ""
     load_ms: float = 0.0
     checkpoint_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class CacheReport:
-    """What was reused in a turn, and why not more.
-
-    `diverged_at` is the position of the first computed prompt token; None: a server did not say.
-    `estimated_cold_ttft_ms` is a measured prefill rate times the prompt; `is_estimate_measured` is
-    True once that rate comes from a prefill of at least 64 tokens of this model on this machine.
-    `ahead_tokens` of the reused tokens had been computed in idle time, ahead of this turn.
-    `is_approximate`: what was reused is kept with fewer bits than it was computed with.
-    """
-
-    outcome: Outcome
-    reason: Reason
-    diverged_at: int | None
-    detail: str
-    estimated_cold_ttft_ms: float | None = None
-    saved_ms: float | None = None
-    bytes_read: int = 0
-    bytes_written: int = 0
-    is_estimate_measured: bool = False
-    system_tokens: int = 0
-    ahead_tokens: int = 0
-    is_approximate: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,31 @@
-"""The figures of one turn: tokens, times and a price. None is what nobody told."""
+"""The figures of one turn: tokens, times, reuse and a price. None is what nobody told."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "stopped"]
+Outcome = Literal["hit", "partial", "miss", "off"]
+Reason = Literal[
+    "new_user_turn",
+    "cold_start",
+    "below_minimum",
+    "system_prompt_changed",
+    "turn_edited",
+    "template_rewrote_history",
+    "template_is_unstable",
+    "model_changed",
+    "adapter_changed",
+    "settings_changed",
+    "evicted",
+    "expired",
+    "corrupt",
+    "not_cuttable",
+    "cheaper_to_recompute",
+    "disabled",
+    "remote",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +70,69 @@ class TurnPrice:
     currency: str
     total: float | None
     saved: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """What was reused in a turn, and why not more.
+
+    `diverged_at` is the position of the first computed prompt token; None: a server did not say.
+    `estimated_cold_ttft_ms` is a measured prefill rate times the prompt; `is_estimate_measured` is
+    True once that rate comes from a prefill of at least 64 tokens of this model on this machine.
+    `ahead_tokens` of the reused tokens had been computed in idle time, ahead of this turn.
+    `is_approximate`: what was reused is kept with fewer bits than it was computed with.
+    """
+
+    outcome: Outcome
+    reason: Reason
+    diverged_at: int | None
+    detail: str
+    estimated_cold_ttft_ms: float | None = None
+    saved_ms: float | None = None
+    bytes_read: int = 0
+    bytes_written: int = 0
+    is_estimate_measured: bool = False
+    system_tokens: int = 0
+    ahead_tokens: int = 0
+    is_approximate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """All figures of one turn. The counts below are 0 where nobody told them."""
+
+    usage: Usage
+    timings: Timings
+    cache: CacheReport
+    price: TurnPrice | None = None
+    finish_reason: FinishReason = "stop"
+
+    @property
+    def is_remote(self) -> bool:
+        """Did a server answer? What it reused is its own, and in none of our sums."""
+        return self.cache.reason == "remote"
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.usage.prompt_tokens or 0
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.usage.completion_tokens or 0
+
+    @property
+    def cached_ram_tokens(self) -> int:
+        return self.usage.cached_ram_tokens or 0
+
+    @property
+    def cached_disk_tokens(self) -> int:
+        return self.usage.cached_disk_tokens or 0
+
+    @property
+    def cached_tokens(self) -> int:
+        """Reused from this machine's own tiers."""
+        return self.cached_ram_tokens + self.cached_disk_tokens
+
+    @property
+    def computed_tokens(self) -> int:
+        return self.prompt_tokens - self.cached_tokens

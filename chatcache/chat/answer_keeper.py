@@ -19,10 +19,10 @@ from chatcache.backends.base import (
     Usage,
 )
 from chatcache.chat.conversation import Message, replace_unstorable
+from chatcache.chat.figures import encode, figures_of
 from chatcache.chat.journal_table import JournalEntry, Namespace
 from chatcache.chat.node_table import StoredNode
 from chatcache.chat.partials import Partial
-from chatcache.chat.report import figures_json
 from chatcache.chat.store import Origin, SessionStore
 from chatcache.chat.tasks import TurnTask
 from chatcache.errors import StorageError
@@ -92,7 +92,7 @@ class AnswerKeeper:
         origin = Origin(
             namespace=Namespace(info.namespace, info.tokenizer_id, info.namespace_fields),
             backend=info.backend,
-            result_json=figures_json(result),
+            result_json=encode(figures_of(result)),
             prompt_ids=self._prompt_ids,
             answer_ids=result.answer_ids,
             num_tokens=(result.usage.prompt_tokens or 0) + (result.usage.completion_tokens or 0),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
 from chatcache.chat import date_warning
-from chatcache.chat.report import turn_report
+from chatcache.chat.figures import turn_report
 from chatcache.chat.tasks import TurnOptions
 from chatcache.chat.views import SessionSummary
 from chatcache.commands import ShellCommand

@@ -14,13 +14,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chatcache.backends.usage import Figures
 from chatcache.chat import date_warning
+from chatcache.chat.figures import decode
 from chatcache.chat.views import ForkPoint, SessionSummary, TranscriptMessage
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
 from chatcache.formatting import one_line, size
 from chatcache.frontend import exports, last_chat, reports
 from chatcache.frontend.changes import Forked, SystemChange, VariantChosen
-from chatcache.frontend.figures import Figures, from_json
 from chatcache.frontend.modes import MODE_WORDS, as_history_mode
 from chatcache.frontend.progress import Report
 from chatcache.frontend.sampling import Sampling
@@ -223,7 +224,7 @@ class OpenChat:
         """The figures of the answer of a turn; of several the first that has any."""
         self.require_session()
         results = (message.result_json for message in self.messages() if message.turn == turn)
-        found = from_json(next(filter(None, results), None))
+        found = decode(next(filter(None, results), None))
         if found is None:
             raise NotFoundError(f"Turn {turn} has no figures.", "They come with the answer.")
         return found

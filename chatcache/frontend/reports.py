@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from chatcache import formatting as fmt
 from chatcache.backends.base import ModelInfo, TurnPrice
+from chatcache.backends.usage import Figures
+from chatcache.chat.figures import decode
 from chatcache.chat.views import TranscriptMessage
 from chatcache.frontend import servers
-from chatcache.frontend.figures import Figures, from_json
 
 _CODE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
 
@@ -21,7 +22,7 @@ def totals(answers: Sequence[Figures]) -> str:
     local = [answer for answer in answers if not answer.is_remote]
     prompt = sum(answer.prompt_tokens for answer in local)
     cached = sum(answer.cached_tokens for answer in local)
-    saved = sum(answer.saved_ms or 0.0 for answer in local)
+    saved = sum(answer.cache.saved_ms or 0.0 for answer in local)
     produced = sum(answer.completion_tokens for answer in answers)
     lines = [f"{fmt.plural(len(answers), 'answer')}, {produced:,} tokens written"]
     if local:
@@ -31,8 +32,8 @@ def totals(answers: Sequence[Figures]) -> str:
         ]
     remote = [answer for answer in answers if answer.is_remote]
     if prompt := sum(answer.prompt_tokens for answer in remote):
-        cached = sum(answer.server_cached_tokens or 0 for answer in remote)
-        is_told = any(answer.server_cached_tokens is not None for answer in remote)
+        cached = sum(answer.usage.server_cached_tokens or 0 for answer in remote)
+        is_told = any(answer.usage.server_cached_tokens is not None for answer in remote)
         there = f", {cached:,} of them cached there" if is_told else ""
         lines.append(f"{prompt:,} prompt tokens at servers{there}")
     if (price := total_price(remote)) is not None:
@@ -42,7 +43,7 @@ def totals(answers: Sequence[Figures]) -> str:
 
 def of_messages(messages: Sequence[TranscriptMessage]) -> str:
     """What the cache did over the answers among these messages."""
-    stored = [from_json(message.result_json) for message in messages]
+    stored = [decode(message.result_json) for message in messages]
     return totals([answer for answer in stored if answer is not None])
 
 
@@ -81,8 +82,8 @@ def system_change_cost(figures: Figures | None) -> str:
         return "It is the first thing the model reads."
     tokens = figures.prompt_tokens + figures.completion_tokens
     text = f"This changes the prefix: {tokens:,} tokens to recompute"
-    if figures.prefill_tokens_per_second:
-        text += f", about {fmt.duration(1000 * tokens / figures.prefill_tokens_per_second)}"
+    if figures.timings.prefill_tokens_per_second:
+        text += f", about {fmt.duration(1000 * tokens / figures.timings.prefill_tokens_per_second)}"
     return text + ". The old path stays stored."
 
 

@@ -6,8 +6,7 @@ left out, never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chatcache import formatting as fmt
 
@@ -63,16 +62,3 @@ def model_lines(info: ModelInfo) -> list[str]:
     if info.max_context_tokens:
         facts.append(f"context of {info.max_context_tokens:,} tokens")
     return [", ".join(facts), fmt.one_line(info.description), f"reuse: {info.cut_detail}"]
-
-
-def price_from(stored: Mapping[str, Any]) -> TurnPrice | None:
-    """The price kept with an answer, in the shape of `ask --json`."""
-    if not stored:
-        return None
-    from chatcache.backends.base import TurnPrice  # the first paint has no price to show
-
-    total, saved = (
-        float(value) if isinstance(value := stored.get(name), int | float) else None
-        for name in ("total", "saved")
-    )
-    return TurnPrice(str(stored.get("currency", "")), total, saved)

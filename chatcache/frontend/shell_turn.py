@@ -24,6 +24,7 @@ from chatcache.backends.base import (
     PrefillProgress,
     TextDelta,
 )
+from chatcache.chat.figures import figures_of
 from chatcache.chat.views import AnswerSaved, ChatEvent, WaitingForModel
 from chatcache.formatting import duration, plural, rate
 from chatcache.frontend import figures, servers
@@ -157,7 +158,7 @@ def note_figures(narrator: Narrator, saved: AnswerSaved) -> None:
     result = saved.result
     where = f"[{saved.session_name}, turn {saved.turn}] "
     if result.cache.reason == "remote":
-        narrator.note(where + figures.footer(figures.from_result(result)))
+        narrator.note(where + figures.footer(figures_of(result)))
         return
     if not result.usage.prompt_tokens:
         narrator.note(result.cache.detail)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 from chatcache.backends.base import SegmentRow
+from chatcache.chat.figures import decode
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import duration, moment, one_line, plural, shorten, size, table
 from chatcache.frontend import desk, figures, files, keycheck, servers
@@ -171,14 +172,15 @@ class PlainActions(TreeActions):
     def _do_panel(self, argument: str) -> None:
         self._chat.require_session()
         path = self._chat.messages(last_turns=1)
-        last = figures.from_json(path[-1].result_json) if path else None
+        last = decode(path[-1].result_json) if path else None
         if last is not None and last.is_remote:
-            say(f"{figures.footer(last)}. {last.detail}.")
+            say(f"{figures.footer(last)}. {last.cache.detail}.")
         elif last is not None:
-            say(f"{last.outcome}: {figures.reason_words(last.reason)}. {last.detail}")
+            cache, ttft = last.cache, duration(last.timings.ttft_ms)
+            say(f"{cache.outcome}: {figures.reason_words(cache.reason)}. {cache.detail}")
             say(
                 f"{last.prompt_tokens:,} prompt tokens, {last.cached_tokens:,} reused,"
-                f" {last.computed_tokens:,} computed, first token after {duration(last.ttft_ms)}."
+                f" {last.computed_tokens:,} computed, first token after {ttft}."
             )
         if (snapshot := self._talk.snapshot) is not None:
             for name, use in (("RAM", snapshot.ram), ("disk", snapshot.disk)):

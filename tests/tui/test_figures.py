@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import deque
+from dataclasses import replace
 
 import pytest
 
@@ -15,40 +17,35 @@ from chatcache.backends.base import (
     TierUse,
     TurnPlanned,
 )
-from chatcache.chat.report import figures_json
-from chatcache.frontend.figures import Figures, cost, footer, from_json, from_result
+from chatcache.backends.usage import CacheReport, Figures, Timings, Usage
+from chatcache.chat.figures import decode, encode, figures_of
+from chatcache.frontend.figures import cost, footer
 from chatcache.frontend.reports import last_code_block, system_change_cost, totals
 from chatcache.token_ids import NO_IDS
 from chatcache.tui.look import formatting as fmt
 from chatcache.tui.panel import drawing
+from chatcache.tui.panel.idle_totals import IdleTotals
 from chatcache.tui.panel.state import PanelState
 from tests.fakes import FakeBackend, TurnRequest
-from tests.tui.conftest import Bench
+from tests.tui.conftest import Bench, Chat
 
 HIT = Figures(
-    prompt_tokens=4812,
-    completion_tokens=212,
-    cached_ram_tokens=4688,
-    system_tokens=612,
-    outcome="hit",
-    reason="new_user_turn",
-    detail="Everything up to the new message was in memory.",
-    diverged_at=4688,
-    restore_ms=31.0,
-    prefill_ms=180.0,
-    ttft_ms=211.0,
-    decode_tokens_per_second=18.4,
-    prefill_tokens_per_second=700.0,
-    cold_ttft_ms=6900.0,
-    saved_ms=6500.0,
+    Usage(4812, 212, 4688, 0),
+    Timings(31.0, 180.0, 211.0, None, 700.0, 18.4),
+    CacheReport(
+        "hit",
+        "new_user_turn",
+        4688,
+        "Everything up to the new message was in memory.",
+        estimated_cold_ttft_ms=6900.0,
+        saved_ms=6500.0,
+        system_tokens=612,
+    ),
 )
 MISS = Figures(
-    prompt_tokens=4812,
-    completion_tokens=20,
-    outcome="miss",
-    reason="system_prompt_changed",
-    diverged_at=17,
-    ttft_ms=6900.0,
+    Usage(4812, 20, 0, 0),
+    Timings(None, None, 6900.0, None, None, None),
+    CacheReport("miss", "system_prompt_changed", 17, ""),
 )
 
 
@@ -83,17 +80,17 @@ def test_figures_of_a_result_equal_those_of_its_json() -> None:
     events = list(backend.ask(TurnRequest("t", (ChatMessage("user", "Hello"),))))
     finished = events[-1]
     assert isinstance(finished, TurnFinished)
-    live = from_result(finished.result)
-    stored = from_json(figures_json(finished.result), "stop")
+    live = figures_of(finished.result)
+    stored = decode(encode(figures_of(finished.result)), "stop")
     assert stored is not None
     assert footer(stored) == footer(live)
     assert stored.prompt_tokens == live.prompt_tokens
-    assert stored.ttft_ms == live.ttft_ms
+    assert stored.timings.ttft_ms == live.timings.ttft_ms
 
 
 @pytest.mark.parametrize("text", [None, "", "nonsense", "[]", '{"usage": 3}', "{}"])
 def test_unreadable_figures_do_no_harm(text: str | None) -> None:
-    figures = from_json(text)
+    figures = decode(text)
     assert figures is None or footer(figures)
 
 
@@ -192,6 +189,31 @@ async def test_the_panel_shows_the_figures_of_the_json(bench: Bench) -> None:
         assert f"{usage['prompt_tokens']:,}" in line
         assert f"cut at {figures['cache']['diverged_at']:,}" in line
         assert figures["cache"]["detail"].split(" (")[0] in chat.text
+
+
+def of_answers(state: PanelState) -> list[str]:
+    """The lines of the panel that tell of answers, not of what is in memory."""
+    state = replace(state, snapshot=None, restoring=None, events=deque(), idle=IdleTotals())
+    return words(drawing.lines(state, 40, 0.0))
+
+
+async def test_a_reopened_chat_shows_the_panel_that_it_was_left_with(bench: Bench) -> None:
+    def panel(chat: Chat) -> PanelState:
+        return chat.screen.panel_state
+
+    bench.backend = FakeBackend(starts_ready=True)
+    async with bench.run() as chat:
+        await chat.say("/system Be kind, and take the time that it takes. " * 3)
+        await chat.say("Hello there", "And again", "One more " * 40)
+        await chat.idle()
+        name = chat.service.list_sessions()[0].name
+        left = of_answers(panel(chat))
+        assert any("system" in line and "history" in line for line in left)
+        assert "cold est." not in "\n".join(left)
+    bench.backend = FakeBackend(starts_ready=True)
+    async with bench.run(session_ref=name) as chat:
+        await chat.until(lambda: panel(chat).figures)
+        assert of_answers(panel(chat)) == left
 
 
 def shown(state: PanelState) -> str:

@@ -207,7 +207,7 @@ def test_used_tokens_are_told_beside_the_turn() -> None:
     totals = IdleTotals()
     totals.note(Prepared("a", "draft", 30, 0, 0.6))
     state = PanelState(figures=None, idle=totals)
-    state.finish(replace(HIT, ahead_tokens=20))
+    state.finish(replace(HIT, cache=replace(HIT.cache, ahead_tokens=20)))
     text = "\n".join("".join(piece.text for piece in line) for line in lines(state, 40, 0.0))
     assert "20 of them computed ahead" in text
     assert "used 20 of 30" in text

@@ -12,7 +12,7 @@ from chatcache.backends.base import ChatMessage, TextDelta, TurnRequest
 from chatcache.backends.remote.answer import ServerAnswer
 from chatcache.backends.remote.listing import read_models
 from chatcache.backends.remote.refusal import explain, read_refusal
-from chatcache.chat.report import figures_json
+from chatcache.chat.figures import decode, encode, figures_of
 from chatcache.frontend import figures
 from chatcache.remotes import Prices, RemoteModel, RemoteProfile
 
@@ -49,9 +49,12 @@ def test_an_answer_takes_any_json(chunks: list[dict[str, Any]], is_continued: bo
     assert result.text == "".join(one.text for one in said if not one.is_reasoning)
     assert (result.reasoning or "") == "".join(one.text for one in said if one.is_reasoning)
     result.text.encode()
-    kept = figures_json(result)
+    kept = encode(figures_of(result))
     json.loads(kept, parse_constant=lambda word: [][0])  # no NaN, no Infinity
-    assert figures.footer(figures.from_json(kept) or figures.Figures())
+    read = decode(kept, result.finish_reason)
+    assert read is not None
+    assert encode(read) == kept
+    assert figures.footer(read)
     usage = result.usage
     if usage.prompt_tokens is not None and usage.cached_tokens is not None:
         assert usage.computed_tokens == usage.prompt_tokens - usage.cached_tokens >= 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from chatcache.backends.remote.backend import RemoteBackend
+from chatcache.chat.figures import decode, figures_of
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
 from chatcache.chat.views import AnswerSaved, ChatEvent
@@ -112,10 +113,13 @@ def test_the_figures_of_a_kept_answer_are_those_it_was_given_with(
 ) -> None:
     session = service.create_session().session_id
     answer(service.send(session, "one"))
-    given = figures.from_result(answer(service.send(session, "two")).result)
-    kept = figures.from_json(service.transcript(session)[-1].result_json, "stop")
+    given = figures_of(answer(service.send(session, "two")).result)
+    kept = decode(service.transcript(session)[-1].result_json, "stop")
     assert kept is not None
-    assert (kept.server_cached_tokens, kept.price) == (given.server_cached_tokens, given.price)
+    assert (kept.usage.server_cached_tokens, kept.price) == (
+        given.usage.server_cached_tokens,
+        given.price,
+    )
     assert figures.footer(given).startswith("○ server · 8 prompt, 2 cached · TTFT ")
     assert figures.footer(given).endswith("/s · $0.000013 (saved $0.0000010)")
     assert figures.footer(kept) == figures.footer(given)
@@ -130,7 +134,7 @@ def test_a_server_that_tells_nothing_has_a_short_footer(
 ) -> None:
     server.style = "bare"
     session = service.create_session().session_id
-    given = figures.from_result(answer(service.send(session, "one")).result)
+    given = figures_of(answer(service.send(session, "one")).result)
     assert figures.footer(given).split(" · ")[0] == "○ server"
     assert "tok" not in figures.footer(given)
     assert "cost unknown" in figures.footer(given)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chatcache.backends.base import PrefillProgress, SamplingParams, TextDelta, TurnPlanned
-from chatcache.chat.report import turn_report
+from chatcache.chat.figures import turn_report
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import TurnOptions
@@ -551,6 +551,8 @@ def test_a_report_has_the_names_that_scripts_rely_on(open_service: Open) -> None
         "bytes_written",
         "ahead_tokens",
         "approximate",
+        "system_tokens",
+        "is_estimate_measured",
     ]
     stored = json.loads(service.transcript(session)[-1].result_json or "")
     assert stored == {name: report[name] for name in ("usage", "timings", "cache")}

@@ -85,7 +85,7 @@ class ProgramActions:
         picker = LensScreen(
             self._chat.fork_points,
             info.max_context_tokens if info else None,
-            shown.diverged_at if shown and shown.cached_tokens else None,
+            shown.cache.diverged_at if shown and shown.cached_tokens else None,
         )
         turn = await self._stage.push_screen_wait(picker)
         if turn is not None:

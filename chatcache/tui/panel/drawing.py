@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.cells import cell_len
 
+from chatcache.backends.usage import Figures
 from chatcache.formatting import clean, duration, one_line, parameters, percent, rate, size
 from chatcache.frontend import servers
-from chatcache.frontend.figures import Figures, is_real_miss, reason_words, sign
+from chatcache.frontend.figures import is_real_miss, reason_words, sign, sources
 from chatcache.tui.look.formatting import age, bar, clock_time, shorten, sparkline
 from chatcache.tui.panel.idle_totals import IdleTotals
 from chatcache.tui.panel.state import PanelState
@@ -74,17 +75,19 @@ def compact_line(state: PanelState, width: int) -> Line:
     if figures is None:
         return (Piece("CACHE", "title"), Piece("  nothing asked yet", "dim"))
     share = percent(figures.cached_tokens, figures.prompt_tokens)
-    head = f"  {sign(figures)} {figures.outcome} {share}"
-    parts = [reason_words(figures.reason), f"+{figures.computed_tokens:,} computed"]
+    head = f"  {sign(figures)} {figures.cache.outcome} {share}"
+    parts = [reason_words(figures.cache.reason), f"+{figures.computed_tokens:,} computed"]
     if figures.is_remote:
-        first, *parts = servers.reuse_words(figures.prompt_tokens, figures.server_cached_tokens)
+        first, *parts = servers.reuse_words(
+            figures.prompt_tokens, figures.usage.server_cached_tokens
+        )
         head = f"  {first}"
     elif figures.cached_tokens:
-        parts.insert(1, f"{figures.cached_tokens:,} reused ({figures.sources})")
-    if figures.ttft_ms is not None:
-        parts.append(f"TTFT {duration(figures.ttft_ms)}")
-    if figures.saved_ms:
-        parts.append(f"saved {duration(figures.saved_ms)}")
+        parts.insert(1, f"{figures.cached_tokens:,} reused ({sources(figures)})")
+    if figures.timings.ttft_ms is not None:
+        parts.append(f"TTFT {duration(figures.timings.ttft_ms)}")
+    if figures.cache.saved_ms:
+        parts.append(f"saved {duration(figures.cache.saved_ms)}")
     if figures.price is not None:
         parts.append(servers.price_words(figures.price))
     room = width - len("CACHE") - cell_len(head)
@@ -114,35 +117,37 @@ def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
         return
     share = percent(figures.cached_tokens, figures.prompt_tokens)
     note = f"turn {state.figures_turn}" if state.figures_turn else ""
-    yield _heading(f"CACHE  {figures.outcome} {share}", note, width, strong_from=5)
+    yield _heading(f"CACHE  {figures.cache.outcome} {share}", note, width, strong_from=5)
     done = state.prefill_done if state.is_running else figures.prompt_tokens
     yield _double_bar(figures.cached_tokens, done, figures.prompt_tokens, width)
-    style = "good" if figures.outcome == "hit" else "bad" if is_real_miss(figures) else "strong"
-    yield (Piece(f"{sign(figures)} {reason_words(figures.reason)}", style),)
-    yield from _wrapped(clean(figures.detail), width)
+    style = (
+        "good" if figures.cache.outcome == "hit" else "bad" if is_real_miss(figures) else "strong"
+    )
+    yield (Piece(f"{sign(figures)} {reason_words(figures.cache.reason)}", style),)
+    yield from _wrapped(clean(figures.cache.detail), width)
     yield ()
-    cut = f"cut at {figures.diverged_at:,}" if figures.cached_tokens else ""
+    cut = f"cut at {figures.cache.diverged_at or 0:,}" if figures.cached_tokens else ""
     yield _count_line("prompt", figures.prompt_tokens, cut)
     yield _count_line("reused", figures.cached_tokens, _reused_from(figures))
-    if figures.cached_tokens and figures.system_tokens:
-        system = min(figures.system_tokens, figures.cached_tokens)
+    if figures.cached_tokens and figures.cache.system_tokens:
+        system = min(figures.cache.system_tokens, figures.cached_tokens)
         text = f"  system {system:,} · history {figures.cached_tokens - system:,}"
         yield (Piece(text, "dim"),)
-    if figures.ahead_tokens:
-        yield (Piece(f"  {figures.ahead_tokens:,} of them computed ahead", "dim"),)
+    if figures.cache.ahead_tokens:
+        yield (Piece(f"  {figures.cache.ahead_tokens:,} of them computed ahead", "dim"),)
     yield _count_line("computed", figures.computed_tokens, _progress(state, figures))
 
 
 def _server_lines(state: PanelState, figures: Figures, width: int) -> Iterator[Line]:
     """What a server told of a turn; what it did not tell has no line."""
-    prompt, cached = figures.prompt_tokens, figures.server_cached_tokens
+    prompt, cached = figures.prompt_tokens, figures.usage.server_cached_tokens
     share = f"  {percent(cached, prompt)} cached" if cached is not None and prompt else ""
     note = f"turn {state.figures_turn}" if state.figures_turn else ""
     yield _heading(f"SERVER{share}", note, width, strong_from=6)
     if share:
         yield _double_bar(cached or 0, prompt, prompt, width)
-    yield (Piece(f"{sign(figures)} {reason_words(figures.reason)}", "strong"),)
-    yield from _wrapped(clean(figures.detail), width)
+    yield (Piece(f"{sign(figures)} {reason_words(figures.cache.reason)}", "strong"),)
+    yield from _wrapped(clean(figures.cache.detail), width)
     if prompt:
         yield ()
         yield _count_line("prompt", prompt, "")
@@ -158,7 +163,7 @@ def _server_lines(state: PanelState, figures: Figures, width: int) -> Iterator[L
 def _reused_from(figures: Figures) -> str:
     if figures.cached_ram_tokens and figures.cached_disk_tokens:
         return f"RAM {figures.cached_ram_tokens:,} · disk {figures.cached_disk_tokens:,}"
-    return f"from {figures.sources}" if figures.sources else ""
+    return f"from {sources(figures)}" if sources(figures) else ""
 
 
 def _progress(state: PanelState, figures: Figures) -> str:
@@ -173,20 +178,24 @@ def _latency_lines(state: PanelState, width: int) -> Iterator[Line]:
         pace = f"{rate(now.rate)}/s" if now.rate is not None else "–"
         if now.num_tokens:
             yield _table_line(("decode", pace, f"{now.num_tokens:,} tok", ""), width)
-    if figures is None or figures.ttft_ms is None:
+    if figures is None or figures.timings.ttft_ms is None:
         return
-    cold = "cold" if figures.is_cold_measured else "cold est."
+    cold = "cold" if figures.cache.is_estimate_measured else "cold est."
     middle, right = ("", "") if figures.is_remote else (cold, "saved")
     yield _table_line(("LATENCY", "last", middle, right), width, ("title", "dim", "dim", "dim"))
     if figures.cached_tokens:
-        yield _table_line(("restore", duration(figures.restore_ms), "", ""), width)
-    if figures.prefill_ms is not None or not figures.is_remote:
-        yield _table_line(("prefill", duration(figures.prefill_ms), "", ""), width)
-    cold_ttft = "" if figures.cold_ttft_ms is None else duration(figures.cold_ttft_ms)
-    saved = duration(figures.saved_ms) if figures.saved_ms else ""
+        yield _table_line(("restore", duration(figures.timings.restore_ms), "", ""), width)
+    if figures.timings.prefill_ms is not None or not figures.is_remote:
+        yield _table_line(("prefill", duration(figures.timings.prefill_ms), "", ""), width)
+    cold_ttft = (
+        ""
+        if figures.cache.estimated_cold_ttft_ms is None
+        else duration(figures.cache.estimated_cold_ttft_ms)
+    )
+    saved = duration(figures.cache.saved_ms) if figures.cache.saved_ms else ""
     styles = ("", "strong", "", "good")
-    yield _table_line(("TTFT", duration(figures.ttft_ms), cold_ttft, saved), width, styles)
-    if (speed := figures.decode_tokens_per_second) is not None or not figures.is_remote:
+    yield _table_line(("TTFT", duration(figures.timings.ttft_ms), cold_ttft, saved), width, styles)
+    if (speed := figures.timings.decode_tokens_per_second) is not None or not figures.is_remote:
         yield _table_line(("decode", f"{rate(speed)}/s", "", ""), width)
     if len(state.ttfts) > 1:
         half = (width - 13) // 2

@@ -9,8 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from chatcache.backends.usage import CacheReport, Figures, Outcome, Timings, Usage
 from chatcache.formatting import plural, size
-from chatcache.frontend.figures import Figures
 from chatcache.tui.panel.idle_totals import IdleTotals
 
 if TYPE_CHECKING:
@@ -73,19 +73,17 @@ class PanelState:
     def begin(self, planned: TurnPlanned) -> None:
         """A turn was planned: what will be reused and why is known before the first token."""
         cached = planned.cached_ram_tokens + planned.cached_disk_tokens
-        outcome = "miss" if not cached else "hit" if _is_whole(planned) else "partial"
+        outcome: Outcome = "miss" if not cached else "hit" if _is_whole(planned) else "partial"
+        if planned.reason in ("disabled", "remote"):
+            outcome = "off"
         self.is_running = True
         self.decoding = None
         self.prefill_done = cached
         self.figures_turn = None
         self.figures = Figures(
-            prompt_tokens=planned.prompt_tokens,
-            cached_ram_tokens=planned.cached_ram_tokens,
-            cached_disk_tokens=planned.cached_disk_tokens,
-            outcome="off" if planned.reason in ("disabled", "remote") else outcome,
-            reason=planned.reason,
-            detail=planned.detail,
-            diverged_at=cached,
+            Usage(planned.prompt_tokens, 0, planned.cached_ram_tokens, planned.cached_disk_tokens),
+            Timings(None, None, None, None, None, None),
+            CacheReport(outcome, planned.reason, cached, planned.detail),
         )
 
     def advance(self, progress: PrefillProgress) -> None:
@@ -102,7 +100,7 @@ class PanelState:
         if figures is None:
             return
         self.figures, self.figures_turn = figures, turn
-        self.idle.num_used += figures.ahead_tokens
+        self.idle.num_used += figures.cache.ahead_tokens
         self._count(figures)
 
     def show(self, figures: Figures | None, turn: int | None) -> None:
@@ -110,21 +108,21 @@ class PanelState:
         if not self.is_running:
             self.figures, self.figures_turn = figures, turn
 
-    def restart(self, history: list[Figures]) -> None:
-        """Another session was opened; `history` are the figures of its answers, oldest first."""
+    def restart(self, history: dict[int, Figures]) -> None:
+        """Another session was opened; `history`: its answers' figures by turn, oldest first."""
         self.is_running = False
         self.ttfts.clear()
         self.rates.clear()
-        for figures in history:
+        for figures in history.values():
             self._count(figures)
-        self.figures = history[-1] if history else None
-        self.figures_turn = None
+        self.figures_turn = max(history, default=None)
+        self.figures = history[self.figures_turn] if self.figures_turn is not None else None
 
     def _count(self, figures: Figures) -> None:
-        if figures.ttft_ms is not None:
-            self.ttfts.append(figures.ttft_ms)
-        if figures.decode_tokens_per_second is not None:
-            self.rates.append(figures.decode_tokens_per_second)
+        if figures.timings.ttft_ms is not None:
+            self.ttfts.append(figures.timings.ttft_ms)
+        if figures.timings.decode_tokens_per_second is not None:
+            self.rates.append(figures.timings.decode_tokens_per_second)
 
 
 def _is_whole(planned: TurnPlanned) -> bool:

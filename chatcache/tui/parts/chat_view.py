@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 
+from chatcache.chat.figures import decode
 from chatcache.chat.views import TranscriptMessage
 from chatcache.errors import ChatcacheError
-from chatcache.frontend import figures
 from chatcache.frontend.drafts import NEW_CHAT, Drafts
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.options import ChatOptions
@@ -90,8 +90,8 @@ class ChatView:
             await self._transcript.show_blocks([make_block(message, now) for message in messages])
         else:
             await self._show_welcome()
-        answers = [figures.from_json(m.result_json, m.finish_reason) for m in messages]
-        self._panel.restart([figure for figure in answers if figure is not None])
+        answers = {m.turn: decode(m.result_json, m.finish_reason) for m in messages}
+        self._panel.restart({turn: known for turn, known in answers.items() if known is not None})
         self._composer.remember_all([m.text for m in messages if m.role == "user"])
         draft = self._drafts.take(self._draft_id)
         if self._is_opened.is_set() or not self._composer.text:  # what was typed before stays

@@ -15,9 +15,9 @@ from typing import Literal
 
 from chatcache.backends.base import PrefillProgress, TurnPlanned
 from chatcache.chat.chat_turn import ChatTurn
+from chatcache.chat.figures import figures_of
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError, ContextFullError
-from chatcache.frontend import figures
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.messages import (
@@ -330,7 +330,7 @@ class Turns:
             self._stage.post_message(QueueEmptied())
 
     async def _settle(self, running: RunningTurn, saved: AnswerSaved) -> None:
-        result = figures.from_result(saved.result)
+        result = figures_of(saved.result)
         if running.answer is not None:
             if running.kind != "continue":
                 await running.answer.settle(saved.result.text, saved.result.reasoning)

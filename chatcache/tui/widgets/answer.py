@@ -10,8 +10,9 @@ from textual.widget import Widget
 from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
+from chatcache.backends.usage import Figures
 from chatcache.formatting import clean, one_line, plural
-from chatcache.frontend.figures import Figures, footer, is_real_miss
+from chatcache.frontend.figures import footer, is_real_miss
 from chatcache.tui.look.formatting import shorten
 from chatcache.tui.look.markdown import ChatMarkdown
 from chatcache.tui.look.styles import MUTED

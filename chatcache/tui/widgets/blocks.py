@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from chatcache.chat.figures import decode
 from chatcache.chat.views import TranscriptMessage
-from chatcache.frontend import figures
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import MessageBlock, SystemMessage, UserMessage
 
@@ -23,7 +23,7 @@ def make_block(message: TranscriptMessage, now: float) -> MessageBlock:
             created_at=message.created_at,
             now=now,
             reasoning=message.reasoning or "",
-            figures=figures.from_json(message.result_json, message.finish_reason),
+            figures=decode(message.result_json, message.finish_reason),
             finish_reason=message.finish_reason,
         )
     block.adopt(message)
