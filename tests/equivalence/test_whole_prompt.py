@@ -44,7 +44,8 @@ def test_nothing_is_kept_and_a_fork_costs_all_of_it(engine: IdsEngine) -> None:
     ids = TokenIds(said.ids)
     cost = engine.context.estimate(ids)
     held = engine.prefixes.lookup(ids).num_tokens
-    live = engine.context.num_tokens, engine.context.num_bytes, len(engine.context.ids)
+    path = engine.context.path
+    live = path.kv.num_tokens, path.kv.num_bytes, len(path.ids)
     engine.close()
     assert cost == CostEstimate(0, 0, len(ids), engine.rates.prefill_ms(len(ids)))
     assert (held, live) == (0, (0, 0, 0))

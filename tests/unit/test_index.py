@@ -212,6 +212,19 @@ def test_what_one_writes_others_see_who_only_look(tmp_path: Path) -> None:
     looking.close()
 
 
+@pytest.mark.parametrize("is_deleting", [False, True])
+def test_the_index_of_an_earlier_version_goes(bench: Bench, is_deleting: bool) -> None:
+    path_of(bench).unlink()
+    old = path_of(bench).with_name("index-1.bin")
+    old.write_bytes(b"chatcache-index1")
+    if is_deleting:
+        CacheInspector(bench.directory, 1 << 20, 1 << 20).collect_garbage()
+    else:
+        bench.reopen()
+        assert held(bench) == len(HISTORY)
+    assert not old.exists()
+
+
 @pytest.mark.parametrize("is_running", [False, True], ids=["no engine", "an engine runs"])
 def test_the_ids_of_what_was_deleted_are_nowhere(tmp_path: Path, is_running: bool) -> None:
     bench = Bench(tmp_path)

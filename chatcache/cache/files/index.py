@@ -29,8 +29,9 @@ from chatcache.token_ids import TokenIds
 log = logging.getLogger(__name__)
 
 FILE_NAME = "index-2.sqlite3"
-# All that an index may have left in a directory, also one of an older version.
-FILE_NAMES = (FILE_NAME, f"{FILE_NAME}-wal", f"{FILE_NAME}-shm", "index-1.bin")
+_LOG_NAME = f"{FILE_NAME}-wal"
+_OLD_NAME = "index-1.bin"  # of earlier versions, which noted the first ids of each segment
+FILE_NAMES = (FILE_NAME, _LOG_NAME, f"{FILE_NAME}-shm", _OLD_NAME)
 _SECONDS_TO_WAIT = 1.0  # for another process that writes a row
 _TRIES = 5
 _NO_PARENT = ""
@@ -81,7 +82,7 @@ class SegmentIndex:
 
     def __init__(self, directory: Path):
         self._path = directory / FILE_NAME
-        self._log_path = directory / FILE_NAMES[1]
+        self._log_path = directory / _LOG_NAME
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._is_reader = False  # changes are noted in memory alone
@@ -116,6 +117,7 @@ class SegmentIndex:
 
     def retain(self, segment_ids: Iterable[str]) -> None:
         """Forget all but these, also in the file: what was deleted must not be read there."""
+        self._remove_files(_OLD_NAME)
         if not self._path.exists():
             return
         with self.opened(is_writing=True):
@@ -160,7 +162,7 @@ class SegmentIndex:
 
     def parents(self) -> dict[str, str | None]:
         """The parents of all segments, by id."""
-        return {row[0]: row[1] or None for row in self._ask("SELECT id, parent FROM segment")}
+        return dict(self._ask("SELECT id, nullif(parent, '') FROM segment"))
 
     def latest(self, limit: int) -> list[IndexRow]:
         """Those that were noted last."""
@@ -252,17 +254,18 @@ class SegmentIndex:
                 self._connection.execute("ROLLBACK")
         if _is_damage(error):
             if not self._is_reader:
-                self._remove_files()
+                self._remove_files(*FILE_NAMES)
             self.close()
 
     def _to_write(self) -> sqlite3.Connection | None:
+        self._remove_files(_OLD_NAME)
         for _ in range(_TRIES):
             try:
                 return _connected(self._path)
             except (sqlite3.Error, OSError) as error:
                 log.warning("the index %s cannot be opened: %s", self._path, error)
                 if _is_damage(error):
-                    self._remove_files()
+                    self._remove_files(*FILE_NAMES)
                 time.sleep(_SECONDS_TO_WAIT / 50)
         return None
 
@@ -289,8 +292,8 @@ class SegmentIndex:
             return [_stamp(self._path), _stamp(self._log_path)]
         return [_stamp(self._path)[:1], *self._ask("PRAGMA data_version")] if self._is_file else []
 
-    def _remove_files(self) -> None:
-        for name in FILE_NAMES:
+    def _remove_files(self, *names: str) -> None:
+        for name in names:
             with contextlib.suppress(OSError):
                 self._path.with_name(name).unlink()
 

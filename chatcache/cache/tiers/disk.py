@@ -63,7 +63,8 @@ class DiskTier:
         self._clock = clock
         self._pins = PinBook(self.store.directory)
         self._parents: dict[str, str | None] = {}
-        self._bytes_elsewhere = 0  # of what the index of the own namespace does not count
+        # What the index of the own namespace does not count; None: it was not looked at yet.
+        self._bytes_elsewhere: int | None = None
         self._bytes_unseen = 0  # written since the last look
         self._oldest = -math.inf  # the last use of what is not in the book; -inf: not looked at yet
 
@@ -73,7 +74,6 @@ class DiskTier:
             self._notices.damaged += self.store.quarantined()
             self.store.index.open(is_writing=self.is_writing)
             self._bring_up_to_date()
-            self._bytes_elsewhere = sum(map(_bytes_in, self._other_stores()))
             self.refresh_pins()
             self.enforce()
 
@@ -97,11 +97,9 @@ class DiskTier:
     @property
     def num_bytes(self) -> int:
         """What all namespaces take, as far as this process knows."""
+        if self._bytes_elsewhere is None:
+            self._bytes_elsewhere = sum(map(_bytes_in, self._other_stores()))
         return self._bytes_elsewhere + self.store.index.totals()[1]
-
-    def stamps(self) -> dict[str, FileStamp]:
-        """The files of this namespace by name, looked at now."""
-        return {file.name: file.stamp for file in self._look() if file.store is self.store}
 
     # segments of the book
 
@@ -161,7 +159,7 @@ class DiskTier:
                 num_bytes = sum(files[segment_id].stamp.num_bytes for segment_id in pinned)
                 self._notices.warn_of_pins(num_bytes, "the disk", self.budget)
             self._evict(victims, files)
-            self._note_oldest(files.values())
+            self._note(files.values())
 
     def _excess(self, bytes_wanted: int) -> int:
         return max(self.num_bytes - self.budget, bytes_wanted)
@@ -171,30 +169,34 @@ class DiskTier:
         is_own = ttl is not None and any(e.is_over(ttl, now) for e in self._book.on_disk())
         return is_own or is_over(self._oldest, ttl, now)
 
-    def _look(self) -> list[FileSeen]:
-        """See what other processes have written, used and deleted meanwhile."""
+    def look_at_own(self) -> dict[str, FileStamp]:
+        """The files of this namespace by name, and what other processes did to them meanwhile."""
         self._bring_up_to_date()
-        stores = [self.store, *self._other_stores()]
-        files = [FileSeen(store, name, stamp) for store in stores for name, stamp in store.stamps()]
-        self._bytes_unseen = 0
-        num_bytes = sum(file.stamp.num_bytes for file in files)
-        self._bytes_elsewhere = num_bytes - self.store.index.totals()[1]
-        own = {file.name: file.stamp for file in files if file.store is self.store}
+        stamps = dict(self.store.stamps())
         for entry in self._book.on_disk():
-            if entry.path is not None and (stamp := own.get(entry.path.name)):
+            if entry.path is not None and (stamp := stamps.get(entry.path.name)):
                 entry.last_used = max(entry.last_used, stamp.last_used)
             elif entry.num_leases == 0:
                 entry.path, entry.disk_bytes, entry.can_spill = None, 0, False
                 self._book.remove_if_gone(entry)
-        self._note_oldest(files)
+        return stamps
+
+    def _look(self) -> list[FileSeen]:
+        """See what is there of all namespaces."""
+        files = [FileSeen(self.store, *named) for named in self.look_at_own().items()]
+        for store in self._other_stores():
+            files += [FileSeen(store, *named) for named in store.stamps()]
+        self._bytes_unseen = 0
+        self._note(files)
         return files
 
-    def _note_oldest(self, files: Iterable[FileSeen]) -> None:
-        times = (
-            stamp.last_used
-            for _, _, stamp in files
-            if stamp.segment_id not in self._book and stamp.segment_id not in self._book.pinned
-        )
+    def _note(self, files: Collection[FileSeen]) -> None:
+        """Remember of all files what they take, and which was used last the longest time ago."""
+        num_bytes = sum(file.stamp.num_bytes for file in files)
+        self._bytes_elsewhere = num_bytes - self.store.index.totals()[1]
+        kept = self._book.pinned
+        seen = [stamp for _, _, stamp in files if stamp.segment_id not in kept]
+        times = (stamp.last_used for stamp in seen if stamp.segment_id not in self._book)
         self._oldest = min(times, default=math.inf)
 
     def _bring_up_to_date(self) -> None:
@@ -259,7 +261,6 @@ class DiskTier:
             with contextlib.suppress(OSError):
                 file.store.delete(file.store.directory / file.name)
             if file.store is not self.store:
-                self._bytes_elsewhere -= victim.num_bytes
                 continue
             is_expired = victim.expires_at is not None and victim.expires_at <= now
             name = parse_name(file.name)

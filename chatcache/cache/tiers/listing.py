@@ -18,7 +18,7 @@ def segment_rows(
     prompt has reached yet the last written."""
     store = disk.store
     if limit is None:
-        parents, stamps = store.index.parents(), disk.stamps()
+        stamps, parents = disk.look_at_own(), store.index.parents()
     else:
         latest = store.index.latest(limit)
         parents = {row.segment_id: row.parent_id for row in latest}

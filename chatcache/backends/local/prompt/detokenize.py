@@ -76,7 +76,7 @@ class CharacterStream:
         return piece
 
     def finish(self, replacement_ids: Sequence[int]) -> str:
-        """A replacement character that the ids really spell, were it held back until now."""
+        """A replacement character that was held back, if it is what the ids really spell."""
         num_ids = len(replacement_ids)
         if self._is_clean or not num_ids or self._window[-num_ids:] != list(replacement_ids):
             return ""

@@ -35,7 +35,7 @@ HARMONY_TOKENS = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>")
 
 
 def reasoning_format(added_tokens: Iterable[str]) -> ReasoningFormat:
-    """The format that a tokenizer's added tokens speak of; `<think>` when they tell nothing."""
+    """The format that a tokenizer's added tokens belong to; `<think>` when they tell nothing."""
     tokens = set(added_tokens)
     if {"<|channel|>", "<|message|>"} <= tokens:
         return HARMONY

@@ -101,7 +101,7 @@ class AnyTokenContext(LiveContext):
 
     def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
         path = self.path
-        held = min(self.num_tokens, len(ids))
+        held = min(path.kv.num_tokens, len(ids))
         path.hold(ids, held)
         ends = sorted({min(end, held) for end in boundaries} - {0})
         if path.kv.lends:
@@ -153,8 +153,11 @@ class AnyTokenContext(LiveContext):
 
 
 def _with_short_ends(ends: Sequence[int]) -> list[int]:
-    """The end of a long run is a segment of its own. A message that is asked again is computed
-    anew from its last token on, and what is lent is not written again: it would have to move."""
+    """The last tokens of a long run are a segment of their own.
+
+    A message that is asked again is computed anew from its last token on. Memory that is lent to a
+    segment is never written to, so what is used of the segment is copied first: of a short one
+    that is little."""
     cuts = [
         stop - _SHORT_END
         for start, stop in pairwise([0, *ends])

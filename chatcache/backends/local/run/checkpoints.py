@@ -184,8 +184,8 @@ class CheckpointContext(LiveContext):
 
     def _num_usable(self, ids: TokenIds, limit: int) -> int:
         """All tokens that are live, if the path goes on behind them; else none can be used."""
-        live = self.path.common_prefix(ids)
-        is_whole = live == self.num_tokens and not self.path.kv.is_torn
+        kv, live = self.path.kv, self.path.common_prefix(ids)
+        is_whole = live == kv.num_tokens and not kv.is_torn
         return live if is_whole and live <= limit else 0
 
     def _tear(self) -> None:

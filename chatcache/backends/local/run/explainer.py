@@ -82,7 +82,8 @@ class TurnExplainer:
         return self._cut.detail if is_cut or not self._cut.is_cuttable else None
 
     def _stopped_at(self, state: TurnState) -> int | None:
-        """Where reading a prompt that begins like this was stopped; if long ago: no earlier."""
+        """Where reading a prompt that begins like this was stopped, if that is remembered; else
+        where the last answer ends, if the journal goes on behind it."""
         for stopped, position in reversed(self._stopped):
             if stopped.common_prefix(state.plan.ids) > position:
                 return position

@@ -123,14 +123,14 @@ class IdleWork:
     def run(
         self, request: Prepare, is_wanted: Callable[[], bool]
     ) -> Generator[None, None, Prepared]:
-        """Do the work; yields between its steps. Never raises for what a turn would raise too."""
+        """Do the work; yields between its steps. Never raises: what goes wrong here, the turn
+        itself will say."""
         began = time.perf_counter()
         done = Prepared(request.prepare_id, request.kind, was_cancelled=not is_wanted())
         if not done.was_cancelled:
             try:
                 done = yield from self._work(request, is_wanted, done)
             except UnavailableError as error:
-                # The turn itself will say it, if it is ever asked.
                 log.info("idle work ended: %s", error)
             except Exception:
                 log.exception("idle work failed")
@@ -148,7 +148,7 @@ class IdleWork:
             return replace(done, was_cancelled=True)
         if request.kind == "restore":
             return replace(done, tokens_restored=self._restore(prompt))
-        before = self._context.ids.common_prefix(prompt.ids)
+        before = self._context.path.common_prefix(prompt.ids)
         start = self._context.ready(prompt.ids).num_tokens
         done = replace(done, tokens_restored=max(0, start - before))
         is_draft = request.kind == "draft"
@@ -184,7 +184,7 @@ class IdleWork:
     def _restore(self, prompt: StablePrompt) -> int:
         """Bring back what segments hold of a path, unless that would lose what is live now."""
         context = self._context
-        live = context.ids.common_prefix(prompt.ids)
+        live = context.path.common_prefix(prompt.ids)
         held = context.estimate(prompt.ids)
         gained = held.ram_tokens + held.disk_tokens - live
         if gained < MIN_PART_TOKENS or not context.can_leave(prompt.ids):

@@ -66,7 +66,7 @@ class LengthBoundContext(LiveContext):
         return self._cross(token_id)
 
     def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
-        """Nothing is kept of a path that has crossed: what it was before has been kept already."""
+        """Nothing is kept of a path that has crossed: what came before was kept as it crossed."""
         if self._is_beyond:
             self.start_cold()
             return 0

@@ -46,25 +46,14 @@ class Reuse:
 
 
 class LiveContext(ABC):
-    """The order of a turn: `reuse` or `start_cold`, `prefill`, `step` by step, `commit`."""
+    """The order of a turn: `reuse` or `start_cold`, `prefill`, `step` by step, `commit`.
+
+    `path` says what is live."""
 
     def __init__(self, path: LivePath, prefixes: PrefixCache, rates: RateBook):
         self.path = path
         self.prefixes = prefixes
         self.rates = rates
-
-    @property
-    def ids(self) -> TokenIds:
-        """The ids whose K and V are live."""
-        return self.path.ids
-
-    @property
-    def num_tokens(self) -> int:
-        return self.path.kv.num_tokens
-
-    @property
-    def num_bytes(self) -> int:
-        return self.path.kv.num_bytes
 
     @abstractmethod
     def reuse(self, ids: TokenIds, limit: int) -> Reuse:
@@ -121,7 +110,7 @@ class LiveContext(ABC):
         """Whether segments hold what would be lost of the live path by going over to another."""
         num_kept = self.path.num_kept
         is_shared = num_kept <= self.path.common_prefix(ids)
-        return is_shared or self.prefixes.lookup(self.ids).num_tokens >= num_kept
+        return is_shared or self.prefixes.lookup(self.path.ids).num_tokens >= num_kept
 
 
 def estimate_cost(

@@ -56,8 +56,8 @@ class LivePath:
         self.hold(NO_IDS, 0)
 
     def forget_unsettled(self) -> None:
-        """Where the bits that segments keep are not those that are live, the kept ones count: the
-        next turn restores them."""
+        """Forget what is live where segments keep other bits of it (int8): the next turn restores
+        those, as a later resume would."""
         if self.kv.num_settled < self.num_kept:
             self.forget()
 

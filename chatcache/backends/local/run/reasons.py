@@ -104,7 +104,7 @@ def _hit_sentence(facts: TurnFacts) -> str:
 
 
 def _mode_words(facts: TurnFacts) -> str:
-    """What append mode does against the template, and 8-bit integers against the numbers."""
+    """What append mode keeps against the template, and that 8-bit integers are approximate."""
     words = "; what is reused is approximate (int8)" if facts.is_approximate else ""
     if not facts.num_deviating:
         return words

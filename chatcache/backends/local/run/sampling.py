@@ -22,7 +22,7 @@ from chatcache.backends.base import SamplingParams
 
 
 def with_defaults(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
-    """What the user asked for, then what the model's generation config says."""
+    """What the user asked for; for the rest, what the model's generation config says."""
     values = {
         field.name: getattr(defaults, field.name)
         for field in fields(params)
