@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 from chatcache.backends.base import (
     Backend,
-    BackendEvent,
     CostEstimate,
     ModelInfo,
     ModelLoading,
@@ -19,10 +18,9 @@ from chatcache.backends.base import (
     TurnRequest,
     TurnStream,
 )
+from chatcache.backends.life import Listener, Listeners
 from chatcache.errors import UnavailableError
 from chatcache.token_ids import TokenIds
-
-Listener = Callable[[BackendEvent], None]
 
 
 class SwitchingBackend:
@@ -32,7 +30,8 @@ class SwitchingBackend:
         self._make = make
         self._current = make(model)
         self.model = model
-        self._listeners: dict[Listener, Callable[[], None]] = {}
+        self._listeners = Listeners()
+        self._unsubscribe = self._current.subscribe(self._listeners.tell)
         self._lock = threading.RLock()
         self._is_switching = False
         self._is_closed = False
@@ -54,14 +53,12 @@ class SwitchingBackend:
 
     def _replace(self, model: str) -> None:
         following = self._make(model)  # a name that means nothing leaves all as it is
-        listeners = list(self._listeners)
-        for listener in listeners:
-            self._listeners[listener]()
-            listener(ModelLoading(f"closing {self.model}"))
+        self._unsubscribe()
+        self._listeners.forget()
+        self._listeners.tell(ModelLoading(f"closing {self.model}"))
         self._current.close()
         self._current, self.model = following, model
-        for listener in listeners:
-            self._listeners[listener] = self._current.subscribe(listener)
+        self._unsubscribe = following.subscribe(self._listeners.tell)
 
     # Backend
 
@@ -69,20 +66,12 @@ class SwitchingBackend:
         self._current.start()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
-        with self._lock:
-            self._listeners[listener] = self._current.subscribe(listener)
-
-        def unsubscribe() -> None:
-            with self._lock:
-                if undo := self._listeners.pop(listener, None):
-                    undo()
-
-        return unsubscribe
+        return self._listeners.subscribe(listener)
 
     def wait_ready(self, timeout: float | None = None) -> ModelInfo:
         if timeout == 0 and self._is_switching:
             raise TimeoutError("another model is being loaded")
-        return self._settled().wait_ready(timeout)
+        return self._settled(timeout).wait_ready(timeout)
 
     def ask(self, request: TurnRequest) -> TurnStream:
         return self._settled().ask(request)
@@ -106,7 +95,12 @@ class SwitchingBackend:
             self._is_closed = True
             self._current.close()
 
-    def _settled(self) -> Backend:
-        """The present backend; while it is being exchanged, the one after that."""
-        with self._lock:
+    def _settled(self, timeout: float | None = None) -> Backend:
+        """The present backend; while it is being exchanged, the one after that. Raises TimeoutError
+        when that takes longer than `timeout` seconds."""
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise TimeoutError("another model is being loaded")
+        try:
             return self._current
+        finally:
+            self._lock.release()

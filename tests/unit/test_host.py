@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,10 @@ from chatcache.backends.base import (
     TurnRequest,
 )
 from chatcache.backends.local.engine.child_process import open_log
-from chatcache.backends.local.engine.client import Listener, LocalBackend
+from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.errors import EngineDiedError, ModelLoadError, UnavailableError
 from chatcache.token_ids import NO_IDS, TokenIds
-from tests.toymodel import fake_model_info
 
 ENGINE = Path(__file__).parents[1] / "fake_engine.py"
 SECONDS = 30.0  # no test waits this long unless it fails
@@ -116,23 +115,6 @@ def test_a_late_listener_learns_the_present_state(make_backend: BackendFactory) 
     first.wait_for(ModelReady)
     late = Recorder(backend)
     assert [type(event) for event in late.events] == [ModelReady]
-
-
-def test_a_listener_that_comes_just_now_hears_the_newest_last(
-    make_backend: BackendFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend = make_backend()
-    loading, ready = ModelLoading("loading weights"), ModelReady(fake_model_info())
-    backend._announce(loading)
-    tell = backend._tell
-
-    def tell_late(listeners: Sequence[Listener], event: BackendEvent) -> None:
-        if event is loading:
-            backend._announce(ready)
-        tell(listeners, event)
-
-    monkeypatch.setattr(backend, "_tell", tell_late)
-    assert Recorder(backend).events == [loading, ready]
 
 
 def test_an_unsubscribed_listener_hears_nothing(make_backend: BackendFactory) -> None:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
 
 from chatcache.backends.base import (
     BackendEvent,
@@ -31,6 +29,7 @@ from chatcache.backends.base import (
     TurnResult,
     TurnStream,
 )
+from chatcache.backends.life import BackendLife, closed_error
 from chatcache.backends.remote.answer import ServerAnswer
 from chatcache.backends.remote.client import ServerClient, SilentServerError
 from chatcache.backends.remote.info import choose_model, model_info
@@ -51,9 +50,6 @@ LOADING_SECONDS = 600.0
 LOADING_POLL_SECONDS = 1.0
 BUSY = (429, 503)
 
-Listener = Callable[[BackendEvent], None]
-State = Literal["idle", "loading", "ready", "failed", "closed"]
-
 
 @dataclass(slots=True)
 class _Exchange:
@@ -64,18 +60,13 @@ class _Exchange:
     answer: ServerAnswer
 
 
-class RemoteBackend:
+class RemoteBackend(BackendLife):
     """A `Backend` on a model of a server. Nothing is asked before `start`."""
 
     def __init__(self, remote: RemoteModel, *, is_offline: bool = False) -> None:
+        super().__init__()
         self._remote = remote
         self._is_offline = is_offline
-        self._changed = threading.Condition(threading.RLock())
-        self._state: State = "idle"
-        self._info: ModelInfo | None = None
-        self._error: Exception | None = None
-        self._status: BackendEvent | None = None
-        self._listeners: list[Listener] = []
         self._loop = EventLoop(f"remote-{remote.profile.name}")
         self._client: ServerClient | None = None
         self._key: str | None = None
@@ -93,7 +84,7 @@ class RemoteBackend:
                 self._starting = self._loop.submit(self._start())
 
     async def _start(self) -> None:
-        self._announce(ModelLoading(f"asking {self._remote.profile.host}"))
+        self._listeners.tell(ModelLoading(f"asking {self._remote.profile.host}"))
         event: BackendEvent
         try:
             info = await self._connect()
@@ -111,7 +102,7 @@ class RemoteBackend:
             else:
                 self._state, self._error = "failed", event.error
             self._changed.notify_all()
-        self._announce(event)
+        self._listeners.tell(event)
 
     async def _connect(self) -> ModelInfo:
         profile = self._remote.profile
@@ -136,7 +127,9 @@ class RemoteBackend:
                 refusal = error.refusal
             is_loading = refusal.status == 503 and "loading" in refusal.message.lower()
             if is_loading and time.monotonic() < deadline:
-                self._announce(ModelLoading(f"{self._remote.profile.host} is loading its model"))
+                self._listeners.tell(
+                    ModelLoading(f"{self._remote.profile.host} is loading its model")
+                )
                 await asyncio.sleep(LOADING_POLL_SECONDS)
                 continue
             if refusal.status in (401, 403) or 300 <= refusal.status < 400 or is_loading:
@@ -152,7 +145,7 @@ class RemoteBackend:
         exchange = _Exchange(request, stream, answer)
         with self._changed:
             if self._state == "closed":
-                stream.end(TurnFailed(request.turn_id, _closed_error()))
+                stream.end(TurnFailed(request.turn_id, closed_error()))
                 return stream
             if self._state == "idle":
                 self.start()
@@ -193,7 +186,7 @@ class RemoteBackend:
         if self._starting is not None:
             await asyncio.shield(asyncio.wrap_future(self._starting))
         if self._state != "ready" or self._client is None:
-            raise self._error or _closed_error()
+            raise self._error or closed_error()
         return self._client
 
     def _end(self, exchange: _Exchange, task: asyncio.Task[None]) -> None:
@@ -220,7 +213,7 @@ class RemoteBackend:
 
     def _say_busy(self, seconds: float) -> None:
         host, when = self._remote.profile.host, plural(round(seconds), "second")
-        self._announce(
+        self._listeners.tell(
             CacheEvent(time.time(), "warning", f"{host} is busy; it is asked again in {when}.")
         )
 
@@ -239,36 +232,6 @@ class RemoteBackend:
     def spill(self, segment_id: str | None = None) -> bool:
         return False
 
-    # Listening
-
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` for each event from now on; it is told the present state at once."""
-        with self._changed:
-            self._listeners.append(listener)
-            status = self._status
-        if status is not None:
-            listener(status)
-
-        def unsubscribe() -> None:
-            with self._changed:
-                if listener in self._listeners:
-                    self._listeners.remove(listener)
-
-        return unsubscribe
-
-    def wait_ready(self, timeout: float | None = None) -> ModelInfo:
-        """Block until the server has told its models. Raises what went wrong, or TimeoutError."""
-        if self._state == "idle":
-            if timeout == 0:
-                raise TimeoutError("the server has not been asked yet")
-            self.start()
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._state != "loading", timeout):
-                raise TimeoutError(f"the server has not answered after {timeout:g} s")
-            if self._state != "ready" or self._info is None:
-                raise self._error or _closed_error()
-            return self._info
-
     def close(self) -> None:
         """End what is being asked, and the connection. May be called again."""
         with self._changed:
@@ -277,18 +240,6 @@ class RemoteBackend:
             self._changed.notify_all()
         if is_first:
             self._loop.close(self._client.close() if self._client is not None else None)
-
-    def _announce(self, event: BackendEvent) -> None:
-        """Remember what a new listener must know, and tell the present ones."""
-        with self._changed:
-            if not isinstance(event, CacheEvent):
-                self._status = event
-            listeners = list(self._listeners)
-        for listener in listeners:
-            try:
-                listener(event)
-            except Exception:
-                log.exception("a listener failed on %s", type(event).__name__)
 
 
 def _partial(answer: ServerAnswer) -> TurnResult | None:
@@ -314,7 +265,3 @@ def _wait_seconds(refusal: Refusal, num_tries: int) -> float | None:
     if refusal.status not in BUSY or wait is None or wait > MAX_WAIT_SECONDS:
         return None
     return wait if num_tries < MAX_TRIES else None
-
-
-def _closed_error() -> UnavailableError:
-    return UnavailableError("The connection has been closed.", "Start chatcache again.")

@@ -14,18 +14,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from chatcache.backends.base import (
     BackendEvent,
     BackendFailed,
     CacheEvent,
-    CacheSnapshot,
     CostEstimate,
-    ModelInfo,
-    ModelLoading,
     ModelReady,
     Prepare,
     TurnEvent,
@@ -34,6 +30,7 @@ from chatcache.backends.base import (
     TurnRequest,
     TurnStream,
 )
+from chatcache.backends.life import BackendLife, closed_error
 from chatcache.backends.local.engine.child_process import (
     EXIT_SECONDS,
     end_process,
@@ -63,9 +60,6 @@ MAX_RESTARTS = 3
 RESTART_WINDOW_SECONDS = 60.0
 DRAIN_SECONDS = 60.0
 
-Listener = Callable[[BackendEvent], None]
-State = Literal["idle", "loading", "ready", "failed", "closed"]
-
 
 @dataclass(slots=True)
 class _Engine:
@@ -75,7 +69,7 @@ class _Engine:
     channel: Channel
 
 
-class LocalBackend:
+class LocalBackend(BackendLife):
     """A `Backend` on a model of this machine, in a process of its own.
 
     `command` starts the engine; tests give one that needs no model.
@@ -88,21 +82,16 @@ class LocalBackend:
         command: Sequence[str] = (sys.executable, "-P", "-m", ENGINE_MODULE),
         drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
+        super().__init__()
         self._settings = settings
         self._command = tuple(command)
         self._drain_seconds = drain_seconds
-        self._changed = threading.Condition(threading.RLock())
-        self._state: State = "idle"
         self._engine: _Engine | None = None
         self._readers: list[threading.Thread] = []
-        self._info: ModelInfo | None = None
-        self._error: Exception | None = None
         self._deaths: deque[float] = deque()
         self._turns: dict[str, tuple[TurnRequest, TurnStream]] = {}
         self._calls: dict[int, queue.SimpleQueue[CostsEstimated]] = {}
         self._call_ids = itertools.count()
-        self._listeners: list[Listener] = []
-        self._latest: dict[str, BackendEvent] = {}
 
     def start(self) -> None:
         """Begin to load; returns at once. Does nothing when the engine is there already."""
@@ -111,50 +100,13 @@ class LocalBackend:
                 self._start_engine()
         self._announce_failed_start()
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` for each event from now on; it is told the present state at once."""
-        told: list[BackendEvent] = []
-        while True:  # until it knows the newest: what it is told last must be what is true
-            with self._changed:
-                news = [event for event in self._latest.values() if event not in told]
-                if not news:
-                    self._listeners.append(listener)
-                    break
-            for event in news:
-                self._tell([listener], event)
-            told += news
-
-        def unsubscribe() -> None:
-            with self._changed:
-                if listener in self._listeners:
-                    self._listeners.remove(listener)
-
-        return unsubscribe
-
-    def wait_ready(self, timeout: float | None = None) -> ModelInfo:
-        """Block until the model is loaded. Raises what made loading fail, or TimeoutError.
-
-        Starts the engine if nobody did, except for `wait_ready(0)`, which only asks.
-        """
-        with self._changed:
-            if self._state == "idle":
-                if timeout == 0:
-                    raise TimeoutError("the engine has not been started")
-                self._start_engine()
-            is_settled = self._changed.wait_for(lambda: self._state != "loading", timeout)
-            if not is_settled:
-                raise TimeoutError(f"the model is still being loaded after {timeout:g} s")
-            if self._state != "ready" or self._info is None:
-                raise self._error or _closed_error()
-            return self._info
-
     def ask(self, request: TurnRequest) -> TurnStream:
         """Begin a turn; it waits for the model to be loaded. Never raises."""
         turn_id = request.turn_id
         stream = TurnStream(lambda: self._stop(turn_id))
         with self._changed:
             if self._state == "closed":
-                stream.end(TurnFailed(turn_id, _closed_error()))
+                stream.end(TurnFailed(turn_id, closed_error()))
                 return stream
             self._turns[turn_id] = (request, stream)
             if self._state in ("idle", "failed"):
@@ -220,7 +172,7 @@ class LocalBackend:
             if reader is not threading.current_thread():  # a listener may close us
                 reader.join()
         if engine is None:
-            self._fail_pending(_closed_error())
+            self._fail_pending(closed_error())
 
     # the engine process; all of these are called with the lock held
 
@@ -296,7 +248,7 @@ class LocalBackend:
             elif isinstance(event, BackendFailed):
                 self._fail(event.error)
             self._changed.notify_all()
-        self._announce(event)
+        self._listeners.tell(event)
 
     def _fail(self, error: Exception) -> None:
         """There is no engine, and there will be none until somebody asks again."""
@@ -321,11 +273,11 @@ class LocalBackend:
                 return
             self._engine = None
             if self._state == "closed":
-                self._fail_pending(_closed_error())
+                self._fail_pending(closed_error())
             if self._state in ("closed", "failed"):
                 return
             event = self._note_death(code)
-        self._announce(event)
+        self._listeners.tell(event)
         with self._changed:
             if event.will_restart and self._state == "loading":
                 self._start_engine()
@@ -337,7 +289,7 @@ class LocalBackend:
         with self._changed:
             error = self._error
         if error is not None:
-            self._announce(BackendFailed(error))
+            self._listeners.tell(BackendFailed(error))
 
     def _note_death(self, code: int) -> BackendFailed:
         """Tell the turn in progress, and decide whether to try again."""
@@ -354,24 +306,3 @@ class LocalBackend:
         if will_restart:
             self._state, self._error = "loading", None
         return BackendFailed(error, will_restart=will_restart)
-
-    def _announce(self, event: BackendEvent) -> None:
-        """Remember what a new listener must know, and tell the present ones."""
-        with self._changed:
-            if isinstance(event, (ModelLoading, ModelReady, BackendFailed)):
-                self._latest["model"] = event
-            elif isinstance(event, CacheSnapshot):
-                self._latest["cache"] = event
-            listeners = list(self._listeners)
-        self._tell(listeners, event)
-
-    def _tell(self, listeners: Sequence[Listener], event: BackendEvent) -> None:
-        for listener in listeners:
-            try:
-                listener(event)
-            except Exception:
-                log.exception("a listener failed on %s", type(event).__name__)
-
-
-def _closed_error() -> UnavailableError:
-    return UnavailableError("The engine has been closed.", "Start chatcache again.")
