@@ -229,12 +229,9 @@ class ChatScreen(ShapedScreen):
 
     # What a turn says
 
-    @on(messages.TurnMessage)
-    def _turn_told(self, message: messages.TurnMessage) -> None:
-        self.parts.turns.take(message)
-
     @on(messages.RestoreEnded)
     def _restore_ended(self) -> None:
+        """By a message, so that it comes behind the news of the backend that it ends."""
         self.parts.listening.restored()
 
     @on(messages.QueueEmptied)
@@ -244,11 +241,6 @@ class ChatScreen(ShapedScreen):
     @on(messages.ChatShown)
     def _chat_shown(self) -> None:
         self.parts.idle.opened()
-
-    @on(Transcript.Followed)
-    def _followed(self) -> None:
-        if self.is_open:
-            self.run(self.parts.turns.flush())
 
     # What the user does
 
@@ -359,7 +351,6 @@ class ChatScreen(ShapedScreen):
     def action_follow(self) -> None:
         self.transcript.anchor()
         self.composer.focus()
-        self._followed()
 
     def action_walk(self, step: int) -> None:
         if not self.transcript.walk(step):
