@@ -15,11 +15,11 @@ from chatcache.frontend.options import ChatOptions
 from chatcache.frontend.registry import key_words
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.parts.chat_view import ChatView
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from chatcache.tui.screens.models import ModelScreen
 from chatcache.tui.stage import Handler, Stage
 from chatcache.tui.status import BackendStatus
-from chatcache.tui.widgets.first_run import FirstRunBar
+from chatcache.tui.widgets.bars import FirstRunBar
 
 
 class ModelActions:

@@ -19,7 +19,7 @@ from chatcache.tui.look import layout
 from chatcache.tui.messages import PanelModeChosen
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.parts.long_work import LongWork
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from chatcache.tui.screens.help import HelpScreen
 from chatcache.tui.screens.lens import LensScreen
 from chatcache.tui.screens.segments import SegmentsScreen

@@ -8,8 +8,8 @@ from chatcache.frontend.open_chat import OpenChat
 from chatcache.personas import Persona
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.parts.chat_view import ChatView
+from chatcache.tui.screens.dialogs import SystemPromptScreen
 from chatcache.tui.screens.personas import PersonaScreen
-from chatcache.tui.screens.system_prompt import SystemPromptScreen
 from chatcache.tui.stage import Handler, Stage
 
 

@@ -10,7 +10,7 @@ from chatcache.tui.actions.talk import TalkActions
 from chatcache.tui.parts.chat_view import ChatView
 from chatcache.tui.parts.idle import IdleHooks
 from chatcache.tui.parts.long_work import LongWork
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from chatcache.tui.screens.sessions import SessionsScreen
 from chatcache.tui.screens.tree import TreeScreen
 from chatcache.tui.stage import Handler, Stage

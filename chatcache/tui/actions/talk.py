@@ -18,7 +18,7 @@ from chatcache.tui.clipboard import copy_natively
 from chatcache.tui.messages import MessageActed
 from chatcache.tui.parts.chat_view import ChatView
 from chatcache.tui.parts.turns import Turns
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from chatcache.tui.screens.fork import ForkScreen
 from chatcache.tui.stage import Handler, Stage
 from chatcache.tui.widgets.answer import AnswerMessage

@@ -15,8 +15,8 @@ from chatcache.tui.parts.long_work import LongWork
 from chatcache.tui.parts.turns import Turns
 from chatcache.tui.stage import Stage
 from chatcache.tui.status import BackendStatus
+from chatcache.tui.widgets.bars import TitleBar
 from chatcache.tui.widgets.composer import Composer
-from chatcache.tui.widgets.title_bar import TitleBar
 from chatcache.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:

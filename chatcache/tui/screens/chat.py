@@ -29,15 +29,12 @@ from chatcache.tui.look import layout
 from chatcache.tui.screens.chat_shape import Column, ShapedScreen
 from chatcache.tui.stage import Args, Result
 from chatcache.tui.status import BackendStatus
+from chatcache.tui.widgets.bars import FirstRunBar, StatusBar, TitleBar
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from chatcache.tui.widgets.command_popup import CommandPopup
 from chatcache.tui.widgets.composer import Composer
-from chatcache.tui.widgets.first_run import FirstRunBar
-from chatcache.tui.widgets.notice import Notice
-from chatcache.tui.widgets.status_bar import StatusBar
-from chatcache.tui.widgets.title_bar import TitleBar
+from chatcache.tui.widgets.notices import Notice, Welcome
 from chatcache.tui.widgets.transcript import EarlierTurns, Transcript
-from chatcache.tui.widgets.welcome import Welcome
 
 if TYPE_CHECKING:
     from chatcache.frontend.options import Backstage

@@ -14,11 +14,10 @@ from textual.widgets.markdown import MarkdownStream
 from chatcache.backends.usage import Figures
 from chatcache.formatting import clean, one_line, plural
 from chatcache.frontend.figures import footer, is_real_miss
-from chatcache.tui.look.formatting import shorten
+from chatcache.tui.look.formatting import MUTED, shorten
 from chatcache.tui.look.markdown import ChatMarkdown
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.widgets.bars import progress_content
 from chatcache.tui.widgets.message import MessageBlock
-from chatcache.tui.widgets.status_bar import progress_content
 from chatcache.tui.widgets.words import Words
 
 if TYPE_CHECKING:

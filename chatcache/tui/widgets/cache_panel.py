@@ -1,15 +1,33 @@
-"""The side panel, and the one line that it becomes where there is no room or by choice."""
+"""The side panel, and the one line that it becomes where there is no room or by choice.
+
+Owns what the style names of the panel's lines look like.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
+from textual.content import Content
 from textual.events import Resize
 
+from chatcache.tui.look.formatting import MUTED, TITLE
 from chatcache.tui.panel import drawing
+from chatcache.tui.panel.drawing import Line
 from chatcache.tui.panel.state import PanelState
-from chatcache.tui.widgets.styled import line_content, lines_content
 from chatcache.tui.widgets.words import Words
+
+_STYLES = {
+    "": "",
+    "title": TITLE,
+    "strong": "bold",
+    "dim": MUTED,
+    "good": "bold $text-success",
+    "bad": "bold $text-warning",
+    "bar": "$primary",
+    "rest": "$foreground 35%",
+}
 
 
 class CachePanel(VerticalScroll, can_focus=False):
@@ -52,3 +70,11 @@ class CacheLine(Words):
         if self._state is not None and self.content_size.width > 0:
             line = drawing.compact_line(self._state, self.content_size.width)
             self.say(line_content(line))
+
+
+def line_content(line: Line) -> Content:
+    return Content.assemble(*((piece.text, _STYLES[piece.style]) for piece in line))
+
+
+def lines_content(lines: Iterable[Line]) -> Content:
+    return Content("\n").join(line_content(line) for line in lines)

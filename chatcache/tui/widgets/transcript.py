@@ -15,7 +15,7 @@ from textual.widgets import Static
 
 from chatcache.formatting import plural
 from chatcache.tui.widgets.message import MessageBlock, SystemMessage, UserMessage
-from chatcache.tui.widgets.welcome import Welcome
+from chatcache.tui.widgets.notices import Welcome
 
 WINDOW_TURNS = 20
 PRUNE_ABOVE_BLOCKS = 120
