@@ -52,7 +52,7 @@ def test_the_list_puts_names_that_begin_so_first() -> None:
 async def test_every_command_has_a_handler(bench: Bench) -> None:
     async with bench.run() as chat:
         for command in COMMANDS:
-            assert callable(chat.screen.actions.handler(command.id))
+            assert callable(chat.screen.actions.handlers[command.id])
 
 
 async def open_dialog(chat: Chat, text: str, screen: type) -> None:

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from chatcache.tui.parts.wiring import ChatParts
 
 DOUBLE_PRESS_SECONDS = 0.6
-PLACEHOLDER = "Say something. Enter sends, Ctrl+J adds a line, / lists the commands"
 
 
 class ChatScreen(ShapedScreen):
@@ -76,7 +75,7 @@ class ChatScreen(ShapedScreen):
         """Imported when a command is asked for: the first chat is shown before."""
         from chatcache.tui.actions.table import Actions
 
-        return Actions(self, self.app, self.parts)
+        return Actions(self.app, self.parts)
 
     @property
     def is_answering(self) -> bool:
@@ -96,7 +95,7 @@ class ChatScreen(ShapedScreen):
                 with Vertical(id="writing"):
                     yield CacheLine(id="cache-line")
                     yield popup
-                    yield Composer(popup, PLACEHOLDER)
+                    yield Composer(popup)
             yield CachePanel(id="cache-panel")
         yield StatusBar(id="status-bar")
         yield Static(id="too-small", markup=False)
@@ -126,16 +125,15 @@ class ChatScreen(ShapedScreen):
         self.run(self.actions.models.offer_another(self.query_one(FirstRunBar)))
 
     def _assemble(self, opened: Backstage) -> ChatParts:
-        from chatcache.tui.parts.wiring import assemble
+        from chatcache.tui.parts.wiring import ChatParts
 
-        title = self.query_one(TitleBar)
-        return assemble(
+        return ChatParts(
             self,
             opened,
             self.options,
             self.status,
             self.panel_state,
-            title,
+            self.query_one(TitleBar),
             self.transcript,
             self.composer,
         )
@@ -267,7 +265,7 @@ class ChatScreen(ShapedScreen):
     def _run_command(self, command_id: str, argument: str = "") -> None:
         async def run() -> None:
             await self._opened()
-            await self.actions.handler(command_id)(argument)
+            await self.actions.handlers[command_id](argument)
 
         self.run(run())
 
