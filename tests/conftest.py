@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 MAX_WORKERS = 4
 SLOW_DIRECTORIES = ("crash", "e2e", "equivalence")
@@ -20,6 +21,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # What tests start again and again is compiled once.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# How long an example takes says nothing where several processes share the cores.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 # What is run in the background, or under `nohup`, is started without them; tests interrupt.
 for ignored, handler in (

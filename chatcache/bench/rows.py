@@ -15,7 +15,7 @@ from chatcache.formatting import size
 MESSAGE_TOKENS = 16
 DECODE_TOKENS = 24
 SHORT_TOKENS = 128
-TELLING_BYTES = 16_000_000  # less is lost in what else a process does
+TELLING_BYTES = 16_000_000  # fewer bytes of K and V cannot be told from a process's own noise
 _WARM_UP_TOKENS = 256
 _MEMORY, _DISK, _WEIGHTS = "memory bandwidth", "disk bandwidth", "one pass over weights"
 

@@ -128,7 +128,8 @@ class Typist:
         """Type one; the seconds until it was seen (the time limit, if it was not)."""
         if len(self._typed) >= self._LINE:
             self.clear()
-        # A step of 7 through 16 keys: no four in a row are like another four for a while.
+        # The order changes all the time, so that the last four are not found in what was shown
+        # before.
         self._typed += self._KEYS[(self._count * 7 + self._count // 16) % 16]
         self._count += 1
         tail = self._typed[-self._SEEN_TAIL :]

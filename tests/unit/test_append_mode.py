@@ -229,7 +229,7 @@ FRAGMENTS = ["<|im_end|>", "<|eot_id|>", "[INST]", "</s>", "<think>", "xqzvk", "
 TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=6).map("".join)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(name=st.sampled_from([shape.name for shape in SHAPES]), texts=st.lists(TEXTS, min_size=2))
 def test_any_text_is_appended_as_text(name: str, texts: Sequence[str]) -> None:
     chat = AppendChat(BY_NAME[name], SYSTEM)

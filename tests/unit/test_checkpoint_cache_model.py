@@ -109,4 +109,4 @@ class CheckpointLife(RuleBasedStateMachine):
 
 
 TestCheckpointLife = CheckpointLife.TestCase
-TestCheckpointLife.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+TestCheckpointLife.settings = settings(max_examples=30, stateful_step_count=20)

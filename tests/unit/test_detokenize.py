@@ -48,7 +48,7 @@ def test_pieces_join_to_the_decoded_text(tokenizer: Any, text: str) -> None:
     assert "".join(stream(Detokenizer(tokenizer), ids)) == tokenizer.decode(ids)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(max_size=60))
 def test_any_text_comes_out_whole(text: str) -> None:
     tokenizer = _byte_level()

@@ -100,7 +100,7 @@ def test_a_damaged_index_is_made_again_from_the_headers(bench: Bench, harm: str)
         assert len(rows_of(bench)) == len(bench.files())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(at=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255), length=st.integers(1, 400))
 def test_whatever_stands_in_it_no_reuse_is_wrong(at: float, mask: int, length: int) -> None:
     """Each turn of the bench compares all that it restores with what these very ids give."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from chatcache.cache.book.namespace import explain_change, is_approximate, namespace_id
@@ -27,7 +27,6 @@ TINY = torch.finfo(torch.float32).tiny  # below, a step is no number of its own
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
     magnitude=st.floats(-30, 4),

@@ -158,7 +158,7 @@ TEXTS = st.lists(FRAGMENTS, max_size=8).map("".join)
 NAMES = st.sampled_from([shape.name for shape in SHAPES])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     name=NAMES,
     system=st.none() | TEXTS,
@@ -175,7 +175,7 @@ def test_any_conversation_keeps_its_promises(
         chat.answer(answer, ends=ends)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=NAMES, text=TEXTS)
 def test_text_never_becomes_a_control_token(name: str, text: str) -> None:
     planner = planner_of(name)

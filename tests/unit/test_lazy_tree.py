@@ -29,7 +29,7 @@ def commit(bench: Bench, parts: list[str], computed_from: int | None) -> None:
     bench.cache.drain()
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(
     said=chats,
     computed_from=st.none() | st.integers(0, 9),

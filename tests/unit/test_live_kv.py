@@ -248,4 +248,4 @@ class LiveAndGiven(RuleBasedStateMachine):
 
 
 TestLiveAndGiven = LiveAndGiven.TestCase
-TestLiveAndGiven.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestLiveAndGiven.settings = settings(max_examples=150, stateful_step_count=30)

@@ -182,4 +182,4 @@ class PrefixCacheLife(RuleBasedStateMachine):
 
 
 TestPrefixCacheLife = PrefixCacheLife.TestCase
-TestPrefixCacheLife.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestPrefixCacheLife.settings = settings(max_examples=40, stateful_step_count=20)

@@ -109,6 +109,4 @@ class TreeAgainstDictionary(RuleBasedStateMachine):
 
 
 TestTreeAgainstDictionary = TreeAgainstDictionary.TestCase
-TestTreeAgainstDictionary.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None
-)
+TestTreeAgainstDictionary.settings = settings(max_examples=60, stateful_step_count=25)

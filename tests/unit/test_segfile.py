@@ -51,7 +51,7 @@ def test_plain_safetensors_reads_the_file(tmp_path: Path) -> None:
         assert file.metadata()["segment_id"] == HEADER.segment_id
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_flipped_bit_goes_unnoticed(tmp_path: Path, data: st.DataObject) -> None:
     path = written(tmp_path / "segment")
@@ -63,7 +63,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path: Path, data: st.DataObject) -> N
         file.verify()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_truncation_goes_unnoticed(tmp_path: Path, data: st.DataObject) -> None:
     path = written(tmp_path / "segment")

@@ -185,6 +185,5 @@ TestConversations = Conversations.TestCase
 TestConversations.settings = settings(
     max_examples=25,
     stateful_step_count=20,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
