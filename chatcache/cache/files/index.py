@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chatcache.cache.files.names import file_name, parse_name
 from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ class SegmentIndex:
 
     def totals(self) -> tuple[int, int]:
         """How many segments there are, and their bytes."""
-        rows = self._ask("SELECT num_segments, num_bytes FROM total")
+        sql = "SELECT num_segments, num_bytes FROM total WHERE typeof(num_bytes) = 'integer'"
+        rows = self._ask(sql)
         return rows[0] if rows else (0, 0)
 
     def parents(self) -> dict[str, str | None]:
@@ -181,7 +183,7 @@ class SegmentIndex:
         sql = "SELECT min(start) FROM segment WHERE parent = ? AND start BETWEEN ? AND ?"
         while True:
             ((first,),) = self._ask(sql, parent, start + 1, extent) or [(None,)]
-            if first is None or first >= len(ids):
+            if not isinstance(first, int) or first >= len(ids):
                 return
             start = first
             yield from self._alike(parent, start, ids[start:])
@@ -206,7 +208,7 @@ class SegmentIndex:
                 length -= 1
             last = self._last_up_to(parent, start, tail[:length]) if length > 0 else []
         for row in self._rows(f"{_ROW} WHERE parent = ? AND start = ? AND fork > 0", parent, start):
-            if row.fork is not None and row.token_ids.common_prefix(tail) >= row.fork - start:
+            if isinstance(row.fork, int) and row.token_ids.common_prefix(tail) >= row.fork - start:
                 yield row
 
     def _last_up_to(self, parent: str, start: int, ids: TokenIds) -> list[IndexRow]:
@@ -239,19 +241,16 @@ class SegmentIndex:
                 if self._is_reader and self._is_file:
                     self._go_on_in_memory()
                 connection = self._in_use()
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-                connection.execute("COMMIT")
-            except sqlite3.Error as error:
+                with connection:  # which rolls back what fails
+                    connection.execute("BEGIN IMMEDIATE")
+                    yield connection
+            except (sqlite3.Error, OverflowError) as error:
                 self._failed(error)
 
-    def _failed(self, error: sqlite3.Error) -> None:
+    def _failed(self, error: Exception) -> None:
         """Go on without what could not be read or noted. A file that is damaged is removed, so
         that the next opening makes it again."""
         log.warning("the index %s: %s", self._path, error)
-        if self._connection is not None and self._connection.in_transaction:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
         if _is_damage(error):
             if not self._is_reader:
                 self._remove_files(*FILE_NAMES)
@@ -330,14 +329,17 @@ def _row(values: Sequence[Any]) -> IndexRow | None:
     segment_id, parent, start, stop, packed, num_bytes, has_states, fork = values
     try:
         ids = TokenIds.from_bytes(packed)
+        parent = str(parent) or None
+        row = IndexRow(segment_id, parent, start, stop, ids, int(num_bytes), bool(has_states), fork)
+        return row if parse_name(file_name(row)) == (start, stop, segment_id) else None
     except (ValueError, TypeError):
         return None
-    return IndexRow(segment_id, parent or None, start, stop, ids, num_bytes, bool(has_states), fork)
 
 
 def _is_damage(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    """Whether the file is no index, or not the one that was written."""
+    damage = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in damage
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
