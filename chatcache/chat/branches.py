@@ -87,7 +87,7 @@ class BranchTree:
             if row.branch.children:
                 main, *others = row.branch.children
                 waiting.append(TreeRow(main, row.depth, False))
-                waiting += [TreeRow(one, row.depth + 1, True) for one in reversed(others)]
+                waiting += [TreeRow(other, row.depth + 1, True) for other in reversed(others)]
         return rows
 
     def find(self, node_id: str) -> Branch | None:
@@ -116,9 +116,11 @@ class NodeTree:
 
     def __init__(self, nodes: Sequence[LightNode], tips: Mapping[str, int | None]) -> None:
         self.nodes = {node.seq: node for node in nodes}
-        self.tips = {one: tip for one, tip in tips.items() if tip is None or tip in self.nodes}
+        self.tips = {
+            session_id: tip for session_id, tip in tips.items() if tip is None or tip in self.nodes
+        }
         self.children: dict[int | None, list[int]] = defaultdict(list)
-        for node in sorted(nodes, key=lambda one: one.seq):
+        for node in sorted(nodes, key=lambda node: node.seq):
             self.children[node.parent].append(node.seq)
 
     def path(self, seq: int | None) -> list[int]:
@@ -229,17 +231,17 @@ class NodeTree:
     def _removal(self, doomed: set[int], place: int | None, session_id: str) -> Removal:
         """`place`: the nearest node that stays, or None at the root."""
         kept = self.nodes.keys() - doomed
-        leaving = [one for one, tip in self.tips.items() if tip in doomed]
-        leaving.sort(key=lambda one: one != session_id)
-        staying = {one: tip for one, tip in self.tips.items() if one not in leaving}
+        leaving = [session for session, tip in self.tips.items() if tip in doomed]
+        leaving.sort(key=lambda session: session != session_id)
+        staying = {session: tip for session, tip in self.tips.items() if session not in leaving}
         owners = self._owners(kept, staying)
         moved: dict[str, int | None] = {}
-        for one in list(leaving):
+        for session in list(leaving):
             left = kept - owners.keys()
-            if not left or not (one == session_id or self._owns_any(one, left)):
+            if not left or not (session == session_id or self._owns_any(session, left)):
                 continue
-            moved[one] = self._nearest_leaf(place, kept, left)
-            leaving.remove(one)
+            moved[session] = self._nearest_leaf(place, kept, left)
+            leaving.remove(session)
             owners = self._owners(kept, staying | moved)
         nodes = sorted(doomed, reverse=True)
         if not moved and not staying:  # nobody is left who could reach the rest
@@ -254,11 +256,11 @@ class NodeTree:
     def _owners(self, kept: set[int], tips: Mapping[str, int | None]) -> dict[int, str]:
         """Who reaches each node that stays: by its tip, or because it was said there."""
         owners: dict[int, str] = {}
-        for one, tip in tips.items():
-            own = [seq for seq in kept if self.nodes[seq].owner == one]
+        for session_id, tip in tips.items():
+            own = [seq for seq in kept if self.nodes[seq].owner == session_id]
             for end in (tip, *own):
                 while end is not None and end in kept and end not in owners:
-                    owners[end] = one
+                    owners[end] = session_id
                     end = self.nodes[end].parent
         return owners
 
@@ -277,16 +279,16 @@ class NodeTree:
 
 def family(session_id: str, origins: Sequence[tuple[str, str | None]]) -> set[str]:
     """The sessions connected with this one by forks. `origins`: what each of all came from."""
-    known = {one for one, _ in origins}
+    known = {session for session, _ in origins}
     related: dict[str, list[str]] = {}
-    for one, origin in origins:
+    for forked, origin in origins:
         if origin in known and origin is not None:
-            related.setdefault(one, []).append(origin)
-            related.setdefault(origin, []).append(one)
+            related.setdefault(forked, []).append(origin)
+            related.setdefault(origin, []).append(forked)
     found, waiting = {session_id}, [session_id]
     while waiting:
-        for one in related.get(waiting.pop(), []):
-            if one not in found:
-                found.add(one)
-                waiting.append(one)
+        for relative in related.get(waiting.pop(), []):
+            if relative not in found:
+                found.add(relative)
+                waiting.append(relative)
     return found

@@ -25,6 +25,7 @@ from chatcache.chat.tasks import (
     TurnOptions,
     TurnTask,
     num_read_at,
+    read_journal,
     system_message,
     turn_request,
     user_message,
@@ -95,7 +96,8 @@ class IdleWork:
     def _begin(self, backend: Backend, info: ModelInfo, kind: IdleKind, task: TurnTask) -> bool:
         if info.backend != "local":
             return False
-        request = replace(turn_request(self._store, task, info), previous=None)
+        path = read_journal(self._store, task, info)
+        request = replace(turn_request(self._store, task, info, path), previous=None)
         if kind != "draft" and not request.journal:
             return False
         return backend.prepare(Prepare(uuid.uuid4().hex, kind, request))

@@ -60,7 +60,7 @@ def _shown(
 def variants_of(store: SessionStore, node_id: str) -> list[str]:
     """The ids of the messages beside one and itself, oldest first; [] for an unknown id."""
     stored = store.nodes.find(node_id)
-    return [one.node.node_id for one in store.nodes.siblings(stored)] if stored else []
+    return [sibling.node.node_id for sibling in store.nodes.siblings(stored)] if stored else []
 
 
 def fork_points(store: SessionStore, tip: int | None, costs: CostBook) -> list[ForkPoint]:
@@ -89,7 +89,8 @@ def fork_points(store: SessionStore, tip: int | None, costs: CostBook) -> list[F
 
 def _line(nodes: Sequence[StoredNode], role: str) -> str:
     return next(
-        (one_line(one.node.text, LINE_LENGTH) for one in nodes if one.node.role == role), ""
+        (one_line(stored.node.text, LINE_LENGTH) for stored in nodes if stored.node.role == role),
+        "",
     )
 
 

@@ -101,7 +101,7 @@ def import_session(
                         "Export the session again.",
                     )
                 lengths[tokenizer_id] = entry.keep + len(entry.new_ids)
-            num_tokens = max((lengths[one] for one in entries), default=None)
+            num_tokens = max((lengths[tokenizer_id] for tokenizer_id in entries), default=None)
             above = store.nodes.insert(node, above, session_id, num_tokens)
             for tokenizer_id, entry in entries.items():
                 store.journals.write(above.seq, tokenizer_id, entry)

@@ -132,14 +132,14 @@ class TreeKeeper:
             rows = connection.execute(
                 "SELECT session_id, tip, forked_from FROM sessions ORDER BY number"
             ).fetchall()
-            tips: dict[str, int | None] = {one: tip for one, tip, _ in rows}
+            tips: dict[str, int | None] = {known_id: tip for known_id, tip, _ in rows}
             if session_id not in tips:
                 raise self._store.sessions.not_found(session_id)
-            members = family(session_id, [(one, origin) for one, _, origin in rows])
+            members = family(session_id, [(known_id, origin) for known_id, _, origin in rows])
             roots = {
                 connection.execute(_ROOT, (tip,)).fetchone()[0]
-                for one in members
-                if (tip := tips[one]) is not None
+                for member in members
+                if (tip := tips[member]) is not None
             }
             roots |= {
                 seq
@@ -153,10 +153,14 @@ class TreeKeeper:
                 LightNode(*(*row[:-1], one_line(row[-1])))
                 for row in connection.execute(_BELOW, (_json(roots),))
             ]
-        tree = NodeTree(nodes, {one: tip for one, tip in tips.items() if tip is not None})
+        tree = NodeTree(nodes, {member: tip for member, tip in tips.items() if tip is not None})
         members = set(tree.tips) | {session_id}
-        origins = {one: origin for one, _, origin in rows}
-        first = [one for one in origins if one in members and origins[one] not in members]
+        origins = {known_id: origin for known_id, _, origin in rows}
+        first = [
+            known_id
+            for known_id, origin in origins.items()
+            if known_id in members and origin not in members
+        ]
         return tree, members, next(iter(first), None)
 
 

@@ -26,16 +26,9 @@ KNOWN_DOUBLE_CLASSES: set[str] = {
     "IdleWork",
 }
 KNOWN_ONE_LOOPS: set[str] = {
-    "chatcache.backends.remote.client",
-    "chatcache.backends.remote.info",
-    "chatcache.backends.remote.refusal",
-    "chatcache.chat.branches",
     "chatcache.chat.idle",
     "chatcache.chat.service",
     "chatcache.chat.tasks",
-    "chatcache.chat.transcripts",
-    "chatcache.chat.transfer",
-    "chatcache.chat.treekeeper",
 }
 
 in_checkout = pytest.mark.skipif(

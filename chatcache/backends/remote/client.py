@@ -218,6 +218,8 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 def _last_words(error: Exception) -> str:
     """What the system said, else what the library says."""
-    said = [one.strerror for one in _causes(error) if isinstance(one, OSError) and one.strerror]
+    said = [
+        cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror
+    ]
     words = said[0] if said else str(error) or type(error).__name__
     return one_line(words).rstrip(".")

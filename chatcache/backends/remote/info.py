@@ -25,15 +25,15 @@ def choose_model(
     of one that is: the server decides. Raises UsageError when a name is missing.
     """
     if remote.model is not None:
-        found = [one for one in offered if one.name == remote.model] or [
-            replace(one, max_context_tokens=0, num_parameters=0) for one in offered[:1]
+        found = [model for model in offered if model.name == remote.model] or [
+            replace(model, max_context_tokens=0, num_parameters=0) for model in offered[:1]
         ]
         return remote, found[0] if found else ServerModel(remote.model)
     profile = remote.profile
     if len(offered) != 1:
         raise UsageError(
             f"The profile {profile.name!r} names no model.",
-            f"{names_words([one.name for one in offered]) if offered else ''}"
+            f"{names_words([model.name for model in offered]) if offered else ''}"
             f" Say {profile.name}:NAME, or set remote.{profile.name}.model.".strip(),
         )
     return replace(remote, model=offered[0].name), offered[0]

@@ -105,9 +105,9 @@ def _from_json(
     detail = error.get("detail") if isinstance(error, dict) else None
     fields: list[str] = []
     if isinstance(detail, list):  # FastAPI names each field that it does not take
-        fields = [str(one["loc"][-1]) for one in detail if isinstance(one, dict) and one.get("loc")]
-        says = (one.get("msg", "") for one in detail if isinstance(one, dict))
-        error = {"message": "; ".join(str(one) for one in says)}
+        complaints = [complaint for complaint in detail if isinstance(complaint, dict)]
+        fields = [str(complaint["loc"][-1]) for complaint in complaints if complaint.get("loc")]
+        error = {"message": "; ".join(str(complaint.get("msg", "")) for complaint in complaints)}
     elif isinstance(detail, str):
         error = {"message": detail}
     if not isinstance(error, dict):
@@ -206,8 +206,8 @@ def _context_full(refusal: Refusal, host: str, says: str) -> ChatcacheError:
     if limit is None and (found := _LIMIT.search(refusal.message)):
         limit = int(found[1].replace(",", ""))
     if asked is None:
-        numbers = (int(one.replace(",", "")) for one in _ASKED.findall(refusal.message))
-        asked = next((one for one in numbers if one != limit), None)
+        numbers = (int(digits.replace(",", "")) for digits in _ASKED.findall(refusal.message))
+        asked = next((number for number in numbers if number != limit), None)
     hint = "Start a new chat, or fork at an earlier turn."
     if limit is not None and asked is not None:
         return ContextFullError(
