@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from chatcache.atomic_write import replacing, write_atomically
+from chatcache.atomic_write import remove_leftovers, replacing, write_atomically
 from chatcache.cache.files.index import IndexRow, SegmentIndex
 from chatcache.cache.files.names import Named, file_name, id_of, is_file_name, parse_name
 from chatcache.cache.files.pace import Pace
@@ -39,8 +38,6 @@ from chatcache.cache.files.segfile import (
     write_segment,
 )
 from chatcache.cache.segments import TensorSource
-
-_TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +90,7 @@ class SegmentStore:
         self._fields = fields
         for directory in (self.directory.parent, self.directory):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.remove_leftovers()
+        remove_leftovers(self.directory)
         path = self.directory / "namespace.json"
         if not path.exists():
             content = json.dumps(dict(fields), indent=1, sort_keys=True)
@@ -245,14 +242,6 @@ class SegmentStore:
         except OSError as error:
             raise SegmentMissingError(str(error)) from error
 
-    def remove_leftovers(self) -> None:
-        """Temporary files of processes that no longer run."""
-        for name in os.listdir(self.directory):  # noqa: PTH208 - there are many
-            match = name.startswith(".") and _TEMPORARY.fullmatch(name)
-            if match and not _is_running(int(match[1])):
-                with contextlib.suppress(OSError):
-                    (self.directory / name).unlink()
-
 
 def namespaces(cache_dir: Path) -> list[SegmentStore]:
     """A store for every namespace directory there is."""
@@ -287,13 +276,3 @@ def inode_of(path: Path) -> int:
 def _damaged(name: str, problem: str, inode: int = 0) -> DamagedFile:
     start, stop, segment_id = parse_name(name)
     return DamagedFile(segment_id, start, stop, problem, inode)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
