@@ -20,8 +20,8 @@ from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.files.names import parse_name
 from chatcache.cache.files.pins import PinBook
 from chatcache.cache.files.store import (
-    DamagedFile,
     FileStamp,
+    LostSegment,
     SegmentStore,
     StoredSegment,
     namespaces,
@@ -123,7 +123,7 @@ class DiskTier:
         self.store.index.remove([entry.segment_id])
         entry.path, entry.disk_bytes = None, 0
 
-    def set_aside(self, file: DamagedFile) -> None:
+    def set_aside(self, file: LostSegment) -> None:
         """Remember a damaged file, and move it where it is not read again."""
         self._notices.damaged.append(file)
         self.store.index.remove([file.segment_id])
