@@ -113,7 +113,7 @@ class SegmentStore:
     def bring_index_up_to_date(self) -> list[LostSegment]:
         """Note what is in the directory and not in the index, and the other way round. Returns what
         is damaged."""
-        known = self.index.parents().keys()
+        known = self.index.parents().keys()  # before the names: a row comes after its file
         there = {id_of(name): name for name in self.names()}
         loaded = [self.load(name) for segment_id, name in there.items() if segment_id not in known]
         if new := [found.row for found in loaded if isinstance(found, StoredSegment)]:
@@ -124,7 +124,11 @@ class SegmentStore:
 
     def forget_deleted(self) -> None:
         """Let the index forget what somebody has deleted, the ids of a deleted chat above all."""
-        self.index.retain(map(id_of, self.names()))
+        if self.index.exists():
+            with self.index.opened(is_writing=True) as index:
+                known = index.parents().keys()  # before the names: a row comes after its file
+                index.remove(known - set(map(id_of, self.names())))
+                index.purge()
 
     def scan(self) -> tuple[list[StoredSegment], list[LostSegment]]:
         """Read every header. Nothing is changed: the caller decides about what is damaged."""
