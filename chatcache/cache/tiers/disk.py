@@ -98,7 +98,8 @@ class DiskTier:
     def num_bytes(self) -> int:
         """What all namespaces take, as far as this process knows."""
         if self._bytes_elsewhere is None:
-            self._bytes_elsewhere = sum(map(_bytes_in, self._other_stores()))
+            others = self._other_stores() if self.is_reading else []
+            self._bytes_elsewhere = sum(map(_bytes_in, others))
         return self._bytes_elsewhere + self.store.index.totals()[1]
 
     # segments of the book
