@@ -22,16 +22,8 @@ from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.bench.chart import strip_chart
 from chatcache.bench.conditions import cpu_name
 from chatcache.bench.processes import home_environment
-from chatcache.bench.program import (
-    Say,
-    Watch,
-    chat_command,
-    is_ready,
-    prompt_of,
-    send,
-    shape_directory,
-)
-from chatcache.bench.report import milliseconds
+from chatcache.bench.program import Watch, chat_command, is_ready, prompt_of, send, shape_directory
+from chatcache.bench.report import Say, milliseconds
 from chatcache.bench.result import p99
 from chatcache.bench.run import narrator, scratch
 from chatcache.bench.setup import load_models

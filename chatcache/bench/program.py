@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,13 @@ from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.resolve import resolve_model
 from chatcache.bench import ahead
 from chatcache.bench.processes import home_environment
+from chatcache.bench.report import Say
 from chatcache.bench.result import CHATCACHE, Row
 from chatcache.bench.setup import Models
 from chatcache.bench.terminal import Terminal, Typist
 from chatcache.chat.store import SessionStore
 from chatcache.config import DATABASE_NAME
 from chatcache.errors import UnavailableError
-
-Say = Callable[[str], None]
 
 _STARTS = 3
 _STOPS = 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from chatcache.bench.result import (
 from chatcache.formatting import plural, size
 
 WIDTH = 80
+Say = Callable[[str], None]  # gets a line of progress
 _TITLE = 29
 _RATIO, _LIMIT = 8, 9
 _FIGURE_TITLE = 24

@@ -16,8 +16,8 @@ from chatcache.bench.chart import first_token_chart
 from chatcache.bench.conditions import conditions
 from chatcache.bench.curve import Curve, default_lengths
 from chatcache.bench.llamacpp import LlamaCpp, why_not
-from chatcache.bench.program import ProgramBench, Say
-from chatcache.bench.report import as_json, as_table
+from chatcache.bench.program import ProgramBench
+from chatcache.bench.report import Say, as_json, as_table
 from chatcache.bench.result import LLAMA_CPP, BenchResult
 from chatcache.bench.rows import Bench
 from chatcache.bench.setup import Models, load_models, note_rates

@@ -20,13 +20,13 @@ from chatcache.backends.base import (
 )
 from chatcache.chat.conversation import Message, replace_unstorable
 from chatcache.chat.figures import encode, figures_of
-from chatcache.chat.journal_table import JournalEntry, Namespace
+from chatcache.chat.journal_table import JournalEntry, Namespace, PathJournal
 from chatcache.chat.node_table import StoredNode
 from chatcache.chat.partials import Partial
 from chatcache.chat.store import Origin, SessionStore
-from chatcache.chat.tasks import TurnTask
+from chatcache.chat.tasks import TurnTask, journal_before
 from chatcache.errors import StorageError
-from chatcache.token_ids import NO_IDS
+from chatcache.token_ids import NO_IDS, TokenIds
 
 PARTIAL_SECONDS = 1.0
 
@@ -35,12 +35,22 @@ class AnswerKeeper:
     """Keeps one answer. A task without a question is kept nowhere."""
 
     def __init__(
-        self, store: SessionStore, task: TurnTask, info: ModelInfo, request: TurnRequest
+        self,
+        store: SessionStore,
+        task: TurnTask,
+        info: ModelInfo,
+        request: TurnRequest,
+        path: PathJournal,
     ) -> None:
         self._store = store
         self._task = task
         self._info = info
         self._journal = request.journal
+        self._parent_journal = journal_before(task, path).ids
+        # As it is stored; None while that is not known.
+        self._question_journal: TokenIds | None = None
+        if task.question is not None and task.question.seq in path.lengths:
+            self._question_journal = path.up_to(task.question.seq)
         self._planned: TurnPlanned | None = None
         self._prompt_ids = NO_IDS
         self._text: list[str] = []
@@ -59,9 +69,10 @@ class AnswerKeeper:
         # answer's own entry.
         if question is None or self._task.continued is not None or not self._prompt_ids:
             return
-        parent = self._store.journals.journal(question.parent_seq, tokenizer_id)
-        keep = parent.common_prefix(self._prompt_ids)
-        self._store.plan_turn(question, tokenizer_id, JournalEntry(keep, self._prompt_ids[keep:]))
+        keep = self._parent_journal.common_prefix(self._prompt_ids)
+        entry = JournalEntry(keep, self._prompt_ids[keep:])
+        if self._store.plan_turn(question, tokenizer_id, entry):
+            self._question_journal = self._prompt_ids
 
     def add(self, delta: TextDelta) -> None:
         """Take in a piece of the answer; about once a second all of it is kept."""
@@ -96,6 +107,7 @@ class AnswerKeeper:
             prompt_ids=self._prompt_ids,
             answer_ids=result.answer_ids,
             num_tokens=(result.usage.prompt_tokens or 0) + (result.usage.completion_tokens or 0),
+            question_journal=self._question_journal,
         )
         message = self._message(result.text, result.reasoning, result.finish_reason)
         self.saved = self._store.add_answer(

@@ -33,7 +33,7 @@ from chatcache.backends.base import (
 )
 from chatcache.chat.answer_keeper import AnswerKeeper
 from chatcache.chat.store import SessionStore
-from chatcache.chat.tasks import TurnTask, turn_request
+from chatcache.chat.tasks import TurnTask, read_journal, turn_request
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError
 from chatcache.token_ids import NO_IDS
@@ -151,8 +151,9 @@ class ChatTurn:
         self, task: TurnTask, info: ModelInfo
     ) -> Generator[ChatEvent | None, None, TurnResult]:
         """Let the backend answer; what came of it, saved. Raises ChatcacheError."""
-        request = turn_request(self._store, task, info)
-        keeper = self._keeper = AnswerKeeper(self._store, task, info, request)
+        path = read_journal(self._store, task, info)
+        request = turn_request(self._store, task, info, path)
+        keeper = self._keeper = AnswerKeeper(self._store, task, info, request, path)
         stream = self._stream = self._backend.ask(request)
         if self._is_stopped:  # while there was no stream to tell
             stream.stop()

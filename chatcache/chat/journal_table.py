@@ -56,6 +56,10 @@ class PathJournal:
         """The journal of the tip."""
         return self.up_to(self._entries[-1][0]) if self._entries else NO_IDS
 
+    def without(self, tip: int) -> PathJournal:
+        """That of the path which ends before `tip`, the last node of this one."""
+        return PathJournal([(seq, entry) for seq, entry in self._entries if seq != tip])
+
     def up_to(self, node: int) -> TokenIds:
         """The journal of one of the nodes; raises KeyError for one without an entry."""
         return self.of([node])[node]
@@ -82,15 +86,16 @@ class JournalTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def write(self, seq: int, tokenizer_id: str, entry: JournalEntry) -> None:
-        """Keep the entry of a node; the first one stays."""
+    def write(self, seq: int, tokenizer_id: str, entry: JournalEntry) -> bool:
+        """Keep the entry of a node; the first one stays, and False is returned."""
         blob = entry.new_ids.packed
         with self._database.writing() as connection:
-            connection.execute(
+            cursor = connection.execute(
                 "INSERT OR IGNORE INTO journals (node, tokenizer_id, keep, num_new, checksum,"
                 " new_ids) VALUES (?, ?, ?, ?, ?, ?)",
                 (seq, tokenizer_id, entry.keep, len(entry.new_ids), zlib.crc32(blob), blob),
             )
+            return cursor.rowcount > 0
 
     def journal(self, tip: int | None, tokenizer_id: str) -> TokenIds:
         """The journal of a node: empty when nothing on its path was read with this tokenizer."""

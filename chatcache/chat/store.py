@@ -44,6 +44,7 @@ class Origin:
     prompt_ids: TokenIds
     answer_ids: TokenIds
     num_tokens: int = 0
+    question_journal: TokenIds | None = None
 
 
 class SessionStore:
@@ -208,12 +209,14 @@ class SessionStore:
 
     # Turns
 
-    def plan_turn(self, question: StoredNode, tokenizer_id: str, entry: JournalEntry) -> None:
-        """Keep what the model reads up to and including a user message."""
+    def plan_turn(self, question: StoredNode, tokenizer_id: str, entry: JournalEntry) -> bool:
+        """Keep what the model reads up to and including a user message; False when that is known
+        already, perhaps otherwise."""
         with self.database.writing():
-            if self.nodes.exists(question.seq):
-                self.journals.write(question.seq, tokenizer_id, entry)
-                self.nodes.set_num_tokens(question.seq, entry.keep + len(entry.new_ids))
+            if not self.nodes.exists(question.seq):
+                return False
+            self.nodes.set_num_tokens(question.seq, entry.keep + len(entry.new_ids))
+            return self.journals.write(question.seq, tokenizer_id, entry)
 
     def add_answer(
         self,
@@ -253,7 +256,10 @@ class SessionStore:
         if ids:
             # The prompt may differ from the question's own journal: another template option, or
             # an answer that was continued.
-            keep = self.journals.journal(question.seq, tokenizer_id).common_prefix(ids)
+            known = origin.question_journal
+            if known is None:
+                known = self.journals.journal(question.seq, tokenizer_id)
+            keep = known.common_prefix(ids)
             self.journals.write(stored.seq, tokenizer_id, JournalEntry(keep, ids[keep:]))
         self.answers.write(stored.seq, origin.namespace, origin.backend, origin.result_json)
         return stored

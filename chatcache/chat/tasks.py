@@ -20,10 +20,11 @@ from chatcache.backends.base import (
     TurnRequest,
 )
 from chatcache.chat.conversation import Message, Node, messages_for_model, replace_unstorable
+from chatcache.chat.journal_table import PathJournal
 from chatcache.chat.node_table import StoredNode
 from chatcache.chat.session_table import Cause
 from chatcache.chat.store import SessionStore
-from chatcache.token_ids import TokenIds
+from chatcache.token_ids import NO_IDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +86,22 @@ def answer_task(
         left_tip=row.left_tip,
         left_cause=row.left_cause,
         history_mode=row.history_mode,
-        num_read_at=num_read_at(path),
+        num_read_at=_num_read_at(path),
     )
 
 
 def unsaved_task(
-    store: SessionStore, session_id: str, text: str, options: TurnOptions, system: str | None
+    store: SessionStore,
+    session_id: str,
+    tip: int | None,
+    text: str,
+    options: TurnOptions,
+    system: str | None,
 ) -> TurnTask:
-    """Answer `text` after the path of a session ("": after nothing), keeping nothing."""
+    """Answer `text` after the path to `tip` in a session ("": after nothing), keeping nothing."""
     row = store.sessions.row(session_id) if session_id else None
-    stored = store.nodes.path(row.tip) if row else []
-    path = [one.node for one in stored]
+    stored = store.nodes.path(tip)
+    path = [stored_node.node for stored_node in stored]
     prompt = system_message(system)
     first = (ChatMessage("system", prompt.text),) if prompt and not path else ()
     question = Node("", None, (path[-1].turn if path else 0) + 1, user_message(text))
@@ -105,16 +111,44 @@ def unsaved_task(
         turn=question.turn,
         messages=first + messages_for_model([*path, question]),
         options=options,
-        journal_tip=row.tip if row else None,
+        journal_tip=tip,
         history_mode=row.history_mode if row else "canonical",
-        num_read_at=num_read_at(stored),
+        num_read_at=_num_read_at(stored),
     )
 
 
-def turn_request(store: SessionStore, task: TurnTask, info: ModelInfo) -> TurnRequest:
-    """What the backend is asked for a task."""
-    journal_tip, num_read = _read_so_far(store, task, info)
-    journal = store.journals.journal(journal_tip, info.tokenizer_id)
+def read_journal(store: SessionStore, task: TurnTask, info: ModelInfo) -> PathJournal:
+    """What is known of the path of a task, its question included: all that a turn reads of it."""
+    is_new = task.question is not None and task.continued is None
+    tip = task.question.seq if task.question is not None and is_new else task.journal_tip
+    return store.journals.along(tip, info.tokenizer_id)
+
+
+def journal_before(task: TurnTask, path: PathJournal) -> PathJournal:
+    """The part of it that the prompt goes on from."""
+    if task.question is None or task.continued is not None:
+        return path
+    return path.without(task.question.seq)
+
+
+def turn_request(
+    store: SessionStore, task: TurnTask, info: ModelInfo, path: PathJournal
+) -> TurnRequest:
+    """What the backend is asked for a task; `path` is from `read_journal`.
+
+    In append mode the prompt goes on from the last answer that was produced: what was read behind
+    it (a question without an answer) is written anew.
+    """
+    before, answers = journal_before(task, path), task.num_read_at
+    answer = before.last_of(answers)
+    journal, num_read = before.ids, 0
+    num_answered = before.lengths[answer] if answer is not None else 0
+    if task.history_mode == "append":
+        journal = before.up_to(answer) if answer is not None else NO_IDS
+        num_read = answers[answer] if answer is not None else 0
+    elif task.journal_tip is None or task.journal_tip in answers:
+        num_answered = len(journal)
+    # Else the model may have been stopped on the way through a question without an answer.
     return TurnRequest(
         turn_id=uuid.uuid4().hex,
         messages=task.messages,
@@ -126,53 +160,27 @@ def turn_request(store: SessionStore, task: TurnTask, info: ModelInfo) -> TurnRe
         previous=_previous_turn(store, task, info),
         history_mode=task.history_mode,
         num_read=num_read,
-        num_answered=_num_answered(store, task, info, journal_tip, journal),
+        num_answered=num_answered,
     )
 
 
 def _previous_turn(store: SessionStore, task: TurnTask, info: ModelInfo) -> PreviousTurn | None:
     namespace = store.answers.last_namespace(task.journal_tip)
-    if namespace is None:
+    if namespace is None and task.left_tip is not None:
         namespace = store.answers.last_namespace(task.left_tip)
     if namespace is None and task.left_cause is None:
         return None
+    left = NO_IDS
+    if task.left_tip is not None:
+        left = store.journals.journal(task.left_tip, info.tokenizer_id)
     return PreviousTurn(
         namespace=namespace.fields if namespace else info.namespace_fields,
         cause=task.left_cause,
-        journal=store.journals.journal(task.left_tip, info.tokenizer_id),
+        journal=left,
     )
 
 
-def _read_so_far(store: SessionStore, task: TurnTask, info: ModelInfo) -> tuple[int | None, int]:
-    """(whose journal the prompt goes on from, how many messages that is known to cover).
-
-    In append mode that is the last answer that was produced: what was read behind it (a question
-    without an answer) is written anew.
-    """
-    if task.history_mode == "canonical":
-        return task.journal_tip, 0
-    path = store.journals.along(task.journal_tip, info.tokenizer_id)
-    answer = path.last_of(task.num_read_at)
-    return answer, task.num_read_at[answer] if answer is not None else 0
-
-
-def _num_answered(
-    store: SessionStore,
-    task: TurnTask,
-    info: ModelInfo,
-    journal_tip: int | None,
-    journal: TokenIds,
-) -> int:
-    """How much of the journal is known to have been read: the model may have been stopped on the
-    way through a question without an answer."""
-    if journal_tip is None or journal_tip in task.num_read_at:
-        return len(journal)
-    path = store.journals.along(journal_tip, info.tokenizer_id)
-    last = path.last_of(task.num_read_at)
-    return path.lengths[last] if last is not None else 0
-
-
-def num_read_at(path: Sequence[StoredNode]) -> dict[int, int]:
+def _num_read_at(path: Sequence[StoredNode]) -> dict[int, int]:
     """For each answer on a path, by node number: how many messages a template gets up to it."""
     counts: dict[int, int] = {}
     num_messages, last = 0, ""

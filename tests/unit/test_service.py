@@ -124,6 +124,30 @@ def test_the_next_turn_continues_the_journal(open_service: Open) -> None:
     assert previous.cause is None
 
 
+def test_a_turn_reads_the_journal_of_its_path_once(open_service: Open) -> None:
+    service = open_service()
+    session = service.create_session(system="Be kind.").session_id
+    statements: list[str] = []
+    with service.store.database.reading() as connection:
+        connection.set_trace_callback(statements.append)
+
+    def num_reads(turn: Iterable[ChatEvent]) -> int:
+        statements.clear()
+        list(turn)
+        assert any("INTO journals" in statement for statement in statements)
+        return sum("JOIN journals" in statement for statement in statements)
+
+    assert num_reads(service.send(session, "one")) == 1
+    assert num_reads(service.send(session, "two")) == 1
+    assert num_reads(service.regenerate(session)) == 1
+    short = TurnOptions(SamplingParams(max_new_tokens=4))
+    assert num_reads(service.send(session, "three", short)) == 1
+    assert num_reads(service.continue_answer(session)) == 1
+    # The line that was left is another path.
+    assert num_reads(service.edit(session, 1, "eins")) == 2
+    assert service.verify() == []
+
+
 def test_another_process_continues_the_same_journal(open_service: Open) -> None:
     service = open_service()
     session = service.create_session("a").session_id

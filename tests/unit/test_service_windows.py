@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from chatcache.backends.base import TextDelta
+from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
-from chatcache.chat.views import ChatEvent
 from chatcache.config import DATABASE_NAME
 from chatcache.errors import NotFoundError
 from tests.fakes import FakeBackend
@@ -39,12 +39,11 @@ def names(service: ChatService) -> list[str]:
     return [one.name for one in service.list_sessions()]
 
 
-def upto_first_word(events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
+def upto_first_word(turn: ChatTurn) -> ChatTurn:
     """Run a turn until it is in the middle of its answer."""
-    for event in events:
-        if isinstance(event, TextDelta):
-            break
-    return events
+    while not isinstance(turn.get(), TextDelta):
+        pass
+    return turn
 
 
 def test_a_turn_goes_on_from_what_its_window_shows(
