@@ -11,9 +11,9 @@ import asyncio
 from chatcache.chat.figures import decode
 from chatcache.chat.views import TranscriptMessage
 from chatcache.errors import ChatcacheError
-from chatcache.frontend.drafts import NEW_CHAT, Drafts
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.options import ChatOptions
+from chatcache.frontend.remembered import NEW_CHAT, Drafts
 from chatcache.tui.hints import hints
 from chatcache.tui.messages import ChatShown
 from chatcache.tui.panel.state import PanelState
