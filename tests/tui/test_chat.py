@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from chatcache.backends.base import TurnRequest
+from chatcache.backends.base import TextDelta, TurnRequest
 from chatcache.errors import ModelLoadError
+from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.composer import Composer
 from chatcache.tui.widgets.notices import Welcome
 from chatcache.tui.widgets.transcript import EarlierTurns
@@ -268,6 +270,31 @@ async def test_what_streams_is_held_while_one_reads_above(bench: Bench, long_cha
         second.open()
         await chat.idle()
         assert chat.answers[-1] == "alpha beta gamma"
+
+
+async def test_a_turn_goes_on_when_a_piece_of_it_cannot_be_shown(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = bench.backend.gate("delta:1")
+    failures: list[RuntimeError] = []
+    write = AnswerMessage.write
+
+    async def fail_once(answer: AnswerMessage, deltas: Sequence[TextDelta]) -> None:
+        if not failures:
+            failures.append(RuntimeError("it cannot be drawn"))
+            raise failures[0]
+        await write(answer, deltas)
+
+    monkeypatch.setattr(AnswerMessage, "write", fail_once)
+    async with bench.run() as chat:
+        await chat.type("Go")
+        await chat.press("enter")
+        await chat.until(lambda: failures and gate.arrived.is_set())
+        assert chat.screen.is_answering
+        gate.open()
+        await chat.idle()
+        assert "should not have" in chat.notices[-1]
+        assert chat.answers == ["You said: Go"]
 
 
 async def test_coming_back_shows_the_last_chat_with_its_figures(bench: Bench) -> None:

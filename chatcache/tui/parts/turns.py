@@ -193,7 +193,11 @@ class Turns:
         while not reading.done():
             await asyncio.wait([reading], timeout=pause)
             began = time.monotonic()
-            await self._show_new(running)
+            try:
+                await self._show_new(running)
+            except Exception as failure:  # what cannot be shown is answered and kept all the same
+                error = as_user_error(failure)
+                await self._stage.show_error(error.message, error.hint)
             # On a slow machine the text comes less often, so that keys have their turn in between.
             pause = max(SHOW_SECONDS, 2 * min(0.5, time.monotonic() - began))
         await reading
