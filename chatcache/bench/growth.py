@@ -20,14 +20,11 @@ from chatcache.backends.base import SamplingParams
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.bench.chart import strip_chart
-from chatcache.bench.conditions import cpu_name
-from chatcache.bench.processes import home_environment
+from chatcache.bench.processes import Terminal, Typist, home_environment
 from chatcache.bench.program import Watch, chat_command, is_ready, prompt_of, send, shape_directory
-from chatcache.bench.report import Say, milliseconds
-from chatcache.bench.result import p99
-from chatcache.bench.run import narrator, scratch
+from chatcache.bench.report import Say, milliseconds, p99
+from chatcache.bench.run import cpu_name, narrator, scratch
 from chatcache.bench.setup import load_models
-from chatcache.bench.terminal import Terminal, Typist
 from chatcache.chat.conversation import Message
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore

@@ -75,8 +75,11 @@ def _verify_words(settings: Settings) -> Sequence[str]:
 
 def _look_at_template(arguments: Namespace) -> tuple[str, str | None] | None:
     """The model in use, and what its template writes that changes by itself; None: a server's."""
-    from chatcache.backends.local.model.resolve import resolve_model
-    from chatcache.backends.local.prompt.template_files import changes_by_itself, read_template
+    from chatcache.backends.local.model.resolve import (
+        changes_by_itself,
+        read_template,
+        resolve_model,
+    )
 
     config = load_settings(options_of(arguments)).config
     model = config.model

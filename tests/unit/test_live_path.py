@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatcache.backends.local.run.forward import Forward, chunks
-from chatcache.backends.local.run.live_path import LivePath
+from chatcache.backends.local.run.live_context import LivePath
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.token_ids import TokenIds
 

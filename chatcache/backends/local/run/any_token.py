@@ -1,4 +1,5 @@
-"""The live context of a model with attention in all layers: a prefix may end after any token."""
+"""The live context of a model with attention in all layers: a prefix may end after any token; in
+some models only up to a length."""
 
 from __future__ import annotations
 
@@ -9,8 +10,13 @@ from itertools import pairwise
 import torch
 
 from chatcache.backends.local.run.forward import chunks
-from chatcache.backends.local.run.live_context import LiveContext, Reuse, estimate_cost
-from chatcache.backends.local.run.live_path import LivePath, PrefillStep
+from chatcache.backends.local.run.live_context import (
+    LiveContext,
+    LivePath,
+    PrefillStep,
+    Reuse,
+    estimate_cost,
+)
 from chatcache.cache.book.entries import Lease
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
@@ -81,7 +87,7 @@ class AnyTokenContext(LiveContext):
         )
 
     def start_cold(self) -> None:
-        self.path.start_cold()
+        super().start_cold()
         self.is_reusing = False
 
     def prefill(
@@ -164,3 +170,76 @@ def _with_short_ends(ends: Sequence[int]) -> list[int]:
         if stop - start >= MIN_LENT_TOKENS + _SHORT_END
     ]
     return sorted({*ends, *cuts})
+
+
+class LengthBoundContext(LiveContext):
+    """For a model whose rotary embedding changes with the length of the prompt.
+
+    Up to `max_tokens` it is one embedding, behind that another one (longrope, dynamic scaling):
+    transformers then rotates new keys differently and leaves the old ones as they were, which is
+    silently wrong. So K and V are kept and reused up to there, by `within`; what grows beyond is
+    computed anew, in one piece, when it crosses.
+    """
+
+    def __init__(self, within: AnyTokenContext, max_tokens: int):
+        super().__init__(within.path, within.prefixes, within.rates)
+        self._within = within
+        self._max_tokens = max_tokens
+        self._decoded: list[int] = []  # behind the prompt, since the last prefill
+        self._is_beyond = False
+
+    def reuse(self, ids: TokenIds, limit: int) -> Reuse:
+        if self._is_beyond:
+            self.forget()
+        if len(ids) > self._max_tokens:
+            self.start_cold()
+            return Reuse(0)
+        self._is_beyond = False
+        return self._within.reuse(ids, limit)
+
+    def start_cold(self) -> None:
+        self._within.start_cold()
+        self._is_beyond = False
+
+    def prefill(
+        self, ids: TokenIds, start: int, chunk: int | None = None, stops: Sequence[int] = ()
+    ) -> Iterator[PrefillStep]:
+        self._decoded.clear()
+        self._is_beyond = len(ids) > self._max_tokens
+        if not self._is_beyond:
+            yield from self._within.prefill(ids, start, chunk, stops)
+            return
+        began = time.perf_counter()
+        if start:
+            self._within.start_cold()
+        for step in self.path.run(ids, [(0, len(ids))]):
+            if chunk is None:
+                self.rates.note_prefill(len(ids), time.perf_counter() - began)
+            yield step
+
+    def step(self, token_id: int, position: int) -> torch.Tensor:
+        if self._is_beyond or position < self._max_tokens:
+            self._decoded.append(token_id)
+            return self.path.forward(self.path.kv, [token_id], position)
+        return self._cross(token_id)
+
+    def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
+        """Nothing is kept of a path that has crossed: what came before was kept as it crossed."""
+        if self._is_beyond:
+            self.start_cold()
+            return 0
+        return self._within.commit(ids, boundaries)
+
+    def estimate(self, ids: TokenIds) -> CostEstimate:
+        return self._within.estimate(ids)
+
+    def _cross(self, token_id: int) -> torch.Tensor:
+        """Keep what is live, then compute all of it again with the embedding of long prompts."""
+        path = self.path
+        num_prompt = len(path.ids)
+        ids = path.ids + TokenIds([*self._decoded, token_id])
+        if self._within.is_reusing:
+            self._within.commit(ids[:-1], [num_prompt, len(ids) - 1])
+        self._within.start_cold()
+        self._is_beyond = True
+        return path.forward(path.kv, ids, 0)

@@ -14,8 +14,13 @@ from dataclasses import replace
 import torch
 
 from chatcache.backends.local.run.forward import chunks
-from chatcache.backends.local.run.live_context import LiveContext, Reuse, estimate_cost
-from chatcache.backends.local.run.live_path import LivePath, PrefillStep
+from chatcache.backends.local.run.live_context import (
+    LiveContext,
+    LivePath,
+    PrefillStep,
+    Reuse,
+    estimate_cost,
+)
 from chatcache.cache.book.rates import CLEARLY_DEARER, RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.blocks import TensorBlock
@@ -71,9 +76,6 @@ class CheckpointContext(LiveContext):
             return Reuse(0, num_matched=reuse.num_matched, seconds=seconds, declined=declined)
         return replace(reuse, seconds=seconds)
 
-    def start_cold(self) -> None:
-        self.path.start_cold()
-
     def prefill(
         self, ids: TokenIds, start: int, chunk: int | None = None, stops: Sequence[int] = ()
     ) -> Iterator[PrefillStep]:
@@ -90,7 +92,7 @@ class CheckpointContext(LiveContext):
                     self.rates.note_prefill(len(ids) - start, time.perf_counter() - began)
                 yield step
         except Exception:
-            self._tear()
+            self.path.kv.is_torn = True  # some layers' states have moved on and others have not
             raise
 
     def step(self, token_id: int, position: int) -> torch.Tensor:
@@ -99,7 +101,7 @@ class CheckpointContext(LiveContext):
         try:
             logits = path.forward(path.kv, [token_id], position)
         except Exception:
-            self._tear()
+            self.path.kv.is_torn = True  # some layers' states have moved on and others have not
             raise
         seconds = time.perf_counter() - began
         before = self._step_seconds
@@ -187,7 +189,3 @@ class CheckpointContext(LiveContext):
         kv, live = self.path.kv, self.path.common_prefix(ids)
         is_whole = live == kv.num_tokens and not kv.is_torn
         return live if is_whole and live <= limit else 0
-
-    def _tear(self) -> None:
-        """The model failed half-way: some layers' states have moved on and others have not."""
-        self.path.kv.is_torn = True

@@ -60,16 +60,12 @@ def memory_for(num_tokens: int) -> Iterator[None]:
     """Where memory may run out. Raises UnavailableError then, with what helps."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(num_tokens) from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "out of memory" in str(error):
-            raise _out_of_memory(num_tokens) from error
-        raise
-
-
-def _out_of_memory(num_tokens: int) -> UnavailableError:
-    return UnavailableError(
-        f"There is not enough memory for a context of {num_tokens:,} tokens.",
-        "Shorten the conversation, use a smaller model, or choose --dtype bfloat16.",
-    )
+    except (MemoryError, RuntimeError) as error:
+        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        words = str(error)
+        if not (is_memory or "not enough memory" in words or "out of memory" in words):
+            raise
+        raise UnavailableError(
+            f"There is not enough memory for a context of {num_tokens:,} tokens.",
+            "Shorten the conversation, use a smaller model, or choose --dtype bfloat16.",
+        ) from error

@@ -3,8 +3,8 @@
 A kind of cut says where a restored prefix may end (`model/cut_policy.py`), and with it how a path
 is reused, computed and kept. Each kind is a class of its own on a `LivePath` and a `PrefixCache`:
 
-    any_token.py     attention in all layers: a prefix may end after any token
-    length_bound.py  the same, up to the length at which the rotary embedding changes
+    any_token.py     attention in all layers: a prefix may end after any token, or after any up to
+                     the length at which the rotary embedding changes
     checkpoints.py   recurrent or convolution states: it ends where a checkpoint was taken
     whole_prompt.py  nothing is reused
 
@@ -15,16 +15,82 @@ like a turn does, so what is measured is what people get.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from chatcache.backends.local.run.live_path import LivePath, PrefillStep
+from chatcache.backends.local.run.forward import Forward, memory_for
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.views import CostEstimate
-from chatcache.token_ids import TokenIds
+from chatcache.token_ids import NO_IDS, TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillStep:
+    """`done` prompt tokens are in the KV; `logits` `[1, vocab]` are those behind the last."""
+
+    done: int
+    logits: torch.Tensor
+
+
+class LivePath:
+    """One path at a time. Not thread-safe: it belongs to the engine's main thread.
+
+    `ids`: whose K and V are live. Tokens of an answer join them when the answer is committed.
+    `num_kept`: how many leading tokens were restored or committed, so that segments held them; what
+    is behind was computed ahead of a turn, and no segment has it.
+    `computed_from`: the first position that was computed since the last reuse. A commit writes what
+    is there and behind in one piece, also where segments of another path hold its first tokens,
+    and nothing of what comes before.
+    """
+
+    def __init__(self, forward: Forward, kv: LiveKV):
+        self.forward = forward
+        self.kv = kv
+        self.ids = NO_IDS
+        self.num_kept = 0
+        self.computed_from = 0
+
+    def common_prefix(self, ids: TokenIds) -> int:
+        """How many leading ids are live already."""
+        return self.ids.common_prefix(ids)
+
+    def hold(self, ids: TokenIds, num_tokens: int) -> None:
+        """The live tokens are the first `num_tokens` of `ids` from now on; others are cut off."""
+        self.kv.truncate(num_tokens)
+        self.ids = ids[:num_tokens]
+        self.num_kept = min(self.num_kept, num_tokens)
+
+    def forget(self) -> None:
+        self.hold(NO_IDS, 0)
+
+    def forget_unsettled(self) -> None:
+        """Forget what is live where segments keep other bits of it (int8): the next turn restores
+        those, as a later resume would."""
+        if self.kv.num_settled < self.num_kept:
+            self.forget()
+
+    def start_cold(self) -> None:
+        """Forget what is live; all that is computed from now on is new."""
+        self.forget()
+        self.computed_from = 0
+
+    def reserve(self, num_tokens: int) -> None:
+        """Raises UnavailableError when there is no memory for as many."""
+        with memory_for(num_tokens):
+            self.kv.reserve(num_tokens)
+
+    def run(self, ids: TokenIds, pieces: Iterable[tuple[int, int]]) -> Iterator[PrefillStep]:
+        """Compute pieces of `ids`, each behind what is live; the caller may stop in between."""
+        self.reserve(len(ids))
+        for begin, end in pieces:
+            logits = self.forward(self.kv, ids[begin:end], begin)
+            self.kv.note_computed(end)
+            self.ids = ids[:end]
+            yield PrefillStep(end, logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +128,9 @@ class LiveContext(ABC):
         Only what differs from what is live already is moved.
         """
 
-    @abstractmethod
     def start_cold(self) -> None:
         """Forget what is live: all of the next prompt is computed."""
+        self.path.start_cold()
 
     @abstractmethod
     def prefill(

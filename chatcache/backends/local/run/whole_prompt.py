@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import DynamicCache, PreTrainedConfig
 
-from chatcache.backends.local.run.live_context import LiveContext, Reuse
-from chatcache.backends.local.run.live_path import LivePath, PrefillStep
+from chatcache.backends.local.run.live_context import LiveContext, LivePath, PrefillStep, Reuse
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.views import CostEstimate
