@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 PRIVATE = 0o600
+_TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+")
 
 
 @contextlib.contextmanager
@@ -46,6 +48,25 @@ def write_atomically(
     """Put `content` in the place of a file. Raises OSError."""
     with replacing(path, is_durable=is_durable, mode=mode) as file:
         file.write(content)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what processes that no longer run have left in a directory. Raises OSError."""
+    for name in os.listdir(directory):  # noqa: PTH208 - there may be many
+        match = name.startswith(".") and _TEMPORARY.fullmatch(name)
+        if match and not _is_running(int(match[1])):
+            with contextlib.suppress(OSError):
+                (directory / name).unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def sync_directory(directory: Path) -> None:

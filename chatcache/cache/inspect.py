@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from chatcache.atomic_write import remove_leftovers
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.files.names import id_of
@@ -163,7 +164,7 @@ class CacheInspector:
         for store in namespaces(self.cache_dir):
             store.forget_deleted()
             with contextlib.suppress(OSError):
-                store.remove_leftovers()
+                remove_leftovers(store.directory)
         return removed
 
     def orphans(self) -> list[Path]:

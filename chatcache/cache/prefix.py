@@ -26,7 +26,7 @@ from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.book.radix import MatchResult
 from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.files.ownership import check_owner
-from chatcache.cache.files.store import DamagedFile
+from chatcache.cache.files.store import LostSegment
 from chatcache.cache.segments import Block, KVSink, Span
 from chatcache.cache.tiers.attacher import Attacher
 from chatcache.cache.tiers.disk import DiskTier
@@ -78,13 +78,13 @@ class PrefixCache:
         self._lifetimes = Lifetimes(self._book, self._disk, self._spiller, *common)
 
     @property
-    def damaged(self) -> list[DamagedFile]:
+    def damaged(self) -> list[LostSegment]:
         """What was found damaged and set aside, to explain a miss by it."""
         with self._book.lock:
             return list(self._notices.damaged)
 
     @property
-    def expired(self) -> list[DamagedFile]:
+    def expired(self) -> list[LostSegment]:
         """What was given up because its time to live was over, to explain a miss by it."""
         with self._book.lock:
             return list(self._notices.expired)
@@ -392,6 +392,6 @@ class PrefixCache:
                 self._disk.store.index.remove([entry.segment_id])  # it is not looked for again
             else:
                 self._disk.set_aside(
-                    DamagedFile(entry.segment_id, entry.start, entry.stop, problem, damaged_inode)
+                    LostSegment(entry.segment_id, entry.start, entry.stop, problem, damaged_inode)
                 )
             self._book.remove(entry)

@@ -13,22 +13,18 @@ from dataclasses import dataclass, replace
 
 from chatcache.backends.base import (
     Backend,
-    ChatMessage,
     IdleKind,
     ModelInfo,
     Prepare,
 )
-from chatcache.chat.conversation import Node, messages_for_model
 from chatcache.chat.finished import stable_part
 from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import (
     TurnOptions,
     TurnTask,
-    num_read_at,
     read_journal,
-    system_message,
     turn_request,
-    user_message,
+    unsaved_task,
 )
 from chatcache.errors import ChatcacheError
 
@@ -45,7 +41,7 @@ class IdleOptions:
 ALL_IDLE_WORK = IdleOptions()
 
 
-class IdleWork:
+class TurnPreparer:
     """Idle work on the sessions of one service. Every method may be called from any thread."""
 
     def __init__(
@@ -106,22 +102,9 @@ class IdleWork:
         self, session_id: str, text: str, think: bool | None, system: str | None
     ) -> TurnTask | None:
         """The turn that would be asked if `text` were sent now; None when it cannot be known."""
-        row = self._store.sessions.row(session_id) if session_id else None
         tip = self._seen_tip(session_id) if session_id else None
-        stored = self._store.nodes.path(tip)
-        path = [one.node for one in stored]
-        if path and path[-1].role == "user" and not text:
+        if tip is not None and not text and self._store.nodes.get(tip).node.role == "user":
             return None
-        prompt = system_message(system) if row is None else None
-        first = (ChatMessage("system", prompt.text),) if prompt else ()
-        message = Node("", None, (path[-1].turn if path else 0) + 1, user_message(text))
-        return TurnTask(
-            session_id=session_id,
-            session_name=row.name if row else "",
-            turn=message.turn,
-            messages=first + messages_for_model([*path, message]),
-            options=TurnOptions(think=think),
-            journal_tip=tip,
-            history_mode=row.history_mode if row else "canonical",
-            num_read_at=num_read_at(stored),
-        )
+        options = TurnOptions(think=think)
+        system = None if session_id else system
+        return unsaved_task(self._store, session_id, tip, text, options, system)

@@ -16,7 +16,7 @@ from chatcache.chat.chat_turn import ChatTurn, RunningTurns
 from chatcache.chat.conversation import check_turn, clean_text
 from chatcache.chat.costs import CostBook, OfflineCost
 from chatcache.chat.forget import Doomed, ForgetKV
-from chatcache.chat.idle import ALL_IDLE_WORK, IdleOptions, IdleWork
+from chatcache.chat.idle import ALL_IDLE_WORK, IdleOptions, TurnPreparer
 from chatcache.chat.node_table import StoredNode
 from chatcache.chat.recall import Recall
 from chatcache.chat.search import search
@@ -65,7 +65,7 @@ class ChatService:
         self.tree = TreeKeeper(store, self._costs, forget_kv, self._seen)
         self.recall = Recall(store.database)
         self._turns = RunningTurns(self._seen)
-        self.idle = IdleWork(store, backend, self._seen_tip, idle)
+        self.idle = TurnPreparer(store, backend, self._seen_tip, idle)
 
     @property
     def backend(self) -> Backend | None:
@@ -230,7 +230,8 @@ class ChatService:
 
     def costs(self, session_ids: Sequence[str]) -> list[CostEstimate | None]:
         """What continuing each session would cost; None where nothing is known."""
-        return self._costs.of_tips([self._store.sessions.tip(one) for one in session_ids])
+        tips = [self._store.sessions.tip(session_id) for session_id in session_ids]
+        return self._costs.of_tips(tips)
 
     # Turns
 
@@ -250,7 +251,8 @@ class ChatService:
         """
         backend, text = self._need_backend(), clean_text(text)
         if not save:
-            task = unsaved_task(self._store, session_id, text, options, system)
+            tip = self._store.sessions.tip(session_id) if session_id else None
+            task = unsaved_task(self._store, session_id, tip, text, options, system)
             return self._turn(backend, lambda: task)
         self._store.sessions.row(session_id)
 

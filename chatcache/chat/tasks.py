@@ -86,17 +86,22 @@ def answer_task(
         left_tip=row.left_tip,
         left_cause=row.left_cause,
         history_mode=row.history_mode,
-        num_read_at=num_read_at(path),
+        num_read_at=_num_read_at(path),
     )
 
 
 def unsaved_task(
-    store: SessionStore, session_id: str, text: str, options: TurnOptions, system: str | None
+    store: SessionStore,
+    session_id: str,
+    tip: int | None,
+    text: str,
+    options: TurnOptions,
+    system: str | None,
 ) -> TurnTask:
-    """Answer `text` after the path of a session ("": after nothing), keeping nothing."""
+    """Answer `text` after the path to `tip` in a session ("": after nothing), keeping nothing."""
     row = store.sessions.row(session_id) if session_id else None
-    stored = store.nodes.path(row.tip) if row else []
-    path = [one.node for one in stored]
+    stored = store.nodes.path(tip)
+    path = [stored_node.node for stored_node in stored]
     prompt = system_message(system)
     first = (ChatMessage("system", prompt.text),) if prompt and not path else ()
     question = Node("", None, (path[-1].turn if path else 0) + 1, user_message(text))
@@ -106,9 +111,9 @@ def unsaved_task(
         turn=question.turn,
         messages=first + messages_for_model([*path, question]),
         options=options,
-        journal_tip=row.tip if row else None,
+        journal_tip=tip,
         history_mode=row.history_mode if row else "canonical",
-        num_read_at=num_read_at(stored),
+        num_read_at=_num_read_at(stored),
     )
 
 
@@ -175,7 +180,7 @@ def _previous_turn(store: SessionStore, task: TurnTask, info: ModelInfo) -> Prev
     )
 
 
-def num_read_at(path: Sequence[StoredNode]) -> dict[int, int]:
+def _num_read_at(path: Sequence[StoredNode]) -> dict[int, int]:
     """For each answer on a path, by node number: how many messages a template gets up to it."""
     counts: dict[int, int] = {}
     num_messages, last = 0, ""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chatcache.backends.base import Prepare, Prepared
-from chatcache.chat.idle import IdleOptions, IdleWork
+from chatcache.chat.idle import IdleOptions, TurnPreparer
 from chatcache.tui.panel.drawing import lines
 from chatcache.tui.panel.idle_totals import IdleTotals
 from chatcache.tui.panel.state import PanelState
@@ -172,7 +172,7 @@ async def test_switched_off_means_that_nothing_is_asked(bench: Bench) -> None:
     def without() -> Any:
         made = service()
         off = IdleOptions(next_turn=False, draft=False, restore=False)
-        made.idle = IdleWork(made.store, made.backend, lambda session_id: None, off)
+        made.idle = TurnPreparer(made.store, made.backend, lambda session_id: None, off)
         return made
 
     bench.service = without  # type: ignore[method-assign]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from chatcache.atomic_write import replacing, write_atomically
+from chatcache.atomic_write import remove_leftovers, replacing, write_atomically
 
 
 @pytest.fixture
@@ -59,3 +60,11 @@ def test_only_the_owner_reads_it_unless_another_mode_is_asked_for(path: Path) ->
 def test_where_no_file_can_be_written_that_is_said(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         write_atomically(tmp_path / "missing" / "file", b"")
+
+
+def test_leftovers_are_removed_unless_their_process_runs(path: Path) -> None:
+    kept = [f".tmp-{os.getpid()}-abc", ".tmp-words", "tmp-999999999-abc", "file"]
+    for name in [*kept, ".tmp-999999999-abc123"]:
+        path.with_name(name).touch()
+    remove_leftovers(path.parent)
+    assert {found.name for found in path.parent.iterdir()} == set(kept)

@@ -121,10 +121,12 @@ def test_segments_of_another_user_are_not_read_and_none_are_left_there(
     bench.turn(SYSTEM, HELLO, HI)
     bench.close()
     before = {path: path.read_bytes() for path in bench.files()}
+    shutil.copytree(bench.files()[0].parent, bench.files()[0].parent.with_name("elsewhere"))
     somebody_else()
     bench.reopen()
     assert bench.turn(SYSTEM, HELLO, HI) == 0
     assert bench.turn(SYSTEM, HELLO, HI, "?", "!") == len(SYSTEM + HELLO + HI)
+    assert bench.cache.use()[1].num_bytes == 0
     bench.close()
     (warning,) = [text for kind, text in bench.events if kind == "warning"]
     assert "belongs to another user" in warning

@@ -9,7 +9,7 @@ import pytest
 from chatcache.backends.base import PreviousTurn
 from chatcache.backends.local.run.reasons import TurnFacts, explain
 from chatcache.cache.book.namespace import chain_digest, explain_change, namespace_id
-from chatcache.cache.files.store import DamagedFile
+from chatcache.cache.files.store import LostSegment
 from chatcache.token_ids import TokenIds
 
 NAMESPACE = "ns"
@@ -18,7 +18,7 @@ IDS = TokenIds(range(100))
 FACTS = TurnFacts(prompt_ids=IDS, reused=80, keep=80, num_journal=80)
 
 
-def reason(facts: TurnFacts, damaged: tuple[DamagedFile, ...] = ()) -> tuple[str, str]:
+def reason(facts: TurnFacts, damaged: tuple[LostSegment, ...] = ()) -> tuple[str, str]:
     found = explain(facts, NAMESPACE, FIELDS, damaged)
     assert found.detail
     return found.outcome, found.reason
@@ -59,7 +59,7 @@ def test_what_was_never_read_was_not_evicted() -> None:
 
 def test_damage_is_told_apart_from_eviction() -> None:
     segment_id = chain_digest(NAMESPACE, 30, IDS[:60])
-    damaged = DamagedFile(segment_id, 30, 60, "flipped")
+    damaged = LostSegment(segment_id, 30, 60, "flipped")
     facts = replace(FACTS, reused=30)
     assert reason(facts, (damaged,)) == ("partial", "corrupt")
     assert reason(facts, (replace(damaged, segment_id="0" * 32),)) == ("partial", "evicted")
@@ -68,7 +68,7 @@ def test_damage_is_told_apart_from_eviction() -> None:
 
 def test_what_was_not_used_in_time_has_expired() -> None:
     segment_id = chain_digest(NAMESPACE, 30, IDS[:60])
-    late = DamagedFile(segment_id, 30, 60, "was not used within its time to live")
+    late = LostSegment(segment_id, 30, 60, "was not used within its time to live")
     found = explain(replace(FACTS, reused=30), NAMESPACE, FIELDS, expired=[late])
     assert (found.outcome, found.reason) == ("partial", "expired")
 

@@ -116,14 +116,13 @@ class SegmentIndex:
         finally:
             self.close()
 
-    def retain(self, segment_ids: Iterable[str]) -> None:
-        """Forget all but these, also in the file: what was deleted must not be read there."""
-        self._remove_files(_OLD_NAME)
-        if not self._path.exists():
-            return
-        with self.opened(is_writing=True):
-            self.remove(self.parents().keys() - set(segment_ids))
-            self._ask("PRAGMA wal_checkpoint(TRUNCATE)")
+    def exists(self) -> bool:
+        """Whether there is a file, of this version or an earlier one."""
+        return self._path.exists() or self._path.with_name(_OLD_NAME).exists()
+
+    def purge(self) -> None:
+        """Let nothing of what was removed be left in the files, not even in the log."""
+        self._ask("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def has_news(self) -> bool:
         """Whether other processes have changed something since it was asked last."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from chatcache.atomic_write import replacing, write_atomically
+from chatcache.atomic_write import remove_leftovers, replacing, write_atomically
 from chatcache.cache.files.index import IndexRow, SegmentIndex
 from chatcache.cache.files.names import Named, file_name, id_of, is_file_name, parse_name
 from chatcache.cache.files.pace import Pace
@@ -40,12 +39,11 @@ from chatcache.cache.files.segfile import (
 )
 from chatcache.cache.segments import TensorSource
 
-_TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+")
-
 
 @dataclass(frozen=True, slots=True)
-class DamagedFile:
-    """A file that cannot be used. `start` and `stop` are from its name, which may be a lie."""
+class LostSegment:
+    """A segment that cannot be used any more, and why. `start` and `stop` may be from the name of
+    its file, which may be a lie; `inode` tells the file that was found damaged."""
 
     segment_id: str
     start: int
@@ -93,7 +91,7 @@ class SegmentStore:
         self._fields = fields
         for directory in (self.directory.parent, self.directory):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.remove_leftovers()
+        remove_leftovers(self.directory)
         path = self.directory / "namespace.json"
         if not path.exists():
             content = json.dumps(dict(fields), indent=1, sort_keys=True)
@@ -112,26 +110,30 @@ class SegmentStore:
             return {}
         return {str(key): str(value) for key, value in loaded.items()}
 
-    def bring_index_up_to_date(self) -> list[DamagedFile]:
+    def bring_index_up_to_date(self) -> list[LostSegment]:
         """Note what is in the directory and not in the index, and the other way round. Returns what
         is damaged."""
-        known = self.index.parents().keys()
+        known = self.index.parents().keys()  # before the names: a row comes after its file
         there = {id_of(name): name for name in self.names()}
         loaded = [self.load(name) for segment_id, name in there.items() if segment_id not in known]
         if new := [found.row for found in loaded if isinstance(found, StoredSegment)]:
             self.index.add(new)
         if gone := known - there.keys():
             self.index.remove(gone)
-        return [found for found in loaded if isinstance(found, DamagedFile)]
+        return [found for found in loaded if isinstance(found, LostSegment)]
 
     def forget_deleted(self) -> None:
         """Let the index forget what somebody has deleted, the ids of a deleted chat above all."""
-        self.index.retain(map(id_of, self.names()))
+        if self.index.exists():
+            with self.index.opened(is_writing=True) as index:
+                known = index.parents().keys()  # before the names: a row comes after its file
+                index.remove(known - set(map(id_of, self.names())))
+                index.purge()
 
-    def scan(self) -> tuple[list[StoredSegment], list[DamagedFile]]:
+    def scan(self) -> tuple[list[StoredSegment], list[LostSegment]]:
         """Read every header. Nothing is changed: the caller decides about what is damaged."""
         found: list[StoredSegment] = []
-        damaged: list[DamagedFile] = []
+        damaged: list[LostSegment] = []
         for name in sorted(self.names()):
             loaded = self.load(name)
             if isinstance(loaded, StoredSegment):
@@ -146,7 +148,7 @@ class SegmentStore:
         sound = (found for found in loaded if isinstance(found, StoredSegment))
         return any(found.header.has_states for found in islice(sound, 1))
 
-    def load(self, name: str) -> StoredSegment | DamagedFile | None:
+    def load(self, name: str) -> StoredSegment | LostSegment | None:
         """Read the header of a file; None if it is gone, or of a format of the future."""
         path = self.directory / name
         inode = inode_of(path)
@@ -213,7 +215,7 @@ class SegmentStore:
         except OSError:
             self.delete(path)
 
-    def quarantined(self) -> list[DamagedFile]:
+    def quarantined(self) -> list[LostSegment]:
         """What was set aside from this namespace, to explain a miss by it."""
         names = filter(is_file_name, self._quarantine.names(self.namespace))
         return [_damaged(name, "was damaged and has been set aside") for name in names]
@@ -244,14 +246,6 @@ class SegmentStore:
             return StoredSegment(header, path, status.st_mtime, status.st_ino)
         except OSError as error:
             raise SegmentMissingError(str(error)) from error
-
-    def remove_leftovers(self) -> None:
-        """Temporary files of processes that no longer run."""
-        for name in os.listdir(self.directory):  # noqa: PTH208 - there are many
-            match = name.startswith(".") and _TEMPORARY.fullmatch(name)
-            if match and not _is_running(int(match[1])):
-                with contextlib.suppress(OSError):
-                    (self.directory / name).unlink()
 
 
 def namespaces(cache_dir: Path) -> list[SegmentStore]:
@@ -284,16 +278,6 @@ def inode_of(path: Path) -> int:
         return 0
 
 
-def _damaged(name: str, problem: str, inode: int = 0) -> DamagedFile:
+def _damaged(name: str, problem: str, inode: int = 0) -> LostSegment:
     start, stop, segment_id = parse_name(name)
-    return DamagedFile(segment_id, start, stop, problem, inode)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return LostSegment(segment_id, start, stop, problem, inode)

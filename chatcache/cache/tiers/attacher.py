@@ -19,7 +19,7 @@ from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.files.index import IndexRow
 from chatcache.cache.files.names import file_name
-from chatcache.cache.files.store import DamagedFile, StoredSegment
+from chatcache.cache.files.store import LostSegment, StoredSegment
 from chatcache.cache.tiers.disk import DiskTier
 from chatcache.token_ids import TokenIds
 
@@ -97,7 +97,7 @@ class Attacher:
         not what its id says. Returns whether there is another row of it now."""
         self._index.remove([row.segment_id])
         loaded = self._store.load(file_name(row))
-        if isinstance(loaded, DamagedFile):
+        if isinstance(loaded, LostSegment):
             self._disk.set_aside(loaded)
         elif loaded is not None and loaded.row == row:
             self._disk.set_aside(_contradiction(loaded))
@@ -107,7 +107,7 @@ class Attacher:
         return False
 
 
-def contradictions(namespace: str, found: Sequence[StoredSegment]) -> list[DamagedFile]:
+def contradictions(namespace: str, found: Sequence[StoredSegment]) -> list[LostSegment]:
     """The segments whose id is not the digest of their path. What builds on one that is missing
     or wrong has no path, and is not judged."""
     children: dict[str | None, list[StoredSegment]] = {}
@@ -115,7 +115,7 @@ def contradictions(namespace: str, found: Sequence[StoredSegment]) -> list[Damag
         header = stored.header
         parent_id = None if header.start == 0 else header.parent_id or ""
         children.setdefault(parent_id, []).append(stored)
-    broken: list[DamagedFile] = []
+    broken: list[LostSegment] = []
     paths: list[tuple[str | None, TokenIds]] = [(None, TokenIds())]
     while paths:
         parent_id, above = paths.pop()
@@ -131,6 +131,6 @@ def contradictions(namespace: str, found: Sequence[StoredSegment]) -> list[Damag
     return broken
 
 
-def _contradiction(stored: StoredSegment) -> DamagedFile:
+def _contradiction(stored: StoredSegment) -> LostSegment:
     header = stored.header
-    return DamagedFile(header.segment_id, header.start, header.stop, _NOT_ITS_ID, stored.inode)
+    return LostSegment(header.segment_id, header.start, header.stop, _NOT_ITS_ID, stored.inode)

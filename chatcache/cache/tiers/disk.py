@@ -20,8 +20,8 @@ from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.files.names import parse_name
 from chatcache.cache.files.pins import PinBook
 from chatcache.cache.files.store import (
-    DamagedFile,
     FileStamp,
+    LostSegment,
     SegmentStore,
     StoredSegment,
     namespaces,
@@ -98,7 +98,8 @@ class DiskTier:
     def num_bytes(self) -> int:
         """What all namespaces take, as far as this process knows."""
         if self._bytes_elsewhere is None:
-            self._bytes_elsewhere = sum(map(_bytes_in, self._other_stores()))
+            others = self._other_stores() if self.is_reading else []
+            self._bytes_elsewhere = sum(map(_bytes_in, others))
         return self._bytes_elsewhere + self.store.index.totals()[1]
 
     # segments of the book
@@ -123,7 +124,7 @@ class DiskTier:
         self.store.index.remove([entry.segment_id])
         entry.path, entry.disk_bytes = None, 0
 
-    def set_aside(self, file: DamagedFile) -> None:
+    def set_aside(self, file: LostSegment) -> None:
         """Remember a damaged file, and move it where it is not read again."""
         self._notices.damaged.append(file)
         self.store.index.remove([file.segment_id])

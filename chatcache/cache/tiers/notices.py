@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from chatcache import formatting
 from chatcache.cache.files.names import Named
-from chatcache.cache.files.store import DamagedFile
+from chatcache.cache.files.store import LostSegment
 
 _MAX_REMEMBERED = 1000
 _EXPIRED = "was not used within its time to live"
@@ -18,8 +18,8 @@ class Notices:
 
     def __init__(self, tell: Callable[[str, str], None]):
         self.tell = tell
-        self.damaged: list[DamagedFile] = []
-        self.expired: deque[DamagedFile] = deque(maxlen=_MAX_REMEMBERED)
+        self.damaged: list[LostSegment] = []
+        self.expired: deque[LostSegment] = deque(maxlen=_MAX_REMEMBERED)
         self._warned: set[str] = set()
 
     def warn(self, text: str) -> None:
@@ -35,7 +35,7 @@ class Notices:
         self._warned.discard(topic)
 
     def note_expired(self, segment: Named) -> None:
-        file = DamagedFile(segment.segment_id, segment.start, segment.stop, _EXPIRED)
+        file = LostSegment(segment.segment_id, segment.start, segment.stop, _EXPIRED)
         self.expired.append(file)
 
     def tell_evicted(self, lengths: Collection[int], where: str, *, is_expired: bool) -> None:

@@ -46,7 +46,6 @@ from chatcache.backends.local.engine.wire import (
     SpillAll,
     StopTurn,
     portable,
-    portable_event,
 )
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.token_ids import TokenIds
@@ -63,7 +62,8 @@ class Runner(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
-    def run(self, request: TurnRequest, stop: threading.Event) -> Iterator[TurnEvent]: ...
+    def run(self, request: TurnRequest, stop: threading.Event) -> Iterator[TurnEvent]:
+        """The events of a turn; the error of a TurnFailed is a ChatcacheError."""
 
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]: ...
 
@@ -127,7 +127,7 @@ class EngineServer:
         is_ended = False
         try:
             for event in runner.run(request, stop):
-                self._send(portable_event(event))
+                self._send(event)
                 is_ended = isinstance(event, (TurnFinished, TurnFailed))
                 self._answer_questions(runner)
         except Exception as error:

@@ -16,7 +16,6 @@ from chatcache.backends.base import (
     CostEstimate,
     Prepare,
     TurnEvent,
-    TurnFailed,
     TurnRequest,
 )
 from chatcache.errors import ChatcacheError, UnavailableError
@@ -125,10 +124,3 @@ def portable(error: Exception) -> Exception:
     if isinstance(error, ChatcacheError):
         return error
     return UnavailableError(f"The engine failed: {type(error).__name__}: {error}")
-
-
-def portable_event(event: TurnEvent) -> TurnEvent:
-    """A turn event that surely crosses the channel."""
-    if isinstance(event, TurnFailed):
-        return TurnFailed(event.turn_id, portable(event.error), event.partial)
-    return event

@@ -16,7 +16,7 @@ from chatcache.backends.local.model.cut_policy import CutPolicy
 from chatcache.backends.local.run.idle import IdleWork
 from chatcache.backends.local.run.turn import Explanation, TurnState
 from chatcache.cache.book.namespace import chain_digest, explain_change, is_approximate
-from chatcache.cache.files.store import DamagedFile
+from chatcache.cache.files.store import LostSegment
 from chatcache.cache.prefix import PrefixCache
 from chatcache.formatting import plural
 from chatcache.token_ids import TokenIds
@@ -63,8 +63,8 @@ def explain(
     facts: TurnFacts,
     namespace: str,
     fields: Mapping[str, str],
-    damaged: Sequence[DamagedFile] = (),
-    expired: Sequence[DamagedFile] = (),
+    damaged: Sequence[LostSegment] = (),
+    expired: Sequence[LostSegment] = (),
 ) -> Explanation:
     """The explanation of a turn that ran in `namespace`, which stands for `fields`."""
     outcome: Outcome = "partial" if facts.reused else "miss"
@@ -136,8 +136,8 @@ def _changed_path(facts: TurnFacts) -> tuple[Reason, str] | None:
 def _lost(
     facts: TurnFacts,
     namespace: str,
-    damaged: Sequence[DamagedFile],
-    expired: Sequence[DamagedFile],
+    damaged: Sequence[LostSegment],
+    expired: Sequence[LostSegment],
 ) -> tuple[Reason, str] | None:
     """The history promised more than was reused: the cache lost it, or a cut did not pay."""
     if facts.reused >= facts.expected:
@@ -161,7 +161,7 @@ def _lost(
     return "evicted", f"the cache no longer holds the history {where}"
 
 
-def _covers(file: DamagedFile, facts: TurnFacts, namespace: str) -> bool:
+def _covers(file: LostSegment, facts: TurnFacts, namespace: str) -> bool:
     """Whether a damaged file is the one that is missing. Its id covers its ids, so this is exact
     as far as the prompt reaches to its end."""
     if not file.start <= facts.reused < file.stop:
