@@ -15,8 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from chatcache.backends.local.run.any_token import AnyTokenContext
-from chatcache.backends.local.run.forward import Forward
-from chatcache.backends.local.run.live_context import LivePath, Reuse
+from chatcache.backends.local.run.live_context import Forward, LivePath, Reuse
 from chatcache.bench.limits import drop_page_cache
 from chatcache.bench.setup import BenchModel
 from chatcache.cache.book.rates import RateBook
@@ -110,7 +109,7 @@ class Chatcache:
 
     def forget_live(self) -> None:
         """As after switching to another conversation: the segments are in RAM, nothing is live."""
-        self._context.forget()
+        self._context.path.forget()
 
     def cold(self, ids: Sequence[int]) -> float:
         """Seconds from the prompt to its first token, everything computed."""

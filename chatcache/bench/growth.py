@@ -157,7 +157,6 @@ def large_texts(model: str, home: Path, threads: int, say: Say) -> dict[str, Any
 
 
 def as_text(turns: Sequence[TurnCost], sessions: dict[str, Any], large: dict[str, Any]) -> str:
-    """Small charts for people."""
     warm = turns[1:] or turns
     last = turns[-1]
     per_token = [turn.bytes_written / max(1, turn.new_tokens) for turn in warm]
@@ -168,14 +167,10 @@ def as_text(turns: Sequence[TurnCost], sessions: dict[str, Any], large: dict[str
         strip_chart("Beside the model: words, journal", [t.overhead_ms for t in warm],
                     _milliseconds),
         strip_chart("Written per new token", per_token, lambda value: size(round(value))),
-        "\n".join(
-            [
-                f"{sessions['count']:,} conversations",
-                f"  list {_milliseconds(sessions['list_ms'])}, search a rare word "
-                f"{_milliseconds(sessions['search_rare_ms'])}, a common one "
-                f"{_milliseconds(sessions['search_common_ms'])}",
-            ]
-        ),
+        f"{sessions['count']:,} conversations\n"
+        f"  list {_milliseconds(sessions['list_ms'])}, search a rare word "
+        f"{_milliseconds(sessions['search_rare_ms'])}, a common one "
+        f"{_milliseconds(sessions['search_common_ms'])}",
     ]  # fmt: skip
     if large:
         parts.append("\n".join(["Large texts in the chat", *_large_lines(large)]))

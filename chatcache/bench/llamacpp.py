@@ -64,7 +64,6 @@ class LlamaCpp:
         )
 
     def cold(self, ids: Sequence[int]) -> float:
-        """Everything computed."""
         return self._seconds("cold", ids=list(ids))
 
     def decode(self, num_tokens: int) -> float:

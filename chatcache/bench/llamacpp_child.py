@@ -44,7 +44,6 @@ class Llama:
         self._kept: ctypes.Array[ctypes.c_uint8] | None = None
 
     def cold(self, ids: Sequence[int]) -> dict[str, Any]:
-        """Everything computed."""
         began = time.perf_counter()
         self._api.llama_memory_clear(self._memory, False)
         self._first_token(ids)

@@ -88,7 +88,6 @@ class Terminal:
         return began
 
     def paste(self, text: str) -> float:
-        """Give text as a terminal pastes it."""
         return self.write(f"\x1b[200~{text}\x1b[201~")
 
     def until(self, is_there: Callable[[str], bool], timeout: float) -> float | None:

@@ -206,7 +206,6 @@ class Watch:
         self._store.close()
 
     def is_asked(self) -> bool:
-        """Whether a message is on disk."""
         return any(session.num_turns for session in self._store.list())
 
     def is_answered(self) -> bool:

@@ -156,7 +156,6 @@ def _write_svg(path: Path, result: BenchResult) -> None:
 
 
 def conditions(loaded: BenchModel, tokens: int, runs: int, *, has_llama: bool) -> dict[str, Any]:
-    """The `conditions` of the JSON."""
     return {
         "model": loaded.name,
         "parameters": loaded.num_parameters,

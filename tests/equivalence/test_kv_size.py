@@ -10,7 +10,7 @@ from chatcache.backends.local.model.cut_policy import (
     CHECKPOINT_FAMILIES,
     STEPWISE_FAMILIES,
 )
-from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import Forward
 from chatcache.backends.local.study.probe import kv_values_per_token, layer_kinds
 from chatcache.cache.tensors.live_kv import LiveKV
 from tests.equivalence.families import family_model

@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
-from chatcache.backends.local.run.forward import chunks
 from chatcache.backends.local.run.live_context import (
     LiveContext,
-    LivePath,
     PrefillStep,
     Reuse,
+    chunks,
     estimate_cost,
 )
 from chatcache.cache.book.entries import Lease
-from chatcache.cache.book.rates import RateBook
-from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.live_kv import MIN_LENT_TOKENS
 from chatcache.cache.views import CostEstimate
 from chatcache.formatting import plural, size
@@ -31,28 +29,20 @@ _SHORT_END = 128
 MIN_PART_TOKENS = 64
 
 
+@dataclass
 class AnyTokenContext(LiveContext):
     """`chunk`: the most tokens of a prompt that are given to the model at once. `on_restore` is
     told of the tokens and bytes that are about to be read from disk."""
 
-    def __init__(
-        self,
-        path: LivePath,
-        prefixes: PrefixCache,
-        rates: RateBook,
-        chunk: int,
-        on_restore: Callable[[int, int], None] = lambda num_tokens, num_bytes: None,
-    ):
-        super().__init__(path, prefixes, rates)
-        self._chunk = chunk
-        self._on_restore = on_restore
-        self.is_reusing = False  # whether this turn may use what segments hold
+    chunk: int
+    on_restore: Callable[[int, int], None] = lambda num_tokens, num_bytes: None
+    is_reusing: bool = False  # whether this turn may use what segments hold
 
     def reuse(self, ids: TokenIds, limit: int) -> Reuse:
         self.is_reusing = True
         began = time.perf_counter()
         path = self.path
-        live = min(path.common_prefix(ids), limit)
+        live = min(path.ids.common_prefix(ids), limit)
         with self.prefixes.acquire(ids, limit, MIN_PART_TOKENS) as lease:
             is_ahead = live > max(path.num_kept, lease.num_matched)
             if not is_ahead:
@@ -65,7 +55,7 @@ class AnyTokenContext(LiveContext):
             start = self.prefixes.adopt(wanted, path.kv, live)
             path.reserve(len(ids))
             if (num_to_read := wanted.num_tokens - max(start, wanted.disk_start)) > 0:
-                self._on_restore(num_to_read, wanted.disk_bytes)
+                self.on_restore(num_to_read, wanted.disk_bytes)
             restored = self.prefixes.restore(wanted, path.kv, start)
         seconds = time.perf_counter() - began
         path.hold(ids, restored.num_tokens)
@@ -94,7 +84,7 @@ class AnyTokenContext(LiveContext):
         self, ids: TokenIds, start: int, chunk: int | None = None, stops: Sequence[int] = ()
     ) -> Iterator[PrefillStep]:
         began = time.perf_counter()
-        for step in self.path.run(ids, chunks(start, len(ids), chunk or self._chunk)):
+        for step in self.path.run(ids, chunks(start, len(ids), chunk or self.chunk)):
             if step.done == len(ids) and chunk is None:
                 self.rates.note_prefill(len(ids) - start, time.perf_counter() - began)
                 if not self._settle(ids, start):
@@ -119,7 +109,7 @@ class AnyTokenContext(LiveContext):
         return num_bytes
 
     def estimate(self, ids: TokenIds) -> CostEstimate:
-        return estimate_cost(ids, self.path.common_prefix(ids), self.prefixes, self.rates)
+        return estimate_cost(ids, self.path.ids.common_prefix(ids), self.prefixes, self.rates)
 
     def _decline(self, lease: Lease, live: int) -> str | None:
         """Why computing beats reading what files hold of the lease; None: it does not."""
@@ -190,7 +180,7 @@ class LengthBoundContext(LiveContext):
 
     def reuse(self, ids: TokenIds, limit: int) -> Reuse:
         if self._is_beyond:
-            self.forget()
+            self.path.forget()
         if len(ids) > self._max_tokens:
             self.start_cold()
             return Reuse(0)

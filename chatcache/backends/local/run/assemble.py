@@ -15,9 +15,8 @@ from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
-from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.run.idle import IdleWork
-from chatcache.backends.local.run.live_context import LiveContext, LivePath
+from chatcache.backends.local.run.live_context import Forward, LiveContext, LivePath
 from chatcache.backends.local.run.reasons import TurnExplainer
 from chatcache.backends.local.run.turn import TurnPlanner
 from chatcache.backends.local.run.turn_runner import CacheReporter, TurnRunner

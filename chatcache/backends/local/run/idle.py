@@ -109,7 +109,7 @@ class IdleWork:
                 log.info("idle work ended: %s", error)
             except Exception:
                 log.exception("idle work failed")
-                self.context.forget()
+                self.context.path.forget()
         return replace(done, seconds=time.perf_counter() - began)
 
     def _work(
@@ -123,7 +123,7 @@ class IdleWork:
             return replace(done, was_cancelled=True)
         if request.kind == "restore":
             return replace(done, tokens_restored=self._restore(prompt))
-        before = self.context.path.common_prefix(prompt.ids)
+        before = self.context.path.ids.common_prefix(prompt.ids)
         start = self.context.ready(prompt.ids).num_tokens
         done = replace(done, tokens_restored=max(0, start - before))
         is_draft = request.kind == "draft"
@@ -160,7 +160,7 @@ class IdleWork:
     def _restore(self, prompt: StablePrompt) -> int:
         """Bring back what segments hold of a path, unless that would lose what is live now."""
         context = self.context
-        live = context.path.common_prefix(prompt.ids)
+        live = context.path.ids.common_prefix(prompt.ids)
         held = context.estimate(prompt.ids)
         gained = held.ram_tokens + held.disk_tokens - live
         if gained < MIN_PART_TOKENS or not context.can_leave(prompt.ids):

@@ -92,7 +92,7 @@ class TurnRunner:
             yield TurnFailed(request.turn_id, error)
         except Exception as error:
             log.exception("turn %s failed", request.turn_id)
-            self.context.forget()
+            self.context.path.forget()
             yield TurnFailed(
                 request.turn_id,
                 UnavailableError(
@@ -214,7 +214,7 @@ class TurnRunner:
             ends = (state.plan.system_tokens, len(state.plan.ids), len(ids))
             bytes_written = self.context.commit(ids, ends)
         else:
-            self.context.forget()
+            self.context.path.forget()
         self.context.rates.save()
         return answer.result(
             usage=state.usage(len(answer.token_ids)),

@@ -23,8 +23,7 @@ from chatcache.backends.local.engine.wire import ChannelClosedError, portable
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import LoadedModel
 from chatcache.backends.local.run.assemble import build_live, load
-from chatcache.backends.local.run.forward import Forward, chunks
-from chatcache.backends.local.run.live_context import LivePath
+from chatcache.backends.local.run.live_context import Forward, LivePath, chunks
 from chatcache.backends.local.study.recheck import (
     RecheckFinished,
     RecheckRequest,
@@ -148,11 +147,10 @@ class Recomputer:
 
         Returns the logits `[1, vocab]` behind the last."""
         # The last token is computed once more for its logits.
-        known = (
-            0 if self._fresh.kv.has_states else min(self._fresh.common_prefix(ids), len(ids) - 1)
-        )
-        self._fresh.hold(ids, known)
-        for step in self._fresh.run(ids, self._plan(known, len(ids))):
+        fresh = self._fresh
+        known = 0 if fresh.kv.has_states else min(fresh.ids.common_prefix(ids), len(ids) - 1)
+        fresh.hold(ids, known)
+        for step in fresh.run(ids, self._plan(known, len(ids))):
             logits = step.logits
         return logits
 
@@ -280,7 +278,6 @@ def run(request: RecheckRequest, send: Callable[[object], None]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The life of the process."""
     channel = start(arguments)
     try:
         request: Any = channel.receive()
