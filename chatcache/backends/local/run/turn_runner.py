@@ -48,7 +48,9 @@ _SNAPSHOT_ROWS = 50
 
 
 class CacheReporter:
-    """`prefixes` is set before anything is reported: the cache itself reports here."""
+    """Tells the front end what the cache of a model does, and what it holds.
+
+    `prefixes` is set before anything is reported: the cache itself reports here."""
 
     prefixes: PrefixCache
 
