@@ -1,6 +1,6 @@
 """Looks at the installation, the directories and the stores, and says what to do.
 
-Owns the checks and their words. What the stores verify is handed in: it opens nothing itself, and
+Owns the checks and their words. What the stores verify is handed in: it opens none itself, and
 loads neither torch nor a model (the devices are asked in a process of their own).
 """
 
@@ -21,10 +21,12 @@ from typing import Literal
 
 from chatcache.assets import pocket_dir
 from chatcache.cache.files.ownership import foreign_owner
-from chatcache.config import Paths
+from chatcache.cache.inspect import VerifyReport
+from chatcache.checks import spill_parts
+from chatcache.config import Paths, Settings
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import plural, size
-from chatcache.remotes import RemoteProfile
+from chatcache.remotes import remote_model
 
 Status = Literal["ok", "note", "problem", "damage"]
 
@@ -46,17 +48,6 @@ print(", ".join(names))
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentsFound:
-    """`num_fixed` of those with problems, and of those that nothing can reach, were put away.
-    `is_approximate`: new ones are kept as 8-bit integers."""
-
-    num_segments: int
-    problems: Sequence[str] = ()
-    num_fixed: int = 0
-    is_approximate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the report; `advice` says what to do when it is not ok."""
 
@@ -68,29 +59,25 @@ class Finding:
 
 def examine(
     paths: Paths,
-    *,
-    load_config: Callable[[], object],
+    load: Callable[[], Settings],
     verify_words: Callable[[], Sequence[str]],
-    verify_cache: Callable[[], SegmentsFound],
-    look_at_template: Callable[[], tuple[str, str | None] | None] | None = None,
-    list_remotes: Callable[[], Sequence[RemoteProfile]] = tuple,
-    fix: bool = False,
+    verify_cache: Callable[[], VerifyReport],
+    *,
+    fix: bool,
 ) -> Iterator[Finding]:
     """All findings, the quick ones first.
 
-    `verify_words` gives problems; `verify_cache` what it found, and put right if it was asked to;
-    `look_at_template` the model in use, and what its chat template writes that changes by itself
-    (None: a server writes it). The servers of `list_remotes` are not asked.
+    `load` gives the settings, or raises what is wrong with them; `verify_words` gives problems;
+    `verify_cache` what it found, and put right if it was asked to. No server is asked.
     With `fix`, directories that others can read are closed to them.
     """
     yield _python()
     yield from _packages()
     yield _devices()
     yield _builtin_model()
-    yield _config(paths, load_config)
-    if look_at_template is not None:
-        yield _template(look_at_template)
-    yield from _servers(list_remotes)
+    yield _config(paths, load)
+    yield _template(load)
+    yield from _servers(load)
     for name, directory in (
         ("data directory", paths.data_dir),
         ("cache directory", paths.cache_dir),
@@ -98,7 +85,7 @@ def examine(
     ):
         yield _directory(name, directory, fix=fix)
     yield _words(paths, verify_words)
-    yield _cache(verify_cache)
+    yield _cache(load, verify_cache)
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
@@ -177,9 +164,9 @@ def _builtin_model() -> Finding:
         return Finding("built-in model", "problem", error.message, error.hint)
 
 
-def _config(paths: Paths, load_config: Callable[[], object]) -> Finding:
+def _config(paths: Paths, load: Callable[[], Settings]) -> Finding:
     try:
-        load_config()
+        load()
     except ChatcacheError as error:
         return Finding("settings", "problem", error.message, error.hint)
     if paths.config_file.exists():
@@ -187,14 +174,24 @@ def _config(paths: Paths, load_config: Callable[[], object]) -> Finding:
     return Finding("settings", "ok", f"{paths.config_file} is not there; defaults are used")
 
 
-def _template(look: Callable[[], tuple[str, str | None] | None]) -> Finding:
+def _template(load: Callable[[], Settings]) -> Finding:
+    """Does the chat template of the model in use write something that changes by itself?"""
+    from chatcache.backends.local.model.resolve import (
+        changes_by_itself,
+        read_template,
+        resolve_model,
+    )
+
     try:
-        found = look()
+        config = load().config
+        model = config.model.default
+        if remote_model(model, config.remotes) is not None:
+            return Finding("chat template", "ok", "that of the server; chatcache does not see it")
+        found = resolve_model(model, is_offline=config.model.offline)
+        source = read_template(found) if isinstance(found, Path) else None
+        written = changes_by_itself(source) if source else None
     except ChatcacheError as error:
         return Finding("chat template", "problem", error.message, error.hint)
-    if found is None:
-        return Finding("chat template", "ok", "that of the server; chatcache does not see it")
-    model, written = found
     if written is None:
         return Finding("chat template", "ok", f"that of {model} does not change by itself")
     return Finding(
@@ -206,10 +203,10 @@ def _template(look: Callable[[], tuple[str, str | None] | None]) -> Finding:
     )
 
 
-def _servers(list_remotes: Callable[[], Sequence[RemoteProfile]]) -> Iterator[Finding]:
+def _servers(load: Callable[[], Settings]) -> Iterator[Finding]:
     """The remote profiles: whether each has its key, and who could read along."""
     try:
-        profiles = list_remotes()
+        profiles = load().config.remotes.values()
     except ChatcacheError:
         return  # the settings have a finding of their own
     for profile in profiles:
@@ -273,18 +270,23 @@ def _words(paths: Paths, verify_words: Callable[[], Sequence[str]]) -> Finding:
     return Finding("conversations", "damage", " ".join(problems), advice)
 
 
-def _cache(verify_cache: Callable[[], SegmentsFound]) -> Finding:
+def _cache(load: Callable[[], Settings], verify_cache: Callable[[], VerifyReport]) -> Finding:
     try:
         found = verify_cache()
     except (ChatcacheError, OSError) as error:
         return Finding("segments", "problem", f"They cannot be read: {error}", "Check permissions.")
-    detail = f"{plural(found.num_segments, 'segment')}, all sound"
+    problems = [f"{segment_id}: {problem}" for segment_id, problem in found.damaged]
+    detail = f"{plural(found.num_checked, 'segment')}, all sound"
     if found.num_fixed:
-        detail = "; ".join([*found.problems, f"{found.num_fixed:,} put aside or removed"])
-    elif found.problems:
+        detail = "; ".join([*problems, f"{found.num_fixed:,} put aside or removed"])
+    elif problems:
         advice = "`chatcache doctor --fix` sets them aside; only speed is lost."
-        return Finding("segments", "damage", "; ".join(found.problems), advice)
-    if found.is_approximate:
+        return Finding("segments", "damage", "; ".join(problems), advice)
+    try:
+        _, is_approximate = spill_parts(load().config.cache.spill)
+    except ChatcacheError:
+        is_approximate = False  # the settings have a finding of their own
+    if is_approximate:
         advice = "Exact is `chatcache config set cache.spill turn`; it is the default."
         return Finding("segments", "note", f"{detail}; kept as int8, which is approximate", advice)
     return Finding("segments", "ok", detail)

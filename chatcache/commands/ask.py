@@ -14,10 +14,9 @@ from chatcache.chat import date_warning
 from chatcache.chat.figures import turn_report
 from chatcache.chat.tasks import TurnOptions
 from chatcache.chat.views import SessionSummary
-from chatcache.commands import ShellCommand
-from chatcache.commands.parser import Parser, settings_of
+from chatcache.commands import GROUPS, ShellCommand
+from chatcache.commands.parser import Parser, sampling_options, settings_of
 from chatcache.commands.prompt import build_prompt, decoded_argument, read_system
-from chatcache.commands.sampling_options import add_sampling, sampling_options
 from chatcache.config import Settings
 from chatcache.errors import ContextFullError, NotFoundError, UsageError
 from chatcache.frontend.shell_output import AnswerStream, Narrator, print_json
@@ -45,7 +44,7 @@ def configure(parser: Parser) -> None:
         "--no-cache", action="store_true", help="neither read nor write KV for this turn"
     )
     parser.add_argument("--no-save", action="store_true", help="do not keep this turn")
-    add_sampling(parser)
+    parser.add_sampling()
     parser.add_engine()
     parser.add_json()
     parser.add_quiet()
@@ -93,29 +92,22 @@ def answer(
     extra: dict[str, Any] | None = None,
 ) -> int:
     """Send a prompt and print the answer; `extra` joins the JSON object. Returns the exit code."""
-    stream = None if arguments.json else AnswerStream()
+    shell_turn = ShellTurn(narrator, None if arguments.json else AnswerStream())
+    think = settings.config.sampling.think
+    options = TurnOptions(compose.sampling_params(settings), think, turn.use_cache)
+    system = None if turn.save else turn.system
     try:
-        answered = ShellTurn(narrator, stream).run(
-            service.send(
-                turn.session_id,
-                turn.prompt,
-                TurnOptions(
-                    compose.sampling_params(settings),
-                    settings.config.sampling.think,
-                    turn.use_cache,
-                ),
-                save=turn.save,
-                system=turn.system if not turn.save else None,
-            )
+        saved = shell_turn.run(
+            service.send(turn.session_id, turn.prompt, options, save=turn.save, system=system)
         )
     except ContextFullError as error:
         if not turn.save:
             raise
         raise ContextFullError(error.message, _way_out(service, turn.session_id, error)) from error
     if arguments.json:
-        print_json(turn_report(answered.saved) | (extra or {}))
-    note_figures(narrator, answered.saved)
-    return answered.exit_code
+        print_json(turn_report(saved) | (extra or {}))
+    note_figures(narrator, saved)
+    return shell_turn.exit_code
 
 
 def _way_out(service: ChatService, session_id: str, error: ContextFullError) -> str:
@@ -182,4 +174,4 @@ def _apply_system(
         )
 
 
-COMMANDS = {"": ShellCommand("answer one prompt on stdout", configure, run)}
+COMMANDS = {"": ShellCommand(GROUPS["ask"], configure, run)}

@@ -7,21 +7,20 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chatcache import compose
 from chatcache.cache.book.namespace import PRECISION, is_approximate
+from chatcache.cache.inspect import CacheInspector, NamespaceUse
+from chatcache.cache.retention import dead_namespaces, forget_lost_pins, remove_namespace
 from chatcache.cache.views import SegmentRow, TierUse
+from chatcache.chat.totals import AnswerTotals, answer_totals
 from chatcache.commands import ShellCommand, cache_by_name, cache_recompute
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import StorageError
 from chatcache.formatting import duration, moment, one_line, percent, plural, size, table
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
-
-if TYPE_CHECKING:
-    from chatcache.cache.inspect import CacheInspector, NamespaceUse, Removed
-    from chatcache.chat.totals import AnswerTotals
 
 SHORT_ID = 12
 
@@ -46,6 +45,7 @@ def stats(arguments: Namespace) -> int:
         namespaces = inspector.namespaces()
         damaged = inspector.quarantine.use()
     totals = _totals(settings)
+    outcomes = {name: totals.outcomes.get(name, 0) for name in ("hit", "partial", "miss", "off")}
     if arguments.json:
         print_json(
             {
@@ -53,7 +53,7 @@ def stats(arguments: Namespace) -> int:
                 "namespaces": [_namespace_json(use) for use in namespaces],
                 "quarantine": {"bytes": damaged.num_bytes, "segments": damaged.num_files},
                 "hits": {
-                    **{name: totals.outcomes.get(name, 0) for name in OUTCOMES},
+                    **outcomes,
                     "prompt_tokens": totals.prompt_tokens,
                     "cached_tokens": totals.cached_tokens,
                 },
@@ -62,21 +62,17 @@ def stats(arguments: Namespace) -> int:
             }
         )
         return 0
-    counts = ", ".join(f"{totals.outcomes.get(name, 0):,} {name}" for name in OUTCOMES)
+    counts = ", ".join(f"{number:,} {name}" for name, number in outcomes.items())
     share = percent(totals.cached_tokens, totals.prompt_tokens)
     print_line(
-        "\n".join(
-            (
-                f"on disk        {size(disk.num_bytes)} of {size(disk.budget_bytes)}"
-                f" in {plural(disk.num_segments, 'segment')}",
-                f"in memory      up to {size(ram.budget_bytes)} while a model is loaded",
-                f"answers        {counts}",
-                f"reused         {totals.cached_tokens:,} of {totals.prompt_tokens:,}"
-                f" prompt tokens ({share})",
-                f"saved          {duration(totals.saved_ms) if totals.saved_ms else 'nothing yet'}",
-                f"written today  {size(totals.bytes_written_since)}",
-            )
-        )
+        f"on disk        {size(disk.num_bytes)} of {size(disk.budget_bytes)}"
+        f" in {plural(disk.num_segments, 'segment')}\n"
+        f"in memory      up to {size(ram.budget_bytes)} while a model is loaded\n"
+        f"answers        {counts}\n"
+        f"reused         {totals.cached_tokens:,} of {totals.prompt_tokens:,}"
+        f" prompt tokens ({share})\n"
+        f"saved          {duration(totals.saved_ms) if totals.saved_ms else 'nothing yet'}\n"
+        f"written today  {size(totals.bytes_written_since)}"
     )
     if damaged.num_files:
         print_line(
@@ -85,12 +81,7 @@ def stats(arguments: Namespace) -> int:
         )
     if namespaces:
         rows = [
-            (
-                use.namespace[:SHORT_ID],
-                _title(use),
-                f"{use.num_segments:,}",
-                size(use.num_bytes),
-            )
+            (use.namespace[:SHORT_ID], _title(use), f"{use.num_segments:,}", size(use.num_bytes))
             for use in namespaces
         ]
         header = ("NAMESPACE", "MODEL", "SEGMENTS", "SIZE")
@@ -98,13 +89,8 @@ def stats(arguments: Namespace) -> int:
     return 0
 
 
-OUTCOMES = ("hit", "partial", "miss", "off")
-
-
 def _totals(settings: Settings) -> AnswerTotals:
     """The sums over all answers; nothing when there are no conversations yet."""
-    from chatcache.chat.totals import AnswerTotals, answer_totals
-
     if not settings.paths.database.exists():
         return AnswerTotals()
     today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
@@ -116,11 +102,8 @@ def _totals(settings: Settings) -> AnswerTotals:
 
 
 def _tier_json(tier: TierUse) -> dict[str, int]:
-    return {
-        "bytes": tier.num_bytes,
-        "budget_bytes": tier.budget_bytes,
-        "segments": tier.num_segments,
-    }
+    num_bytes, budget_bytes = tier.num_bytes, tier.budget_bytes
+    return {"bytes": num_bytes, "budget_bytes": budget_bytes, "segments": tier.num_segments}
 
 
 def _namespace_json(use: NamespaceUse) -> dict[str, Any]:
@@ -206,16 +189,11 @@ def show(arguments: Namespace) -> int:
             "tensors": found.num_tensors,
             "dtypes": ", ".join(found.dtypes),
             "checksums": found.problem or "sound",
-            "namespace_fields": dict(fields),
         }
-    if arguments.json:
-        print_json(details)
-        return 0
-    namespace_fields: dict[str, str] = details.pop("namespace_fields")
     pairs = [(name, str(value)) for name, value in details.items()]
-    pairs += [(f"namespace {name}", value) for name, value in sorted(namespace_fields.items())]
-    print_line(table(("FIELD", "VALUE"), pairs))
-    return 0
+    pairs += [(f"namespace {name}", value) for name, value in sorted(fields.items())]
+    data = details | {"namespace_fields": dict(fields)}
+    return print_result(data, table(("FIELD", "VALUE"), pairs), as_json=arguments.json)
 
 
 def _configure_verify(parser: Parser) -> None:
@@ -262,8 +240,6 @@ def verify(arguments: Namespace) -> int:
 
 
 def collect_garbage(arguments: Namespace) -> int:
-    from chatcache.cache.retention import dead_namespaces, forget_lost_pins, remove_namespace
-
     with _inspector(arguments) as (_, inspector):
         dead = dead_namespaces(inspector)
         freed = [remove_namespace(inspector, use.namespace) for use in dead]
@@ -271,19 +247,19 @@ def collect_garbage(arguments: Namespace) -> int:
         forget_lost_pins(inspector)
     num_files = removed.num_files + sum(gone.num_files for gone in freed)
     num_bytes = removed.num_bytes + sum(gone.num_bytes for gone in freed)
-    if arguments.json:
-        namespaces = [_namespace_json(use) for use in dead]
-        print_json({"removed": num_files, "bytes": num_bytes, "namespaces": namespaces})
-        return 0
-    for use in dead:
-        print_line(f"{_title(use)}: the model is gone; {size(use.num_bytes)} freed.")
-    print_line(f"Removed {plural(num_files, 'file')}, {size(num_bytes)}.")
-    return 0
+    namespaces = [_namespace_json(use) for use in dead]
+    data = {"removed": num_files, "bytes": num_bytes, "namespaces": namespaces}
+    lines = [f"{_title(use)}: the model is gone; {size(use.num_bytes)} freed." for use in dead]
+    lines.append(f"Removed {plural(num_files, 'file')}, {size(num_bytes)}.")
+    return print_result(data, "\n".join(lines), as_json=arguments.json)
 
 
 def clear(arguments: Namespace) -> int:
     with _inspector(arguments) as (_, inspector):
-        return _print_removed(inspector.clear(), arguments)
+        removed = inspector.clear()
+    data = {"removed": removed.num_files, "bytes": removed.num_bytes}
+    text = f"Removed {plural(removed.num_files, 'file')}, {size(removed.num_bytes)}."
+    return print_result(data, text, as_json=arguments.json)
 
 
 def _keep(act: Callable[[cache_by_name.Target, Namespace], int]) -> Callable[[Namespace], int]:
@@ -292,13 +268,6 @@ def _keep(act: Callable[[cache_by_name.Target, Namespace], int]) -> Callable[[Na
             return act(cache_by_name.find_target(settings, inspector, arguments.name), arguments)
 
     return run
-
-
-def _print_removed(removed: Removed, arguments: Namespace) -> int:
-    data = {"removed": removed.num_files, "bytes": removed.num_bytes}
-    text = f"Removed {plural(removed.num_files, 'file')}, {size(removed.num_bytes)}."
-    print_result(data, text, as_json=arguments.json)
-    return 0
 
 
 COMMANDS = {

@@ -10,9 +10,10 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from chatcache import compose
+from chatcache.cache.inspect import CacheInspector
+from chatcache.cache.retention import Keeper
 from chatcache.cache.views import SegmentRow
 from chatcache.commands.parser import Parser
 from chatcache.config import Settings
@@ -20,10 +21,6 @@ from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import plural, size
 from chatcache.frontend.shell_output import Narrator, print_result
 from chatcache.token_ids import NO_IDS, TokenIds
-
-if TYPE_CHECKING:
-    from chatcache.cache.inspect import CacheInspector
-    from chatcache.cache.retention import Keeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +49,13 @@ class Target:
 
 def find_target(settings: Settings, inspector: CacheInspector, reference: str) -> Target:
     """A session by name, id or beginning of its id, else a segment. Raises NotFoundError."""
-    return _find_session(settings, inspector, reference) or _find_segment(inspector, reference)
+    if (found := _find_session(settings, inspector, reference)) is not None:
+        return found
+    row = find_row(inspector.rows(), reference, "no session and no segment")
+    return Target(row.segment_id, Keeper(inspector, row.namespace), row.segment_id)
 
 
 def _find_session(settings: Settings, inspector: CacheInspector, reference: str) -> Target | None:
-    from chatcache.cache.retention import Keeper
-
     if not settings.paths.database.exists():
         return None
     with compose.opened_service(settings, has_engine=False) as service:
@@ -78,13 +76,6 @@ def _find_session(settings: Settings, inspector: CacheInspector, reference: str)
     others = [other.ids for other in found if other and other.namespace_id == journal.namespace_id]
     keeper = Keeper(inspector, journal.namespace_id)
     return Target(session.name, keeper, None, journal.ids, others)
-
-
-def _find_segment(inspector: CacheInspector, reference: str) -> Target:
-    from chatcache.cache.retention import Keeper
-
-    row = find_row(inspector.rows(), reference, "no session and no segment")
-    return Target(row.segment_id, Keeper(inspector, row.namespace), row.segment_id)
 
 
 def find_row(rows: list[SegmentRow], reference: str, what: str = "no segment") -> SegmentRow:
@@ -180,5 +171,4 @@ def drop(target: Target, arguments: Namespace) -> int:
 
 def _print(target: Target, figures: dict[str, int], text: str, arguments: Namespace) -> int:
     key = "session" if target.segment_id is None else "segment_id"
-    print_result({key: target.name, **figures}, text, as_json=arguments.json)
-    return 0
+    return print_result({key: target.name, **figures}, text, as_json=arguments.json)

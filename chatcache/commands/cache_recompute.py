@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chatcache import compose
 from chatcache.backends.base import ModelLoading
@@ -20,6 +20,7 @@ from chatcache.backends.local.study.recheck import (
 )
 from chatcache.cache.book.namespace import EXACT, PRECISION
 from chatcache.cache.files.store import SegmentStore
+from chatcache.cache.inspect import CacheInspector, NamespaceUse, VerifyReport
 from chatcache.checks import whole
 from chatcache.commands.parser import Parser, number_option
 from chatcache.config import Settings
@@ -27,11 +28,6 @@ from chatcache.errors import UsageError
 from chatcache.formatting import plural
 from chatcache.frontend.shell_output import Narrator
 from chatcache.remotes import remote_model
-
-if TYPE_CHECKING:
-    from chatcache.cache.inspect import CacheInspector, NamespaceUse, VerifyReport
-
-DEFAULT_SAMPLES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +57,12 @@ def configure(parser: Parser) -> None:
     group.add_argument(
         "--deep", action="store_true", help="compute some segments again, and compare the numbers"
     )
-    group.add_argument(
-        "--sample",
-        metavar="N",
-        type=number_option(whole(1), int),
-        default=DEFAULT_SAMPLES,
-        help=f"how many segments are computed again; default: {DEFAULT_SAMPLES}",
-    )
-    group.add_argument(
-        "--seed",
-        metavar="N",
-        type=number_option(whole(0), int),
-        default=0,
-        help="another seed chooses other segments",
-    )
+    for option, low, default, help_text in (
+        ("--sample", 1, 8, "how many segments are computed again; default: 8"),
+        ("--seed", 0, 0, "another seed chooses other segments"),
+    ):
+        convert = number_option(whole(low), int)
+        group.add_argument(option, metavar="N", type=convert, default=default, help=help_text)
     parser.add_engine()
 
 
@@ -102,12 +90,12 @@ def check(settings: Settings, inspector: CacheInspector, arguments: Namespace) -
     narrator.release()
     if started is None:
         raise RuntimeError("the check ended before it had begun")
-    others = [
+    others = tuple(
         use
         for use in inspector.namespaces()
         if use.namespace != started.namespace and use.num_segments
-    ]
-    return DeepReport(settings.config.model.default, started, tuple(checks), tuple(others))
+    )
+    return DeepReport(settings.config.model.default, started, tuple(checks), others)
 
 
 def added_to(
@@ -120,10 +108,10 @@ def added_to(
     if fix:
         store = SegmentStore(settings.paths.cache_dir, deep.started.namespace)
         doomed = {segment_id for segment_id, _ in more}
-        paths = [path for path in store.paths() if path.stem.split("-")[2] in doomed]
-        for path in paths:
-            store.quarantine(path)
-        num_fixed += len(paths)
+        for path in store.paths():
+            if path.stem.split("-")[2] in doomed:
+                store.quarantine(path)
+                num_fixed += 1
     return replace(report, damaged=(*report.damaged, *more), num_fixed=num_fixed)
 
 

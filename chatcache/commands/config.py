@@ -15,7 +15,7 @@ from chatcache.configfile import set_value, toml_value, write_default
 from chatcache.errors import StorageError, UsageError
 from chatcache.formatting import table
 from chatcache.frontend.editor import edit_file
-from chatcache.frontend.shell_output import is_terminal, print_json, print_line
+from chatcache.frontend.shell_output import is_terminal, print_line, print_result
 from chatcache.remotes import SECTION as REMOTE_SECTION
 
 
@@ -26,24 +26,17 @@ def configure_show(parser: Parser) -> None:
 
 def show(arguments: Namespace) -> int:
     settings = settings_of(arguments)
-    values = dict(_values(settings))
-    if arguments.json:
-        print_json(
-            {
-                "config": str(settings.paths.config_file),
-                "settings": {
-                    name: {"value": value, "origin": _origin(settings, name, value)}
-                    for name, value in values.items()
-                },
-            }
-        )
-        return 0
-    rows = [
-        (name, "(not set)" if value is None else toml_value(value), _origin(settings, name, value))
-        for name, value in values.items()
-    ]
-    print_line(table(("SETTING", "VALUE", "BECAUSE OF"), rows))
-    return 0
+    found = {
+        name: {"value": value, "origin": _origin(settings, name, value)}
+        for name, value in _values(settings)
+    }
+    rows = []
+    for name, entry in found.items():
+        value = "(not set)" if entry["value"] is None else toml_value(entry["value"])
+        rows.append((name, value, entry["origin"]))
+    data = {"config": str(settings.paths.config_file), "settings": found}
+    text = table(("SETTING", "VALUE", "BECAUSE OF"), rows)
+    return print_result(data, text, as_json=arguments.json)
 
 
 def _values(settings: Settings) -> list[tuple[str, Any]]:

@@ -9,11 +9,10 @@ from chatcache import compose
 from chatcache.backends.base import CostEstimate
 from chatcache.chat.views import ForkResult
 from chatcache.checks import whole
-from chatcache.commands import ShellCommand
+from chatcache.commands import GROUPS, ShellCommand
 from chatcache.commands.ask import TurnToSend, answer
-from chatcache.commands.parser import Parser, number_option, settings_of
+from chatcache.commands.parser import Parser, number_option, sampling_options, settings_of
 from chatcache.commands.prompt import build_prompt
-from chatcache.commands.sampling_options import add_sampling, sampling_options
 from chatcache.errors import UsageError
 from chatcache.formatting import duration, plural
 from chatcache.frontend.shell_output import Narrator, print_json, print_line
@@ -30,7 +29,7 @@ def configure(parser: Parser) -> None:
     )
     parser.add_argument("--name", metavar="NAME", help="the name of the new session")
     parser.add_argument("--prompt", metavar="TEXT", help="send this in the new session")
-    add_sampling(parser)
+    parser.add_sampling()
     parser.add_engine()
     parser.add_json()
     parser.add_quiet()
@@ -98,4 +97,4 @@ def _sentence(forked: ForkResult, source: str) -> str:
     )
 
 
-COMMANDS = {"": ShellCommand("go on from an earlier turn in a new session", configure, run)}
+COMMANDS = {"": ShellCommand(GROUPS["fork"], configure, run)}

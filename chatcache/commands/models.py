@@ -1,18 +1,23 @@
-"""`chatcache models`: what can be chosen with `--model`, told from files; no weights are loaded."""
+"""`chatcache models`: what can be chosen with `--model`, told from files, and fetching one from the
+hub before it is needed. No weights are loaded.
+"""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
+from chatcache.backends.base import ModelLoading
 from chatcache.backends.local.model import resolve
+from chatcache.backends.local.model.progress import download
 from chatcache.backends.local.model.shelf import files_of
-from chatcache.commands import ShellCommand, models_download, models_probe, models_remote
+from chatcache.commands import ShellCommand, models_probe, models_remote
 from chatcache.commands.parser import Parser, settings_of
-from chatcache.errors import ChatcacheError
+from chatcache.errors import ChatcacheError, UsageError
 from chatcache.formatting import size, table
 from chatcache.frontend.server_shelf import ServerShelf
-from chatcache.frontend.shell_output import Narrator, print_json, print_line
+from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
 from chatcache.remotes import remote_model
 
 # Names that models of several families have for the same number, in nested configs too.
@@ -93,19 +98,52 @@ def _configure_show(parser: Parser) -> None:
 def show(arguments: Namespace) -> int:
     settings = settings_of(arguments)
     if (remote := remote_model(arguments.model, settings.config.remotes)) is not None:
-        models_remote.show(remote, settings, as_json=arguments.json)
-        return 0
-    details = _details(arguments.model)
-    if arguments.json:
-        print_json(details)
-        return 0
-    shown = details | {
-        "parameters": f"{details['parameters']:,}",
-        "bytes": f"{details['bytes']:,}",
-    }
-    rows = [(name, "unknown" if value is None else str(value)) for name, value in shown.items()]
-    print_line(table(("FIELD", "VALUE"), rows))
-    return 0
+        details = models_remote.details(remote, settings)
+        rows = [(name, models_remote.words(value)) for name, value in details.items()]
+    else:
+        details = _details(arguments.model)
+        counts = {name: f"{details[name]:,}" for name in ("parameters", "bytes")}
+        shown = (details | counts).items()
+        rows = [(name, "unknown" if value is None else str(value)) for name, value in shown]
+    return print_result(details, table(("FIELD", "VALUE"), rows), as_json=arguments.json)
+
+
+def _configure_download(parser: Parser) -> None:
+    parser.description = (
+        "Fetch a model into the Hugging Face cache, where every program finds it. What has been\n"
+        "fetched of it before is not fetched again."
+    )
+    parser.add_argument("model", metavar="ORGANISATION/NAME", help="a model on the hub")
+    parser.add_argument(
+        "--offline", action="store_true", default=None, help="only say whether it is here"
+    )
+    parser.add_json()
+    parser.add_quiet()
+
+
+def fetch(arguments: Namespace) -> int:
+    narrator = Narrator(arguments.quiet)
+    settings = settings_of(arguments)
+    if remote_model(arguments.model, settings.config.remotes) is not None:
+        raise UsageError("A server has its model already.", "Only a model of the hub is fetched.")
+    found = resolve.resolve_model(arguments.model, is_offline=settings.config.model.offline)
+    is_new = not isinstance(found, Path)
+
+    def tell(event: ModelLoading) -> None:
+        of_total = f" of {size(event.total)}" if event.total else ""
+        narrator.progress(f"{event.stage}: {size(event.done)}{of_total}")
+
+    try:
+        path = found if isinstance(found, Path) else download(found, tell)
+    finally:
+        narrator.release()
+    resolve.check_model_dir(path)
+    num_bytes = resolve.count_bytes(path)
+    model = arguments.model
+    data = {"model": model, "path": str(path), "bytes": num_bytes, "downloaded": is_new}
+    words = "is here now" if is_new else "is on this machine already"
+    text = f"{model} {words}: {path}, weights {size(num_bytes)}."
+    return print_result(data, text, as_json=arguments.json)
 
 
 COMMANDS = {
@@ -118,7 +156,5 @@ COMMANDS = {
     "probe": ShellCommand(
         "what a model will cost in a chat", models_probe.configure, models_probe.run
     ),
-    "download": ShellCommand(
-        "fetch a model from the hub", models_download.configure, models_download.run
-    ),
+    "download": ShellCommand("fetch a model from the hub", _configure_download, fetch),
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from chatcache.config import Settings
-from chatcache.formatting import duration, one_line, plural, table
+from chatcache.formatting import duration, one_line, plural
 from chatcache.frontend.server_shelf import ServerShelf
 from chatcache.frontend.shell_output import Narrator, print_json, print_line
 from chatcache.remotes import RemoteModel
@@ -46,16 +46,8 @@ def details(remote: RemoteModel, settings: Settings) -> dict[str, Any]:
     }
 
 
-def show(remote: RemoteModel, settings: Settings, *, as_json: bool) -> None:
-    found = details(remote, settings)
-    if as_json:
-        print_json(found)
-        return
-    lines = [(name, _words(value)) for name, value in found.items()]
-    print_line(table(("FIELD", "VALUE"), lines))
-
-
-def _words(value: Any) -> str:
+def words(value: Any) -> str:
+    """A detail for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)

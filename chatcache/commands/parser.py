@@ -11,14 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from chatcache.checks import Check
-from chatcache.config import DEVICES, DTYPES, Settings, load_settings
+from chatcache.config import DEVICES, DTYPES, SamplingSection, Settings, load_settings
 from chatcache.configfile import write_default
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
 
-PLACE_OPTIONS = {"--data-dir": "D", "--cache-dir": "D", "--config": "FILE"}
-ENGINE_OPTIONS = {"--model": "M", "--adapter": "DIR", "--device": "DEVICE", "--dtype": "TYPE"}
-VALUE_OPTIONS = frozenset({*PLACE_OPTIONS, *ENGINE_OPTIONS})
-
+# The shared options that have a value, and the attribute that holds it.
+VALUE_OPTIONS = {
+    "--model": "model",
+    "--adapter": "adapter",
+    "--device": "device",
+    "--dtype": "dtype",
+    "--data-dir": "data_dir",
+    "--cache-dir": "cache_dir",
+    "--config": "config_file",
+}
 SETTING_OF_OPTION = {
     "data_dir": "paths.data_dir",
     "cache_dir": "paths.cache_dir",
@@ -84,6 +90,25 @@ class Parser(argparse.ArgumentParser):
             "--offline", action="store_true", default=None, help="never ask the network"
         )
 
+    def add_sampling(self) -> None:
+        """The options that choose the next token; they have the limits of the settings."""
+        group = self.add_argument_group("sampling")
+        for name, metavar, kind, help_text in (
+            ("max_new_tokens", "N", int, "the longest answer"),
+            ("temperature", "T", float, "0 is greedy"),
+            ("top_p", "P", float, "choose among the most likely tokens with this share"),
+            ("top_k", "K", int, "choose among this many tokens; 0 is all"),
+            ("min_p", "P", float, "leave out tokens below this share of the most likely one"),
+            ("repetition_penalty", "R", float, "above 1, repeating becomes less likely"),
+            ("seed", "N", int, "the same seed gives the same answer"),
+        ):
+            check = SamplingSection.__dataclass_fields__[name].metadata["check"]
+            option, convert = f"--{name.replace('_', '-')}", number_option(check, kind)
+            group.add_argument(option, metavar=metavar, type=convert, help=help_text)
+        words = "let a model that can reason do so first"
+        group.add_argument("--think", action="store_true", default=None, help=words)
+        group.add_argument("--no-think", dest="think", action="store_false", help="answer at once")
+
     def add_session(self) -> None:
         self.add_argument("session", metavar="SESSION", help="name, id, or beginning of the id")
 
@@ -109,6 +134,14 @@ def number_option(check: Check, kind: type[int] | type[float]) -> Any:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
+
+
+def sampling_options(arguments: Namespace) -> dict[str, Any]:
+    """The sampling options of a command, by the names of their settings."""
+    return {
+        f"sampling.{name}": getattr(arguments, name)
+        for name in SamplingSection.__dataclass_fields__
+    }
 
 
 def options_of(arguments: Namespace) -> dict[str, Any]:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 
-from chatcache.commands import ShellCommand
-from chatcache.commands.parser import SETTING_OF_OPTION, Parser
+from chatcache.commands import GROUPS, ShellCommand
+from chatcache.commands.parser import Parser, options_of
 from chatcache.config import Paths, resolve_paths
 from chatcache.formatting import table
-from chatcache.frontend.shell_output import print_json, print_line
+from chatcache.frontend.shell_output import print_result
 
 
 def paths_of(arguments: Namespace) -> tuple[Paths, dict[str, str]]:
     """The places in force and who decided each, without reading the config."""
-    options = {
-        name: value
-        for option, name in SETTING_OF_OPTION.items()
-        if name.startswith("paths.") and (value := getattr(arguments, option, None)) is not None
-    }
-    return resolve_paths(options, os.environ)
+    return resolve_paths(options_of(arguments), os.environ)
 
 
 def run(arguments: Namespace) -> int:
@@ -34,22 +29,13 @@ def run(arguments: Namespace) -> int:
         "engine_log": (paths.engine_log, "paths.log_dir"),
         "error_log": (paths.error_log, "paths.log_dir"),
     }
-    if arguments.json:
-        print_json({name: str(place) for name, (place, _) in places.items()})
-        return 0
-    rows = [
-        (
-            name.replace("_", " "),
-            str(place),
-            "" if place.exists() else "not there yet",
-            origins[key],
-        )
-        for name, (place, key) in places.items()
-    ]
-    print_line(table(("WHAT", "WHERE", "", "BECAUSE OF"), rows))
-    return 0
+    data = {name: str(place) for name, (place, _) in places.items()}
+    rows = []
+    for name, (place, key) in places.items():
+        is_missing = "" if place.exists() else "not there yet"
+        rows.append((name.replace("_", " "), str(place), is_missing, origins[key]))
+    text = table(("WHAT", "WHERE", "", "BECAUSE OF"), rows)
+    return print_result(data, text, as_json=arguments.json)
 
 
-COMMANDS = {
-    "": ShellCommand("where settings, conversations, segments and logs are", Parser.add_json, run)
-}
+COMMANDS = {"": ShellCommand(GROUPS["paths"], Parser.add_json, run)}

@@ -9,21 +9,12 @@ import sys
 from argparse import Namespace
 
 from chatcache.checks import whole
-from chatcache.commands import ShellCommand
-from chatcache.commands.parser import Parser, number_option, settings_of
+from chatcache.commands import GROUPS, ShellCommand
+from chatcache.commands.parser import VALUE_OPTIONS, Parser, number_option, settings_of
 from chatcache.errors import UnavailableError
 from chatcache.frontend.shell_output import Narrator
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_PASSED_ON = {
-    "model": "--model",
-    "adapter": "--adapter",
-    "device": "--device",
-    "dtype": "--dtype",
-    "data_dir": "--data-dir",
-    "cache_dir": "--cache-dir",
-    "config_file": "--config",
-}
 
 
 def configure(parser: Parser) -> None:
@@ -66,7 +57,7 @@ def run(arguments: Namespace) -> int:
 def command_line(arguments: Namespace) -> str:
     """The command that each page runs, with the options of this one."""
     words = [sys.executable, "-m", "chatcache"]
-    for name, option in _PASSED_ON.items():
+    for option, name in VALUE_OPTIONS.items():
         value = getattr(arguments, name, None)
         if value is not None:
             words += [option, str(value)]
@@ -75,4 +66,4 @@ def command_line(arguments: Namespace) -> str:
     return shlex.join([*words, *([arguments.session] if arguments.session else [])])
 
 
-COMMANDS = {"": ShellCommand("the chat in a browser", configure, run)}
+COMMANDS = {"": ShellCommand(GROUPS["serve-web"], configure, run)}

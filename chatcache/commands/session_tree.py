@@ -1,22 +1,69 @@
-"""`chatcache sessions tree`: a session and its forks as runs of turns, drawn or as JSON."""
+"""`chatcache sessions tree`: a session and its forks as runs of turns, drawn or as JSON, with what
+the cache directory holds of them.
+
+A branch is a run of turns with all that follows it. What it owns is what nothing else reaches:
+deleting its sessions frees exactly that. What it shares is held by other sessions as well.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
+from chatcache import compose
 from chatcache.chat.branches import Branch
+from chatcache.config import Settings
 from chatcache.formatting import shorten
+from chatcache.frontend.shell_output import Narrator
+from chatcache.token_ids import TokenIds
+
+if TYPE_CHECKING:
+    from chatcache.chat.service import ChatService
 
 TEXT_WIDTH = 48
 
 
-def session_ids(branch: Branch) -> list[str]:
-    """The sessions that end in the run or in what follows it."""
-    return [session.session_id for run in branch.walk() for session in run.sessions]
+def held_kv(
+    settings: Settings, service: ChatService, branches: Sequence[Sequence[str]]
+) -> list[dict[str, int] | None]:
+    """For each branch, given by the ids of its sessions, what is held of it as JSON has it; None
+    when the cache cannot be read."""
+    journals: list[tuple[str, TokenIds]] = []
+    index_of: dict[str, int] = {}
+    for session in service.list_sessions():
+        journal = service.session_journal(session.session_id)
+        if journal is not None:
+            index_of[session.session_id] = len(journals)
+            journals.append((journal.namespace_id, journal.ids))
+    indexes = [
+        [index_of[session_id] for session_id in branch if session_id in index_of]
+        for branch in branches
+    ]
+    try:
+        held = compose.open_inspector(settings).branch_kv(journals, indexes)
+    except OSError as error:
+        Narrator().warn(f"The cache cannot be read: {error}.")
+        return [None] * len(branches)
+    return [asdict(kv) for kv in held]
 
 
-def tree_json(branch: Branch, held: Mapping[str, dict[str, int] | None]) -> dict[str, Any]:
+def tree_json(
+    roots: Sequence[Branch], settings: Settings, service: ChatService
+) -> list[dict[str, Any]]:
+    branches = [branch for root in roots for branch in root.walk()]
+    # The sessions that end in the run or in what follows it.
+    ends = [
+        [session.session_id for run in branch.walk() for session in run.sessions]
+        for branch in branches
+    ]
+    held = held_kv(settings, service, ends)
+    ids = [branch.node_id for branch in branches]
+    kept = dict(zip(ids, held, strict=True))
+    return [_branch_json(root, kept) for root in roots]
+
+
+def _branch_json(branch: Branch, held: Mapping[str, dict[str, int] | None]) -> dict[str, Any]:
     """`held`: what is kept of each branch, by the id of its last message."""
     return {
         "first_turn": branch.first_turn,
@@ -29,7 +76,7 @@ def tree_json(branch: Branch, held: Mapping[str, dict[str, int] | None]) -> dict
             {"session_id": session.session_id, "session": session.name}
             for session in reversed(branch.sessions)
         ],
-        "children": [tree_json(child, held) for child in branch.children],
+        "children": [_branch_json(child, held) for child in branch.children],
     }
 
 

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 from chatcache import compose
 from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.commands import ShellCommand
-from chatcache.commands.held_kv import held_kv
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.prompt import read_bytes
-from chatcache.commands.session_tree import draw_tree, session_ids, tree_json
+from chatcache.commands.session_tree import draw_tree, held_kv, tree_json
 from chatcache.config import Settings
 from chatcache.errors import UsageError
 from chatcache.formatting import clean, moment, one_line, plural, shorten, table
-from chatcache.frontend.modes import HISTORY_MODES, MODE_WORDS
+from chatcache.frontend.changes import HISTORY_MODES, MODE_WORDS
 from chatcache.frontend.shell_output import (
     Narrator,
     is_terminal,
@@ -147,8 +146,7 @@ def rename(arguments: Namespace) -> int:
 
 
 def _print_named(session: SessionSummary, arguments: Namespace) -> int:
-    print_result(_named_json(session), session.name, as_json=arguments.json)
-    return 0
+    return print_result(_named_json(session), session.name, as_json=arguments.json)
 
 
 def _named_json(session: SessionSummary) -> dict[str, Any]:
@@ -176,8 +174,7 @@ def mode(arguments: Namespace) -> int:
             service.set_history_mode(session.session_id, arguments.mode)
             session = service.find_session(session.session_id)
     data = {**_named_json(session), "history_mode": session.history_mode}
-    print_result(data, MODE_WORDS[session.history_mode], as_json=arguments.json)
-    return 0
+    return print_result(data, MODE_WORDS[session.history_mode], as_json=arguments.json)
 
 
 def _configure_delete(parser: Parser) -> None:
@@ -283,10 +280,7 @@ def show_tree(arguments: Namespace) -> int:
         session = service.find_session(arguments.session)
         roots = service.tree.branches(session.session_id, is_reached=True).roots
         if arguments.json:
-            found = [branch for root in roots for branch in root.walk()]
-            kept = held_kv(settings, service, [session_ids(branch) for branch in found])
-            held = {branch.node_id: kv for branch, kv in zip(found, kept, strict=True)}
-            tree = [tree_json(root, held) for root in roots]
+            tree = tree_json(roots, settings, service)
             print_json({"session_id": session.session_id, "tree": tree})
             return 0
     print_line(draw_tree(roots, session.session_id))

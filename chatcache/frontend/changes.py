@@ -1,11 +1,20 @@
-"""What a command changed in the open chat, for a front end to present."""
+"""The words of changes to the open chat: what a person typed, and what is presented afterwards."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
+from chatcache.backends.base import HistoryMode
 from chatcache.chat.views import ForkResult, SessionSummary
+from chatcache.errors import UsageError
 from chatcache.formatting import duration, one_line
+
+HISTORY_MODES: tuple[HistoryMode, ...] = get_args(HistoryMode)
+MODE_WORDS: dict[HistoryMode, str] = {
+    "canonical": "canonical: each prompt is what the template writes for the conversation",
+    "append": "append: what was read stays as it was read, whatever the template would write now",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +55,25 @@ class SystemChange:
     words: str
     is_reread: bool = False
     warning: str | None = None
+
+
+def as_history_mode(word: str) -> HistoryMode:
+    """The mode that somebody typed. Raises UsageError."""
+    for mode in HISTORY_MODES:
+        if word.strip().casefold() == mode:
+            return mode
+    raise UsageError(f"There is no mode {word!r}.", "Say /mode append or /mode canonical.")
+
+
+def which_variant(word: str, here: int, number: int) -> int:
+    """The index of the answer that a person asked for: the next one, or that of a number from 1.
+
+    Raises UsageError when there is no such answer, or no other one.
+    """
+    if number < 2:
+        raise UsageError("There is only one answer.", "/regen gives another one.")
+    if not word:
+        return (here + 1) % number
+    if not word.isdecimal() or not 1 <= int(word) <= number:
+        raise UsageError(f"There is no answer {word!r}.", f"Say a number from 1 to {number}.")
+    return int(word) - 1

@@ -34,8 +34,8 @@ def export_chat(
     path = path_of(name or file_name(session.name))
     report("reading the chat")
     if path.suffix == ".json":
-        document = service.export_session(session.session_id)
-        total, pieces = len(_messages_of(document)), _as_json(document)
+        document: dict[str, Any] = service.export_session(session.session_id)
+        total, pieces = len(document["messages"]), _as_json(document)
     else:
         messages = service.transcript(session.session_id)
         total, pieces = len(messages), _as_markdown(session.name, messages)
@@ -66,16 +66,11 @@ def _read(path: Path, report: Report) -> bytes:
     return b"".join(pieces)
 
 
-def _messages_of(document: dict[str, Any]) -> list[Any]:
-    messages: list[Any] = document["messages"]
-    return messages
-
-
 def _as_json(document: dict[str, Any]) -> Iterator[str]:
     """The document message by message; together the same as in one go."""
     head = {name: value for name, value in document.items() if name != "messages"}
     yield json.dumps(head, ensure_ascii=False)[:-1] + ', "messages": ['
-    for index, message in enumerate(_messages_of(document)):
+    for index, message in enumerate(document["messages"]):
         yield (", " if index else "") + json.dumps(message, ensure_ascii=False)
     yield "]}\n"
 

@@ -20,7 +20,6 @@ from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import one_line, size
 from chatcache.frontend import servers
 from chatcache.frontend.server_shelf import ServerShelf
-from chatcache.frontend.suggestions import suggestions
 from chatcache.remotes import Remotes, check_reach, remote_model
 
 if TYPE_CHECKING:
@@ -28,6 +27,14 @@ if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
 
 TO_FETCH = "to be downloaded from the hub"
+# Small, open, and reused after any token. The sizes are those of the weights when this was written;
+# the real one is asked before a download.
+SUGGESTED: tuple[tuple[str, int], ...] = (
+    ("HuggingFaceTB/SmolLM2-360M-Instruct", 720_000_000),
+    ("Qwen/Qwen3-0.6B", 1_500_000_000),
+    ("Qwen/Qwen3-1.7B", 4_060_000_000),
+    ("Qwen/Qwen3-4B-Instruct-2507", 8_040_000_000),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +101,11 @@ class ModelChoice:
         """What could be downloaded beside these, for somebody who knows no name."""
         if self._is_offline:
             return []
+        at_hand = {model.name for model in models}
         return [
             ShelfModel(name, "hub", num_bytes=num_bytes, problem=TO_FETCH)
-            for name, num_bytes in suggestions(model.name for model in models)
+            for name, num_bytes in SUGGESTED
+            if name not in at_hand
         ]
 
     def named(self, name: str) -> ShelfModel:

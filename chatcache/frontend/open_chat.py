@@ -20,12 +20,17 @@ from chatcache.chat.figures import decode
 from chatcache.chat.views import ForkPoint, SessionSummary, TranscriptMessage
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
 from chatcache.formatting import one_line, size
-from chatcache.frontend import exports, last_chat, reports
-from chatcache.frontend.changes import Forked, SystemChange, VariantChosen
-from chatcache.frontend.modes import MODE_WORDS, as_history_mode
+from chatcache.frontend import exports, remembered, reports
+from chatcache.frontend.changes import (
+    MODE_WORDS,
+    Forked,
+    SystemChange,
+    VariantChosen,
+    as_history_mode,
+    which_variant,
+)
 from chatcache.frontend.progress import Report
 from chatcache.frontend.sampling import Sampling
-from chatcache.frontend.variants import which_variant
 from chatcache.personas import Persona
 
 if TYPE_CHECKING:
@@ -72,6 +77,9 @@ class OpenChat:
             raise NotFoundError("This chat is empty.", "Say something first.")
         return self.session
 
+    def require_id(self) -> str:
+        return self.require_session().session_id
+
     @property
     def is_busy(self) -> bool:
         """Is an answer being written?"""
@@ -91,13 +99,13 @@ class OpenChat:
         if reference:
             self.open(self.service.find_session(reference))
         else:
-            self.open(last_chat.find(self.service, noted_in))
+            self.open(remembered.last_chat(self.service, noted_in))
         return self.session
 
     def note_left(self, noted_in: Path | None, at: float) -> None:
         """Write down that this chat was looked at last, for the next start. `at` is Unix time."""
         if self.session is not None:
-            last_chat.remember(noted_in, self.session.session_id, at)
+            remembered.note_last_chat(noted_in, self.session.session_id, at)
 
     def switch(self, reference: str) -> SessionSummary:
         """Open a chat by its name or id."""
@@ -158,7 +166,7 @@ class OpenChat:
     def delete(self) -> SessionSummary | None:
         """Delete the chat; the one used last is open then, and is returned."""
         self.require_idle()
-        self.service.delete(self.require_session().session_id)
+        self.service.delete(self.require_id())
         self.open(self.service.last_session())
         return self.session
 
@@ -182,16 +190,13 @@ class OpenChat:
         return self.service.send(self.ensure_session().session_id, text, self.sampling.options)
 
     def regenerate(self) -> ChatTurn:
-        session_id = self.require_session().session_id
-        return self.service.regenerate(session_id, self.sampling.options)
+        return self.service.regenerate(self.require_id(), self.sampling.options)
 
     def continue_answer(self) -> ChatTurn:
-        session_id = self.require_session().session_id
-        return self.service.continue_answer(session_id, self.sampling.options)
+        return self.service.continue_answer(self.require_id(), self.sampling.options)
 
     def edit(self, turn: int, text: str) -> ChatTurn:
-        session_id = self.require_session().session_id
-        return self.service.edit(session_id, turn, text, self.sampling.options)
+        return self.service.edit(self.require_id(), turn, text, self.sampling.options)
 
     # What was said
 
@@ -203,10 +208,7 @@ class OpenChat:
 
     def question_to_edit(self) -> TranscriptMessage:
         self.require_idle()
-        question = self._last("user")
-        if question is None:
-            raise UsageError("There is no message to edit yet.", "Say something first.")
-        return question
+        return self._last("user", "There is no message to edit yet.")
 
     def text_to_copy(self, argument: str = "") -> str:
         """The last answer; its last block of code for the word `code`."""
@@ -229,15 +231,19 @@ class OpenChat:
             raise NotFoundError(f"Turn {turn} has no figures.", "They come with the answer.")
         return found
 
-    def _last(self, role: Role) -> TranscriptMessage | None:
-        """The last message, or the answer to it; None while there is none."""
+    def _last(
+        self, role: Role, absent: str, hint: str = "Say something first."
+    ) -> TranscriptMessage:
+        """The last message, or the answer to it. Raises UsageError saying `absent` without one."""
         found = [message for message in self.messages(1) if message.role == role]
-        return found[-1] if found else None
+        if not found:
+            raise UsageError(absent, hint)
+        return found[-1]
 
     # Other paths
 
     def fork_points(self) -> list[ForkPoint]:
-        return self.service.fork_points(self.require_session().session_id)
+        return self.service.fork_points(self.require_id())
 
     def fork(self, at_turn: int | None, text: str | None = None) -> Forked:
         """Go on after turn `at_turn` (None: the last one) in a new chat, which is open then."""
@@ -251,38 +257,34 @@ class OpenChat:
     def undo(self) -> Forked:
         """Go back before the last message, whether it was answered or not."""
         self.require_idle()
-        question = self._last("user")
-        if question is None:
-            raise UsageError("There is no turn to go back over.", "")
+        question = self._last("user", "There is no turn to go back over.", "")
         return self.fork(question.turn - 1, question.text)
 
     def variant(self, word: str = "") -> VariantChosen:
         """Another answer to the last message: the next one, or the one with this number."""
         self.require_idle()
-        session = self.require_session()
-        answer = self._last("assistant")
-        if answer is None:
-            raise UsageError("There is no answer yet.", "Say something first.")
-        variants = self.service.variants(session.session_id, answer.node_id)
+        session_id = self.require_id()
+        answer = self._last("assistant", "There is no answer yet.")
+        variants = self.service.variants(session_id, answer.node_id)
         here = variants.index(answer.node_id)
         return self._choose(variants, which_variant(word, here, len(variants)))
 
     def variant_beside(self, node_id: str, step: int) -> VariantChosen | None:
         """The message `step` places beside this one; None where there is none."""
         self.require_idle()
-        variants = self.service.variants(self.require_session().session_id, node_id)
+        variants = self.service.variants(self.require_id(), node_id)
         index = variants.index(node_id) + step if node_id in variants else -1
         if not 0 <= index < len(variants):
             return None
         return self._choose(variants, index)
 
     def _choose(self, variants: list[str], index: int) -> VariantChosen:
-        self.service.switch_sibling(self.require_session().session_id, variants[index])
+        self.service.switch_sibling(self.require_id(), variants[index])
         self.refresh()
         return VariantChosen(index + 1, len(variants))
 
     def branches(self) -> BranchTree:
-        return self.service.tree.branches(self.require_session().session_id)
+        return self.service.tree.branches(self.require_id())
 
     def follow(self, branch: Branch) -> SessionSummary:
         """Open the chat that ends with a branch. Where branches part and no chat ends, the main
@@ -296,9 +298,9 @@ class OpenChat:
 
     def plan_removal(self, node_id: str, *, is_path_kept: bool = False) -> Removal:
         """What goes with a message and all below it; with `is_path_kept` all but the path to it."""
-        session_id, tree = self.require_session().session_id, self.service.tree
+        tree = self.service.tree
         plan = tree.plan_keep_only if is_path_kept else tree.plan_delete
-        planned = plan(session_id, node_id)
+        planned = plan(self.require_id(), node_id)
         if not planned.nodes:
             raise UsageError("There is nothing beside this path.", "")
         return planned
@@ -307,7 +309,7 @@ class OpenChat:
         """Do what was planned. When the open chat goes, one of the same tree is open then, else the
         one used last."""
         self.require_idle()
-        session_id, tree = self.require_session().session_id, self.service.tree
+        session_id, tree = self.require_id(), self.service.tree
         branches = [row.branch for row in self.branches().rows()]
         family = [session for branch in branches for session in branch.sessions]
         done = (tree.keep_only if is_path_kept else tree.delete)(session_id, node_id)

@@ -31,14 +31,19 @@ Scope = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Something to ask for. `keys` are Textual key names; `id` is also the binding's id."""
+    """Something to ask for. `keys` are Textual key names; `id` is also the binding's id, and the
+    word behind the slash if there is no other `word`."""
 
     id: str
-    slash: str
     summary: str
     group: str
     keys: str = ""
     argument: str = ""
+    word: str = ""
+
+    @property
+    def slash(self) -> str:
+        return self.word or self.id
 
     @property
     def usage(self) -> str:
@@ -64,53 +69,47 @@ class Key:
 TALK, CHATS, VIEW = "Conversation", "Chats", "View"
 
 COMMANDS: tuple[Command, ...] = (
-    Command("stop", "stop", "stop the answer; what was written is kept", TALK),
-    Command("continue", "continue", "go on with a stopped answer", TALK),
-    Command("regenerate", "regen", "answer your last message once more, beside the first", TALK),
-    Command("edit", "edit", "edit your last message; the original stays", TALK, argument="[TEXT]"),
-    Command("undo", "undo", "go back before your last message; the original stays", TALK),
+    Command("stop", "stop the answer; what was written is kept", TALK),
+    Command("continue", "go on with a stopped answer", TALK),
     Command(
-        "fork", "fork", "go on from an earlier turn, in a new chat", TALK, "f4,ctrl+f", "[TURN]"
+        "regenerate", "answer your last message once more, beside the first", TALK, word="regen"
     ),
-    Command("system", "system", "show or change the system prompt", TALK, argument="[TEXT]"),
-    Command("persona", "persona", "a system prompt and sampling by name", TALK, argument="[NAME]"),
+    Command("edit", "edit your last message; the original stays", TALK, argument="[TEXT]"),
+    Command("undo", "go back before your last message; the original stays", TALK),
+    Command("fork", "go on from an earlier turn, in a new chat", TALK, "f4,ctrl+f", "[TURN]"),
+    Command("system", "show or change the system prompt", TALK, argument="[TEXT]"),
+    Command("persona", "a system prompt and sampling by name", TALK, argument="[NAME]"),
     Command(
-        "mode", "mode", "append: keep all that was read; canonical", TALK, "", "[append|canonical]"
+        "mode", "append: keep all that was read; canonical", TALK, argument="[append|canonical]"
     ),
-    Command("params", "params", "the sampling in force, and who set it", TALK),
-    Command(
-        "set", "set", "sampling: temperature, top_p, seed, think ...", TALK, "", "[NAME VALUE]"
-    ),
-    Command("variant", "variant", "another answer to your last message", TALK, "", "[NUMBER]"),
-    Command(
-        "copy", "copy", "copy the last answer, or its last code block", TALK, argument="[code]"
-    ),
-    Command("attach", "attach", "put a file's text into the message; also @", TALK, "", "PATH"),
-    Command("editor", "editor", "write the message in $EDITOR", TALK, "ctrl+g"),
-    Command("history", "history", "pick an earlier message, of all chats", TALK, "ctrl+r"),
-    Command("new", "new", "new chat, same system prompt", CHATS, "ctrl+n", "[NAME]"),
-    Command("sessions", "sessions", "all chats: open, rename, delete", CHATS, "ctrl+s"),
-    Command("tree", "tree", "the forks of this chat as a tree", CHATS, "f3,ctrl+t"),
-    Command("switch", "switch", "open a chat by its name", CHATS, argument="NAME"),
-    Command("rename", "rename", "give this chat another name", CHATS, argument="NAME"),
-    Command("delete", "delete", "delete this chat", CHATS),
-    Command("find", "find", "search in all chats", CHATS, argument="TEXT"),
-    Command(
-        "export", "export", "write this chat to a file: .md, or .json", CHATS, argument="[FILE]"
-    ),
-    Command("import", "import", "open a chat from a .json export", CHATS, argument="PATH"),
-    Command("panel", "cache", "cache panel: full, one line, off", VIEW, "f2,ctrl+b", "[MODE]"),
-    Command("segments", "segments", "the segments: inspect, pin, verify, spill, drop", VIEW, "f7"),
-    Command("gc", "gc", "remove from disk what nothing can use any more", VIEW),
-    Command("spill", "spill", "write what is in memory to disk now", VIEW),
-    Command("lens", "lens", "what the model has read, turn by turn, and where it is kept", VIEW),
-    Command("stats", "stats", "what the cache did for this chat", VIEW),
-    Command("model", "model", "pick another model, or download one", VIEW, "f5", "[NAME]"),
-    Command("theme", "theme", "pick the colours", VIEW, argument="[NAME]"),
-    Command("keys", "keys", "keys that clash with the terminal or each other", VIEW),
-    Command("doctor", "doctor", "check the installation and the stores", VIEW),
-    Command("help", "help", "keys and commands", VIEW, "f1"),
-    Command("quit", "quit", "leave; everything is on disk already", VIEW, "ctrl+q"),
+    Command("params", "the sampling in force, and who set it", TALK),
+    Command("set", "sampling: temperature, top_p, seed, think ...", TALK, argument="[NAME VALUE]"),
+    Command("variant", "another answer to your last message", TALK, argument="[NUMBER]"),
+    Command("copy", "copy the last answer, or its last code block", TALK, argument="[code]"),
+    Command("attach", "put a file's text into the message; also @", TALK, argument="PATH"),
+    Command("editor", "write the message in $EDITOR", TALK, "ctrl+g"),
+    Command("history", "pick an earlier message, of all chats", TALK, "ctrl+r"),
+    Command("new", "new chat, same system prompt", CHATS, "ctrl+n", "[NAME]"),
+    Command("sessions", "all chats: open, rename, delete", CHATS, "ctrl+s"),
+    Command("tree", "the forks of this chat as a tree", CHATS, "f3,ctrl+t"),
+    Command("switch", "open a chat by its name", CHATS, argument="NAME"),
+    Command("rename", "give this chat another name", CHATS, argument="NAME"),
+    Command("delete", "delete this chat", CHATS),
+    Command("find", "search in all chats", CHATS, argument="TEXT"),
+    Command("export", "write this chat to a file: .md, or .json", CHATS, argument="[FILE]"),
+    Command("import", "open a chat from a .json export", CHATS, argument="PATH"),
+    Command("panel", "cache panel: full, one line, off", VIEW, "f2,ctrl+b", "[MODE]", word="cache"),
+    Command("segments", "the segments: inspect, pin, verify, spill, drop", VIEW, "f7"),
+    Command("gc", "remove from disk what nothing can use any more", VIEW),
+    Command("spill", "write what is in memory to disk now", VIEW),
+    Command("lens", "what the model has read, turn by turn, and where it is kept", VIEW),
+    Command("stats", "what the cache did for this chat", VIEW),
+    Command("model", "pick another model, or download one", VIEW, "f5", "[NAME]"),
+    Command("theme", "pick the colours", VIEW, argument="[NAME]"),
+    Command("keys", "keys that clash with the terminal or each other", VIEW),
+    Command("doctor", "check the installation and the stores", VIEW),
+    Command("help", "keys and commands", VIEW, "f1"),
+    Command("quit", "leave; everything is on disk already", VIEW, "ctrl+q"),
 )
 
 KEYS: tuple[Key, ...] = (

@@ -54,12 +54,13 @@ def print_json(value: Any) -> None:
     write_data(json.dumps(value, ensure_ascii=not is_unicode, indent=indent) + "\n", is_last=True)
 
 
-def print_result(data: Any, text: str, *, as_json: bool) -> None:
-    """What a command found or did, for programs or for people."""
+def print_result(data: Any, text: str, *, as_json: bool) -> int:
+    """What a command found or did, for programs or for people. Returns the exit code."""
     if as_json:
         print_json(data)
     else:
         print_line(text)
+    return 0
 
 
 class AnswerStream:

@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -37,21 +36,6 @@ if TYPE_CHECKING:
 _STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """How a turn ended. `signal_number`: what interrupted it; `is_unread`: stdout was closed."""
-
-    saved: AnswerSaved
-    signal_number: int | None = None
-    is_unread: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        if self.signal_number is not None:
-            return 128 + self.signal_number
-        return 130 if self.is_unread else 0
-
-
 class ShellTurn:
     """Runs one turn to its end. `stream` is None when the answer is printed as JSON later."""
 
@@ -62,7 +46,14 @@ class ShellTurn:
         self._signal_number: int | None = None
         self._is_unread = False
 
-    def run(self, turn: ChatTurn) -> Answered:
+    @property
+    def exit_code(self) -> int:
+        """Of a command whose turn has been interrupted, or whose stdout was closed; else 0."""
+        if self._signal_number is not None:
+            return 128 + self._signal_number
+        return 130 if self._is_unread else 0
+
+    def run(self, turn: ChatTurn) -> AnswerSaved:
         """Raises what the turn raises, after what had been produced was saved."""
         with self._handling_signals(turn):
             try:
@@ -74,7 +65,7 @@ class ShellTurn:
                 self._narrator.release()
         if self._saved is None:
             raise RuntimeError("the turn ended without an answer or an error")
-        return Answered(self._saved, self._signal_number, self._is_unread)
+        return self._saved
 
     @contextlib.contextmanager
     def _handling_signals(self, turn: ChatTurn) -> Iterator[None]:

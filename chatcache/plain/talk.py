@@ -68,7 +68,7 @@ class Talk:
         self.lines.forget()
         stream = SpokenStream(self._speaker)
         try:
-            saved = ShellTurn(self.lines, stream).run(begin()).saved
+            saved = ShellTurn(self.lines, stream).run(begin())
         finally:
             if not self.chat.refresh():
                 say("This chat has been deleted meanwhile.")

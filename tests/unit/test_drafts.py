@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chatcache.frontend.drafts import Drafts
+from chatcache.frontend.remembered import Drafts
 
 
 def test_drafts_are_found_again_whatever_is_in_them(tmp_path: Path) -> None:
