@@ -7,9 +7,11 @@ Knows no section and no file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any
+
+from chatcache.errors import UsageError, did_you_mean
 
 Check = Callable[[Any], Any]
 
@@ -171,6 +173,26 @@ def key_names(value: Any) -> str:
     if not isinstance(value, str) or not value.strip(" ,"):
         raise ValueError(f"must be keys in quotes, not {described(value)}")
     return value
+
+
+def checked_table(
+    table: Mapping[str, Any], checks: Mapping[str, Check], place: str
+) -> dict[str, Any]:
+    """The settings of a table of config.toml as they are kept; `place` is what messages call it.
+
+    Raises UsageError for an unknown key and for a wrong value.
+    """
+    values = {}
+    for key, value in table.items():
+        if key not in checks:
+            hint = did_you_mean(key, checks) or f"The settings are {', '.join(checks)}."
+            raise UsageError(f"{place} has no setting {key!r}.", hint)
+        try:
+            values[key] = checks[key](value)
+        except ValueError as error:
+            hint = "Mend it with `chatcache config edit`."
+            raise UsageError(f"{place}.{key} {error}.", hint) from error
+    return values
 
 
 def described(value: Any) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from chatcache.checks import num_bytes, num_seconds, spill_parts
 from chatcache.config import Settings
+from chatcache.configfile import set_value
 from chatcache.errors import UsageError
 from chatcache.remotes import check_reach, remote_model
 from chatcache.token_ids import TokenIds
@@ -48,13 +49,17 @@ def opened_service(
 
     `can_switch`: its model can be changed while it runs.
     """
+    from chatcache.backends.switching import SwitchingBackend
     from chatcache.chat.service import ChatService
     from chatcache.logs import send_log_to
 
     send_log_to(settings.paths.error_log)
     store = open_store(settings, may_be_read_only=not has_engine)
-    build = open_switching_backend if can_switch else open_backend
-    backend = build(settings) if has_engine else None
+    backend: Backend | None = None
+    if has_engine and can_switch:
+        backend = SwitchingBackend(partial(open_backend, settings), settings.config.model.default)
+    elif has_engine:
+        backend = open_backend(settings)
     service = ChatService(
         store,
         backend,
@@ -97,13 +102,6 @@ def open_backend(settings: Settings, model: str | None = None) -> Backend:
     if model not in (None, default):  # an adapter belongs to the model that it was trained on
         engine = replace(engine, model=model, adapter=None)
     return LocalBackend(engine)
-
-
-def open_switching_backend(settings: Settings) -> Backend:
-    """What answers for the model of the settings, which can be exchanged for another one."""
-    from chatcache.backends.switching import SwitchingBackend
-
-    return SwitchingBackend(partial(open_backend, settings), settings.config.model.default)
 
 
 def check_model(settings: Settings) -> None:
@@ -178,15 +176,11 @@ def idle_options(settings: Settings) -> IdleOptions:
 def budgets(settings: Settings) -> tuple[int, int]:
     """The bytes for segments in memory and on disk."""
     cache = settings.config.cache
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (
-        num_bytes(cache.ram_budget, total_memory),
+        num_bytes(cache.ram_budget, lambda: memory),
         num_bytes(cache.disk_budget, lambda: disk_size(settings.paths.cache_dir)),
     )
-
-
-def total_memory() -> int:
-    """The machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def disk_size(path: Path) -> int:
@@ -251,13 +245,7 @@ def chat_options(settings: Settings, session: str | None, examine: Examine) -> C
     """What a chat is started with."""
     from chatcache.frontend.options import ChatOptions
 
-    config, data_dir = settings.config, settings.paths.database.parent
-
-    def keep_setting(name: str, value: str) -> None:
-        from chatcache.configfile import set_value
-
-        set_value(settings.paths.config_file, name, value)
-
+    config, data_dir = settings.config, settings.paths.data_dir
     return ChatOptions(
         session_ref=session,
         personas=config.personas,
@@ -269,7 +257,7 @@ def chat_options(settings: Settings, session: str | None, examine: Examine) -> C
         is_offline=config.model.offline,
         remotes=config.remotes,
         examine=examine,
-        keep_setting=keep_setting,
+        keep_setting=partial(set_value, settings.paths.config_file),
         drafts_path=data_dir / "drafts.json",
         last_chat_path=data_dir / "last_chat.json",
     )

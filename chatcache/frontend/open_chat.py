@@ -89,10 +89,12 @@ class OpenChat:
         if self.is_busy:
             raise UsageError("An answer is being written.", "Esc stops it and keeps what is there.")
 
-    def open(self, session: SessionSummary | None) -> None:
-        """Make this the open chat; None: a new one without a system prompt."""
+    def open(
+        self, session: SessionSummary | None, system: str | None = None, name: str | None = None
+    ) -> None:
+        """Make this the open chat; None: a new one with this system prompt and this name."""
         with self._exchange:
-            self.session, self.system_prompt, self.new_name = session, None, None
+            self.session, self.system_prompt, self.new_name = session, system, name
 
     def open_first(self, reference: str | None, noted_in: Path | None) -> SessionSummary | None:
         """At the start: the chat that was named, else the last one, else none."""
@@ -119,9 +121,7 @@ class OpenChat:
     def start_new(self, name: str | None = None) -> None:
         """An empty chat with the same system prompt. It gets its row with its first message."""
         self.require_idle()
-        system = self.system()
-        with self._exchange:
-            self.session, self.system_prompt, self.new_name = None, system, name
+        self.open(None, self.system(), name)
 
     def ensure_session(self) -> SessionSummary:
         """The open chat; a new one gets its row now."""
@@ -220,7 +220,8 @@ class OpenChat:
     def stats(self) -> str:
         """What the cache did for this chat."""
         self.require_session()
-        return reports.of_messages(self.messages())
+        stored = [decode(message.result_json) for message in self.messages()]
+        return reports.totals([answer for answer in stored if answer is not None])
 
     def figures_of(self, turn: int) -> Figures:
         """The figures of the answer of a turn; of several the first that has any."""

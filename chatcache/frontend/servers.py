@@ -6,12 +6,8 @@ left out, never guessed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from chatcache import formatting as fmt
-
-if TYPE_CHECKING:
-    from chatcache.backends.base import ModelInfo, TurnPrice
+from chatcache.backends.base import ModelInfo, TurnPrice
 
 NO_SEGMENTS = "A server keeps its own cache: there are no segments of this model here."
 FIRST_TURN = (
