@@ -70,8 +70,6 @@ def whole(low: int, high: int | None = None) -> Check:
 
 
 def decimal(low: float, high: float, *, excludes_low: bool = False) -> Check:
-    """A number from `low` to `high`."""
-
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"must be a number, not {described(value)}")
@@ -85,8 +83,6 @@ def decimal(low: float, high: float, *, excludes_low: bool = False) -> Check:
 
 
 def one_of(*choices: str) -> Check:
-    """One of a few words."""
-
     def check(value: Any) -> str:
         if value in choices:
             return str(value)
@@ -196,5 +192,4 @@ def checked_table(
 
 
 def described(value: Any) -> str:
-    """A value as a message shows it."""
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)

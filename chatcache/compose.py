@@ -10,8 +10,8 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,18 +24,16 @@ from chatcache.remotes import check_reach, remote_model
 from chatcache.token_ids import TokenIds
 
 if TYPE_CHECKING:
-    from chatcache.backends.base import Backend, CostEstimate, SamplingParams
+    from chatcache.backends.base import Backend, CostEstimate
     from chatcache.backends.local.engine.settings import EngineSettings
     from chatcache.cache.book.policy import TierPolicy
     from chatcache.cache.inspect import CacheInspector
-    from chatcache.chat.forget import ForgetKV, Journals
+    from chatcache.chat.forget import Journals
     from chatcache.chat.idle import IdleOptions
     from chatcache.chat.service import ChatService
     from chatcache.chat.store import SessionStore
     from chatcache.frontend.options import Backstage, ChatOptions, Examine
     from chatcache.frontend.sampling import Sampling
-
-    OfflineCost = Callable[[str, Sequence[TokenIds]], list[CostEstimate] | None]
 
 SWITCH_SECONDS = 0.0005
 
@@ -63,8 +61,8 @@ def opened_service(
     service = ChatService(
         store,
         backend,
-        offline_cost=_offline_cost(settings),
-        forget_kv=_forget_kv(settings),
+        offline_cost=partial(_offline_cost, settings),
+        forget_kv=partial(_forget_kv, settings),
         idle=idle_options(settings),
     )
     try:
@@ -129,7 +127,6 @@ def open_inspector(settings: Settings) -> CacheInspector:
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
-    """What the engine process is started with."""
     from chatcache.assets import adapter_dir
     from chatcache.backends.local.engine.settings import EngineSettings
 
@@ -166,7 +163,6 @@ def tier_policy(settings: Settings) -> TierPolicy:
 
 
 def idle_options(settings: Settings) -> IdleOptions:
-    """What is done ahead of a turn."""
     from chatcache.chat.idle import IdleOptions
 
     cache = settings.config.cache
@@ -242,7 +238,6 @@ def opened_backstage(settings: Settings) -> Iterator[Backstage]:
 
 
 def chat_options(settings: Settings, session: str | None, examine: Examine) -> ChatOptions:
-    """What a chat is started with."""
     from chatcache.frontend.options import ChatOptions
 
     config, data_dir = settings.config, settings.paths.data_dir
@@ -265,7 +260,8 @@ def chat_options(settings: Settings, session: str | None, examine: Examine) -> C
 
 def sampling(settings: Settings) -> Sampling:
     """The sampling of the settings, with who decided what, for a front end."""
-    from chatcache.frontend.sampling import Sampling
+    from chatcache.backends.base import SamplingParams
+    from chatcache.frontend.sampling import NAMES, Sampling
 
     prefix = "sampling."
     origins = {
@@ -273,34 +269,22 @@ def sampling(settings: Settings) -> Sampling:
         for name, origin in settings.origins.items()
         if name.startswith(prefix) and origin != "default"
     }
-    return Sampling(sampling_params(settings), settings.config.sampling.think, origins)
-
-
-def sampling_params(settings: Settings) -> SamplingParams:
-    """The sampling of the settings, as a turn takes it."""
-    from chatcache.backends.base import SamplingParams
-
     section = settings.config.sampling
-    return SamplingParams(
-        **{field.name: getattr(section, field.name) for field in fields(SamplingParams)}
-    )
+    params = SamplingParams(**{name: getattr(section, name) for name in NAMES})
+    return Sampling(params, section.think, origins)
 
 
-def _forget_kv(settings: Settings) -> ForgetKV:
-    def forget(namespace: str, gone: Journals, kept: Journals) -> None:
-        try:
-            open_inspector(settings).forget(namespace, gone, kept)
-        except OSError:
-            logging.getLogger(__name__).exception("segments of a deleted session are left behind")
-
-    return forget
+def _forget_kv(settings: Settings, namespace: str, gone: Journals, kept: Journals) -> None:
+    try:
+        open_inspector(settings).forget(namespace, gone, kept)
+    except OSError:
+        logging.getLogger(__name__).exception("segments of a deleted session are left behind")
 
 
-def _offline_cost(settings: Settings) -> OfflineCost:
-    def estimate(namespace: str, journals: Sequence[TokenIds]) -> list[CostEstimate] | None:
-        try:
-            return open_inspector(settings).estimate(namespace, journals)
-        except OSError:
-            return None  # a cache that cannot be read has nothing to offer; a fork needs none
-
-    return estimate
+def _offline_cost(
+    settings: Settings, namespace: str, journals: Sequence[TokenIds]
+) -> list[CostEstimate] | None:
+    try:
+        return open_inspector(settings).estimate(namespace, journals)
+    except OSError:
+        return None  # a cache that cannot be read has nothing to offer; a fork needs none

@@ -30,16 +30,10 @@ from chatcache.remotes import remote_model
 
 Status = Literal["ok", "note", "problem", "damage"]
 
-PACKAGES = [
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "textual",
-    "httpx2",
-    "xxhash",
-    "tomlkit",
-]
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "safetensors"),
+    *("textual", "httpx2", "xxhash", "tomlkit"),
+)
 DEVICE_SECONDS = 120
 DEVICE_PROBE = """
 import torch

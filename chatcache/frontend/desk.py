@@ -93,7 +93,6 @@ class SegmentDesk:
         return f"Damaged: {problem}" if problem else "All checksums are as they were written."
 
     def stored(self) -> list[SegmentRow]:
-        """What is on disk now."""
         return self._open_inspector().rows()
 
     def verify_all(self) -> Iterator[Verified]:

@@ -5,10 +5,14 @@ Owns the words for reasons and costs. Knows nothing of widgets.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from chatcache import formatting as fmt
-from chatcache.backends.base import CostEstimate
-from chatcache.backends.usage import Figures
 from chatcache.frontend import servers
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import CostEstimate
+    from chatcache.backends.usage import Figures
 
 OUTCOME_SIGNS = {"hit": "⟲", "partial": "◐", "miss": "✗", "off": "○"}
 REASON_WORDS = {

@@ -82,7 +82,6 @@ class OpenChat:
 
     @property
     def is_busy(self) -> bool:
-        """Is an answer being written?"""
         return self._is_busy()
 
     def require_idle(self) -> None:
@@ -176,7 +175,6 @@ class OpenChat:
         return f"Written to {path}, {size(num_bytes)}."
 
     def import_chat(self, name: str, report: Report) -> SessionSummary:
-        """Open a chat from a file."""
         self.require_idle()
         if not name:
             raise UsageError("The file is missing.", "Say /import PATH.")
@@ -218,7 +216,6 @@ class OpenChat:
         return copyable(answers[-1].text, is_code=argument == "code")
 
     def stats(self) -> str:
-        """What the cache did for this chat."""
         self.require_session()
         stored = [decode(message.result_json) for message in self.messages()]
         return reports.totals([answer for answer in stored if answer is not None])
@@ -323,7 +320,6 @@ class OpenChat:
     # What the model is told beside the messages
 
     def system(self) -> str | None:
-        """The system prompt of the open chat."""
         if self.session is None:
             return self.system_prompt
         return next((message.text for message in self.messages() if message.role == "system"), None)

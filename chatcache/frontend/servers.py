@@ -6,8 +6,12 @@ left out, never guessed.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from chatcache import formatting as fmt
-from chatcache.backends.base import ModelInfo, TurnPrice
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import ModelInfo, TurnPrice
 
 NO_SEGMENTS = "A server keeps its own cache: there are no segments of this model here."
 FIRST_TURN = (
