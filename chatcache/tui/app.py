@@ -23,7 +23,6 @@ from chatcache.frontend import registry
 from chatcache.frontend.options import ChatOptions
 from chatcache.tui import commands
 from chatcache.tui.look import contrast, layout
-from chatcache.tui.palette import CommandProvider
 from chatcache.tui.screens.chat import ChatScreen
 
 if TYPE_CHECKING:
@@ -53,13 +52,12 @@ class ChatCacheApp(App[Exception | None]):
 
     CSS_PATH = "chatcache.tcss"
     TITLE = "chatcache"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        *commands.bindings("app"),
-        commands.quit_binding(),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = commands.bindings("app")
     HORIZONTAL_BREAKPOINTS = layout.HORIZONTAL_BREAKPOINTS
     VERTICAL_BREAKPOINTS = layout.VERTICAL_BREAKPOINTS
-    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {CommandProvider}
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {
+        commands.CommandProvider
+    }
 
     def __init__(
         self, open_backstage: Callable[[], Backstage], options: ChatOptions | None = None

@@ -1,11 +1,14 @@
-"""The bindings of the registry's commands and keys, as Textual takes them."""
+"""The commands and keys of the registry as Textual takes them: bindings and the command palette."""
 
 from __future__ import annotations
 
-from textual.binding import Binding, BindingType
+from functools import partial
 
-from chatcache.frontend import registry
+from textual.binding import Binding, BindingType
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+
 from chatcache.frontend.registry import COMMANDS, KEYS, Scope
+from chatcache.tui.messages import CommandChosen
 
 
 def bindings(scope: Scope) -> list[BindingType]:
@@ -15,25 +18,33 @@ def bindings(scope: Scope) -> list[BindingType]:
         for key in KEYS
         if key.scope == scope
     ]
-    if scope == "chat":
-        made += [
-            Binding(
-                command.keys,
-                f"command('{command.id}')",
-                command.summary,
-                show=False,
-                priority=True,
-                id=command.id,
+    for command in COMMANDS:
+        is_quit = command.id == "quit"  # works above every dialog, so it is the application's
+        if command.keys and scope == ("app" if is_quit else "chat"):
+            action = "quit" if is_quit else f"command('{command.id}')"
+            made.append(
+                Binding(
+                    command.keys, action, command.summary, show=False, priority=True, id=command.id
+                )
             )
-            for command in COMMANDS
-            if command.keys and command.id != "quit"
-        ]
     return made
 
 
-def quit_binding() -> Binding:
-    """Works above every dialog, so it belongs to the application."""
-    quit_command = registry.command("quit")
-    return Binding(
-        quit_command.keys, "quit", quit_command.summary, show=False, priority=True, id="quit"
-    )
+class CommandProvider(Provider):
+    """Finds by slash name and by summary."""
+
+    async def discover(self) -> Hits:
+        for command in COMMANDS:
+            yield DiscoveryHit(
+                f"/{command.slash}", partial(self._choose, command.id), help=command.summary
+            )
+
+    async def search(self, query: str) -> Hits:
+        matcher = self.matcher(query)
+        for command in COMMANDS:
+            text = f"/{command.slash}  {command.summary}"
+            if (score := matcher.match(text)) > 0:
+                yield Hit(score, matcher.highlight(text), partial(self._choose, command.id))
+
+    def _choose(self, command_id: str) -> None:
+        self.screen.post_message(CommandChosen(command_id))

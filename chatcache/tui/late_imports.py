@@ -6,24 +6,17 @@ from __future__ import annotations
 import gc
 import importlib
 
-_FOR_THE_CHAT = ("chatcache.tui.parts.wiring",)
-_FOR_THE_REST = ("chatcache.tui.actions.table", "pygments.lexers.python")
-
 
 def load_chat() -> None:
     """Import what shows a chat. Called in a thread."""
-    _load(_FOR_THE_CHAT)
+    importlib.import_module("chatcache.tui.parts.wiring")
 
 
 def load_rest() -> None:
     """Import what the first command would wait for, and end the start. Called in a thread."""
-    _load(_FOR_THE_REST)
+    importlib.import_module("chatcache.tui.actions.table")
+    importlib.import_module("pygments.lexers.python")
     if not gc.isenabled():
         # What a start makes stays: the collector need not walk through it while somebody types.
         gc.freeze()
         gc.enable()
-
-
-def _load(names: tuple[str, ...]) -> None:
-    for name in names:
-        importlib.import_module(name)

@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from textual.message import Message
 
-from chatcache.errors import ChatcacheError
-
 if TYPE_CHECKING:
     from chatcache.backends.base import BackendEvent, ModelInfo, SegmentRow
-    from chatcache.chat.views import ChatEvent
     from chatcache.tui.look.layout import PanelMode
 
 
+@dataclass
 class BackendChanged(Message):
     """The backend told something: loading, ready, failed, a new snapshot, a cache event."""
 
-    def __init__(self, event: BackendEvent) -> None:
-        super().__init__()
-        self.event = event
+    event: BackendEvent
 
 
+@dataclass
 class ModelBecameReady(Message):
     """A model can answer, for the first time or after another one."""
 
-    def __init__(self, info: ModelInfo) -> None:
-        super().__init__()
-        self.info = info
+    info: ModelInfo
 
 
+@dataclass
 class ModelGaveUp(Message):
     """No model can answer, and none is being started."""
 
-    def __init__(self, sentence: str, hint: str) -> None:
-        super().__init__()
-        self.sentence, self.hint = sentence, hint
+    sentence: str
+    hint: str
 
 
+@dataclass
 class SegmentsChanged(Message):
     """The engine holds other segments than before."""
 
-    def __init__(self, segments: tuple[SegmentRow, ...]) -> None:
-        super().__init__()
-        self.segments = segments
+    segments: tuple[SegmentRow, ...]
 
 
+@dataclass
 class RestoreShown(Message):
     """Something is being read from disk for long enough to be worth a word."""
 
-    def __init__(self, words: str) -> None:
-        super().__init__()
-        self.words = words
+    words: str
 
 
 class RestoreEnded(Message):
@@ -66,72 +60,37 @@ class QueueEmptied(Message):
     """An answer is complete, and no message waits behind it."""
 
 
+@dataclass
 class PanelModeChosen(Message):
     """A mode of the panel was asked for; None: the next one. `is_kept`: also for the next start."""
 
-    def __init__(self, mode: PanelMode | None, *, is_kept: bool = True) -> None:
-        super().__init__()
-        self.mode, self.is_kept = mode, is_kept
+    mode: PanelMode | None
+    is_kept: bool = True
 
 
-class TurnMessage(Message):
-    """Base of what a running turn tells. `number` tells a turn from the ones before it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-class TurnAdvanced(TurnMessage):
-    """An event of the turn other than text."""
-
-    def __init__(self, number: int, event: ChatEvent) -> None:
-        super().__init__(number)
-        self.event = event
-
-
-class AnswerGrew(TurnMessage):
-    """There is new text in the turn's buffer. Posted once until the buffer is taken."""
-
-
-class TurnRaised(TurnMessage):
-    """The turn ended with an error; what had been produced is saved."""
-
-    def __init__(self, number: int, error: ChatcacheError) -> None:
-        super().__init__(number)
-        self.error = error
-
-
-class TurnEnded(TurnMessage):
-    """The last message of a turn, whatever became of it."""
-
-
+@dataclass
 class PromptSubmitted(Message):
     """The user sent the text of the composer, pasted placeholders expanded."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = text
+    text: str
 
 
 class FilesWanted(Message):
     """An @ was typed for the first time: the files below the working directory are wanted."""
 
 
+@dataclass
 class CommandChosen(Message):
     """A command was asked for: by key, slash, palette, click, or a file behind an @."""
 
-    def __init__(self, command_id: str, argument: str = "") -> None:
-        super().__init__()
-        self.command_id = command_id
-        self.argument = argument
+    command_id: str
+    argument: str = ""
 
 
+@dataclass
 class MessageActed(Message):
     """An action key was pressed on a message of the transcript."""
 
-    def __init__(self, action: str, node_id: str | None, turn: int) -> None:
-        super().__init__()
-        self.action = action
-        self.node_id = node_id
-        self.turn = turn
+    action: str
+    node_id: str | None
+    turn: int

@@ -22,7 +22,7 @@ from chatcache.tui.app import ChatCacheApp
 from chatcache.tui.screens.chat import ChatScreen
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import UserMessage
-from chatcache.tui.widgets.notice import Notice
+from chatcache.tui.widgets.notices import Notice
 from tests.fakes import FakeBackend
 
 WIDE, NARROW = (120, 36), (80, 24)

@@ -9,8 +9,8 @@ import pytest
 from chatcache.backends.base import TurnRequest
 from chatcache.errors import ModelLoadError
 from chatcache.tui.widgets.composer import Composer
+from chatcache.tui.widgets.notices import Welcome
 from chatcache.tui.widgets.transcript import EarlierTurns
-from chatcache.tui.widgets.welcome import Welcome
 from tests.fakes import FakeBackend
 from tests.tui.conftest import Bench
 

@@ -10,7 +10,7 @@ from chatcache.backends.base import SamplingParams
 from chatcache.frontend.registry import COMMANDS, Call, Prompt, Unknown, matching, parse
 from chatcache.personas import Persona
 from chatcache.tui.screens.chat import ChatScreen
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.screens.dialogs import ConfirmScreen, SystemPromptScreen
 from chatcache.tui.screens.fork import ForkScreen
 from chatcache.tui.screens.help import HelpScreen
 from chatcache.tui.screens.history import HistoryScreen
@@ -18,7 +18,6 @@ from chatcache.tui.screens.lens import LensScreen
 from chatcache.tui.screens.personas import PersonaScreen
 from chatcache.tui.screens.segments import SegmentsScreen
 from chatcache.tui.screens.sessions import SessionsScreen
-from chatcache.tui.screens.system_prompt import SystemPromptScreen
 from chatcache.tui.screens.themes import ThemeScreen
 from chatcache.tui.screens.tree import TreeScreen
 from chatcache.tui.widgets.message import SystemMessage
@@ -53,7 +52,7 @@ def test_the_list_puts_names_that_begin_so_first() -> None:
 async def test_every_command_has_a_handler(bench: Bench) -> None:
     async with bench.run() as chat:
         for command in COMMANDS:
-            assert callable(chat.screen.actions.handler(command.id))
+            assert callable(chat.screen.actions.handlers[command.id])
 
 
 async def open_dialog(chat: Chat, text: str, screen: type) -> None:

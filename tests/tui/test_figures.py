@@ -24,8 +24,7 @@ from chatcache.frontend.reports import last_code_block, system_change_cost, tota
 from chatcache.token_ids import NO_IDS
 from chatcache.tui.look import formatting as fmt
 from chatcache.tui.panel import drawing
-from chatcache.tui.panel.idle_totals import IdleTotals
-from chatcache.tui.panel.state import PanelState
+from chatcache.tui.panel.state import IdleTotals, PanelState
 from tests.fakes import FakeBackend, TurnRequest
 from tests.tui.conftest import Bench, Chat
 

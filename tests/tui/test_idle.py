@@ -10,8 +10,7 @@ import pytest
 from chatcache.backends.base import Prepare, Prepared
 from chatcache.chat.idle import IdleOptions, TurnPreparer
 from chatcache.tui.panel.drawing import lines
-from chatcache.tui.panel.idle_totals import IdleTotals
-from chatcache.tui.panel.state import PanelState
+from chatcache.tui.panel.state import IdleTotals, PanelState
 from chatcache.tui.parts import idle
 from tests.fakes import FakeBackend
 from tests.tui.conftest import Bench, Chat

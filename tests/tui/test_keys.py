@@ -10,7 +10,7 @@ from chatcache.backends.switching import SwitchingBackend
 from chatcache.frontend import registry
 from chatcache.tui import commands
 from chatcache.tui.look import layout
-from chatcache.tui.screens.system_prompt import SystemPromptScreen
+from chatcache.tui.screens.dialogs import SystemPromptScreen
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from tests.fakes import FakeBackend
 from tests.tui.conftest import NARROW, Bench

@@ -14,7 +14,7 @@ from chatcache.cache.inspect import CacheInspector
 from chatcache.frontend import exports
 from chatcache.frontend.desk import SegmentDesk
 from chatcache.frontend.progress import CalledOffError, Report, unheard
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from tests.tui.conftest import Bench
 
 

@@ -12,10 +12,10 @@ from chatcache.backends.base import ModelLoading
 from chatcache.backends.local.model import resolve, shelf
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import ModelLoadError
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from chatcache.tui.screens.models import ModelScreen
 from chatcache.tui.status import BackendStatus
-from chatcache.tui.widgets.first_run import FirstRunBar
+from chatcache.tui.widgets.bars import FirstRunBar
 from tests.fakes import FakeBackend
 from tests.tui.conftest import NARROW, Bench, Chat
 

@@ -15,7 +15,7 @@ from chatcache.errors import NotFoundError
 from chatcache.frontend import keycheck
 from chatcache.frontend.desk import Verified
 from chatcache.tui.screens.chat import ChatScreen
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from chatcache.tui.screens.history import HistoryScreen
 from chatcache.tui.screens.segments import SegmentsScreen
 from tests.tui.conftest import Bench, Chat

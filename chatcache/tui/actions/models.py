@@ -10,31 +10,21 @@ from functools import partial
 from chatcache.backends.base import ModelInfo
 from chatcache.formatting import one_line
 from chatcache.frontend.model_choice import ModelChoice
-from chatcache.frontend.open_chat import OpenChat
-from chatcache.frontend.options import ChatOptions
 from chatcache.frontend.registry import key_words
-from chatcache.tui.panel.state import PanelState
-from chatcache.tui.parts.chat_view import ChatView
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.parts.wiring import ChatParts
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from chatcache.tui.screens.models import ModelScreen
-from chatcache.tui.stage import Handler, Stage
-from chatcache.tui.status import BackendStatus
-from chatcache.tui.widgets.first_run import FirstRunBar
+from chatcache.tui.stage import Handler
+from chatcache.tui.widgets.bars import FirstRunBar
 
 
 class ModelActions:
-    def __init__(
-        self,
-        stage: Stage,
-        chat: OpenChat,
-        view: ChatView,
-        status: BackendStatus,
-        panel: PanelState,
-        options: ChatOptions,
-    ) -> None:
-        self._stage, self._chat, self._view, self._status = stage, chat, view, status
-        self._panel, self._options = panel, options
-        self._choice = ModelChoice(chat.service, options.remotes, is_offline=options.is_offline)
+    def __init__(self, parts: ChatParts) -> None:
+        self._stage, self._chat, self._view = parts.stage, parts.chat, parts.view
+        self._status, self._panel, self._options = parts.status, parts.panel, parts.options
+        self._choice = ModelChoice(
+            parts.chat.service, parts.options.remotes, is_offline=parts.options.is_offline
+        )
         self.handlers: dict[str, Handler] = {"model": self._model}
 
     async def _model(self, argument: str) -> None:

@@ -11,35 +11,24 @@ from textual.app import App
 from chatcache.errors import ChatcacheError, UsageError, did_you_mean
 from chatcache.formatting import plural
 from chatcache.frontend import keycheck, servers
-from chatcache.frontend.desk import SegmentDesk, required, spill
-from chatcache.frontend.open_chat import OpenChat
-from chatcache.frontend.options import ChatOptions
+from chatcache.frontend.desk import required, spill
 from chatcache.frontend.progress import Report
 from chatcache.tui.look import layout
 from chatcache.tui.messages import PanelModeChosen
-from chatcache.tui.panel.state import PanelState
-from chatcache.tui.parts.long_work import LongWork
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.parts.wiring import ChatParts
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from chatcache.tui.screens.help import HelpScreen
 from chatcache.tui.screens.lens import LensScreen
 from chatcache.tui.screens.segments import SegmentsScreen
 from chatcache.tui.screens.themes import ThemeScreen
-from chatcache.tui.stage import Handler, Stage
+from chatcache.tui.stage import Handler
 
 
 class ProgramActions:
-    def __init__(
-        self,
-        stage: Stage,
-        app: App[Any],
-        chat: OpenChat,
-        panel: PanelState,
-        options: ChatOptions,
-        desk: SegmentDesk | None,
-        work: LongWork,
-    ) -> None:
-        self._stage, self._app, self._chat, self._panel = stage, app, chat, panel
-        self._options, self._desk, self._work = options, desk, work
+    def __init__(self, app: App[Any], parts: ChatParts) -> None:
+        self._app, self._stage, self._chat = app, parts.stage, parts.chat
+        self._panel, self._options = parts.panel, parts.options
+        self._desk, self._work = parts.desk, parts.work
         self.handlers: dict[str, Handler] = {
             "panel": self._show_panel,
             "stats": self._stats,

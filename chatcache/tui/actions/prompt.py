@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from chatcache.frontend import reports
 from chatcache.frontend.changes import SystemChange
-from chatcache.frontend.open_chat import OpenChat
 from chatcache.personas import Persona
-from chatcache.tui.panel.state import PanelState
-from chatcache.tui.parts.chat_view import ChatView
+from chatcache.tui.parts.wiring import ChatParts
+from chatcache.tui.screens.dialogs import SystemPromptScreen
 from chatcache.tui.screens.personas import PersonaScreen
-from chatcache.tui.screens.system_prompt import SystemPromptScreen
-from chatcache.tui.stage import Handler, Stage
+from chatcache.tui.stage import Handler
 
 
 class PromptActions:
-    def __init__(self, stage: Stage, chat: OpenChat, view: ChatView, panel: PanelState) -> None:
-        self._stage, self._chat, self._view, self._panel = stage, chat, view, panel
+    def __init__(self, parts: ChatParts) -> None:
+        self._stage, self._chat, self._view = parts.stage, parts.chat, parts.view
+        self._panel = parts.panel
         self.handlers: dict[str, Handler] = {
             "system": self._system,
             "mode": self._mode,

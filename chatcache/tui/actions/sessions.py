@@ -5,29 +5,18 @@ from __future__ import annotations
 from functools import partial
 
 from chatcache.formatting import plural
-from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.actions.talk import TalkActions
-from chatcache.tui.parts.chat_view import ChatView
-from chatcache.tui.parts.idle import IdleHooks
-from chatcache.tui.parts.long_work import LongWork
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.parts.wiring import ChatParts
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from chatcache.tui.screens.sessions import SessionsScreen
 from chatcache.tui.screens.tree import TreeScreen
-from chatcache.tui.stage import Handler, Stage
+from chatcache.tui.stage import Handler
 
 
 class SessionActions:
-    def __init__(
-        self,
-        stage: Stage,
-        chat: OpenChat,
-        view: ChatView,
-        idle: IdleHooks,
-        work: LongWork,
-        talk: TalkActions,
-    ) -> None:
-        self._stage, self._chat, self._view = stage, chat, view
-        self._idle, self._work, self._talk = idle, work, talk
+    def __init__(self, parts: ChatParts, talk: TalkActions) -> None:
+        self._stage, self._chat, self._view = parts.stage, parts.chat, parts.view
+        self._idle, self._work, self._talk = parts.idle, parts.work, talk
         self.handlers: dict[str, Handler] = {
             "new": self._new,
             "sessions": self._sessions,

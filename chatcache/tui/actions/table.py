@@ -17,34 +17,26 @@ from chatcache.tui.actions.talk import TalkActions
 from chatcache.tui.actions.writing import WritingActions
 from chatcache.tui.messages import MessageActed
 from chatcache.tui.parts.wiring import ChatParts
-from chatcache.tui.stage import Handler, Stage
+from chatcache.tui.stage import Handler
 
 
 class Actions:
     """What can be asked of the chat screen by a command or a key."""
 
-    def __init__(self, stage: Stage, app: App[Any], parts: ChatParts) -> None:
-        self._stage = stage
-        chat, view, panel = parts.chat, parts.view, parts.panel
-        self.program = ProgramActions(
-            stage, app, chat, panel, parts.options, parts.desk, parts.work
-        )
-        self.talk = TalkActions(stage, app, chat, view, parts.turns, parts.transcript)
-        self.models = ModelActions(stage, chat, view, parts.status, panel, parts.options)
-        self.writing = WritingActions(stage, chat, parts.composer)
-        sessions = SessionActions(stage, chat, view, parts.idle, parts.work, self.talk)
-        prompt = PromptActions(stage, chat, view, panel)
-        self._handlers: dict[str, Handler] = {
+    def __init__(self, app: App[Any], parts: ChatParts) -> None:
+        self._stage = parts.stage
+        self.program = ProgramActions(app, parts)
+        self.talk = TalkActions(app, parts)
+        self.models = ModelActions(parts)
+        self.writing = WritingActions(parts)
+        self.handlers: dict[str, Handler] = {
             **self.talk.handlers,
-            **sessions.handlers,
-            **prompt.handlers,
+            **SessionActions(parts, self.talk).handlers,
+            **PromptActions(parts).handlers,
             **self.models.handlers,
             **self.program.handlers,
             **self.writing.handlers,
         }
-
-    def handler(self, command_id: str) -> Handler:
-        return self._handlers[command_id]
 
     def act_on_message(self, message: MessageActed) -> None:
         """A key was pressed on one message."""

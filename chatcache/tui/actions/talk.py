@@ -12,32 +12,22 @@ from textual.app import App
 
 from chatcache.errors import UsageError
 from chatcache.formatting import plural
-from chatcache.frontend.changes import Forked, VariantChosen
-from chatcache.frontend.open_chat import OpenChat, as_turn, copyable
+from chatcache.frontend.changes import Forked
+from chatcache.frontend.open_chat import as_turn, copyable
 from chatcache.tui.clipboard import copy_natively
 from chatcache.tui.messages import MessageActed
-from chatcache.tui.parts.chat_view import ChatView
-from chatcache.tui.parts.turns import Turns
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.parts.wiring import ChatParts
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from chatcache.tui.screens.fork import ForkScreen
-from chatcache.tui.stage import Handler, Stage
+from chatcache.tui.stage import Handler
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.message import UserMessage
-from chatcache.tui.widgets.transcript import Transcript
 
 
 class TalkActions:
-    def __init__(
-        self,
-        stage: Stage,
-        app: App[Any],
-        chat: OpenChat,
-        view: ChatView,
-        turns: Turns,
-        transcript: Transcript,
-    ) -> None:
-        self._stage, self._app, self._chat, self._view = stage, app, chat, view
-        self._turns, self._transcript = turns, transcript
+    def __init__(self, app: App[Any], parts: ChatParts) -> None:
+        self._app, self._stage, self._chat = app, parts.stage, parts.chat
+        self._view, self._turns, self._transcript = parts.view, parts.turns, parts.transcript
         self.handlers: dict[str, Handler] = {
             "stop": self._stop,
             "continue": self._continue,
@@ -93,9 +83,7 @@ class TalkActions:
         self._stage.toast(forked.words)
 
     async def _variant(self, argument: str) -> None:
-        await self._show_variant(await self._stage.ask(self._chat.variant, argument))
-
-    async def _show_variant(self, chosen: VariantChosen) -> None:
+        chosen = await self._stage.ask(self._chat.variant, argument)
         await self._view.show()
         self._stage.toast(chosen.words)
 

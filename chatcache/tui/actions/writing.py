@@ -6,15 +6,14 @@ from pathlib import Path
 
 from chatcache.errors import UsageError
 from chatcache.frontend import files
-from chatcache.frontend.open_chat import OpenChat
+from chatcache.tui.parts.wiring import ChatParts
 from chatcache.tui.screens.history import HistoryScreen
-from chatcache.tui.stage import Handler, Stage
-from chatcache.tui.widgets.composer import Composer
+from chatcache.tui.stage import Handler
 
 
 class WritingActions:
-    def __init__(self, stage: Stage, chat: OpenChat, composer: Composer) -> None:
-        self._stage, self._chat, self._composer = stage, chat, composer
+    def __init__(self, parts: ChatParts) -> None:
+        self._stage, self._chat, self._composer = parts.stage, parts.chat, parts.composer
         self.handlers: dict[str, Handler] = {
             "attach": self._attach,
             "editor": self._editor,

@@ -1,4 +1,4 @@
-"""What only a screen of cells needs: bars, sparklines, short words, text cut to cells. Pure.
+"""What only a screen of cells needs: bars, sparklines, short words, text cut to cells, two colours.
 
 How numbers, times and foreign text are written everywhere is in `chatcache.formatting`.
 """
@@ -14,6 +14,10 @@ from textual.content import Content
 
 from chatcache.formatting import one_line
 
+# Textual style strings that can be read on the background of every theme; `$primary` and
+# `$foreground-muted` cannot. `$quiet` is computed for each theme in `contrast.py`.
+MUTED = "$quiet"
+TITLE = "bold $text-primary"
 _SPARKS = "▁▂▃▄▅▆▇█"
 _GIST_CHARACTERS = 1_000
 _TABLE_RULE = re.compile(r"\|?([ \t]*:?-{2,}:?[ \t]*\|)+([ \t]*:?-{2,}:?)?")

@@ -12,7 +12,7 @@ from typing import Literal
 
 from textual.content import Content
 
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.look.formatting import MUTED
 
 Align = Literal["left", "center", "right"]
 _GAP = "  "

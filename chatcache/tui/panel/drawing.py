@@ -17,8 +17,7 @@ from chatcache.formatting import clean, duration, one_line, parameters, percent,
 from chatcache.frontend import servers
 from chatcache.frontend.figures import is_real_miss, reason_words, sign, sources
 from chatcache.tui.look.formatting import age, bar, clock_time, shorten, sparkline
-from chatcache.tui.panel.idle_totals import IdleTotals
-from chatcache.tui.panel.state import PanelState
+from chatcache.tui.panel.state import IdleTotals, PanelState
 
 if TYPE_CHECKING:
     from chatcache.backends.base import (

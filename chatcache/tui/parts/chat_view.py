@@ -19,12 +19,11 @@ from chatcache.tui.messages import ChatShown
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.stage import Stage
 from chatcache.tui.widgets.answer import AnswerMessage
-from chatcache.tui.widgets.blocks import make_block
+from chatcache.tui.widgets.bars import TitleBar
 from chatcache.tui.widgets.composer import Composer
-from chatcache.tui.widgets.message import SystemMessage, UserMessage
-from chatcache.tui.widgets.title_bar import TitleBar
+from chatcache.tui.widgets.message import MessageBlock, SystemMessage, UserMessage
+from chatcache.tui.widgets.notices import Welcome
 from chatcache.tui.widgets.transcript import WINDOW_TURNS, Transcript
-from chatcache.tui.widgets.welcome import Welcome
 
 WELCOME_KEYS = ["sessions", "fork", "model", "panel", "help"]
 
@@ -211,3 +210,25 @@ class ChatView:
             answer.adopt(message)
             await answer.settle(message.text, message.reasoning)
             answer.refresh_head()
+
+
+def make_block(message: TranscriptMessage, now: float) -> MessageBlock:
+    """The widget for a stored message."""
+    block: MessageBlock
+    if message.role == "system":
+        block = SystemMessage(message.text, created_at=message.created_at, now=now)
+    elif message.role == "user":
+        block = UserMessage(message.turn, message.text, created_at=message.created_at, now=now)
+    else:
+        block = AnswerMessage(
+            message.turn,
+            message.text,
+            model=message.model or "",
+            created_at=message.created_at,
+            now=now,
+            reasoning=message.reasoning or "",
+            figures=decode(message.result_json, message.finish_reason),
+            finish_reason=message.finish_reason,
+        )
+    block.adopt(message)
+    return block

@@ -1,44 +1,37 @@
 """The turn in progress: from the message of the user to the settled answer.
 
-Owns what is running, what waits behind it, and the way of the text from the buffer to the
-transcript.
+Owns what is running and what waits behind it. A thread reads the turn to its end, so that all of it
+is kept even when the program is left. What it has read is shown at the pace of the screen, so that
+a fast model cannot flood the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from chatcache.backends.base import PrefillProgress, TurnPlanned
+from chatcache.backends.base import PrefillProgress, TextDelta, TurnPlanned
 from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.figures import figures_of
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError, ContextFullError
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.messages import (
-    AnswerGrew,
-    QueueEmptied,
-    RestoreEnded,
-    TurnAdvanced,
-    TurnEnded,
-    TurnMessage,
-    TurnRaised,
-)
+from chatcache.tui.messages import QueueEmptied, RestoreEnded
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.parts.chat_view import ChatView
-from chatcache.tui.parts.worker import TextBuffer, read_turn, told_end
 from chatcache.tui.stage import Stage
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.composer import Composer
 from chatcache.tui.widgets.message import UserMessage
 from chatcache.tui.widgets.transcript import Transcript
 
-FLUSH_SECONDS = 0.04
+SHOW_SECONDS = 0.04
 RATE_SECONDS = 0.4
 Kind = Literal["send", "edit", "regenerate", "continue"]
 Phase = Literal["starting", "waiting", "reading", "answering", "stopping"]
@@ -53,21 +46,20 @@ _PHASE_WORDS: dict[Phase, str] = {
 
 @dataclass
 class RunningTurn:
-    """One turn while it runs. `ask` begins it, and may block."""
+    """One turn while it runs. `ask` begins it, and may block. `events` were read and not shown yet;
+    of these `deltas` wait until the end of the transcript is in view."""
 
-    number: int
     kind: Kind
     ask: Callable[[], ChatTurn]
     user: UserMessage | None = None
     at_turn: int = 0
-    buffer: TextBuffer = field(default_factory=TextBuffer)
+    events: deque[ChatEvent] = field(default_factory=deque)
+    deltas: list[TextDelta] = field(default_factory=list)
     handle: ChatTurn | None = None
     phase: Phase = "starting"
     answer: AnswerMessage | None = None
     is_saved: bool = False
     is_held: bool = False
-    is_flush_due: bool = False
-    flush_seconds: float = 0.0
     rate_told_at: float = 0.0
     saved: AnswerSaved | None = None
     error: ChatcacheError | None = None
@@ -87,7 +79,6 @@ class Turns:
     ) -> None:
         self._stage, self._chat, self._view = stage, chat, view
         self._transcript, self._composer, self._panel = transcript, composer, panel
-        self._number = 0
         self._queue: list[UserMessage] = []
         self._making_room = asyncio.Lock()
         self.running: RunningTurn | None = None
@@ -159,8 +150,7 @@ class Turns:
         user: UserMessage | None = None,
         at_turn: int = 0,
     ) -> None:
-        self._number += 1
-        self.running = RunningTurn(self._number, kind, ask, user, at_turn)
+        self.running = RunningTurn(kind, ask, user, at_turn)
         self._stage.refresh_status()
         self._stage.run(self._launch(self.running))
 
@@ -169,19 +159,10 @@ class Turns:
             async with self._making_room:
                 await self._view.ensure_session()
                 await self._make_room(running)
+            await self._follow(running)
         except Exception as error:
             running.error = as_user_error(error)
-            await self._end(running)
-            return
-        self._stage.run(self._stage.ask(partial(self._follow, running)))
-
-    def _follow(self, running: RunningTurn) -> None:
-        """Begin the turn and read it to its end; called in a thread."""
-        with told_end(self._stage, running.number):
-            running.handle = running.ask()
-            if running.phase == "stopping":
-                running.handle.stop()
-            read_turn(self._stage, running.number, running.handle, running.buffer)
+        await self._end(running)
 
     async def _make_room(self, running: RunningTurn) -> None:
         """Bring the transcript into the shape that the turn will have on disk."""
@@ -205,19 +186,33 @@ class Turns:
 
     # Following
 
-    def take(self, message: TurnMessage) -> None:
-        """What the thread of a turn tells. Of a turn that has ended it means nothing any more."""
-        running = self.running
-        if running is None or message.number != running.number:
-            return
-        if isinstance(message, TurnAdvanced):
-            self._advance(running, message.event)
-        elif isinstance(message, AnswerGrew):
-            self._grow(running)
-        elif isinstance(message, TurnRaised):
-            running.error = message.error
-        elif isinstance(message, TurnEnded):
-            self._stage.run(self._end(running))
+    async def _follow(self, running: RunningTurn) -> None:
+        """Show what comes of the turn until it has ended; raises what it ended with."""
+        reading = asyncio.ensure_future(self._stage.ask(_read, running))
+        pause = SHOW_SECONDS
+        while not reading.done():
+            await asyncio.wait([reading], timeout=pause)
+            began = time.monotonic()
+            await self._show_new(running)
+            # On a slow machine the text comes less often, so that keys have their turn in between.
+            pause = max(SHOW_SECONDS, 2 * min(0.5, time.monotonic() - began))
+        await reading
+
+    async def _show_new(self, running: RunningTurn) -> None:
+        """Show what was read since the last time; text not while the user is reading further up."""
+        while running.events:
+            event = running.events.popleft()
+            if isinstance(event, TextDelta):
+                running.deltas.append(event)
+            else:
+                self._advance(running, event)
+        if running.deltas and running.phase not in ("answering", "stopping"):
+            self._enter(running, "answering")
+        was_held, running.is_held = running.is_held, not self._transcript.is_following
+        if was_held != running.is_held:
+            self._stage.refresh_status()
+        if not running.is_held:
+            await self._write(running)
 
     def _advance(self, running: RunningTurn, event: ChatEvent) -> None:
         """An event other than text."""
@@ -260,44 +255,16 @@ class Turns:
             running.phase = phase
         self._stage.refresh_status()
 
-    def _grow(self, running: RunningTurn) -> None:
-        """There is text in the buffer: show it soon, together with what comes until then."""
-        if running.is_flush_due:
-            return
-        running.is_flush_due = True
-        # On a slow machine the text comes less often, so that keys have their turn in between.
-        pause = max(FLUSH_SECONDS, 2 * running.flush_seconds)
-        self._stage.set_timer(pause, lambda: self._stage.run(self.flush()))
-
-    async def flush(self) -> None:
-        """Move the buffer into the transcript, unless the user is reading further up."""
-        running = self.running
-        if running is None or running.answer is None:
-            return
-        running.is_flush_due = False
-        if running.phase not in ("answering", "stopping"):
-            self._enter(running, "answering")
-        was_held, running.is_held = running.is_held, not self._transcript.is_following
-        if was_held != running.is_held:
-            self._stage.refresh_status()
-        if not running.is_held:
-            began = time.monotonic()
-            await self._write(running)
-            running.flush_seconds = min(0.5, time.monotonic() - began)
-
     async def _write(self, running: RunningTurn) -> None:
-        answer = running.answer
-        reasoning, text = running.buffer.take()
-        if answer is not None and (reasoning or text):
-            await answer.write(reasoning, text, running.buffer.num_reasoning_tokens)
-            num_tokens = running.buffer.num_tokens
-            answer.show_waiting(f"writing · {num_tokens:,} tok" if num_tokens else "writing")
-            self._tell_rate(running)
-
-    def _tell_rate(self, running: RunningTurn) -> None:
-        """Let the panel tell the rate now and then; drawing it costs more than a line of text."""
+        deltas, running.deltas = running.deltas, []
+        if running.answer is None or not deltas:
+            return
+        await running.answer.write(deltas)
+        num_tokens = deltas[-1].num_tokens
+        running.answer.show_waiting(f"writing · {num_tokens:,} tok" if num_tokens else "writing")
+        # The panel tells the rate now and then: drawing it costs more than a line of text.
         now = time.monotonic()
-        self._panel.decode(running.buffer.num_tokens, now)
+        self._panel.decode(num_tokens, now)
         if now - running.rate_told_at >= RATE_SECONDS:
             running.rate_told_at = now
             self._stage.refresh_panel()
@@ -366,3 +333,12 @@ class Turns:
                 await user.remove()
         if queued:
             self._composer.give_back("\n\n".join(user.text for user in queued))
+
+
+def _read(running: RunningTurn) -> None:
+    """Begin the turn and read it to its end; called in a thread."""
+    running.handle = running.ask()
+    if running.phase == "stopping":
+        running.handle.stop()
+    for event in running.handle:
+        running.events.append(event)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.options import Backstage, ChatOptions
 from chatcache.tui.panel.state import PanelState
@@ -15,63 +12,35 @@ from chatcache.tui.parts.long_work import LongWork
 from chatcache.tui.parts.turns import Turns
 from chatcache.tui.stage import Stage
 from chatcache.tui.status import BackendStatus
+from chatcache.tui.widgets.bars import TitleBar
 from chatcache.tui.widgets.composer import Composer
-from chatcache.tui.widgets.title_bar import TitleBar
 from chatcache.tui.widgets.transcript import Transcript
 
-if TYPE_CHECKING:
-    from chatcache.frontend.desk import SegmentDesk
 
-
-@dataclass(frozen=True, slots=True)
 class ChatParts:
-    """Everything that works for one chat screen."""
+    """Everything that works for one chat screen; each part is given the peers that it uses."""
 
-    options: ChatOptions
-    status: BackendStatus
-    panel: PanelState
-    transcript: Transcript
-    composer: Composer
-    desk: SegmentDesk | None
-    chat: OpenChat
-    view: ChatView
-    turns: Turns
-    idle: IdleHooks
-    listening: Listening
-    work: LongWork
-
-
-def assemble(
-    stage: Stage,
-    backstage: Backstage,
-    options: ChatOptions,
-    status: BackendStatus,
-    panel: PanelState,
-    title: TitleBar,
-    transcript: Transcript,
-    composer: Composer,
-) -> ChatParts:
-    """Give each part the peers that it uses."""
-    service = backstage.service
-    chat = OpenChat(
-        service,
-        sampling=backstage.sampling,
-        personas=options.personas,
-        is_busy=lambda: turns.running is not None,
-    )
-    view = ChatView(stage, chat, options, title, transcript, composer, panel)
-    turns = Turns(stage, chat, view, transcript, composer, panel)
-    return ChatParts(
-        options=options,
-        status=status,
-        panel=panel,
-        transcript=transcript,
-        composer=composer,
-        desk=backstage.desk,
-        chat=chat,
-        view=view,
-        turns=turns,
-        idle=IdleHooks(stage, chat, view, turns, composer),
-        listening=Listening(stage, service.backend, status, panel),
-        work=LongWork(stage),
-    )
+    def __init__(
+        self,
+        stage: Stage,
+        backstage: Backstage,
+        options: ChatOptions,
+        status: BackendStatus,
+        panel: PanelState,
+        title: TitleBar,
+        transcript: Transcript,
+        composer: Composer,
+    ) -> None:
+        self.stage, self.options, self.status, self.panel = stage, options, status, panel
+        self.transcript, self.composer, self.desk = transcript, composer, backstage.desk
+        self.chat = OpenChat(
+            backstage.service,
+            sampling=backstage.sampling,
+            personas=options.personas,
+            is_busy=lambda: self.turns.running is not None,
+        )
+        self.view = ChatView(stage, self.chat, options, title, transcript, composer, panel)
+        self.turns = Turns(stage, self.chat, self.view, transcript, composer, panel)
+        self.idle = IdleHooks(stage, self.chat, self.view, self.turns, composer)
+        self.listening = Listening(stage, backstage.service.backend, status, panel)
+        self.work = LongWork(stage)

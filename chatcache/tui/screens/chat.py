@@ -29,15 +29,12 @@ from chatcache.tui.look import layout
 from chatcache.tui.screens.chat_shape import Column, ShapedScreen
 from chatcache.tui.stage import Args, Result
 from chatcache.tui.status import BackendStatus
+from chatcache.tui.widgets.bars import FirstRunBar, StatusBar, TitleBar
 from chatcache.tui.widgets.cache_panel import CacheLine, CachePanel
 from chatcache.tui.widgets.command_popup import CommandPopup
 from chatcache.tui.widgets.composer import Composer
-from chatcache.tui.widgets.first_run import FirstRunBar
-from chatcache.tui.widgets.notice import Notice
-from chatcache.tui.widgets.status_bar import StatusBar
-from chatcache.tui.widgets.title_bar import TitleBar
+from chatcache.tui.widgets.notices import Notice, Welcome
 from chatcache.tui.widgets.transcript import EarlierTurns, Transcript
-from chatcache.tui.widgets.welcome import Welcome
 
 if TYPE_CHECKING:
     from chatcache.frontend.options import Backstage
@@ -45,7 +42,6 @@ if TYPE_CHECKING:
     from chatcache.tui.parts.wiring import ChatParts
 
 DOUBLE_PRESS_SECONDS = 0.6
-PLACEHOLDER = "Say something. Enter sends, Ctrl+J adds a line, / lists the commands"
 
 
 class ChatScreen(ShapedScreen):
@@ -79,7 +75,7 @@ class ChatScreen(ShapedScreen):
         """Imported when a command is asked for: the first chat is shown before."""
         from chatcache.tui.actions.table import Actions
 
-        return Actions(self, self.app, self.parts)
+        return Actions(self.app, self.parts)
 
     @property
     def is_answering(self) -> bool:
@@ -99,7 +95,7 @@ class ChatScreen(ShapedScreen):
                 with Vertical(id="writing"):
                     yield CacheLine(id="cache-line")
                     yield popup
-                    yield Composer(popup, PLACEHOLDER)
+                    yield Composer(popup)
             yield CachePanel(id="cache-panel")
         yield StatusBar(id="status-bar")
         yield Static(id="too-small", markup=False)
@@ -129,16 +125,15 @@ class ChatScreen(ShapedScreen):
         self.run(self.actions.models.offer_another(self.query_one(FirstRunBar)))
 
     def _assemble(self, opened: Backstage) -> ChatParts:
-        from chatcache.tui.parts.wiring import assemble
+        from chatcache.tui.parts.wiring import ChatParts
 
-        title = self.query_one(TitleBar)
-        return assemble(
+        return ChatParts(
             self,
             opened,
             self.options,
             self.status,
             self.panel_state,
-            title,
+            self.query_one(TitleBar),
             self.transcript,
             self.composer,
         )
@@ -229,12 +224,9 @@ class ChatScreen(ShapedScreen):
 
     # What a turn says
 
-    @on(messages.TurnMessage)
-    def _turn_told(self, message: messages.TurnMessage) -> None:
-        self.parts.turns.take(message)
-
     @on(messages.RestoreEnded)
     def _restore_ended(self) -> None:
+        """By a message, so that it comes behind the news of the backend that it ends."""
         self.parts.listening.restored()
 
     @on(messages.QueueEmptied)
@@ -244,11 +236,6 @@ class ChatScreen(ShapedScreen):
     @on(messages.ChatShown)
     def _chat_shown(self) -> None:
         self.parts.idle.opened()
-
-    @on(Transcript.Followed)
-    def _followed(self) -> None:
-        if self.is_open:
-            self.run(self.parts.turns.flush())
 
     # What the user does
 
@@ -278,7 +265,7 @@ class ChatScreen(ShapedScreen):
     def _run_command(self, command_id: str, argument: str = "") -> None:
         async def run() -> None:
             await self._opened()
-            await self.actions.handler(command_id)(argument)
+            await self.actions.handlers[command_id](argument)
 
         self.run(run())
 
@@ -359,7 +346,6 @@ class ChatScreen(ShapedScreen):
     def action_follow(self) -> None:
         self.transcript.anchor()
         self.composer.focus()
-        self._followed()
 
     def action_walk(self, step: int) -> None:
         if not self.transcript.walk(step):

@@ -21,8 +21,7 @@ from textual.widgets.option_list import Option
 
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.look.formatting import gist, shorten
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.look.formatting import MUTED, gist, shorten
 
 MAX_ROWS = 500
 Item = TypeVar("Item")

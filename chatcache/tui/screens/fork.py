@@ -11,8 +11,7 @@ from textual.content import Content
 from chatcache.chat.views import ForkPoint
 from chatcache.formatting import plural
 from chatcache.frontend import figures
-from chatcache.tui.look.formatting import gist, padded, shorten
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.look.formatting import MUTED, gist, padded, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen
 
 _TURN_WIDTH, _WHO_WIDTH, _TOKENS_WIDTH = 5, 8, 8

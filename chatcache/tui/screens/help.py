@@ -12,7 +12,7 @@ from textual.widgets import Static
 
 from chatcache.frontend.registry import CHATS, COMMANDS, KEYS, SCOPE_TITLES, TALK, VIEW, key_words
 from chatcache.tui.commands import bindings
-from chatcache.tui.look.styles import MUTED, TITLE
+from chatcache.tui.look.formatting import MUTED, TITLE
 
 _KEY_COLUMN, _KEYS_OF_COMMAND = 32, 14
 _SLASH_COLUMN = 2 + max(len(command.usage) for command in COMMANDS)

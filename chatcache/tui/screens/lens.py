@@ -13,8 +13,7 @@ from textual.widgets import Static
 
 from chatcache.chat.views import ForkPoint
 from chatcache.frontend.lens import LensRow, heading, lens
-from chatcache.tui.look.formatting import bar, gist, shorten
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.look.formatting import MUTED, bar, gist, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen
 
 _TURN, _TOKENS, _RANGE, _WHERE = 5, 8, 17, 10

@@ -17,8 +17,7 @@ from chatcache.frontend.server_shelf import merged, unreachable
 from chatcache.remotes import RemoteProfile
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.look.formatting import padded, shorten
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.look.formatting import MUTED, padded, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen
 
 _PLACE, _PARAMETERS, _SIZE, _ARCHITECTURE = 10, 10, 9, 24

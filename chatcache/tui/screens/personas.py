@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from textual.content import Content
 
 from chatcache.personas import Persona
-from chatcache.tui.look.formatting import shorten
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.look.formatting import MUTED, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen
 
 _NAME_WIDTH = 18

@@ -14,11 +14,10 @@ from textual.widgets import Static
 from chatcache.backends.base import SegmentRow
 from chatcache.formatting import plural, size
 from chatcache.tui.commands import bindings
-from chatcache.tui.look.formatting import age
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.look.formatting import MUTED, age
 from chatcache.tui.messages import SegmentsChanged
 from chatcache.tui.panel.drawing import where_words
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.screens.dialogs import ConfirmScreen
 from chatcache.tui.screens.filter_list import FilterListScreen
 
 if TYPE_CHECKING:

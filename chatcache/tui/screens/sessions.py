@@ -13,9 +13,8 @@ from textual.widgets import Input, OptionList
 from chatcache.chat.views import SearchHit, SessionSummary
 from chatcache.formatting import one_line
 from chatcache.tui.commands import bindings
-from chatcache.tui.look.formatting import age, padded, shorten
-from chatcache.tui.look.styles import MUTED
-from chatcache.tui.screens.ask_text import rename_chat
+from chatcache.tui.look.formatting import MUTED, age, padded, shorten
+from chatcache.tui.screens.dialogs import rename_chat
 from chatcache.tui.screens.filter_list import FilterListScreen
 
 if TYPE_CHECKING:

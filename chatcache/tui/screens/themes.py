@@ -6,8 +6,7 @@ from textual.content import Content
 from textual.theme import Theme
 from textual.timer import Timer
 
-from chatcache.tui.look.formatting import padded
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.look.formatting import MUTED, padded
 from chatcache.tui.screens.filter_list import FilterListScreen
 
 # A theme is shown after this pause, so that a held arrow key does not draw every theme it passes.

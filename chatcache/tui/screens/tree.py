@@ -20,10 +20,8 @@ from chatcache.frontend import figures
 from chatcache.frontend.lens import added_tokens, where_words
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.commands import bindings
-from chatcache.tui.look.formatting import age, padded, shorten
-from chatcache.tui.look.styles import MUTED, TITLE
-from chatcache.tui.screens.ask_text import rename_chat
-from chatcache.tui.screens.confirm import ConfirmScreen
+from chatcache.tui.look.formatting import MUTED, TITLE, age, padded, shorten
+from chatcache.tui.screens.dialogs import ConfirmScreen, rename_chat
 from chatcache.tui.screens.filter_list import FilterListScreen
 
 _TURNS, _TOKENS, _WHERE, _AGE = 10, 9, 10, 5

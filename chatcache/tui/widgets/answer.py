@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from textual.content import Content
 from textual.events import Click
@@ -13,12 +14,14 @@ from textual.widgets.markdown import MarkdownStream
 from chatcache.backends.usage import Figures
 from chatcache.formatting import clean, one_line, plural
 from chatcache.frontend.figures import footer, is_real_miss
-from chatcache.tui.look.formatting import shorten
+from chatcache.tui.look.formatting import MUTED, shorten
 from chatcache.tui.look.markdown import ChatMarkdown
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.widgets.bars import progress_content
 from chatcache.tui.widgets.message import MessageBlock
-from chatcache.tui.widgets.status_bar import progress_content
 from chatcache.tui.widgets.words import Words
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import TextDelta
 
 
 class AnswerMessage(MessageBlock):
@@ -72,14 +75,13 @@ class AnswerMessage(MessageBlock):
             content += Content.styled(f" · {cached:,} reused", MUTED)
         self._footer.say(content)
 
-    async def write(self, reasoning: str, text: str, num_reasoning_tokens: int) -> None:
+    async def write(self, deltas: Sequence[TextDelta]) -> None:
         """Append what the model produced since the last time."""
-        if reasoning:
-            self.reasoning += clean(reasoning)
-            self._reasoning_tokens = num_reasoning_tokens
+        if thoughts := [delta for delta in deltas if delta.is_reasoning]:
+            self.reasoning += clean("".join(delta.text for delta in thoughts))
+            self._reasoning_tokens = thoughts[-1].num_tokens
             self._show_reasoning()
-        if text:
-            text = clean(text)
+        if text := clean("".join(delta.text for delta in deltas if not delta.is_reasoning)):
             self.text += text
             if self._stream is None:
                 self._stream = Markdown.get_stream(self.query_one(ChatMarkdown))

@@ -1,15 +1,30 @@
-"""The side panel, and the one line that it becomes where there is no room or by choice."""
+"""The side panel, and the one line that it becomes where there is no room or by choice.
+
+Owns what the style names of the panel's lines look like.
+"""
 
 from __future__ import annotations
 
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
+from textual.content import Content
 from textual.events import Resize
 
+from chatcache.tui.look.formatting import MUTED, TITLE
 from chatcache.tui.panel import drawing
 from chatcache.tui.panel.state import PanelState
-from chatcache.tui.widgets.styled import line_content, lines_content
 from chatcache.tui.widgets.words import Words
+
+_STYLES = {
+    "": "",
+    "title": TITLE,
+    "strong": "bold",
+    "dim": MUTED,
+    "good": "bold $text-success",
+    "bad": "bold $text-warning",
+    "bar": "$primary",
+    "rest": "$foreground 35%",
+}
 
 
 class CachePanel(VerticalScroll, can_focus=False):
@@ -33,7 +48,8 @@ class CachePanel(VerticalScroll, can_focus=False):
         width = self.scrollable_content_region.width
         if self._state is not None and width > 0:
             drawn = drawing.lines(self._state, width, self._now)
-            self.query_one("#panel-lines", Words).say(lines_content(drawn))
+            content = Content("\n").join(_content(line) for line in drawn)
+            self.query_one("#panel-lines", Words).say(content)
 
 
 class CacheLine(Words):
@@ -50,5 +66,8 @@ class CacheLine(Words):
 
     def _draw(self) -> None:
         if self._state is not None and self.content_size.width > 0:
-            line = drawing.compact_line(self._state, self.content_size.width)
-            self.say(line_content(line))
+            self.say(_content(drawing.compact_line(self._state, self.content_size.width)))
+
+
+def _content(line: drawing.Line) -> Content:
+    return Content.assemble(*((piece.text, _STYLES[piece.style]) for piece in line))

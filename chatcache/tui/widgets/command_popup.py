@@ -10,8 +10,7 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from chatcache.frontend.registry import Command
-from chatcache.tui.look.formatting import shorten
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.look.formatting import MUTED, shorten
 
 MAX_ROWS = 8
 _BORDER, _PADDING = 2, 3  # the scrollbar is within

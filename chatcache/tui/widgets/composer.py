@@ -30,6 +30,7 @@ from chatcache.tui.widgets.command_popup import (
 if TYPE_CHECKING:
     from chatcache.frontend.files import Attachment
 
+_PLACEHOLDER = "Say something. Enter sends, Ctrl+J adds a line, / lists the commands"
 PASTE_LINES = 12
 PASTE_CHARACTERS = 2_000
 # Of a text that comes back (recalled, a draft, to be edited) more than this is held back, too.
@@ -48,15 +49,13 @@ class Composer(TextArea):
     class Edited(Message):
         """The user changed the text."""
 
-    def __init__(self, popup: CommandPopup, placeholder: str) -> None:
-        super().__init__(
-            id="composer", placeholder=placeholder, highlight_cursor_line=False, compact=False
-        )
+    def __init__(self, popup: CommandPopup) -> None:
+        super().__init__(id="composer", placeholder=_PLACEHOLDER, highlight_cursor_line=False)
         self._popup = popup
         self._pastes: dict[str, str] = {}
         self._num_pastes = 0
         self._given_text = ""
-        self._earlier: list[str] = []
+        self.earlier: list[str] = []
         self._recall_index = 0
         self._draft = ""
         self._files: Sequence[str] | None = None
@@ -93,29 +92,25 @@ class Composer(TextArea):
         if not self.text:
             return False
         self.clear()
-        self._recall_index = len(self._earlier)
+        self._recall_index = len(self.earlier)
         return True
 
     def reset(self) -> None:
         self.load_text("")
         self._pastes.clear()
-        self._recall_index = len(self._earlier)
+        self._recall_index = len(self.earlier)
         self._draft = ""
 
     def remember(self, text: str) -> None:
         """Add a message to those that Up recalls."""
-        if not self._earlier or self._earlier[-1] != text:
-            self._earlier.append(text)
-            del self._earlier[:-_RECALLED_LIMIT]
-        self._recall_index = len(self._earlier)
+        if not self.earlier or self.earlier[-1] != text:
+            self.earlier.append(text)
+            del self.earlier[:-_RECALLED_LIMIT]
+        self._recall_index = len(self.earlier)
 
     def remember_all(self, texts: list[str]) -> None:
-        self._earlier = texts[-_RECALLED_LIMIT:]
-        self._recall_index = len(self._earlier)
-
-    @property
-    def earlier(self) -> list[str]:
-        return self._earlier
+        self.earlier = texts[-_RECALLED_LIMIT:]
+        self._recall_index = len(self.earlier)
 
     # Keys
 
@@ -190,7 +185,7 @@ class Composer(TextArea):
     def action_cursor_up(self, select: bool = False) -> None:
         if self._popup.is_open:
             self._popup.move(-1)
-        elif not select and self._is_on_first_row and self._earlier:
+        elif not select and self._is_on_first_row and self.earlier:
             self.action_previous()
         else:
             super().action_cursor_up(select)
@@ -216,22 +211,22 @@ class Composer(TextArea):
 
     @property
     def _is_recalling(self) -> bool:
-        return self._recall_index < len(self._earlier)
+        return self._recall_index < len(self.earlier)
 
     def action_previous(self) -> None:
-        if not self._earlier or self._recall_index == 0:
+        if not self.earlier or self._recall_index == 0:
             return
         if not self._is_recalling:
             self._draft = self.text
         self._recall_index -= 1
-        self.set_text(self._earlier[self._recall_index])
+        self.set_text(self.earlier[self._recall_index])
         self.move_cursor((0, 0))
 
     def action_next(self) -> None:
         if not self._is_recalling:
             return
         self._recall_index += 1
-        self.set_text(self._earlier[self._recall_index] if self._is_recalling else self._draft)
+        self.set_text(self.earlier[self._recall_index] if self._is_recalling else self._draft)
 
     def edit_outside(self) -> None:
         """Let the user write in $VISUAL or $EDITOR, and take what was saved."""
@@ -268,9 +263,8 @@ class Composer(TextArea):
     def action_delete_left(self) -> None:
         """Backspace takes a whole placeholder: half of one would stand for nothing."""
         row, column = self.cursor_location
-        before = self.document.get_line(row)[:column]
         for placeholder in self._pastes:
-            if self.selection.is_empty and before.endswith(placeholder):
+            if self.selection.is_empty and self._before_cursor.endswith(placeholder):
                 self.delete((row, column - len(placeholder)), (row, column))
                 return
         super().action_delete_left()

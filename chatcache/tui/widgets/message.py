@@ -14,8 +14,7 @@ from textual.widgets import Static, TextArea
 
 from chatcache.formatting import clean, moment, plural
 from chatcache.tui.commands import bindings
-from chatcache.tui.look.formatting import shorten
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.look.formatting import MUTED, shorten
 from chatcache.tui.messages import MessageActed
 from chatcache.tui.widgets.words import Words
 

@@ -15,7 +15,7 @@ from textual.widgets import Static
 
 from chatcache.formatting import plural
 from chatcache.tui.widgets.message import MessageBlock, SystemMessage, UserMessage
-from chatcache.tui.widgets.welcome import Welcome
+from chatcache.tui.widgets.notices import Welcome
 
 WINDOW_TURNS = 20
 PRUNE_ABOVE_BLOCKS = 120
@@ -40,9 +40,6 @@ class EarlierTurns(Static):
 
 class Transcript(VerticalScroll, can_focus=False):
     """The messages of the path, oldest first."""
-
-    class Followed(Message):
-        """The end is in view again."""
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
@@ -76,11 +73,6 @@ class Transcript(VerticalScroll, can_focus=False):
     def focused_block(self) -> MessageBlock | None:
         focused = self.screen.focused
         return focused if isinstance(focused, MessageBlock) else None
-
-    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        super().watch_scroll_y(old_value, new_value)
-        if new_value > old_value and self.is_following:
-            self.post_message(self.Followed())
 
     # What is shown
 

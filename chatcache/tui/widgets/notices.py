@@ -1,4 +1,4 @@
-"""What an empty chat shows: what this is, who answers, and the four keys to begin with."""
+"""What the program says in the transcript: a line about what happened, and the welcome."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 from textual.widgets import Static
 
-from chatcache.formatting import one_line, parameters
-from chatcache.tui.look.styles import MUTED, TITLE
+from chatcache.formatting import clean, one_line, parameters
+from chatcache.tui.look.formatting import MUTED, TITLE
 
 if TYPE_CHECKING:
     from chatcache.backends.base import ModelInfo
+
+
+class Notice(Static):
+    """Calm, marked by a word and not only by colour. Not part of the conversation."""
+
+    def __init__(self, message: str, hint: str = "", *, is_error: bool = False) -> None:
+        mark = ("✗ ", "bold $text-error") if is_error else ("· ", MUTED)
+        style = "" if is_error else MUTED
+        parts: list[tuple[str, str]] = [mark, (clean(message), style)]
+        if hint:
+            parts.append((f"\n  {clean(hint)}", MUTED))
+        super().__init__(Content.assemble(*parts), markup=False)
+        self.set_class(is_error, "-error")
 
 
 class Welcome(Static):

@@ -1,26 +1,88 @@
-"""The bottom line: what is going on on the left, the most useful keys on the right."""
+"""The lines of one row around the chat: the title, the bar of the first run, the status."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.content import Content
+from textual.widgets import Static
 
 from chatcache.formatting import one_line, size
-from chatcache.tui.look.formatting import bar
-from chatcache.tui.look.styles import MUTED
+from chatcache.tui.look.formatting import MUTED, TITLE, bar, shorten
+from chatcache.tui.look.layout import NARROW_BELOW
 from chatcache.tui.status import BackendStatus
 from chatcache.tui.widgets.words import Words
 
 if TYPE_CHECKING:
+    from chatcache.backends.local.model.shelf import ShelfModel
     from chatcache.frontend.progress import Progress
 
+_LONGEST_NAME = 40
 _BAR_WIDTH = 16
 _BAR_FROM = 80  # columns; below, the figures need the room
 # While loading, a total from here on is one of bytes: no model has so many tensors.
 _BYTES_FROM = 1_000_000
+
+
+class TitleBar(Horizontal):
+    """Breadcrumb on the left, model on the right."""
+
+    def compose(self) -> ComposeResult:
+        yield Words(id="breadcrumb")
+        yield Words(id="model-name")
+
+    def show_session(
+        self, name: str | None, forked_from: str | None, *, is_append: bool = False
+    ) -> None:
+        title = Content.assemble(
+            ("chatcache", TITLE),
+            (" › ", MUTED),
+            (one_line(name) if name else "new chat", "bold" if name else "italic"),
+        )
+        if forked_from:
+            title += Content.assemble((f"  ⑂ from {shorten(forked_from, _LONGEST_NAME)}", MUTED))
+        if is_append:
+            title += Content.styled("  append mode", MUTED)
+        self.query_one("#breadcrumb", Words).say(title)
+
+    def show_model(self, text: str) -> None:
+        self.query_one("#model-name", Words).say(Content(shorten(text, _LONGEST_NAME)))
+
+
+class FirstRunBar(Horizontal):
+    """Hidden until there is something to offer; Esc and the first message hide it again."""
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="first-run-offer", markup=False)
+        yield Static(Content.styled("Esc hides", MUTED), id="first-run-hide", markup=False)
+
+    def on_mount(self) -> None:
+        self.display = False
+
+    def offer(self, key: str, models: Sequence[ShelfModel], *, is_offline: bool) -> None:
+        """Show what the picker has: a model that is here already, else where to get one."""
+        here = [model for model in models if model.place != "built in" and not model.problem]
+        what = "a directory with a model" if is_offline else "a download, or a directory"
+        if here:
+            name = shorten(here[0].name, _LONGEST_NAME)
+            what = f"{name} is on this machine ({size(here[0].num_bytes)})"
+            if here[0].place == "server":
+                what = f"{name} at a server of yours"
+            if len(here) > 1:
+                what += f", and {len(here) - 1} more"
+        why = "This model is small. " if self.app.size.width >= NARROW_BELOW else ""
+        text = Content.assemble(why, (key, "bold"), f" picks another: {what}")
+        self.query_one("#first-run-offer", Static).update(text)
+        self.display = True
+
+    def hide(self) -> bool:
+        """False when it was not there."""
+        was_shown = bool(self.display)
+        self.display = False
+        return was_shown
 
 
 class StatusBar(Horizontal):
