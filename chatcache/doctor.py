@@ -30,7 +30,6 @@ from chatcache.remotes import remote_model
 
 Status = Literal["ok", "note", "problem", "damage"]
 
-MIN_PYTHON = (3, 11)
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors"),
     *("textual", "httpx2", "xxhash", "tomlkit"),
@@ -96,10 +95,7 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 def _python() -> Finding:
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    if sys.version_info >= MIN_PYTHON:
-        return Finding("python", "ok", detail)
-    wanted = ".".join(str(part) for part in MIN_PYTHON)
-    return Finding("python", "problem", detail, f"Use Python {wanted} or newer.")
+    return Finding("python", "ok", detail)
 
 
 def _packages() -> Iterator[Finding]:
