@@ -7,9 +7,11 @@ Knows no section and no file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any
+
+from chatcache.errors import UsageError, did_you_mean
 
 Check = Callable[[Any], Any]
 
@@ -68,8 +70,6 @@ def whole(low: int, high: int | None = None) -> Check:
 
 
 def decimal(low: float, high: float, *, excludes_low: bool = False) -> Check:
-    """A number from `low` to `high`."""
-
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"must be a number, not {described(value)}")
@@ -83,8 +83,6 @@ def decimal(low: float, high: float, *, excludes_low: bool = False) -> Check:
 
 
 def one_of(*choices: str) -> Check:
-    """One of a few words."""
-
     def check(value: Any) -> str:
         if value in choices:
             return str(value)
@@ -173,6 +171,25 @@ def key_names(value: Any) -> str:
     return value
 
 
+def checked_table(
+    table: Mapping[str, Any], checks: Mapping[str, Check], place: str
+) -> dict[str, Any]:
+    """The settings of a table of config.toml as they are kept; `place` is what messages call it.
+
+    Raises UsageError for an unknown key and for a wrong value.
+    """
+    values = {}
+    for key, value in table.items():
+        if key not in checks:
+            hint = did_you_mean(key, checks) or f"The settings are {', '.join(checks)}."
+            raise UsageError(f"{place} has no setting {key!r}.", hint)
+        try:
+            values[key] = checks[key](value)
+        except ValueError as error:
+            hint = "Mend it with `chatcache config edit`."
+            raise UsageError(f"{place}.{key} {error}.", hint) from error
+    return values
+
+
 def described(value: Any) -> str:
-    """A value as a message shows it."""
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)

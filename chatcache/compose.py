@@ -10,31 +10,30 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatcache.checks import num_bytes, num_seconds, spill_parts
 from chatcache.config import Settings
+from chatcache.configfile import set_value
 from chatcache.errors import UsageError
 from chatcache.remotes import check_reach, remote_model
 from chatcache.token_ids import TokenIds
 
 if TYPE_CHECKING:
-    from chatcache.backends.base import Backend, CostEstimate, SamplingParams
+    from chatcache.backends.base import Backend, CostEstimate
     from chatcache.backends.local.engine.settings import EngineSettings
     from chatcache.cache.book.policy import TierPolicy
     from chatcache.cache.inspect import CacheInspector
-    from chatcache.chat.forget import ForgetKV, Journals
+    from chatcache.chat.forget import Journals
     from chatcache.chat.idle import IdleOptions
     from chatcache.chat.service import ChatService
     from chatcache.chat.store import SessionStore
     from chatcache.frontend.options import Backstage, ChatOptions, Examine
     from chatcache.frontend.sampling import Sampling
-
-    OfflineCost = Callable[[str, Sequence[TokenIds]], list[CostEstimate] | None]
 
 SWITCH_SECONDS = 0.0005
 
@@ -48,18 +47,22 @@ def opened_service(
 
     `can_switch`: its model can be changed while it runs.
     """
+    from chatcache.backends.switching import SwitchingBackend
     from chatcache.chat.service import ChatService
     from chatcache.logs import send_log_to
 
     send_log_to(settings.paths.error_log)
     store = open_store(settings, may_be_read_only=not has_engine)
-    build = open_switching_backend if can_switch else open_backend
-    backend = build(settings) if has_engine else None
+    backend: Backend | None = None
+    if has_engine and can_switch:
+        backend = SwitchingBackend(partial(open_backend, settings), settings.config.model.default)
+    elif has_engine:
+        backend = open_backend(settings)
     service = ChatService(
         store,
         backend,
-        offline_cost=_offline_cost(settings),
-        forget_kv=_forget_kv(settings),
+        offline_cost=partial(_offline_cost, settings),
+        forget_kv=partial(_forget_kv, settings),
         idle=idle_options(settings),
     )
     try:
@@ -99,13 +102,6 @@ def open_backend(settings: Settings, model: str | None = None) -> Backend:
     return LocalBackend(engine)
 
 
-def open_switching_backend(settings: Settings) -> Backend:
-    """What answers for the model of the settings, which can be exchanged for another one."""
-    from chatcache.backends.switching import SwitchingBackend
-
-    return SwitchingBackend(partial(open_backend, settings), settings.config.model.default)
-
-
 def check_model(settings: Settings) -> None:
     """Look at the model's files, so that a wrong name fails at once and before anything is kept.
 
@@ -131,7 +127,6 @@ def open_inspector(settings: Settings) -> CacheInspector:
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
-    """What the engine process is started with."""
     from chatcache.assets import adapter_dir
     from chatcache.backends.local.engine.settings import EngineSettings
 
@@ -168,7 +163,6 @@ def tier_policy(settings: Settings) -> TierPolicy:
 
 
 def idle_options(settings: Settings) -> IdleOptions:
-    """What is done ahead of a turn."""
     from chatcache.chat.idle import IdleOptions
 
     cache = settings.config.cache
@@ -178,15 +172,11 @@ def idle_options(settings: Settings) -> IdleOptions:
 def budgets(settings: Settings) -> tuple[int, int]:
     """The bytes for segments in memory and on disk."""
     cache = settings.config.cache
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (
-        num_bytes(cache.ram_budget, total_memory),
+        num_bytes(cache.ram_budget, lambda: memory),
         num_bytes(cache.disk_budget, lambda: disk_size(settings.paths.cache_dir)),
     )
-
-
-def total_memory() -> int:
-    """The machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def disk_size(path: Path) -> int:
@@ -248,16 +238,9 @@ def opened_backstage(settings: Settings) -> Iterator[Backstage]:
 
 
 def chat_options(settings: Settings, session: str | None, examine: Examine) -> ChatOptions:
-    """What a chat is started with."""
     from chatcache.frontend.options import ChatOptions
 
-    config, data_dir = settings.config, settings.paths.database.parent
-
-    def keep_setting(name: str, value: str) -> None:
-        from chatcache.configfile import set_value
-
-        set_value(settings.paths.config_file, name, value)
-
+    config, data_dir = settings.config, settings.paths.data_dir
     return ChatOptions(
         session_ref=session,
         personas=config.personas,
@@ -269,7 +252,7 @@ def chat_options(settings: Settings, session: str | None, examine: Examine) -> C
         is_offline=config.model.offline,
         remotes=config.remotes,
         examine=examine,
-        keep_setting=keep_setting,
+        keep_setting=partial(set_value, settings.paths.config_file),
         drafts_path=data_dir / "drafts.json",
         last_chat_path=data_dir / "last_chat.json",
     )
@@ -277,7 +260,8 @@ def chat_options(settings: Settings, session: str | None, examine: Examine) -> C
 
 def sampling(settings: Settings) -> Sampling:
     """The sampling of the settings, with who decided what, for a front end."""
-    from chatcache.frontend.sampling import Sampling
+    from chatcache.backends.base import SamplingParams
+    from chatcache.frontend.sampling import NAMES, Sampling
 
     prefix = "sampling."
     origins = {
@@ -285,34 +269,22 @@ def sampling(settings: Settings) -> Sampling:
         for name, origin in settings.origins.items()
         if name.startswith(prefix) and origin != "default"
     }
-    return Sampling(sampling_params(settings), settings.config.sampling.think, origins)
-
-
-def sampling_params(settings: Settings) -> SamplingParams:
-    """The sampling of the settings, as a turn takes it."""
-    from chatcache.backends.base import SamplingParams
-
     section = settings.config.sampling
-    return SamplingParams(
-        **{field.name: getattr(section, field.name) for field in fields(SamplingParams)}
-    )
+    params = SamplingParams(**{name: getattr(section, name) for name in NAMES})
+    return Sampling(params, section.think, origins)
 
 
-def _forget_kv(settings: Settings) -> ForgetKV:
-    def forget(namespace: str, gone: Journals, kept: Journals) -> None:
-        try:
-            open_inspector(settings).forget(namespace, gone, kept)
-        except OSError:
-            logging.getLogger(__name__).exception("segments of a deleted session are left behind")
-
-    return forget
+def _forget_kv(settings: Settings, namespace: str, gone: Journals, kept: Journals) -> None:
+    try:
+        open_inspector(settings).forget(namespace, gone, kept)
+    except OSError:
+        logging.getLogger(__name__).exception("segments of a deleted session are left behind")
 
 
-def _offline_cost(settings: Settings) -> OfflineCost:
-    def estimate(namespace: str, journals: Sequence[TokenIds]) -> list[CostEstimate] | None:
-        try:
-            return open_inspector(settings).estimate(namespace, journals)
-        except OSError:
-            return None  # a cache that cannot be read has nothing to offer; a fork needs none
-
-    return estimate
+def _offline_cost(
+    settings: Settings, namespace: str, journals: Sequence[TokenIds]
+) -> list[CostEstimate] | None:
+    try:
+        return open_inspector(settings).estimate(namespace, journals)
+    except OSError:
+        return None  # a cache that cannot be read has nothing to offer; a fork needs none

@@ -330,14 +330,13 @@ def parse_config(content: str, path: Path) -> dict[str, dict[str, Any]]:
         if section_name == PERSONAS_SECTION:
             sampling = {key.name: key.metadata["check"] for key in fields(SamplingSection)}
             sections[section_name] = read_personas(table, sampling, str(path))
-            continue
-        if section_name == REMOTE_SECTION:
+        elif section_name == REMOTE_SECTION:
             sections[section_name] = read_remotes(table, str(path))
-            continue
-        sections[section_name] = {
-            key_name: _checked_entry(section_name, key_name, value, content, path)
-            for key_name, value in table.items()
-        }
+        else:
+            sections[section_name] = {
+                key_name: _checked_entry(section_name, key_name, value, content, path)
+                for key_name, value in table.items()
+            }
     return sections
 
 

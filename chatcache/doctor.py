@@ -30,7 +30,6 @@ from chatcache.remotes import remote_model
 
 Status = Literal["ok", "note", "problem", "damage"]
 
-MIN_PYTHON = (3, 11)
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors"),
     *("textual", "httpx2", "xxhash", "tomlkit"),
@@ -96,10 +95,7 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 def _python() -> Finding:
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    if sys.version_info >= MIN_PYTHON:
-        return Finding("python", "ok", detail)
-    wanted = ".".join(str(part) for part in MIN_PYTHON)
-    return Finding("python", "problem", detail, f"Use Python {wanted} or newer.")
+    return Finding("python", "ok", detail)
 
 
 def _packages() -> Iterator[Finding]:
@@ -176,8 +172,11 @@ def _config(paths: Paths, load: Callable[[], Settings]) -> Finding:
 
 def _template(load: Callable[[], Settings]) -> Finding:
     """Does the chat template of the model in use write something that changes by itself?"""
-    from chatcache.backends.local.model.resolve import resolve_model
-    from chatcache.backends.local.prompt.template_files import changes_by_itself, read_template
+    from chatcache.backends.local.model.resolve import (
+        changes_by_itself,
+        read_template,
+        resolve_model,
+    )
 
     try:
         config = load().config

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from chatcache.checks import Check, text
-from chatcache.errors import UsageError, did_you_mean
+from chatcache.checks import Check, checked_table, text
+from chatcache.errors import UsageError
 
 SECTION = "personas"
 EXAMPLE = """
@@ -46,15 +46,5 @@ def _read(name: str, table: Any, sampling: Mapping[str, Check], where: str) -> P
         raise UsageError(f"{place} is no section.", f"Write [{SECTION}.{name}].")
     if "system" not in table:
         raise UsageError(f"{place} has no system prompt.", 'Write system = "..." in it.')
-    known = {"system": text, **sampling}
-    for key, value in table.items():
-        if key not in known:
-            hint = did_you_mean(key, known) or f"The settings are {', '.join(known)}."
-            raise UsageError(f"{place} has no setting {key!r}.", hint)
-        try:
-            known[key](value)
-        except ValueError as error:
-            hint = "Mend it with `chatcache config edit`."
-            raise UsageError(f"{place}.{key} {error}.", hint) from error
-    chosen = {key: sampling[key](value) for key, value in table.items() if key != "system"}
-    return Persona(name, table["system"].strip(), chosen)
+    chosen = checked_table(table, {"system": text, **sampling}, place)
+    return Persona(name, chosen.pop("system").strip(), chosen)

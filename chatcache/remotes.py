@@ -11,11 +11,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-from chatcache.checks import decimal, described, setting, text, whole
+from chatcache.checks import checked_table, decimal, described, setting, text, whole
 from chatcache.errors import NotFoundError, UnavailableError, UsageError, did_you_mean
 
 SECTION = "remote"
@@ -44,9 +45,14 @@ def base_url(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"must be an address in quotes, not {described(value)}")
     address: str = value.strip().rstrip("/")
-    parts = _split(address)
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError('must be like "http://localhost:8080/v1"')
+    wanted = 'must be like "http://localhost:8080/v1"'
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError:  # a port that is no number, a broken IPv6
+        raise ValueError(wanted) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(wanted)
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not have a user or a password in it")
     if parts.query or parts.fragment:
@@ -178,7 +184,8 @@ def _read(name: str, table: Any, place: str) -> RemoteProfile:
         )
     if not isinstance(table, dict):
         raise UsageError(f"{place} is no section.", f"Write [{SECTION}.{name}].")
-    given = dict(_checked(table, RemoteProfile, place))
+    checks = _checks(RemoteProfile) | {"prices": partial(_prices, place=f"{place}.prices")}
+    given = checked_table(table, checks, place)
     if "base_url" not in given:
         raise UsageError(
             f"{place} has no base_url.",
@@ -187,23 +194,15 @@ def _read(name: str, table: Any, place: str) -> RemoteProfile:
     return RemoteProfile(name, **given)
 
 
-def _checked(table: Mapping[str, Any], kind: type, place: str) -> Iterator[tuple[str, Any]]:
-    known = {key.name: key for key in fields(kind) if key.name != "name"}
-    for key, value in table.items():
-        if key not in known:
-            hint = did_you_mean(key, known) or f"The settings are {', '.join(known)}."
-            raise UsageError(f"{place} has no setting {key!r}.", hint)
-        if key == "prices":
-            if not isinstance(value, dict):
-                hint = "Write prices = { input = 0.40, output = 1.60 }, per million tokens."
-                raise UsageError(f"{place}.prices must be a table.", hint)
-            yield key, Prices(**dict(_checked(value, Prices, f"{place}.prices")))
-            continue
-        try:
-            yield key, known[key].metadata["check"](value)
-        except ValueError as error:
-            hint = "Mend it with `chatcache config edit`."
-            raise UsageError(f"{place}.{key} {error}.", hint) from error
+def _checks(kind: type) -> dict[str, Any]:
+    return {key.name: key.metadata.get("check") for key in fields(kind) if key.name != "name"}
+
+
+def _prices(table: Any, *, place: str) -> Prices:
+    if not isinstance(table, dict):
+        hint = "Write prices = { input = 0.40, output = 1.60 }, per million tokens."
+        raise UsageError(f"{place} must be a table.", hint)
+    return Prices(**checked_table(table, _checks(Prices), place))
 
 
 def check_path(path: Sequence[str]) -> None:
@@ -258,13 +257,3 @@ def check_reach(profile: RemoteProfile, *, is_offline: bool) -> None:
             "Leave out --offline (or unset HF_HUB_OFFLINE), or use --model builtin.",
         )
     profile.key()
-
-
-def _split(value: str) -> SplitResult | None:
-    """The parts of an address; None when it is none (a port that is no number, a broken IPv6)."""
-    try:
-        parts = urlsplit(value)
-        _ = parts.port
-    except ValueError:
-        return None
-    return parts

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from chatcache import compose
 from chatcache.chat import date_warning
 from chatcache.chat.figures import turn_report
-from chatcache.chat.tasks import TurnOptions
 from chatcache.chat.views import SessionSummary
 from chatcache.commands import GROUPS, ShellCommand
 from chatcache.commands.parser import Parser, sampling_options, settings_of
@@ -93,8 +92,7 @@ def answer(
 ) -> int:
     """Send a prompt and print the answer; `extra` joins the JSON object. Returns the exit code."""
     shell_turn = ShellTurn(narrator, None if arguments.json else AnswerStream())
-    think = settings.config.sampling.think
-    options = TurnOptions(compose.sampling_params(settings), think, turn.use_cache)
+    options = replace(compose.sampling(settings).options, use_cache=turn.use_cache)
     system = None if turn.save else turn.system
     try:
         saved = shell_turn.run(

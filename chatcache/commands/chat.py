@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 
+from chatcache import compose
 from chatcache.commands import GROUPS, ShellCommand
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
@@ -32,30 +33,23 @@ def configure(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from chatcache import compose
-
     settings = settings_of(arguments)
     session_id = None
     if arguments.session is not None:
         session_id = _find(settings, arguments.session)
-    if arguments.plain or _is_dumb():
+    has_terminal = is_terminal(sys.stdin) and is_terminal(sys.stdout)
+    can_only_show_lines = has_terminal and os.environ.get("TERM") == "dumb"
+    if arguments.plain or can_only_show_lines:
         compose.run_plain(settings, session_id, partial(_findings, arguments))
         return 0
     # A browser stands behind the pipes of `serve-web`.
-    is_web = "TEXTUAL_DRIVER" in os.environ
-    if not is_web and not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+    if not has_terminal and "TEXTUAL_DRIVER" not in os.environ:
         raise UsageError(
             "The chat needs a terminal, and this is not one.",
             "For scripts there is `chatcache ask`, and `--plain` for a chat through pipes.",
         )
     compose.run_tui(settings, session_id, partial(_findings, arguments))
     return 0
-
-
-def _is_dumb() -> bool:
-    """A terminal that can only show lines."""
-    is_seen = is_terminal(sys.stdin) and is_terminal(sys.stdout)
-    return is_seen and os.environ.get("TERM") == "dumb"
 
 
 def _findings(arguments: Namespace, report: Report) -> Iterator[str]:
@@ -67,8 +61,6 @@ def _findings(arguments: Namespace, report: Report) -> Iterator[str]:
 def _find(settings: Settings, reference: str) -> str:
     """The id of a session. A word that names none but resembles a command is told as a typing
     error of that command."""
-    from chatcache import compose
-
     try:
         with compose.opened_service(settings, has_engine=False) as service:
             return service.find_session(reference).session_id

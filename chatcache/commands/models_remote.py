@@ -47,7 +47,6 @@ def details(remote: RemoteModel, settings: Settings) -> dict[str, Any]:
 
 
 def words(value: Any) -> str:
-    """A detail for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)

@@ -93,7 +93,6 @@ class SegmentDesk:
         return f"Damaged: {problem}" if problem else "All checksums are as they were written."
 
     def stored(self) -> list[SegmentRow]:
-        """What is on disk now."""
         return self._open_inspector().rows()
 
     def verify_all(self) -> Iterator[Verified]:
@@ -171,7 +170,8 @@ class SegmentDesk:
         for stored in inspector.rows():
             if (stored.segment_id, stored.namespace) == (row.segment_id, row.namespace):
                 return inspector, stored
-        raise _only_in_memory()
+        hint = "It can be acted on once it has been written to disk."
+        raise NotFoundError("This segment is in memory only.", hint)
 
     def _keeper(self, row: SegmentRow) -> Keeper:
         inspector, _ = self._stored(row)
@@ -200,12 +200,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _only_in_memory() -> NotFoundError:
-    return NotFoundError(
-        "This segment is in memory only.", "It can be acted on once it has been written to disk."
-    )
 
 
 def _unwritable(error: OSError) -> StorageError:

@@ -61,14 +61,8 @@ class LensRow:
 
 def lens(points: Sequence[ForkPoint]) -> list[LensRow]:
     """The turns of a chat, oldest first. `points` as the service gives them, newest first."""
-    rows: list[LensRow] = []
-    before: ForkPoint | None = None
-    for point in reversed(points):
-        if point.turn == 0:
-            continue
-        rows.append(_row(point, before))
-        before = point
-    return rows
+    turns = [point for point in reversed(points) if point.turn > 0]
+    return [_row(point, before) for point, before in zip(turns, [None, *turns], strict=False)]
 
 
 def _row(point: ForkPoint, before: ForkPoint | None) -> LensRow:

@@ -82,17 +82,18 @@ class OpenChat:
 
     @property
     def is_busy(self) -> bool:
-        """Is an answer being written?"""
         return self._is_busy()
 
     def require_idle(self) -> None:
         if self.is_busy:
             raise UsageError("An answer is being written.", "Esc stops it and keeps what is there.")
 
-    def open(self, session: SessionSummary | None) -> None:
-        """Make this the open chat; None: a new one without a system prompt."""
+    def open(
+        self, session: SessionSummary | None, system: str | None = None, name: str | None = None
+    ) -> None:
+        """Make this the open chat; None: a new one with this system prompt and this name."""
         with self._exchange:
-            self.session, self.system_prompt, self.new_name = session, None, None
+            self.session, self.system_prompt, self.new_name = session, system, name
 
     def open_first(self, reference: str | None, noted_in: Path | None) -> SessionSummary | None:
         """At the start: the chat that was named, else the last one, else none."""
@@ -119,9 +120,7 @@ class OpenChat:
     def start_new(self, name: str | None = None) -> None:
         """An empty chat with the same system prompt. It gets its row with its first message."""
         self.require_idle()
-        system = self.system()
-        with self._exchange:
-            self.session, self.system_prompt, self.new_name = None, system, name
+        self.open(None, self.system(), name)
 
     def ensure_session(self) -> SessionSummary:
         """The open chat; a new one gets its row now."""
@@ -176,7 +175,6 @@ class OpenChat:
         return f"Written to {path}, {size(num_bytes)}."
 
     def import_chat(self, name: str, report: Report) -> SessionSummary:
-        """Open a chat from a file."""
         self.require_idle()
         if not name:
             raise UsageError("The file is missing.", "Say /import PATH.")
@@ -218,9 +216,9 @@ class OpenChat:
         return copyable(answers[-1].text, is_code=argument == "code")
 
     def stats(self) -> str:
-        """What the cache did for this chat."""
         self.require_session()
-        return reports.of_messages(self.messages())
+        stored = [decode(message.result_json) for message in self.messages()]
+        return reports.totals([answer for answer in stored if answer is not None])
 
     def figures_of(self, turn: int) -> Figures:
         """The figures of the answer of a turn; of several the first that has any."""
@@ -322,7 +320,6 @@ class OpenChat:
     # What the model is told beside the messages
 
     def system(self) -> str | None:
-        """The system prompt of the open chat."""
         if self.session is None:
             return self.system_prompt
         return next((message.text for message in self.messages() if message.role == "system"), None)

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from chatcache import formatting as fmt
 from chatcache.backends.base import ModelInfo, TurnPrice
 from chatcache.backends.usage import Figures
-from chatcache.chat.figures import decode
-from chatcache.chat.views import TranscriptMessage
 from chatcache.frontend import servers
 
 _CODE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -41,12 +39,6 @@ def totals(answers: Sequence[Figures]) -> str:
     return "\n  ".join(lines)
 
 
-def of_messages(messages: Sequence[TranscriptMessage]) -> str:
-    """What the cache did over the answers among these messages."""
-    stored = [decode(message.result_json) for message in messages]
-    return totals([answer for answer in stored if answer is not None])
-
-
 def total_price(answers: Iterable[Figures]) -> TurnPrice | None:
     """The sum over answers; None when none had a price. Of several currencies the first counts."""
     prices = [answer.price for answer in answers if answer.price and answer.price.total is not None]
@@ -54,11 +46,8 @@ def total_price(answers: Iterable[Figures]) -> TurnPrice | None:
         return None
     currency = prices[0].currency
     same = [price for price in prices if price.currency == currency]
-    return TurnPrice(
-        currency,
-        sum(price.total or 0.0 for price in same),
-        sum(price.saved or 0.0 for price in same),
-    )
+    total = sum(price.total or 0.0 for price in same)
+    return TurnPrice(currency, total, sum(price.saved or 0.0 for price in same))
 
 
 def model(info: ModelInfo) -> str:

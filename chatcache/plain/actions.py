@@ -5,28 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from chatcache.backends.base import SegmentRow
+from chatcache.backends.base import CostEstimate, SegmentRow
+from chatcache.chat.branches import Branch, TreeRow
 from chatcache.chat.figures import decode
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import duration, moment, one_line, plural, shorten, size, table
 from chatcache.frontend import desk, figures, files, keycheck, servers
 from chatcache.frontend.changes import SystemChange
 from chatcache.frontend.editor import edit_text
+from chatcache.frontend.lens import heading, lens
 from chatcache.frontend.open_chat import as_turn
 from chatcache.frontend.progress import unheard
 from chatcache.frontend.registry import COMMANDS, Command
 from chatcache.plain.speech import ask, say
 from chatcache.plain.talk import Talk
-from chatcache.plain.tree import WIDTH, TreeActions
 
+_WIDTH = 60
 _MAX_ROWS = 30
 
 
-class PlainActions(TreeActions):
+class PlainActions:
     """One method per command, named `_do_ID`; each gets the words behind the command."""
 
     def __init__(self, talk: Talk) -> None:
-        super().__init__(talk)
+        self._talk = talk
+        self._chat = talk.chat
         self.is_leaving = False
 
     def run(self, command: Command, argument: str) -> None:
@@ -65,7 +68,7 @@ class PlainActions(TreeActions):
             say(forked.words)
             return
         for point in self._chat.fork_points()[:_MAX_ROWS]:
-            said = shorten(point.user_text or "the beginning", WIDTH)
+            said = shorten(point.user_text or "the beginning", _WIDTH)
             say(f"Turn {point.turn}: {said}. Going on: {figures.cost(point.cost)}.")
         say("Say /fork TURN.")
 
@@ -81,7 +84,7 @@ class PlainActions(TreeActions):
             return
         personas = self._chat.personas
         for persona in personas.values():
-            say(f"{persona.name}: {shorten(persona.system, WIDTH)}")
+            say(f"{persona.name}: {shorten(persona.system, _WIDTH)}")
         say("Say /persona NAME." if personas else "There are none yet.")
 
     def _say_change(self, change: SystemChange) -> None:
@@ -123,7 +126,7 @@ class PlainActions(TreeActions):
             if all(word in text.casefold() for word in words)
         ]
         for text in found[:_MAX_ROWS]:
-            say(shorten(text, WIDTH))
+            say(shorten(text, _WIDTH))
         say(plural(len(found), "message") + " found.")
 
     # Chats
@@ -166,6 +169,71 @@ class PlainActions(TreeActions):
     def _do_import(self, argument: str) -> None:
         self._chat.import_chat(argument, unheard)
         self._talk.show_another()
+
+    # Branches
+
+    def _do_tree(self, argument: str) -> None:
+        """Without words: the rows. Else `switch|delete|keep ROW`."""
+        tree = self._chat.branches()
+        rows = tree.rows()
+        if argument:
+            self._on_branch(argument.split(), rows)
+            return
+        costs = self._talk.service.tree.costs([row.branch for row in rows])
+        for number, (row, cost) in enumerate(zip(rows, costs, strict=True), 1):
+            self._say_branch(number, row, cost, tree.main_id)
+        say("Say /tree switch ROW, or delete, keep (only the path to it).")
+
+    def _say_branch(
+        self, number: int, row: TreeRow, cost: CostEstimate | None, main_id: str | None
+    ) -> None:
+        branch = row.branch
+        names = ", ".join(
+            one_line(session.name)
+            + (" (main)" if session.session_id == main_id else "")
+            + (" (open)" if session.session_id == self._chat.session_id else "")
+            for session in branch.sessions
+        )
+        level = f"branch {row.depth}, " if row.depth else ""
+        turns = f"turn {branch.first_turn}"
+        if branch.last_turn != branch.first_turn:
+            turns = f"turns {branch.first_turn} to {branch.last_turn}"
+        ends = f" Ends {names}." if names else ""
+        said = shorten(branch.text, _WIDTH)
+        say(f"Row {number}, {level}{turns}: “{said}”. Going on: {figures.cost(cost)}.{ends}")
+
+    def _on_branch(self, words: list[str], rows: list[TreeRow]) -> None:
+        is_row = len(words) == 2 and words[1].isdecimal() and 1 <= int(words[1]) <= len(rows)
+        if words[0] not in ("switch", "delete", "keep") or not is_row:
+            raise UsageError("No branch is meant by that.", "/tree lists them with their rows.")
+        branch = rows[int(words[1]) - 1].branch
+        if words[0] == "switch":
+            self._chat.follow(branch)
+            self._talk.show_another()
+        else:
+            self._remove(branch, is_path_kept=words[0] == "keep")
+
+    def _remove(self, branch: Branch, *, is_path_kept: bool) -> None:
+        node_id = branch.node_id if is_path_kept else branch.first_id
+        planned = self._chat.plan_removal(node_id, is_path_kept=is_path_kept)
+        gone = f" and {plural(len(planned.deleted), 'chat')}" if planned.deleted else ""
+        question = f"Delete {plural(len(planned.nodes), 'message')}{gone}, for good?"
+        if ask(f"{question} Type yes:") == "yes":
+            self._chat.remove(node_id, is_path_kept=is_path_kept)
+            self._talk.show()
+
+    def _do_variant(self, argument: str) -> None:
+        say(self._chat.variant(argument).words)
+        self._talk.show()
+
+    def _do_lens(self, argument: str) -> None:
+        rows = lens(self._chat.fork_points())
+        info = self._talk.model_info()
+        if info is not None and info.backend == "remote":
+            say(servers.NO_LENS)
+        say(heading(rows, info.max_context_tokens if info else None) + ".")
+        for row in rows:
+            say(f"Turn {row.turn}, “{shorten(row.user_text, _WIDTH)}”: {row.detail}.")
 
     # The cache
 

@@ -7,9 +7,9 @@ business; here it is read out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from chatcache.backends.base import CacheSnapshot
+from chatcache.backends.base import CacheSnapshot, ModelInfo
+from chatcache.chat.chat_turn import ChatTurn
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import one_line
 from chatcache.frontend.model_choice import ModelChoice
@@ -17,10 +17,6 @@ from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.options import Backstage, ChatOptions
 from chatcache.frontend.shell_turn import ShellTurn, note_figures
 from chatcache.plain.speech import Lines, SpokenStream, say, spoken
-
-if TYPE_CHECKING:
-    from chatcache.backends.base import ModelInfo
-    from chatcache.chat.chat_turn import ChatTurn
 
 
 class Talk:
