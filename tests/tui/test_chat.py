@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from chatcache.backends.base import TextDelta, TurnRequest
+from chatcache.chat.views import AnswerSaved
 from chatcache.errors import ModelLoadError
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.composer import Composer
@@ -95,6 +97,31 @@ async def test_prefill_shows_exactly_how_far_it_is(bench: Bench) -> None:
         gate.open()
         await chat.idle()
         assert len(chat.answers) == 1
+
+
+async def test_what_comes_while_text_is_drawn_is_shown_though_the_turn_has_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first piece takes so long to draw that the rest of the turn is read meanwhile."""
+    bench.backend = FakeBackend(["one two three four"], starts_ready=True)
+    gate = bench.backend.gate("delta:2")
+    draw = AnswerMessage.write
+
+    async with bench.run() as chat:
+
+        async def draw_slowly(answer: AnswerMessage, deltas: list[TextDelta]) -> None:
+            gate.open()
+            running = chat.screen.parts.turns.running
+            while running and not any(isinstance(event, AnswerSaved) for event in running.events):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            monkeypatch.setattr(AnswerMessage, "write", draw)
+            await draw(answer, deltas)
+
+        monkeypatch.setattr(AnswerMessage, "write", draw_slowly)
+        await chat.say("Count")
+        assert chat.answers == ["one two three four"]
+        assert "tok @" in chat.footers[-1]
 
 
 async def test_escape_stops_and_continue_goes_on(bench: Bench) -> None:

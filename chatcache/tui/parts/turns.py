@@ -189,9 +189,10 @@ class Turns:
     async def _follow(self, running: RunningTurn) -> None:
         """Show what comes of the turn until it has ended; raises what it ended with."""
         reading = asyncio.ensure_future(self._stage.ask(_read, running))
-        pause = SHOW_SECONDS
-        while not reading.done():
+        pause, is_read = SHOW_SECONDS, False
+        while not is_read:
             await asyncio.wait([reading], timeout=pause)
+            is_read = reading.done()  # asked before showing: what comes meanwhile is shown, too
             began = time.monotonic()
             try:
                 await self._show_new(running)
