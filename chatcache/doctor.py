@@ -165,8 +165,11 @@ def _config(paths: Paths, load: Callable[[], Settings]) -> Finding:
 
 def _template(load: Callable[[], Settings]) -> Finding:
     """Does the chat template of the model in use write something that changes by itself?"""
-    from chatcache.backends.local.model.resolve import resolve_model
-    from chatcache.backends.local.prompt.template_files import changes_by_itself, read_template
+    from chatcache.backends.local.model.resolve import (
+        changes_by_itself,
+        read_template,
+        resolve_model,
+    )
 
     try:
         config = load().config

@@ -15,9 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from chatcache.backends.local.run.any_token import AnyTokenContext
-from chatcache.backends.local.run.forward import Forward
-from chatcache.backends.local.run.live_context import Reuse
-from chatcache.backends.local.run.live_path import LivePath
+from chatcache.backends.local.run.live_context import Forward, LivePath, Reuse
 from chatcache.bench.limits import drop_page_cache
 from chatcache.bench.setup import BenchModel
 from chatcache.cache.book.rates import RateBook
@@ -36,15 +34,13 @@ class Transformers:
     def __init__(self, loaded: BenchModel):
         self._loaded = loaded
         self._cache = DynamicCache(config=loaded.model.config)
-        self._position = 0
 
     @torch.inference_mode()
-    def first_token(self, ids: Sequence[int]) -> float:
+    def cold(self, ids: Sequence[int]) -> float:
         """Seconds from the prompt to its first token, everything computed."""
         began = time.perf_counter()
         self._cache = DynamicCache(config=self._loaded.model.config)
         self._append(ids)
-        self._position = len(ids)
         return time.perf_counter() - began
 
     @torch.inference_mode()
@@ -91,8 +87,7 @@ class Chatcache:
         self._loaded = loaded
         self._directory = directory
         self._forward = Forward(loaded.model, loaded.device)
-        self._prefixes: PrefixCache | None = None
-        self.reopen()
+        self._open(RateBook())
 
     def reopen(self, rates: RateBook | None = None) -> None:
         """As a new process would find it: nothing live, nothing in RAM, segments on disk.
@@ -100,22 +95,10 @@ class Chatcache:
         `rates`: what is known of this machine; left out, nothing is.
         """
         self.close()
-        self._prefixes = self._opened(self._directory)
-        self.live = CountingKV(self._loaded.num_layers, self._loaded.dtype, self._loaded.device)
-        path = LivePath(self._forward, self.live)
-        self._context = AnyTokenContext(path, self._prefixes, rates or RateBook(), _CHUNK_TOKENS)
-        self._ids: list[int] = []
+        self._open(rates or RateBook())
 
     def close(self) -> None:
-        if self._prefixes is not None:
-            self._prefixes.close()
-            self._prefixes = None
-
-    @property
-    def prefixes(self) -> PrefixCache:
-        if self._prefixes is None:
-            raise RuntimeError("the cache is closed")
-        return self._prefixes
+        self.prefixes.close()
 
     def files(self) -> list[Path]:
         return sorted((self._directory / "segments" / "bench").glob("*.safetensors"))
@@ -126,21 +109,21 @@ class Chatcache:
 
     def forget_live(self) -> None:
         """As after switching to another conversation: the segments are in RAM, nothing is live."""
-        self._context.forget()
+        self._context.path.forget()
 
-    def first_token(self, ids: Sequence[int], *, is_cold: bool = False) -> tuple[float, Reuse]:
+    def cold(self, ids: Sequence[int]) -> float:
+        """Seconds from the prompt to its first token, everything computed."""
+        began = time.perf_counter()
+        self._context.start_cold()
+        self._prefill(TokenIds(ids), 0)
+        return time.perf_counter() - began
+
+    def first_token(self, ids: Sequence[int]) -> tuple[float, Reuse]:
         """Seconds from the prompt to its first token, and what was reused."""
         began = time.perf_counter()
-        ids = TokenIds(ids)
-        reuse = Reuse(0)
-        if is_cold:
-            self._context.start_cold()
-        else:
-            reuse = self._context.reuse(ids, len(ids) - 1)
-        for step in self._context.prefill(ids, reuse.num_tokens):
-            logits = step.logits
-        int(logits.argmax())
-        self._ids = list(ids)
+        prompt = TokenIds(ids)
+        reuse = self._context.reuse(prompt, len(prompt) - 1)
+        self._prefill(prompt, reuse.num_tokens)
         return time.perf_counter() - began, reuse
 
     def decode(self, num_tokens: int) -> float:
@@ -167,14 +150,14 @@ class Chatcache:
         self.commit([len(ids), len(self._ids)])
         return sum(path.stat().st_size for path in self.files() if path not in before)
 
-    def decode_while_spilling(self, directory: Path) -> tuple[list[float], int]:
+    def decode_while_spilling(self, directory: Path) -> list[float]:
         """Decode while the last prompt is written below `directory`; seconds of each step that
-        began before the end, and the bytes written."""
+        began before the end."""
         prefixes = self._opened(directory)
         steps: list[float] = []
         try:
             ids = self._ids
-            num_bytes = prefixes.commit(TokenIds(ids), [len(ids)], self.live.export)
+            prefixes.commit(TokenIds(ids), [len(ids)], self.live.export)
             with prefixes.computing():
                 while not prefixes.drain(0):
                     began = time.perf_counter()
@@ -182,7 +165,20 @@ class Chatcache:
                     steps.append(time.perf_counter() - began)
         finally:
             prefixes.close()
-        return steps, num_bytes
+        return steps
+
+    def _open(self, rates: RateBook) -> None:
+        self.prefixes = self._opened(self._directory)
+        self.live = CountingKV(self._loaded.num_layers, self._loaded.dtype, self._loaded.device)
+        path = LivePath(self._forward, self.live)
+        self._context = AnyTokenContext(path, self.prefixes, rates, _CHUNK_TOKENS)
+        self._ids: list[int] = []
+
+    def _prefill(self, ids: TokenIds, start: int) -> None:
+        for step in self._context.prefill(ids, start):
+            logits = step.logits
+        int(logits.argmax())
+        self._ids = list(ids)
 
     def _decode(self, num_tokens: int) -> list[int]:
         """Run tokens behind the last prompt, greedily; returns those that were run."""

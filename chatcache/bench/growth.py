@@ -20,14 +20,11 @@ from chatcache.backends.base import SamplingParams
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.bench.chart import strip_chart
-from chatcache.bench.conditions import cpu_name
-from chatcache.bench.processes import home_environment
+from chatcache.bench.processes import Terminal, Typist, home_environment
 from chatcache.bench.program import Watch, chat_command, is_ready, prompt_of, send, shape_directory
-from chatcache.bench.report import Say, milliseconds
-from chatcache.bench.result import p99
-from chatcache.bench.run import narrator, scratch
+from chatcache.bench.report import Say, milliseconds, p99
+from chatcache.bench.run import cpu_name, narrator, scratch
 from chatcache.bench.setup import load_models
-from chatcache.bench.terminal import Terminal, Typist
 from chatcache.chat.conversation import Message
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
@@ -160,7 +157,6 @@ def large_texts(model: str, home: Path, threads: int, say: Say) -> dict[str, Any
 
 
 def as_text(turns: Sequence[TurnCost], sessions: dict[str, Any], large: dict[str, Any]) -> str:
-    """Small charts for people."""
     warm = turns[1:] or turns
     last = turns[-1]
     per_token = [turn.bytes_written / max(1, turn.new_tokens) for turn in warm]
@@ -171,14 +167,10 @@ def as_text(turns: Sequence[TurnCost], sessions: dict[str, Any], large: dict[str
         strip_chart("Beside the model: words, journal", [t.overhead_ms for t in warm],
                     _milliseconds),
         strip_chart("Written per new token", per_token, lambda value: size(round(value))),
-        "\n".join(
-            [
-                f"{sessions['count']:,} conversations",
-                f"  list {_milliseconds(sessions['list_ms'])}, search a rare word "
-                f"{_milliseconds(sessions['search_rare_ms'])}, a common one "
-                f"{_milliseconds(sessions['search_common_ms'])}",
-            ]
-        ),
+        f"{sessions['count']:,} conversations\n"
+        f"  list {_milliseconds(sessions['list_ms'])}, search a rare word "
+        f"{_milliseconds(sessions['search_rare_ms'])}, a common one "
+        f"{_milliseconds(sessions['search_common_ms'])}",
     ]  # fmt: skip
     if large:
         parts.append("\n".join(["Large texts in the chat", *_large_lines(large)]))

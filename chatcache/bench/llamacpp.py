@@ -63,8 +63,7 @@ class LlamaCpp:
             is_float32=model.dtype is torch.float32,
         )
 
-    def first_token(self, ids: Sequence[int]) -> float:
-        """Everything computed."""
+    def cold(self, ids: Sequence[int]) -> float:
         return self._seconds("cold", ids=list(ids))
 
     def decode(self, num_tokens: int) -> float:
@@ -93,7 +92,7 @@ class LlamaCpp:
         return self._seconds("live", keep=self._num_kept, ids=list(message))
 
     def from_ram(self, message: Sequence[int]) -> float:
-        return self._seconds("ram", keep=self._num_kept, ids=list(message))
+        return self._seconds("ram", ids=list(message))
 
     def from_disk(self, message: Sequence[int], *, is_page_cache_cold: bool) -> float:
         if is_page_cache_cold:

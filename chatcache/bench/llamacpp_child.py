@@ -41,14 +41,11 @@ class Llama:
         self._memory = self._api.llama_get_memory(self._context)
         vocab = self._api.llama_model_get_vocab(self._model)
         self._num_vocab = int(self._api.llama_vocab_n_tokens(vocab))
-        self._num_tokens = 0
         self._kept: ctypes.Array[ctypes.c_uint8] | None = None
 
     def cold(self, ids: Sequence[int]) -> dict[str, Any]:
-        """Everything computed."""
         began = time.perf_counter()
         self._api.llama_memory_clear(self._memory, False)
-        self._num_tokens = 0
         self._first_token(ids)
         return {"seconds": time.perf_counter() - began}
 
@@ -78,7 +75,7 @@ class Llama:
         self._api.llama_state_seq_get_data(self._context, self._kept, size, _SEQUENCE)
         return {"seconds": time.perf_counter() - began, "bytes": size}
 
-    def ram(self, keep: int, ids: Sequence[int]) -> dict[str, Any]:
+    def ram(self, ids: Sequence[int]) -> dict[str, Any]:
         """Put the state kept in memory back, then the message."""
         began = time.perf_counter()
         self._api.llama_memory_clear(self._memory, False)
@@ -87,7 +84,6 @@ class Llama:
             self._context, kept, len(kept), _SEQUENCE
         ):
             raise RuntimeError("llama.cpp did not take its state back")
-        self._num_tokens = keep
         self._first_token(ids)
         return {"seconds": time.perf_counter() - began}
 
@@ -112,7 +108,6 @@ class Llama:
         )
         if not size:
             raise RuntimeError("llama.cpp did not restore its file")
-        self._num_tokens = count.value
         self._first_token(ids)
         return {"seconds": time.perf_counter() - began, "bytes": int(size)}
 
@@ -131,11 +126,9 @@ class Llama:
         batch = self._api.llama_batch_get_one(tokens, len(ids))
         if code := self._api.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode failed with {code}")
-        self._num_tokens += len(ids)
 
     def _cut(self, num_tokens: int) -> None:
         self._api.llama_memory_seq_rm(self._memory, _SEQUENCE, num_tokens, -1)
-        self._num_tokens = num_tokens
 
     def _best(self) -> int:
         logits = self._api.llama_get_logits_ith(self._context, -1)

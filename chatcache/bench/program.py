@@ -10,8 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +22,39 @@ from transformers.utils import logging as progress
 
 from chatcache.assets import pocket_dir
 from chatcache.backends.base import (
+    BackendEvent,
     ChatMessage,
     PrefillProgress,
+    Prepare,
+    Prepared,
     SamplingParams,
     TextDelta,
     TurnFailed,
     TurnFinished,
+    TurnPlanned,
     TurnRequest,
+    TurnResult,
 )
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.resolve import resolve_model
-from chatcache.bench import ahead
-from chatcache.bench.processes import home_environment
-from chatcache.bench.report import Say
-from chatcache.bench.result import CHATCACHE, Row
+from chatcache.bench.processes import Terminal, Typist, home_environment
+from chatcache.bench.report import CHATCACHE, Row, Say
 from chatcache.bench.setup import Models
-from chatcache.bench.terminal import Terminal, Typist
 from chatcache.chat.store import SessionStore
 from chatcache.config import DATABASE_NAME
 from chatcache.errors import UnavailableError
+from chatcache.token_ids import NO_IDS, TokenIds
 
 _STARTS = 3
 _STOPS = 5
 _MAX_KEYS = 400
 _PAINTED_LETTERS = 40
 _SECONDS = 120.0
+_PREPARE_SECONDS = 60.0
 _SPARE_TOKENS = 256
 _ANSWER_TOKENS = 32
+_SHORT_ANSWER = 4
 _LONGEST_ANSWER = 256
 _DRAFT_TOKENS = 200
 _TEXT = "the quick brown fox looks at a lazy dog and goes home again because it rains"
@@ -164,19 +171,26 @@ class ProgramBench:
             backend.close()
 
     def _after_draft(self, backend: LocalBackend, model: str) -> None:
-        """Send a message whose words the engine may have read while they were typed."""
+        """Send a message whose words the engine has read while they were typed, all but the last,
+        and one of which it has read nothing."""
         ready = self._row(
             "draft_ready", f"sent after a draft of {_DRAFT_TOKENS}", "two decode steps"
         )
         plain = self._row("draft_plain", "the same, not read ahead", "matrix rate")
-        history = ahead.begin(backend, prompt_of(model, min(_DRAFT_TOKENS, self._tokens)))
+        question = ChatMessage("user", prompt_of(model, min(_DRAFT_TOKENS, self._tokens)))
+        planned, result = _answered(backend, (question,))
+        history = question, ChatMessage("assistant", result.text, result.reasoning)
+        journal = planned.new_ids + result.answer_ids
         text = prompt_of(model, _DRAFT_TOKENS)
         for number in range(2 * _STOPS):
-            row, is_prepared = (ready, True) if number % 2 else (plain, False)
-            draft = f"{number} is a number. {text}"
-            seconds = ahead.first_token(backend, history, draft, is_prepared=is_prepared)
-            if seconds is not None:
-                row.add(CHATCACHE, seconds)
+            row, draft = plain, f"{number} is a number. {text}"
+            if number % 2:
+                row, typed = ready, ChatMessage("user", draft.rsplit(" ", 1)[0])
+                if not _has_read_ahead(backend, (*history, typed), journal):
+                    continue
+            _, result = _answered(backend, (*history, ChatMessage("user", draft)), journal)
+            if result.timings.ttft_ms is not None:
+                row.add(CHATCACHE, result.timings.ttft_ms / 1000)
 
 
 class Watch:
@@ -192,7 +206,6 @@ class Watch:
         self._store.close()
 
     def is_asked(self) -> bool:
-        """Whether a message is on disk."""
         return any(session.num_turns for session in self._store.list())
 
     def is_answered(self) -> bool:
@@ -278,3 +291,42 @@ def _stop_at(backend: LocalBackend, prompt: str, kind: type) -> float | None:
             began = time.perf_counter()
             turn.stop()
     return None if began is None else time.perf_counter() - began
+
+
+def _answered(
+    backend: LocalBackend, messages: tuple[ChatMessage, ...], journal: TokenIds = NO_IDS
+) -> tuple[TurnPlanned, TurnResult]:
+    """Have the last message answered. Raises UnavailableError."""
+    planned: TurnPlanned | None = None
+    for event in backend.ask(_short_turn(messages, journal)):
+        if isinstance(event, TurnFailed):
+            raise UnavailableError(f"The engine failed: {event.error}", "Look into its log.")
+        if isinstance(event, TurnPlanned):
+            planned = event
+        if isinstance(event, TurnFinished) and planned is not None:
+            return planned, event.result
+    raise UnavailableError("The engine gave no answer.", "Look into its log.")
+
+
+def _has_read_ahead(
+    backend: LocalBackend, messages: tuple[ChatMessage, ...], journal: TokenIds
+) -> bool:
+    """Let the engine read ahead until it is done; False when it did not begin."""
+    done = threading.Event()
+
+    def listen(event: BackendEvent) -> None:
+        if isinstance(event, Prepared) and event.prepare_id == wanted.prepare_id:
+            done.set()
+
+    wanted = Prepare(uuid.uuid4().hex, "draft", _short_turn(messages, journal))
+    unsubscribe = backend.subscribe(listen)
+    try:
+        return backend.prepare(wanted) and done.wait(_PREPARE_SECONDS)
+    finally:
+        unsubscribe()
+
+
+def _short_turn(messages: tuple[ChatMessage, ...], journal: TokenIds) -> TurnRequest:
+    sampling = SamplingParams(temperature=0.0, max_new_tokens=_SHORT_ANSWER)
+    turn = TurnRequest(uuid.uuid4().hex, messages, journal, sampling)
+    return replace(turn, num_read=len(messages) - 1)

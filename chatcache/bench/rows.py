@@ -1,14 +1,17 @@
-"""The core of the bench: prefill, resume, decode and keep, by all contenders in turn."""
+"""The core of the bench: prefill, resume, decode and keep, by all contenders in turn; and the time
+to the first token against the length of the history, cold and cached."""
 
 from __future__ import annotations
 
 import random
+import statistics
+from collections import defaultdict
 from pathlib import Path
 
 from chatcache.bench.contenders import Chatcache, Transformers
 from chatcache.bench.limits import Limits, measure_limits, resident_bytes
 from chatcache.bench.llamacpp import LlamaCpp
-from chatcache.bench.result import CHATCACHE, LLAMA_CPP, TRANSFORMERS, Figure, Row
+from chatcache.bench.report import CHATCACHE, LLAMA_CPP, TRANSFORMERS, Figure, Point, Row
 from chatcache.bench.setup import BenchModel
 from chatcache.formatting import size
 
@@ -55,11 +58,18 @@ class Bench:
     ):
         draw = random.Random(0)
         self._loaded = loaded
+        self.tuned = tuned
+        self.directory = directory
         self._draw = draw
         self.history = loaded.random_ids(draw, tokens)
         self.theirs = Transformers(loaded)
         self.llama = llama
         self.ours = Chatcache(tuned, directory)
+        self._contenders: dict[str, Transformers | LlamaCpp | Chatcache] = {
+            TRANSFORMERS: self.theirs,
+            **({} if llama is None else {LLAMA_CPP: llama}),
+            CHATCACHE: self.ours,
+        }
         self._returned = Chatcache(tuned, directory)
         self.rows = core_rows(tokens)
         self.bytes_written = 0
@@ -68,44 +78,31 @@ class Bench:
 
     def prepare(self) -> None:
         """Warm the kernels up (nobody is charged for it), then read the history and keep it."""
-        beginning = self.history[:_WARM_UP_TOKENS]
-        self.theirs.first_token(beginning)
-        self.theirs.decode(2)
-        self.ours.first_token(beginning, is_cold=True)
-        self.ours.decode(2)
+        for contender in self._contenders.values():
+            contender.cold(self.history[:_WARM_UP_TOKENS])
+            contender.decode(2)
         before = resident_bytes()
-        self.ours.first_token(self.history, is_cold=True)
+        self.ours.cold(self.history)
         keep, spill, self.bytes_written = self.ours.commit()
         self._note_memory(resident_bytes() - before)
         self._add("keep", CHATCACHE, keep)
         self._add("spill", CHATCACHE, spill)
         if self.llama is not None:
-            self.llama.first_token(beginning)
-            self.llama.decode(2)
-            self.llama.first_token(self.history)
+            self.llama.cold(self.history)
             keep, spill, _ = self.llama.keep(self.history)
             self._add("keep", LLAMA_CPP, keep)
             self._add("spill", LLAMA_CPP, spill)
 
     def run_cold(self) -> None:
         prompt = self.history + self.message()
-        self._add("cold", TRANSFORMERS, self.theirs.first_token(prompt))
-        self._add("decode", TRANSFORMERS, self.theirs.decode(DECODE_TOKENS))
-        if self.llama is not None:
-            self._add("cold", LLAMA_CPP, self.llama.first_token(prompt))
-            self._add("decode", LLAMA_CPP, self.llama.decode(DECODE_TOKENS))
-        self._add("cold", CHATCACHE, self.ours.first_token(prompt, is_cold=True)[0])
-        self._add("decode", CHATCACHE, self.ours.decode(DECODE_TOKENS))
+        for name, contender in self._contenders.items():
+            self._add("cold", name, contender.cold(prompt))
+            self._add("decode", name, contender.decode(DECODE_TOKENS))
 
     def run_short(self) -> None:
-        prompt = self.history[:SHORT_TOKENS]
-        self.theirs.first_token(prompt)
-        self._add("short", TRANSFORMERS, self.theirs.decode(DECODE_TOKENS))
-        if self.llama is not None:
-            self.llama.first_token(prompt)
-            self._add("short", LLAMA_CPP, self.llama.decode(DECODE_TOKENS))
-        self.ours.first_token(prompt, is_cold=True)
-        self._add("short", CHATCACHE, self.ours.decode(DECODE_TOKENS))
+        for name, contender in self._contenders.items():
+            contender.cold(self.history[:SHORT_TOKENS])
+            self._add("short", name, contender.decode(DECODE_TOKENS))
 
     def run_resumed(self) -> None:
         """Each row from the state that its name says; the message is new each time."""
@@ -178,3 +175,62 @@ class Bench:
         self._add(name, CHATCACHE, seconds)
         if name == "disk":
             self.restores.append((reuse.bytes_read, reuse.seconds))
+
+
+COLD, DISK, RAM = "cold", "from disk", "from RAM"
+LENGTHS = (256, 1024, 2048, 4096)
+# The lines of the chart, slowest first, and the row of the table that is the same measurement.
+_ROWS = {
+    f"{TRANSFORMERS}, {COLD}": ("cold", TRANSFORMERS),
+    f"{LLAMA_CPP}, {COLD}": ("cold", LLAMA_CPP),
+    f"{CHATCACHE}, {COLD}": ("cold", CHATCACHE),
+    f"{LLAMA_CPP}, {DISK}": ("disk", LLAMA_CPP),
+    f"{CHATCACHE}, {DISK}": ("disk", CHATCACHE),
+    f"{CHATCACHE}, {RAM}": ("ram", CHATCACHE),
+}
+
+
+def default_lengths(tokens: int) -> tuple[int, ...]:
+    """Those below the history, and the history itself."""
+    return (*(length for length in LENGTHS if length < tokens), tokens)
+
+
+class Curve:
+    """Measures the lengths that the table does not have. "From disk": page cache cold."""
+
+    def __init__(self, bench: Bench, runs: int):
+        self._bench = bench
+        self._runs = runs
+        self._draw = random.Random(2)
+
+    def point(self, length: int) -> Point:
+        """The medians behind a history of `length`; the table may have measured them already."""
+        if length == len(self._bench.history):
+            rows = self._bench.rows
+            medians = {line: rows[row].median(name) for line, (row, name) in _ROWS.items()}
+            return Point(length, {line: at for line, at in medians.items() if at is not None})
+        samples: dict[str, list[float]] = defaultdict(list)
+        history = self._bench.tuned.random_ids(self._draw, length)
+        ours = Chatcache(self._bench.tuned, self._bench.directory / f"curve-{length}")
+        for _ in range(self._runs):
+            self._run(history, ours, samples)
+        ours.close()
+        ordered = [line for line in _ROWS if line in samples]
+        return Point(length, {line: statistics.median(samples[line]) for line in ordered})
+
+    def _run(self, history: list[int], ours: Chatcache, samples: dict[str, list[float]]) -> None:
+        bench, llama = self._bench, self._bench.llama
+        prompt = history + bench.message()
+        samples[f"{TRANSFORMERS}, {COLD}"].append(bench.theirs.cold(prompt))
+        if llama is not None:
+            samples[f"{LLAMA_CPP}, {COLD}"].append(llama.cold(prompt))
+            llama.keep(history)
+            seconds = llama.from_disk(bench.message(), is_page_cache_cold=True)
+            samples[f"{LLAMA_CPP}, {DISK}"].append(seconds)
+        samples[f"{CHATCACHE}, {COLD}"].append(ours.cold(prompt))
+        ours.commit([len(history)])
+        ours.forget_live()
+        samples[f"{CHATCACHE}, {RAM}"].append(ours.first_token(history + bench.message())[0])
+        ours.reopen()
+        ours.drop_page_cache()
+        samples[f"{CHATCACHE}, {DISK}"].append(ours.first_token(history + bench.message())[0])

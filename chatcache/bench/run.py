@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
+import platform
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 
-from chatcache.bench.chart import first_token_chart
-from chatcache.bench.conditions import conditions
-from chatcache.bench.curve import Curve, default_lengths
+from chatcache.bench.chart import first_token_chart, first_token_svg
 from chatcache.bench.llamacpp import LlamaCpp, why_not
 from chatcache.bench.program import ProgramBench
-from chatcache.bench.report import Say, as_json, as_table
-from chatcache.bench.result import LLAMA_CPP, BenchResult
-from chatcache.bench.rows import Bench
-from chatcache.bench.setup import Models, load_models, note_rates
+from chatcache.bench.report import LLAMA_CPP, BenchResult, Say, as_json, as_table
+from chatcache.bench.rows import MESSAGE_TOKENS, Bench, Curve, default_lengths
+from chatcache.bench.setup import BenchModel, Models, load_models, note_rates
 from chatcache.bench.sharing import SharingBench
-from chatcache.bench.svg import first_token_svg
 from chatcache.errors import StorageError, UnavailableError, UsageError
 from chatcache.formatting import plural
 
@@ -57,13 +57,13 @@ def measure(models: Models, directory: Path, options: argparse.Namespace, say: S
         stack.callback(bench.close)
         _run_core(bench, runs, say)
         say("forks, turns and short prefixes")
-        sharing = SharingBench(bench, tuned, directory, runs)
+        sharing = SharingBench(bench, runs)
         sharing.run()
-        curve = Curve(bench, tuned, directory, max(1, runs // 2))
+        curve = Curve(bench, max(1, runs // 2))
         points = []
         for length in sorted(set(lengths)):
             say(f"chart: {length:,} tokens")
-            points += curve.measure([length])
+            points.append(curve.point(length))
         limits = bench.label()
         rows = {**bench.rows, **sharing.rows}
         known = conditions(loaded, tokens, runs, has_llama=llama is not None)
@@ -153,3 +153,30 @@ def _write_svg(path: Path, result: BenchResult) -> None:
         raise StorageError(
             f"{path} cannot be written: {error.strerror}.", "Choose another file for --svg."
         ) from error
+
+
+def conditions(loaded: BenchModel, tokens: int, runs: int, *, has_llama: bool) -> dict[str, Any]:
+    return {
+        "model": loaded.name,
+        "parameters": loaded.num_parameters,
+        "dtype": loaded.dtype_name,
+        "device": str(loaded.device),
+        "threads": torch.get_num_threads(),
+        "tokens": tokens,
+        "message_tokens": MESSAGE_TOKENS,
+        "runs": runs,
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "llama_cpp": importlib.metadata.version("llama-cpp-python") if has_llama else None,
+    }
+
+
+def cpu_name() -> str:
+    """As the kernel calls it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import load_model
 from chatcache.backends.local.model.tuning import tune
-from chatcache.bench.result import CHATCACHE, Row
-from chatcache.bench.shapes import SHAPES
+from chatcache.bench.options import SHAPES
+from chatcache.bench.report import CHATCACHE, Row
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.rates import RateBook
 from chatcache.config import load_settings

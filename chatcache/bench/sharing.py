@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 import statistics
-from pathlib import Path
 
 from chatcache.backends.local.run.live_context import Reuse
 from chatcache.bench.contenders import Chatcache
-from chatcache.bench.result import CHATCACHE, CHOSEN, COMPUTED, FROM_DISK, Figure, Row
+from chatcache.bench.report import CHATCACHE, CHOSEN, COMPUTED, FROM_DISK, Figure, Row
 from chatcache.bench.rows import MESSAGE_TOKENS, TELLING_BYTES, Bench
-from chatcache.bench.setup import BenchModel
 from chatcache.cache.book.rates import RateBook
 from chatcache.chat.conversation import Message
 from chatcache.chat.journal_table import Namespace
@@ -30,10 +28,8 @@ _SEGMENT_OVERHEAD = 64 * 1024
 class SharingBench:
     """Runs on the history that `bench` has kept."""
 
-    def __init__(self, bench: Bench, tuned: BenchModel, directory: Path, runs: int):
+    def __init__(self, bench: Bench, runs: int):
         self._bench = bench
-        self._tuned = tuned
-        self._directory = directory
         self._runs = runs
         self._draw = random.Random(1)
         self.rows: dict[str, Row] = {}
@@ -52,12 +48,12 @@ class SharingBench:
         return row
 
     def _ids(self, count: int) -> list[int]:
-        return self._tuned.random_ids(self._draw, count)
+        return self._bench.tuned.random_ids(self._draw, count)
 
     def _fork_session(self) -> None:
         """Forking writes a row in the conversations; no K and V are copied or written."""
         row = self._row("fork_session", "fork a chat", "one row in SQLite")
-        directory = self._directory / "words"
+        directory = self._bench.directory / "words"
         directory.mkdir()
         with ChatService(SessionStore(directory / "chats.sqlite3"), None) as service:
             session_id = _stored_session(service, self._bench.history)
@@ -107,10 +103,11 @@ class SharingBench:
         idle: list[float] = []
         busy: list[float] = []
         for number in range(_SPILL_ROUNDS):
-            directory = self._directory / f"spill-{number}"
+            directory = self._bench.directory / f"spill-{number}"
             idle += [ours.decode(1) for _ in range(_SPILL_STEPS // _SPILL_ROUNDS)]
-            busy += ours.decode_while_spilling(directory)[0]
-            _remove_segments(directory)
+            busy += ours.decode_while_spilling(directory)
+            for path in directory.rglob("*.safetensors"):
+                path.unlink()
             if len(busy) >= _SPILL_STEPS:
                 break
         idle += [ours.decode(1) for _ in range(_SPILL_STEPS // _SPILL_ROUNDS)]
@@ -127,8 +124,8 @@ class SharingBench:
         row = Row(f"prefix_{num_tokens}", f"{num_tokens} tokens", "prefix", "disk, or matrix rate")
         self.rows[row.name] = row
         prefix = self._ids(num_tokens)
-        short = Chatcache(self._tuned, self._directory / row.name)
-        short.first_token(prefix, is_cold=True)
+        short = Chatcache(self._bench.tuned, self._bench.directory / row.name)
+        short.cold(prefix)
         short.commit([num_tokens])
         known = RateBook()
         for _ in range(self._runs):
@@ -137,7 +134,7 @@ class SharingBench:
             if reuse.num_tokens == num_tokens:
                 row.add(FROM_DISK, seconds)
                 known.note_restore(reuse.bytes_read, reuse.seconds)
-            seconds = short.first_token(prompt, is_cold=True)[0]
+            seconds = short.cold(prompt)
             row.add(COMPUTED, seconds)
             known.note_prefill(len(prompt), seconds)
             row.add(CHOSEN, self._from_cold_disk(short, prompt, known)[0])
@@ -164,8 +161,3 @@ def _stored_session(service: ChatService, ids: list[int]) -> str:
     answer = Message("assistant", "An answer.", finish_reason="stop")
     store.add_answer(row.session_id, question, answer, question.seq, origin)
     return row.session_id
-
-
-def _remove_segments(directory: Path) -> None:
-    for path in directory.rglob("*.safetensors"):
-        path.unlink()

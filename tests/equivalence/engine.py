@@ -11,9 +11,7 @@ import torch
 
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.run.assemble import build_context
-from chatcache.backends.local.run.forward import Forward
-from chatcache.backends.local.run.live_context import Reuse
-from chatcache.backends.local.run.live_path import LivePath
+from chatcache.backends.local.run.live_context import Forward, LivePath, Reuse
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.int8 import Int8KV
@@ -97,11 +95,11 @@ class IdsEngine:
         if is_kept:
             self.context.commit(TokenIds(whole), [len(prompt), len(whole)])
         else:
-            self.context.forget()
+            self.context.path.forget()
         return Said(whole, answer, torch.cat(kept), reuse)
 
     def forget_live(self) -> None:
-        self.context.forget()
+        self.context.path.forget()
 
     def close(self) -> None:
         self.prefixes.close()

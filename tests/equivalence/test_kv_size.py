@@ -10,8 +10,8 @@ from chatcache.backends.local.model.cut_policy import (
     CHECKPOINT_FAMILIES,
     STEPWISE_FAMILIES,
 )
-from chatcache.backends.local.model.kv_size import kv_values_per_token, layer_kinds
-from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import Forward
+from chatcache.backends.local.study.probe import kv_values_per_token, layer_kinds
 from chatcache.cache.tensors.live_kv import LiveKV
 from tests.equivalence.families import family_model
 from tests.equivalence.stateful import stateful_model

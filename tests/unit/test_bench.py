@@ -11,12 +11,20 @@ from xml.etree import ElementTree
 import pytest
 
 from chatcache.bench import limits, main
-from chatcache.bench.chart import first_token_chart, strip_chart
+from chatcache.bench.chart import first_token_chart, first_token_svg, strip_chart
 from chatcache.bench.limits import Limits
-from chatcache.bench.report import WIDTH, as_json, as_table
-from chatcache.bench.result import CHATCACHE, LLAMA_CPP, TRANSFORMERS, BenchResult, Figure, Point
+from chatcache.bench.report import (
+    CHATCACHE,
+    LLAMA_CPP,
+    TRANSFORMERS,
+    WIDTH,
+    BenchResult,
+    Figure,
+    Point,
+    as_json,
+    as_table,
+)
 from chatcache.bench.rows import core_rows
-from chatcache.bench.svg import first_token_svg
 from chatcache.errors import StorageError, UsageError
 
 CORE = {

@@ -73,7 +73,7 @@ def pair(
 
 
 def test_logits_and_greedy_tokens_agree_with_transformers(pair: Pair) -> None:
-    pair.llama.first_token(HISTORY)
+    pair.llama.cold(HISTORY)
     pair.assert_same_logits(HISTORY)
     ids, expected = [*HISTORY, 1], []
     for _ in range(8):
@@ -83,18 +83,18 @@ def test_logits_and_greedy_tokens_agree_with_transformers(pair: Pair) -> None:
 
 
 def test_every_way_of_resuming_holds_the_whole_history(pair: Pair) -> None:
-    pair.llama.first_token(HISTORY)
+    pair.llama.cold(HISTORY)
     _, _, num_bytes = pair.llama.keep(HISTORY)
     config = pair.model.config
     per_token = 2 * config.num_hidden_layers * 2 * config.head_dim * 4
     assert num_bytes >= len(HISTORY) * per_token
-    pair.llama.first_token(MESSAGE)  # something else in between
+    pair.llama.cold(MESSAGE)  # something else in between
     assert pair.llama.from_ram(MESSAGE) > 0
     pair.assert_same_logits(HISTORY + MESSAGE)
     assert pair.llama.live(MESSAGE[:3]) > 0
     pair.assert_same_logits(HISTORY + MESSAGE[:3])
     for is_cold in (True, False):
-        pair.llama.first_token(MESSAGE)
+        pair.llama.cold(MESSAGE)
         assert pair.llama.from_disk(MESSAGE, is_page_cache_cold=is_cold) > 0
         pair.assert_same_logits(HISTORY + MESSAGE)
 

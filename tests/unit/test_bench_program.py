@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from chatcache.bench import main, program
+from chatcache.bench.processes import Terminal, Typist
 from chatcache.bench.program import ProgramBench
 from chatcache.bench.setup import load_models
-from chatcache.bench.terminal import Terminal, Typist
 
 pytestmark = [
     pytest.mark.slow,

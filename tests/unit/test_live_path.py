@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatcache.backends.local.run.forward import Forward, chunks
-from chatcache.backends.local.run.live_path import LivePath
+from chatcache.backends.local.run.live_context import Forward, LivePath, chunks
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.token_ids import TokenIds
 
@@ -47,7 +46,7 @@ def test_the_ids_are_those_whose_keys_are_live(acts: list[tuple[str, list[int], 
     path = live_path()
     for act, tokens, size in acts:
         ids = TokenIds(tokens)
-        shared = path.common_prefix(ids)
+        shared = path.ids.common_prefix(ids)
         if act == "run":
             path.hold(ids, shared)
             done = [step.done for step in path.run(ids, chunks(shared, len(ids), size))]

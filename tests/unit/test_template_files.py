@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chatcache import cli
-from chatcache.backends.local.prompt.template_files import changes_by_itself, read_template
+from chatcache.backends.local.model.resolve import changes_by_itself, read_template
 from tests.templates import SHAPES
 
 

@@ -335,7 +335,6 @@ def _apply_adapter(model: Any, directory: Path) -> Any:
 
 
 def context_limit(config: Any, tokenizer: Any) -> int:
-    """How many tokens a model reads at most."""
     limit = getattr(config, "max_position_embeddings", None)
     if not limit:
         limit = min(int(getattr(tokenizer, "model_max_length", _NO_LIMIT)), _NO_LIMIT)

@@ -107,7 +107,8 @@ def is_directory(name: str) -> bool:
 def _looked_at(name: str, place: Place) -> ShelfModel:
     try:
         files = files_of(name)
-        policy = cut_policy(_text_config(files.config))
+        text_config = files.config.get("text_config") or files.config
+        policy = cut_policy(SimpleNamespace(**text_config))
         return ShelfModel(
             name=name,
             place=place,
@@ -121,7 +122,3 @@ def _looked_at(name: str, place: Place) -> ShelfModel:
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         # A config is what its publisher wrote; one that means nothing must not hide the others.
         return ShelfModel(name, place, problem=f"its config.json makes no sense: {error!r}")
-
-
-def _text_config(config: dict[str, Any]) -> SimpleNamespace:
-    return SimpleNamespace(**(config.get("text_config") or config))

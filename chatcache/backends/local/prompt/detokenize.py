@@ -46,23 +46,18 @@ class CharacterStream:
         self._window: list[int] = []
         self._num_shown = 0
         self._num_pending = 0
-        self._is_clean = True
+        self.is_clean = True  # False while bytes of an unfinished character are held back
         self._clean_at = [0]
         for token_id in context:
             self.push(token_id)
-
-    @property
-    def is_clean(self) -> bool:
-        """False while bytes of an unfinished character are held back."""
-        return self._is_clean
 
     def push(self, token_id: int) -> str:
         """The characters that `token_id` completes; "" while a character is unfinished."""
         self._window.append(token_id)
         text = self._decode(self._window)
         stable = _stable_length(text)
-        self._is_clean = stable == len(text)
-        if self._is_clean:
+        self.is_clean = stable == len(text)
+        if self.is_clean:
             self._clean_at.append(len(self._window))
             self._num_pending = 0
         else:
@@ -78,14 +73,14 @@ class CharacterStream:
     def finish(self, replacement_ids: Sequence[int]) -> str:
         """A replacement character that was held back, if it is what the ids really spell."""
         num_ids = len(replacement_ids)
-        if self._is_clean or not num_ids or self._window[-num_ids:] != list(replacement_ids):
+        if self.is_clean or not num_ids or self._window[-num_ids:] != list(replacement_ids):
             return ""
         return self._decode(self._window)[self._num_shown :]
 
     def _shorten(self) -> None:
         """Forget ids in front of a boundary between characters, but for a little context."""
         length = len(self._window)
-        if length <= 2 * _CONTEXT_IDS or not (self._is_clean or length > _MAX_WINDOW_IDS):
+        if length <= 2 * _CONTEXT_IDS or not (self.is_clean or length > _MAX_WINDOW_IDS):
             return
         boundaries = [at for at in self._clean_at if at <= length - _CONTEXT_IDS]
         if not boundaries and length <= _MAX_WINDOW_IDS:

@@ -106,46 +106,27 @@ class PromptPlanner:
             plan = self._plan_behind(messages, journal, num_read, think, continue_answer)
             if plan is not None:
                 return plan
+        partial = None
         if continue_answer and messages[-1].role == "assistant":
-            *messages, partial = messages
-            if partial.text or partial.reasoning:
-                return self._plan_rest_of(messages, partial, journal, think)
+            *messages, last = messages
+            partial = last if last.text or last.reasoning else None
         render = self.template.render(messages, think=think)
+        if partial is not None:
+            if self._is_covered(journal, render, partial):
+                return self._plan_as_read(messages, partial, journal, think)
+            render = self._with_partial(render, partial)
         match = self._match(journal, render)
         diverged = None
         if match.keep < len(journal):
-            again = self.template.render(messages, think=think)
+            again = self.template.render(messages, think=think) if partial is None else render
             diverged = self._explain(journal, render, match, again.text != render.text)
         return PromptPlan(
             ids=match.ids,
             keep=match.keep,
             diverged=diverged,
             system_tokens=self._count_system_tokens(messages, think, match.ids),
-            opens_reasoning=self._is_open(render.text),
-        )
-
-    def _plan_rest_of(
-        self,
-        messages: Sequence[ChatMessage],
-        partial: ChatMessage,
-        journal: TokenIds,
-        think: bool | None,
-    ) -> PromptPlan:
-        """The prompt that goes on with `partial`: the ids as produced, or else as rendered."""
-        prompt = self.template.render(messages, think=think)
-        if self._is_covered(journal, prompt, partial):
-            return self._plan_as_read(messages, partial, journal, think)
-        render, diverged = self._with_partial(prompt, partial), None
-        match = self._match(journal, render)
-        if match.keep < len(journal):
-            diverged = self._explain(journal, render, match, changes_itself=False)
-        return PromptPlan(
-            ids=match.ids,
-            keep=match.keep,
-            diverged=diverged,
-            system_tokens=self._count_system_tokens(messages, think, match.ids),
-            opens_reasoning=not partial.text,
-            continues_answer=True,
+            opens_reasoning=self._is_open(render.text) if partial is None else not partial.text,
+            continues_answer=partial is not None,
         )
 
     def _plan_as_read(

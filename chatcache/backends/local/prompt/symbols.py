@@ -16,6 +16,7 @@ from typing import Any
 from chatcache.backends.local.prompt.detokenize import plain_decode, special_ids
 from chatcache.token_ids import TokenIds
 
+# The shape that control tokens have across model families.
 _CONTROL_SHAPE = re.compile(r"<[|｜].+[|｜]>|\[/?[A-Z_]{3,}\]", re.DOTALL)
 _ANCHORS = ("", "\n")
 _NEVER = re.compile(r"(?!)")
@@ -46,13 +47,13 @@ class SymbolCodec:
         self.specials: set[str] = set()
         for token_id, token in tokenizer.added_tokens_decoder.items():
             content = token.content
-            is_special = token_id in special
             if len(content) < 2 or content.isspace():
                 continue
-            if is_special or content in declared or content in template or _looks_like(content):
-                self.controls[content] = token_id
-            if is_special:
+            if token_id in special:
                 self.specials.add(content)
+            is_written = content in declared or content in template
+            if token_id in special or is_written or _CONTROL_SHAPE.fullmatch(content):
+                self.controls[content] = token_id
         self.control_ids = {token_id: text for text, token_id in self.controls.items()}
         self._pattern = any_of(self.controls)
         self._breaker = breaker(self.controls)
@@ -63,9 +64,10 @@ class SymbolCodec:
         """`text` with every control string broken after its first character."""
         return break_controls(text, marker, self._pattern, self._breaker)
 
-    def segments(self, symbols: str, start: int = 0) -> Iterator[Segment]:
+    def segments(self, symbols: str) -> Iterator[Segment]:
         """Control tokens and the runs of text between them, in order."""
-        for match in self._pattern.finditer(symbols, start):
+        start = 0
+        for match in self._pattern.finditer(symbols):
             if match.start() > start:
                 yield Segment(symbols[start : match.start()], start)
             yield Segment(match.group(), match.start(), self.controls[match.group()])
@@ -171,11 +173,6 @@ class SymbolCodec:
             ):
                 return anchor, num_ids
         return "", 0
-
-
-def _looks_like(content: str) -> bool:
-    """Whether a string has the shape that control tokens have across model families."""
-    return _CONTROL_SHAPE.fullmatch(content) is not None
 
 
 def break_controls(

@@ -1,19 +1,23 @@
-"""The live context of a model with attention in all layers: a prefix may end after any token."""
+"""The live context of a model with attention in all layers: a prefix may end after any token; in
+some models only up to a length."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
-from chatcache.backends.local.run.forward import chunks
-from chatcache.backends.local.run.live_context import LiveContext, Reuse, estimate_cost
-from chatcache.backends.local.run.live_path import LivePath, PrefillStep
+from chatcache.backends.local.run.live_context import (
+    LiveContext,
+    PrefillStep,
+    Reuse,
+    chunks,
+    estimate_cost,
+)
 from chatcache.cache.book.entries import Lease
-from chatcache.cache.book.rates import RateBook
-from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.live_kv import MIN_LENT_TOKENS
 from chatcache.cache.views import CostEstimate
 from chatcache.formatting import plural, size
@@ -25,28 +29,20 @@ _SHORT_END = 128
 MIN_PART_TOKENS = 64
 
 
+@dataclass
 class AnyTokenContext(LiveContext):
     """`chunk`: the most tokens of a prompt that are given to the model at once. `on_restore` is
     told of the tokens and bytes that are about to be read from disk."""
 
-    def __init__(
-        self,
-        path: LivePath,
-        prefixes: PrefixCache,
-        rates: RateBook,
-        chunk: int,
-        on_restore: Callable[[int, int], None] = lambda num_tokens, num_bytes: None,
-    ):
-        super().__init__(path, prefixes, rates)
-        self._chunk = chunk
-        self._on_restore = on_restore
-        self.is_reusing = False  # whether this turn may use what segments hold
+    chunk: int
+    on_restore: Callable[[int, int], None] = lambda num_tokens, num_bytes: None
+    is_reusing: bool = False  # whether this turn may use what segments hold
 
     def reuse(self, ids: TokenIds, limit: int) -> Reuse:
         self.is_reusing = True
         began = time.perf_counter()
         path = self.path
-        live = min(path.common_prefix(ids), limit)
+        live = min(path.ids.common_prefix(ids), limit)
         with self.prefixes.acquire(ids, limit, MIN_PART_TOKENS) as lease:
             is_ahead = live > max(path.num_kept, lease.num_matched)
             if not is_ahead:
@@ -59,7 +55,7 @@ class AnyTokenContext(LiveContext):
             start = self.prefixes.adopt(wanted, path.kv, live)
             path.reserve(len(ids))
             if (num_to_read := wanted.num_tokens - max(start, wanted.disk_start)) > 0:
-                self._on_restore(num_to_read, wanted.disk_bytes)
+                self.on_restore(num_to_read, wanted.disk_bytes)
             restored = self.prefixes.restore(wanted, path.kv, start)
         seconds = time.perf_counter() - began
         path.hold(ids, restored.num_tokens)
@@ -81,14 +77,14 @@ class AnyTokenContext(LiveContext):
         )
 
     def start_cold(self) -> None:
-        self.path.start_cold()
+        super().start_cold()
         self.is_reusing = False
 
     def prefill(
         self, ids: TokenIds, start: int, chunk: int | None = None, stops: Sequence[int] = ()
     ) -> Iterator[PrefillStep]:
         began = time.perf_counter()
-        for step in self.path.run(ids, chunks(start, len(ids), chunk or self._chunk)):
+        for step in self.path.run(ids, chunks(start, len(ids), chunk or self.chunk)):
             if step.done == len(ids) and chunk is None:
                 self.rates.note_prefill(len(ids) - start, time.perf_counter() - began)
                 if not self._settle(ids, start):
@@ -113,7 +109,7 @@ class AnyTokenContext(LiveContext):
         return num_bytes
 
     def estimate(self, ids: TokenIds) -> CostEstimate:
-        return estimate_cost(ids, self.path.common_prefix(ids), self.prefixes, self.rates)
+        return estimate_cost(ids, self.path.ids.common_prefix(ids), self.prefixes, self.rates)
 
     def _decline(self, lease: Lease, live: int) -> str | None:
         """Why computing beats reading what files hold of the lease; None: it does not."""
@@ -164,3 +160,76 @@ def _with_short_ends(ends: Sequence[int]) -> list[int]:
         if stop - start >= MIN_LENT_TOKENS + _SHORT_END
     ]
     return sorted({*ends, *cuts})
+
+
+class LengthBoundContext(LiveContext):
+    """For a model whose rotary embedding changes with the length of the prompt.
+
+    Up to `max_tokens` it is one embedding, behind that another one (longrope, dynamic scaling):
+    transformers then rotates new keys differently and leaves the old ones as they were, which is
+    silently wrong. So K and V are kept and reused up to there, by `within`; what grows beyond is
+    computed anew, in one piece, when it crosses.
+    """
+
+    def __init__(self, within: AnyTokenContext, max_tokens: int):
+        super().__init__(within.path, within.prefixes, within.rates)
+        self._within = within
+        self._max_tokens = max_tokens
+        self._decoded: list[int] = []  # behind the prompt, since the last prefill
+        self._is_beyond = False
+
+    def reuse(self, ids: TokenIds, limit: int) -> Reuse:
+        if self._is_beyond:
+            self.path.forget()
+        if len(ids) > self._max_tokens:
+            self.start_cold()
+            return Reuse(0)
+        self._is_beyond = False
+        return self._within.reuse(ids, limit)
+
+    def start_cold(self) -> None:
+        self._within.start_cold()
+        self._is_beyond = False
+
+    def prefill(
+        self, ids: TokenIds, start: int, chunk: int | None = None, stops: Sequence[int] = ()
+    ) -> Iterator[PrefillStep]:
+        self._decoded.clear()
+        self._is_beyond = len(ids) > self._max_tokens
+        if not self._is_beyond:
+            yield from self._within.prefill(ids, start, chunk, stops)
+            return
+        began = time.perf_counter()
+        if start:
+            self._within.start_cold()
+        for step in self.path.run(ids, [(0, len(ids))]):
+            if chunk is None:
+                self.rates.note_prefill(len(ids), time.perf_counter() - began)
+            yield step
+
+    def step(self, token_id: int, position: int) -> torch.Tensor:
+        if self._is_beyond or position < self._max_tokens:
+            self._decoded.append(token_id)
+            return self.path.forward(self.path.kv, [token_id], position)
+        return self._cross(token_id)
+
+    def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
+        """Nothing is kept of a path that has crossed: what came before was kept as it crossed."""
+        if self._is_beyond:
+            self.start_cold()
+            return 0
+        return self._within.commit(ids, boundaries)
+
+    def estimate(self, ids: TokenIds) -> CostEstimate:
+        return self._within.estimate(ids)
+
+    def _cross(self, token_id: int) -> torch.Tensor:
+        """Keep what is live, then compute all of it again with the embedding of long prompts."""
+        path = self.path
+        num_prompt = len(path.ids)
+        ids = path.ids + TokenIds([*self._decoded, token_id])
+        if self._within.is_reusing:
+            self._within.commit(ids[:-1], [num_prompt, len(ids) - 1])
+        self._within.start_cold()
+        self._is_beyond = True
+        return path.forward(path.kv, ids, 0)

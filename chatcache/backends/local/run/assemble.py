@@ -13,17 +13,13 @@ from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
 from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.progress import Progress
-from chatcache.backends.local.run.any_token import AnyTokenContext
-from chatcache.backends.local.run.cache_reporter import CacheReporter
+from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
-from chatcache.backends.local.run.explainer import TurnExplainer
-from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.run.idle import IdleWork
-from chatcache.backends.local.run.length_bound import LengthBoundContext
-from chatcache.backends.local.run.live_context import LiveContext
-from chatcache.backends.local.run.live_path import LivePath
-from chatcache.backends.local.run.turn_planner import TurnPlanner
-from chatcache.backends.local.run.turn_runner import TurnRunner
+from chatcache.backends.local.run.live_context import Forward, LiveContext, LivePath
+from chatcache.backends.local.run.reasons import TurnExplainer
+from chatcache.backends.local.run.turn import TurnPlanner
+from chatcache.backends.local.run.turn_runner import CacheReporter, TurnRunner
 from chatcache.backends.local.run.whole_prompt import WholePromptContext
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.policy import Precision
@@ -87,10 +83,8 @@ def build_runner(
     planner = TurnPlanner(loaded)
     max_context = loaded.max_context_tokens
     idle = IdleWork(
-        planner.prompt,
-        planner.control_ids,
+        planner,
         context,
-        rates,
         max_chunk=chunk,
         max_context=min(max_context, cut.max_tokens or max_context),
         can_compute=cut.kind == "any_token",

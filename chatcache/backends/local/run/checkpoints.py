@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from chatcache.backends.local.run.forward import chunks
-from chatcache.backends.local.run.live_context import LiveContext, Reuse, estimate_cost
-from chatcache.backends.local.run.live_path import LivePath, PrefillStep
-from chatcache.cache.book.rates import CLEARLY_DEARER, RateBook
-from chatcache.cache.prefix import PrefixCache
+from chatcache.backends.local.run.live_context import (
+    LiveContext,
+    PrefillStep,
+    Reuse,
+    chunks,
+    estimate_cost,
+)
+from chatcache.cache.book.rates import CLEARLY_DEARER
 from chatcache.cache.tensors.blocks import TensorBlock
 from chatcache.cache.views import CostEstimate
 from chatcache.formatting import plural
@@ -26,25 +29,16 @@ from chatcache.token_ids import TokenIds
 _MAX_TRIES = 8
 
 
+@dataclass
 class CheckpointContext(LiveContext):
     """`chunk`: the most tokens of a prompt that are given to the model at once. With `is_stepwise`,
     several tokens are right in one call only before any state: the rest of a prompt is computed one
     by one."""
 
-    def __init__(
-        self,
-        path: LivePath,
-        prefixes: PrefixCache,
-        rates: RateBook,
-        chunk: int,
-        *,
-        is_stepwise: bool = False,
-    ):
-        super().__init__(path, prefixes, rates)
-        self._chunk = chunk
-        self._is_stepwise = is_stepwise
-        self._checkpoints: dict[int, dict[str, torch.Tensor]] = {}
-        self._step_seconds: float | None = None
+    chunk: int
+    is_stepwise: bool
+    _checkpoints: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict, init=False)
+    _step_seconds: float | None = field(default=None, init=False)
 
     def reuse(self, ids: TokenIds, limit: int) -> Reuse:
         """Make the live context stand at the longest known prefix of at most `limit` ids that ends
@@ -57,7 +51,7 @@ class CheckpointContext(LiveContext):
             if reuse.problem is None:
                 break
             problem = problem or reuse
-            self.forget()
+            self.path.forget()
             reuse = Reuse(0)
         self.path.computed_from = self.path.num_kept = reuse.num_tokens
         seconds = time.perf_counter() - began
@@ -71,17 +65,14 @@ class CheckpointContext(LiveContext):
             return Reuse(0, num_matched=reuse.num_matched, seconds=seconds, declined=declined)
         return replace(reuse, seconds=seconds)
 
-    def start_cold(self) -> None:
-        self.path.start_cold()
-
     def prefill(
         self, ids: TokenIds, start: int, chunk: int | None = None, stops: Sequence[int] = ()
     ) -> Iterator[PrefillStep]:
         """Checkpoints are taken at `stops`. A pace that is one step per token tells nothing of the
         pace of whole prompts."""
         began = time.perf_counter()
-        pieces = self._pieces(start, len(ids), chunk or self._chunk, stops)
-        is_typical = chunk is None and (start == 0 or not self._is_stepwise)
+        pieces = self._pieces(start, len(ids), chunk or self.chunk, stops)
+        is_typical = chunk is None and (start == 0 or not self.is_stepwise)
         try:
             for step in self.path.run(ids, pieces):
                 if step.done in stops:
@@ -90,7 +81,7 @@ class CheckpointContext(LiveContext):
                     self.rates.note_prefill(len(ids) - start, time.perf_counter() - began)
                 yield step
         except Exception:
-            self._tear()
+            self.path.kv.is_torn = True  # some layers' states have moved on and others have not
             raise
 
     def step(self, token_id: int, position: int) -> torch.Tensor:
@@ -99,7 +90,7 @@ class CheckpointContext(LiveContext):
         try:
             logits = path.forward(path.kv, [token_id], position)
         except Exception:
-            self._tear()
+            self.path.kv.is_torn = True  # some layers' states have moved on and others have not
             raise
         seconds = time.perf_counter() - began
         before = self._step_seconds
@@ -113,7 +104,7 @@ class CheckpointContext(LiveContext):
         path = self.path
         held = path.kv.num_tokens
         if path.kv.is_torn or held > len(ids):
-            self.forget()
+            self.path.forget()
             return 0
         path.hold(ids, held)
         taken, self._checkpoints = self._checkpoints, {}
@@ -138,7 +129,7 @@ class CheckpointContext(LiveContext):
             num_matched = max(live, lease.num_matched)
             if live and live >= lease.num_tokens:
                 return Reuse(live, num_matched=num_matched)
-            start = min(path.common_prefix(ids), lease.num_tokens)
+            start = min(path.ids.common_prefix(ids), lease.num_tokens)
             path.hold(ids, start)
             tokens = self.prefixes.restore(lease, path.kv, start)
             path.hold(ids, tokens.num_tokens)
@@ -158,7 +149,7 @@ class CheckpointContext(LiveContext):
         """Why it is better to compute the whole prompt at once than its rest step by step."""
         cold_ms, num_steps = self.rates.prefill_ms(num_prompt), num_prompt - num_reused
         is_known = cold_ms is not None and self._step_seconds is not None
-        if not (self._is_stepwise and num_reused and is_known and self.rates.is_measured):
+        if not (self.is_stepwise and num_reused and is_known and self.rates.is_measured):
             return None
         step_ms = 1000 * (self._step_seconds or 0.0) * num_steps
         if step_ms <= CLEARLY_DEARER * (cold_ms or 0.0):
@@ -172,7 +163,7 @@ class CheckpointContext(LiveContext):
         self, start: int, stop: int, chunk: int, stops: Sequence[int]
     ) -> Iterator[tuple[int, int]]:
         inside = sorted({at for at in stops if start < at < stop})
-        if not self._is_stepwise:
+        if not self.is_stepwise:
             for begin, end in zip([start, *inside], [*inside, stop], strict=True):
                 yield from chunks(begin, end, chunk)
             return
@@ -184,10 +175,6 @@ class CheckpointContext(LiveContext):
 
     def _num_usable(self, ids: TokenIds, limit: int) -> int:
         """All tokens that are live, if the path goes on behind them; else none can be used."""
-        kv, live = self.path.kv, self.path.common_prefix(ids)
+        kv, live = self.path.kv, self.path.ids.common_prefix(ids)
         is_whole = live == kv.num_tokens and not kv.is_torn
         return live if is_whole and live <= limit else 0
-
-    def _tear(self) -> None:
-        """The model failed half-way: some layers' states have moved on and others have not."""
-        self.path.kv.is_torn = True

@@ -12,13 +12,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from chatcache.backends.base import Prepare, Prepared, TurnRequest
-from chatcache.backends.local.prompt.planner import PromptPlan
 from chatcache.backends.local.run.any_token import MIN_PART_TOKENS
 from chatcache.backends.local.run.live_context import LiveContext
-from chatcache.cache.book.rates import RateBook
+from chatcache.backends.local.run.turn import TurnPlanner
 from chatcache.errors import UnavailableError
 from chatcache.token_ids import TokenIds
 
@@ -48,39 +47,32 @@ class StablePrompt:
     is_rewritten: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Positions from `start` to the end of `ids`, computed ahead."""
-
-    start: int
-    ids: TokenIds
-
-
 class AheadBook:
-    """What was computed ahead, until a turn uses it."""
+    """What was computed ahead, until a turn uses it: from a position to the end of ids."""
 
     def __init__(self) -> None:
-        self._runs: deque[_Run] = deque(maxlen=_MAX_RUNS)
+        self._runs: deque[tuple[int, TokenIds]] = deque(maxlen=_MAX_RUNS)
 
     def note(self, ids: TokenIds, start: int, stop: int) -> None:
         if stop > start:
-            self._runs.append(_Run(start, ids[:stop]))
+            self._runs.append((start, ids[:stop]))
 
     def take_used(self, ids: TokenIds, num_reused: int) -> int:
         """How many of the first `num_reused` tokens of a prompt were computed ahead. They count
         once: the runs that they are in are forgotten."""
         used: set[int] = set()
         unused = []
-        for run in self._runs:
-            stop = min(run.ids.common_prefix(ids), num_reused)
-            if stop > run.start:
-                used.update(range(run.start, stop))
+        for start, run_ids in self._runs:
+            stop = min(run_ids.common_prefix(ids), num_reused)
+            if stop > start:
+                used.update(range(start, stop))
             else:
-                unused.append(run)
+                unused.append((start, run_ids))
         self._runs = deque(unused, maxlen=_MAX_RUNS)
         return len(used)
 
 
+@dataclass(frozen=True, slots=True)
 class IdleWork:
     """Does one `Prepare` at a time on the engine's live context.
 
@@ -88,37 +80,20 @@ class IdleWork:
     nothing.
     """
 
-    def __init__(
-        self,
-        plan: Callable[[TurnRequest], PromptPlan],
-        control_ids: frozenset[int],
-        context: LiveContext,
-        rates: RateBook,
-        *,
-        max_chunk: int,
-        max_context: int,
-        can_compute: bool,
-    ):
-        self._plan = plan
-        self._control_ids = control_ids
-        self._context = context
-        self._rates = rates
-        self._max_chunk = max_chunk
-        self._max_context = max_context
-        self._can_compute = can_compute
-        self._book = AheadBook()
+    planner: TurnPlanner
+    context: LiveContext
+    max_chunk: int
+    max_context: int
+    can_compute: bool
+    ahead: AheadBook = field(default_factory=AheadBook)
 
     def has_read_history(self, turn: TurnRequest, num_reused: int) -> bool:
         """Whether all that comes before the last message of a turn is among the reused tokens,
         though the template renders it differently from how it was read."""
-        if turn.messages[-1].role != "user" or not self._can_compute:
+        if turn.messages[-1].role != "user" or not self.can_compute:
             return False
         prompt = self._stable_prompt(Prepare("", "draft", turn))
         return prompt is not None and num_reused >= prompt.num_history > 0
-
-    def take_used(self, ids: TokenIds, num_reused: int) -> int:
-        """How many of the reused tokens of a turn's prompt had been computed ahead of it."""
-        return self._book.take_used(ids, num_reused)
 
     def run(
         self, request: Prepare, is_wanted: Callable[[], bool]
@@ -134,7 +109,7 @@ class IdleWork:
                 log.info("idle work ended: %s", error)
             except Exception:
                 log.exception("idle work failed")
-                self._context.forget()
+                self.context.path.forget()
         return replace(done, seconds=time.perf_counter() - began)
 
     def _work(
@@ -148,12 +123,12 @@ class IdleWork:
             return replace(done, was_cancelled=True)
         if request.kind == "restore":
             return replace(done, tokens_restored=self._restore(prompt))
-        before = self._context.path.common_prefix(prompt.ids)
-        start = self._context.ready(prompt.ids).num_tokens
+        before = self.context.path.ids.common_prefix(prompt.ids)
+        start = self.context.ready(prompt.ids).num_tokens
         done = replace(done, tokens_restored=max(0, start - before))
         is_draft = request.kind == "draft"
         is_done, stop = yield from self._compute(prompt, start, is_draft, is_wanted)
-        self._book.note(prompt.ids, start, stop)
+        self.ahead.note(prompt.ids, start, stop)
         return replace(done, tokens_prefilled=stop - start, was_cancelled=not is_done)
 
     # what is certain
@@ -161,21 +136,22 @@ class IdleWork:
     def _stable_prompt(self, request: Prepare) -> StablePrompt | None:
         """None when there is nothing to do."""
         turn, text = request.turn, request.turn.messages[-1].text
-        if request.kind != "restore" and not self._can_compute:
+        if request.kind != "restore" and not self.can_compute:
             return None
         first, second = _NEXT_WORDS if text else _FIRST_WORDS
-        plan = self._plan(_going_on(turn, first))
+        plan = self.planner.prompt(_going_on(turn, first))
         is_rewritten = plan.keep < len(turn.journal)
         if request.kind == "next_turn" and not is_rewritten:
             return None
-        other = self._plan(_going_on(turn, second)).ids
+        other = self.planner.prompt(_going_on(turn, second)).ids
         num_stable = plan.ids.common_prefix(other)
-        controls = (at for at in reversed(range(num_stable)) if plan.ids[at] in self._control_ids)
+        control_ids = self.planner.control_ids
+        controls = (at for at in reversed(range(num_stable)) if plan.ids[at] in control_ids)
         num_history = next(controls, -1) + 1
         if request.kind == "next_turn" and num_stable - num_history < MIN_PART_TOKENS:
             # The header of the next message costs nothing, and is computed with it in one piece.
             num_stable = num_history
-        if not 0 < num_stable < self._max_context:
+        if not 0 < num_stable < self.max_context:
             return None
         return StablePrompt(plan.ids[:num_stable], plan.keep, num_history, is_rewritten)
 
@@ -183,8 +159,8 @@ class IdleWork:
 
     def _restore(self, prompt: StablePrompt) -> int:
         """Bring back what segments hold of a path, unless that would lose what is live now."""
-        context = self._context
-        live = context.path.common_prefix(prompt.ids)
+        context = self.context
+        live = context.path.ids.common_prefix(prompt.ids)
         held = context.estimate(prompt.ids)
         gained = held.ram_tokens + held.disk_tokens - live
         if gained < MIN_PART_TOKENS or not context.can_leave(prompt.ids):
@@ -204,22 +180,22 @@ class IdleWork:
         num_history = prompt.num_history if prompt.is_rewritten else 0
         num_kept = num_history if is_draft else len(prompt.ids)
         for end in (num_history, len(prompt.ids)):
-            for step in self._context.prefill(prompt.ids[:end], stop, self._chunk()):
+            for step in self.context.prefill(prompt.ids[:end], stop, self._chunk()):
                 stop = step.done
                 is_wanted_still = is_wanted()
                 if not is_wanted_still and stop < end:
                     return False, stop
                 yield
             if start < end <= num_kept:
-                self._context.commit(prompt.ids, (end,))
+                self.context.commit(prompt.ids, (end,))
             if not is_wanted_still:
                 break
         return stop >= len(prompt.ids), stop
 
     def _chunk(self) -> int:
         """Tokens of one step: as many as the model reads in STEP_SECONDS, as far as is known."""
-        rate = self._rates.prefill_tokens_per_second or 0.0
-        return int(max(MIN_CHUNK_TOKENS, min(self._max_chunk, rate * STEP_SECONDS)))
+        rate = self.context.rates.prefill_tokens_per_second or 0.0
+        return int(max(MIN_CHUNK_TOKENS, min(self.max_chunk, rate * STEP_SECONDS)))
 
 
 def _going_on(turn: TurnRequest, words: str) -> TurnRequest:

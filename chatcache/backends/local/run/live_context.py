@@ -1,10 +1,10 @@
-"""What a turn asks of the live context of a model, whatever the kind of cut.
+"""The live path of a model, and what a turn asks of its live context, whatever the kind of cut.
 
 A kind of cut says where a restored prefix may end (`model/cut_policy.py`), and with it how a path
 is reused, computed and kept. Each kind is a class of its own on a `LivePath` and a `PrefixCache`:
 
-    any_token.py     attention in all layers: a prefix may end after any token
-    length_bound.py  the same, up to the length at which the rotary embedding changes
+    any_token.py     attention in all layers: a prefix may end after any token, or after any up to
+                     the length at which the rotary embedding changes
     checkpoints.py   recurrent or convolution states: it ends where a checkpoint was taken
     whole_prompt.py  nothing is reused
 
@@ -14,17 +14,140 @@ like a turn does, so what is measured is what people get.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 
-from chatcache.backends.local.run.live_path import LivePath, PrefillStep
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.views import CostEstimate
-from chatcache.token_ids import TokenIds
+from chatcache.errors import UnavailableError
+from chatcache.token_ids import NO_IDS, TokenIds
+
+
+class Forward:
+    """Calls the model on new ids at the end of a cache; last logits only, batch of one.
+
+    A hand loop instead of `generate()`, because that is silently wrong when the cache covers the
+    whole prompt and has neither progress nor a stop between chunks.
+    """
+
+    def __init__(self, model: Any, device: torch.device):
+        self._model = model
+        self._device = device
+        accepted = inspect.signature(model.forward).parameters
+        self._options: dict[str, Any] = {"use_cache": True}
+        if "logits_to_keep" in accepted:
+            self._options["logits_to_keep"] = 1
+        self._has_positions = "position_ids" in accepted
+        self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
+
+    @torch.inference_mode()
+    def __call__(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
+        """Append the ids at positions from `start`; returns the logits `[1, vocab]` of the last.
+
+        Raises UnavailableError when the device is out of memory; the cache then holds an unknown
+        number of the new tokens and must be truncated to `start`.
+        """
+        options = dict(self._options)
+        if self._has_positions:
+            stop = start + len(token_ids)
+            options["position_ids"] = torch.arange(start, stop, device=self._device)[None]
+        ids = torch.tensor([list(token_ids)], device=self._device)
+        with memory_for(start + len(token_ids)):
+            output = self._model(input_ids=ids, **{self._cache_name: cache}, **options)
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+
+def chunks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """The prefill plan from `start` to `stop`: it depends on nothing but its arguments."""
+    for begin in range(start, stop, size):
+        yield begin, min(begin + size, stop)
+
+
+@contextlib.contextmanager
+def memory_for(num_tokens: int) -> Iterator[None]:
+    """Where memory may run out. Raises UnavailableError then, with what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        words = str(error)
+        if not (is_memory or "not enough memory" in words or "out of memory" in words):
+            raise
+        raise UnavailableError(
+            f"There is not enough memory for a context of {num_tokens:,} tokens.",
+            "Shorten the conversation, use a smaller model, or choose --dtype bfloat16.",
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillStep:
+    """`done` prompt tokens are in the KV; `logits` `[1, vocab]` are those behind the last."""
+
+    done: int
+    logits: torch.Tensor
+
+
+class LivePath:
+    """One path at a time. Not thread-safe: it belongs to the engine's main thread.
+
+    `ids`: whose K and V are live. Tokens of an answer join them when the answer is committed.
+    `num_kept`: how many leading tokens were restored or committed, so that segments held them; what
+    is behind was computed ahead of a turn, and no segment has it.
+    `computed_from`: the first position that was computed since the last reuse. A commit writes what
+    is there and behind in one piece, also where segments of another path hold its first tokens,
+    and nothing of what comes before.
+    """
+
+    def __init__(self, forward: Forward, kv: LiveKV):
+        self.forward = forward
+        self.kv = kv
+        self.ids = NO_IDS
+        self.num_kept = 0
+        self.computed_from = 0
+
+    def hold(self, ids: TokenIds, num_tokens: int) -> None:
+        """The live tokens are the first `num_tokens` of `ids` from now on; others are cut off."""
+        self.kv.truncate(num_tokens)
+        self.ids = ids[:num_tokens]
+        self.num_kept = min(self.num_kept, num_tokens)
+
+    def forget(self) -> None:
+        self.hold(NO_IDS, 0)
+
+    def forget_unsettled(self) -> None:
+        """Forget what is live where segments keep other bits of it (int8): the next turn restores
+        those, as a later resume would."""
+        if self.kv.num_settled < self.num_kept:
+            self.forget()
+
+    def start_cold(self) -> None:
+        """Forget what is live; all that is computed from now on is new."""
+        self.forget()
+        self.computed_from = 0
+
+    def reserve(self, num_tokens: int) -> None:
+        """Raises UnavailableError when there is no memory for as many."""
+        with memory_for(num_tokens):
+            self.kv.reserve(num_tokens)
+
+    def run(self, ids: TokenIds, pieces: Iterable[tuple[int, int]]) -> Iterator[PrefillStep]:
+        """Compute pieces of `ids`, each behind what is live; the caller may stop in between."""
+        self.reserve(len(ids))
+        for begin, end in pieces:
+            logits = self.forward(self.kv, ids[begin:end], begin)
+            self.kv.note_computed(end)
+            self.ids = ids[:end]
+            yield PrefillStep(end, logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +168,15 @@ class Reuse:
     declined: str | None = None
 
 
+@dataclass
 class LiveContext(ABC):
     """The order of a turn: `reuse` or `start_cold`, `prefill`, `step` by step, `commit`.
 
     `path` says what is live."""
 
-    def __init__(self, path: LivePath, prefixes: PrefixCache, rates: RateBook):
-        self.path = path
-        self.prefixes = prefixes
-        self.rates = rates
+    path: LivePath
+    prefixes: PrefixCache
+    rates: RateBook
 
     @abstractmethod
     def reuse(self, ids: TokenIds, limit: int) -> Reuse:
@@ -62,9 +185,9 @@ class LiveContext(ABC):
         Only what differs from what is live already is moved.
         """
 
-    @abstractmethod
     def start_cold(self) -> None:
         """Forget what is live: all of the next prompt is computed."""
+        self.path.start_cold()
 
     @abstractmethod
     def prefill(
@@ -89,17 +212,13 @@ class LiveContext(ABC):
     def estimate(self, ids: TokenIds) -> CostEstimate:
         """What continuing a path would cost now. Changes nothing."""
 
-    def forget(self) -> None:
-        """Nothing is live any more."""
-        self.path.forget()
-
     def ready(self, ids: TokenIds) -> Reuse:
         """Like `reuse` of all ids, before it is known whether a turn will need them.
 
         What is live stays as it is while segments hold no more of the path: nothing is moved.
         """
         path = self.path
-        live = path.common_prefix(ids)
+        live = path.ids.common_prefix(ids)
         if live < path.num_kept or self.prefixes.lookup(ids).num_tokens > live:
             return self.reuse(ids, len(ids))
         path.hold(ids, live)
@@ -109,7 +228,7 @@ class LiveContext(ABC):
     def can_leave(self, ids: TokenIds) -> bool:
         """Whether segments hold what would be lost of the live path by going over to another."""
         num_kept = self.path.num_kept
-        is_shared = num_kept <= self.path.common_prefix(ids)
+        is_shared = num_kept <= self.path.ids.common_prefix(ids)
         return is_shared or self.prefixes.lookup(self.path.ids).num_tokens >= num_kept
 
 

@@ -1,22 +1,28 @@
 """Why a turn reused what it reused: the outcome, the reason and the sentence of the panel.
 
-A pure function of what the turn knows. The order of the questions is the order of importance to
-the reader: what was switched off or is impossible, what the user changed, what the template did,
-what the cache lost.
+`explain` is a pure function of `TurnFacts`, which `TurnExplainer` collects. The order of the
+questions is the order of importance to the reader: what was switched off or is impossible, what the
+user changed, what the template did, what the cache lost.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from chatcache.backends.base import Outcome, PreviousTurn, Reason
-from chatcache.cache.book.namespace import chain_digest, explain_change
+from chatcache.backends.base import ModelInfo, Outcome, PreviousTurn, Reason
+from chatcache.backends.local.model.cut_policy import CutPolicy
+from chatcache.backends.local.run.idle import IdleWork
+from chatcache.backends.local.run.turn import Explanation, TurnState
+from chatcache.cache.book.namespace import chain_digest, explain_change, is_approximate
 from chatcache.cache.files.store import LostSegment
+from chatcache.cache.prefix import PrefixCache
 from chatcache.formatting import plural
 from chatcache.token_ids import TokenIds
 
 MIN_MENTIONED_TOKENS = 16  # less is the template's own beginning, which all conversations share
+_MAX_STOPPED = 100  # prompts that were not read to their end
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +57,6 @@ class TurnFacts:
     def expected(self) -> int:
         """What the history promised: the kept journal, less the one token always computed."""
         return min(self.keep, self.num_prompt - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    outcome: Outcome
-    reason: Reason
-    detail: str
 
 
 def explain(
@@ -171,3 +170,69 @@ def _covers(file: LostSegment, facts: TurnFacts, namespace: str) -> bool:
     if len(ids) < file.stop:
         return False
     return chain_digest(namespace, file.start, ids) == file.segment_id
+
+
+@dataclass(frozen=True, slots=True)
+class TurnExplainer:
+    """Explains the turns of one model. `stopped`: prompts, and where reading them was stopped."""
+
+    info: ModelInfo
+    cut: CutPolicy
+    prefixes: PrefixCache
+    idle: IdleWork
+    stopped: deque[tuple[TokenIds, int]] = field(default_factory=lambda: deque(maxlen=_MAX_STOPPED))
+
+    def explain(self, state: TurnState) -> Explanation:
+        plan, request, reuse = state.plan, state.request, state.reuse
+        facts = TurnFacts(
+            prompt_ids=plan.ids,
+            reused=state.reused,
+            keep=plan.keep,
+            num_journal=len(request.journal),
+            use_cache=request.use_cache,
+            cut_problem=self._cut_problem(state),
+            divergence=self._divergence(state),
+            num_deviating=plan.num_deviating,
+            previous=request.previous,
+            num_matched=reuse.num_matched,
+            declined=reuse.declined,
+            restore_problem=reuse.problem,
+            is_damage=reuse.is_damage,
+            stopped_at=self._stopped_at(state),
+            is_approximate=self.is_approximate(state),
+        )
+        damaged, expired = self.prefixes.damaged, self.prefixes.expired
+        namespace, fields = self.info.namespace, self.info.namespace_fields
+        return explain(facts, namespace, fields, damaged, expired)
+
+    def is_approximate(self, state: TurnState) -> bool:
+        """Whether what is reused was kept with fewer bits than it was computed with."""
+        return state.reused > 0 and is_approximate(self.info.namespace_fields)
+
+    def _divergence(self, state: TurnState) -> tuple[Reason, str] | None:
+        """How the template rewrote the history, unless that was read ahead of the turn."""
+        diverged = state.plan.diverged
+        if diverged is None:
+            return None
+        is_beyond = state.reused > state.plan.keep
+        if is_beyond and self.idle.has_read_history(state.request, state.reused):
+            return None
+        return diverged.kind, diverged.detail
+
+    def _cut_problem(self, state: TurnState) -> str | None:
+        """Why the architecture kept tokens from reuse that are known; None: it did not."""
+        if len(state.plan.ids) > (self.cut.max_tokens or len(state.plan.ids)):
+            return self.cut.detail
+        reuse, expected = state.reuse, min(state.plan.keep, state.limit)
+        is_known = reuse.problem is None and reuse.num_matched > reuse.num_tokens
+        is_cut = self.cut.needs_states and is_known and reuse.num_tokens < expected
+        return self.cut.detail if is_cut or not self.cut.is_cuttable else None
+
+    def _stopped_at(self, state: TurnState) -> int | None:
+        """Where reading a prompt that begins like this was stopped, if that is remembered; else
+        where the last answer ends, if the journal goes on behind it."""
+        for stopped, position in reversed(self.stopped):
+            if stopped.common_prefix(state.plan.ids) > position:
+                return position
+        answered = state.request.num_answered
+        return answered if answered != len(state.request.journal) else None

@@ -11,10 +11,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from chatcache.backends.base import (
+    BackendEvent,
+    CacheEvent,
     CacheReport,
+    CacheSnapshot,
     CostEstimate,
     ModelInfo,
     PrefillProgress,
@@ -28,67 +32,80 @@ from chatcache.backends.base import (
     TurnResult,
 )
 from chatcache.backends.local.model.loader import LoadedModel
-from chatcache.backends.local.run.cache_reporter import CacheReporter
-from chatcache.backends.local.run.explainer import TurnExplainer
-from chatcache.backends.local.run.generated_answer import GeneratedAnswer
 from chatcache.backends.local.run.idle import IdleWork
-from chatcache.backends.local.run.live_context import LiveContext, Reuse
+from chatcache.backends.local.run.live_context import LiveContext, LivePath
+from chatcache.backends.local.run.reasons import TurnExplainer
 from chatcache.backends.local.run.sampling import Sampler, with_defaults
-from chatcache.backends.local.run.turn_planner import TurnPlanner
-from chatcache.backends.local.run.turn_state import TurnState
+from chatcache.backends.local.run.turn import GeneratedAnswer, TurnPlanner, TurnState
+from chatcache.cache.prefix import PrefixCache
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import size
 from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
 
+_SNAPSHOT_ROWS = 50
 
+
+class CacheReporter:
+    """Tells the front end what the cache of a model does, and what it holds.
+
+    `prefixes` is set before anything is reported: the cache itself reports here."""
+
+    prefixes: PrefixCache
+
+    def __init__(self, emit: Callable[[BackendEvent], None], path: LivePath):
+        self._emit = emit
+        self._path = path
+
+    def note(self, kind: str, text: str) -> None:
+        """Something has happened; what is held is shown, too, where that changed."""
+        self._emit(CacheEvent(time.time(), kind, text))  # type: ignore[arg-type]
+        if kind in ("spilled", "evicted"):
+            self.show()
+
+    def show(self) -> None:
+        """What is held in RAM and on disk, and what is live."""
+        ram, disk = self.prefixes.use()
+        rows = self.prefixes.rows(self._path.ids, _SNAPSHOT_ROWS)
+        live = self._path.kv
+        self._emit(CacheSnapshot(ram, disk, live.num_tokens, live.num_bytes, tuple(rows)))
+
+
+@dataclass(frozen=True, slots=True)
 class TurnRunner:
     """Answers turns on one loaded model, one at a time."""
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        info: ModelInfo,
-        planner: TurnPlanner,
-        context: LiveContext,
-        idle: IdleWork,
-        explainer: TurnExplainer,
-        reporter: CacheReporter,
-        log_path: Path | None,
-    ):
-        self.info = info
-        self._loaded = loaded
-        self._planner = planner
-        self._context = context
-        self._prefixes = context.prefixes
-        self._rates = context.rates
-        self._idle = idle
-        self._explainer = explainer
-        self._reporter = reporter
-        self._log_path = log_path
+    loaded: LoadedModel
+    info: ModelInfo
+    planner: TurnPlanner
+    context: LiveContext
+    idle: IdleWork
+    explainer: TurnExplainer
+    reporter: CacheReporter
+    log_path: Path | None
 
     def run(self, request: TurnRequest, stop: threading.Event) -> Iterator[TurnEvent]:
         """The events of one turn; always ends with TurnFinished or TurnFailed."""
         try:
-            with self._prefixes.computing():
+            with self.context.prefixes.computing():
                 yield from self._run(request, stop)
         except ChatcacheError as error:
             yield TurnFailed(request.turn_id, error)
         except Exception as error:
             log.exception("turn %s failed", request.turn_id)
-            self._context.forget()
+            self.context.path.forget()
             yield TurnFailed(
                 request.turn_id,
                 UnavailableError(
                     f"The model failed: {type(error).__name__}: {error}",
-                    f"The traceback is in {self._log_path}.",
+                    f"The traceback is in {self.log_path}.",
                 ),
             )
 
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """The cost of continuing each journal. Changes nothing."""
-        return [self._context.estimate(journal) for journal in journals]
+        return [self.context.estimate(journal) for journal in journals]
 
     def prepare(
         self, request: Prepare, is_wanted: Callable[[], bool]
@@ -96,34 +113,34 @@ class TurnRunner:
         """Idle work; it ends at the next step once it is not wanted any more."""
         if self.info.cut == "none":
             return Prepared(request.prepare_id, request.kind)
-        prepared = yield from self._idle.run(request, is_wanted)
+        prepared = yield from self.idle.run(request, is_wanted)
         if prepared.tokens_restored:
             text = f"restored {prepared.tokens_restored:,} tokens ahead, {prepared.seconds:.2f} s"
-            self._reporter.note("restored", text)
-        self._reporter.show()
+            self.reporter.note("restored", text)
+        self.reporter.show()
         return prepared
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was said is spilled, as far as it can be."""
-        return self._prefixes.drain(timeout)
+        return self.context.prefixes.drain(timeout)
 
     def spill(self, segment_id: str | None = None) -> int:
         """Have written what is in memory alone; returns the bytes that will be."""
-        return self._prefixes.spill(segment_id)
+        return self.context.prefixes.spill(segment_id)
 
     def close(self) -> None:
         """Write out what is still to be spilled."""
-        self._prefixes.close()
-        self._rates.save()
+        self.context.prefixes.close()
+        self.context.rates.save()
 
     # one turn, in order
 
     def _run(self, request: TurnRequest, stop: threading.Event) -> Iterator[TurnEvent]:
-        state = self._planner.turn(request)
+        state = self.planner.turn(request)
         self._reuse(state)
         yield _planned(state)
         yield from self._prefill(state, stop)
-        answer = GeneratedAnswer(self._loaded.tokenizer, state.plan)
+        answer = GeneratedAnswer(self.loaded.tokenizer, state.plan, request.turn_id)
         try:
             yield from self._decode(state, answer, stop)
         except UnavailableError as error:
@@ -131,32 +148,31 @@ class TurnRunner:
             yield TurnFailed(request.turn_id, error, result if answer.token_ids else None)
             return
         yield TurnFinished(request.turn_id, self._finish(state, answer))
-        self._reporter.show()
+        self.reporter.show()
 
     def _reuse(self, state: TurnState) -> None:
         """Make the live KV hold the longest reusable prefix of the prompt, and say why not more."""
-        reuse = Reuse(0)
         if state.request.use_cache:
-            reuse = self._context.reuse(state.plan.ids, state.limit)
+            state.reuse = self.context.reuse(state.plan.ids, state.limit)
         else:
-            self._context.start_cold()
-        state.note_reuse(reuse)
-        state.ahead_tokens = self._idle.take_used(state.plan.ids, state.reused)
+            self.context.start_cold()
+        reuse, state.computed_to = state.reuse, state.reused
+        state.ahead_tokens = self.idle.ahead.take_used(state.plan.ids, state.reused)
         if reuse.disk_tokens:
-            self._reporter.note(
+            self.reporter.note(
                 "restored",
                 f"restored {reuse.disk_tokens:,} tokens, {size(reuse.bytes_read)}, "
                 f"{reuse.seconds:.2f} s",
             )
-        state.explanation = self._explainer.explain(state, reuse)
+        state.explanation = self.explainer.explain(state)
 
     def _prefill(self, state: TurnState, stop: threading.Event) -> Iterator[TurnEvent]:
         """Compute the rest of the prompt, chunk by chunk; leaves the logits of its last token."""
         turn_id, total = state.request.turn_id, len(state.plan.ids)
         began = time.perf_counter()
         yield PrefillProgress(turn_id, state.reused, total, state.reused)
-        ends = self._planner.message_ends(state.plan, state.request.think)
-        steps = self._context.prefill(state.plan.ids, state.reused, stops=ends)
+        ends = self.planner.message_ends(state.plan, state.request.think)
+        steps = self.context.prefill(state.plan.ids, state.reused, stops=ends)
         while not stop.is_set() and (step := next(steps, None)) is not None:
             state.computed_to, state.logits = step.done, step.logits
             yield PrefillProgress(turn_id, step.done, total, state.reused)
@@ -166,31 +182,31 @@ class TurnRunner:
         self, state: TurnState, answer: GeneratedAnswer, stop: threading.Event
     ) -> Iterator[TurnEvent]:
         if state.logits is None or state.computed_to < len(state.plan.ids):
-            self._explainer.note_stopped(state.plan.ids, state.computed_to)
-            answer.finish("stopped")
+            self.explainer.stopped.append((state.plan.ids, state.computed_to))
+            answer.finish_reason = "stopped"
             return
-        params = with_defaults(state.request.sampling, self._loaded.generation_defaults)
-        sampler = Sampler(params, state.plan.ids, self._loaded.device)
+        params = with_defaults(state.request.sampling, self.loaded.generation_defaults)
+        sampler = Sampler(params, state.plan.ids, self.loaded.device)
         limit = min(params.max_new_tokens or state.room, state.room)
         position, logits = len(state.plan.ids), state.logits
         while True:
             token_id = sampler.choose(logits)
             state.note_token()
-            yield from answer.push(token_id, state.request.turn_id)
-            if token_id in self._loaded.end_token_ids:
-                answer.finish("stop")
+            yield from answer.push(token_id)
+            if token_id in self.loaded.end_token_ids:
+                answer.finish_reason = "stop"
             elif len(answer.token_ids) >= limit:
-                answer.finish("length")
+                answer.finish_reason = "length"
             elif stop.is_set():
-                answer.finish("stopped")
+                answer.finish_reason = "stopped"
             if answer.finish_reason is not None:
                 break
-            logits = self._context.step(token_id, position)
+            logits = self.context.step(token_id, position)
             position += 1
-        yield from answer.close(state.request.turn_id)
-        if position < self._loaded.max_context_tokens:
+        yield from answer.close()
+        if position < self.loaded.max_context_tokens:
             # Once the last token has been read, too, the KV holds exactly the journal.
-            self._context.step(token_id, position)
+            self.context.step(token_id, position)
 
     def _finish(self, state: TurnState, answer: GeneratedAnswer) -> TurnResult:
         """Commit what is new, and put the figures together."""
@@ -198,10 +214,10 @@ class TurnRunner:
         bytes_written = 0
         if state.request.use_cache:
             ends = (state.plan.system_tokens, len(state.plan.ids), len(ids))
-            bytes_written = self._context.commit(ids, ends)
+            bytes_written = self.context.commit(ids, ends)
         else:
-            self._context.forget()
-        self._rates.save()
+            self.context.path.forget()
+        self.context.rates.save()
         return answer.result(
             usage=state.usage(len(answer.token_ids)),
             timings=state.timings(),
@@ -209,7 +225,7 @@ class TurnRunner:
         )
 
     def _report(self, state: TurnState, bytes_written: int) -> CacheReport:
-        cold_ms = self._rates.prefill_ms(len(state.plan.ids))
+        cold_ms = self.context.rates.prefill_ms(len(state.plan.ids))
         ttft_ms = state.timings().ttft_ms
         saved_ms = None
         if cold_ms is not None and ttft_ms is not None:
@@ -221,12 +237,12 @@ class TurnRunner:
             detail=state.explanation.detail,
             estimated_cold_ttft_ms=cold_ms,
             saved_ms=saved_ms,
-            bytes_read=state.bytes_read,
+            bytes_read=state.reuse.bytes_read,
             bytes_written=bytes_written,
-            is_estimate_measured=self._rates.is_measured,
+            is_estimate_measured=self.context.rates.is_measured,
             system_tokens=state.plan.system_tokens,
             ahead_tokens=state.ahead_tokens,
-            is_approximate=self._explainer.is_approximate(state),
+            is_approximate=self.explainer.is_approximate(state),
         )
 
 
@@ -236,7 +252,7 @@ def _planned(state: TurnState) -> TurnPlanned:
         keep=state.plan.keep,
         new_ids=state.plan.ids[state.plan.keep :],
         cached_ram_tokens=state.ram_tokens,
-        cached_disk_tokens=state.disk_tokens,
+        cached_disk_tokens=state.reuse.disk_tokens,
         prompt_tokens=len(state.plan.ids),
         reason=state.explanation.reason,
         detail=state.explanation.detail,

@@ -8,34 +8,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
 
-from chatcache.backends.local.run.live_context import LiveContext, Reuse
-from chatcache.backends.local.run.live_path import LivePath, PrefillStep
-from chatcache.cache.book.rates import RateBook
-from chatcache.cache.prefix import PrefixCache
+from chatcache.backends.local.run.live_context import LiveContext, PrefillStep, Reuse
 from chatcache.cache.views import CostEstimate
 from chatcache.token_ids import TokenIds
 
 
+@dataclass
 class WholePromptContext(LiveContext):
     """`config` is the model's, with which transformers makes its cache."""
 
-    def __init__(
-        self, path: LivePath, prefixes: PrefixCache, rates: RateBook, config: PreTrainedConfig
-    ):
-        super().__init__(path, prefixes, rates)
-        self._config = config
-        self._own_cache = DynamicCache()
+    config: PreTrainedConfig
+    _own_cache: DynamicCache = field(default_factory=DynamicCache, init=False)
 
     def reuse(self, ids: TokenIds, limit: int) -> Reuse:
         self.start_cold()
         return Reuse(0)
 
     def start_cold(self) -> None:
-        self._own_cache = DynamicCache(config=self._config)
+        self._own_cache = DynamicCache(config=self.config)
 
     def prefill(
         self, ids: TokenIds, start: int, chunk: int | None = None, stops: Sequence[int] = ()

@@ -1,22 +1,26 @@
 """What a model will cost in a chat, told from its config and tokenizer alone.
 
 Owns the report of `chatcache models probe`: whether the chat template changes by itself, what each
-turn reads again, whether typed control tokens stay text, and what K and V take. No weights are
-loaded, and what only they can tell is None.
+turn reads again, whether typed control tokens stay text, and what K and V take (`tests/equivalence`
+compares that with what tiny models of each family really keep). No weights are loaded, and what
+only they can tell is None.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.model import identity, resolve
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
-from chatcache.backends.local.model.kv_size import kv_values_per_token, layer_kinds
 from chatcache.backends.local.model.loader import (
     choose_device,
     choose_dtype,
@@ -52,6 +56,8 @@ _STEPS: tuple[tuple[Interval, timedelta], ...] = (
 )
 _MAX_CONTROLS = 512  # models reserve hundreds; one message holds them all
 _SNIPPET_CHARACTERS = 48
+# Families that keep a latent and the rotary part of the keys instead of K and V per head.
+_LATENT_FAMILIES = frozenset({"deepseek_v2", "deepseek_v3", "kimi_linear"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,13 +242,13 @@ def _change_by_itself(rehearser: Rehearser, system: str) -> ChangeByItself | Non
 
 
 def _rendered(rehearser: Rehearser, messages: Sequence[ChatMessage], at: datetime) -> str:
-    rehearser.clock.at = at
+    rehearser.now = at
     try:
         return rehearser.planner.template.render(messages).text
     except UnavailableError:
         return ""
     finally:
-        rehearser.clock.at = BASE_TIME
+        rehearser.now = BASE_TIME
 
 
 def _difference(rehearser: Rehearser, interval: Interval, base: str, later: str) -> ChangeByItself:
@@ -330,3 +336,44 @@ def _with_measured(probe: ModelProbe, known: dict[str, str], cache_dir: Path) ->
         prefill_tokens_per_second=rates.prefill_tokens_per_second,
         restore_tokens_per_second=restored and restored / max(1, probe.kv_bytes_per_token),
     )
+
+
+# K and V
+
+
+def layer_kinds(config: Any) -> dict[str, int]:
+    """How many layers there are of each kind, for a text config."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if not kinds:
+        kinds = ["full_attention"] * int(config.num_hidden_layers)
+        if all(_has_state_only(layer) for layer in _layers(config)):
+            kinds = ["recurrent"] * len(kinds)
+    return dict(Counter(str(kind) for kind in kinds))
+
+
+def kv_values_per_token(config: Any) -> int:
+    """How many numbers of K and V a token takes in all layers together, for a text config."""
+    num_layers = sum(isinstance(layer, DynamicLayer) for layer in _layers(config))
+    if str(getattr(config, "model_type", "")) in _LATENT_FAMILIES:
+        return num_layers * (int(config.kv_lora_rank) + int(config.qk_rope_head_dim))
+    num_heads = _declared(config, "num_key_value_heads") or int(config.num_attention_heads)
+    head_dim = _declared(config, "head_dim")
+    if not head_dim:
+        head_dim = int(config.hidden_size) // int(config.num_attention_heads)
+    return 2 * num_layers * num_heads * head_dim
+
+
+def _declared(config: Any, name: str) -> int | None:
+    """A field that the config of this family has; any config file may hold more than that."""
+    fields = getattr(type(config), "__dataclass_fields__", {})
+    aliases = getattr(type(config), "attribute_map", {})
+    return getattr(config, name, None) if name in fields or name in aliases else None
+
+
+def _layers(config: Any) -> list[Any]:
+    """The layers that transformers' own cache has for this config."""
+    return list(DynamicCache(config=config).layers)
+
+
+def _has_state_only(layer: Any) -> bool:
+    return isinstance(layer, LinearAttentionLayer) and not isinstance(layer, DynamicLayer)

@@ -7,7 +7,7 @@ model can tell. Owns the life of that process and what it says; no torch here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chatcache.backends.base import BackendFailed, ModelLoading
@@ -79,16 +79,13 @@ class RecheckFinished:
 RecheckEvent = ModelLoading | RecheckStarted | SegmentCheck
 
 
-def recheck(
-    request: RecheckRequest,
-    *,
-    command: Sequence[str] = (sys.executable, "-P", "-m", CHILD_MODULE),
-) -> Iterator[RecheckEvent]:
+def recheck(request: RecheckRequest) -> Iterator[RecheckEvent]:
     """The events of a check, ending after the last segment.
 
     Raises what keeps the model from being loaded, EngineDiedError if the process dies. Closing the
     iterator ends the process.
     """
+    command = (sys.executable, "-P", "-m", CHILD_MODULE)
     process, channel = start_process(command, request.settings.log_path)
     is_finished = False
     try:

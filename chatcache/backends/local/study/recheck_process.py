@@ -23,8 +23,7 @@ from chatcache.backends.local.engine.wire import ChannelClosedError, portable
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import LoadedModel
 from chatcache.backends.local.run.assemble import build_live, load
-from chatcache.backends.local.run.forward import Forward, chunks
-from chatcache.backends.local.run.live_path import LivePath
+from chatcache.backends.local.run.live_context import Forward, LivePath, chunks
 from chatcache.backends.local.study.recheck import (
     RecheckFinished,
     RecheckRequest,
@@ -116,9 +115,7 @@ class Recomputer:
         header = chain.stored.header
         check = SegmentCheck(header.segment_id, header.start, header.stop)
         logits = self._compute(chain.ids)
-        expected: dict[str, torch.Tensor] = dict(
-            self._fresh.kv.export(header.start, header.stop).tensors
-        )
+        expected = dict(self._fresh.kv.export(header.start, header.stop).tensors)
         if self._fresh.kv.has_states:
             expected |= self._fresh.kv.copy_states()
         try:
@@ -128,34 +125,32 @@ class Recomputer:
         except SegmentDamagedError as error:
             return replace(check, problem=str(error))
         worst = max(differences, key=lambda name: differences[name][1], default="")
-        found = SegmentCheck(
-            segment_id=header.segment_id,
-            start=header.start,
-            stop=header.stop,
-            max_dk=_largest(differences, "key."),
-            max_dv=_largest(differences, "value."),
-            deviation=differences[worst][1] if worst else 0.0,
-            worst=worst,
-            top1_agrees=self._same_next(chain, logits),
-        )
-        if not found.deviation <= self.tolerance:
+        deviation = differences[worst][1] if worst else 0.0
+        problem = None
+        if not deviation <= self.tolerance:
             problem = (
-                f"{worst} differs from what the model computes by {found.deviation:.2g} standard"
+                f"{worst} differs from what the model computes by {deviation:.2g} standard"
                 f" deviations; up to {self.tolerance:g} is {self._allowed}"
             )
-            return replace(found, problem=problem)
-        return found
+        return replace(
+            check,
+            max_dk=_largest(differences, "key."),
+            max_dv=_largest(differences, "value."),
+            deviation=deviation,
+            worst=worst,
+            top1_agrees=self._same_next(chain, logits),
+            problem=problem,
+        )
 
     def _compute(self, ids: TokenIds) -> torch.Tensor:
         """Run the model on the ids, cold; what is computed already of them stays.
 
         Returns the logits `[1, vocab]` behind the last."""
         # The last token is computed once more for its logits.
-        known = (
-            0 if self._fresh.kv.has_states else min(self._fresh.common_prefix(ids), len(ids) - 1)
-        )
-        self._fresh.hold(ids, known)
-        for step in self._fresh.run(ids, self._plan(known, len(ids))):
+        fresh = self._fresh
+        known = 0 if fresh.kv.has_states else min(fresh.ids.common_prefix(ids), len(ids) - 1)
+        fresh.hold(ids, known)
+        for step in fresh.run(ids, self._plan(known, len(ids))):
             logits = step.logits
         return logits
 
@@ -283,7 +278,6 @@ def run(request: RecheckRequest, send: Callable[[object], None]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The life of the process."""
     channel = start(arguments)
     try:
         request: Any = channel.receive()

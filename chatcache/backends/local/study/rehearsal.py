@@ -97,16 +97,6 @@ class Rehearsed:
 
 
 @dataclass(slots=True)
-class Clock:
-    """A present time that a rehearsal can move."""
-
-    at: datetime = BASE_TIME
-
-    def __call__(self) -> datetime:
-        return self.at
-
-
-@dataclass(slots=True)
 class _Talk:
     messages: list[ChatMessage] = field(default_factory=list)
     journal: TokenIds = NO_IDS
@@ -115,39 +105,35 @@ class _Talk:
 
 
 class Rehearser:
-    """Rehearses on one tokenizer."""
+    """Rehearses on one tokenizer. `now` is what templates take for the present time."""
 
     def __init__(self, tokenizer: Any, end_token_ids: frozenset[int]) -> None:
-        self.clock = Clock()
-        self.planner = PromptPlanner(tokenizer, end_token_ids=end_token_ids, clock=self.clock)
+        self.now = BASE_TIME
+        self.planner = PromptPlanner(tokenizer, end_token_ids=end_token_ids, clock=lambda: self.now)
         ends = self.planner.template.turn_end_ids() or end_token_ids
         self._end_ids = [min(ends)] if ends else []
 
-    def rehearse(self, rehearsal: Rehearsal, num_turns: int = NUM_TURNS) -> Rehearsed:
+    def rehearse(self, rehearsal: Rehearsal) -> Rehearsed:
         """Talk for some turns, and count."""
-        self.clock.at = BASE_TIME
+        self.now = BASE_TIME
         talk = _Talk([ChatMessage("system", rehearsal.system)] if rehearsal.system else [])
         turns: list[RehearsedTurn] = []
         try:
-            for turn in range(1, num_turns + 1):
+            for turn in range(1, NUM_TURNS + 1):
                 talk.messages.append(ChatMessage("user", _QUESTION.format(turn)))
-                plan = self._plan(talk, rehearsal)
+                plan = self.planner.plan(talk.messages, talk.journal, think=rehearsal.think)
                 if turn > 1:
                     turns.append(self._turn(turn, talk, plan, rehearsal))
                 self._answer(turn, talk, plan, rehearsal)
-                self.clock.at += timedelta(days=rehearsal.days)
+                self.now += timedelta(days=rehearsal.days)
         except UnavailableError as error:
             return Rehearsed(rehearsal, tuple(turns), error.message)
         finally:
-            self.clock.at = BASE_TIME
+            self.now = BASE_TIME
         return Rehearsed(rehearsal, tuple(turns))
-
-    def _plan(self, talk: _Talk, rehearsal: Rehearsal) -> PromptPlan:
-        return self.planner.plan(talk.messages, talk.journal, think=rehearsal.think)
 
     def _answer(self, turn: int, talk: _Talk, plan: PromptPlan, rehearsal: Rehearsal) -> None:
         """Produce an answer, and note where in the journal its parts end."""
-        codec = self.planner.codec
         text = _ANSWER.format(turn)
         if rehearsal.has_spaces:
             text = f"{text} \n"
@@ -156,16 +142,14 @@ class Rehearser:
         reasoning = _REASONING if rehearsal.reasons else None
         thought = self._produced(self._opening(plan, reasoning), rehearsal)
         said = self._produced(self._lead(talk, rehearsal) + text, rehearsal)
-        before = self._without_generation_prompt(talk, rehearsal)
-        parts = {
-            "question": before,
+        talk.ends = {
+            "question": self._without_generation_prompt(talk, rehearsal),
             "generation_prompt": self._length(plan.ids),
             "reasoning": self._length([*plan.ids, *thought]),
             "answer": self._length([*plan.ids, *thought, *said]),
         }
         end = [] if rehearsal.is_stopped else self._end_ids
         talk.journal = plan.ids + TokenIds([*thought, *said, *end])
-        talk.ends = parts | {"end": len(codec.symbols(talk.journal.to_list(), MARKER))}
         talk.messages.append(ChatMessage("assistant", text, reasoning))
 
     def _opening(self, plan: PromptPlan, reasoning: str | None) -> str:
