@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from chatcache.backends.base import TurnRequest
+from chatcache.backends.base import TextDelta, TurnRequest
+from chatcache.chat.views import AnswerSaved
 from chatcache.errors import ModelLoadError
+from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.composer import Composer
 from chatcache.tui.widgets.notices import Welcome
 from chatcache.tui.widgets.transcript import EarlierTurns
@@ -93,6 +97,31 @@ async def test_prefill_shows_exactly_how_far_it_is(bench: Bench) -> None:
         gate.open()
         await chat.idle()
         assert len(chat.answers) == 1
+
+
+async def test_what_comes_while_text_is_drawn_is_shown_though_the_turn_has_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first piece takes so long to draw that the rest of the turn is read meanwhile."""
+    bench.backend = FakeBackend(["one two three four"], starts_ready=True)
+    gate = bench.backend.gate("delta:2")
+    draw = AnswerMessage.write
+
+    async with bench.run() as chat:
+
+        async def draw_slowly(answer: AnswerMessage, deltas: list[TextDelta]) -> None:
+            gate.open()
+            running = chat.screen.parts.turns.running
+            while running and not any(isinstance(event, AnswerSaved) for event in running.events):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            monkeypatch.setattr(AnswerMessage, "write", draw)
+            await draw(answer, deltas)
+
+        monkeypatch.setattr(AnswerMessage, "write", draw_slowly)
+        await chat.say("Count")
+        assert chat.answers == ["one two three four"]
+        assert "tok @" in chat.footers[-1]
 
 
 async def test_escape_stops_and_continue_goes_on(bench: Bench) -> None:
@@ -268,6 +297,31 @@ async def test_what_streams_is_held_while_one_reads_above(bench: Bench, long_cha
         second.open()
         await chat.idle()
         assert chat.answers[-1] == "alpha beta gamma"
+
+
+async def test_a_turn_goes_on_when_a_piece_of_it_cannot_be_shown(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = bench.backend.gate("delta:1")
+    failures: list[RuntimeError] = []
+    write = AnswerMessage.write
+
+    async def fail_once(answer: AnswerMessage, deltas: Sequence[TextDelta]) -> None:
+        if not failures:
+            failures.append(RuntimeError("it cannot be drawn"))
+            raise failures[0]
+        await write(answer, deltas)
+
+    monkeypatch.setattr(AnswerMessage, "write", fail_once)
+    async with bench.run() as chat:
+        await chat.type("Go")
+        await chat.press("enter")
+        await chat.until(lambda: failures and gate.arrived.is_set())
+        assert chat.screen.is_answering
+        gate.open()
+        await chat.idle()
+        assert "should not have" in chat.notices[-1]
+        assert chat.answers == ["You said: Go"]
 
 
 async def test_coming_back_shows_the_last_chat_with_its_figures(bench: Bench) -> None:

@@ -189,11 +189,16 @@ class Turns:
     async def _follow(self, running: RunningTurn) -> None:
         """Show what comes of the turn until it has ended; raises what it ended with."""
         reading = asyncio.ensure_future(self._stage.ask(_read, running))
-        pause = SHOW_SECONDS
-        while not reading.done():
+        pause, is_read = SHOW_SECONDS, False
+        while not is_read:
             await asyncio.wait([reading], timeout=pause)
+            is_read = reading.done()  # asked before showing: what comes meanwhile is shown, too
             began = time.monotonic()
-            await self._show_new(running)
+            try:
+                await self._show_new(running)
+            except Exception as failure:  # what cannot be shown is answered and kept all the same
+                error = as_user_error(failure)
+                await self._stage.show_error(error.message, error.hint)
             # On a slow machine the text comes less often, so that keys have their turn in between.
             pause = max(SHOW_SECONDS, 2 * min(0.5, time.monotonic() - began))
         await reading
