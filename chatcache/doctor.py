@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from chatcache.assets import pocket_dir
 from chatcache.cache.files.ownership import foreign_owner
@@ -27,6 +27,9 @@ from chatcache.config import Paths, Settings
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import plural, size
 from chatcache.remotes import remote_model
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
 
 Status = Literal["ok", "note", "problem", "damage"]
 
@@ -106,15 +109,15 @@ def _packages() -> Iterator[Finding]:
         except metadata.PackageNotFoundError:
             yield Finding(name, "problem", "not installed", "Install chatcache again with pip.")
             continue
-        specifier = wanted.get(name, "")
-        if specifier and not _is_within(version, specifier):
+        specifier = wanted.get(name)
+        if specifier and not specifier.contains(version, prereleases=True):
             advice = "It was not tested with this version; install chatcache again with pip."
             yield Finding(name, "note", f"{version}, expected {specifier}", advice)
         else:
             yield Finding(name, "ok", version)
 
 
-def _requirements() -> dict[str, str]:
+def _requirements() -> dict[str, SpecifierSet]:
     """What chatcache asks for, by package; nothing when it runs without being installed."""
     from packaging.requirements import Requirement
 
@@ -123,17 +126,7 @@ def _requirements() -> dict[str, str]:
     except metadata.PackageNotFoundError:
         return {}
     requirements = [Requirement(line) for line in lines]
-    return {
-        requirement.name: str(requirement.specifier)
-        for requirement in requirements
-        if requirement.marker is None
-    }
-
-
-def _is_within(version: str, specifier: str) -> bool:
-    from packaging.specifiers import SpecifierSet
-
-    return SpecifierSet(specifier).contains(version, prereleases=True)
+    return {needed.name: needed.specifier for needed in requirements if needed.marker is None}
 
 
 def _devices() -> Finding:

@@ -7,11 +7,12 @@ import shlex
 from argparse import Namespace
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chatcache import compose
 from chatcache.chat import date_warning
 from chatcache.chat.figures import turn_report
+from chatcache.chat.service import ChatService
 from chatcache.chat.views import SessionSummary
 from chatcache.commands import GROUPS, ShellCommand
 from chatcache.commands.parser import Parser, sampling_options, settings_of
@@ -20,9 +21,6 @@ from chatcache.config import Settings
 from chatcache.errors import ContextFullError, NotFoundError, UsageError
 from chatcache.frontend.shell_output import AnswerStream, Narrator, print_json
 from chatcache.frontend.shell_turn import ShellTurn, note_figures, watch_backend
-
-if TYPE_CHECKING:
-    from chatcache.chat.service import ChatService
 
 SESSION_ID = re.compile(r"s_[0-9a-f]+")
 

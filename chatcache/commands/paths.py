@@ -32,8 +32,8 @@ def run(arguments: Namespace) -> int:
     data = {name: str(place) for name, (place, _) in places.items()}
     rows = []
     for name, (place, key) in places.items():
-        is_missing = "" if place.exists() else "not there yet"
-        rows.append((name.replace("_", " "), str(place), is_missing, origins[key]))
+        state = "" if place.exists() else "not there yet"
+        rows.append((name.replace("_", " "), str(place), state, origins[key]))
     text = table(("WHAT", "WHERE", "", "BECAUSE OF"), rows)
     return print_result(data, text, as_json=arguments.json)
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chatcache import compose
 from chatcache.chat.branches import Branch
+from chatcache.chat.service import ChatService
 from chatcache.config import Settings
 from chatcache.formatting import shorten
 from chatcache.frontend.shell_output import Narrator
 from chatcache.token_ids import TokenIds
-
-if TYPE_CHECKING:
-    from chatcache.chat.service import ChatService
 
 TEXT_WIDTH = 48
 
@@ -57,10 +55,9 @@ def tree_json(
         [session.session_id for run in branch.walk() for session in run.sessions]
         for branch in branches
     ]
-    held = held_kv(settings, service, ends)
-    ids = [branch.node_id for branch in branches]
-    kept = dict(zip(ids, held, strict=True))
-    return [_branch_json(root, kept) for root in roots]
+    kept = zip(branches, held_kv(settings, service, ends), strict=True)
+    held = {branch.node_id: kv for branch, kv in kept}
+    return [_branch_json(root, held) for root in roots]
 
 
 def _branch_json(branch: Branch, held: Mapping[str, dict[str, int] | None]) -> dict[str, Any]:

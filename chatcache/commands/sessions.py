@@ -8,9 +8,10 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chatcache import compose
+from chatcache.chat.service import ChatService
 from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser, settings_of
@@ -27,9 +28,6 @@ from chatcache.frontend.shell_output import (
     print_line,
     print_result,
 )
-
-if TYPE_CHECKING:
-    from chatcache.chat.service import ChatService
 
 NAME_WIDTH = 44
 ROLE_WORDS = {"system": "System", "user": "You", "assistant": "Answer"}

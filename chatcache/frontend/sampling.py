@@ -34,9 +34,9 @@ class Sampling:
         """How a turn is to be answered now."""
         return TurnOptions(self.params, self.think)
 
-    def changed(self, name: str, word: str, origin: str = "/set") -> Sampling:
+    def changed(self, name: str, word: str) -> Sampling:
         """With one parameter as a person says it. Raises UsageError naming what is wrong."""
-        return self._with(name, _parsed(name, word), origin)
+        return self._with(name, _parsed(name, word), "/set")
 
     def with_persona(self, persona: Persona) -> Sampling:
         """With what a persona sets; what an earlier persona had set is taken back."""
@@ -59,7 +59,7 @@ class Sampling:
     def rows(self) -> list[tuple[str, str, str]]:
         """(name, value, where it comes from) of every parameter."""
         return [
-            (name, value or "default", self.origins.get(name, "set at the start"))
+            (name, value, self.origins.get(name, "set at the start"))
             if value
             else (name, "default", "the model's own settings")
             for name, value in self._values()

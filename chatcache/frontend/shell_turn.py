@@ -12,7 +12,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from chatcache.backends.base import (
     BackendEvent,
@@ -23,15 +22,13 @@ from chatcache.backends.base import (
     PrefillProgress,
     TextDelta,
 )
+from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.figures import figures_of
+from chatcache.chat.service import ChatService
 from chatcache.chat.views import AnswerSaved, ChatEvent, WaitingForModel
 from chatcache.formatting import duration, plural, rate
 from chatcache.frontend import figures, servers
 from chatcache.frontend.shell_output import AnswerStream, Narrator
-
-if TYPE_CHECKING:
-    from chatcache.chat.chat_turn import ChatTurn
-    from chatcache.chat.service import ChatService
 
 _STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
