@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +22,7 @@ _TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+")
 @contextlib.contextmanager
 def replacing(path: Path, *, is_durable: bool = False, mode: int = PRIVATE) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of `path` at the end. Raises OSError."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(6)}")
+    temporary = path.with_name(f".tmp-{os.getpid()}-{os.urandom(6).hex()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
     try:
         with os.fdopen(fd, "wb") as file:

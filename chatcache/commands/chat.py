@@ -9,7 +9,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 
-from chatcache import compose
 from chatcache.commands import GROUPS, ShellCommand
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
@@ -33,6 +32,8 @@ def configure(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> int:
+    from chatcache import compose  # not for --help
+
     settings = settings_of(arguments)
     session_id = None
     if arguments.session is not None:
@@ -61,6 +62,8 @@ def _findings(arguments: Namespace, report: Report) -> Iterator[str]:
 def _find(settings: Settings, reference: str) -> str:
     """The id of a session. A word that names none but resembles a command is told as a typing
     error of that command."""
+    from chatcache import compose
+
     try:
         with compose.opened_service(settings, has_engine=False) as service:
             return service.find_session(reference).session_id
