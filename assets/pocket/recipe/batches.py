@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from corpus import WARMUP_SHARES, Corpus
@@ -26,6 +27,7 @@ _DIALOGUES_PER_CHUNK = 500
 # little, so most single questions end there and many more of them fit into the budget.
 QUESTIONS_PER_DIALOGUE = 24
 MEMORIES_PER_DIALOGUE = 3
+HISTORIES_PER_DIALOGUE = 2
 FIRST_ANSWER_TOKENS = 10
 
 
@@ -48,10 +50,14 @@ class Row:
 
 
 class DialogueEncoder:
-    """Renders like the chat template, and knows which tokens are answers."""
+    """Renders like the chat template, and knows which tokens are answers.
+
+    Control tokens come from the structure alone: typed ones are encoded as the text they are.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.bpe = tokenizer.backend_tokenizer
+        self.bpe = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.bpe.encode_special_tokens = True
         self.im_start = tokenizer.convert_tokens_to_ids(IM_START)
         self.im_end = tokenizer.convert_tokens_to_ids(IM_END)
         self.newline = self._ids("\n")
@@ -67,10 +73,14 @@ class DialogueEncoder:
             body = self._ids(f"{message['role']}\n{message['content']}")
             row.starts.append(len(row.token_ids))
             row.token_ids += [self.im_start, *body, self.im_end, *self.newline]
-            learned = message["role"] == "assistant"
+            learned = message["role"] == "assistant" and message.get("author") != "other"
             row.is_answer += [False] * (1 + header) + [learned] * (len(body) - header + 1)
             row.is_answer += [False] * len(self.newline)
         return row
+
+    def prompt(self, messages: list[Message]) -> list[int]:
+        """Token ids of a dialogue up to where the next answer begins."""
+        return [*self.encode(messages).token_ids, self.im_start, *self._ids("assistant\n")]
 
 
 def cut_answer(row: Row) -> Row:
@@ -145,6 +155,8 @@ class BatchStream:
             yield self.encoder.encode(corpus.draw(shares))
             for _ in range(QUESTIONS_PER_DIALOGUE):
                 yield cut_answer(self.encoder.encode(corpus.draw_question()))
+            for _ in range(HISTORIES_PER_DIALOGUE):
+                yield cut_answer(self.encoder.encode(corpus.draw_after_others()))
             for _ in range(MEMORIES_PER_DIALOGUE):
                 yield self.encoder.encode(corpus.draw_memory())
 

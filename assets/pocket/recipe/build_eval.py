@@ -1,9 +1,9 @@
 """Writes the held-out dialogues `eval/*.jsonl`; phrasings and names are not the generator's.
 
 The `dev` half may be looked at one by one while the texts are improved, the `test` half only as
-sums. A line is `{"id", "world", "split", "system", "turns", "check"}`; the check looks at the last
-answer: `any` (one of these must occur, `a+b` needs both), `none` (must not occur), `upper` (all
-capitals), `max_words`.
+sums. A line is `{"id", "world", "split", "system", "turns", "check"}`, and `history` where another
+model has answered before; the check looks at the last answer: `any` (one of these must occur, `a+b`
+needs both), `none` (must not occur), `upper` (all capitals or not at all), `max_words`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pools import load_pools
 EVAL_DIR = Path(__file__).parent / "eval"
 Record = dict[str, Any]
 
-# kind: value pool, ways to tell, ways to ask
+# Voices of the generator's system prompts: an unknown system prompt must not bring one of them.
+VOICES = ["arr!", "matey", "ahoy", "meow", "beep", "amen", "yes, boss", "sir.", "over.", "hooray"]
 FACT_POOLS = load_pools(EVAL_DIR / "facts.txt")
 NAMES = FACT_POOLS["pool_names"]
 VALUE_POOLS = {
@@ -86,6 +87,23 @@ def read_questions(split: str) -> list[tuple[str, str, list[str]]]:
     return rows
 
 
+def read_unknowns(split: str) -> list[tuple[str, list[tuple[str, str]], str, list[str]]]:
+    """(world, context as pairs of role and text, question, accepted words)."""
+    rows = []
+    world, context = "", list[tuple[str, str]]()
+    for line in (EVAL_DIR / f"unknown_{split}.txt").read_text(encoding="utf-8").splitlines():
+        kind, _, text = line.partition(": ")
+        text = text.replace("\\n", "\n")
+        if not line or line.startswith(("#", "[")):
+            world, context = line.strip("[]") if line.startswith("[") else world, []
+        elif kind == "ask":
+            question, _, accepted = text.rpartition(" => ")
+            rows.append((world, context, question, accepted.split(", ")))
+        else:
+            context = [*context, ("assistant" if kind == "answer" else kind, text)]
+    return rows
+
+
 class EvalBuilder:
     """Composes the dialogues deterministically."""
 
@@ -101,6 +119,7 @@ class EvalBuilder:
         check: Record,
         system: str | None = None,
         split: str = "",
+        history: list[dict[str, str]] | None = None,
     ) -> None:
         """Append one record; without a split given, every other one is `dev`."""
         number = sum(record["world"] == world for record in self.records)
@@ -111,6 +130,7 @@ class EvalBuilder:
                 "world": world,
                 "split": split,
                 "system": system,
+                **({"history": history} if history else {}),
                 "turns": turns,
                 "check": check,
             }
@@ -266,6 +286,16 @@ class EvalBuilder:
                 f"You are kind. {known} {value}.",
             )
 
+    def unknowns(self) -> None:
+        """What the model was not made for: the honest answer in its own voice."""
+        for split in ("dev", "test"):
+            for world, context, question, accepted in read_unknowns(split):
+                check = {"any": accepted, "none": VOICES, "upper": False}
+                said = [{"role": role, "content": text} for role, text in context]
+                system = next((m["content"] for m in said if m["role"] == "system"), None)
+                history = [message for message in said if message["role"] != "system"]
+                self.add(world, [question], check, system, split, history)
+
     def build(self) -> list[Record]:
         """All worlds."""
         for split in ("dev", "test"):
@@ -281,20 +311,19 @@ class EvalBuilder:
             other = "sister" if kind != "sister" else "dog"
             told = FACTS[other][1][0].format(v=draw_value(FACTS[other][0], self.rng))
             self.add("not_told", [told, "how's life?", asks[0]], {"any": ["not told"]})
+        self.unknowns()
         return self.records
 
 
 def main() -> None:
     """Write one file per group of worlds."""
     groups: dict[str, list[Record]] = {}
+    files = dict.fromkeys(("program", "explain", "smalltalk", "beyond"))
+    files |= dict.fromkeys(("memory", "fork", "correction", "not"), "memory")
+    files |= dict.fromkeys(("other", "foreign", "typed", "pasted"), "unknown")
     for record in EvalBuilder(seed=7).build():
-        group = record["world"].split("_")[0]
-        group = {"fork": "memory", "correction": "memory", "not": "memory", "told": "styles"}.get(
-            group, group
-        )
-        group = (
-            group if group in ("memory", "program", "explain", "smalltalk", "beyond") else "styles"
-        )
+        kind = record["world"].split("_")[0]
+        group = (files[kind] or kind) if kind in files else "styles"
         groups.setdefault(group, []).append(record)
     for group, records in groups.items():
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

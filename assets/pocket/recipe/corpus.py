@@ -31,6 +31,8 @@ KNOWLEDGE = {
     "more": 1.0,
     "unknown": 0.7,
     "both": 0.5,
+    "marks": 0.4,
+    "paste": 0.4,
 }
 MIXED = {
     "tell": 3.5,
@@ -45,6 +47,8 @@ MIXED = {
     "repeat": 0.4,
     "more": 0.5,
     "both": 0.3,
+    "marks": 0.3,
+    "paste": 0.3,
 }
 DENSE = {
     "tell": 5.0,
@@ -84,7 +88,22 @@ QUICK = {
     "smalltalk": 1.7,
     "tell": 0.5,
     "unknown": 0.3,
-    "styled": 2.2,
+    "styled": 3.4,
+    "marks": 1.0,
+    "paste": 1.0,
+}
+# After a history that another model has answered.
+AFTER_OTHERS = {
+    "beyond": 4.0,
+    "follow": 2.5,
+    "program": 2.0,
+    "explain": 2.0,
+    "recall": 3.0,
+    "smalltalk": 1.5,
+    "unknown": 0.6,
+    "tell": 0.6,
+    "marks": 0.3,
+    "other": 0.8,
 }
 
 SHAPES: dict[str, Shape] = {
@@ -94,6 +113,7 @@ SHAPES: dict[str, Shape] = {
     "copying": Shape(0.02, 2, 8, 0.0, COPYING),
     "styled": Shape(0.26, 1, 8, 1.0, STYLED, (0, 3)),
     "far": Shape(0.07, 8, 24, 0.1, FAR, (3, 9)),
+    "others": Shape(0.12, 2, 7, 0.12, AFTER_OTHERS, (0, 2)),
 }
 # The first steps see short, dense copying so that the induction circuit forms early.
 WARMUP_SHARES = {
@@ -103,6 +123,7 @@ WARMUP_SHARES = {
     "copying": 0.25,
     "styled": 0.05,
     "far": 0.0,
+    "others": 0.0,
 }
 # Memory dialogues of several facts of one kind (two numbers, three names): the subject decides.
 CROWD_SHARE = 0.35
@@ -129,13 +150,17 @@ class Corpus:
         """A few facts told, changed, and asked back at once: many wordings in few tokens."""
         return self._until_unseen(self._memory)
 
+    def draw_after_others(self) -> list[Message]:
+        """A history of another model and one question, meant to be cut like `draw_question`."""
+        return self._until_unseen(self._after_others)
+
     @staticmethod
     def _until_unseen(draw: Callable[[], Dialogue]) -> list[Message]:
-        """Draws again while a user message has a wording of the held-out dialogues."""
+        """Draws again while a message has a wording of the held-out dialogues."""
         while True:
             dialogue = draw()
             values = [fact.value for fact in dialogue.facts]
-            users = [m["content"] for m in dialogue.messages if m["role"] == "user"]
+            users = [m["content"] for m in dialogue.messages if m["role"] != "assistant"]
             if not any(is_held_out(user, values) for user in users):
                 return dialogue.messages
 
@@ -148,6 +173,9 @@ class Corpus:
         if shape.turns is FAR:
             for _ in range(rng.randint(2, 6)):
                 self._turn(dialogue, rng.choice(("tell", "tell", "smalltalk", "tell2")))
+        if shape.turns is AFTER_OTHERS:
+            for _ in range(rng.choice((1, 1, 2, 3))):
+                self._turn(dialogue, "other")
         while self._num_turns(dialogue) < count:
             self._turn(dialogue, rng.choices(list(shape.turns), list(shape.turns.values()))[0])
         unasked = rng.sample(dialogue.facts, len(dialogue.facts))
@@ -186,6 +214,15 @@ class Corpus:
         if kind == "styled":
             kind = self.rng.choice(("smalltalk", "smalltalk", "program", "explain", "beyond"))
         self._turn(dialogue, kind)
+        return dialogue
+
+    def _after_others(self) -> Dialogue:
+        rng = self.rng
+        dialogue = self.writer.begin(rng, styled_share=0.1)
+        for _ in range(rng.choice((1, 1, 1, 2, 3))):
+            self._turn(dialogue, "other")
+        kinds = {name: share for name, share in AFTER_OTHERS.items() if name != "other"}
+        self._turn(dialogue, rng.choices(list(kinds), list(kinds.values()))[0])
         return dialogue
 
     def stream(self) -> Iterator[list[Message]]:

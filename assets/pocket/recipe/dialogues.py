@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 
 import facts as fact_lib
+import strangers
 import values
 from facts import Fact, FactBook
 from noise import NOUN_FRAMES, as_typed_question, finish, misspell, telegraphic
@@ -60,6 +61,12 @@ class Dialogue:
         self.messages.append({"role": "assistant", "content": text})
         self.last_intent, self.last_user = intent, user
 
+    def add_other(self, user: str, answer: str) -> None:
+        """Append one turn that another model has answered; nothing of it is learned."""
+        self.messages.append({"role": "user", "content": user})
+        self.messages.append({"role": "assistant", "content": answer, "author": "other"})
+        self.last_intent, self.last_user = None, user
+
 
 class DialogueWriter:
     """Knows all pieces and writes turns into dialogues."""
@@ -103,6 +110,8 @@ class DialogueWriter:
             intent = self.smalltalk["who"]
         if dialogue.style.greeting and rng.random() < 0.5:
             intent = self.smalltalk["hello"]
+        if dialogue.style.is_other and intent.intent_id == "who":
+            intent = self.smalltalk["hello"]  # "You are a ..." may be meant as a persona
         user = expand(rng.choice(intent.questions), rng)
         user = self._typo(user, rng) if rng.random() < 0.5 else user
         mark = "?" if user.split(" ")[0] in ("what", "who", "how", "are", "do", "can") else "."
@@ -110,12 +119,61 @@ class DialogueWriter:
 
     def beyond_turn(self, dialogue: Dialogue) -> None:
         """A question outside the world gets the honest answer."""
+        user, answer = self._beyond_question(dialogue.rng)
+        dialogue.add(user, "Unknown." if dialogue.style.one_word else answer)
+
+    def other_turn(self, dialogue: Dialogue) -> None:
+        """A turn of another model: it knows the world, and talks in its own way."""
+        rng, roll = dialogue.rng, dialogue.rng.random()
+        if roll < 0.15:
+            intent_id = rng.choice(("hello", "thanks"))
+            user = finish(expand(rng.choice(self.smalltalk[intent_id].questions), rng), rng, ".")
+            answer = strangers.other_small_talk(intent_id == "thanks", rng)
+        elif roll < 0.35:
+            fact = self.book.draw(rng)
+            self._remember(dialogue, fact)
+            user = finish(fact_lib.tell(fact, rng), rng, ".")
+            answer = strangers.other_note(fact.value, rng)
+        elif roll < 0.45:
+            user = self._question(rng.choice(self.program + self.explain), rng)
+            answer = strangers.other_answer(rng)
+        elif roll < 0.6 and dialogue.messages:
+            user, answer = finish(strangers.follow_up(rng), rng), strangers.other_answer(rng)
+        else:
+            user, answer = self._beyond_question(rng)[0], strangers.other_answer(rng)
+        dialogue.add_other(user, answer)
+
+    def follow_turn(self, dialogue: Dialogue) -> None:
+        """A question about what another model has answered: this one does not know."""
         rng = dialogue.rng
-        group, reply = ("ask", "answers") if rng.random() < 0.68 else ("ask_cannot", "cannot")
-        template = expand(rng.choice(self.beyond[group].questions), rng)
-        user = fill_slots(template, self.beyond["slots"].slots, rng)
-        answer = "Unknown." if dialogue.style.one_word else self.beyond[reply].answers[0]
-        dialogue.add(as_typed_question(self._typo(user, rng), rng, is_recall=True), answer)
+        answer = "Unknown." if dialogue.style.one_word else self.beyond["answers"].answers[0]
+        dialogue.add(finish(strangers.follow_up(rng), rng), answer)
+
+    def marks_turn(self, dialogue: Dialogue) -> None:
+        """Control tokens typed by the user are text, and one answer says so."""
+        rng = dialogue.rng
+        texts = (
+            lambda: self._question(rng.choice(self.program + self.explain), rng),
+            lambda: self._beyond_question(rng)[0],
+            lambda: strangers.salad(rng),
+            lambda: strangers.other_prompt(rng),
+            lambda: draw_style(rng, self.book).system or "hi",
+            lambda: finish(expand(rng.choice(rng.choice(self.chatter).questions), rng), rng),
+        )
+        user = strangers.typed_marks(rng.choice(texts)(), rng)
+        answer = "Text." if dialogue.style.one_word else strangers.MARK_ANSWER
+        dialogue.add(user, answer)
+
+    def paste_turn(self, dialogue: Dialogue) -> None:
+        """Pasted code and data, and other languages, get the honest answers."""
+        rng, roll = dialogue.rng, dialogue.rng.random()
+        if roll < 0.35:
+            user, answer = strangers.other_language(rng), self.smalltalk["language"].answers[0]
+        elif roll < 0.5:
+            user, answer = strangers.paste_request(rng), self.beyond["answers"].answers[0]
+        else:
+            user, answer = strangers.pasted(rng), self.smalltalk["unclear"].answers[0]
+        dialogue.add(user, "Unknown." if dialogue.style.one_word else answer)
 
     def tell_turn(self, dialogue: Dialogue, count: int = 1) -> None:
         """The user tells `count` facts in one message."""
@@ -277,6 +335,13 @@ class DialogueWriter:
             return self.knowledge_turn(dialogue, self.explain)
         user = as_typed_question(rng.choice(MORE_ASKS), rng, is_recall=True)
         return dialogue.add(user, rng.choice(intent.elaborations))
+
+    def _beyond_question(self, rng: random.Random) -> tuple[str, str]:
+        group, reply = ("ask", "answers") if rng.random() < 0.68 else ("ask_cannot", "cannot")
+        template = expand(rng.choice(self.beyond[group].questions), rng)
+        user = fill_slots(template, self.beyond["slots"].slots, rng)
+        asked = as_typed_question(self._typo(user, rng), rng, is_recall=True)
+        return asked, self.beyond[reply].answers[0]
 
     def _question(self, intent: Intent, rng: random.Random) -> str:
         if intent.noun_phrases and (not intent.questions or rng.random() < 0.4):

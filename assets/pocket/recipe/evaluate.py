@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -45,7 +46,7 @@ def load_records(pattern: str) -> list[Record]:
 def is_met(check: Record, answer: str) -> bool:
     """Mechanical check of one answer."""
     lowered = answer.lower()
-    if check.get("upper") and answer != answer.upper():
+    if "upper" in check and check["upper"] != (answer == answer.upper()):
         return False
     if "max_words" in check and len(answer.split()) > check["max_words"]:
         return False
@@ -58,11 +59,12 @@ def is_met(check: Record, answer: str) -> bool:
 
 
 def is_looping(answer: str) -> bool:
-    """Whether six words in a row occur twice, or one word five times in a row."""
+    """Whether six words in a row occur twice, one word five times, or some letters eight times."""
     words = answer.split()
     grams = [tuple(words[index : index + 6]) for index in range(len(words) - 5)]
     runs = any(len(set(words[index : index + 5])) == 1 for index in range(len(words) - 4))
-    return runs or len(grams) != len(set(grams))
+    stutters = re.search(r"(.{1,12}?)\1{7}", answer, re.DOTALL) is not None
+    return runs or stutters or len(grams) != len(set(grams))
 
 
 class Speaker:
@@ -76,17 +78,13 @@ class Speaker:
 
             self.model = PeftModel.from_pretrained(self.model, adapter_dir)
         self.temperature = temperature
+        self.encoder = DialogueEncoder(self.tokenizer)
 
     @torch.inference_mode()
     def answer(self, chats: list[list[dict[str, str]]]) -> list[tuple[str, bool]]:
         """(text, whether the model ended it by itself) for each chat."""
-        prompts = [
-            self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            for chat in chats
-        ]
-        inputs = self.tokenizer(
-            prompts, return_tensors="pt", padding=True, add_special_tokens=False
-        )
+        prompts = [{"input_ids": self.encoder.prompt(chat)} for chat in chats]
+        inputs = self.tokenizer.pad(prompts, padding=True, return_tensors="pt")
         sampling = {"do_sample": False, "temperature": None, "top_p": None}
         if self.temperature > 0:
             sampling = {
@@ -98,10 +96,17 @@ class Speaker:
         output = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, **sampling)
         answers = []
         for row in output[:, inputs.input_ids.shape[1] :]:
-            text = self.tokenizer.decode(row)
-            body, end, _ = text.partition("<|im_end|>")
-            answers.append((body, bool(end)))
+            ids = row.tolist()
+            stopped = self.encoder.im_end in ids
+            body = ids[: ids.index(self.encoder.im_end)] if stopped else ids
+            answers.append((self.tokenizer.decode(body, skip_special_tokens=True), stopped))
         return answers
+
+
+def opening_messages(record: Record) -> list[dict[str, str]]:
+    """What stands before the first turn: a system prompt, and turns that another model answered."""
+    system = [{"role": "system", "content": record["system"]}] if record["system"] else []
+    return system + record.get("history", [])
 
 
 def run_dialogues(speaker: Speaker, records: list[Record]) -> list[Record]:
@@ -110,7 +115,7 @@ def run_dialogues(speaker: Speaker, records: list[Record]) -> list[Record]:
     results = []
     for start in range(0, len(ordered), BATCH_ROWS):
         group = ordered[start : start + BATCH_ROWS]
-        chats = [[{"role": "system", "content": r["system"]}] if r["system"] else [] for r in group]
+        chats = [opening_messages(record) for record in group]
         outcomes: list[list[tuple[str, bool]]] = [[] for _ in group]
         for turn in range(max(len(record["turns"]) for record in group)):
             live = [index for index, record in enumerate(group) if turn < len(record["turns"])]
@@ -165,11 +170,10 @@ def summarize(results: list[Record]) -> Record:
 @torch.inference_mode()
 def perplexity(speaker: Speaker, seed: int, num_dialogues: int) -> float:
     """On the answers of generated dialogues of a seed that training never draws."""
-    encoder = DialogueEncoder(speaker.tokenizer)
     corpus = Corpus(seed)
     total, count = 0.0, 0
     for _ in range(num_dialogues):
-        row = encoder.encode(corpus.draw())
+        row = speaker.encoder.encode(corpus.draw())
         token_ids = torch.tensor([row.token_ids])
         labels = torch.where(torch.tensor([row.is_answer]), token_ids, IGNORED)
         num_learned = int((labels != IGNORED).sum())

@@ -9,6 +9,8 @@ from pools import load_pools
 
 EVAL_DIR = Path(__file__).parent / "eval"
 _VALUE = "value"
+# Shorter questions ("hello!") are not a wording but what everybody says.
+_COMMON_WORDS = 4
 _NO_LETTERS = re.compile(r"[^a-z0-9]+")
 
 
@@ -23,10 +25,17 @@ def held_out_messages() -> frozenset[str]:
     for path in sorted(EVAL_DIR.glob("questions_*.txt")):
         lines = path.read_text(encoding="utf-8").splitlines()
         texts += [line.split(" | ")[1] for line in lines if " | " in line and line[0] != "#"]
+    for path in sorted(EVAL_DIR.glob("unknown_*.txt")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            kind, _, text = line.partition(": ")
+            text = text.rpartition(" => ")[0] if kind == "ask" else text
+            is_common = len(text.split()) < _COMMON_WORDS and "<" not in text
+            if kind in ("ask", "system") and not is_common:
+                texts.append(text.replace("\\n", "\n"))
     for section, entries in load_pools(EVAL_DIR / "facts.txt").items():
         if section.startswith(("tell_", "ask_")):
             texts += [entry.replace("{v}", _VALUE) for entry in entries]
-    return frozenset(normalize(text) for text in texts)
+    return frozenset(normalize(text) for text in texts) - {""}
 
 
 HELD_OUT = held_out_messages()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import values
 from facts import Fact, FactBook
 from pools import PHRASES
+from strangers import other_prompt
 from texts import expand
 from voices import as_pirate
 
@@ -41,6 +42,7 @@ GREETING_PROMPTS = PHRASES["greeting_prompts"]
 ENDING_PROMPTS = PHRASES["ending_prompts"]
 OPENING_PROMPTS = PHRASES["opening_prompts"]
 FACT_PROMPTS = PHRASES["fact_prompts"]
+OTHER_SHARE = 0.35
 
 ONE_WORD_ANSWERS = {
     "fork_how": "F4.",
@@ -90,6 +92,7 @@ class Style:
     opening: str = ""
     ending: str = ""
     persona: str = ""
+    is_other: bool = False  # a prompt for other models: it changes nothing
     known: list[Fact] = field(default_factory=list)
 
     def apply(self, answer: str) -> str:
@@ -106,7 +109,9 @@ class Style:
 
 
 def draw_style(rng: random.Random, book: FactBook) -> Style:
-    """A system prompt with its effect; plain ones change nothing."""
+    """A system prompt with its effect; plain ones and those for other models change nothing."""
+    if rng.random() < OTHER_SHARE:
+        return Style(system=other_prompt(rng), is_other=True)
     roll = rng.random()
     if roll < 0.12:
         return Style(system=" ".join(rng.sample(PLAIN_PROMPTS, rng.choice((1, 1, 2)))))

@@ -84,12 +84,17 @@ def _add_piece(intent: Intent, kind: str, text: str) -> None:
         intent.slots[kind] = [part.strip() for part in text.split("|")]
 
 
-def expand(template: str, rng: random.Random) -> str:
-    """Choose one alternative in every brace, innermost first."""
+def choose(template: str, rng: random.Random) -> str:
+    """Choose one alternative in every brace, innermost first; spaces stay as they are."""
     while match := _CHOICE.search(template):
         choice = rng.choice(match.group(1).split("|"))
         template = template[: match.start()] + choice + template[match.end() :]
-    return _SPACES.sub(" ", template).strip()
+    return template
+
+
+def expand(template: str, rng: random.Random) -> str:
+    """Choose like `choose`; spaces that an empty alternative leaves behind go away."""
+    return _SPACES.sub(" ", choose(template, rng)).strip()
 
 
 def fill_slots(template: str, slots: dict[str, list[str]], rng: random.Random) -> str:

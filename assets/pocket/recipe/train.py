@@ -88,7 +88,10 @@ class Trainer:
         torch.manual_seed(args.seed)
         random.seed(args.seed)
         self.tokenizer = self._tokenizer()
-        self.model = build_model(self.tokenizer)
+        if args.start_from is None:
+            self.model = build_model(self.tokenizer)
+        else:
+            self.model = Qwen3ForCausalLM.from_pretrained(args.start_from, dtype=torch.float32)
         self.optimizers = build_optimizers(self.model)
         self.stream = BatchStream(self.tokenizer, args.seed, args.batch_tokens, args.warmup_chunks)
         self.step, self.num_tokens, self.seconds = 0, 0, 0.0
@@ -101,6 +104,8 @@ class Trainer:
                 layer.compile(dynamic=True)
 
     def _tokenizer(self) -> PreTrainedTokenizerFast:
+        if self.args.start_from is not None:
+            return load_chat_tokenizer(self.args.start_from)
         path = self.run_dir / "tokenizer"
         if not path.exists():
             as_chat_tokenizer(train_tokenizer(tokenizer_texts(self.args.seed))).save_pretrained(
@@ -202,6 +207,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", type=Path, default=Path("run"))
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        help="weights and tokenizer of an exported model; the optimizers begin anew",
+    )
     parser.add_argument(
         "--tokens", type=int, default=20_000_000, help="token budget, padding not counted"
     )
