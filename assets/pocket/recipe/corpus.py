@@ -95,10 +95,10 @@ QUICK = {
 # After a history that another model has answered.
 AFTER_OTHERS = {
     "beyond": 4.0,
-    "follow": 2.5,
+    "follow": 4.0,
     "program": 2.0,
     "explain": 2.0,
-    "recall": 3.0,
+    "recall": 5.0,
     "smalltalk": 1.5,
     "unknown": 0.6,
     "tell": 0.6,

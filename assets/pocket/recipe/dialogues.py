@@ -51,6 +51,8 @@ class Dialogue:
     corrected: list[Fact] = field(default_factory=list)
     last_intent: Intent | None = None
     last_user: str = ""
+    # What another model was asked about the world; the next question may be of the same form.
+    asked_world: strangers.WorldQuestion | None = None
 
     def add(
         self, user: str, answer: str, intent: Intent | None = None, styled: bool = True
@@ -125,29 +127,37 @@ class DialogueWriter:
     def other_turn(self, dialogue: Dialogue) -> None:
         """A turn of another model: it knows the world, and talks in its own way."""
         rng, roll = dialogue.rng, dialogue.rng.random()
-        if roll < 0.15:
+        if roll < 0.12:
             intent_id = rng.choice(("hello", "thanks"))
-            user = finish(expand(rng.choice(self.smalltalk[intent_id].questions), rng), rng, ".")
+            user = expand(rng.choice(self.smalltalk[intent_id].questions), rng)
             answer = strangers.other_small_talk(intent_id == "thanks", rng)
-        elif roll < 0.35:
+        elif roll < 0.40:
             fact = self.book.draw(rng)
             self._remember(dialogue, fact)
-            user = finish(fact_lib.tell(fact, rng), rng, ".")
-            answer = strangers.other_note(fact.value, rng)
-        elif roll < 0.45:
+            user, answer = fact_lib.tell(fact, rng), strangers.other_note(fact.value, rng)
+        elif roll < 0.47:
             user = self._question(rng.choice(self.program + self.explain), rng)
             answer = strangers.other_answer(rng)
-        elif roll < 0.6 and dialogue.messages:
-            user, answer = finish(strangers.follow_up(rng), rng), strangers.other_answer(rng)
+        elif roll < 0.57 and dialogue.messages:
+            user, answer = strangers.follow_up(rng), strangers.other_answer(rng)
+        elif roll < 0.82:
+            if dialogue.asked_world is None or rng.random() < 0.5:
+                dialogue.asked_world = strangers.world_question(rng)
+            user, answer = dialogue.asked_world.about_another(rng)
         else:
             user, answer = self._beyond_question(rng)[0], strangers.other_answer(rng)
+        user = finish(user, rng, "." if roll < 0.40 else "?")
         dialogue.add_other(user, answer)
 
     def follow_turn(self, dialogue: Dialogue) -> None:
         """A question about what another model has answered: this one does not know."""
         rng = dialogue.rng
         answer = "Unknown." if dialogue.style.one_word else self.beyond["answers"].answers[0]
-        dialogue.add(finish(strangers.follow_up(rng), rng), answer)
+        if dialogue.asked_world is not None and rng.random() < 0.7:
+            user = dialogue.asked_world.about_another(rng)[0]
+        else:
+            user = strangers.follow_up(rng)
+        dialogue.add(finish(user, rng), answer)
 
     def marks_turn(self, dialogue: Dialogue) -> None:
         """Control tokens typed by the user are text, and one answer says so."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import dataclass
 
 import values
 from pools import TEXTS_DIR, load_pools
@@ -107,6 +108,41 @@ def other_note(value: str, rng: random.Random) -> str:
     template = rng.choice(STRANGERS["other_notes"])
     note = write(template.replace("<v>", "\x00"), rng).replace("\x00", value)
     return note.strip()
+
+
+@dataclass(frozen=True)
+class WorldQuestion:
+    """A question about the world with its subject left open, and the form of an answer."""
+
+    subjects: str
+    question: str
+    answer: str
+
+    def about_another(self, rng: random.Random) -> tuple[str, str]:
+        """The question and an answer, for a subject drawn anew."""
+        if self.subjects == "sum":
+            subject = f"{rng.randint(2, 99)} {rng.choice('+-*/')} {rng.randint(2, 99)}"
+            subject = subject if rng.random() < 0.5 else subject.replace(" ", "")
+        else:
+            subject = rng.choice(_SLOTS["noun" if self.subjects == "word" else self.subjects])
+        if rng.random() < 0.3 and self.subjects in ("place", "person"):
+            subject = subject.title() if rng.random() < 0.5 else values.nonce_name(rng)
+        pair = (self.question, self.answer)
+        question, answer = (write(text.replace("<X>", subject), rng) for text in pair)
+        return question, answer[0].upper() + answer[1:]
+
+
+def world_question(rng: random.Random) -> WorldQuestion:
+    """Capitals, authors, sums, translations: what other models know."""
+    subjects = rng.choice(("place", "place", "work", "person", "thing", "sum", "word"))
+    question, _, answer = rng.choice(STRANGERS[f"world_{subjects}"]).partition(" => ")
+    names = {
+        "<P>": rng.choice(STRANGERS["world_properties"]),
+        "<L>": rng.choice("French German Spanish Latin Italian Dutch Polish Greek".split()),
+    }
+    for slot, name in names.items():
+        question, answer = question.replace(slot, name), answer.replace(slot, name)
+    return WorldQuestion(subjects, choose(question, rng), choose(answer, rng))
 
 
 def follow_up(rng: random.Random) -> str:
