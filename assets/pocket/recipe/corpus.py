@@ -69,6 +69,8 @@ STYLED = {
     "unknown": 0.8,
     "correct": 0.4,
     "beyond": 1.5,
+    "marks": 0.6,
+    "paste": 0.5,
 }
 FAR = {
     "program": 2.4,
@@ -103,6 +105,7 @@ AFTER_OTHERS = {
     "unknown": 0.6,
     "tell": 0.6,
     "marks": 0.3,
+    "paste": 0.3,
     "other": 0.8,
 }
 
@@ -212,7 +215,8 @@ class Corpus:
         kind = self.rng.choices(list(QUICK), list(QUICK.values()))[0]
         dialogue = self.writer.begin(self.rng, styled_share=float(kind == "styled"))
         if kind == "styled":
-            kind = self.rng.choice(("smalltalk", "smalltalk", "program", "explain", "beyond"))
+            kinds = ("smalltalk", "smalltalk", "program", "explain", "beyond", "marks", "paste")
+            kind = self.rng.choice(kinds)
         self._turn(dialogue, kind)
         return dialogue
 
