@@ -342,7 +342,7 @@ class PlainActions:
 
     def _do_help(self, argument: str) -> None:
         for command in COMMANDS:
-            say(f"{command.usage}: {command.summary}")
+            say(f"{command.plain_usage}: {command.summary}")
         say("A line that ends with a backslash goes on in the next one.")
 
     def _do_quit(self, argument: str) -> None:

@@ -70,9 +70,9 @@ class PlainChat:
     def _take(self, text: str) -> None:
         """A message or a command; what goes wrong is said in one line."""
         try:
-            meant = registry.parse(text)
+            meant = registry.parse(text, is_plain=True)
             if isinstance(meant, registry.Unknown):
-                say(f"Error: There is no command /{meant.word}. {meant.hint}")
+                say(f"Error: {meant.message} {meant.hint}")
             elif isinstance(meant, registry.Call):
                 self._actions.run(meant.command, meant.argument)
             else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
-from chatcache.frontend.options import Backstage
+from chatcache.frontend.options import Backstage, ChatOptions
 from chatcache.frontend.sampling import Sampling
 from chatcache.tui.app import ChatCacheApp
 from tests.fakes import FakeBackend
@@ -17,7 +17,11 @@ def main(directory: Path) -> None:
     backend = FakeBackend()
     with ChatService(SessionStore(directory / "chats.db"), backend) as service:
         backend.start()
-        ChatCacheApp(lambda: Backstage(service, Sampling())).run()
+        options = ChatOptions(drafts_path=directory / "drafts.json")
+        app = ChatCacheApp(lambda: Backstage(service, Sampling()), options)
+        app.run()
+        if app.failure is not None:
+            raise app.failure
 
 
 if __name__ == "__main__":
