@@ -93,7 +93,8 @@ def open_backend(settings: Settings, model: str | None = None) -> Backend:
             )
         from chatcache.backends.remote.backend import RemoteBackend
 
-        return RemoteBackend(remote, is_offline=settings.config.model.offline)
+        lessons = settings.paths.cache_dir / "servers.json"
+        return RemoteBackend(remote, is_offline=settings.config.model.offline, lessons=lessons)
     from chatcache.backends.local.engine.client import LocalBackend
 
     engine = engine_settings(settings)
