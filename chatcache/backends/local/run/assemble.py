@@ -29,12 +29,14 @@ from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.errors import NotFiniteError
+from chatcache.machine import allowance
 
 
 def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     """The model that the settings name. Raises what `load_model` raises."""
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
+    num_threads = settings.num_threads or allowance().num_threads
+    if settings.num_threads is not None or num_threads < torch.get_num_threads():
+        torch.set_num_threads(num_threads)
     return load_model(
         settings.model,
         device=settings.device,
