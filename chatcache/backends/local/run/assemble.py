@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from chatcache.backends.base import BackendEvent, ModelInfo, RestoreBegan
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
+from chatcache.backends.local.model.failures import naming_gpu
 from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
@@ -37,15 +38,16 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     num_threads = settings.num_threads or allowance().num_threads
     if settings.num_threads is not None or num_threads < torch.get_num_threads():
         torch.set_num_threads(num_threads)
-    return load_model(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        adapter=settings.adapter,
-        offline=settings.is_offline,
-        cache_dir=settings.cache_dir,
-        progress=progress,
-    )
+    with naming_gpu():
+        return load_model(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            adapter=settings.adapter,
+            offline=settings.is_offline,
+            cache_dir=settings.cache_dir,
+            progress=progress,
+        )
 
 
 def build_runner(
@@ -61,7 +63,9 @@ def build_runner(
     fields = loaded.namespace_fields(precision)
     namespace = namespace_id(fields)
     rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
-    info = _describe(loaded, cut, fields, warm_up(cut, path, rates), path.kv.checkpoint_bytes)
+    with naming_gpu():
+        kv_bytes = warm_up(cut, path, rates)
+    info = _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes)
     reporter = CacheReporter(emit, path)
     prefixes = reporter.prefixes = PrefixCache(
         settings.cache_dir,
@@ -172,4 +176,5 @@ def _describe(
         namespace_fields=fields,
         description=loaded.description,
         load_ms=loaded.load_ms,
+        remarks=loaded.remarks,
     )
