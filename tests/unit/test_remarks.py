@@ -7,12 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from chatcache import cli, compose
 from chatcache.backends.local.model import loader
-from chatcache.backends.local.model.loader import load_model
-from chatcache.backends.local.model.remarks import remarks
 from chatcache.frontend import reports
 from chatcache.frontend.model_choice import ModelChoice
 from tests.fakes import FakeBackend
@@ -23,40 +20,37 @@ from tests.toymodel import fake_model_info
 REMARK = "It was not made for chats."
 
 
-def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
-    model = build_model_dir(tmp_path / "base", chat_template=None)
-    engine = Engine(model, tmp_path)
+def remarks_of(model: Path, **settings: str) -> tuple[str, ...]:
+    engine = Engine(model, model.parent, **settings)
     engine.close()
-    (remark,) = engine.runner.info.remarks
+    return engine.runner.info.remarks
+
+
+def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
+    (remark,) = remarks_of(build_model_dir(tmp_path / "base", chat_template=None))
     assert "no chat template" in remark
     assert "plain format" in remark
-    assert load_model(str(build_model_dir(tmp_path / "chat"))).remarks == ()
+    assert remarks_of(build_model_dir(tmp_path / "chat")) == ()
 
 
+@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
 def test_another_dtype_than_it_was_saved_in_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build_model_dir(tmp_path / "model")
     config = model / "config.json"
-    config.write_text(config.read_text().replace('"float32"', '"bfloat16"'))
-    (remark,) = load_model(str(model)).remarks
-    assert "saved in bfloat16 and runs in float32, which takes twice the memory" in remark
-    assert load_model(str(model), dtype="float32").remarks == ()
-    # A large model on a CPU that is slow with bfloat16.
+    config.write_text(config.read_text().replace('"float32"', f'"{stored}"'))
+    (remark,) = remarks_of(model)
+    assert f"saved in {stored} and runs in float32, which takes twice the memory" in remark
+    assert remarks_of(model, dtype="float32") == ()
+    # A large model, on a CPU that is slow with bfloat16, and on one that is quick.
     monkeypatch.setattr(loader, "SMALL_MODEL_PARAMETERS", 0)
     monkeypatch.setattr(loader, "has_fast_bfloat16", lambda: False)
-    assert "runs in float32" in load_model(str(model)).remarks[0]
+    assert "runs in float32" in remarks_of(model)[0]
     monkeypatch.setattr(loader, "has_fast_bfloat16", lambda: True)
-    assert load_model(str(model)).remarks == ()
-
-
-def test_memory_is_mentioned_where_it_grows() -> None:
-    def words(stored: torch.dtype, dtype: torch.dtype) -> str:
-        return " ".join(remarks("m", stored, dtype, has_template=True, is_chosen=False))
-
-    assert "twice" in words(torch.float16, torch.float32)
-    assert words(torch.float16, torch.bfloat16).startswith("m was saved in float16 and runs in")
-    assert "twice" not in words(torch.float16, torch.bfloat16)
+    quick = remarks_of(model)
+    assert all("runs in bfloat16" in remark and "twice" not in remark for remark in quick)
+    assert len(quick) == (stored == "float16")
 
 
 @pytest.fixture

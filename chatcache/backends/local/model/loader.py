@@ -24,7 +24,6 @@ from chatcache.backends.local.model.progress import (
     first_line,
     reported_progress,
 )
-from chatcache.backends.local.model.remarks import remarks
 from chatcache.backends.local.model.tuning import tune
 from chatcache.backends.local.prompt.template import ChatTemplate
 from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
@@ -69,7 +68,7 @@ class LoadedModel:
     adapter_id: str
     load_ms: float
     watch: identity.FileWatch
-    remarks: tuple[str, ...] = ()
+    stored_dtype: torch.dtype  # that it was saved in
 
     def check_files(self) -> None:
         """Raises UnavailableError if the weights in memory may no longer be what was loaded."""
@@ -125,9 +124,8 @@ def load_model(
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
     tokenizer_id = identity.tokenizer_id(tokenizer)
-    place = choose_device(device)
     config = load_config(path)
-    stored = stored_dtype(config)
+    place, stored = choose_device(device), stored_dtype(config)
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
     watch = identity.FileWatch(files.weight_files(path))
     with reported_progress(progress):
@@ -162,15 +160,7 @@ def load_model(
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
-        remarks=tuple(
-            remarks(
-                name,
-                stored,
-                model.dtype,
-                has_template=bool(tokenizer.chat_template),
-                is_chosen=dtype != "auto" or chosen == "auto",
-            )
-        ),
+        stored_dtype=stored,
     )
 
 

@@ -9,20 +9,20 @@ from collections.abc import Iterator
 
 import torch
 
+from chatcache.backends.local.model.loader import LoadedModel
 
-def remarks(
-    name: str, stored: torch.dtype, dtype: torch.dtype, *, has_template: bool, is_chosen: bool
-) -> Iterator[str]:
-    """`stored` is the dtype that the model was saved in, `dtype` the one that it runs in; by the
-    user's choice if `is_chosen`."""
-    if not has_template:
+
+def remarks(loaded: LoadedModel, *, is_dtype_chosen: bool) -> Iterator[str]:
+    """`is_dtype_chosen`: by the user, who needs no telling."""
+    if not loaded.tokenizer.chat_template:
         yield (
-            f"{name} has no chat template: it gets a plain format (User:, Assistant:), and may not "
-            "have been made for chats."
+            f"{loaded.name} has no chat template: it gets a plain format (User:, Assistant:), and "
+            "may not have been made for chats."
         )
-    if is_chosen or dtype == stored:
+    stored, dtype = loaded.stored_dtype, loaded.dtype
+    if is_dtype_chosen or dtype == stored:
         return
-    text = f"{name} was saved in {_word(stored)} and runs in {_word(dtype)}"
+    text = f"{loaded.name} was saved in {_word(stored)} and runs in {_word(dtype)}"
     if dtype.itemsize > stored.itemsize:
         text += ", which takes twice the memory"
     yield f"{text}, because this machine is quicker or more exact with it; --dtype chooses another."

@@ -15,6 +15,7 @@ from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
 from chatcache.backends.local.model.failures import naming_gpu
 from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.progress import Progress
+from chatcache.backends.local.model.remarks import remarks
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.idle import IdleWork
@@ -65,7 +66,9 @@ def build_runner(
     rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
     with naming_gpu():
         kv_bytes = warm_up(cut, path, rates)
-    info = _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes)
+    info = _describe(
+        loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes, settings.dtype != "auto"
+    )
     reporter = CacheReporter(emit, path)
     prefixes = reporter.prefixes = PrefixCache(
         settings.cache_dir,
@@ -157,6 +160,7 @@ def _describe(
     fields: dict[str, str],
     kv_bytes: int,
     checkpoint_bytes: int,
+    is_dtype_chosen: bool,
 ) -> ModelInfo:
     return ModelInfo(
         model=loaded.name,
@@ -176,5 +180,5 @@ def _describe(
         namespace_fields=fields,
         description=loaded.description,
         load_ms=loaded.load_ms,
-        remarks=loaded.remarks,
+        remarks=tuple(remarks(loaded, is_dtype_chosen=is_dtype_chosen)),
     )
