@@ -17,6 +17,7 @@ import transformers
 
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
+from chatcache.backends.local.model.libraries import import_rest
 from chatcache.backends.local.model.progress import (
     Progress,
     fetch,
@@ -127,7 +128,12 @@ def load_model(
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
     watch = identity.FileWatch(files.weight_files(path))
     with reported_progress(progress):
-        model = _load_weights(path, config, chosen, place)
+        try:
+            model = _load_weights(path, config, chosen, place)
+        except ModelLoadError:
+            if not import_rest():
+                raise
+            model = _load_weights(path, config, chosen, place)
     if adapter is not None:
         model = _apply_adapter(model, adapter)
     weights_id = identity.weights_id(
@@ -220,7 +226,7 @@ def has_fast_bfloat16() -> bool:
 
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer of a model directory. Raises ModelLoadError."""
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -233,7 +239,7 @@ def load_tokenizer(path: Path) -> Any:
 
 def load_config(path: Path) -> Any:
     """The config of a model directory. Raises ModelLoadError."""
-    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -247,7 +253,7 @@ def load_config(path: Path) -> Any:
 
 def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
     """The model on its device, with torch's own attention kernel where it has one."""
-    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     def load(kernel: str) -> tuple[Any, dict[str, Any]]:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
