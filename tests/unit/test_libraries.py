@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 UNNEEDED = (
     "sympy",
     "torch._dynamo.utils",
-    "torch._prims",
+    "torch._refs",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
 )

@@ -128,12 +128,7 @@ def load_model(
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
     watch = identity.FileWatch(files.weight_files(path))
     with reported_progress(progress):
-        try:
-            model = _load_weights(path, config, chosen, place)
-        except ModelLoadError:
-            if not import_rest():
-                raise
-            model = _load_weights(path, config, chosen, place)
+        model = _load_weights(path, config, chosen, place)
     if adapter is not None:
         model = _apply_adapter(model, adapter)
     weights_id = identity.weights_id(
@@ -252,6 +247,16 @@ def load_config(path: Path) -> Any:
 
 
 def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+    """The model on its device; what it lacks of the libraries is imported."""
+    try:
+        return _try_to_load(path, config, dtype, device)
+    except ModelLoadError:
+        if not import_rest():
+            raise
+    return _try_to_load(path, config, dtype, device)
+
+
+def _try_to_load(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
     """The model on its device, with torch's own attention kernel where it has one."""
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
