@@ -31,6 +31,7 @@ from chatcache.backends.base import (
     TurnRequest,
     TurnResult,
 )
+from chatcache.backends.local.model.failures import without_gpu
 from chatcache.backends.local.model.loader import LoadedModel
 from chatcache.backends.local.run.idle import IdleWork
 from chatcache.backends.local.run.live_context import LiveContext, LivePath
@@ -102,7 +103,7 @@ class TurnRunner:
                 request.turn_id,
                 UnavailableError(
                     f"The model failed: {type(error).__name__}: {error}",
-                    f"The traceback is in {self.log_path}.",
+                    f"The traceback is in {self.log_path}.{without_gpu(error)}",
                 ),
             )
 
