@@ -68,7 +68,7 @@ def test_which_hosts_are_near(hostname: str, near: bool) -> None:
         *(
             ({"ALL_PROXY": "http://p:1", "NO_PROXY": named}, "http://api.a.com:8080", proxy)
             for named, proxy in [
-                ("*", None), ("a.com", None), (".a.com", None), ("*.a.com", None), 
+                ("*", None), ("a.com", None), (".a.com", None), ("*.a.com", None),
                 ("b.com, a.com", None),
                 ("API.A.COM", None), ("api.a.com:8080", None), ("api.a.com:80", "http://p:1"),
                 ("i.a.com", "http://p:1"), ("com.a", "http://p:1"), ("", "http://p:1"),
