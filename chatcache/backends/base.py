@@ -96,7 +96,9 @@ class TurnRequest:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model that a backend serves, once it is ready. Of a server's, 0 and "" are unknown."""
+    """The model that a backend serves, once it is ready. Of a server's, 0 and "" are unknown.
+
+    `remarks` are sentences that somebody should read before it answers."""
 
     model: str
     backend: Literal["local", "remote"]
@@ -115,6 +117,7 @@ class ModelInfo:
     description: str = ""
     load_ms: float = 0.0
     checkpoint_bytes: int = 0
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ def model(info: ModelInfo) -> str:
     ]
     if info.description:
         lines.insert(0, fmt.one_line(info.description))
+    lines += [fmt.one_line(remark) for remark in info.remarks]
     return "\n  ".join(lines)
 
 

@@ -130,6 +130,8 @@ def watch_backend(service: ChatService, narrator: Narrator) -> None:
             narrator.progress(f"{event.stage}{share}")
         elif isinstance(event, ModelReady):
             narrator.progress(f"{event.info.model} is ready")
+            for remark in event.info.remarks:
+                narrator.warn(remark)
             if told := servers.privacy_words(event.info):
                 narrator.note(told)
         elif isinstance(event, CacheEvent) and event.kind in ("quarantined", "warning"):

@@ -55,7 +55,7 @@ class ChatTemplate:
         self._clock = clock
         self.source = template_source(tokenizer)
         self.codec = SymbolCodec(tokenizer, self.source)
-        self.reasoning: ReasoningFormat = reasoning_format(self.codec.controls)
+        self.reasoning: ReasoningFormat = reasoning_format(self.codec.controls, self.source)
         # Tokens such as <tool_call> are produced by the model and shown: whole in answers.
         never_text = self.codec.specials | {
             tag for tag in self.reasoning.tags if tag in self.codec.controls

@@ -26,14 +26,14 @@ from chatcache.backends.base import (
 )
 from chatcache.backends.local.model.loader import LoadedModel
 from chatcache.backends.local.prompt.detokenize import Detokenizer
+from chatcache.backends.local.prompt.harmony import TextPiece
 from chatcache.backends.local.prompt.planner import PromptPlan, PromptPlanner
 from chatcache.backends.local.prompt.reasoning import (
     ReasoningSplitter,
-    TextPiece,
     reasoning_format,
     shown_tokens,
 )
-from chatcache.backends.local.prompt.template import common_length
+from chatcache.backends.local.prompt.template import common_length, template_source
 from chatcache.backends.local.run.live_context import Reuse
 from chatcache.errors import ContextFullError, UnavailableError
 from chatcache.token_ids import NO_IDS, TokenIds
@@ -174,7 +174,7 @@ class GeneratedAnswer:
     def __init__(self, tokenizer: Any, plan: PromptPlan, turn_id: str):
         self._turn_id = turn_id
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-        style = reasoning_format(added)
+        style = reasoning_format(added, template_source(tokenizer))
         context = plan.ids if plan.continues_answer else ()
         self._detokenizer = Detokenizer(tokenizer, shown=shown_tokens(style), context=context)
         self._splitter = ReasoningSplitter(
