@@ -91,8 +91,9 @@ class FilesWanted(Message):
 
 @dataclass
 class CommandChosen(Message):
-    """A command was asked for: by key, slash, palette, click, or a file behind an @. `is_typed`: the
-    composer gave it away, and is empty."""
+    """A command was asked for: by key, slash, palette, click, or a file behind an @.
+
+    `is_typed`: the composer gave it away, and is empty."""
 
     command_id: str
     argument: str = ""

@@ -15,6 +15,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,7 @@ class Pty:
             cwd=ROOT,
             env=kept | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | environ,
             start_new_session=True,
+            preexec_fn=partial(fcntl.ioctl, slave, termios.TIOCSCTTY, 0),
         )
         self.slave = slave  # held, so that its modes can be asked for
         self.shown = b""
@@ -88,12 +90,11 @@ class Pty:
 class ChatOnPty(Pty):
     """The chat with a fake model: what it sent, and what it keeps as a draft."""
 
-    def __init__(self, directory: Path, **environ: str) -> None:
+    def __init__(self, directory: Path, *options: str, **environ: str) -> None:
         self.directory = directory
-        super().__init__(
-            [sys.executable, "-m", "tests.tui.terminal_app", str(directory)], **environ
-        )
-        self.until_shown("ready")
+        command = [sys.executable, "-m", "tests.tui.terminal_app", str(directory), *options]
+        super().__init__(command, **environ)
+        self.until_shown("You: " if "--plain" in options else "ready")
 
     @property
     def sent(self) -> list[str]:
