@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from textual.drivers.linux_driver import LinuxDriver
 
 from chatcache.terminal.keyboard import Keyboard
+from chatcache.terminal.modes import make_usable
 from chatcache.terminal.sequences import Token
 from chatcache.tui.reports import Reports
 
@@ -26,6 +27,9 @@ _HANGUP_SECONDS = 1.0
 # program that is killed leaves a terminal in which nobody can type. Enough are reports for what
 # has no byte of its own (1), with the place of the key on another layout (4).
 _TEXTUAL_PROTOCOL, _PROTOCOL, _PROTOCOL_END = "\x1b[>25u", "\x1b[>5u", "\x1b[<u"
+# What Textual does not take back by itself, and a killed program has left: the mouse in pixels,
+# sizes in the input, and updates that are held back.
+_LEFT_BEHIND = "\x1b[?1016l\x1b[?2048l\x1b[?2026l"
 # Where one character from an input method is lost even so.
 _LOSING_TERMINALS = ("iTerm.app", "WezTerm", "vscode")
 
@@ -74,6 +78,13 @@ class ChatDriver(LinuxDriver):
                 return
             self.suspend_application_mode()
         super()._sigcont_application(*arguments)
+
+    def start_application_mode(self) -> None:
+        """First what a program that was killed may have left of the terminal is put right, so that
+        it is in order at the end."""
+        make_usable(self.fileno)
+        self._file.write(_LEFT_BEHIND)
+        super().start_application_mode()
 
     def write(self, data: str) -> None:
         if data in (_TEXTUAL_PROTOCOL, _PROTOCOL_END) and not has_key_reports(os.environ):

@@ -30,19 +30,25 @@ class Pty:
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 36, 120, 0, 0))
         kept = {name: value for name, value in os.environ.items() if name not in HIDDEN}
-        self.program = subprocess.Popen(
-            command,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            cwd=ROOT,
-            env=kept | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | environ,
-            start_new_session=True,
-            preexec_fn=partial(fcntl.ioctl, slave, termios.TIOCSCTTY, 0),
-        )
+        self._environ = kept | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | environ
+        self._command = command
         self.slave = slave  # held, so that its modes can be asked for
         self.shown = b""
+        self.start()
         threading.Thread(target=self._read, daemon=True).start()
+
+    def start(self) -> None:
+        """Run the command, also once more on the same terminal."""
+        self.program = subprocess.Popen(
+            self._command,
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            cwd=ROOT,
+            env=self._environ,
+            start_new_session=True,
+            preexec_fn=partial(fcntl.ioctl, self.slave, termios.TIOCSCTTY, 0),
+        )
 
     def _read(self) -> None:
         with contextlib.suppress(OSError):

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +118,21 @@ def test_a_draft_outlives_the_program_that_is_killed(tmp_path: Path) -> None:
     chat.close()
 
 
+def test_the_next_start_puts_right_what_a_killed_program_left(chat: ChatOnPty) -> None:
+    chat.program.send_signal(signal.SIGKILL)
+    chat.wait()
+    wanted = termios.ICANON | termios.ECHO | termios.ISIG
+    assert not chat.modes & wanted
+    shown = len(chat.shown)
+    chat.start()
+    chat.until(lambda: b"ready" in chat.shown[shown:])
+    chat.type(CTRL_Q)
+    assert chat.wait() == 0
+    assert chat.modes & wanted == wanted
+    chat.until(lambda: b"\x1b[?1049l" in chat.shown[shown:])
+    assert b"\x1b[?1016l" in chat.shown[shown:]
+
+
 def test_terminals_that_lose_words_are_not_asked_for_reports(tmp_path: Path) -> None:
     shown = []
     for program in ("xterm", "iTerm.app"):
@@ -131,6 +147,7 @@ def test_terminals_that_lose_words_are_not_asked_for_reports(tmp_path: Path) -> 
 
 CRASH = """
 import sys
+import termios
 from chatcache.cli import main
 from chatcache.tui.widgets.composer import Composer
 
