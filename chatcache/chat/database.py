@@ -34,6 +34,10 @@ FULL_BYTES = 64 << 10  # with less than this SQLite cannot even open a database
 Row = tuple[Any, ...]
 
 
+class UnwritableError(StorageError):
+    """The file system refuses what writing needs."""
+
+
 class Database:
     """An open conversation database. Raises StorageError wherever SQLite fails.
 
@@ -46,7 +50,16 @@ class Database:
         self._is_closed = False
         self.is_read_only = may_be_read_only and _is_read_only(path)
         self.is_private = self.is_read_only or _prepare_file(path)  # nobody else can read it
-        self._connect()
+        try:
+            self._connect()
+        except UnwritableError as error:
+            if self.is_read_only or not may_be_read_only:
+                raise
+            self.is_read_only = True  # a full disk, for instance, can be read
+            try:
+                self._connect()
+            except StorageError:
+                raise error from None
 
     def _connect(self) -> None:
         with _explained(self.path):
@@ -307,11 +320,11 @@ def _unwritable(error: Exception, name: str, path: Path) -> StorageError:
     if failure is not None:
         return _from_os_error(failure, path)
     if not name.startswith("SQLITE_IOERR"):
-        return StorageError(
+        return UnwritableError(
             f"Conversations cannot be written: {path} is read-only.",
             "Make the directory writable, or choose another one with --data-dir.",
         )
-    return StorageError(
+    return UnwritableError(
         f"The conversation database {path} cannot be used ({error}, {name}).",
         "Check the disk that it is on, or choose another directory with --data-dir.",
     )
@@ -326,10 +339,10 @@ def _is_full(path: Path) -> bool:
 
 def _from_os_error(error: OSError, path: Path) -> StorageError:
     if isinstance(error, NotADirectoryError | FileExistsError):
-        return StorageError(
+        return UnwritableError(
             f"{path.parent} is not a directory.", "Choose another one with --data-dir."
         )
-    return StorageError(
+    return UnwritableError(
         f"Conversations cannot be kept in {path.parent}: {reason(error)}.",
         f"{advice(error)}, or choose another directory with --data-dir.",
     )

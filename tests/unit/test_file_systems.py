@@ -288,6 +288,26 @@ def test_what_the_file_system_refuses_is_said_with_its_reason(
     assert names_in(path) == []
 
 
+def test_what_cannot_be_written_for_want_of_space_can_be_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SessionStore(path)
+    store.create("a")
+    store.close()
+
+    def refuse(*args: object, **rest: object) -> sqlite3.Connection:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorname, error.sqlite_errorcode = "SQLITE_FULL", sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(sqlite_file, "connect", refuse)
+    with pytest.raises(StorageError, match="disk is full"):
+        SessionStore(path)
+    store = SessionStore(path, may_be_read_only=True)
+    assert [session.name for session in store.list()] == ["a"]
+    store.close()
+
+
 @pytest.mark.parametrize("is_network", [True, False])
 @pytest.mark.parametrize("part", ["pread", "preadv"])
 def test_a_mount_that_is_away_damages_nothing(

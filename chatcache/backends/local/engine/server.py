@@ -223,9 +223,13 @@ class EngineServer:
 def build_runner(settings: EngineSettings, emit: Emit) -> Runner:
     """Import torch, load the model, open its cache."""
     emit(ModelLoading("starting torch"))
-    from chatcache.backends.local.run import assemble
+    from chatcache.backends.local.model.libraries import collector_off, import_libraries
 
-    return assemble.build_runner(assemble.load(settings, emit), settings, emit)
+    with collector_off():
+        import_libraries()
+        from chatcache.backends.local.run import assemble
+
+        return assemble.build_runner(assemble.load(settings, emit), settings, emit)
 
 
 def _as_load_error(error: Exception) -> Exception:

@@ -18,6 +18,7 @@ import transformers
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
+from chatcache.backends.local.model.libraries import import_rest
 from chatcache.backends.local.model.progress import (
     Progress,
     fetch,
@@ -229,7 +230,7 @@ def has_fast_bfloat16() -> bool:
 
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer of a model directory. Raises ModelLoadError."""
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -242,7 +243,7 @@ def load_tokenizer(path: Path) -> Any:
 
 def load_config(path: Path) -> Any:
     """The config of a model directory. Raises ModelLoadError."""
-    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -255,8 +256,18 @@ def load_config(path: Path) -> Any:
 
 
 def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+    """The model on its device; what it lacks of the libraries is imported."""
+    try:
+        return _try_to_load(path, config, dtype, device)
+    except ModelLoadError:
+        if not import_rest():
+            raise
+    return _try_to_load(path, config, dtype, device)
+
+
+def _try_to_load(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
     """The model on its device, with torch's own attention kernel where it has one."""
-    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     def load(kernel: str) -> tuple[Any, dict[str, Any]]:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import torch
-from transformers import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig
 
 from chatcache.backends.base import BackendEvent, ModelInfo, RestoreBegan
 from chatcache.backends.local.engine.settings import EngineSettings
