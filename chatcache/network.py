@@ -1,7 +1,8 @@
 """What the environment says of the network: proxies, certificates, and which hosts are near.
 
 Owns the names of those variables, so that a wrong one is named in an error instead of failing far
-from where it was set. Asks no network, and imports no HTTP.
+from where it was set, and what failures of the system mean in words. Asks no network, and imports
+no HTTP.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from chatcache.errors import UnavailableError
+from chatcache.formatting import one_line
 
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 NEAR_SUFFIXES = (
@@ -101,9 +103,10 @@ def check_certificates(environ: Mapping[str, str] = os.environ) -> None:
     if name := environ.get("SSL_CERT_FILE"):
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=name)
-        except OSError as error:  # an ssl.SSLError is one, too: there is no certificate in it
-            says = error.strerror if error.filename or error.errno else "it has no certificates"
-            raise _wrong("SSL_CERT_FILE", name, says or "it cannot be read") from error
+        except ssl.SSLError as error:
+            raise _wrong("SSL_CERT_FILE", name, "there is no certificate in it") from error
+        except OSError as error:
+            raise _wrong("SSL_CERT_FILE", name, error.strerror or "it cannot be read") from error
     elif (names := environ.get("SSL_CERT_DIR")) and not any(
         Path(name).is_dir() for name in names.split(os.pathsep)
     ):
@@ -114,6 +117,49 @@ def check_certificates(environ: Mapping[str, str] = os.environ) -> None:
                 pass
         except OSError as error:
             raise _wrong("SSLKEYLOGFILE", name, error.strerror or "it cannot be written") from error
+
+
+def causes_of(error: BaseException) -> list[BaseException]:
+    """The error and all behind it; the libraries between wrap what the system said."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        cause = waiting.pop(0)
+        if cause is None or cause in found:
+            continue
+        found.append(cause)
+        if isinstance(cause, BaseExceptionGroup):
+            waiting += cause.exceptions
+        waiting += [cause.__cause__, cause.__context__]
+    return found
+
+
+def last_words(error: BaseException) -> str:
+    """What the system said, else what the library says."""
+    said = [
+        cause.strerror
+        for cause in causes_of(error)
+        if isinstance(cause, OSError) and cause.strerror
+    ]
+    words = said[0] if said else str(error) or type(error).__name__
+    return one_line(words).rstrip(".")
+
+
+def connection_words(error: BaseException) -> str:
+    """Why no connection came about: `nothing listens there`."""
+    import socket
+    import ssl
+
+    for cause in causes_of(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate cannot be trusted ({cause.verify_message})"
+        if isinstance(cause, socket.gaierror):
+            return "there is no such host, or no network"
+        if isinstance(cause, ConnectionRefusedError):
+            return "nothing listens there"
+        if "Timeout" in type(cause).__name__:
+            return "it does not answer in time"
+    return last_words(error)
 
 
 def _wrong(variable: str, value: str, says: str) -> UnavailableError:

@@ -56,7 +56,7 @@ class Remote:
         **profile: Any,
     ) -> None:
         self.server = server
-        self.profile = RemoteProfile("p", server.base_url, **profile)
+        self.profile = RemoteProfile("p", **{"base_url": server.base_url, **profile})
         self.backend = RemoteBackend(RemoteModel(self.profile, model), lessons=lessons)
         self.heard: list[BackendEvent] = []
         self.backend.subscribe(self.heard.append)

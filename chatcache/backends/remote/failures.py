@@ -13,7 +13,7 @@ import httpx2
 
 from chatcache.errors import UnavailableError
 from chatcache.formatting import duration, one_line
-from chatcache.network import ProxySetting
+from chatcache.network import ProxySetting, causes_of, connection_words, last_words
 from chatcache.remotes import RemoteProfile
 
 CONNECT_SECONDS = 10.0
@@ -39,7 +39,7 @@ def network_error(
         return told
     host = profile.host
     is_https = profile.is_encrypted
-    for cause in _causes(error):
+    for cause in causes_of(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return UnavailableError(
                 f"The certificate of {host} cannot be trusted: {cause.verify_message}.",
@@ -67,9 +67,9 @@ def network_error(
             f"remote.{profile.name}.timeout ({profile.timeout:,} s) says how long it may be.",
         )
     if isinstance(error, httpx2.ConnectError):
-        return UnavailableError(f"{host} cannot be reached: {_last_words(error)}.", _check(profile))
+        return UnavailableError(f"{host} cannot be reached: {last_words(error)}.", _check(profile))
     return UnavailableError(
-        f"The connection to {host} broke off: {_last_words(error)}.", "Try again."
+        f"The connection to {host} broke off: {last_words(error)}.", "Try again."
     )
 
 
@@ -89,12 +89,9 @@ def _proxy_error(
         return _no_proxy(profile, proxy, f"not within {duration(1000 * CONNECT_SECONDS)}")
     if not isinstance(error, httpx2.ConnectError):
         return None
-    causes = _causes(error)
-    if any(isinstance(cause, ssl.SSLError) for cause in causes) and not proxy.is_encrypted:
-        return None
-    if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return _no_proxy(profile, proxy, "there is no such host, or no network")
-    return _no_proxy(profile, proxy, _last_words(error))
+    if any(isinstance(cause, ssl.SSLError) for cause in causes_of(error)):
+        return None if not proxy.is_encrypted else _no_proxy(profile, proxy, last_words(error))
+    return _no_proxy(profile, proxy, connection_words(error))
 
 
 def proxy_wants_password(proxy: ProxySetting) -> UnavailableError:
@@ -118,27 +115,3 @@ def _without_proxy(profile: RemoteProfile, proxy: ProxySetting) -> str:
 
 def _check(profile: RemoteProfile) -> str:
     return f"Check remote.{profile.name}.base_url ({profile.base_url})."
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and all behind it; the libraries between wrap what the system said."""
-    found: list[BaseException] = []
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        cause = waiting.pop(0)
-        if cause is None or cause in found:
-            continue
-        found.append(cause)
-        if isinstance(cause, BaseExceptionGroup):
-            waiting += cause.exceptions
-        waiting += [cause.__cause__, cause.__context__]
-    return found
-
-
-def _last_words(error: Exception) -> str:
-    """What the system said, else what the library says."""
-    said = [
-        cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror
-    ]
-    words = said[0] if said else str(error) or type(error).__name__
-    return one_line(words).rstrip(".")
