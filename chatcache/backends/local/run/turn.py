@@ -30,6 +30,7 @@ from chatcache.backends.local.prompt.detokenize import Detokenizer
 from chatcache.backends.local.prompt.harmony import TextPiece
 from chatcache.backends.local.prompt.planner import PromptPlan, PromptPlanner
 from chatcache.backends.local.prompt.reasoning import (
+    LoneClosing,
     ReasoningSplitter,
     reasoning_format,
     shown_tokens,
@@ -211,6 +212,9 @@ class GeneratedAnswer:
         self._splitter = ReasoningSplitter(
             style, is_open=plan.opens_reasoning, is_continued=plan.continues_answer
         )
+        # Some models think without opening it, and only close it.
+        can_be_unopened = not (plan.opens_reasoning or plan.continues_answer)
+        self._lone = LoneClosing(style, is_strict=True) if can_be_unopened else None
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self.token_ids: list[int] = []
@@ -237,6 +241,8 @@ class GeneratedAnswer:
             text = self._stops.push(text) + self._stops.finish()
         pieces = [*self._splitter.push(text), *self._splitter.finish()]
         yield from self._emit(pieces)
+        if self._lone is not None:
+            yield from self._tell(self._lone.finish())
 
     def drop_next_turn(self) -> bool:
         """Take back the ids that begin another turn; whether there were any."""
@@ -257,6 +263,20 @@ class GeneratedAnswer:
         )
 
     def _emit(self, pieces: Sequence[TextPiece]) -> Iterator[TextDelta]:
+        if self._lone is None or any(piece.is_reasoning for piece in pieces):
+            if self._lone is not None:
+                pieces, self._lone = [*self._lone.finish(), *pieces], None
+            yield from self._tell(pieces)
+            return
+        was_found = self._lone.reasoning is not None
+        found = [part for piece in pieces for part in self._lone.push(piece.text)]
+        yield from self._tell(found)
+        if self._lone.reasoning is not None and not was_found:
+            # What was taken for the answer was reasoning.
+            self._reasoning = [self._lone.reasoning] if self._lone.reasoning else []
+            self._text = [piece.text for piece in found if not piece.is_reasoning]
+
+    def _tell(self, pieces: Sequence[TextPiece]) -> Iterator[TextDelta]:
         for piece in pieces:
             (self._reasoning if piece.is_reasoning else self._text).append(piece.text)
             yield TextDelta(self._turn_id, piece.text, piece.is_reasoning, len(self.token_ids))
