@@ -247,7 +247,8 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.DatabaseError, UnicodeDecodeError, MemoryError) as error:
-        if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
+        is_ours = isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError)
+        if is_ours and not is_damage(error):
             raise
         raise _from_sqlite_error(error, path) from error
 
@@ -266,9 +267,9 @@ def _from_sqlite_error(error: Exception, path: Path) -> StorageError:
         return _locked(path)
     if name.startswith(_OF_THE_FILE_SYSTEM):
         return _unwritable(error, name, path)
-    if "fts5" in str(error):
+    if "fts5" in str(error) or "tokenizer" in str(error):
         return StorageError(
-            "This Python's SQLite has no full-text search (FTS5).",
+            "This Python's SQLite has no full-text search (FTS5 with trigrams, SQLite 3.34).",
             "Use a Python whose sqlite3 module has it; the builds of python.org do.",
         )
     return StorageError(

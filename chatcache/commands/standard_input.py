@@ -19,7 +19,7 @@ from chatcache.frontend.shell_output import is_terminal
 Warn = Callable[[str], None]
 
 QUIET_SECONDS = 1.0  # before it is said what is waited for
-MOMENT_SECONDS = 5.0  # for whoever does not have to write anything
+MOMENT_SECONDS = 3.0  # for whoever does not have to write anything
 _PIECE_BYTES = 1 << 16
 _WAITING = "waiting for standard input to end"
 

@@ -48,12 +48,12 @@ class HarmonySplitter:
         pieces: list[TextPiece] = []
         while (mark := _MARK.search(self._text)) is not None:
             before, self._text = self._text[: mark.start()], self._text[mark.end() :]
-            self._take(before, pieces, is_last=True)
+            self._take(before, pieces)
             self._pass(mark[0], pieces)
         certain = len(self._text) - _unfinished(self._text)
         certain_text, self._text = self._text[:certain], self._text[certain:]
         if certain_text:
-            self._take(certain_text, pieces, is_last=False)
+            self._take(certain_text, pieces)
         return pieces
 
     def finish(self) -> list[TextPiece]:
@@ -62,7 +62,7 @@ class HarmonySplitter:
         rest, self._text = self._text, ""
         if self._is_header and not self._is_marked:
             rest, self._header, self._is_header = self._header + rest, "", False
-        self._take(rest, pieces, is_last=False)
+        self._take(rest, pieces)
         self._say(self._unknown, pieces, is_reasoning=False)
         return pieces
 
@@ -79,10 +79,10 @@ class HarmonySplitter:
         elif mark == "<|channel|>" or mark != "<|message|>":
             self._header, self._is_header = "", True
 
-    def _take(self, text: str, pieces: list[TextPiece], *, is_last: bool) -> None:
+    def _take(self, text: str, pieces: list[TextPiece]) -> None:
         if self._is_header:
             self._header += text
-            if not self._is_marked and not is_last and self._header.strip():
+            if not self._is_marked and self._header.strip():
                 text, self._header, self._is_header = self._header, "", False
                 self._channel = "final"
             else:

@@ -223,12 +223,14 @@ class LoneClosing:
         self._is_only_first = is_only_first
         self._text = ""
         self._num_given = 0
-        self._is_over = False
+        self._is_over = self._is_after_mark = False
         self.reasoning: str | None = None  # once it was found
 
     def push(self, text: str) -> list[TextPiece]:
         """The pieces of the text that are certain now."""
         if self._is_over:
+            text = text.lstrip("\n") if self._is_after_mark else text
+            self._is_after_mark = self._is_after_mark and not text
             return [TextPiece(text, False)] if text else []
         longest = max(len(style.close) for style in self._styles)
         begin = max(0, len(self._text) - longest)
@@ -242,8 +244,9 @@ class LoneClosing:
         before, answer = self._text[:at], self._text[at + len(style.close) :]
         if style.open in before or not self._is_mark(before):
             return self._give(len(self._text))
-        self.reasoning = before.rstrip("\n")
-        last, answer = before[self._num_given :], answer.lstrip("\n")
+        self.reasoning = before.rstrip("\n") if before.strip() else ""
+        last, answer = self.reasoning[self._num_given :], answer.lstrip("\n")
+        self._is_after_mark = not answer
         return [piece for piece in (TextPiece(last, True), TextPiece(answer, False)) if piece.text]
 
     def finish(self) -> list[TextPiece]:
