@@ -16,7 +16,7 @@ from chatcache.frontend.options import Backstage, ChatOptions
 from chatcache.frontend.remembered import NEW_CHAT
 from chatcache.frontend.shell_turn import watch_backend
 from chatcache.plain.actions import PlainActions
-from chatcache.plain.reading import Entry, Reader
+from chatcache.plain.reading import Entered, Reader
 from chatcache.plain.speech import say
 from chatcache.plain.talk import Talk
 
@@ -51,7 +51,7 @@ class PlainChat:
                     self._reader.done(session_id)
         talk.chat.note_left(options.last_chat_path, options.clock())
 
-    def _read(self, session_id: str) -> Entry | None:
+    def _read(self, session_id: str) -> Entered | None:
         """The next message; a line that ends with a backslash goes on in the next one."""
         text, is_typed = "", True
         try:
@@ -59,12 +59,12 @@ class PlainChat:
                 line = self._reader.read(_PROMPT if not text else "... ", session_id, text)
                 if line is None:
                     self._has_ended = True
-                    return Entry(text, is_typed) if text else None
+                    return Entered(text, is_typed) if text else None
                 self._num_interrupts = 0
                 is_typed = is_typed and line.is_typed
                 text += line.text
                 if not text.endswith("\\"):
-                    return Entry(text, is_typed)
+                    return Entered(text, is_typed)
                 text = text[:-1] + "\n"
         except KeyboardInterrupt:
             self._interrupted()
@@ -75,7 +75,7 @@ class PlainChat:
         self._has_ended = self._num_interrupts > 1
         say("" if self._has_ended else "\nPress Ctrl+C again to quit.")
 
-    def _take(self, entry: Entry) -> None:
+    def _take(self, entry: Entered) -> None:
         """A message or a command; what goes wrong is said in one line."""
         try:
             meant = registry.parse(entry.text, is_typed=entry.is_typed, is_plain=True)

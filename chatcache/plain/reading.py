@@ -14,11 +14,11 @@ from pathlib import Path
 
 from chatcache.frontend.remembered import Drafts
 from chatcache.frontend.shell_output import is_terminal, write_data
-from chatcache.plain.terminal import Terminal
+from chatcache.plain.terminal import PlainTerminal
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Entered:
     """What was entered. What was pasted or recalled is not `is_typed`, and so no command."""
 
     text: str
@@ -29,7 +29,7 @@ class Reader:
     """Reads stdin. Within `opened` a terminal is read key by key."""
 
     def __init__(self, drafts_path: Path | None) -> None:
-        self._terminal: Terminal | None = None
+        self._terminal: PlainTerminal | None = None
         self._drafts = Drafts(drafts_path)
         self._earlier: list[str] = []
 
@@ -38,7 +38,7 @@ class Reader:
         if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
             yield
             return
-        self._terminal = Terminal()
+        self._terminal = PlainTerminal()
         self._terminal.begin()
         try:
             yield
@@ -52,14 +52,14 @@ class Reader:
         with self._terminal.lent() if self._terminal is not None else contextlib.nullcontext():
             yield
 
-    def read(self, prompt: str, session_id: str, begun: str = "") -> Entry | None:
+    def read(self, prompt: str, session_id: str, begun: str = "") -> Entered | None:
         """The next line of a chat; None at the end. `begun` is kept with it as the draft. Raises
         KeyboardInterrupt."""
         if self._terminal is None:
             if is_terminal(sys.stdin):
                 write_data(prompt, is_last=True)
             line = sys.stdin.readline()
-            return Entry(line.rstrip("\n")) if line else None
+            return Entered(line.rstrip("\n")) if line else None
         keep = partial(self._keep, session_id, begun)
         draft = self._drafts.take(session_id) if not begun else ""
         try:
@@ -71,7 +71,7 @@ class Reader:
             return None
         if entered.text.strip():
             self._earlier.append(entered.text)
-        return Entry(entered.text, entered.is_typed)
+        return Entered(entered.text, entered.is_typed)
 
     def done(self, session_id: str) -> None:
         """What was entered is where it belongs: it is no draft any more."""

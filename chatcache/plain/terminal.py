@@ -35,7 +35,7 @@ class TerminalGoneError(Exception):
     """There is nobody any more to type."""
 
 
-class Terminal:
+class PlainTerminal:
     """Standard input and output of a person."""
 
     def __init__(self) -> None:

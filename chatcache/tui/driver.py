@@ -66,7 +66,8 @@ class ChatDriver(LinuxDriver):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._file = LastingFile(self._file)  # type: ignore[assignment,arg-type]
+        self._lasting = LastingFile(self._file)  # type: ignore[arg-type]
+        self._file = self._lasting  # type: ignore[assignment]
 
     def _sigcont_application(self, *arguments: Any) -> None:
         """Textual starts anew on every SIGCONT, and leaves its old threads behind unless it was
@@ -83,8 +84,8 @@ class ChatDriver(LinuxDriver):
         """First what a program that was killed may have left of the terminal is put right, so that
         it is in order at the end."""
         make_usable(self.fileno)
-        self._file.write(_LEFT_BEHIND)
-        super().start_application_mode()
+        self._lasting.write(_LEFT_BEHIND)
+        super().start_application_mode()  # type: ignore[no-untyped-call]
 
     def write(self, data: str) -> None:
         if data in (_TEXTUAL_PROTOCOL, _PROTOCOL_END) and not has_key_reports(os.environ):
