@@ -26,7 +26,7 @@ from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.figures import figures_of
 from chatcache.chat.service import ChatService
 from chatcache.chat.views import AnswerSaved, ChatEvent, WaitingForModel
-from chatcache.formatting import duration, plural, rate
+from chatcache.formatting import duration, model_name, plural, rate
 from chatcache.frontend import figures, servers
 from chatcache.frontend.shell_output import AnswerStream, Narrator
 
@@ -129,7 +129,7 @@ def watch_backend(service: ChatService, narrator: Narrator) -> None:
             share = f" {100 * event.done // event.total} %" if event.total else ""
             narrator.progress(f"{event.stage}{share}")
         elif isinstance(event, ModelReady):
-            narrator.progress(f"{event.info.model} is ready")
+            narrator.progress(f"{model_name(event.info.model)} is ready")
             for remark in event.info.remarks:
                 narrator.warn(remark)
             if told := servers.privacy_words(event.info):
