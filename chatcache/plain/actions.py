@@ -109,7 +109,7 @@ class PlainActions:
 
     def _do_set(self, argument: str) -> None:
         if argument:
-            say(self._chat.set_parameter(argument))
+            say(self._chat.set_parameter(argument, self._talk.model_info()))
         else:
             self._do_params("")
 

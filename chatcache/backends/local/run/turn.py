@@ -122,6 +122,7 @@ class TurnPlanner:
         self._generation_prompts: dict[bool | None, TokenIds] = {}
         self._stop_texts = stop_texts(self._planner.template)
         self.control_ids = frozenset(self._planner.codec.control_ids)
+        self.think_switch = self._planner.template.think_switch
 
     def prompt(self, request: TurnRequest) -> PromptPlan:
         """Raises UnavailableError if the template refuses the messages, or the weights changed."""
