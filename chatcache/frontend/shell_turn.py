@@ -98,6 +98,8 @@ class ShellTurn:
             self._take_text(turn, event)
         elif isinstance(event, AnswerSaved):
             self._saved = event
+            if event.remark:
+                self._narrator.warn(event.remark)
 
     def _take_text(self, turn: ChatTurn, delta: TextDelta) -> None:
         if delta.is_reasoning:
