@@ -35,7 +35,7 @@ from chatcache.frontend.sampling import Sampling
 from chatcache.personas import Persona
 
 if TYPE_CHECKING:
-    from chatcache.backends.base import Role
+    from chatcache.backends.base import ModelInfo, Role
     from chatcache.chat.branches import Branch, BranchTree, Removal
     from chatcache.chat.chat_turn import ChatTurn
     from chatcache.chat.service import ChatService
@@ -357,11 +357,12 @@ class OpenChat:
             return SystemChange(f"{persona.name} is the persona already.")
         return self.change_system(persona.system)
 
-    def set_parameter(self, argument: str) -> str:
-        """Change the sampling, as in `seed 7` or `seed=7`."""
+    def set_parameter(self, argument: str, info: ModelInfo | None = None) -> str:
+        """Change the sampling, as in `seed 7` or `seed=7`. `info`: of the model that answers."""
         name, _, value = argument.replace("=", " ").partition(" ")
         self.sampling = self.sampling.changed(name, value.strip())
-        return f"{name}: {value.strip()}. The cache is not touched by it."
+        words = f"{name}: {value.strip()}. The cache is not touched by it."
+        return f"{words} {self.sampling.remark(info)}".strip() if name == "think" else words
 
     def history_mode(self, word: str = "") -> str:
         """The mode of the history in words, after changing it if one was named."""

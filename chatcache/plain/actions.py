@@ -9,7 +9,16 @@ from chatcache.backends.base import CostEstimate, SegmentRow
 from chatcache.chat.branches import Branch, TreeRow
 from chatcache.chat.figures import decode
 from chatcache.errors import NotFoundError, UsageError
-from chatcache.formatting import duration, moment, one_line, plural, shorten, size, table
+from chatcache.formatting import (
+    duration,
+    model_name,
+    moment,
+    one_line,
+    plural,
+    shorten,
+    size,
+    table,
+)
 from chatcache.frontend import desk, figures, files, keycheck, servers
 from chatcache.frontend.changes import SystemChange
 from chatcache.frontend.editor import edit_text
@@ -101,7 +110,7 @@ class PlainActions:
 
     def _do_set(self, argument: str) -> None:
         if argument:
-            say(self._chat.set_parameter(argument))
+            say(self._chat.set_parameter(argument, self._talk.model_info()))
         else:
             self._do_params("")
 
@@ -321,7 +330,7 @@ class PlainActions:
             session = self._chat.session
             consequence = models.consequence(session.num_tokens if session else 0)
             models.switch(argument)
-            say(f"{one_line(argument)} answers from now on. {consequence}".rstrip())
+            say(f"{model_name(argument)} answers from now on. {consequence}".rstrip())
             return
         for model in models.at_hand():
             held = model.problem or ", ".join(

@@ -39,7 +39,7 @@ class PlainChat:
         """Until /quit, the end of stdin, or Ctrl+C twice."""
         talk, options = self._talk, self._talk.options
         say(WELCOME)
-        watch_backend(talk.service, talk.lines)
+        watch_backend(talk.service, talk.lines, lambda: talk.chat.sampling)
         talk.chat.open_first(options.session_ref, options.last_chat_path)
         talk.show()
         with self._reader.opened(), _ended_by_signals():

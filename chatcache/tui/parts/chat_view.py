@@ -11,6 +11,7 @@ import asyncio
 from chatcache.chat.figures import decode
 from chatcache.chat.views import TranscriptMessage
 from chatcache.errors import ChatcacheError
+from chatcache.formatting import model_name
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.options import ChatOptions
 from chatcache.frontend.remembered import NEW_CHAT
@@ -203,7 +204,7 @@ def make_block(message: TranscriptMessage, now: float) -> MessageBlock:
         block = AnswerMessage(
             message.turn,
             message.text,
-            model=message.model or "",
+            model=model_name(message.model or ""),
             created_at=message.created_at,
             now=now,
             reasoning=message.reasoning or "",
