@@ -271,6 +271,23 @@ async def test_the_draft_of_a_new_chat_goes_with_its_message(bench: Bench, tmp_p
         await chat.until(lambda: "one" not in path.read_text())
 
 
+async def test_what_is_typed_ahead_of_a_dialog_is_for_the_dialog(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("about apples", "about pears")
+        for key in ("ctrl+r", "a", "p", "p", "l", "enter"):
+            chat.app.post_message(Key(key, key if len(key) == 1 else None))
+        await chat.until(lambda: chat.screen.composer.text == "about apples")
+
+
+async def test_a_palette_that_is_opened_and_closed_in_haste_ends_nothing(bench: Bench) -> None:
+    async with bench.run() as chat:
+        for key in ("ctrl+p", "escape", "ctrl+p", "escape", "ctrl+p", "escape") * 3:
+            chat.app.post_message(Key(key, None))
+        await chat.until(lambda: chat.app.screen is chat.screen)
+        await chat.press("h", "i")
+        assert chat.app.failure is None
+
+
 async def test_a_message_key_works_under_another_layout(bench: Bench) -> None:
     async with bench.run() as chat:
         await chat.say("one")
