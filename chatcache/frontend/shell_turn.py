@@ -122,7 +122,8 @@ def _counted(what: str, delta: TextDelta) -> str:
 
 
 def watch_backend(service: ChatService, narrator: Narrator) -> None:
-    """Narrate what the backend does: loading, and anything that went wrong with the cache."""
+    """Narrate what the backend does: loading, and anything that went wrong with the cache; and
+    what is to be known of the place."""
 
     def tell(event: BackendEvent) -> None:
         if isinstance(event, ModelLoading):
@@ -139,6 +140,8 @@ def watch_backend(service: ChatService, narrator: Narrator) -> None:
         elif isinstance(event, BackendFailed) and event.will_restart:
             narrator.warn("The engine ended and is being started again.")
 
+    for note in service.store.untold():
+        narrator.warn(note)
     if service.backend is not None:
         service.backend.subscribe(tell)
 
