@@ -122,7 +122,7 @@ def _shown_message(message: TranscriptMessage) -> str:
     title = ROLE_WORDS[message.role]
     if message.turn:
         title += f", turn {message.turn}"
-    if message.finish_reason in ("stopped", "length"):
+    if message.finish_reason in ("stopped", "length", "loop"):
         title += f" ({message.finish_reason})"
     return f"\n--- {title}\n{message.text.rstrip()}"
 

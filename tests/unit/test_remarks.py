@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from chatcache import cli, compose
-from chatcache.backends.local.model import loader
+from chatcache.backends.base import ModelInfo
+from chatcache.backends.local.model import loader, remarks
 from chatcache.frontend import reports
 from chatcache.frontend.model_choice import ModelChoice
 from tests.fakes import FakeBackend
@@ -20,10 +21,14 @@ from tests.toymodel import fake_model_info
 REMARK = "It was not made for chats."
 
 
-def remarks_of(model: Path, **settings: str) -> tuple[str, ...]:
+def info_of(model: Path, **settings: str) -> ModelInfo:
     engine = Engine(model, model.parent, **settings)
     engine.close()
-    return engine.runner.info.remarks
+    return engine.runner.info
+
+
+def remarks_of(model: Path, **settings: str) -> tuple[str, ...]:
+    return info_of(model, **settings).remarks
 
 
 def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
@@ -40,13 +45,16 @@ def test_another_dtype_than_it_was_saved_in_is_said(
     model = build_model_dir(tmp_path / "model")
     config = model / "config.json"
     config.write_text(config.read_text().replace('"float32"', f'"{stored}"'))
+    info = info_of(model)
+    assert info.remarks == ()  # it is small
+    assert f"float32 (saved in {stored})" in reports.model(info)
+    # A large model, on a CPU that is slow with bfloat16, and on one that is quick.
+    for module in (loader, remarks):
+        monkeypatch.setattr(module, "SMALL_MODEL_PARAMETERS", 0)
+    monkeypatch.setattr(loader, "has_fast_bfloat16", lambda: False)
     (remark,) = remarks_of(model)
     assert f"saved in {stored} and runs in float32, which takes twice the memory" in remark
     assert remarks_of(model, dtype="float32") == ()
-    # A large model, on a CPU that is slow with bfloat16, and on one that is quick.
-    monkeypatch.setattr(loader, "SMALL_MODEL_PARAMETERS", 0)
-    monkeypatch.setattr(loader, "has_fast_bfloat16", lambda: False)
-    assert "runs in float32" in remarks_of(model)[0]
     monkeypatch.setattr(loader, "has_fast_bfloat16", lambda: True)
     quick = remarks_of(model)
     assert all("runs in bfloat16" in remark and "twice" not in remark for remark in quick)

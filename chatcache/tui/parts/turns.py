@@ -311,6 +311,8 @@ class Turns:
             running.answer.node_id = saved.node_id
             running.answer.show_figures(result)
         self._panel.finish(result, saved.turn)
+        if saved.remark:
+            await self._stage.show_note(saved.remark)
 
     async def _show_failure(self, running: RunningTurn, error: ChatcacheError) -> None:
         """Say what went wrong. Words that were not accepted go back to where they were written."""

@@ -9,24 +9,29 @@ from collections.abc import Iterator
 
 import torch
 
-from chatcache.backends.local.model.loader import LoadedModel
+from chatcache.backends.local.model.loader import SMALL_MODEL_PARAMETERS, LoadedModel
 
 
 def remarks(loaded: LoadedModel, *, is_dtype_chosen: bool) -> Iterator[str]:
-    """`is_dtype_chosen`: by the user, who needs no telling."""
+    """`is_dtype_chosen`: by the user, who needs no telling. Of a small model another dtype costs
+    little, and where the model is described it is told anyway."""
     if not loaded.tokenizer.chat_template:
         yield (
             f"{loaded.name} has no chat template: it gets a plain format (User:, Assistant:), and "
             "may not have been made for chats."
         )
     stored, dtype = loaded.stored_dtype, loaded.dtype
-    if is_dtype_chosen or dtype == stored:
+    is_small = loaded.num_parameters < SMALL_MODEL_PARAMETERS
+    if is_dtype_chosen or is_small or dtype == stored:
         return
-    text = f"{loaded.name} was saved in {_word(stored)} and runs in {_word(dtype)}"
+    text = f"{loaded.name} was saved in {dtype_word(stored)} and runs in {dtype_word(dtype)}"
     if dtype.itemsize > stored.itemsize:
         text += ", which takes twice the memory"
-    yield f"{text}, because this machine is quicker or more exact with it; --dtype chooses another."
+    yield (
+        f"{text}: {loaded.device} is slow with {dtype_word(stored)}. --dtype {dtype_word(stored)} "
+        "keeps it all the same."
+    )
 
 
-def _word(dtype: torch.dtype) -> str:
+def dtype_word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

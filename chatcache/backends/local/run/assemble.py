@@ -15,7 +15,7 @@ from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
 from chatcache.backends.local.model.failures import naming_gpu
 from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.progress import Progress
-from chatcache.backends.local.model.remarks import remarks
+from chatcache.backends.local.model.remarks import dtype_word, remarks
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.idle import IdleWork
@@ -180,5 +180,6 @@ def _describe(
         namespace_fields=fields,
         description=loaded.description,
         load_ms=loaded.load_ms,
+        stored_dtype=dtype_word(loaded.stored_dtype),
         remarks=tuple(remarks(loaded, is_dtype_chosen=is_dtype_chosen)),
     )
