@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -268,24 +268,39 @@ def resolve_paths(
     """The directories and who decided each. Nothing is created.
 
     Logs stay beside the data when the data directory was chosen by the user, so that a portable
-    or a throw-away installation is all in one place.
+    or a throw-away installation is all in one place; and so does all else where there is no home.
+    Raises UsageError where there is no home and nothing was chosen.
     """
     import platformdirs
 
     origins: dict[str, str] = {}
 
-    def choose(key: str, default: Path) -> Path:
+    def choose(key: str, default: Callable[[], Path]) -> Path:
         name = f"paths.{key}"
         variable = ENVIRONMENT[name]
         chosen = options.get(name) or environ.get(variable)
         origins[name] = (
             "option" if options.get(name) else f"environment {variable}" if chosen else "default"
         )
-        return path_of(chosen).absolute() if chosen else default
+        return path_of(chosen).absolute() if chosen else default()
 
-    data_dir = choose("data_dir", platformdirs.user_data_path("chatcache"))
-    cache_dir = choose("cache_dir", platformdirs.user_cache_path("chatcache"))
-    config_file = choose("config_file", platformdirs.user_config_path("chatcache") / "config.toml")
+    def at_home(place: Callable[[str], Path], name: str) -> Path:
+        try:
+            return place("chatcache")
+        except RuntimeError:  # no HOME, and nobody knows this user
+            return data_dir / name
+
+    try:
+        data_dir = choose("data_dir", lambda: platformdirs.user_data_path("chatcache"))
+    except RuntimeError as error:
+        raise UsageError(
+            "There is no home directory: HOME is not set, and this system does not know the user.",
+            "Set HOME, or choose a directory with --data-dir or CHATCACHE_DATA_DIR.",
+        ) from error
+    cache_dir = choose("cache_dir", lambda: at_home(platformdirs.user_cache_path, "cache"))
+    config_file = choose(
+        "config_file", lambda: at_home(platformdirs.user_config_path, "config") / "config.toml"
+    )
     is_own_place = origins["paths.data_dir"] != "default"
     log_dir = data_dir / "logs" if is_own_place else platformdirs.user_log_path("chatcache")
     origins["paths.log_dir"] = origins["paths.data_dir"]
