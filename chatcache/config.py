@@ -30,7 +30,7 @@ from chatcache.checks import (
 from chatcache.errors import UsageError, did_you_mean
 from chatcache.personas import SECTION as PERSONAS_SECTION
 from chatcache.personas import Persona, read_personas
-from chatcache.places import path_of
+from chatcache.places import default_directory, path_of
 from chatcache.remotes import SECTION as REMOTE_SECTION
 from chatcache.remotes import RemoteProfile, read_remotes
 
@@ -271,8 +271,6 @@ def resolve_paths(
     or a throw-away installation is all in one place; and so does all else where there is no home.
     Raises UsageError where there is no home and nothing was chosen.
     """
-    import platformdirs
-
     origins: dict[str, str] = {}
 
     def choose(key: str, default: Callable[[], Path]) -> Path:
@@ -284,25 +282,13 @@ def resolve_paths(
         )
         return path_of(chosen).absolute() if chosen else default()
 
-    def at_home(place: Callable[[str], Path], name: str) -> Path:
-        try:
-            return place("chatcache")
-        except RuntimeError:  # no HOME, and nobody knows this user
-            return data_dir / name
-
-    try:
-        data_dir = choose("data_dir", lambda: platformdirs.user_data_path("chatcache"))
-    except RuntimeError as error:
-        raise UsageError(
-            "There is no home directory: HOME is not set, and this system does not know the user.",
-            "Set HOME, or choose a directory with --data-dir or CHATCACHE_DATA_DIR.",
-        ) from error
-    cache_dir = choose("cache_dir", lambda: at_home(platformdirs.user_cache_path, "cache"))
+    data_dir = choose("data_dir", lambda: default_directory("data"))
+    cache_dir = choose("cache_dir", lambda: default_directory("cache", data_dir))
     config_file = choose(
-        "config_file", lambda: at_home(platformdirs.user_config_path, "config") / "config.toml"
+        "config_file", lambda: default_directory("config", data_dir) / "config.toml"
     )
     is_own_place = origins["paths.data_dir"] != "default"
-    log_dir = data_dir / "logs" if is_own_place else platformdirs.user_log_path("chatcache")
+    log_dir = data_dir / "logs" if is_own_place else default_directory("log")
     origins["paths.log_dir"] = origins["paths.data_dir"]
     return Paths(data_dir, cache_dir, config_file, log_dir), origins
 
