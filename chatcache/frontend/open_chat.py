@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from chatcache.backends.usage import Figures
 from chatcache.chat import date_warning
+from chatcache.chat.conversation import clean_name
 from chatcache.chat.figures import decode
 from chatcache.chat.views import ForkPoint, SessionSummary, TranscriptMessage
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
@@ -118,9 +119,11 @@ class OpenChat:
         return session
 
     def start_new(self, name: str | None = None) -> None:
-        """An empty chat with the same system prompt. It gets its row with its first message."""
+        """An empty chat with the same system prompt. It gets its row with its first message.
+
+        Raises UsageError for a name that it could not get then."""
         self.require_idle()
-        self.open(None, self.system(), name)
+        self.open(None, self.system(), None if name is None else clean_name(name))
 
     def ensure_session(self) -> SessionSummary:
         """The open chat; a new one gets its row now."""

@@ -84,8 +84,11 @@ class Turns:
         self.running: RunningTurn | None = None
 
     @property
-    def queued_texts(self) -> list[str]:
-        return [user.text for user in self._queue]
+    def unsaved_texts(self) -> list[str]:
+        """The messages that are not on disk yet."""
+        running = self.running
+        first = [] if running is None or running.is_saved or not running.user else [running.user]
+        return [user.text for user in (*first, *self._queue)]
 
     @property
     def doing(self) -> str:
