@@ -6,7 +6,6 @@ is left again. Methods that look at files, ask the hub or switch may block; know
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -135,8 +134,7 @@ class ModelChoice:
 
     def download(self, name: str) -> Download:
         """How much it is. Asks the hub; raises UnavailableError when it is silent."""
-        free_bytes = shutil.disk_usage(Path.home()).free
-        return Download(name, shelf.download_bytes(name), free_bytes)
+        return Download(name, shelf.download_bytes(name), resolve.free_bytes())
 
     def consequence(self, num_tokens: int) -> str:
         """What another model means for a chat of so many tokens."""

@@ -127,8 +127,8 @@ def _counted(what: str, delta: TextDelta) -> str:
 def watch_backend(
     service: ChatService, narrator: Narrator, sampling: Callable[[], Sampling] = Sampling
 ) -> None:
-    """Narrate what the backend does: loading, and anything that went wrong with the cache; and what
-    the model makes of the `sampling` in force."""
+    """Narrate what the backend does: loading, and anything that went wrong with the cache; what
+    the model makes of the `sampling` in force; and what is to be known of the place."""
 
     def tell(event: BackendEvent) -> None:
         if isinstance(event, ModelLoading):
@@ -146,6 +146,8 @@ def watch_backend(
         elif isinstance(event, BackendFailed) and event.will_restart:
             narrator.warn("The engine ended and is being started again.")
 
+    for note in service.store.untold():
+        narrator.warn(note)
     if service.backend is not None:
         service.backend.subscribe(tell)
 

@@ -125,6 +125,8 @@ class ChatScreen(ShapedScreen):
         self._is_open.set()
         self.run(self.parts.listening.begin())
         self.run(self.parts.view.open_first())
+        for note in await self.ask(opened.service.store.untold):
+            self.toast(note)
         await self.ask(late_imports.load_rest)
         self.run(self.actions.models.offer_another(self.query_one(FirstRunBar)))
 
