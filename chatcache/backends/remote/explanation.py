@@ -83,7 +83,8 @@ def explain(
     if is_about_limit(refusal):
         return UnavailableError(
             f"{host} refused max_new_tokens, the limit of the answer ({refusal.status}).{says}",
-            "Choose a smaller one: `/set max_new_tokens N`, or `/set max_new_tokens default`.",
+            "Choose a smaller one: `/set max_new_tokens N`, or `/set max_new_tokens default`. If it"
+            " is the conversation that fills the context, fork at an earlier turn.",
         )
     if is_context_full(refusal):
         return _context_full(refusal, host, says)
