@@ -53,6 +53,7 @@ _PARTS = re.compile(
     r"(\d[\d,]*) in (?:the |your )?(?:messages|prompt|input),? (?:and )?(\d[\d,]*) in",
     re.IGNORECASE,
 )
+_KEY = re.compile(r"api[ _-]?key|credential|unauthori[sz]ed|authenticat", re.IGNORECASE)
 _NO_CREDIT = re.compile(r"insufficient_quota|billing|credit|balance|exceeded your", re.IGNORECASE)
 
 
@@ -82,7 +83,8 @@ def explain(
     if is_about_limit(refusal):
         return UnavailableError(
             f"{host} refused max_new_tokens, the limit of the answer ({refusal.status}).{says}",
-            "Choose a smaller one: `/set max_new_tokens N`, or `/set max_new_tokens default`.",
+            "Choose a smaller one: `/set max_new_tokens N`, or `/set max_new_tokens default`. If it"
+            " is the conversation that fills the context, fork at an earlier turn.",
         )
     if is_context_full(refusal):
         return _context_full(refusal, host, says)
@@ -110,9 +112,11 @@ def explain(
             f"{host} does not take {name} ({refusal.status}).{says}",
             f"Leave {option} out: `/set {option} default`, or no --{option.replace('_', '-')}.",
         )
-    return UnavailableError(
-        f"{host} refused the request ({refusal.status}).{says}", _what_to_do(refusal, remote)
-    )
+    hint = _what_to_do(refusal, remote)
+    if refusal.status == 400 and _KEY.search(refusal.message):
+        key_name = remote.profile.api_key_env
+        hint = f"It may be the key of ${key_name}." if key_name else "It may want a key."
+    return UnavailableError(f"{host} refused the request ({refusal.status}).{says}", hint)
 
 
 def _in_stream(host: str, says: str, has_begun: bool) -> ChatcacheError:
