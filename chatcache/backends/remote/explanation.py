@@ -72,12 +72,7 @@ def explain(
     host = remote.profile.host
     says = _quoted(refusal, key, proxy)
     if 300 <= refusal.status < 400:
-        there = shorten(refusal.location, MAX_WORDS) or "another place"
-        return UnavailableError(
-            f"{host} sends its callers on to {there}. That is not followed: your key and your"
-            " messages would go there.",
-            f"If it is right, set remote.{remote.profile.name}.base_url to it.",
-        )
+        return _sent_on(refusal, remote)
     if refusal.status == 407 and proxy is not None:
         return proxy_wants_password(proxy)
     if is_about_limit(refusal):
@@ -117,6 +112,15 @@ def explain(
         key_name = remote.profile.api_key_env
         hint = f"It may be the key of ${key_name}." if key_name else "It may want a key."
     return UnavailableError(f"{host} refused the request ({refusal.status}).{says}", hint)
+
+
+def _sent_on(refusal: Refusal, remote: RemoteModel) -> ChatcacheError:
+    there = shorten(refusal.location, MAX_WORDS) or "another place"
+    return UnavailableError(
+        f"{remote.profile.host} sends its callers on to {there}. That is not followed: your key and"
+        " your messages would go there.",
+        f"If it is right, set remote.{remote.profile.name}.base_url to it.",
+    )
 
 
 def _in_stream(host: str, says: str, has_begun: bool) -> ChatcacheError:
