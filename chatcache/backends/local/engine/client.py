@@ -88,7 +88,7 @@ class LocalBackend(BackendLife):
         self._command = tuple(command)
         self._drain_seconds = drain_seconds
         self._engine: OpenedEngine | None = None
-        self._reader: threading.Thread | None = None
+        self._readers: list[threading.Thread] = []
         self._deaths: deque[float] = deque()
         self._asked = Asked()
         self._goodbye: str | None = None
@@ -169,14 +169,13 @@ class LocalBackend(BackendLife):
         with self._changed:
             is_first = self._state != "closed"
             was_ready = self._state == "ready"
-            engine, reader = self._engine, self._reader
+            engine = self._engine
             self._state, self._error = "closed", None
             self._send(Leave())
             self._changed.notify_all()
         if engine is not None and is_first:
             self._see_off(engine, was_ready=was_ready)
-        if reader is not None and reader is not threading.current_thread():  # a listener may close
-            reader.join()
+        self._join_readers()
         with self._changed:
             self._asked.fail(closed_error())
 
@@ -187,9 +186,14 @@ class LocalBackend(BackendLife):
             end_process(engine.process, patience)
         elif self._stays():
             engine.channel.close()
-        elif self._reader is not None and self._reader is not threading.current_thread():
-            self._reader.join(patience)  # it closes the connection when it stays, or has ended
+        else:
+            self._join_readers(patience)  # it closes the connection when it stays, or has ended
             engine.channel.close()
+
+    def _join_readers(self, timeout: float | None = None) -> None:
+        for reader in self._readers:
+            if reader is not threading.current_thread():  # a listener may close us
+                reader.join(timeout)
 
     def _stays(self) -> bool:
         return self._residence is not None and self._residence.keep_alive_seconds != 0.0
@@ -199,9 +203,9 @@ class LocalBackend(BackendLife):
     def _open_engine(self) -> None:
         """With the lock held. A thread finds or starts an engine, and then reads its events."""
         self._state, self._info, self._error = "loading", None, None
-        self._wanted_at = time.monotonic()
+        self._engine, self._wanted_at = None, time.monotonic()
         reader = threading.Thread(target=self._be_served, name="engine-events", daemon=True)
-        self._reader = reader
+        self._readers = [old for old in self._readers if old.is_alive()] + [reader]
         reader.start()
 
     def _send(self, message: object) -> None:
@@ -326,6 +330,8 @@ class LocalBackend(BackendLife):
         engine.channel.close()
         code = self._exit_code(engine)
         with self._changed:
+            if self._engine is not engine:  # somebody has asked again meanwhile
+                return False
             self._engine = None
             if self._state == "closed":
                 self._asked.fail(closed_error())

@@ -141,6 +141,8 @@ class Reception:
 
     def _greet(self, connected: Connected, hello: wire.Hello) -> None:
         with self.lock:
+            if connected.front_end is not None:
+                return  # it has said so before
             refusal, note = self._judge(hello)
             if refusal is not None:
                 connected.send(refusal)
