@@ -19,6 +19,7 @@ from typing import Any
 
 from chatcache.chat import schema
 from chatcache.errors import DamagedStorageError, StorageError
+from chatcache.sqlite_failures import is_damage
 
 BUSY_SECONDS = 15.0
 FULL_BYTES = 64 << 10  # with less than this SQLite cannot even open a database
@@ -198,13 +199,13 @@ def _explained(path: Path) -> Iterator[None]:
     """SQLite's errors as StorageError. Programming errors stay what they are."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError, MemoryError) as error:
         if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
             raise
         raise _from_sqlite_error(error, path) from error
 
 
-def _from_sqlite_error(error: sqlite3.Error, path: Path) -> StorageError:
+def _from_sqlite_error(error: Exception, path: Path) -> StorageError:
     name = getattr(error, "sqlite_errorname", "") or ""
     # The file that SQLite shares between processes reports a full disk as an I/O error.
     if name.startswith("SQLITE_FULL") or (name.startswith("SQLITE_IOERR") and _is_full(path)):
@@ -227,10 +228,14 @@ def _from_sqlite_error(error: sqlite3.Error, path: Path) -> StorageError:
             f"{path} is not a database.",
             "Nothing was changed. Move the file away, or choose another --data-dir.",
         )
-    if name.startswith("SQLITE_CORRUPT"):
+    if is_damage(error):
         return DamagedStorageError(
             f"The conversation database {path} is damaged ({error}).",
             "Nothing was changed. Copy the file, then put it back from a backup.",
+        )
+    if isinstance(error, MemoryError):
+        return StorageError(
+            f"There is not enough memory to read {path}.", "Close other programs, then try again."
         )
     if "fts5" in str(error):
         return StorageError(

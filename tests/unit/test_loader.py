@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local.model import loader, resolve
+from chatcache.backends.local.model import files, loader, resolve
 from chatcache.backends.local.model.loader import (
     LoadedModel,
     choose_device,
@@ -71,7 +71,7 @@ def test_a_model_directory_is_loaded(loaded: LoadedModel, template_dir: Path) ->
     assert loaded.path == template_dir
     assert loaded.dtype is loaded.model.dtype is torch.float32
     assert (loaded.num_layers, loaded.max_context_tokens) == (2, 4096)
-    assert loaded.num_parameters == resolve.count_parameters(template_dir)
+    assert loaded.num_parameters == files.count_parameters(template_dir)
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert loaded.end_token_ids == {loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")}

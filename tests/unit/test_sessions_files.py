@@ -14,7 +14,7 @@ import pytest
 from chatcache.chat import schema
 from chatcache.chat.store import SessionStore
 from chatcache.config import DATABASE_NAME
-from chatcache.errors import StorageError
+from chatcache.errors import DamagedStorageError, StorageError
 
 
 @pytest.fixture
@@ -84,6 +84,32 @@ def test_a_cut_off_database_is_not_overwritten(path: Path, keep: float) -> None:
     assert path.read_bytes()[:100] == cut[:100]
 
 
+@pytest.mark.parametrize("word", [b"ON nodes(parent)", b"CREATE TABLE nodes"])
+def test_damage_that_sqlite_cannot_even_quote(path: Path, word: bytes) -> None:
+    SessionStore(path).close()
+    damaged = path.read_bytes().replace(word, word.replace(b"nodes", b"nod\xa8s"))
+    path.write_bytes(damaged)
+    error = refusal(path)
+    assert isinstance(error, DamagedStorageError)
+    assert "is damaged" in error.message
+    assert path.read_bytes()[100:] == damaged[100:]
+
+
+@pytest.mark.parametrize("column", ["name", "session_id", "forked_from"])
+def test_a_column_that_is_no_text(path: Path, column: str) -> None:
+    store = SessionStore(path)
+    store.create("a")
+    store.close()
+    connection = sqlite3.connect(path)
+    connection.execute(f"UPDATE sessions SET {column} = CAST(X'41A8' AS TEXT)")
+    connection.commit()
+    connection.close()
+    store = SessionStore(path)
+    with pytest.raises(DamagedStorageError, match="is damaged"):
+        store.list()
+    store.close()
+
+
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_words_are_not_written_to_a_file_that_was_removed(path: Path, is_replaced: bool) -> None:
     path = path.parent / "data" / path.name
@@ -132,6 +158,7 @@ def test_what_sqlite_reports_is_told_in_a_sentence(path: Path, name: str, word: 
         with store.database.reading():
             error = sqlite3.OperationalError("as reported")
             error.sqlite_errorname = name
+            error.sqlite_errorcode = getattr(sqlite3, name)
             raise error
 
     with pytest.raises(StorageError, match=word):
@@ -193,6 +220,7 @@ def test_a_disk_so_full_that_nothing_can_be_shared(
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
     with pytest.raises(StorageError, match=expected), store.database.reading():
         raise error
     store.close()

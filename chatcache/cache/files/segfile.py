@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from chatcache.cache.files.finite import are_finite
 from chatcache.cache.files.pace import PIECE_BYTES, Pace
 from chatcache.cache.segments import TensorSource
 from chatcache.token_ids import BYTES_PER_ID, TokenIds
@@ -200,9 +201,12 @@ class SegmentFile:
         return size
 
     def verify(self) -> None:
-        """Compare every checksum. Raises SegmentDamagedError."""
+        """Compare every checksum, and look for NaN and infinities. Raises SegmentDamagedError."""
         for name, entry in self._tensors.items():
-            self.read_into(name, [memoryview(bytearray(entry.num_bytes))])
+            content = bytearray(entry.num_bytes)
+            self.read_into(name, [memoryview(content)])
+            if not are_finite(content, entry.dtype):
+                raise SegmentDamagedError(f"{name} has numbers that are not finite")
 
     def _entry(self, name: str) -> _TensorEntry:
         try:

@@ -101,14 +101,14 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
         if model.name == self._current and self._info is not None:
             return Content.styled(reports.model(self._info).replace("\n  ", "\n"), MUTED)
         if model.problem and model.problem != TO_FETCH:
-            return Content.styled(one_line(model.problem), MUTED)
+            return Content.styled(one_line(f"{model.problem} {model.advice}"), MUTED)
         fetched = "Before a download its exact size is asked, and then you."
         reuse = f"Reuse: {one_line(model.reuse)}." if model.reuse else fetched
         return Content.assemble((reuse, MUTED), "\n", self._consequence)
 
     def choose(self, model: ShelfModel) -> None:
         if model.problem and model.problem != TO_FETCH:
-            self.say(one_line(model.problem))
+            self.say(one_line(f"{model.problem} {model.advice}"))
         else:
             self.dismiss(model.name)
 

@@ -16,10 +16,10 @@ import torch
 import transformers
 
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local.model import identity, resolve
+from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.progress import (
     Progress,
-    download,
+    fetch,
     first_line,
     reported_progress,
 )
@@ -124,14 +124,14 @@ def load_model(
     tokenizer_id = identity.tokenizer_id(tokenizer)
     place = choose_device(device)
     config = load_config(path)
-    chosen = choose_dtype(dtype, config, place, resolve.count_parameters(path))
-    watch = identity.FileWatch(resolve.weight_files(path))
+    chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
+    watch = identity.FileWatch(files.weight_files(path))
     with reported_progress(progress):
         model = _load_weights(path, config, chosen, place)
     if adapter is not None:
         model = _apply_adapter(model, adapter)
     weights_id = identity.weights_id(
-        resolve.weight_files(path),
+        files.weight_files(path),
         remembered,
         lambda done, total: progress(ModelLoading("hashing the weights", done, total)),
     )
@@ -165,7 +165,7 @@ def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
     """The directory of a model, downloaded if need be, whose files have been looked at."""
     progress(ModelLoading("looking for the model"))
     found = resolve.resolve_model(name, is_offline=is_offline)
-    path = found if isinstance(found, Path) else download(found, progress)
+    path = found if isinstance(found, Path) else fetch(found, progress)
     resolve.check_model_dir(path)
     return path
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from chatcache.backends.base import ModelLoading
 from chatcache.backends.local.model import resolve
+from chatcache.backends.local.model.loadable import obstacle
 from chatcache.errors import NotFoundError, UnavailableError
 
 Progress = Callable[[ModelLoading], None]
@@ -71,6 +72,16 @@ def reported_progress(progress: Progress) -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_tqdm_hook(previous)
+
+
+def fetch(repo_id: str, progress: Progress) -> Path:
+    """Download a model; its weights only when what describes it says that it can be loaded.
+
+    Raises ModelLoadError for one that cannot, and what `download` raises."""
+    described = download(repo_id, progress, has_weights=False)
+    if (found := obstacle(described, has_weights=False)) is not None:
+        raise found.error()
+    return download(repo_id, progress)
 
 
 def download(repo_id: str, progress: Progress, *, has_weights: bool = True) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from transformers import PreTrainedConfig
@@ -27,6 +28,7 @@ from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.live_kv import LiveKV
+from chatcache.errors import NotFiniteError
 
 
 def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
@@ -130,12 +132,14 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
     if not cut.is_cuttable:
         return 0
     forward, live = path.forward, path.kv
-    forward(live, [0], 0)
+    with suppress(NotFiniteError):  # a turn may be fine; where it is not, it says so
+        forward(live, [0], 0)
     num_bytes = live.num_bytes
     if not rates.is_measured:
         live.truncate(0)
         began = time.perf_counter()
-        forward(live, [0] * MIN_MEASURED_TOKENS, 0)
+        with suppress(NotFiniteError):
+            forward(live, [0] * MIN_MEASURED_TOKENS, 0)
         rates.note_prefill(MIN_MEASURED_TOKENS, time.perf_counter() - began)
     live.truncate(0)
     return num_bytes

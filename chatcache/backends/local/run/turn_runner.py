@@ -38,7 +38,7 @@ from chatcache.backends.local.run.reasons import TurnExplainer
 from chatcache.backends.local.run.sampling import Sampler, with_defaults
 from chatcache.backends.local.run.turn import GeneratedAnswer, TurnPlanner, TurnState
 from chatcache.cache.prefix import PrefixCache
-from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.errors import ChatcacheError, NotFiniteError, UnavailableError
 from chatcache.formatting import size
 from chatcache.token_ids import TokenIds
 
@@ -90,6 +90,9 @@ class TurnRunner:
         try:
             with self.context.prefixes.computing():
                 yield from self._run(request, stop)
+        except NotFiniteError as error:
+            self.context.path.forget()
+            yield TurnFailed(request.turn_id, error)
         except ChatcacheError as error:
             yield TurnFailed(request.turn_id, error)
         except Exception as error:
@@ -155,7 +158,8 @@ class TurnRunner:
         try:
             yield from self._decode(state, answer, stop)
         except UnavailableError as error:
-            result = self._finish(state, answer)
+            is_sound = not isinstance(error, NotFiniteError)
+            result = self._finish(state, answer, may_keep=is_sound)
             yield TurnFailed(request.turn_id, error, result if answer.token_ids else None)
             return
         yield TurnFinished(request.turn_id, self._finish(state, answer))
@@ -219,11 +223,13 @@ class TurnRunner:
             # Once the last token has been read, too, the KV holds exactly the journal.
             self.context.step(token_id, position)
 
-    def _finish(self, state: TurnState, answer: GeneratedAnswer) -> TurnResult:
-        """Commit what is new, and put the figures together."""
+    def _finish(
+        self, state: TurnState, answer: GeneratedAnswer, *, may_keep: bool = True
+    ) -> TurnResult:
+        """Commit what is new, if it may be kept, and put the figures together."""
         ids = state.plan.ids[: state.computed_to] + TokenIds(answer.token_ids)
         bytes_written = 0
-        if state.request.use_cache:
+        if state.request.use_cache and may_keep:
             ends = (state.plan.system_tokens, len(state.plan.ids), len(ids))
             bytes_written = self.context.commit(ids, ends)
         else:

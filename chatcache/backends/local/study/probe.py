@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from chatcache.backends.base import ChatMessage
-from chatcache.backends.local.model import identity, resolve
+from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
 from chatcache.backends.local.model.loader import (
     choose_device,
@@ -297,7 +297,7 @@ def _leaked(rehearser: Rehearser, controls: Sequence[str]) -> tuple[str, ...]:
 
 def _num_parameters(path: Path) -> int | None:
     try:
-        return resolve.count_parameters(path)
+        return files.count_parameters(path)
     except ModelLoadError:
         return None
 
@@ -314,10 +314,10 @@ def _generation_config(path: Path) -> Any:
 def _with_measured(probe: ModelProbe, known: dict[str, str], cache_dir: Path) -> ModelProbe:
     """The report with the namespace that the model left behind, and the rates measured in it."""
     try:
-        files = resolve.weight_files(probe.path)
+        weights_files = files.weight_files(probe.path)
     except ModelLoadError:
         return probe
-    weights = identity.known_weights_id(files, cache_dir / "weights.json")
+    weights = identity.known_weights_id(weights_files, cache_dir / "weights.json")
     if weights is None:
         return probe
     wanted = known | {"weights": weights}
