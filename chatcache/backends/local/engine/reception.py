@@ -242,9 +242,14 @@ class Reception:
             memory_bytes=memory_bytes(),
             front_ends=self.front_ends.names(),
             is_answering=self.schedule.is_answering,
-            keep_alive_seconds=lifetime.keep_alive_seconds,
+            keep_alive_seconds=self._keep_alive_seconds(),
             seconds_left=lifetime.seconds_left,
         )
+
+    def _keep_alive_seconds(self) -> float | None:
+        """What counts once the last front end has left; if none has, what one of them wishes."""
+        present = self.front_ends.all()
+        return present[-1].keep_alive_seconds if present else self._lifetime.keep_alive_seconds
 
     def _state(self) -> EngineState:
         if self.schedule.is_ending:
