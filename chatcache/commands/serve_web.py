@@ -19,8 +19,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 def configure(parser: Parser) -> None:
     parser.description = (
-        "Show the chat in a browser. Each page is a chat, and all of them share one engine. There is\n"
-        "no password: who can reach the address can read and write all chats."
+        "Show the chat in a browser. Each page is a chat, all on one engine. There is no\n"
+        "password: who can reach the address can read and write all chats."
     )
     parser.add_argument("session", nargs="?", metavar="SESSION", help="left out: the last one")
     parser.add_argument("--host", default="127.0.0.1", help="default: this machine alone")

@@ -53,7 +53,6 @@ class Channel:
             return self._codec.decode(self._read(length))
         except ProtocolError as error:
             log.warning("the connection is closed: %s", error)
-            self.close()
             raise self._ended() from error
         except (OSError, ValueError) as error:  # the latter: it has been closed here
             raise self._ended() from error
@@ -78,6 +77,7 @@ class Channel:
         """In the thread that reads: nothing will be read any more."""
         with contextlib.suppress(OSError):
             self._file.close()
+        self.close()
         return ChannelClosedError()
 
 

@@ -12,7 +12,7 @@ error is `[name, message, hint, num_tokens, limit]`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ def _encoded(value: Any) -> object:
         return value.packed
     if isinstance(value, Path):
         return os.fsencode(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     if isinstance(value, Exception):
         shown = portable(value)
         numbers = (shown.num_tokens, shown.limit) if isinstance(shown, ContextFullError) else (0, 0)
