@@ -16,7 +16,7 @@ from pathlib import Path
 from chatcache.backends.base import EngineStatus
 from chatcache.backends.local.engine import wire
 from chatcache.backends.local.engine.channel import Channel, ChannelClosedError
-from chatcache.backends.local.engine.residence import EnginePlace, ForeignPlaceError, peer, places
+from chatcache.backends.local.engine.residence import EnginePlace, ForeignPlaceError, places
 
 ANSWER_SECONDS = 2.0
 END_SECONDS = 30.0
@@ -25,8 +25,8 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class RunningEngine:
-    """An engine at its place. `status` is None where it does not answer; `pid` where the system
-    does not tell."""
+    """An engine at its place. `status` is None where it does not answer; `pid` where it
+    has not said it yet."""
 
     place: EnginePlace
     pid: int | None
@@ -42,7 +42,7 @@ def running_engines(directory: Path) -> list[RunningEngine]:
         if channel is None:
             continue  # it has ended just now, or is about to
         with contextlib.closing(channel):
-            pid, status = peer(channel.socket)[0], None
+            pid, status = place.holder(), None
             with contextlib.suppress(ChannelClosedError):
                 channel.send(wire.AskStatus())
                 answer = channel.receive()
@@ -58,12 +58,12 @@ def end_engine(engine: RunningEngine, reason: str) -> bool:
         with contextlib.closing(channel), contextlib.suppress(ChannelClosedError):
             channel.send(wire.EndEngine(reason))
             channel.receive()  # nothing comes: it ends, or the time is over
-    if _is_gone(engine.place, 1.0 if engine.status is None else END_SECONDS):
+    if _is_gone(engine, 1.0 if engine.status is None else END_SECONDS):
         return True
     if engine.pid is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(engine.pid, signal.SIGKILL)
-    return _is_gone(engine.place, ANSWER_SECONDS)
+    return _is_gone(engine, ANSWER_SECONDS)
 
 
 def forget_deleted(directory: Path, cache_dir: Path, *, is_all: bool) -> None:
@@ -91,9 +91,10 @@ def _connected(place: EnginePlace, timeout: float) -> Channel | None:
     return Channel(connection, wire.CODEC)
 
 
-def _is_gone(place: EnginePlace, seconds: float) -> bool:
+def _is_gone(engine: RunningEngine, seconds: float) -> bool:
+    """Whether it has left its place, where the next one may live already."""
     deadline = time.monotonic() + seconds
-    while place.is_taken():
+    while engine.place.holder() == engine.pid:
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_SECONDS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import json
 import logging
 import os
 import signal
@@ -73,8 +72,7 @@ def main(arguments: Sequence[str] | None = None, factory: RunnerFactory = build_
         server.reception.connect(connection)
     else:
         held = HeldPlace(EnginePlace(options.place, options.key), options.lock, connection)
-        described = {"pid": os.getpid(), "version": __version__, "started_at": time.time()}
-        held.describe(json.dumps(described))
+        held.describe({"pid": os.getpid(), "version": __version__, "started_at": time.time()})
         os.chdir(os.sep)  # it would keep a disk from being unmounted
         server = EngineServer(Lifetime(held.is_reachable), held)
         server.reception.listen(connection)

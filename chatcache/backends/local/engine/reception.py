@@ -173,7 +173,7 @@ class Reception:
         if not others:
             return None, ""
         names = ", ".join(others)
-        if not self.front_ends.all():
+        if all(other.front_end is None for other in self.front_ends.all()):
             self._end(f"another {names} was wanted")
             return wire.Refused("settings", names), ""
         return None, (

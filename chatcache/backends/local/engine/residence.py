@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import socket
 import stat
@@ -112,6 +113,15 @@ class EnginePlace:
             os.close(lock)
         return False
 
+    def holder(self) -> int | None:
+        """The process id of the engine that lives here, once it has said so; None: there is none."""
+        if not self.is_taken():
+            return None
+        try:
+            return int(json.loads(self.lock_path.read_bytes())["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def vacate(self) -> None:
         """Remove the files; by whoever holds the lock."""
         for path in (self.socket_path, self.lock_path):
@@ -129,10 +139,10 @@ class HeldPlace:
         self.listener = listener
         self._inode = place.socket_path.stat().st_ino
 
-    def describe(self, told: str) -> None:
-        """Say in the lock's file who holds it, for a person who looks."""
+    def describe(self, told: Mapping[str, object]) -> None:
+        """Say in the lock's file who holds it; `told` has the `pid`."""
         os.truncate(self._lock, 0)
-        os.pwrite(self._lock, told.encode(), 0)
+        os.pwrite(self._lock, json.dumps(told).encode(), 0)
 
     def is_reachable(self) -> bool:
         try:
@@ -219,25 +229,21 @@ def check_private(directory: Path) -> None:
 
 def check_peer(connection: socket.socket) -> None:
     """Raises ForeignPlaceError unless the process at the other end is this user's."""
-    uid = peer(connection)[1]
+    uid = peer_uid(connection)
     if uid is not None and uid != os.geteuid():
         raise ForeignPlaceError(errno.EPERM, f"the other end belongs to another user (uid {uid})")
 
 
-def peer(connection: socket.socket) -> tuple[int | None, int | None]:
-    """The process id and the user id of the other end; None where the system does not tell."""
+def peer_uid(connection: socket.socket) -> int | None:
+    """The user id of the other end, as the kernel knows it; None where the system does not tell."""
     if hasattr(socket, "SO_PEERCRED"):
-        credentials = connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
-        )
-        pid, uid, _ = struct.unpack("3i", credentials)
-        return pid, uid
+        kind = struct.Struct("3i")  # process, user, group
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, kind.size)
+        return int(kind.unpack(credentials)[1])
     if sys.platform == "darwin":
-        sol_local, local_peercred, local_peerpid = 0, 1, 2  # sys/un.h
-        credentials = connection.getsockopt(sol_local, local_peercred, 8)
-        pid = connection.getsockopt(sol_local, local_peerpid)
-        return pid, struct.unpack("2I", credentials)[1]
-    return None, None
+        sol_local, local_peercred, kind = 0, 1, struct.Struct("2I")  # version, user; sys/un.h
+        return int(kind.unpack(connection.getsockopt(sol_local, local_peercred, kind.size))[1])
+    return None
 
 
 @contextlib.contextmanager
