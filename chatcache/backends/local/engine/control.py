@@ -47,7 +47,8 @@ def running_engines(directory: Path) -> list[RunningEngine]:
                 channel.send(wire.AskStatus())
                 answer = channel.receive()
                 status = answer if isinstance(answer, EngineStatus) else None
-        found.append(RunningEngine(place, pid, status))
+        if status is not None or place.is_taken():
+            found.append(RunningEngine(place, pid, status))
     return found
 
 
@@ -94,7 +95,7 @@ def _connected(place: EnginePlace, timeout: float) -> Channel | None:
 def _is_gone(engine: RunningEngine, seconds: float) -> bool:
     """Whether it has left its place, where the next one may live already."""
     deadline = time.monotonic() + seconds
-    while engine.place.holder() == engine.pid:
+    while engine.place.is_taken() and engine.pid in (engine.place.holder(), None):
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_SECONDS)

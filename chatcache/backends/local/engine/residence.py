@@ -82,6 +82,7 @@ class EnginePlace:
             if not _is_same_file(lock, self.lock_path):
                 os.close(lock)
                 return None
+            os.truncate(lock, 0)  # whoever is named in it is gone
             with contextlib.suppress(FileNotFoundError):
                 self.socket_path.unlink()
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -114,7 +115,7 @@ class EnginePlace:
         return False
 
     def holder(self) -> int | None:
-        """The process id of the engine that lives here, once it has said so; None: there is none."""
+        """The process id of the engine that lives here, once it has said so."""
         if not self.is_taken():
             return None
         try:

@@ -147,6 +147,7 @@ class EngineServer:
         finally:
             self._say_goodbye(reason)
             self._vacate()
+            watchdog.cancel()
 
     def _vacate(self) -> None:
         if self._place is not None:
