@@ -26,6 +26,7 @@ from chatcache.checks import (
 from chatcache.config import Paths, Settings
 from chatcache.configfile import set_value
 from chatcache.errors import UsageError
+from chatcache.machine import allowance
 from chatcache.remotes import check_reach, remote_model
 from chatcache.token_ids import TokenIds
 
@@ -103,7 +104,8 @@ def open_backend(settings: Settings, model: str | None = None, *, front_end: str
             )
         from chatcache.backends.remote.backend import RemoteBackend
 
-        return RemoteBackend(remote, is_offline=settings.config.model.offline)
+        lessons = settings.paths.cache_dir / "servers.json"
+        return RemoteBackend(remote, is_offline=settings.config.model.offline, lessons=lessons)
     from chatcache.backends.local.engine.client import LocalBackend
 
     engine = engine_settings(settings)
@@ -212,13 +214,15 @@ def idle_options(settings: Settings) -> IdleOptions:
 
 
 def budgets(settings: Settings) -> tuple[int, int]:
-    """The bytes for segments in memory and on disk."""
+    """The bytes for segments in memory and on disk.
+
+    What nobody has chosen is never more than half of the memory that there is to use."""
     cache = settings.config.cache
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return (
-        num_bytes(cache.ram_budget, lambda: memory),
-        num_bytes(cache.disk_budget, lambda: disk_size(settings.paths.cache_dir)),
-    )
+    memory = allowance().memory_bytes
+    ram_budget = num_bytes(cache.ram_budget, lambda: memory)
+    if settings.origins.get("cache.ram_budget") == "default":
+        ram_budget = min(ram_budget, memory // 2)
+    return ram_budget, num_bytes(cache.disk_budget, lambda: disk_size(settings.paths.cache_dir))
 
 
 def disk_size(path: Path) -> int:

@@ -63,7 +63,8 @@ class ModelSection:
     """Never use the network: no download, no server but on this machine. Also HF_HUB_OFFLINE=1."""
 
     threads: int | None = setting(None, whole(1, 1024), example=2)
-    """CPU threads of the engine. Left out: as many as torch takes by itself."""
+    """CPU threads of the engine. Left out: as many as torch takes by itself, and as
+    the quota of the container allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class CacheSection:
     """How much attention state is kept. Budgets are bytes, "2 GB", "2 GiB", or "25%"."""
 
     ram_budget: int | str = setting("2 GiB", byte_size)
-    """Memory for segments that are not in use. A percentage is of the machine's memory."""
+    """Memory for segments that are not in use. A percentage is of the memory
+    that chatcache may use."""
 
     disk_budget: int | str = setting("16 GiB", byte_size)
     """Disk space for segments. A percentage is of the disk that the cache directory is on."""
@@ -134,7 +136,7 @@ class SamplingSection:
     """The same seed gives the same answer to the same conversation."""
 
     max_new_tokens: int | None = setting(None, whole(1), example=512)
-    """The longest answer, in tokens."""
+    """The longest answer, in tokens. Left out: 4,096 for models of this machine."""
 
     think: bool | None = setting(None, flag, example=False)
     """Whether a model that can reason before it answers does so."""

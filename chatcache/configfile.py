@@ -21,6 +21,7 @@ from chatcache.atomic_write import PRIVATE, write_atomically
 from chatcache.checks import key_names
 from chatcache.config import KEYS_DOC, KEYS_SECTION, SECTIONS, find_key, parse_config
 from chatcache.errors import StorageError, UsageError
+from chatcache.os_failures import advice, reason
 
 HEADER = """\
 # Settings of chatcache. Everything here is optional; a line that starts with # is the default.
@@ -72,9 +73,7 @@ def write_default(path: Path) -> bool:
         return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(default_text())
-        path.chmod(0o600)
+        write_atomically(path, default_text().encode())
     except OSError:
         return False
     return True
@@ -208,5 +207,5 @@ def _replace_file(path: Path, content: str) -> None:
         write_atomically(target, content.encode(), mode=mode)
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written: {error.strerror}.", "Check its permissions."
+            f"{path} cannot be written: {reason(error)}.", f"{advice(error)}, then try again."
         ) from error

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Literal
 from chatcache.assets import pocket_dir
 from chatcache.cache.files.ownership import foreign_owner
 from chatcache.cache.inspect import VerifyReport
-from chatcache.checks import spill_parts
+from chatcache.checks import num_bytes, spill_parts
 from chatcache.config import Paths, Settings
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import plural, size
+from chatcache.machine import allowance
 from chatcache.remotes import remote_model
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ PACKAGES = (
 )
 DEVICE_SECONDS = 120
 DEVICE_PROBE = """
+import sys
 import torch
-names = ["cpu (%d threads)" % torch.get_num_threads()]
+chosen, allowed = map(int, sys.argv[1:])
+num_threads = chosen or min(allowed, torch.get_num_threads())
+names = ["cpu (%d thread%s)" % (num_threads, "s" * (num_threads > 1))]
 if torch.cuda.is_available():
     names += ["cuda (%s)" % torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 if torch.backends.mps.is_available():
@@ -75,10 +79,11 @@ def examine(
     """
     yield _python()
     yield from _packages()
-    yield _devices()
+    yield _devices(load)
+    yield _machine(load)
     yield _builtin_model()
     yield _config(paths, load)
-    yield _template(load)
+    yield from _model(load)
     yield from _servers(load)
     for name, directory in (
         ("data directory", paths.data_dir),
@@ -129,10 +134,16 @@ def _requirements() -> dict[str, SpecifierSet]:
     return {needed.name: needed.specifier for needed in requirements if needed.marker is None}
 
 
-def _devices() -> Finding:
+def _devices(load: Callable[[], Settings]) -> Finding:
+    """What torch would compute on, and with how many threads the engine does."""
+    try:
+        chosen = load().config.model.threads or 0
+    except ChatcacheError:
+        chosen = 0  # the settings have a finding of their own
+    numbers = [str(chosen), str(allowance().num_threads)]
     try:
         asked = subprocess.run(
-            [sys.executable, "-c", DEVICE_PROBE],
+            [sys.executable, "-c", DEVICE_PROBE, *numbers],
             capture_output=True,
             text=True,
             timeout=DEVICE_SECONDS,
@@ -144,6 +155,32 @@ def _devices() -> Finding:
         return Finding("devices", "ok", asked.stdout.strip())
     last_line = (asked.stderr.strip().splitlines() or ["no message"])[-1]
     return Finding("devices", "problem", f"torch does not start: {last_line}", "Install it again.")
+
+
+def _machine(load: Callable[[], Settings]) -> Finding:
+    """How much of the machine may be used, and whether the memory of the cache fits into it."""
+    found = allowance()
+    cpus, memory = f"{found.num_host_cpus} CPUs", size(found.host_bytes)
+    if found.is_less:
+        cpus = f"{found.num_cpus:.3g} of {cpus}"
+        memory = f"{size(found.memory_bytes)} of {memory}"
+    detail = f"{cpus}, {memory} of memory"
+    if found.is_less:
+        detail += " (limits of the container, the service or the shell)"
+    try:
+        settings = load()
+        budget = num_bytes(settings.config.cache.ram_budget, lambda: found.memory_bytes)
+    except ChatcacheError:
+        return Finding("machine", "ok", detail)
+    is_chosen = settings.origins.get("cache.ram_budget") != "default"
+    if is_chosen and budget > found.memory_bytes // 2:
+        return Finding(
+            "machine",
+            "note",
+            f"{detail}; cache.ram_budget is {size(budget)}, more than half of it",
+            "Leave room for the model: `chatcache config set cache.ram_budget 25%`.",
+        )
+    return Finding("machine", "ok", detail)
 
 
 def _builtin_model() -> Finding:
@@ -163,24 +200,44 @@ def _config(paths: Paths, load: Callable[[], Settings]) -> Finding:
     return Finding("settings", "ok", f"{paths.config_file} is not there; defaults are used")
 
 
-def _template(load: Callable[[], Settings]) -> Finding:
-    """Does the chat template of the model in use write something that changes by itself?"""
-    from chatcache.backends.local.model.resolve import (
-        changes_by_itself,
-        read_template,
-        resolve_model,
-    )
+def _model(load: Callable[[], Settings]) -> Iterator[Finding]:
+    """The model in use: whether it can be loaded, and what its chat template is like."""
+    from chatcache.backends.local.model.loadable import obstacle
+    from chatcache.backends.local.model.resolve import resolve_model
 
     try:
         config = load().config
         model = config.model.default
         if remote_model(model, config.remotes) is not None:
-            return Finding("chat template", "ok", "that of the server; chatcache does not see it")
+            yield Finding("chat template", "ok", "that of the server; chatcache does not see it")
+            return
         found = resolve_model(model, is_offline=config.model.offline)
-        source = read_template(found) if isinstance(found, Path) else None
-        written = changes_by_itself(source) if source else None
     except ChatcacheError as error:
-        return Finding("chat template", "problem", error.message, error.hint)
+        yield Finding("model", "problem", error.message, error.hint)
+        return
+    if not isinstance(found, Path):
+        yield Finding("model", "ok", f"{model} will be downloaded when it is needed")
+        return
+    if (hindrance := obstacle(found)) is None:
+        yield Finding("model", "ok", model)
+    else:
+        yield Finding("model", "problem", hindrance.problem, hindrance.advice)
+    yield _template(model, found)
+
+
+def _template(model: str, path: Path) -> Finding:
+    """Does the chat template write something that changes by itself?"""
+    from chatcache.backends.local.model.resolve import changes_by_itself, read_template
+
+    source = read_template(path)
+    if source is None:
+        return Finding(
+            "chat template",
+            "note",
+            f"{model} has none: it gets plain text, and may not have been made for chats",
+            "Choose a model whose name says instruct or chat.",
+        )
+    written = changes_by_itself(source)
     if written is None:
         return Finding("chat template", "ok", f"that of {model} does not change by itself")
     return Finding(

@@ -6,7 +6,6 @@ server is never in here: a profile only names the environment variable that has 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from chatcache.checks import checked_table, decimal, described, setting, text, whole
 from chatcache.errors import NotFoundError, UnavailableError, UsageError, did_you_mean
+from chatcache.network import is_loopback
 
 SECTION = "remote"
 EXAMPLE = """
@@ -111,12 +111,7 @@ class RemoteProfile:
     @property
     def is_loopback(self) -> bool:
         """Is the server on this machine? Told from the address alone; no name is looked up."""
-        if self.hostname == "localhost" or self.hostname.endswith(".localhost"):
-            return True
-        try:
-            return ipaddress.ip_address(self.hostname).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.hostname)
 
     def key(self, environ: Mapping[str, str] = os.environ) -> str | None:
         """The key, from its environment variable; None when the profile names none.

@@ -13,6 +13,8 @@ import sqlite3
 SQLITE_FAILURES = (sqlite3.Error, UnicodeDecodeError, OverflowError, MemoryError)
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# Without the kind of the constraint: the tables of a search index contradict each other.
+_DAMAGED_INDEX = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_CONSTRAINT_VTAB)
 
 
 def is_damage(error: BaseException) -> bool:
@@ -21,6 +23,7 @@ def is_damage(error: BaseException) -> bool:
         isinstance(error, UnicodeDecodeError)
         or is_undecodable_column(error)
         or primary_code(error) in _DAMAGE
+        or getattr(error, "sqlite_errorcode", 0) in _DAMAGED_INDEX
     )
 
 

@@ -98,7 +98,10 @@ class TurnRequest:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model that a backend serves, once it is ready. Of a server's, 0 and "" are unknown."""
+    """The model that a backend serves, once it is ready. Of a server's, 0 and "" are unknown.
+
+    `stored_dtype` is the one that it was saved in. `remarks` are sentences that somebody should
+    read before it answers."""
 
     model: str
     backend: Literal["local", "remote"]
@@ -117,6 +120,8 @@ class ModelInfo:
     description: str = ""
     load_ms: float = 0.0
     checkpoint_bytes: int = 0
+    stored_dtype: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

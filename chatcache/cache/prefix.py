@@ -37,6 +37,7 @@ from chatcache.cache.tiers.ram import RamTier
 from chatcache.cache.tiers.restore import adopt_tokens, restore_states, restore_tokens
 from chatcache.cache.tiers.spiller import Spiller
 from chatcache.cache.views import SegmentRow, TierUse
+from chatcache.os_failures import reason
 from chatcache.token_ids import NO_IDS, TokenIds
 
 
@@ -99,7 +100,7 @@ class PrefixCache:
         except OSError as error:
             disk.is_reading = disk.is_writing = False
             text = f"nothing is read from disk, and nothing is kept there: {error.filename}"
-            self._notices.warn(f"{text}: {error.strerror}")
+            self._notices.warn(f"{text}: {reason(error)}")
             return
         if disk.is_writing:
             try:
@@ -107,7 +108,9 @@ class PrefixCache:
                 self._spiller.start()
             except OSError as error:
                 disk.is_writing = False
-                self._notices.warn(f"nothing is kept on disk: {disk.store.directory}: {error}")
+                self._notices.warn(
+                    f"nothing is kept on disk: {disk.store.directory}: {reason(error)}"
+                )
         disk.open()
 
     def close(self) -> None:

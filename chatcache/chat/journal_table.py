@@ -216,4 +216,7 @@ class AnswerTable:
             ).fetchone()
         if row is None:
             return None
-        return Namespace(row[0], row[1], json.loads(row[2]))
+        try:
+            return Namespace(row[0], row[1], json.loads(row[2]))
+        except (ValueError, TypeError):  # damaged: what is in its cache costs time alone
+            return Namespace(row[0], row[1], {})

@@ -23,6 +23,7 @@ from chatcache.chat.database import Database
 from chatcache.chat.journal_table import AnswerTable, JournalEntry, JournalTable, Namespace
 from chatcache.chat.node_table import NodeTable, StoredNode
 from chatcache.chat.partials import Partial, PartialTable
+from chatcache.chat.schema import SEARCH_INDEXES
 from chatcache.chat.session_table import SessionRow, SessionTable
 from chatcache.chat.views import SessionSummary
 from chatcache.errors import StorageError
@@ -80,8 +81,8 @@ class SessionStore:
         """
         try:
             with self.database.writing(is_durable=False) as connection:
-                connection.execute("INSERT INTO node_words(node_words) VALUES ('optimize')")
-                connection.execute("INSERT INTO session_words(session_words) VALUES ('optimize')")
+                for index in SEARCH_INDEXES:
+                    connection.execute(f"INSERT INTO {index}({index}) VALUES ('optimize')")
         except StorageError as error:
             _log.warning("deleted words stay in the search index: %s", error.message)
 

@@ -32,7 +32,7 @@ MAX_TOKEN_ID = (1 << 31) - 1  # ids are compared as signed 32-bit integers
 MAX_CREATED_MS = 253_402_300_799_999  # the end of the year 9999; later is no date
 
 _ROLES = ("system", "user", "assistant")
-_FINISH_REASONS = ("stop", "length", "stopped")
+_FINISH_REASONS = ("stop", "length", "stopped", "loop")
 
 
 def export_session(store: SessionStore, session_id: str) -> dict[str, Any]:

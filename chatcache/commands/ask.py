@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -33,6 +33,8 @@ def configure(parser: Parser) -> None:
         "--session", metavar="S", help="name or id; made if absent. Default: the last session"
     )
     parser.add_argument("--new", action="store_true", help="begin a new session")
+    words = "wait for standard input to its end, or do not read it"
+    parser.add_argument("--stdin", action=BooleanOptionalAction, default=None, help=words)
     parser.add_argument("--system", metavar="TEXT|@FILE", help="the system prompt")
     parser.add_argument(
         "--file", metavar="PATH", action="append", default=[], help="put before the prompt"
@@ -54,7 +56,11 @@ def run(arguments: Namespace) -> int:
             "--session NAME begins a session of that name if there is none.",
         )
     narrator = Narrator(arguments.quiet)
-    prompt = build_prompt(arguments.prompt, arguments.file, narrator.warn)
+    if arguments.prompt == "-" and arguments.stdin is False:
+        raise UsageError("`-` and --no-stdin say different things.", "Leave one of them out.")
+    prompt = build_prompt(
+        arguments.prompt, arguments.file, narrator.warn, reads_stdin=arguments.stdin
+    )
     system = None if arguments.system is None else read_system(arguments.system, narrator.warn)
     if told := date_warning.warning(system, datetime.now()):
         narrator.note(told)

@@ -21,6 +21,7 @@ from chatcache.config import Settings
 from chatcache.errors import StorageError
 from chatcache.formatting import duration, moment, one_line, percent, plural, size, table
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
+from chatcache.os_failures import advice, reason
 
 SHORT_ID = 12
 
@@ -34,8 +35,8 @@ def _inspector(arguments: Namespace) -> Iterator[tuple[Settings, CacheInspector]
         yield settings, inspector
     except OSError as error:
         raise StorageError(
-            f"The cache in {settings.paths.cache_dir} cannot be used: {error.strerror or error}.",
-            "Check its permissions, or choose another one with --cache-dir.",
+            f"The cache in {settings.paths.cache_dir} cannot be used: {reason(error)}.",
+            f"{advice(error)}, or choose another directory with --cache-dir.",
         ) from error
 
 

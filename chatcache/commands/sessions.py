@@ -122,7 +122,7 @@ def _shown_message(message: TranscriptMessage) -> str:
     title = ROLE_WORDS[message.role]
     if message.turn:
         title += f", turn {message.turn}"
-    if message.finish_reason in ("stopped", "length"):
+    if message.finish_reason in ("stopped", "length", "loop"):
         title += f" ({message.finish_reason})"
     return f"\n--- {title}\n{message.text.rstrip()}"
 
@@ -263,7 +263,7 @@ def _configure_import(parser: Parser) -> None:
 
 def import_one(arguments: Namespace) -> int:
     try:
-        document = json.loads(read_bytes(arguments.file))
+        document = json.loads(read_bytes(arguments.file, Narrator().warn))
     except (ValueError, RecursionError) as error:  # the latter: brackets nested by the thousand
         raise UsageError(
             f"{one_line(arguments.file)} is not JSON: {error}.",

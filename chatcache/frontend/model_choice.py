@@ -64,6 +64,7 @@ class ModelChoice:
         self._is_offline = is_offline
         self._before: str | None = None
         self._told_hosts: set[str] = set()
+        self._remarked: set[str] = set()
         self.servers = ServerShelf(remotes or {}, is_offline)
 
     # What is in use
@@ -168,6 +169,12 @@ class ModelChoice:
             return ""
         self._told_hosts.add(info.device)
         return told
+
+    def remarks(self, info: ModelInfo) -> tuple[str, ...]:
+        """What somebody should know of the model, said once."""
+        new = tuple(remark for remark in info.remarks if remark not in self._remarked)
+        self._remarked.update(new)
+        return new
 
     def way_back(self) -> Callable[[], None] | None:
         """What brings the model before back, to be called where it may block; None when nothing is

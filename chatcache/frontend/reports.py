@@ -53,15 +53,18 @@ def total_price(answers: Iterable[Figures]) -> TurnPrice | None:
 def model(info: ModelInfo) -> str:
     if info.backend == "remote":
         return "\n  ".join(servers.model_lines(info))
+    is_other = info.stored_dtype not in ("", info.dtype)
+    dtype = f"{info.dtype} (saved in {info.stored_dtype})" if is_other else info.dtype
     lines = [
         f"{fmt.one_line(info.model)}: {info.architecture}, {fmt.parameters(info.num_parameters)}"
-        f" parameters, {info.num_layers} layers, {info.dtype} on {info.device}",
+        f" parameters, {info.num_layers} layers, {dtype} on {info.device}",
         f"{fmt.size(info.kv_bytes_per_token)} of KV per token,"
         f" context of {info.max_context_tokens:,} tokens",
         f"reuse: {fmt.one_line(info.cut_detail)}",
     ]
     if info.description:
         lines.insert(0, fmt.one_line(info.description))
+    lines += [fmt.one_line(remark) for remark in info.remarks]
     return "\n  ".join(lines)
 
 

@@ -135,6 +135,8 @@ def watch_backend(service: ChatService, narrator: Narrator) -> None:
             narrator.progress(f"{event.stage}{share}")
         elif isinstance(event, ModelReady):
             narrator.progress(f"{event.info.model} is ready")
+            for remark in event.info.remarks:
+                narrator.warn(remark)
             if told := servers.privacy_words(event.info):
                 narrator.note(told)
         elif isinstance(event, CacheEvent) and event.kind in ("quarantined", "warning"):
@@ -149,6 +151,8 @@ def watch_backend(service: ChatService, narrator: Narrator) -> None:
 def note_figures(narrator: Narrator, saved: AnswerSaved) -> None:
     """The line below an answer: what was reused, and how fast it was."""
     result = saved.result
+    if warning := figures.ending_warning(figures_of(result)):
+        narrator.warn(warning)
     where = f"[{saved.session_name}, turn {saved.turn}] "
     if result.cache.reason == "remote":
         narrator.note(where + figures.footer(figures_of(result)))
@@ -167,6 +171,6 @@ def note_figures(narrator: Narrator, saved: AnswerSaved) -> None:
     speed = timings.decode_tokens_per_second
     tokens = plural(usage.completion_tokens or 0, "token")
     parts.append(f"{tokens} at {rate(speed)}/s" if speed is not None else tokens)
-    if result.finish_reason == "length":
-        parts.append("cut at the token limit")
+    if result.finish_reason in ("length", "loop"):
+        parts.append(figures.ENDINGS[result.finish_reason].partition(",")[0])
     narrator.note(where + " · ".join(parts))

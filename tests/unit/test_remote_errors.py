@@ -17,7 +17,8 @@ import pytest
 from chatcache.backends.base import CacheEvent
 from chatcache.backends.remote import client
 from chatcache.backends.remote.backend import MAX_TRIES, RemoteBackend
-from chatcache.backends.remote.refusal import explain, read_refusal
+from chatcache.backends.remote.explanation import explain
+from chatcache.backends.remote.refusal import read_refusal
 from chatcache.errors import ContextFullError, NotFoundError, UnavailableError
 from chatcache.remotes import RemoteModel, RemoteProfile
 from tests.fake_server import FakeServer, Status, Stream
@@ -52,7 +53,8 @@ def error(message: str, **more: Any) -> dict[str, Any]:
     [
         (Status(401, error(f"Incorrect key: {KEY}")), UnavailableError,
          "does not accept the key of $SOME_KEY. It says: Incorrect key: [key].", "Check it"),
-        (Status(403, error("no")), UnavailableError, "does not accept the key", ""),
+        (Status(403, error("no")), UnavailableError,
+         "does not allow the request (403). It says: no.", "The key of $SOME_KEY may not"),
         (Status(404, error("model 'tiny' not found")), NotFoundError,
          "does not answer with 'tiny'", "another"),
         (Status(404, "<html>not here</html>"), NotFoundError, "does not answer with 'tiny'.", ""),

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from chatcache import cli
 from chatcache.chat import schema
-from chatcache.chat.store import SessionStore
+from chatcache.chat.conversation import Message
+from chatcache.chat.journal_table import Namespace
+from chatcache.chat.store import Origin, SessionStore
 from chatcache.config import DATABASE_NAME
 from chatcache.errors import DamagedStorageError, StorageError
+from chatcache.token_ids import NO_IDS
 
 
 @pytest.fixture
@@ -108,6 +112,48 @@ def test_a_column_that_is_no_text(path: Path, column: str) -> None:
     with pytest.raises(DamagedStorageError, match="is damaged"):
         store.list()
     store.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE sessions SET tip = 4711",
+        "UPDATE namespaces SET fields = '{'",
+        "UPDATE namespaces SET fields = 7",
+        "DELETE FROM nodes WHERE parent IS NULL",
+        "DELETE FROM node_words_data",
+        "DELETE FROM node_parts_data",
+        "DELETE FROM node_words_idx",
+    ],
+)
+def test_no_damage_is_a_bug_of_the_program(
+    path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a damaged file says is not to be believed, and is no reason for a traceback."""
+    store = SessionStore(path)
+    session_id = store.create("a").session_id
+    asked = store.add_user(session_id, None, Message("user", "one"), None)
+    origin = Origin(Namespace("ns", "tok", {"a": "b"}), "local", "{}", NO_IDS, NO_IDS, 3)
+    store.add_answer(session_id, asked, Message("assistant", "ONE"), asked.seq, origin)
+    store.close()
+    connection = sqlite3.connect(path)
+    connection.execute(damage)
+    connection.commit()
+    connection.close()
+    places = ["--data-dir", str(path.parent), "--cache-dir", str(path.parent / "cache")]
+    places += ["--config", str(path.parent / "config.toml")]
+    path.with_name("config.toml").touch()
+    for words in (
+        ["sessions", "list", "--json"],
+        ["sessions", "show", "a", "--json"],
+        ["sessions", "tree", "a"],
+        ["sessions", "search", "one"],
+        ["sessions", "export", "a"],
+        ["sessions", "rename", "a", "b"],
+        ["sessions", "delete", "b", "--yes"],
+    ):
+        code = cli.main([*words, *places])
+        assert code in (0, 3, 5), (words, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])

@@ -108,7 +108,7 @@ def test_the_marker_is_in_no_text() -> None:
         ("phi3", "<|end|>"),
         ("gpt-oss", "<|return|>"),
         ("deepseek", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
-        ("glm", None),
+        ("glm", "<|user|>"),  # it has no end mark: the next turn begins
         ("plain", None),
     ],
 )

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from chatcache.backends.base import ModelInfo
+from chatcache.backends.remote.explanation import names_words
 from chatcache.backends.remote.listing import ServerModel
-from chatcache.backends.remote.refusal import names_words
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.errors import UsageError
 from chatcache.remotes import RemoteModel, RemoteProfile

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chatcache import sqlite_file
 from chatcache.cache.files.names import file_name, parse_name
 from chatcache.sqlite_failures import SQLITE_FAILURES, is_damage, primary_code
 from chatcache.token_ids import TokenIds
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 FILE_NAME = "index-2.sqlite3"
 _LOG_NAME = f"{FILE_NAME}-wal"
 _OLD_NAME = "index-1.bin"  # of earlier versions, which noted the first ids of each segment
-FILE_NAMES = (FILE_NAME, _LOG_NAME, f"{FILE_NAME}-shm", _OLD_NAME)
+FILE_NAMES = (FILE_NAME, _LOG_NAME, f"{FILE_NAME}-shm", f"{FILE_NAME}-journal", _OLD_NAME)
 _SECONDS_TO_WAIT = 1.0  # for another process that writes a row
 _TRIES = 5
 _NO_PARENT = ""
@@ -307,9 +308,8 @@ def _connected(path: Path) -> sqlite3.Connection:
     """A connection to the file, which only its owner reads. Raises SQLITE_FAILURES and OSError."""
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    connection = _connect(str(path))
+    connection = sqlite_file.connect(path, timeout=_SECONDS_TO_WAIT)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA secure_delete = ON")
         connection.executescript(_SCHEMA)

@@ -75,6 +75,8 @@ class ModelActions:
             self._stage.toast(words)
         if told := self._choice.privacy(info):
             await self._stage.show_note(told)
+        for remark in self._choice.remarks(info):
+            await self._stage.show_note(remark)
 
     def go_back(self) -> bool:
         """Have the model before the last switch answer again; False when nothing was switched."""

@@ -96,7 +96,7 @@ class SessionsScreen(FilterListScreen[SessionSummary, str]):
         query = self.query_text.strip()
         if query != self._searched:
             self._searched, self._hits = query, {}
-            if len(query) >= _MIN_SEARCH:
+            if len(query) >= _MIN_SEARCH or not query.isascii():  # 京 is a whole word
                 self.do(self._find(query))
 
     async def _find(self, query: str) -> None:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 
 from chatcache import __version__
@@ -32,7 +31,8 @@ from chatcache.backends.base import (
 from chatcache.backends.life import BackendLife, closed_error
 from chatcache.backends.local.engine.asked import Asked
 from chatcache.backends.local.engine.channel import ChannelClosedError
-from chatcache.backends.local.engine.child_process import EXIT_SECONDS, end_process, exit_words
+from chatcache.backends.local.engine.child_process import EXIT_SECONDS, end_process
+from chatcache.backends.local.engine.deaths import Deaths
 from chatcache.backends.local.engine.opening import OpenedEngine, open_own, open_resident
 from chatcache.backends.local.engine.residence import Residence
 from chatcache.backends.local.engine.settings import EngineSettings
@@ -58,8 +58,6 @@ log = logging.getLogger(__name__)
 
 ENGINE_MODULE = "chatcache.backends.local.engine.process"
 COMMAND = (sys.executable, "-P", "-m", ENGINE_MODULE)
-MAX_RESTARTS = 3
-RESTART_WINDOW_SECONDS = 60.0
 DRAIN_SECONDS = 60.0
 MAX_UNHEARD = 50  # engines in a row that were found and said nothing
 
@@ -89,7 +87,7 @@ class LocalBackend(BackendLife):
         self._drain_seconds = drain_seconds
         self._engine: OpenedEngine | None = None
         self._readers: list[threading.Thread] = []
-        self._deaths: deque[float] = deque()
+        self._deaths = Deaths(settings.model, settings.log_path)
         self._asked = Asked()
         self._goodbye: str | None = None
         self._is_welcome = False
@@ -374,20 +372,12 @@ class LocalBackend(BackendLife):
 
     def _note_death(self, code: int | None) -> BackendFailed:
         """Tell the turns in progress, and decide whether to try again."""
-        how = "" if code is None else f" ({exit_words(code)})"
-        error = EngineDiedError(
-            f"The engine process ended unexpectedly{how}.",
-            f"Nothing that was said is lost; {self._settings.log_path} may tell why.",
-        )
-        now = time.monotonic()
-        self._deaths.append(now)
-        while now - self._deaths[0] > RESTART_WINDOW_SECONDS:
-            self._deaths.popleft()
-        will_restart = len(self._deaths) <= MAX_RESTARTS
-        if will_restart:
-            self._asked.fail(error, only_begun=True)
+        was_loading = self._state == "loading"
+        death = self._deaths.note(code, time.monotonic(), was_loading=was_loading)
+        if death.may_restart:
+            self._asked.fail(death.error, only_begun=True)
             self._state, self._info = "loading", None
             self._changed.notify_all()
         else:
-            self._fail(error)
-        return BackendFailed(error, will_restart=will_restart)
+            self._fail(death.error)
+        return BackendFailed(death.error, will_restart=death.may_restart)

@@ -52,9 +52,13 @@ def build_runner(settings: EngineSettings, emit: Emit) -> Runner:
     if settings.is_offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     emit(ModelLoading("starting torch"))
-    from chatcache.backends.local.run import assemble
+    from chatcache.backends.local.model.libraries import collector_off, import_libraries
 
-    return assemble.build_runner(assemble.load(settings, emit), settings, emit)
+    with collector_off():
+        import_libraries()
+        from chatcache.backends.local.run import assemble
+
+        return assemble.build_runner(assemble.load(settings, emit), settings, emit)
 
 
 def main(arguments: Sequence[str] | None = None, factory: RunnerFactory = build_runner) -> int:

@@ -17,6 +17,8 @@ import transformers
 
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
+from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
+from chatcache.backends.local.model.libraries import import_rest
 from chatcache.backends.local.model.progress import (
     Progress,
     fetch,
@@ -67,6 +69,7 @@ class LoadedModel:
     adapter_id: str
     load_ms: float
     watch: identity.FileWatch
+    stored_dtype: torch.dtype  # that it was saved in
 
     def check_files(self) -> None:
         """Raises UnavailableError if the weights in memory may no longer be what was loaded."""
@@ -122,8 +125,8 @@ def load_model(
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
     tokenizer_id = identity.tokenizer_id(tokenizer)
-    place = choose_device(device)
     config = load_config(path)
+    place, stored = choose_device(device), stored_dtype(config)
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
     watch = identity.FileWatch(files.weight_files(path))
     with reported_progress(progress):
@@ -158,6 +161,7 @@ def load_model(
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
+        stored_dtype=stored,
     )
 
 
@@ -177,10 +181,10 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
     kind = wanted.partition(":")[0]
     if not available.get(kind, False):
-        usable = ", ".join(kind for kind, is_there in available.items() if is_there)
+        usable = ", ".join(f"--device {kind}" for kind, is_there in available.items() if is_there)
         raise UnavailableError(
             f"This machine has no device {wanted!r} that torch can use.",
-            f"Use --device auto, or one of: {usable}.",
+            f"Use --device auto, or {usable}.",
         )
     return torch.device(wanted)
 
@@ -195,12 +199,18 @@ def choose_dtype(
         return "auto"
     if num_parameters < SMALL_MODEL_PARAMETERS:
         return torch.float32
-    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    if not isinstance(stored, torch.dtype):
-        stored = DTYPES.get(str(stored).removeprefix("torch."), torch.float32)
+    stored = stored_dtype(config)
     if device.type != "cpu" or stored is torch.float32:
         return stored
     return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+
+
+def stored_dtype(config: Any) -> torch.dtype:
+    """The dtype that a model was saved in; float32 if its config does not say."""
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    if isinstance(stored, torch.dtype):
+        return stored
+    return DTYPES.get(str(stored).removeprefix("torch."), torch.float32)
 
 
 def has_fast_bfloat16() -> bool:
@@ -220,7 +230,7 @@ def has_fast_bfloat16() -> bool:
 
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer of a model directory. Raises ModelLoadError."""
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -233,7 +243,7 @@ def load_tokenizer(path: Path) -> Any:
 
 def load_config(path: Path) -> Any:
     """The config of a model directory. Raises ModelLoadError."""
-    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -246,8 +256,18 @@ def load_config(path: Path) -> Any:
 
 
 def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+    """The model on its device; what it lacks of the libraries is imported."""
+    try:
+        return _try_to_load(path, config, dtype, device)
+    except ModelLoadError:
+        if not import_rest():
+            raise
+    return _try_to_load(path, config, dtype, device)
+
+
+def _try_to_load(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
     """The model on its device, with torch's own attention kernel where it has one."""
-    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     def load(kernel: str) -> tuple[Any, dict[str, Any]]:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -274,16 +294,16 @@ def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: tor
         model = model.eval().requires_grad_(False).to(device)
     except ModelLoadError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UnavailableError(
-            f"The model in {path} does not fit into the memory of {device}.",
-            "Choose a smaller model, or --dtype bfloat16.",
-        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise UnavailableError(
+                f"The model in {path} does not fit into the memory of {device}.",
+                f"Choose a smaller model, or --dtype bfloat16.{without_gpu(error)}",
+            ) from error
         log.exception("loading %s failed", path)
         raise ModelLoadError(
             f"The model in {path} cannot be loaded: {first_line(error)}.",
-            "The log has the details; choose another model with --model.",
+            f"The log has the details; choose another model with --model.{without_gpu(error)}",
         ) from error
     return model
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from chatcache.backends.local.model import files, resolve
 from chatcache.backends.local.model.cut_policy import cut_policy
-from chatcache.backends.local.model.progress import first_line
+from chatcache.backends.local.model.hub import asking_hub
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.places import path_of
 
@@ -83,17 +83,13 @@ def is_hub_id(name: str) -> bool:
 
 
 def download_bytes(repo_id: str) -> int:
-    """How much a download would fetch. Raises UnavailableError when the hub does not answer."""
+    """How much a download would fetch. Raises ChatcacheError when the hub does not say."""
     from huggingface_hub import HfApi
 
-    try:
+    with asking_hub(repo_id):
         info = HfApi().model_info(repo_id, files_metadata=True)
-    except Exception as error:
-        raise UnavailableError(
-            f"The hub says nothing of {repo_id!r}: {first_line(error)}.",
-            "Check the spelling and the network; a private model needs `hf auth login`.",
-        ) from error
-    return sum(file.size or 0 for file in info.siblings or () if _is_fetched(file.rfilename))
+        files = [(file.rfilename, file.size or 0) for file in info.siblings or ()]
+    return sum(size for name, size in files if _is_fetched(name))
 
 
 def _is_fetched(name: str) -> bool:

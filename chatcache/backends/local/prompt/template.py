@@ -19,13 +19,14 @@ from chatcache.backends.local.prompt.reasoning import ReasoningFormat, reasoning
 from chatcache.backends.local.prompt.symbols import SymbolCodec, any_of, break_controls, breaker
 from chatcache.errors import ModelLoadError, UnavailableError
 
-# For models that were never taught a chat format.
+# For models that were never taught a chat format. Models begin an answer with a space.
 PLAIN_TEMPLATE = (
     "{%- if bos_token is defined and bos_token %}{{- bos_token }}{%- endif %}"
     "{%- for message in messages %}"
     "{%- if message['role'] == 'system' %}{{- message['content'] + '\\n\\n' }}"
     "{%- elif message['role'] == 'user' %}{{- 'User: ' + message['content'] + '\\n' }}"
-    "{%- else %}{{- 'Assistant: ' + message['content'] + '\\n' }}{%- endif %}"
+    "{%- else %}{{- 'Assistant:' + ('' if message['content'].startswith(' ') else ' ') }}"
+    "{{- message['content'] + '\\n' }}{%- endif %}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- 'Assistant:' }}{%- endif %}"
 )
@@ -55,7 +56,7 @@ class ChatTemplate:
         self._clock = clock
         self.source = template_source(tokenizer)
         self.codec = SymbolCodec(tokenizer, self.source)
-        self.reasoning: ReasoningFormat = reasoning_format(self.codec.controls)
+        self.reasoning: ReasoningFormat = reasoning_format(self.codec.controls, self.source)
         # Tokens such as <tool_call> are produced by the model and shown: whole in answers.
         never_text = self.codec.specials | {
             tag for tag in self.reasoning.tags if tag in self.codec.controls
@@ -108,18 +109,22 @@ class ChatTemplate:
         return replace(render, text=tail, contents=render.contents[1:]) if tail else None
 
     def turn_end_ids(self) -> frozenset[int]:
-        """The control token that the template writes right behind an answer, if it does."""
+        """The control token that the template writes right behind an answer: an end mark or, if it
+        has none, the beginning of the next turn."""
         probe = _PLACEHOLDERS[0]
         try:
             text = self.render(
                 [ChatMessage("user", "u"), ChatMessage("assistant", probe)],
                 add_generation_prompt=False,
             ).text
+            rest = text.rpartition(probe)[2].strip() if probe in text else ""
+            if not rest:
+                tail = self.render_after_answer([ChatMessage("user", "u")])
+                rest = "" if tail is None else tail.text.strip()
         except UnavailableError:
             return frozenset()
-        rest = text.rpartition(probe)[2].lstrip() if probe in text else ""
         first = next(self.codec.segments(rest), None)
-        if first is None or first.token_id is None or first.text not in self.codec.specials:
+        if first is None or first.token_id is None or first.text in self.reasoning.tags:
             return frozenset()
         return frozenset({first.token_id})
 

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import torch
-from transformers import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig
 
 from chatcache.backends.base import BackendEvent, ModelInfo, RestoreBegan
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
+from chatcache.backends.local.model.failures import naming_gpu
 from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.progress import Progress
+from chatcache.backends.local.model.remarks import dtype_word, remarks
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.idle import IdleWork
@@ -29,21 +31,24 @@ from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.errors import NotFiniteError
+from chatcache.machine import allowance
 
 
 def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     """The model that the settings name. Raises what `load_model` raises."""
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
-    return load_model(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        adapter=settings.adapter,
-        offline=settings.is_offline,
-        cache_dir=settings.cache_dir,
-        progress=progress,
-    )
+    num_threads = settings.num_threads or allowance().num_threads
+    if settings.num_threads is not None or num_threads < torch.get_num_threads():
+        torch.set_num_threads(num_threads)
+    with naming_gpu():
+        return load_model(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            adapter=settings.adapter,
+            offline=settings.is_offline,
+            cache_dir=settings.cache_dir,
+            progress=progress,
+        )
 
 
 def build_runner(
@@ -59,7 +64,11 @@ def build_runner(
     fields = loaded.namespace_fields(precision)
     namespace = namespace_id(fields)
     rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
-    info = _describe(loaded, cut, fields, warm_up(cut, path, rates), path.kv.checkpoint_bytes)
+    with naming_gpu():
+        kv_bytes = warm_up(cut, path, rates)
+    info = _describe(
+        loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes, settings.dtype != "auto"
+    )
     reporter = CacheReporter(emit, path)
     prefixes = reporter.prefixes = PrefixCache(
         settings.cache_dir,
@@ -151,6 +160,7 @@ def _describe(
     fields: dict[str, str],
     kv_bytes: int,
     checkpoint_bytes: int,
+    is_dtype_chosen: bool,
 ) -> ModelInfo:
     return ModelInfo(
         model=loaded.name,
@@ -170,4 +180,6 @@ def _describe(
         namespace_fields=fields,
         description=loaded.description,
         load_ms=loaded.load_ms,
+        stored_dtype=dtype_word(loaded.stored_dtype),
+        remarks=tuple(remarks(loaded, is_dtype_chosen=is_dtype_chosen)),
     )

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.live_kv import LiveKV
@@ -98,13 +99,12 @@ def memory_for(num_tokens: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        words = str(error)
-        if not (is_memory or "not enough memory" in words or "out of memory" in words):
+        if not is_out_of_memory(error):
             raise
         raise UnavailableError(
             f"There is not enough memory for a context of {num_tokens:,} tokens.",
-            "Shorten the conversation, use a smaller model, or choose --dtype bfloat16.",
+            "Shorten the conversation, use a smaller model, or choose --dtype bfloat16."
+            f"{without_gpu(error)}",
         ) from error
 
 
