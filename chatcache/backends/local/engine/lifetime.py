@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from chatcache.machine import memory_left
+
 MEMORY_SECONDS = 2.0  # an unused engine looks so often whether the memory is needed
 FILES_SECONDS = 30.0
 MIN_FREE_BYTES = 256 << 20
@@ -93,43 +95,17 @@ class Lifetime:
 def memory_is_short() -> bool:
     """Whether the machine, or the group of processes that this one is limited with, has little
     memory left. What the system does not tell is not short."""
-    for total, available in (_machine_memory(), _group_memory()):
-        if total and available < max(MIN_FREE_BYTES, MIN_FREE_SHARE * total):
-            return True
-    return False
-
-
-def _machine_memory() -> tuple[int, int]:
-    """The bytes that there are, and those that can be had; zeros where that is not told."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        values = {name: int(rest.split()[0]) << 10 for name, _, rest in map(_split, lines)}
-        return values["MemTotal"], values["MemAvailable"]
-    except (OSError, ValueError, KeyError, IndexError):
-        return 0, 0
-
-
-def _split(line: str) -> tuple[str, str, str]:
-    return line.partition(":")
-
-
-def _group_memory() -> tuple[int, int]:
-    """The same of a control group with a limit (cgroup v2). What files take of it can be had."""
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return limit, limit - used + int(stat.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return 0, 0
+    return any(
+        available < max(MIN_FREE_BYTES, MIN_FREE_SHARE * total)
+        for total, available in memory_left()
+    )
 
 
 def memory_bytes(pid: int | None = None) -> int:
     """What a process holds that no file backs; 0 where that is not told."""
     try:
         lines = Path(f"/proc/{pid or os.getpid()}/status").read_text().splitlines()
-        values = {name: rest for name, _, rest in map(_split, lines)}
+        values = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
         return int(values["RssAnon"].split()[0]) << 10
     except (OSError, ValueError, KeyError, IndexError):
         return 0

@@ -1,4 +1,4 @@
-"""The messages between front ends and an engine. `README.md` in this directory tells the protocol.
+"""The messages between front ends and an engine; `PROTOCOL.md`, beside this, tells the protocol.
 
 Frozen dataclasses of text, ids and numbers; tensors never cross. How they become bytes is in
 `codec.py`, how these travel in `channel.py`.
