@@ -256,10 +256,11 @@ def run_tui(settings: Settings, session: str | None, examine: Examine) -> None:
     from chatcache.tui.app import ChatCacheApp
 
     with contextlib.ExitStack() as opened:
-        failure = ChatCacheApp(
+        app = ChatCacheApp(
             lambda: opened.enter_context(opened_backstage(settings, "terminal")),
             chat_options(settings, session, examine),
-        ).run()
+        )
+        failure = app.run() or app.failure
     if failure is not None:
         raise failure
 

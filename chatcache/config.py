@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from chatcache.checks import (
 from chatcache.errors import UsageError, did_you_mean
 from chatcache.personas import SECTION as PERSONAS_SECTION
 from chatcache.personas import Persona, read_personas
-from chatcache.places import path_of
+from chatcache.places import default_directory, path_of
 from chatcache.remotes import SECTION as REMOTE_SECTION
 from chatcache.remotes import RemoteProfile, read_remotes
 
@@ -287,26 +287,27 @@ def resolve_paths(
     """The directories and who decided each. Nothing is created.
 
     Logs stay beside the data when the data directory was chosen by the user, so that a portable
-    or a throw-away installation is all in one place.
+    or a throw-away installation is all in one place; and so does all else where there is no home.
+    Raises UsageError where there is no home and nothing was chosen.
     """
-    import platformdirs
-
     origins: dict[str, str] = {}
 
-    def choose(key: str, default: Path) -> Path:
+    def choose(key: str, default: Callable[[], Path]) -> Path:
         name = f"paths.{key}"
         variable = ENVIRONMENT[name]
         chosen = options.get(name) or environ.get(variable)
         origins[name] = (
             "option" if options.get(name) else f"environment {variable}" if chosen else "default"
         )
-        return path_of(chosen).absolute() if chosen else default
+        return path_of(chosen).absolute() if chosen else default()
 
-    data_dir = choose("data_dir", platformdirs.user_data_path("chatcache"))
-    cache_dir = choose("cache_dir", platformdirs.user_cache_path("chatcache"))
-    config_file = choose("config_file", platformdirs.user_config_path("chatcache") / "config.toml")
+    data_dir = choose("data_dir", lambda: default_directory("data"))
+    cache_dir = choose("cache_dir", lambda: default_directory("cache", data_dir))
+    config_file = choose(
+        "config_file", lambda: default_directory("config", data_dir) / "config.toml"
+    )
     is_own_place = origins["paths.data_dir"] != "default"
-    log_dir = data_dir / "logs" if is_own_place else platformdirs.user_log_path("chatcache")
+    log_dir = data_dir / "logs" if is_own_place else default_directory("log")
     origins["paths.log_dir"] = origins["paths.data_dir"]
     return Paths(data_dir, cache_dir, config_file, log_dir), origins
 

@@ -27,6 +27,7 @@ from chatcache.config import Paths, Settings
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import plural, size
 from chatcache.machine import allowance
+from chatcache.os_failures import reason
 from chatcache.remotes import remote_model
 
 if TYPE_CHECKING:
@@ -295,7 +296,7 @@ def _directory(name: str, directory: Path, *, fix: bool) -> Finding:
     try:
         directory.chmod(0o700)
     except OSError as error:
-        return Finding(name, "problem", f"{detail}: {error.strerror}", advice)
+        return Finding(name, "note", f"{detail}: {reason(error)}", "Its file system may keep none.")
     return Finding(name, "ok", f"{directory}, {free}; others can no longer read it")
 
 

@@ -31,6 +31,8 @@ Role = Literal["system", "user", "assistant"]
 # "canonical": a prompt is what the template writes for the whole conversation. "append": what was
 # read stays as it was read, and the template writes only what is new.
 HistoryMode = Literal["canonical", "append"]
+# What a model's template can be told of thinking: on and off; more and less; nothing. "": unknown.
+ThinkSwitch = Literal["flag", "effort", "none", ""]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class ModelInfo:
     checkpoint_bytes: int = 0
     stored_dtype: str = ""
     remarks: tuple[str, ...] = ()
+    think_switch: ThinkSwitch = ""
 
 
 @dataclass(frozen=True, slots=True)

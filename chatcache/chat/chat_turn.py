@@ -29,6 +29,7 @@ from chatcache.backends.base import (
     TurnStream,
     nothing_said,
 )
+from chatcache.chat import cut_warning
 from chatcache.chat.answer_keeper import AnswerKeeper
 from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import TurnTask, read_journal, turn_request
@@ -209,6 +210,7 @@ class ChatTurn:
             model=info.model if info else "",
             backend=info.backend if info else "local",
             result=result,
+            remark=cut_warning.remark(self._store, task, info, result) if info else "",
         )
 
 

@@ -86,6 +86,21 @@ class SessionStore:
         except StorageError as error:
             _log.warning("deleted words stay in the search index: %s", error.message)
 
+    def untold(self) -> tuple[str, ...]:
+        """What a person should know of this place, each once in the life of the database."""
+        if self.database.is_private or self.database.is_read_only:
+            return ()
+        note = (
+            f"{self.path.parent} is on a file system that keeps no permissions: whoever can open it"
+            " can read the conversations."
+        )
+        try:
+            with self.database.writing() as connection:
+                added = connection.execute("INSERT OR IGNORE INTO told VALUES ('not private')")
+                return (note,) if added.rowcount else ()
+        except StorageError:
+            return ()  # the next thing that is written says why
+
     def list(self) -> list[SessionSummary]:
         """All sessions, most recently used first."""
         return self.sessions.list()

@@ -104,7 +104,8 @@ class WaitingForModel:
 
 @dataclass(frozen=True, slots=True)
 class AnswerSaved:
-    """The answer, whole or stopped, is on disk. `node_id` is None when the turn is not kept."""
+    """The answer, whole or stopped, is on disk. `node_id` is None when the turn is not kept;
+    `remark` is what somebody should know of it, "" mostly."""
 
     session_id: str
     session_name: str
@@ -113,6 +114,7 @@ class AnswerSaved:
     model: str
     backend: str
     result: TurnResult
+    remark: str = ""
 
 
 ChatEvent = (

@@ -67,7 +67,7 @@ def run(arguments: Namespace) -> int:
     settings = settings_of(arguments, sampling_options(arguments))
     compose.check_model(settings)
     with compose.opened_service(settings, "ask") as service:
-        watch_backend(service, narrator)
+        watch_backend(service, narrator, lambda: compose.sampling(settings))
         session_id = _session_id(service, arguments, system, narrator)
         turn = TurnToSend(
             session_id, prompt, system, use_cache=not arguments.no_cache, save=not arguments.no_save

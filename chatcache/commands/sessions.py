@@ -19,7 +19,7 @@ from chatcache.commands.prompt import read_bytes
 from chatcache.commands.session_tree import draw_tree, held_kv, tree_json
 from chatcache.config import Settings
 from chatcache.errors import UsageError
-from chatcache.formatting import clean, moment, one_line, plural, shorten, table
+from chatcache.formatting import clean, model_name, moment, one_line, plural, shorten, table
 from chatcache.frontend.changes import HISTORY_MODES, MODE_WORDS
 from chatcache.frontend.shell_output import (
     Narrator,
@@ -64,7 +64,7 @@ def list_all(arguments: Namespace) -> int:
             shorten(session.name, NAME_WIDTH),
             f"{session.num_turns:,}",
             f"{session.num_tokens:,}",
-            session.model or "",
+            model_name(session.model or ""),
             moment(session.updated_at, now),
             session.session_id,
         )

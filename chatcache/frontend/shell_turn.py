@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from chatcache.backends.base import (
@@ -27,9 +27,10 @@ from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.figures import figures_of
 from chatcache.chat.service import ChatService
 from chatcache.chat.views import AnswerSaved, ChatEvent, WaitingForModel
-from chatcache.formatting import duration, plural, rate
+from chatcache.formatting import duration, model_name, plural, rate
 from chatcache.frontend import figures, servers
 from chatcache.frontend.engines import waiting_words
+from chatcache.frontend.sampling import Sampling
 from chatcache.frontend.shell_output import AnswerStream, Narrator
 
 _STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -102,6 +103,8 @@ class ShellTurn:
             self._take_text(turn, event)
         elif isinstance(event, AnswerSaved):
             self._saved = event
+            if event.remark:
+                self._narrator.warn(event.remark)
 
     def _take_text(self, turn: ChatTurn, delta: TextDelta) -> None:
         if delta.is_reasoning:
@@ -126,17 +129,21 @@ def _counted(what: str, delta: TextDelta) -> str:
     return f"{what}: {plural(delta.num_tokens, 'token')}" if delta.num_tokens else what
 
 
-def watch_backend(service: ChatService, narrator: Narrator) -> None:
-    """Narrate what the backend does: loading, and anything that went wrong with the cache."""
+def watch_backend(
+    service: ChatService, narrator: Narrator, sampling: Callable[[], Sampling] = Sampling
+) -> None:
+    """Narrate what the backend does: loading, and anything that went wrong with the cache; what
+    the model makes of the `sampling` in force; and what is to be known of the place."""
 
     def tell(event: BackendEvent) -> None:
         if isinstance(event, ModelLoading):
             share = f" {100 * event.done // event.total} %" if event.total else ""
             narrator.progress(f"{event.stage}{share}")
         elif isinstance(event, ModelReady):
-            narrator.progress(f"{event.info.model} is ready")
-            for remark in event.info.remarks:
-                narrator.warn(remark)
+            narrator.progress(f"{model_name(event.info.model)} is ready")
+            for remark in (*event.info.remarks, sampling().remark(event.info)):
+                if remark:
+                    narrator.warn(remark)
             if told := servers.privacy_words(event.info):
                 narrator.note(told)
         elif isinstance(event, CacheEvent) and event.kind in ("quarantined", "warning"):
@@ -144,6 +151,8 @@ def watch_backend(service: ChatService, narrator: Narrator) -> None:
         elif isinstance(event, BackendFailed) and event.will_restart:
             narrator.warn("The engine ended and is being started again.")
 
+    for note in service.store.untold():
+        narrator.warn(note)
     if service.backend is not None:
         service.backend.subscribe(tell)
 

@@ -14,6 +14,7 @@ from textual.app import App
 from textual.binding import BindingType
 from textual.command import Provider
 from textual.driver import Driver
+from textual.events import Event, Key, Paste
 from textual.screen import ModalScreen
 from textual.theme import Theme
 from textual.widgets import Input, TextArea
@@ -21,6 +22,7 @@ from textual.widgets import Input, TextArea
 from chatcache.errors import did_you_mean
 from chatcache.frontend import registry
 from chatcache.frontend.options import ChatOptions
+from chatcache.terminal.layouts import latin_of
 from chatcache.tui import commands
 from chatcache.tui.look import contrast, layout
 from chatcache.tui.screens.chat import ChatScreen
@@ -48,7 +50,8 @@ PLAIN_THEME = Theme(
 
 class ChatCacheApp(App[Exception | None]):
     """Shows a chat service. `open_backstage` is called in a thread once the screen is there; the
-    caller closes what it opened. `run` returns the failure to open it."""
+    caller closes what it opened. `run` returns the failure to open it; `failure` is what ended the
+    program otherwise."""
 
     CSS_PATH = "chatcache.tcss"
     TITLE = "chatcache"
@@ -66,11 +69,12 @@ class ChatCacheApp(App[Exception | None]):
         self._open_backstage = open_backstage
         self._options = options or ChatOptions()
         self._interrupted_at = 0.0
+        self.failure: Exception | None = None
         if not self._options.has_motion:
             self.animation_level = "none"
 
     def get_driver_class(self) -> type[Driver]:
-        """Textual's own, except for a terminal, where long pastes are read faster."""
+        """Textual's own, except for a terminal, which is read in our way."""
         found = super().get_driver_class()
         if found.__name__ != "LinuxDriver":
             return found
@@ -116,6 +120,42 @@ class ChatCacheApp(App[Exception | None]):
             text = f"[keys] names {unknown!r}, which is no binding. {hint}"
             self.notify(text, severity="warning", markup=False)
 
+    # What nobody expected
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Whatever ends the program: what is written is kept, and the caller tells the error."""
+        if self.failure is None:
+            self.failure = error
+            try:
+                self._keep_words()
+            except Exception as second:
+                error.add_note(f"What was being written could not be kept: {second!r}")
+        super()._handle_exception(error)
+
+    def _keep_words(self) -> None:
+        screen = self.screen_stack[0]
+        if isinstance(screen, ChatScreen):
+            screen.drafts.keep_now()
+
+    def _fatal_error(self) -> None:
+        self._close_messages_no_wait()  # Textual would print a traceback, with all local variables
+
+    # What is typed where nothing can be written
+
+    async def on_event(self, event: Event) -> None:
+        if isinstance(event, Key | Paste) and not event.is_forwarded and not self._is_field_focused:
+            screen = self.screen_stack[0]
+            if isinstance(event, Key):
+                event = _on_latin_key(event)
+            elif isinstance(screen, ChatScreen):
+                screen.composer.post_message(event)
+                return
+        await super().on_event(event)
+
+    @property
+    def _is_field_focused(self) -> bool:
+        return isinstance(self.focused, Input | TextArea)
+
     # Ctrl+C
 
     def action_interrupt(self) -> None:
@@ -155,3 +195,12 @@ class ChatCacheApp(App[Exception | None]):
         if isinstance(screen, ChatScreen):
             screen.leave()
         self.exit()
+
+
+def _on_latin_key(event: Key) -> Key:
+    """A key that is a letter of another script, as the shortcut in its place."""
+    character = event.character
+    if character is None or len(character) != 1 or character.isascii():
+        return event
+    latin = latin_of(character)
+    return Key(latin, latin) if latin != character else event

@@ -35,7 +35,7 @@ async def test_a_file_behind_an_at_is_sent_with_its_text(bench: Bench, place: Pa
     async with bench.run() as chat:
         await type_keys(chat, "see @tdo")
         assert "notes/todo.txt" in chat.text
-        await chat.press("enter")
+        await chat.press("down", "enter")
         await chat.idle()
         assert chat.screen.composer.text == "see [file todo.txt: 9 B] "
         await chat.press(*"now", "enter")

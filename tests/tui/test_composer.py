@@ -192,6 +192,126 @@ async def test_enter_in_the_list_runs_or_asks_for_the_argument(bench: Bench) -> 
         assert "temperature" in chat.notices[0]
 
 
+async def test_enter_does_nothing_of_a_list_unless_somebody_moved_in_it(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.press(*"/dele", "enter")
+        assert chat.screen.composer.text == "/delete "
+        await chat.idle()
+        assert chat.notices == []
+        await chat.type("")
+        await chat.press(*"/s", "down", "enter")
+        await chat.until(lambda: chat.screen.composer.text != "/s")
+
+
+async def test_keys_behind_enter_begin_another_message(bench: Bench) -> None:
+    async with bench.run() as chat:
+        composer = chat.screen.composer
+        for key in ("o", "n", "e", "enter", "t", "w", "o"):
+            composer.post_message(Key(key, key if len(key) == 1 else None))
+        await chat.until(lambda: chat.users == ["one"])
+        await chat.idle()
+        assert composer.text == "two"
+
+
+async def test_what_is_typed_behind_a_command_is_for_the_chat_that_it_opens(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        composer = chat.screen.composer
+        for key in (*"/new", "enter", *"ahead"):
+            composer.post_message(Key(key, "/" if key == "/" else key if len(key) == 1 else None))
+        await chat.idle()
+        await chat.until(lambda: chat.users == [])
+        assert composer.text == "ahead"
+        await chat.type("/switch one")
+        await chat.press("enter")
+        await chat.until(lambda: chat.users == ["one"])
+        assert composer.text == ""
+
+
+async def test_a_pasted_command_is_a_message(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await paste(chat, "/quit")
+        await chat.press("enter")
+        await chat.idle()
+        assert chat.users == ["/quit"]
+        await chat.press("up", "enter")
+        await chat.idle()
+        assert chat.users == ["/quit", "/quit"]
+
+
+async def test_a_paste_goes_where_it_can_be_written(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.press("alt+up")
+        chat.app.post_message(Paste("two\rlines"))
+        await chat.until(lambda: chat.screen.composer.text == "two\nlines")
+        await chat.press("ctrl+s")
+        await chat.until(lambda: chat.app.screen is not chat.screen)
+        chat.app.post_message(Paste("two\rlines"))
+        await chat.until(lambda: "two lines" in chat.text)
+
+
+async def test_a_message_key_works_under_another_layout(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.press("alt+up", "alt+up")
+        chat.app.post_message(Key("у", "у"))  # on the key of the e
+        await chat.until(lambda: chat.screen.composer.editing_turn == 1)
+
+
+async def test_what_was_written_comes_back_when_a_message_was_edited(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.type("a draft")
+        await chat.press("alt+up", "alt+up", "e")
+        await chat.until(lambda: chat.screen.composer.text == "one")
+        await chat.press("escape")
+        assert chat.screen.composer.text == "a draft"
+        await chat.press("alt+up", "alt+up", "e")
+        await chat.until(lambda: chat.screen.composer.text == "one")
+        await chat.press("s", "enter")
+        await chat.until(lambda: chat.users == ["ones"])
+        assert chat.screen.composer.text == "a draft"
+
+
+@pytest.mark.parametrize("character", ["🇩🇪", "👨‍👩‍👧", "❤\ufe0f", "e\u0301"])
+async def test_keys_take_whole_characters(bench: Bench, character: str) -> None:
+    async with bench.run() as chat:
+        composer = chat.screen.composer
+        await chat.type(f"a{character}b{character}")
+        await chat.press("backspace")
+        assert composer.text == f"a{character}b"
+        await chat.press("left", "left")
+        assert composer.cursor_location == (0, 1)
+        await chat.press("right")
+        assert composer.cursor_location == (0, 1 + len(character))
+        await chat.press("left", "delete")
+        assert composer.text == "ab"
+
+
+async def test_what_is_typed_before_the_start_is_kept_when_the_program_is_left(
+    bench: Bench, tmp_path: Path
+) -> None:
+    path = tmp_path / "drafts.json"
+    opened = threading.Event()
+    service = bench.service()
+    last_session = service.last_session
+
+    def slow_last_session() -> SessionSummary | None:
+        opened.wait(10)
+        return last_session()
+
+    service.last_session = slow_last_session  # type: ignore[method-assign]
+    make, bench.service = bench.service, lambda: service  # type: ignore[method-assign]
+    async with bench.run(waits=False, drafts_path=path) as chat:
+        await chat.press("h", "i", "enter", "y", "o", "u")
+        await chat.press("ctrl+q")
+    opened.set()
+    bench.service = make  # type: ignore[method-assign]
+    async with bench.run(drafts_path=path) as chat:
+        assert chat.screen.composer.text == "hi\n\nyou"
+
+
 async def test_two_slashes_send_one(bench: Bench) -> None:
     async with bench.run() as chat:
         await chat.say("//etc is a directory")

@@ -11,21 +11,24 @@ import pytest
 from textual.drivers._writer_thread import WriterThread
 from textual.events import Key, Paste
 
-from chatcache.tui.driver import LastingFile, PasteParser
+from chatcache.terminal.sequences import Sequences
+from chatcache.tui.driver import LastingFile
+from chatcache.tui.reports import Reports
 
 START, END = "\x1b[200~", "\x1b[201~"
 TYPED = f"a{START}two\rlines{END}b"
 
 
 def read(*pieces: str) -> list[str]:
-    parser = PasteParser()
+    sequences, reports = Sequences(), Reports()
     found = []
     for piece in pieces:
-        for message in parser.feed(piece):
-            if isinstance(message, Paste):
-                found.append(f"paste {message.text!r}")
-            elif isinstance(message, Key):
-                found.append(message.key)
+        for token in sequences.feed(piece, 0):
+            for message in reports.messages(token):
+                if isinstance(message, Paste):
+                    found.append(f"paste {message.text!r}")
+                elif isinstance(message, Key):
+                    found.append(message.key)
     return found
 
 
@@ -48,8 +51,8 @@ def test_it_may_come_in_many_pieces() -> None:
     assert read(*pieces, "x") == [f"paste {text!r}", "x"]
 
 
-def test_the_end_of_input_ends_it() -> None:
-    assert read("a", f"{START}half", "") == ["a"]
+def test_a_paste_that_has_not_ended_is_waited_for() -> None:
+    assert read("a", f"{START}half") == ["a"]
 
 
 def test_a_terminal_that_is_gone_stops_nobody_who_writes_to_it() -> None:

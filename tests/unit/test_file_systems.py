@@ -94,6 +94,8 @@ def test_a_file_system_that_keeps_no_permissions_is_used(
     monkeypatch.setattr(Path, "chmod", refuse)
     store = SessionStore(path)
     assert not store.database.is_private
+    assert "keeps no permissions" in "".join(store.untold())
+    assert store.untold() == ()
     store.create("a")
     store.close()
     config = path.with_name("config.toml")

@@ -11,6 +11,7 @@ import pytest
 from chatcache import cli, compose
 from chatcache.backends.base import ModelInfo
 from chatcache.backends.local.model import loader, remarks
+from chatcache.formatting import model_name
 from chatcache.frontend import reports
 from chatcache.frontend.model_choice import ModelChoice
 from tests.fakes import FakeBackend
@@ -83,3 +84,25 @@ def test_a_chat_says_it_once_and_reports_it_always(backend: FakeBackend) -> None
     assert choice.remarks(backend.info) == (REMARK,)
     assert choice.remarks(backend.info) == ()
     assert REMARK in reports.model(backend.info)
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("builtin", "builtin"),
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        ("box:org/model/one", "box:org/model/one"),
+        ("https://host/a/b", "https://host/a/b"),
+        ("/home/me/models/Qwen3-0.6B", "Qwen3-0.6B"),
+        ("/home/me/models/Qwen3-0.6B/", "Qwen3-0.6B"),
+        ("~/models/tiny", "tiny"),
+        ("./tiny", "tiny"),
+        ("../models/tiny", "tiny"),
+        ("models/of/mine", "mine"),
+        ("/x/hub/models--Qwen--Qwen3-0.6B/snapshots/abc123", "Qwen/Qwen3-0.6B"),
+        ("/", "/"),
+        ("/home/me/odd\n\x1b[2Jname", "odd [2Jname"),
+    ],
+)
+def test_a_directory_is_called_by_its_own_name(model: str, shown: str) -> None:
+    assert model_name(model) == shown

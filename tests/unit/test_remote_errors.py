@@ -79,6 +79,39 @@ def error(message: str, **more: Any) -> dict[str, Any]:
                            n_ctx=256, type="exceed_context_size_error")),
          ContextFullError, "has 1,407 tokens, the model at", ""),
         (Status(413, "too large"), ContextFullError, "too long for the model", "fork"),
+        (Status(400, error("This model's maximum context length is 512 tokens. However, you"
+                           " requested 600 tokens (500 in the messages, 100 in the completion).")),
+         ContextFullError, "(500 are the conversation, 100 for the answer)",
+         "/set max_new_tokens 12"),
+        (Status(400, error("'max_tokens' or 'max_completion_tokens' is too large: 100000. This"
+                           " model's maximum context length is 32768 tokens and your request has"
+                           " 25 input tokens (100000 > 32768 - 25).")),
+         UnavailableError, "refused max_new_tokens, the limit of the answer (400). It says:",
+         "/set max_new_tokens N"),
+        (Status(400, error("max_tokens is too large: 100000. This model supports at most 16384"
+                           " completion tokens", param="max_tokens")),
+         UnavailableError, "refused max_new_tokens", "/set max_new_tokens default"),
+        (Status(422, {"detail": [{"loc": ["body", "max_tokens"],
+                                  "msg": "Input should be less than or equal to 8192"}]}),
+         UnavailableError, "refused max_new_tokens", ""),
+        (Status(400, error("max_tokens must be at least 1, got -904.")),
+         ContextFullError, "The conversation is too long", ""),
+        (Status(403, "<html><head><title>Attention Required! | Firewall</title></head></html>"),
+         UnavailableError, "does not let the request in (403). A web page came: Attention Required!"
+         " | Firewall.", "a firewall or a proxy on the way"),
+        (Status(401, "<html><h1>Unauthorized &amp; more</h1></html>"), UnavailableError,
+         "does not accept the key of $SOME_KEY. A web page came: Unauthorized & more.", ""),
+        (Status(407, "<html><title>Proxy</title></html>"), UnavailableError,
+         "refused the request (407). A web page came: Proxy.", "A proxy on the way"),
+        (Status(402, error("Insufficient Balance")), UnavailableError,
+         "(402). It says: Insufficient Balance.", "no credit"),
+        (Status(405, ""), UnavailableError, "refused the request (405).", "base_url"),
+        (Status(413, "<html><title>413 Request Entity Too Large</title></html>"), UnavailableError,
+         "(413). A web page came: 413 Request Entity Too Large.", "stands before the server"),
+        (Status(429, error("You exceeded your current quota", type="insufficient_quota")),
+         UnavailableError, "(429). It says: You exceeded", "look at the credit"),
+        (Status(400, [{"error": {"message": "API key not valid"}}]), UnavailableError,
+         "It says: API key not valid.", ""),
     ],
 )  # fmt: skip
 def test_a_refusal_says_who_what_and_what_to_do(
@@ -119,6 +152,16 @@ def test_a_wait_may_be_told_as_a_date() -> None:
     assert 20 < (read_refusal(429, {"retry-after": words}, b"").retry_after or 0) <= 30
     for word in ("soon", "inf", "nan", "-1", "1e300", "9" * 40):
         assert read_refusal(429, {"retry-after": word}, b"").retry_after is None
+
+
+def test_a_refusal_without_a_key_says_what_was_said_first(server: FakeServer) -> None:
+    remote = Remote(server)
+    server.plan(Status(403, error("Country not supported")), Status(401, error("Missing key")))
+    region, key = remote.failure().error, remote.failure().error
+    remote.backend.close()
+    assert "does not allow the request (403). It says: Country not supported." in str(region)
+    assert "It may want a key: remote.p.api_key_env" in region.hint  # type: ignore[attr-defined]
+    assert "wants a key, and the profile has none. It says: Missing key." in str(key)
 
 
 # Second tries

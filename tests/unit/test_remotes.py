@@ -203,6 +203,62 @@ def test_an_address_in_place_of_a_name_says_how_to_make_a_profile() -> None:
     assert "remote.server.base_url http://localhost:8080/v1" in raised.value.hint
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://huggingface.co/Qwen/Qwen3-0.6B",
+        "https://huggingface.co/Qwen/Qwen3-0.6B/",
+        "http://www.huggingface.co/Qwen/Qwen3-0.6B/tree/main",
+        "https://hf.co/Qwen/Qwen3-0.6B?library=transformers",
+        "HTTPS://huggingface.co/Qwen/Qwen3-0.6B/blob/main/config.json",
+        "huggingface.co/Qwen/Qwen3-0.6B",
+        "hf.co/Qwen/Qwen3-0.6B:Q4_K_M",
+        " https://huggingface.co/Qwen/Qwen3-0.6B#usage ",
+    ],
+)
+def test_the_page_of_a_model_says_the_name_of_the_model(address: str) -> None:
+    for remotes in ({}, REMOTES):
+        with pytest.raises(UsageError) as raised:
+            remote_model(address, remotes)
+        assert "is the page of a model on the hub" in raised.value.message
+        assert raised.value.hint == "Name the model: --model Qwen/Qwen3-0.6B"
+
+
+@pytest.mark.parametrize(
+    "address", ["https://huggingface.co/datasets/a", "https://example.com/Qwen/Qwen3-0.6B"]
+)
+def test_other_addresses_are_those_of_servers(address: str) -> None:
+    with pytest.raises(UsageError, match="is the address of a server"):
+        remote_model(address, REMOTES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama3.2:1b",
+        "gemma3n:e4b",
+        "mixtral:8x7b",
+        "qwen3:0.6b-q4_K_M",
+        "phi4:latest",
+        "m:instruct",
+    ],
+)
+def test_a_model_of_ollama_is_no_profile(name: str) -> None:
+    with pytest.raises(NotFoundError) as raised:
+        remote_model(name, {})
+    assert "looks like a model of Ollama" in raised.value.hint
+    assert "base_url http://localhost:11434/v1`" in raised.value.hint
+    assert f"--model ollama:{name}" in raised.value.hint
+    there = {"box": RemoteProfile("box", "http://127.0.0.1:11434/v1")}
+    with pytest.raises(NotFoundError) as raised:
+        remote_model(name, there)
+    assert f"Say --model box:{name}" in raised.value.hint
+    page = f"https://ollama.com/library/{name}"
+    with pytest.raises(UsageError) as used:
+        remote_model(page, {})
+    assert f"--model ollama:{name}" in used.value.hint
+
+
 def test_without_a_network_only_this_machine_is_asked() -> None:
     check_reach(LLAMA, is_offline=True)
     with pytest.raises(UnavailableError, match="network is switched off"):

@@ -83,7 +83,11 @@ class ServerClient:
         """The pieces of an answer as they come. Raises RefusedError when there is none."""
         url = f"{self._profile.api_url}{ENDPOINT}"
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",  # what packs a stream holds it back
+        }
         with self._in_words():
             async with self._http.stream("POST", url, content=content, headers=headers) as response:
                 if response.status_code != 200:

@@ -85,8 +85,11 @@ class Turns:
         self.running: RunningTurn | None = None
 
     @property
-    def queued_texts(self) -> list[str]:
-        return [user.text for user in self._queue]
+    def unsaved_texts(self) -> list[str]:
+        """The messages that are not on disk yet."""
+        running = self.running
+        first = [] if running is None or running.is_saved or not running.user else [running.user]
+        return [user.text for user in (*first, *self._queue)]
 
     @property
     def doing(self) -> str:
@@ -316,6 +319,8 @@ class Turns:
             running.answer.node_id = saved.node_id
             running.answer.show_figures(result)
         self._panel.finish(result, saved.turn)
+        if saved.remark:
+            await self._stage.show_note(saved.remark)
 
     async def _show_failure(self, running: RunningTurn, error: ChatcacheError) -> None:
         """Say what went wrong. Words that were not accepted go back to where they were written."""

@@ -15,6 +15,7 @@ from textual.widgets import Button, Input, Static, TextArea
 from chatcache.formatting import clean
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import MUTED
+from chatcache.tui.widgets.fields import LineField, TextField
 
 if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
@@ -61,7 +62,7 @@ class AskTextScreen(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Static(self._title_text, classes="dialog-title", markup=False)
-            yield Input(self._text, compact=True)
+            yield LineField(self._text, compact=True)
             yield Static("Enter save · Esc leave", classes="dialog-keys", markup=False)
 
     @on(Input.Submitted)
@@ -82,7 +83,7 @@ class SystemPromptScreen(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Static("System prompt", classes="dialog-title", markup=False)
-            yield TextArea(self._text, placeholder="none", highlight_cursor_line=False)
+            yield TextField(self._text, placeholder="none", highlight_cursor_line=False)
             yield Static(self._cost, classes="note", markup=False)
             yield Static("Ctrl+S save · Esc leave it", classes="dialog-keys", markup=False)
 

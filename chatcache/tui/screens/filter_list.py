@@ -22,6 +22,7 @@ from textual.widgets.option_list import Option
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.look.formatting import MUTED, gist, shorten
+from chatcache.tui.widgets.fields import LineField
 
 MAX_ROWS = 500
 Item = TypeVar("Item")
@@ -85,7 +86,7 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Item, Result]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Static(Content(self.title_text), classes="dialog-title", markup=False)
-            yield Input(self._initial_query, placeholder=self.placeholder, compact=True)
+            yield LineField(self._initial_query, placeholder=self.placeholder, compact=True)
             yield Static("", classes="columns", markup=False)
             yield OptionList(markup=False, compact=True)
             yield Static("", classes="preview", markup=False)

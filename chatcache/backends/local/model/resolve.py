@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def cached_models() -> list[str]:
 
     folders = Path(HF_HUB_CACHE).glob("models--*")
     return sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)
+
+
+def free_bytes() -> int:
+    """How much can be downloaded to the Hugging Face cache, which may not be there yet."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    place = Path(HF_HUB_CACHE).absolute()
+    return shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
 
 
 def _snapshot_in(path: Path) -> Path | None:

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
-from chatcache.backends.base import ChatMessage
+from chatcache.backends.base import ChatMessage, ThinkSwitch
 from chatcache.backends.local.prompt.reasoning import ReasoningFormat, reasoning_format
 from chatcache.backends.local.prompt.symbols import SymbolCodec, any_of, break_controls, breaker
+from chatcache.backends.local.prompt.thinking import Thinking, Variables, find_switch
 from chatcache.errors import ModelLoadError, UnavailableError
 
 # For models that were never taught a chat format. Models begin an answer with a space.
@@ -148,9 +150,21 @@ class ChatTemplate:
         return folded, text
 
     def _apply(self, messages: Sequence[ChatMessage], think: bool | None, add: bool) -> str:
+        return self._write(messages, self._thinking.variables(think), add)
+
+    @property
+    def think_switch(self) -> ThinkSwitch:
+        """Whether the template reads what it is told of thinking."""
+        return self._thinking.switch
+
+    @cached_property
+    def _thinking(self) -> Thinking:
+        asked = [ChatMessage("user", "u")]
+        return find_switch(self.source, lambda variables: self._write(asked, variables, add=True))
+
+    def _write(self, messages: Sequence[ChatMessage], variables: Variables, add: bool) -> str:
         """Run the template. It is code of the model's publisher: anything may come out of it."""
         conversation = [_as_dict(message) for message in messages]
-        variables = {} if think is None else {"enable_thinking": think, "thinking": think}
         try:
             with _template_time(self._clock):
                 return str(

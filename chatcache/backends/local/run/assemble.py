@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
@@ -66,8 +67,11 @@ def build_runner(
     rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
     with naming_gpu():
         kv_bytes = warm_up(cut, path, rates)
-    info = _describe(
-        loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes, settings.dtype != "auto"
+    planner = TurnPlanner(loaded)
+    info = replace(
+        _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes),
+        remarks=tuple(remarks(loaded, is_dtype_chosen=settings.dtype != "auto")),
+        think_switch=planner.think_switch,
     )
     reporter = CacheReporter(emit, path)
     prefixes = reporter.prefixes = PrefixCache(
@@ -91,7 +95,6 @@ def build_runner(
         loaded.model.config,
         on_restore=lambda num_tokens, num_bytes: emit(RestoreBegan(num_tokens, num_bytes)),
     )
-    planner = TurnPlanner(loaded)
     max_context = loaded.max_context_tokens
     idle = IdleWork(
         planner,
@@ -160,7 +163,6 @@ def _describe(
     fields: dict[str, str],
     kv_bytes: int,
     checkpoint_bytes: int,
-    is_dtype_chosen: bool,
 ) -> ModelInfo:
     return ModelInfo(
         model=loaded.name,
@@ -181,5 +183,4 @@ def _describe(
         description=loaded.description,
         load_ms=loaded.load_ms,
         stored_dtype=dtype_word(loaded.stored_dtype),
-        remarks=tuple(remarks(loaded, is_dtype_chosen=is_dtype_chosen)),
     )

@@ -39,6 +39,7 @@ from chatcache.backends.local.prompt.stops import StopWatch, stop_texts
 from chatcache.backends.local.prompt.template import common_length, template_source
 from chatcache.backends.local.run.live_context import Reuse
 from chatcache.errors import ContextFullError, UnavailableError
+from chatcache.formatting import model_name
 from chatcache.token_ids import NO_IDS, TokenIds
 
 
@@ -121,6 +122,7 @@ class TurnPlanner:
         self._generation_prompts: dict[bool | None, TokenIds] = {}
         self._stop_texts = stop_texts(self._planner.template)
         self.control_ids = frozenset(self._planner.codec.control_ids)
+        self.think_switch = self._planner.template.think_switch
 
     def prompt(self, request: TurnRequest) -> PromptPlan:
         """Raises UnavailableError if the template refuses the messages, or the weights changed."""
@@ -142,8 +144,8 @@ class TurnPlanner:
         room = max_tokens - len(plan.ids)
         if room <= 0:
             raise ContextFullError(
-                f"The conversation has {len(plan.ids):,} tokens, but {self._loaded.name} reads at "
-                f"most {max_tokens:,}.",
+                f"The conversation has {len(plan.ids):,} tokens, but "
+                f"{model_name(self._loaded.name)} reads at most {max_tokens:,}.",
                 "Fork from an earlier turn, start a new chat, or shorten the message.",
                 len(plan.ids),
                 max_tokens,

@@ -193,7 +193,7 @@ def probe_template(tokenizer: Any, ends: frozenset[int], system: str = SYSTEM) -
     knows_reasoning = (
         tags is HARMONY or tags.open in template.source or tags.open in template.codec.controls
     )
-    has_switch = _has_thinking_switch(rehearser)
+    has_switch = template.think_switch != "none"
     conversations = [
         Rehearsal("plain", "plain chat"),
         Rehearsal("system", "with a system prompt", system),
@@ -259,15 +259,6 @@ def _difference(rehearser: Rehearser, interval: Interval, base: str, later: str)
     text = rehearser.planner.date_at(base, start, start + 1) or base[start : max(stop, start + 1)]
     position = len(rehearser.planner.codec.encode(base[:start], "\ue000"))
     return ChangeByItself(interval, position, text[:_SNIPPET_CHARACTERS])
-
-
-def _has_thinking_switch(rehearser: Rehearser) -> bool:
-    template = rehearser.planner.template
-    asked = [ChatMessage("user", "What is this?")]
-    try:
-        return template.render(asked, think=True).text != template.render(asked, think=False).text
-    except UnavailableError:
-        return False
 
 
 def _system_role(rehearser: Rehearser, rehearsed: Sequence[Rehearsed], system: str) -> SystemRole:

@@ -44,7 +44,7 @@ from chatcache.cache.files.store import SegmentStore, StoredSegment
 from chatcache.cache.segments import Span
 from chatcache.cache.tensors.blocks import DTYPES, memory_of
 from chatcache.cache.tensors.int8 import SCALE_PREFIXES, are_scales_of, dequantise, scales_of
-from chatcache.errors import ChatcacheError
+from chatcache.errors import ChatcacheError, NotFiniteError
 from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,10 @@ class Recomputer:
         except (SegmentDamagedError, SegmentMissingError):
             return None
         fresh = self._fresh
-        ours = fresh.forward(live, [next_id], stop)
+        try:
+            ours = fresh.forward(live, [next_id], stop)
+        except NotFiniteError:
+            return False
         cold = fresh.forward(fresh.kv, [next_id], stop)
         fresh.hold(chain.ids, 0 if fresh.kv.has_states else stop)
         return int(ours.argmax()) == int(cold.argmax())
