@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from chatcache.backends.base import EngineStatus, TurnWaiting
-from chatcache.formatting import one_line, plural, size
+from chatcache.formatting import model_name, plural, size
 
 
 def waiting_words(waiting: TurnWaiting) -> str:
@@ -18,9 +16,13 @@ def waiting_words(waiting: TurnWaiting) -> str:
     return f"{waiting.num_ahead:,} other turns come first{where}"
 
 
-def model_name(model: str) -> str:
-    """A model's name, of a directory its last part."""
-    return one_line(Path(model).name if Path(model).is_absolute() else model)
+def summary(status: EngineStatus) -> str:
+    """An engine in a few words: model, memory, how long it stays."""
+    parts = [model_name(status.model)]
+    if status.memory_bytes:
+        parts.append(size(status.memory_bytes))
+    parts.append("loading" if status.state == "loading" else stay_words(status))
+    return f"{parts[0]} ({', '.join(parts[1:])})"
 
 
 def stay_words(status: EngineStatus) -> str:

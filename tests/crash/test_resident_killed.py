@@ -45,6 +45,15 @@ def engine_pids(runtime: Path) -> list[int]:
     return [pid for pid in found if pid is not None]
 
 
+def is_alive(pid: int) -> bool:
+    """Not gone, and not waiting for its parent to take note."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
 def talk_and_kill(model: Path, runtime: Path, name: str, victims: str, seconds: float) -> list[str]:
     """Let it talk for a while, then kill; returns what it had shown as sent."""
     command = [sys.executable, "-m", "tests.crash.talker", str(model), name]
@@ -89,5 +98,5 @@ def test_whoever_is_killed_nothing_is_lost_and_the_next_command_works(
     pids = engine_pids(runtime)
     assert run_json("engine", "stop", "--all")["stopped"] == 1
     assert list(runtime.iterdir()) == []
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not any(is_alive(pid) for pid in pids)
     assert not list(home.rglob(".tmp-*"))
