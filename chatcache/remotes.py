@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from chatcache.checks import checked_table, decimal, described, setting, text, whole
 from chatcache.errors import NotFoundError, UnavailableError, UsageError, did_you_mean
-from chatcache.network import is_loopback
+from chatcache.network import is_loopback, is_near
 
 SECTION = "remote"
 EXAMPLE = """
@@ -43,6 +43,7 @@ HUB_PAGE = re.compile(
     re.IGNORECASE,
 )
 HUB_SECTIONS = ("datasets", "spaces", "docs", "models", "collections", "papers", "blog", "api")
+PORT = re.compile(r"\d{3,5}(?:/.*)?")
 OLLAMA_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?ollama\.com/(?:library/)?([\w.-]+(?:/[\w.-]+)?(?::[\w.-]+)?)/?(?:[?#].*)?",
     re.IGNORECASE,
@@ -246,6 +247,8 @@ def remote_model(name: str, remotes: Remotes) -> RemoteModel | None:
         return None
     if model.startswith(("/", "\\")):
         return None  # a path of Windows
+    if PORT.fullmatch(model) and (is_near(prefix) or "." in prefix):
+        raise _address_error(f"http://{name}")
     raise NotFoundError(
         f"There is no remote profile {prefix!r}.", _way_to(prefix, model.strip(), remotes)
     )

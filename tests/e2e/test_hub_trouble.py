@@ -104,6 +104,7 @@ def test_a_token_that_is_refused_is_named(
     [
         ("HF_ENDPOINT", "http://127.0.0.1:9", "cannot be reached: nothing listens there"),
         ("HF_ENDPOINT", "mirror", "$HF_ENDPOINT is no address of a hub"),
+        ("HF_TOKEN", "hf_pa\u00dfwort", "$HF_TOKEN holds characters that no token has"),
         ("SSL_CERT_FILE", "/no/such.pem", "$SSL_CERT_FILE names /no/such.pem"),
         ("ALL_PROXY", "socks4://127.0.0.1:9", "$ALL_PROXY names a proxy of the kind socks4://"),
     ],

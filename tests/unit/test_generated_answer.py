@@ -40,6 +40,7 @@ def answer(shape: str, text: str, *, opens: bool = False, continues: bool = Fals
         ("gpt-oss", "<|channel|>plan<|message|>hm<|end|><|start|>assistant<|channel|>final"
                     "<|message|>Yes.<|return|>"),
         ("qwen3", "hm\n</think>\n\nYes."),
+        ("chatml", "<thinking>\nhm\n</thinking>\n\nYes."),
         ("seed", "hm\n</seed:think>\n\nYes."),
     ],
 )  # fmt: skip

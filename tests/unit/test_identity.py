@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,26 @@ def test_names_shapes_and_dtypes_belong_to_the_parameters() -> None:
         [("w", tensor.to(torch.int32))],
     ]
     assert len({identity.parameters_id(variant) for variant in variants}) == len(variants)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "integers"),
+    [
+        (torch.int8, torch.uint8),
+        (torch.bfloat16, torch.int16),
+        (torch.float32, torch.int32),
+        (torch.float64, torch.int64),
+    ],
+)
+def test_the_sum_of_parameters_is_that_of_torch(dtype: torch.dtype, integers: torch.dtype) -> None:
+    """It is in the name of everything that was ever kept."""
+    bits = torch.randint(0, 256, (3000, 8), dtype=torch.uint8)
+    tensor = bits.view(dtype).T  # not contiguous
+    flat = tensor.contiguous().flatten().view(integers)
+    samples = flat[:: max(1, flat.numel() // 64)][:64].tolist()
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"w|{tuple(tensor.shape)}|{dtype}{int(flat.sum())}{samples}".encode())
+    assert identity.parameters_id([("w", tensor)]) == digest.hexdigest()
 
 
 def test_a_tokenizer_is_its_vocabulary_and_not_its_template() -> None:

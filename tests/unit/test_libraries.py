@@ -69,6 +69,22 @@ def test_the_rest_is_there_when_somebody_asks_for_it(tmp_path: Path) -> None:
     run(READY + REST, "builtin", str(tmp_path))
 
 
+def test_what_is_imported_while_torch_is_linked_waits_for_no_library() -> None:
+    program = """
+import importlib, sys
+from chatcache.backends.local.model import libraries
+for name in libraries._NATIVE:
+    importlib.import_module(name)
+before = set(sys.modules)
+for name in libraries._BESIDE:
+    importlib.import_module(name)
+new = [sys.modules[name] for name in set(sys.modules) - before]
+assert [m.__name__ for m in new if str(getattr(m, "__file__", "")).endswith(".so")] == []
+assert "torch" not in sys.modules
+"""
+    run(program)
+
+
 @pytest.mark.parametrize("family", ["llama", "apertus"])
 def test_a_model_is_the_same_as_with_whole_libraries(family: str, tmp_path: Path) -> None:
     """torch makes an apertus with operators that have to be imported first."""

@@ -111,7 +111,7 @@ def error(message: str, **more: Any) -> dict[str, Any]:
         (Status(429, error("You exceeded your current quota", type="insufficient_quota")),
          UnavailableError, "(429). It says: You exceeded", "look at the credit"),
         (Status(400, [{"error": {"message": "API key not valid"}}]), UnavailableError,
-         "It says: API key not valid.", ""),
+         "It says: API key not valid.", "the key of $SOME_KEY"),
     ],
 )  # fmt: skip
 def test_a_refusal_says_who_what_and_what_to_do(

@@ -34,6 +34,7 @@ def in_steps(text: str, step: int) -> Stream:
 CASES = [
     ("<think>hm</think>Yes.", "hm", "Yes."),
     ("<thinking>\nhm\n</thinking>\n\nYes.", "hm", "Yes."),
+    ("<think>hm</think>\n<think> so</think>\n\nYes.", "hm so", "Yes."),
     ("<seed:think>hm</seed:think>Yes.", "hm", "Yes."),
     ("[THINK]hm[/THINK]Yes.", "hm", "Yes."),
     ("<thought>hm</thought>Yes.", "hm", "Yes."),

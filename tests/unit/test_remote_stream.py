@@ -109,6 +109,41 @@ def test_what_is_called_an_error_ends_the_turn_and_keeps_the_words(
     assert alone.partial is None
 
 
+@pytest.mark.parametrize("reason", ["", "null", "None", None])
+def test_a_reason_that_is_none_ends_nothing(remote: Remote, reason: str | None) -> None:
+    """Some say it with every piece: an answer that breaks off is not whole then."""
+    remote.server.plan(
+        Raw([event("Half", reason)]), Raw([event("Wh", reason), event("ole", "stop")])
+    )
+    assert "in the middle of the answer" in str(remote.failure().error)
+    assert remote.result().text == "Whole"
+
+
+@pytest.mark.parametrize("reason", ["abort", "insufficient_system_resource", "network_error"])
+def test_a_reason_that_is_a_failure_is_one(remote: Remote, reason: str) -> None:
+    remote.server.plan(Raw([event("Half"), event("", reason), DONE]))
+    failed = remote.failure()
+    assert failed.partial is not None
+    assert failed.partial.text == "Half"
+
+
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "MAX_TOKENS"])
+def test_a_limit_has_several_names(remote: Remote, reason: str) -> None:
+    remote.server.plan(Raw([event("Half", reason), DONE]))
+    assert remote.result().finish_reason == "length"
+
+
+def test_words_in_odd_places_arrive_once(remote: Remote) -> None:
+    whole = {"choices": [{"message": {"content": "Hi there"}, "finish_reason": "stop"}]}
+    refusal = {"choices": [{"delta": {"refusal": "No."}, "finish_reason": "stop"}]}
+    remote.server.plan(
+        Raw([event("Hi"), event(" there"), b"data: " + json.dumps(whole).encode() + b"\n\n", DONE]),
+        Raw([b"data: " + json.dumps(refusal).encode() + b"\n\n", DONE]),
+        Status(201, {"choices": [{"message": {"content": "Made."}}]}),
+    )
+    assert [remote.result().text for _ in range(3)] == ["Hi there", "No.", "Made."]
+
+
 def test_words_beside_an_error_are_kept(remote: Remote) -> None:
     chunk = {"choices": [{"delta": {"content": " more"}, "finish_reason": "error"}],
              "error": {"message": "gone"}}  # fmt: skip

@@ -225,6 +225,15 @@ def test_the_page_of_a_model_says_the_name_of_the_model(address: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["localhost:8080", "192.168.1.5:11434/v1", "box.lan:8000", "api.example.com:443"]
+)
+def test_a_host_with_a_port_is_an_address(name: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        remote_model(name, REMOTES)
+    assert f"remote.server.base_url http://{name}`" in raised.value.hint
+
+
+@pytest.mark.parametrize(
     "address", ["https://huggingface.co/datasets/a", "https://example.com/Qwen/Qwen3-0.6B"]
 )
 def test_other_addresses_are_those_of_servers(address: str) -> None:

@@ -35,6 +35,8 @@ from chatcache.token_ids import NO_IDS
 DONE = "[DONE]"  # the last piece of a stream
 MILLION = 1e6
 DECIMALS = 10
+NO_REASONS = ("", "null", "None")  # a reason to end, said of every piece
+TOO_LONG = ("length", "max_tokens", "MAX_TOKENS", "max_length")
 MAX_COUNT = 1 << 40  # no server has read more; such a figure is a mistake
 # Where servers put reasoning: DeepSeek and vLLM, OpenRouter and newer vLLM, others.
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
@@ -94,14 +96,17 @@ class ServerAnswer:
         if not isinstance(choices, list) or not choices:
             return
         choice = _table(choices[0])
-        delta = _table(choice.get("delta")) or _table(choice.get("message"))
-        if isinstance(reason := choice.get("finish_reason"), str):
+        delta = _table(choice.get("delta"))
+        if not delta and not self.is_begun:  # at the end some say all of it once more
+            delta = _table(choice.get("message"))
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason not in NO_REASONS:
             self._finish = reason
         reasoning = self._thoughts.push(self._reasoning_of(delta))
         if reasoning:
             self._marks.has_thought()
             yield self._said(at, reasoning, is_reasoning=True)
-        told = delta.get("content") or choice.get("text")
+        told = delta.get("content") or delta.get("refusal") or choice.get("text")
         text = self._continuation.push(self._words.push(_text_of(told)))
         if text:
             yield from self._say(at, self._marks.push(text))
@@ -109,7 +114,7 @@ class ServerAnswer:
     def finish(self, *, is_whole: bool = True) -> Iterator[TextDelta]:
         """The server has ended: what was held back comes out. `is_whole`: it was not cut off."""
         held = self._marks.push(rest) if (rest := self._continuation.rest()) else []
-        is_whole = is_whole and self._finish != "length"
+        is_whole = is_whole and self._finish not in TOO_LONG
         yield from self._say(self._last_at, [*held, *self._marks.finish(is_whole=is_whole)])
 
     def _reasoning_of(self, delta: dict[str, Any]) -> str:
@@ -170,7 +175,7 @@ class ServerAnswer:
         )
 
     def _finish_reason(self) -> FinishReason:
-        return "length" if self._finish == "length" else "stop"
+        return "length" if self._finish in TOO_LONG else "stop"
 
     @property
     def _completion_tokens(self) -> int | None:

@@ -75,7 +75,7 @@ class ServerClient:
         with self._in_words():
             async with self._http.stream("GET", url, timeout=timeout) as response:
                 body = await self._whole(response)
-                if response.status_code != 200:
+                if not response.is_success:
                     raise RefusedError(read_refusal(response.status_code, response.headers, body))
         return read_models(self._json(body, response))
 
@@ -90,7 +90,7 @@ class ServerClient:
         }
         with self._in_words():
             async with self._http.stream("POST", url, content=content, headers=headers) as response:
-                if response.status_code != 200:
+                if not response.is_success:
                     told = await self._whole(response)
                     raise RefusedError(read_refusal(response.status_code, response.headers, told))
                 async for arrived in self._pieces(response):

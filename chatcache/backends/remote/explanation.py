@@ -53,6 +53,7 @@ _PARTS = re.compile(
     r"(\d[\d,]*) in (?:the |your )?(?:messages|prompt|input),? (?:and )?(\d[\d,]*) in",
     re.IGNORECASE,
 )
+_KEY = re.compile(r"api[ _-]?key|credential|unauthori[sz]ed|authenticat", re.IGNORECASE)
 _NO_CREDIT = re.compile(r"insufficient_quota|billing|credit|balance|exceeded your", re.IGNORECASE)
 
 
@@ -110,9 +111,11 @@ def explain(
             f"{host} does not take {name} ({refusal.status}).{says}",
             f"Leave {option} out: `/set {option} default`, or no --{option.replace('_', '-')}.",
         )
-    return UnavailableError(
-        f"{host} refused the request ({refusal.status}).{says}", _what_to_do(refusal, remote)
-    )
+    hint = _what_to_do(refusal, remote)
+    if refusal.status == 400 and _KEY.search(refusal.message):
+        key_name = remote.profile.api_key_env
+        hint = f"It may be the key of ${key_name}." if key_name else "It may want a key."
+    return UnavailableError(f"{host} refused the request ({refusal.status}).{says}", hint)
 
 
 def _in_stream(host: str, says: str, has_begun: bool) -> ChatcacheError:

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 _FIELDS = ("data", "event", "id", "retry", "error")
 _DONE = ("[DONE]", "DONE")
+# Reasons to end an answer that is not whole.
+_FAILING = ("abort", "aborted", "cancelled", "insufficient_system_resource")
 _MAX_FOREIGN_CHARS = 2000
 PieceKind = Literal["chunk", "error", "done", "broken", "foreign"]
 
@@ -245,7 +247,8 @@ def _is_failure(chunk: dict[str, Any]) -> bool:
     if "error" in (chunk.get("object"), chunk.get("type")):
         return True
     choice = _first_choice(chunk)
-    if choice.get("finish_reason") == "error" or isinstance(choice.get("error"), dict):
+    reason = str(choice.get("finish_reason"))
+    if "error" in reason or reason in _FAILING or isinstance(choice.get("error"), dict):
         return True
     return "choices" not in chunk and "detail" in chunk
 

@@ -41,6 +41,7 @@ _NOT_REACHED = (
 def asking_hub(repo_id: str) -> Iterator[None]:
     """Ask the hub for a model; whatever goes wrong becomes a ChatcacheError that says it."""
     _check_endpoint()
+    _check_token()
     check_environment()
     mend_environment()
     try:
@@ -150,6 +151,16 @@ def _check_endpoint() -> None:
             f"${ENDPOINT} is no address of a hub: {_address()}.",
             f"Write it like {HUB}, or unset it: unset {ENDPOINT}",
         )
+
+
+def _check_token() -> None:
+    for name in TOKENS:
+        token = os.environ.get(name, "").strip()
+        if not (token.isascii() and token.isprintable()):
+            raise UnavailableError(
+                f"${name} holds characters that no token has.",
+                f"Set it again, or unset it: unset {name}",
+            )
 
 
 def _address() -> str:

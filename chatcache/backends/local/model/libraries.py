@@ -9,19 +9,31 @@ It is done once, in a process of the engine, before torch is imported. Everythin
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
+import importlib.util
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from chatcache.backends.local.model.deferral import Deferral, Rule
 
 log = logging.getLogger(__name__)
 
+# Imported first: they have parts in C, and the dynamic linker does one library at a time.
+_NATIVE = (
+    *("decimal", "fcntl", "hashlib", "heapq", "queue", "sqlite3", "ssl", "uuid"),
+    *("markupsafe", "numpy", "regex", "safetensors", "tokenizers", "xxhash", "yaml"),
+)
+# Imported while it does torch: Python, nothing else, and nothing of it needs torch.
+_BESIDE = ("chatcache.cache.files.store", "huggingface_hub.hf_api", "jinja2.sandbox")
 _LIBRARIES = (
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
@@ -37,6 +49,11 @@ def import_libraries() -> None:
         return
     _deferral = Deferral(_rules())
     sys.meta_path.insert(0, _deferral)
+    for name in _NATIVE:
+        importlib.import_module(name)
+    with _torch_linked():
+        for name in _BESIDE:
+            importlib.import_module(name)
     importlib.import_module("torch")
     importlib.import_module("torch._prims")  # without it there is no torch.Generator
     try:
@@ -66,6 +83,29 @@ def collector_off() -> Iterator[None]:
         gc.freeze()
         if was_on:
             gc.enable()
+
+
+@contextmanager
+def _torch_linked() -> Iterator[None]:
+    """Have the dynamic linker load torch in a thread meanwhile: a quarter of importing it, which
+    Python would wait for. What fails here is told by the import."""
+    found = importlib.util.find_spec("torch")
+    places = [] if found is None else found.submodule_search_locations or []
+    libraries = [Path(place, "lib", "libtorch_cpu.so") for place in places]
+    thread = threading.Thread(target=_link, args=(libraries,), name="linker")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _link(libraries: Iterable[Path]) -> None:
+    linker = ctypes.CDLL(None)  # a call of its functions lets other threads go on
+    linker.dlopen.argtypes, linker.dlopen.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p
+    for library in libraries:
+        if sys.platform == "linux" and library.is_file():
+            linker.dlopen(os.fsencode(library), os.RTLD_NOW)
 
 
 def _rules() -> dict[str, Rule]:

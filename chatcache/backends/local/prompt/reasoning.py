@@ -106,7 +106,8 @@ def shown_tokens(style: ReasoningFormat) -> frozenset[str]:
 class ReasoningSplitter:
     """Takes text as it comes, gives pieces that are reasoning or answer; tags are swallowed.
 
-    Reasoning is recognised at the start of the answer only: a tag that is mentioned later is text.
+    Reasoning is recognised at the start of the answer, and right behind other reasoning: a tag that
+    is mentioned later is text.
     Newlines next to a tag belong to the tag. What might still become a tag is held back. `is_open`:
     the stream begins inside reasoning; `is_continued`: in the middle of it, or of the answer.
 
@@ -143,10 +144,13 @@ class ReasoningSplitter:
             return self._harmony.push(text)
         self._held += text
         pieces: list[TextPiece] = []
-        if self._state == "start":
-            self._leave_start()
-        if self._state == "reasoning":
-            self._take_reasoning(pieces)
+        before = None
+        while before != (self._state, self._held):  # reasoning may follow reasoning
+            before = self._state, self._held
+            if self._state == "start":
+                self._leave_start()
+            if self._state == "reasoning":
+                self._take_reasoning(pieces)
         if self._state == "answer":
             self._emit(pieces, len(self._held), is_reasoning=False)
         return pieces
@@ -189,7 +193,7 @@ class ReasoningSplitter:
             rest = self._held[at + len(tag) :]
             self._held = self._held[:at].rstrip("\n")
             self._emit(pieces, len(self._held), is_reasoning=True)
-            self._state, self._held, self._is_after_tag = "answer", rest, True
+            self._state, self._held, self._is_after_tag = "start", rest, True
             self._is_assumed = False
             return
         certain = len(self._held) - max(_overlap(self._held, tag) for tag in self._closes)

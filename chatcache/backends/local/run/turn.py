@@ -30,6 +30,8 @@ from chatcache.backends.local.prompt.detokenize import Detokenizer
 from chatcache.backends.local.prompt.harmony import TextPiece
 from chatcache.backends.local.prompt.planner import PromptPlan, PromptPlanner
 from chatcache.backends.local.prompt.reasoning import (
+    HARMONY,
+    KNOWN,
     LoneClosing,
     ReasoningSplitter,
     reasoning_format,
@@ -211,8 +213,12 @@ class GeneratedAnswer:
         is_continued = plan.continues_answer
         self._stops = StopWatch(stop_texts, is_continued=is_continued) if stop_texts else None
         self._text_ends: list[int] = []  # characters after each id
+        # What the prompt has opened ends with its own mark; what a model opens may be any of them.
+        is_known = style is HARMONY or plan.opens_reasoning
         self._splitter = ReasoningSplitter(
-            style, is_open=plan.opens_reasoning, is_continued=plan.continues_answer
+            *((style,) if is_known else (style, *KNOWN)),
+            is_open=plan.opens_reasoning,
+            is_continued=plan.continues_answer,
         )
         # Some models think without opening it, and only close it.
         can_be_unopened = not (plan.opens_reasoning or plan.continues_answer)
