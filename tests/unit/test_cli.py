@@ -103,6 +103,7 @@ def test_ask_json_is_the_object_of_the_interface(run: Run) -> None:
         "usage",
         "timings",
         "cache",
+        "engine",
     ]
     second = run_json(run, "ask", "again", "--session", "a")
     assert (second["session_id"], second["session"], second["turn"]) == (
