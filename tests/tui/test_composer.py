@@ -405,6 +405,18 @@ async def test_history_is_picked_from_a_list(bench: Bench) -> None:
         await chat.until(lambda: chat.screen.composer.text == "about apples")
 
 
+async def test_what_was_written_before_a_pick_comes_back_with_up(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("about apples")
+        await chat.type("a draft")
+        await chat.press("ctrl+r")
+        await chat.until(lambda: chat.app.screen is not chat.screen)
+        await chat.press("enter")
+        await chat.until(lambda: chat.screen.composer.text == "about apples")
+        await chat.press("home", "up")
+        assert chat.screen.composer.text == "a draft"
+
+
 async def test_the_editor_writes_the_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatcache.frontend.editor.edit_text", lambda text: text + " edited")
     async with bench.run() as chat:
