@@ -29,8 +29,8 @@ from chatcache.tui.widgets.command_popup import (
     command_offers,
     file_offers,
 )
+from chatcache.tui.widgets.earlier import EarlierTexts
 from chatcache.tui.widgets.fields import TextField
-from chatcache.tui.widgets.recall import Recall
 
 if TYPE_CHECKING:
     from chatcache.frontend.files import Attachment
@@ -64,7 +64,7 @@ class Composer(TextField):
         self._set_aside = ""  # what was written before a turn was edited
         self._original = ""
         self.editing_turn: int | None = None
-        self.recall = Recall()
+        self.recall = EarlierTexts()
         self._has_files = asyncio.Event()  # not while one that was asked for is being read
         self._has_files.set()
         self._files: Sequence[str] | None = None

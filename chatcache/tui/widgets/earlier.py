@@ -5,7 +5,7 @@ from __future__ import annotations
 _LIMIT = 500
 
 
-class Recall:
+class EarlierTexts:
     """Walks from what is being written to the first message, and back."""
 
     def __init__(self) -> None:
