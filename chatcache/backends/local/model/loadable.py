@@ -18,6 +18,7 @@ from chatcache.backends.local.model.files import (
     INDEX,
     WEIGHTS,
     architecture_of,
+    check_object,
     read_header,
     read_object,
     weight_files,
@@ -278,7 +279,7 @@ def _tokenizer(path: Path, config: Mapping[str, Any]) -> Iterator[Obstacle]:
         return (path / name).is_file()
 
     if has("tokenizer.json"):
-        read_object(path / "tokenizer.json")
+        check_object(path / "tokenizer.json")
         return
     if has("vocab.txt") or (has("vocab.json") and has("merges.txt")):
         return
