@@ -22,16 +22,21 @@ from typing import TYPE_CHECKING, Literal
 from chatcache.assets import pocket_dir
 from chatcache.cache.files.ownership import foreign_owner
 from chatcache.cache.inspect import VerifyReport
+from chatcache.chat.schema import APPLICATION_ID
 from chatcache.checks import num_bytes, spill_parts
 from chatcache.config import Paths, Settings
-from chatcache.errors import ChatcacheError
+from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import plural, size
+from chatcache.frontend.engines import summary
 from chatcache.machine import allowance
+from chatcache.network import check_environment, proxy_variables
 from chatcache.os_failures import reason
 from chatcache.remotes import remote_model
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
+
+    from chatcache.backends.local.engine.control import RunningEngine
 
 Status = Literal["ok", "note", "problem", "damage"]
 
@@ -69,13 +74,15 @@ def examine(
     load: Callable[[], Settings],
     verify_words: Callable[[], Sequence[str]],
     verify_cache: Callable[[], VerifyReport],
+    look_at_engines: Callable[[], Sequence[RunningEngine]],
     *,
     fix: bool,
 ) -> Iterator[Finding]:
     """All findings, the quick ones first.
 
     `load` gives the settings, or raises what is wrong with them; `verify_words` gives problems;
-    `verify_cache` what it found, and put right if it was asked to. No server is asked.
+    `verify_cache` what it found, and put right if it was asked to; `look_at_engines` those that
+    run. No server is asked.
     With `fix`, directories that others can read are closed to them.
     """
     yield _python()
@@ -86,13 +93,16 @@ def examine(
     yield _config(paths, load)
     yield from _model(load)
     yield from _servers(load)
+    yield _network()
     for name, directory in (
         ("data directory", paths.data_dir),
         ("cache directory", paths.cache_dir),
         ("log directory", paths.log_dir),
     ):
         yield _directory(name, directory, fix=fix)
+    yield _engines(look_at_engines)
     yield _words(paths, verify_words)
+    yield from _copies(paths)
     yield _cache(load, verify_cache)
 
 
@@ -184,6 +194,23 @@ def _machine(load: Callable[[], Settings]) -> Finding:
     return Finding("machine", "ok", detail)
 
 
+def _engines(look: Callable[[], Sequence[RunningEngine]]) -> Finding:
+    """The processes that hold models, and whether the place where they are found is safe."""
+    try:
+        engines = look()
+    except OSError as error:
+        detail = f"{error.filename} cannot be used: {error.strerror}"
+        advice = "Remove it, or set XDG_RUNTIME_DIR to a directory of your own."
+        return Finding("engines", "problem", detail, advice)
+    hung = [engine for engine in engines if engine.status is None]
+    if hung:
+        pids = ", ".join(str(engine.pid) for engine in hung)
+        advice = "`chatcache engine stop --all` ends it."
+        return Finding("engines", "problem", f"process {pids} does not answer", advice)
+    told = [summary(engine.status) for engine in engines if engine.status is not None]
+    return Finding("engines", "ok", "; ".join(told) or "none is running")
+
+
 def _builtin_model() -> Finding:
     try:
         return Finding("built-in model", "ok", str(pocket_dir()))
@@ -273,6 +300,16 @@ def _servers(load: Callable[[], Settings]) -> Iterator[Finding]:
             yield Finding(name, "note", f"{detail}; {what} not encrypted on the way", advice)
 
 
+def _network() -> Finding:
+    """What the environment says of the way to servers and to the hub; nobody is asked."""
+    try:
+        check_environment()
+    except UnavailableError as error:
+        return Finding("network", "note", error.message, error.hint)
+    named = " and ".join(proxy_variables())
+    return Finding("network", "ok", f"by way of the proxy of {named}" if named else "no proxy")
+
+
 def _directory(name: str, directory: Path, *, fix: bool) -> Finding:
     existing = next(place for place in (directory, *directory.parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -311,10 +348,44 @@ def _words(paths: Paths, verify_words: Callable[[], Sequence[str]]) -> Finding:
     if not problems:
         return Finding("conversations", "ok", f"{paths.database} is sound")
     advice = (
-        "Export what is readable with `chatcache sessions export`, then put a backup of"
+        "Export what is readable with `chatcache sessions export --all`, then put a backup of"
         f" {paths.database} back."
     )
     return Finding("conversations", "damage", " ".join(problems), advice)
+
+
+def _copies(paths: Paths) -> Iterator[Finding]:
+    """Other conversation databases beside ours: what a synchronised folder makes when two machines
+    have written, under a name of its own, or what a person has put there."""
+    ours = paths.database.name
+    try:
+        beside = [file for file in sorted(paths.data_dir.iterdir()) if file.is_file()]
+        copies = [file.name for file in beside if not _is_ours(file.name, ours) and _is_copy(file)]
+    except OSError:
+        return  # the directory has a finding of its own
+    if copies:
+        yield Finding(
+            "copies",
+            "note",
+            f"beside {ours} there {'is' if len(copies) == 1 else 'are'} {', '.join(copies)}:"
+            " conflicted copies of a synchronised folder, or backups",
+            f"They may hold words that are not here. Copy one as {ours} into a directory of its"
+            " own, DIR: `chatcache sessions export --all --data-dir DIR >all.json` and `chatcache"
+            " sessions import all.json` bring them here. Let one machine at a time write there.",
+        )
+
+
+def _is_ours(name: str, ours: str) -> bool:
+    return name in {ours, *(f"{ours}-{part}" for part in ("wal", "shm", "journal"))}
+
+
+def _is_copy(file: Path) -> bool:
+    """Whether it is a conversation database, or the log of one."""
+    with file.open("rb") as opened:
+        head = opened.read(100)
+    if head.startswith(b"SQLite format 3\0"):
+        return head[68:72] == APPLICATION_ID.to_bytes(4, "big")
+    return head[:4] in (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 
 
 def _cache(load: Callable[[], Settings], verify_cache: Callable[[], VerifyReport]) -> Finding:

@@ -20,7 +20,7 @@ from chatcache.chat.conversation import clean_name
 from chatcache.chat.figures import decode
 from chatcache.chat.views import ForkPoint, SessionSummary, TranscriptMessage
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
-from chatcache.formatting import one_line, size
+from chatcache.formatting import one_line, plural, size
 from chatcache.frontend import exports, remembered, reports
 from chatcache.frontend.changes import (
     MODE_WORDS,
@@ -175,7 +175,9 @@ class OpenChat:
     def export(self, name: str, report: Report) -> str:
         session = self.require_session()
         path, num_bytes = exports.export_chat(self.service, session, name, report)
-        return f"Written to {path}, {size(num_bytes)}."
+        num_left = self.service.num_beside(session.session_id)
+        left = f" Without {plural(num_left, 'message')} on other branches." if num_left else ""
+        return f"Written to {path}, {size(num_bytes)}.{left}"
 
     def import_chat(self, name: str, report: Report) -> SessionSummary:
         self.require_idle()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -18,8 +17,6 @@ from chatcache.errors import ModelLoadError
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000
-_WHOLE_BYTES = 1 << 16
-_END_BYTES = 64
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -66,23 +63,6 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path} is not a JSON object.")
     return content
-
-
-def check_object(path: Path) -> None:
-    """Raises ModelLoadError unless a file is a JSON object.
-
-    Of a large one only both ends are looked at, which tells one that was cut short: to parse
-    megabytes takes long, and who loads them does it."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(_WHOLE_BYTES)
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _END_BYTES))
-            end = file.read()
-    except OSError:
-        start, size, end = b"", 0, b""
-    if size <= _WHOLE_BYTES or not (start.lstrip()[:1] == b"{" and end.rstrip()[-1:] == b"}"):
-        read_object(path)
 
 
 def read_header(path: Path) -> dict[str, Any]:

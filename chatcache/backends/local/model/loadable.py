@@ -18,7 +18,6 @@ from chatcache.backends.local.model.files import (
     INDEX,
     WEIGHTS,
     architecture_of,
-    check_object,
     read_header,
     read_object,
     weight_files,
@@ -28,6 +27,7 @@ from chatcache.errors import ModelLoadError
 ANEW = "Download the model again, or choose another with --model."
 _COPY = "Choose a copy of it whose weights are safetensors files for transformers."
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # What stands in place of a file, by how it begins.
 _STAND_INS = (
@@ -46,7 +46,7 @@ _DESCRIBING = (
 
 # Other layouts of weights, by a file that gives them away.
 _LAYOUTS = (
-    ("adapter_model.safetensors", "the weights of an adapter only"),
+    (ADAPTER_WEIGHTS, "the weights of an adapter only"),
     ("consolidated*", "its weights in the layout of its publisher only, not of transformers"),
     ("pytorch_model*.bin*", "its weights as a pickle only, which can run code"),
     ("*.pth", "its weights as a pickle only, which can run code"),
@@ -109,6 +109,30 @@ def obstacle(path: Path, *, has_weights: bool = True) -> Obstacle | None:
         return next(_obstacles(path, has_weights), None)
     except ModelLoadError as error:
         return Obstacle(error.message, error.hint or ANEW)
+    except OSError as error:
+        return Obstacle(f"{path} cannot be read: {error.strerror}.", "Check its permissions.", True)
+
+
+def check_adapter(directory: Path | None) -> None:
+    """Raises ModelLoadError for what is no adapter, and says what it is if that shows."""
+    if directory is None:
+        return
+    if not directory.is_dir():
+        raise ModelLoadError(
+            f"The adapter directory {directory} does not exist.", "Check --adapter."
+        )
+    weights, config = directory / ADAPTER_WEIGHTS, directory / ADAPTER_CONFIG
+    for file in (config, weights):
+        if not file.is_file():
+            is_model = (directory / "config.json").is_file()
+            raise ModelLoadError(
+                f"{directory} is no adapter: {file.name} is missing.",
+                f"It is a model: --model {directory}"
+                if is_model
+                else "Name a directory saved by peft.",
+            )
+    for found in _stand_ins(iter((config, weights))):
+        raise found.error()
 
 
 def _obstacles(path: Path, has_weights: bool) -> Iterator[Obstacle]:
@@ -199,7 +223,7 @@ def _kind(path: Path, config: Mapping[str, Any]) -> Obstacle | None:
     senses = [sense for sense, words in _SENSES.items() if any(map(words.search, clues))]
     if config.get("is_encoder_decoder"):
         what = "has an encoder and a decoder, where chatcache runs models that only go on with text"
-    elif architecture.endswith(_OTHER_TASKS):
+    elif architecture.endswith(_OTHER_TASKS) or _has_no_head(architecture, config):
         what = "was made for another task than going on with a text"
     elif family in CAUSAL_FAMILIES:
         return None
@@ -214,6 +238,12 @@ def _kind(path: Path, config: Mapping[str, Any]) -> Obstacle | None:
         f"({family}) {what}.",
         "Choose a model that reads and writes text only; a newer chatcache may know more of them.",
     )
+
+
+def _has_no_head(architecture: str, config: Mapping[str, Any]) -> bool:
+    """Whether a model has no output layer: it makes embeddings, or was saved without one."""
+    is_bare = architecture.endswith("Model") and not architecture.endswith("HeadModel")
+    return is_bare and not config.get("tie_word_embeddings")
 
 
 def _packing(path: Path, config: Mapping[str, Any]) -> Obstacle | None:
@@ -279,7 +309,8 @@ def _tokenizer(path: Path, config: Mapping[str, Any]) -> Iterator[Obstacle]:
         return (path / name).is_file()
 
     if has("tokenizer.json"):
-        check_object(path / "tokenizer.json")
+        if not _is_object(path / "tokenizer.json"):
+            read_object(path / "tokenizer.json")  # says what is wrong with it
         return
     if has("vocab.txt") or (has("vocab.json") and has("merges.txt")):
         return
@@ -304,6 +335,15 @@ def _tokenizer(path: Path, config: Mapping[str, Any]) -> Iterator[Obstacle]:
         "Copy tokenizer.json and tokenizer_config.json into it from the model that it was trained "
         f"from{of_base}, or download it again.",
     )
+
+
+def _is_object(file: Path) -> bool:
+    """Whether a file begins and ends like a JSON object: one of a tokenizer has megabytes, and to
+    read all of it would take longer than everything else here."""
+    with file.open("rb") as opened:
+        head = opened.read(_HEAD_BYTES)
+        opened.seek(max(0, file.stat().st_size - _HEAD_BYTES))
+        return head.lstrip()[:1] == b"{" and opened.read().rstrip()[-1:] == b"}"
 
 
 _PACKAGE_NAMES = {"google.protobuf": "protobuf", "mistral_common": "mistral-common"}
