@@ -65,6 +65,8 @@ def wants_reasoning(name: str, message: str, *, everywhere: bool) -> Callable[[B
         ("reasoning", "messages[2]: 'reasoning' is required for assistant messages"),
         ("thinking_blocks", "Expected `thinking_blocks` in assistant messages, found none"),
         ("reasoning_content", "Reasoning of earlier turns must be provided"),
+        ("reasoning_content", "messages.2.reasoning_content cannot be empty"),
+        ("reasoning_content", "reasoning_content は必須です"),
     ],
 )  # fmt: skip
 def test_reasoning_is_handed_back_where_it_is_wanted(
