@@ -25,9 +25,10 @@ from chatcache.cache.inspect import VerifyReport
 from chatcache.chat.schema import APPLICATION_ID
 from chatcache.checks import num_bytes, spill_parts
 from chatcache.config import Paths, Settings
-from chatcache.errors import ChatcacheError
+from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import plural, size
 from chatcache.machine import allowance
+from chatcache.network import check_environment, proxy_variables
 from chatcache.os_failures import lock_failure, reason
 from chatcache.remotes import remote_model
 
@@ -87,6 +88,7 @@ def examine(
     yield _config(paths, load)
     yield from _model(load)
     yield from _servers(load)
+    yield _network()
     for name, directory in (
         ("data directory", paths.data_dir),
         ("cache directory", paths.cache_dir),
@@ -273,6 +275,16 @@ def _servers(load: Callable[[], Settings]) -> Iterator[Finding]:
             what = "messages and key are" if has_key else "messages are"
             advice = "Where the server has TLS, write https:// in its base_url."
             yield Finding(name, "note", f"{detail}; {what} not encrypted on the way", advice)
+
+
+def _network() -> Finding:
+    """What the environment says of the way to servers and to the hub; nobody is asked."""
+    try:
+        check_environment()
+    except UnavailableError as error:
+        return Finding("network", "note", error.message, error.hint)
+    named = " and ".join(proxy_variables())
+    return Finding("network", "ok", f"by way of the proxy of {named}" if named else "no proxy")
 
 
 def _directory(name: str, directory: Path, *, fix: bool) -> Finding:

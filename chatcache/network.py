@@ -75,22 +75,24 @@ def proxy_for(url: str, environ: Mapping[str, str] = os.environ) -> ProxySetting
     return _system_proxy(parts.scheme)
 
 
+def proxy_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The variables that name a proxy: `$HTTPS_PROXY`."""
+    names = dict.fromkeys(name for scheme in ("http", "https") for name in _variables(scheme))
+    return [f"${name}" for name in names if environ.get(name, "").strip()]
+
+
 def check_environment(environ: Mapping[str, str] = os.environ) -> None:
     """Raise UnavailableError that names the first variable which no client could be built with."""
-    for scheme in ("http", "https"):
-        for variable in _variables(scheme):
-            if value := environ.get(variable, "").strip():
-                _checked(value, f"${variable}")
+    for origin in proxy_variables(environ):
+        _checked(environ[origin[1:]].strip(), origin)
     check_certificates(environ)
 
 
 def mend_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     """Write the variables so that libraries which read them do as is done here: a proxy may be
     called `socks://`, and leads to no host that is near."""
-    for scheme in ("http", "https"):
-        for variable in _variables(scheme):
-            if value := environ.get(variable, "").strip():
-                environ[variable] = _with_scheme(value)
+    for origin in proxy_variables(environ):
+        environ[origin[1:]] = _with_scheme(environ[origin[1:]].strip())
     if is_near(hostname := urlsplit(environ.get("HF_ENDPOINT", "")).hostname or ""):
         known = [environ[name] for name in ("no_proxy", "NO_PROXY") if environ.get(name)]
         environ["no_proxy"] = environ["NO_PROXY"] = ",".join([*known, hostname])

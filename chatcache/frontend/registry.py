@@ -290,9 +290,7 @@ def _unknown(word: str, behind: str) -> Unknown | None:
     similar = difflib.get_close_matches(word, _BY_SLASH, n=1, cutoff=_TYPING_ERROR)
     if behind and ("\n" in behind or not similar):
         return None
-    suggestion = did_you_mean(word, _BY_SLASH)
-    if suggestion:
-        suggestion = suggestion.replace("'", "/", 1).replace("'", "", 1)
+    suggestion = re.sub(r"'(\w+)'", r"/\1", did_you_mean(word, _BY_SLASH))
     return Unknown(f"There is no command /{word}.", f"{suggestion} {_SENT_AS_IT_IS}".strip())
 
 

@@ -53,11 +53,9 @@ def total_price(answers: Iterable[Figures]) -> TurnPrice | None:
 def model(info: ModelInfo) -> str:
     if info.backend == "remote":
         return "\n  ".join(servers.model_lines(info))
-    is_other = info.stored_dtype not in ("", info.dtype)
-    dtype = f"{info.dtype} (saved in {info.stored_dtype})" if is_other else info.dtype
     lines = [
         f"{fmt.one_line(info.model)}: {info.architecture}, {fmt.parameters(info.num_parameters)}"
-        f" parameters, {info.num_layers} layers, {dtype} on {info.device}",
+        f" parameters, {info.num_layers} layers, {dtype_words(info)} on {info.device}",
         f"{fmt.size(info.kv_bytes_per_token)} of KV per token,"
         f" context of {info.max_context_tokens:,} tokens",
         f"reuse: {fmt.one_line(info.cut_detail)}",
@@ -66,6 +64,12 @@ def model(info: ModelInfo) -> str:
         lines.insert(0, fmt.one_line(info.description))
     lines += [fmt.one_line(remark) for remark in info.remarks]
     return "\n  ".join(lines)
+
+
+def dtype_words(info: ModelInfo) -> str:
+    """The dtype that a model runs in, and the one that it was saved in where that is another."""
+    is_same = info.stored_dtype in ("", info.dtype)
+    return info.dtype if is_same else f"{info.dtype} (saved in {info.stored_dtype})"
 
 
 def system_change_cost(figures: Figures | None) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
 from textual.binding import BindingType
-from textual.command import Provider
+from textual.command import CommandPalette, Provider
 from textual.driver import Driver
 from textual.events import Event, Key, Paste
 from textual.screen import ModalScreen
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from chatcache.frontend.options import Backstage
 
 QUIT_SECONDS = 2.0
+SCREEN_SECONDS = 2.0
 # Without colours (NO_COLOR) the blue of a theme would be a dark grey: greys chosen as such instead.
 PLAIN_THEME = Theme(
     name="no-color",
@@ -143,6 +144,8 @@ class ChatCacheApp(App[Exception | None]):
     # What is typed where nothing can be written
 
     async def on_event(self, event: Event) -> None:
+        if isinstance(event, Key | Paste) and not event.is_forwarded:
+            await self._wait_for_screen()
         if isinstance(event, Key | Paste) and not event.is_forwarded and not self._is_field_focused:
             screen = self.screen_stack[0]
             if isinstance(event, Key):
@@ -151,6 +154,16 @@ class ChatCacheApp(App[Exception | None]):
                 screen.composer.post_message(event)
                 return
         await super().on_event(event)
+
+    async def _wait_for_screen(self) -> None:
+        """What is typed ahead of a dialog is for the dialog, and that may not be there yet."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.screen._mounted_event.wait(), SCREEN_SECONDS)
+
+    def action_command_palette(self) -> None:
+        """Not while the last one is still being taken down: Textual would end the program."""
+        if not any(isinstance(node, CommandPalette) for node in self._nodes):
+            super().action_command_palette()
 
     @property
     def _is_field_focused(self) -> bool:

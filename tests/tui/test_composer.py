@@ -251,6 +251,43 @@ async def test_a_paste_goes_where_it_can_be_written(bench: Bench) -> None:
         await chat.until(lambda: "two lines" in chat.text)
 
 
+async def test_what_is_typed_on_a_message_and_is_no_key_of_it_is_written(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.press("alt+up", "alt+up", "H", "e", "r", "e")
+        assert chat.screen.composer.text == "Here"
+        await chat.press("left", "alt+up", "left_square_bracket")
+        await chat.idle()
+        assert "There is no other variant on this side." in chat.toasts
+
+
+async def test_the_draft_of_a_new_chat_goes_with_its_message(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "drafts.json"
+    async with bench.run(drafts_path=path) as chat:
+        await chat.type("one")
+        await chat.until(lambda: path.exists() and "one" in path.read_text())
+        await chat.press("enter")
+        await chat.idle()
+        await chat.until(lambda: "one" not in path.read_text())
+
+
+async def test_what_is_typed_ahead_of_a_dialog_is_for_the_dialog(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("about apples", "about pears")
+        for key in ("ctrl+r", "a", "p", "p", "l", "enter"):
+            chat.app.post_message(Key(key, key if len(key) == 1 else None))
+        await chat.until(lambda: chat.screen.composer.text == "about apples")
+
+
+async def test_a_palette_that_is_opened_and_closed_in_haste_ends_nothing(bench: Bench) -> None:
+    async with bench.run() as chat:
+        for key in ("ctrl+p", "escape", "ctrl+p", "escape", "ctrl+p", "escape") * 3:
+            chat.app.post_message(Key(key, None))
+        await chat.until(lambda: chat.app.screen is chat.screen)
+        await chat.press("h", "i")
+        assert chat.app.failure is None
+
+
 async def test_a_message_key_works_under_another_layout(bench: Bench) -> None:
     async with bench.run() as chat:
         await chat.say("one")

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from chatcache import cli
 from chatcache.backends.local.model import loadable, resolve, shelf
 from chatcache.backends.local.model.families import CAUSAL_FAMILIES
-from chatcache.backends.local.model.loadable import obstacle
+from chatcache.backends.local.model.loadable import check_adapter, obstacle
 from chatcache.backends.local.model.loader import load_model
 from chatcache.errors import ModelLoadError, NotFoundError
 from tests.models import build_model_dir
@@ -312,3 +312,38 @@ def test_nonsense_is_an_obstacle_and_no_accident(name: str, content: str, model:
     write(name, content)(model)
     found = obstacle(model)
     assert (found is None) == (name != "config.json" and content.startswith('{"'))
+
+
+# adapters, and names that lead nowhere
+
+
+def test_an_adapter_that_is_a_pointer_or_a_model_says_so(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        check_adapter(model)
+    assert f"--model {model}" in caught.value.hint
+    directory = tmp_path / "adapter"
+    directory.mkdir()
+    write("adapter_config.json", "{}")(directory)
+    write("adapter_model.safetensors", POINTER)(directory)
+    with pytest.raises(ModelLoadError, match="only a pointer of git LFS"):
+        check_adapter(directory)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "/x/" + "y" * 300 + "/z", "./\0", "a/b/c/d"])
+def test_no_name_of_a_model_is_an_accident(name: str, hub: Path) -> None:
+    with pytest.raises((ModelLoadError, NotFoundError)):
+        resolve.resolve_model(name)
+    assert shelf.at_hand(name).problem
+
+
+def test_a_directory_that_may_not_be_read_says_so(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", refuse)  # root may read everything
+    found = obstacle(model)
+    assert found is not None
+    assert "cannot be read: Permission denied" in found.problem
+    assert "permissions" in found.advice

@@ -220,11 +220,25 @@ def test_a_chat_whose_turns_are_refused_is_told_in_one_message(remote: Remote) -
 
 
 def test_a_refusal_that_teaches_nothing_is_said_at_once(remote: Remote) -> None:
-    remote.server.judge = lambda body: no("flagged by the moderation: the content of messages")
+    remote.server.plan(no("flagged by the moderation: the content of messages"))
     remote.failure(request(*PATH))
-    remote.server.judge = lambda body: no("the model is on holiday")
-    remote.failure(request(*PATH))
-    assert len(remote.server.chats) == 2
+    others = [
+        no("the model is on holiday"),
+        no('"llama3.2" does not support thinking'),
+        no("Error while processing the message", 500),
+        no("system error: try again", 500),
+        no("max_tokens is too large: 100000"),
+        no("This model's maximum context length is 10 tokens", 400),
+        no("You must add credit, for this reason", 402),
+        no("Invalid API key: it must be passed", 401),
+    ]
+    for refusal in others:
+        remote.server.plan(refusal)
+        remote.failure(request(*PATH))
+    remote.server.judge = lambda body: None
+    remote.result(request(*PATH))
+    assert len(remote.server.chats) == 2 + len(others)
+    assert len(remote.server.chats[-1].body["messages"]) == len(PATH)
 
 
 def test_a_refusal_in_a_stream_teaches_as_well(remote: Remote) -> None:

@@ -94,6 +94,9 @@ def error(message: str, **more: Any) -> dict[str, Any]:
         (Status(422, {"detail": [{"loc": ["body", "max_tokens"],
                                   "msg": "Input should be less than or equal to 8192"}]}),
          UnavailableError, "refused max_new_tokens", ""),
+        (Status(400, error("This model's maximum context length is 4096 tokens. However, you"
+                           " requested 5000 tokens (4900 in the messages, 100 in max_tokens).")),
+         ContextFullError, "has 5,000 tokens (4,900 are the conversation", "fork"),
         (Status(400, error("max_tokens must be at least 1, got -904.")),
          ContextFullError, "The conversation is too long", ""),
         (Status(403, "<html><head><title>Attention Required! | Firewall</title></head></html>"),

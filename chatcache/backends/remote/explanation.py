@@ -72,18 +72,14 @@ def explain(
     host = remote.profile.host
     says = _quoted(refusal, key, proxy)
     if 300 <= refusal.status < 400:
-        there = shorten(refusal.location, MAX_WORDS) or "another place"
-        return UnavailableError(
-            f"{host} sends its callers on to {there}. That is not followed: your key and your"
-            " messages would go there.",
-            f"If it is right, set remote.{remote.profile.name}.base_url to it.",
-        )
+        return _sent_on(refusal, remote)
     if refusal.status == 407 and proxy is not None:
         return proxy_wants_password(proxy)
     if is_about_limit(refusal):
         return UnavailableError(
             f"{host} refused max_new_tokens, the limit of the answer ({refusal.status}).{says}",
-            "Choose a smaller one: `/set max_new_tokens N`, or `/set max_new_tokens default`.",
+            "Choose a smaller one: `/set max_new_tokens N`, or `/set max_new_tokens default`. If it"
+            " is the conversation that fills the context, fork at an earlier turn.",
         )
     if is_context_full(refusal):
         return _context_full(refusal, host, says)
@@ -116,6 +112,15 @@ def explain(
         key_name = remote.profile.api_key_env
         hint = f"It may be the key of ${key_name}." if key_name else "It may want a key."
     return UnavailableError(f"{host} refused the request ({refusal.status}).{says}", hint)
+
+
+def _sent_on(refusal: Refusal, remote: RemoteModel) -> ChatcacheError:
+    there = shorten(refusal.location, MAX_WORDS) or "another place"
+    return UnavailableError(
+        f"{remote.profile.host} sends its callers on to {there}. That is not followed: your key and"
+        " your messages would go there.",
+        f"If it is right, set remote.{remote.profile.name}.base_url to it.",
+    )
 
 
 def _in_stream(host: str, says: str, has_begun: bool) -> ChatcacheError:

@@ -28,13 +28,16 @@ _CONTEXT = re.compile(
 )
 _ANSWER_LIMIT = re.compile(r"\bmax_(?:completion_|new_|output_)?tokens\b", re.IGNORECASE)
 _TOO_LARGE = re.compile(
-    r"too (?:large|big|high|many)|at most|exceed|greater|larger|less than|up to|maximum|range",
+    r"too (?:large|big|high|many)|at most|exceed|greater|larger|less than|up to|"
+    r"maximum(?! context)|range",
     re.IGNORECASE,
 )
 _MESSAGES = re.compile(
-    r"\bmessages?\b|\broles?\b|\bassistant\b|\bhistory\b|\bturns?\b|reasoning|thinking\b|\bcontent\b",
+    r"\bmessages?\b|\broles?\b|\bassistant\b|\bhistory\b|\bturns?\b|reasoning_\w+|thinking_\w+|"
+    r"thinking blocks?",
     re.IGNORECASE,
 )
+_ROLES = re.compile(r"\broles?\b|template|jinja", re.IGNORECASE)
 _POLICY = re.compile(r"polic|moderation|filter|safety|flagged", re.IGNORECASE)
 _NO_ROOM = re.compile(r"at least 1\b.{0,40}(?:got|not|is) -\d", re.IGNORECASE)
 _TITLE = re.compile(r"<(title|h1|body)[^>]*>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
@@ -171,6 +174,8 @@ def is_about_messages(refusal: Refusal) -> bool:
     if refusal.status not in (400, 422, 500) or is_context_full(refusal) or is_about_limit(refusal):
         return False
     words = " ".join((refusal.message, *refusal.fields))
+    if refusal.status == 500 and not _ROLES.search(words):
+        return False  # it has failed at something else
     return bool(_MESSAGES.search(words)) and not _POLICY.search(f"{refusal.code} {words}")
 
 

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from chatcache.backends.usage import Figures
 from chatcache.formatting import clean, duration, one_line, parameters, percent, rate, size
-from chatcache.frontend import servers
+from chatcache.frontend import reports, servers
 from chatcache.frontend.figures import is_real_miss, reason_words, sign, sources
 from chatcache.tui.look.formatting import age, bar, clock_time, shorten, sparkline
 from chatcache.tui.panel.state import IdleTotals, PanelState
@@ -292,7 +292,7 @@ def _model_lines(info: ModelInfo | None, width: int) -> Iterator[Line]:
     yield from _wrapped(one_line(info.model), width, style="")
     facts = [
         f"{parameters(info.num_parameters)} parameters",
-        info.dtype,
+        reports.dtype_words(info),
         info.device,
         f"{size(info.kv_bytes_per_token)} per token",
         f"context {info.max_context_tokens:,}",

@@ -121,7 +121,7 @@ class ChatView:
         if self._chat.session is not None:
             return
         session = await self._stage.ask(self._chat.ensure_session)
-        self._drafts.session_id = session.session_id
+        self._drafts.got_row(session.session_id)
         self.show_title()
         if self._chat.system_prompt:
             now = self._stage.now

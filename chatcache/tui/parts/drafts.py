@@ -80,6 +80,12 @@ class DraftKeeper:
         self.edited()
         return "\n\n".join(text for text in found if text)
 
+    def got_row(self, session_id: str) -> None:
+        """The new chat has a row, and an id, from now on."""
+        if self.session_id is not None:
+            self._drafts.keep(self.session_id, "")
+        self.session_id = session_id
+
     # Keeping
 
     def keep_now(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.events import Key
 from textual.screen import Screen
 from textual.widgets import Static
 
@@ -289,6 +290,13 @@ class ChatScreen(ShapedScreen):
             await self.actions.writing.find_files()
 
         self.run(find())
+
+    def on_key(self, event: Key) -> None:
+        """What is typed while a message has the focus, and is no key of its, is writing."""
+        if event.is_printable and event.key not in self.active_bindings:
+            event.stop()
+            self.composer.focus()
+            self.composer.post_message(event)
 
     def on_descendant_focus(self) -> None:
         """The keys that work on a message are shown while one has the focus."""

@@ -6,7 +6,7 @@ is, how it is drawn and what choosing it means is for the screen that inherits.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -157,7 +157,11 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Item, Result]):
         if not self._shown:
             text = self.empty_text if not words else "no match"
             self.query_one(".preview", Static).update(Content.styled(text, MUTED))
-        self.call_after_refresh(self._draw_again)
+        self._when_drawn(self._draw_again)
+
+    def _when_drawn(self, callback: Callable[[], None]) -> None:
+        """Call it once the dialog is on the screen, unless it has been closed by then."""
+        self.call_after_refresh(lambda: callback() if self.query(OptionList) else None)
 
     def _draw_again(self) -> None:
         """Rows that were drawn before the dialog had its size are drawn for the one it has."""
@@ -199,9 +203,9 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Item, Result]):
             self.query_one(".preview", Static).update(self.preview(item))
 
     def on_resize(self, event: Resize) -> None:
-        self.call_after_refresh(self._show_keys)
+        self._when_drawn(self._show_keys)
         if self.is_loaded:
-            self.call_after_refresh(self._draw_again)
+            self._when_drawn(self._draw_again)
 
     def _choose(self) -> None:
         if (item := self.highlighted) is not None:

@@ -90,7 +90,7 @@ def _in_words(error: Exception, repo_id: str) -> ChatcacheError:
         )
     log.info("the hub answers in a way that is not understood", exc_info=error)
     return UnavailableError(
-        f"{_endpoint()} does not answer as a hub of models: {_first_line(error)}.",
+        f"{_endpoint()} does not answer as a hub of models ({type(error).__name__}).",
         _where("Try again later, or use --model builtin."),
     )
 

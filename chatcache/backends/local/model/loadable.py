@@ -27,6 +27,7 @@ from chatcache.errors import ModelLoadError
 ANEW = "Download the model again, or choose another with --model."
 _COPY = "Choose a copy of it whose weights are safetensors files for transformers."
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # What stands in place of a file, by how it begins.
 _STAND_INS = (
@@ -45,7 +46,7 @@ _DESCRIBING = (
 
 # Other layouts of weights, by a file that gives them away.
 _LAYOUTS = (
-    ("adapter_model.safetensors", "the weights of an adapter only"),
+    (ADAPTER_WEIGHTS, "the weights of an adapter only"),
     ("consolidated*", "its weights in the layout of its publisher only, not of transformers"),
     ("pytorch_model*.bin*", "its weights as a pickle only, which can run code"),
     ("*.pth", "its weights as a pickle only, which can run code"),
@@ -108,6 +109,30 @@ def obstacle(path: Path, *, has_weights: bool = True) -> Obstacle | None:
         return next(_obstacles(path, has_weights), None)
     except ModelLoadError as error:
         return Obstacle(error.message, error.hint or ANEW)
+    except OSError as error:
+        return Obstacle(f"{path} cannot be read: {error.strerror}.", "Check its permissions.", True)
+
+
+def check_adapter(directory: Path | None) -> None:
+    """Raises ModelLoadError for what is no adapter, and says what it is if that shows."""
+    if directory is None:
+        return
+    if not directory.is_dir():
+        raise ModelLoadError(
+            f"The adapter directory {directory} does not exist.", "Check --adapter."
+        )
+    weights, config = directory / ADAPTER_WEIGHTS, directory / ADAPTER_CONFIG
+    for file in (config, weights):
+        if not file.is_file():
+            is_model = (directory / "config.json").is_file()
+            raise ModelLoadError(
+                f"{directory} is no adapter: {file.name} is missing.",
+                f"It is a model: --model {directory}"
+                if is_model
+                else "Name a directory saved by peft.",
+            )
+    for found in _stand_ins(iter((config, weights))):
+        raise found.error()
 
 
 def _obstacles(path: Path, has_weights: bool) -> Iterator[Obstacle]:

@@ -19,6 +19,7 @@ from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
 from chatcache.backends.local.model.libraries import import_rest
+from chatcache.backends.local.model.loadable import check_adapter
 from chatcache.backends.local.model.progress import (
     Progress,
     fetch,
@@ -120,7 +121,7 @@ def load_model(
     """
     began = time.perf_counter()
     path = _find(name, progress, is_offline=offline)
-    _check_adapter(adapter)
+    check_adapter(adapter)
     remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
@@ -316,20 +317,6 @@ def _check_complete(path: Path, info: dict[str, Any]) -> None:
             f"The weights in {path} lack {len(missing)} tensors, the first is {missing[0]}.",
             "The files belong to another model or are incomplete; download it again.",
         )
-
-
-def _check_adapter(directory: Path | None) -> None:
-    if directory is None:
-        return
-    if not directory.is_dir():
-        raise ModelLoadError(
-            f"The adapter directory {directory} does not exist.", "Check --adapter."
-        )
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (directory / name).is_file():
-            raise ModelLoadError(
-                f"{directory} is no adapter: {name} is missing.", "Name a directory saved by peft."
-            )
 
 
 def _apply_adapter(model: Any, directory: Path) -> Any:

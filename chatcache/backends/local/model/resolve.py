@@ -41,9 +41,15 @@ def resolve_model(name: str, *, is_offline: bool = False) -> Path | str:
     if name == BUILTIN:
         return pocket_dir()
     path = path_of(name)
-    if path.is_dir():
+    try:
+        is_dir, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a name that is too long, a directory that others may not look into
+        raise ModelLoadError(
+            f"{path} cannot be looked at: {error.strerror}.", "Check the path and its permissions."
+        ) from error
+    if is_dir:
         return _snapshot_in(path) or path
-    if path.is_file():
+    if is_file:
         is_in_model = (path.parent / "config.json").is_file()
         raise ModelLoadError(
             f"{path} is a file, not the directory of a model.",
