@@ -19,6 +19,7 @@ from chatcache.checks import (
     byte_size,
     decimal,
     flag,
+    keep_alive,
     key_names,
     one_of,
     setting,
@@ -67,6 +68,16 @@ class ModelSection:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineSection:
+    """The process that holds the model. All chats of a model share one."""
+
+    keep_alive: str = setting("5m", keep_alive)
+    """How long the model stays loaded after its last chat was closed, so that the next one begins
+    at once: "5m", "1h", "forever", or "0". "none": each chat has an engine of its own. Also
+    CHATCACHE_KEEP_ALIVE."""
+
+
+@dataclass(frozen=True, slots=True)
 class CacheSection:
     """How much attention state is kept. Budgets are bytes, "2 GB", "2 GiB", or "25%"."""
 
@@ -88,7 +99,7 @@ class CacheSection:
 
     spill: str = setting("turn", spill_mode)
     """When segments are written to disk, so that the next start resumes without a prefill:
-    turn (after each turn), exit (when chatcache ends, and what memory has no room for),
+    turn (after each turn), exit (when the engine ends, and what memory has no room for),
     pressure (only what memory has no room for), or never. "int8" (or "exit, int8") keeps them
     as 8-bit integers, in memory too: half the bytes of bfloat16, and approximate."""
 
@@ -150,6 +161,7 @@ class Config:
     """All sections. `keys` maps the id of a binding to the keys that trigger it."""
 
     model: ModelSection = field(default_factory=ModelSection)
+    engine: EngineSection = field(default_factory=EngineSection)
     cache: CacheSection = field(default_factory=CacheSection)
     sampling: SamplingSection = field(default_factory=SamplingSection)
     ui: UiSection = field(default_factory=UiSection)
@@ -160,6 +172,7 @@ class Config:
 
 SECTIONS: Mapping[str, type] = {
     "model": ModelSection,
+    "engine": EngineSection,
     "cache": CacheSection,
     "sampling": SamplingSection,
     "ui": UiSection,
@@ -192,6 +205,11 @@ class Paths:
         return self.log_dir / "engine.log"
 
     @property
+    def state_dir(self) -> Path:
+        """For what is of no use after a restart of the machine."""
+        return self.log_dir.parent
+
+    @property
     def error_log(self) -> Path:
         return self.log_dir / "errors.log"
 
@@ -211,6 +229,7 @@ ENVIRONMENT = {
     "paths.config_file": "CHATCACHE_CONFIG",
     "model.default": "CHATCACHE_MODEL",
     "model.offline": "HF_HUB_OFFLINE",
+    "engine.keep_alive": "CHATCACHE_KEEP_ALIVE",
 }
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 

@@ -53,6 +53,26 @@ def allowance(proc: Path = _PROC, groups: Path = _GROUPS) -> Allowance:
     return Allowance(min(cpus), num_host, min(memory), host_bytes)
 
 
+def memory_left(proc: Path = _PROC.parent, groups: Path = _GROUPS) -> list[tuple[int, int]]:
+    """Of the machine, and of each control group with a limit: the bytes that there are, and those
+    that can be had without taking them from a program. What files are kept in memory can be."""
+    lines = (line.partition(":") for line in _words(proc / "meminfo").splitlines())
+    kib = {name: _number(rest.strip().partition(" ")[0]) or 0 for name, _, rest in lines}
+    found = [(kib.get("MemTotal", 0) << 10, kib.get("MemAvailable", 0) << 10)]
+    for group in _own_groups("memory", proc / "self", groups):
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit, used = (_number(_words(group / name)) for name in (limit_name, used_name))
+            if limit is not None and used is not None and limit <= found[0][0]:
+                stat = (line.split() for line in _words(group / "memory.stat").splitlines())
+                files = {words[0]: words[-1] for words in stat if words}
+                kept = _number(files.get("inactive_file", "")) or 0
+                found.append((limit, limit - used + kept))
+    return [pair for pair in found if pair[0]]
+
+
 def _own_groups(controller: str, proc: Path, groups: Path) -> Iterator[Path]:
     """The directories of the control groups that this process is in, up to the root.
 

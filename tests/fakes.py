@@ -169,6 +169,9 @@ class FakeBackend:
 
     # Backend
 
+    def engine_use(self) -> None:
+        return None
+
     def start(self) -> None:
         self.is_started = True
         if self._starts_ready:

@@ -15,6 +15,8 @@ from chatcache.backends.base import (
     BackendEvent,
     BackendFailed,
     CacheSnapshot,
+    EngineStatus,
+    EngineUse,
     ModelInfo,
     ModelLoading,
     ModelReady,
@@ -61,6 +63,8 @@ class Listeners:
                 self._latest["model"] = event
             elif isinstance(event, CacheSnapshot):
                 self._latest["cache"] = event
+            elif isinstance(event, EngineStatus):
+                self._latest["engine"] = event
             listeners = list(self._listeners)
         for listener in listeners:
             _tell(listener, event)
@@ -90,6 +94,10 @@ class BackendLife:
         self._info: ModelInfo | None = None
         self._error: Exception | None = None
         self._listeners = Listeners()
+
+    def engine_use(self) -> EngineUse | None:
+        """How it came to its engine; None where there is none."""
+        return None
 
     def start(self) -> None:
         """Begin to load; returns at once."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from chatcache.backends.base import (
     Backend,
     CostEstimate,
+    EngineUse,
     ModelInfo,
     ModelLoading,
     Prepare,
@@ -89,6 +90,9 @@ class SwitchingBackend:
 
     def spill(self, segment_id: str | None = None) -> bool:
         return not self._is_switching and self._current.spill(segment_id)
+
+    def engine_use(self) -> EngineUse | None:
+        return self._current.engine_use()
 
     def close(self) -> None:
         with self._lock:

@@ -281,6 +281,15 @@ class PrefixCache:
                     entry.block = lend(span.start, span.stop)
         self._enforce_ram()
 
+    def forget_deleted(self, *, is_all: bool = False) -> None:
+        """Give up what is in RAM of segments whose files are gone; with `is_all`, what was never
+        written as well. What is held (pinned, leased) of the latter stays."""
+        with self._book.lock:
+            for entry in self._book.entries():
+                is_gone = not entry.path.exists() if entry.path is not None else is_all
+                if is_gone and not (entry.path is None and entry.is_held):
+                    self._book.remove(entry)
+
     def check(self) -> list[str]:
         """Everything that is wrong with the book-keeping; empty when it is sound."""
         with self._book.lock:

@@ -13,6 +13,7 @@ from chatcache.backends.base import (
     TextDelta,
     TurnPlanned,
     TurnResult,
+    TurnWaiting,
 )
 from chatcache.token_ids import TokenIds
 
@@ -117,7 +118,13 @@ class AnswerSaved:
 
 
 ChatEvent = (
-    UserMessageSaved | WaitingForModel | TurnPlanned | PrefillProgress | TextDelta | AnswerSaved
+    UserMessageSaved
+    | WaitingForModel
+    | TurnWaiting
+    | TurnPlanned
+    | PrefillProgress
+    | TextDelta
+    | AnswerSaved
 )
 
 

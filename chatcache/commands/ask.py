@@ -66,7 +66,7 @@ def run(arguments: Namespace) -> int:
         narrator.note(told)
     settings = settings_of(arguments, sampling_options(arguments))
     compose.check_model(settings)
-    with compose.opened_service(settings) as service:
+    with compose.opened_service(settings, "ask") as service:
         watch_backend(service, narrator, lambda: compose.sampling(settings))
         session_id = _session_id(service, arguments, system, narrator)
         turn = TurnToSend(
@@ -107,9 +107,22 @@ def answer(
             raise
         raise ContextFullError(error.message, _way_out(service, turn.session_id, error)) from error
     if arguments.json:
-        print_json(turn_report(saved) | (extra or {}))
+        print_json(turn_report(saved) | {"engine": _engine_json(service)} | (extra or {}))
     note_figures(narrator, saved)
     return shell_turn.exit_code
+
+
+def _engine_json(service: ChatService) -> dict[str, Any] | None:
+    """How this command came to its engine; None where a server answered."""
+    use = None if service.backend is None else service.backend.engine_use()
+    if use is None:
+        return None
+    return {
+        "resident": use.is_resident,
+        "started": use.is_started,
+        "wait_ms": round(use.wait_ms, 3),
+        "load_ms": round(use.load_ms, 3),
+    }
 
 
 def _way_out(service: ChatService, session_id: str, error: ContextFullError) -> str:

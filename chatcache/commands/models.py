@@ -8,14 +8,18 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from chatcache.backends.base import ModelLoading
+from chatcache import compose
+from chatcache.backends.base import EngineStatus, ModelLoading
+from chatcache.backends.local.engine.control import running_engines
 from chatcache.backends.local.model import files, resolve
 from chatcache.backends.local.model.progress import fetch
 from chatcache.backends.local.model.shelf import files_of
 from chatcache.commands import ShellCommand, models_probe, models_remote
 from chatcache.commands.parser import Parser, settings_of
+from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, UsageError
 from chatcache.formatting import size, table
+from chatcache.frontend.engines import stay_words
 from chatcache.frontend.server_shelf import ServerShelf
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
 from chatcache.remotes import remote_model
@@ -36,6 +40,11 @@ def list_all(arguments: Namespace) -> int:
     names = dict.fromkeys(name for name in known if servers.find(name) is None)
     models = [_summary(name, is_default=name == chosen) for name in names]
     models += models_remote.rows(settings)
+    engines, loaded = _running(settings), []
+    for model in models:
+        found = [engine for engine in engines if engine.model in (model["model"], model["path"])]
+        model["engines"] = [engine.pid for engine in found]
+        loaded.append(", ".join(map(stay_words, found)))
     if arguments.json:
         print_json({"models": models})
         return 0
@@ -45,14 +54,24 @@ def list_all(arguments: Namespace) -> int:
             model["architecture"] or "",
             _parameters(model["parameters"]),
             "" if model["bytes"] is None else size(model["bytes"]),
+            stays,
             model["problem"] or model["path"],
         )
-        for model in models
+        for model, stays in zip(models, loaded, strict=True)
     ]
-    header = ("MODEL", "ARCHITECTURE", "PARAMETERS", "SIZE", "WHERE")
+    header = ("MODEL", "ARCHITECTURE", "PARAMETERS", "SIZE", "LOADED", "WHERE")
     print_line(table(header, rows, "PARAMETERS SIZE"))
     Narrator().note("* answers when no --model is given.")
     return 0
+
+
+def _running(settings: Settings) -> list[EngineStatus]:
+    """The engines that stay; none where it is not safe to ask."""
+    try:
+        found = running_engines(compose.engines_directory(settings.paths))
+    except OSError:
+        return []
+    return [engine.status for engine in found if engine.status is not None]
 
 
 def _summary(name: str, *, is_default: bool) -> dict[str, Any]:

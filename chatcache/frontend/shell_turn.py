@@ -21,6 +21,7 @@ from chatcache.backends.base import (
     ModelReady,
     PrefillProgress,
     TextDelta,
+    TurnWaiting,
 )
 from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.figures import figures_of
@@ -28,6 +29,7 @@ from chatcache.chat.service import ChatService
 from chatcache.chat.views import AnswerSaved, ChatEvent, WaitingForModel
 from chatcache.formatting import duration, model_name, plural, rate
 from chatcache.frontend import figures, servers
+from chatcache.frontend.engines import waiting_words
 from chatcache.frontend.sampling import Sampling
 from chatcache.frontend.shell_output import AnswerStream, Narrator
 
@@ -91,6 +93,9 @@ class ShellTurn:
     def _take(self, turn: ChatTurn, event: ChatEvent) -> None:
         if isinstance(event, WaitingForModel):
             self._narrator.progress("waiting for the model")
+        elif isinstance(event, TurnWaiting):
+            if words := waiting_words(event):
+                self._narrator.progress(f"waiting: {words}")
         elif isinstance(event, PrefillProgress):
             reused = f" ({event.cached:,} reused)" if event.cached else ""
             self._narrator.progress(f"reading {event.done:,} / {event.total:,} tokens{reused}")

@@ -47,7 +47,7 @@ def no_device_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process; returns exit code, stdout, stderr."""
-    monkeypatch.setattr(compose, "open_backend", lambda settings: FakeBackend())
+    monkeypatch.setattr(compose, "open_backend", lambda settings, **options: FakeBackend())
 
     def run_command(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO())

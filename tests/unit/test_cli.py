@@ -41,7 +41,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeBackend]]:
     prepared: list[FakeBackend] = []
     opened: list[FakeBackend] = []
 
-    def open_backend(settings: Any) -> FakeBackend:
+    def open_backend(settings: Any, **options: Any) -> FakeBackend:
         backend = prepared.pop(0) if prepared else FakeBackend(model=settings.config.model.default)
         if opened:  # what an engine wrote, the next one finds on disk
             backend.disk_journals += opened[-1].disk_journals + opened[-1].ram_journals
@@ -106,6 +106,7 @@ def test_ask_json_is_the_object_of_the_interface(run: Run) -> None:
         "usage",
         "timings",
         "cache",
+        "engine",
     ]
     second = run_json(run, "ask", "again", "--session", "a")
     assert (second["session_id"], second["session"], second["turn"]) == (

@@ -153,6 +153,11 @@ KINDS: dict[str, tuple[Change, str, str]] = {
         "text only",
     ),
     "bert": (kind("bert", "BertForMaskedLM"), "made for another task", "text only"),
+    "embeddings": (
+        kind("xlm-roberta", "XLMRobertaModel"),
+        "XLMRobertaModel (xlm-roberta) was made for another task",
+        "text only",
+    ),
     "own code": (
         kind("minidoge", "MiniDogeForCausalLM", auto_map={"AutoConfig": "x.Y"}),
         "its own code, which is not run",

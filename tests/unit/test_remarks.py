@@ -65,7 +65,7 @@ def test_another_dtype_than_it_was_saved_in_is_said(
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
     backend = FakeBackend(info=replace(fake_model_info(), remarks=(REMARK,)))
-    monkeypatch.setattr(compose, "open_backend", lambda settings, model=None: backend)
+    monkeypatch.setattr(compose, "open_backend", lambda settings, model=None, **options: backend)
     monkeypatch.setattr(sys, "stdin", None)
     return backend
 

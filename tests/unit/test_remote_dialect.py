@@ -80,6 +80,14 @@ def test_reasoning_is_handed_back_where_it_is_wanted(
     assert second.get(name) == ("" if everywhere else None)
 
 
+def test_reasoning_in_parts_is_handed_back_in_parts(remote: Remote) -> None:
+    remote.server.plan(no("messages.2: `reasoning_details` must be passed back"))
+    remote.result(request(*PATH))
+    first, second = answers(remote.server.chats[-1].body)
+    assert first["reasoning_details"] == [{"type": "reasoning.text", "text": "so it is one"}]
+    assert "reasoning_details" not in second
+
+
 def test_reasoning_that_is_refused_is_not_sent_again(remote: Remote) -> None:
     """It is wanted once by mistake; and a server that wants both at once is given up."""
     remote.server.plan(

@@ -109,7 +109,8 @@ def test_only_this_machine_counts_as_this_machine(address: str, is_here: bool) -
 def test_the_example_of_the_written_file_is_valid_and_sets_nothing(home: Path) -> None:
     assert EXAMPLE in default_text()
     (home / "config.toml").write_text(default_text())
-    assert load_settings().config == Config(model=load_settings().config.model)
+    config = load_settings().config
+    assert config == Config(model=config.model, engine=config.engine)  # as the environment says
     lines = EXAMPLE[EXAMPLE.index("# [remote.server]") :].splitlines()
     profile = profile_of("\n".join(line.removeprefix("# ") for line in lines))
     assert (profile.name, profile.model) == ("server", "qwen3")

@@ -97,7 +97,7 @@ def test_a_choice_that_changes_nothing_is_said(
 def test_the_shell_says_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def open_backend(settings: object, model: str | None = None) -> FakeBackend:
+    def open_backend(settings: object, model: str | None = None, **options: object) -> FakeBackend:
         return FakeBackend(info=replace(fake_model_info(), think_switch="none"))
 
     monkeypatch.setattr(compose, "open_backend", open_backend)

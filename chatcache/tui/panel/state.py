@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from chatcache.backends.base import (
         CacheEvent,
         CacheSnapshot,
+        EngineStatus,
         IdleKind,
         ModelInfo,
         PrefillProgress,
@@ -110,6 +111,7 @@ class PanelState:
     decoding: Decoding | None = None
     restoring: RestoreBegan | None = None
     snapshot: CacheSnapshot | None = None
+    engine: EngineStatus | None = None
     ttfts: deque[float] = field(default_factory=lambda: deque(maxlen=40))
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=40))
     events: deque[CacheEvent] = field(default_factory=lambda: deque(maxlen=40))

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from chatcache.backends.base import PrefillProgress, TextDelta, TurnPlanned
+from chatcache.backends.base import PrefillProgress, TextDelta, TurnPlanned, TurnWaiting
 from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.figures import figures_of
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError, ContextFullError
+from chatcache.frontend.engines import waiting_words
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.messages import QueueEmptied, RestoreEnded
@@ -232,6 +233,10 @@ class Turns:
         elif isinstance(event, WaitingForModel):
             running.answer.show_waiting("waiting for the model")
             self._enter(running, "waiting")
+        elif isinstance(event, TurnWaiting):
+            if words := waiting_words(event):
+                running.answer.show_waiting(words)
+                self._enter(running, "waiting")
         elif isinstance(event, TurnPlanned):
             self._stage.post_message(RestoreEnded())
             panel.begin(event)

@@ -33,9 +33,9 @@ class Deaths:
     log_path: Path
     _times: deque[float] = field(default_factory=deque)
 
-    def note(self, code: int, now: float, *, was_loading: bool) -> Death:
+    def note(self, code: int | None, now: float, *, was_loading: bool) -> Death:
         """An engine has ended with `code`, though nobody asked it to; while it loaded its model, if
-        `was_loading`.
+        `was_loading`. None: only whoever started it knows the code.
 
         A load that the system killed is not repeated: the memory would be full again.
         """
@@ -44,8 +44,9 @@ class Deaths:
         self._times.append(now)
         while now - self._times[0] > RESTART_WINDOW_SECONDS:
             self._times.popleft()
+        how = "" if code is None else f" ({exit_words(code)})"
         error = EngineDiedError(
-            f"The engine process ended unexpectedly ({exit_words(code)}).",
+            f"The engine process ended unexpectedly{how}.",
             f"Nothing that was said is lost; {self.log_path} may tell why.",
         )
         return Death(error, may_restart=len(self._times) <= MAX_RESTARTS)

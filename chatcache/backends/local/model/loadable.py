@@ -223,7 +223,7 @@ def _kind(path: Path, config: Mapping[str, Any]) -> Obstacle | None:
     senses = [sense for sense, words in _SENSES.items() if any(map(words.search, clues))]
     if config.get("is_encoder_decoder"):
         what = "has an encoder and a decoder, where chatcache runs models that only go on with text"
-    elif architecture.endswith(_OTHER_TASKS):
+    elif architecture.endswith(_OTHER_TASKS) or _has_no_head(architecture, config):
         what = "was made for another task than going on with a text"
     elif family in CAUSAL_FAMILIES:
         return None
@@ -238,6 +238,12 @@ def _kind(path: Path, config: Mapping[str, Any]) -> Obstacle | None:
         f"({family}) {what}.",
         "Choose a model that reads and writes text only; a newer chatcache may know more of them.",
     )
+
+
+def _has_no_head(architecture: str, config: Mapping[str, Any]) -> bool:
+    """Whether a model has no output layer: it makes embeddings, or was saved without one."""
+    is_bare = architecture.endswith("Model") and not architecture.endswith("HeadModel")
+    return is_bare and not config.get("tie_word_embeddings")
 
 
 def _packing(path: Path, config: Mapping[str, Any]) -> Obstacle | None:
@@ -303,7 +309,8 @@ def _tokenizer(path: Path, config: Mapping[str, Any]) -> Iterator[Obstacle]:
         return (path / name).is_file()
 
     if has("tokenizer.json"):
-        read_object(path / "tokenizer.json")
+        if not _is_object(path / "tokenizer.json"):
+            read_object(path / "tokenizer.json")  # says what is wrong with it
         return
     if has("vocab.txt") or (has("vocab.json") and has("merges.txt")):
         return
@@ -328,6 +335,15 @@ def _tokenizer(path: Path, config: Mapping[str, Any]) -> Iterator[Obstacle]:
         "Copy tokenizer.json and tokenizer_config.json into it from the model that it was trained "
         f"from{of_base}, or download it again.",
     )
+
+
+def _is_object(file: Path) -> bool:
+    """Whether a file begins and ends like a JSON object: one of a tokenizer has megabytes, and to
+    read all of it would take longer than everything else here."""
+    with file.open("rb") as opened:
+        head = opened.read(_HEAD_BYTES)
+        opened.seek(max(0, file.stat().st_size - _HEAD_BYTES))
+        return head.lstrip()[:1] == b"{" and opened.read().rstrip()[-1:] == b"}"
 
 
 _PACKAGE_NAMES = {"google.protobuf": "protobuf", "mistral_common": "mistral-common"}

@@ -134,6 +134,17 @@ class TurnRunner:
         """Have written what is in memory alone; returns the bytes that will be."""
         return self.context.prefixes.spill(segment_id)
 
+    def forget_deleted(self, *, is_all: bool) -> None:
+        """Give up in memory what has been deleted on disk, or all that is in memory. Between
+        turns: nothing is live afterwards."""
+        self.context.path.forget()
+        self.context.prefixes.forget_deleted(is_all=is_all)
+        self.reporter.show()
+
+    def is_outdated(self) -> bool:
+        """Whether the files that the model was loaded from are other ones by now."""
+        return self.loaded.watch.changed() is not None
+
     def close(self) -> None:
         """Write out what is still to be spilled."""
         self.context.prefixes.close()

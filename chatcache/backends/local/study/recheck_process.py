@@ -6,9 +6,9 @@ model keeps in a cold run is compared with the tensors of the same names in the 
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +18,15 @@ from typing import Any
 import torch
 
 from chatcache.backends.base import BackendFailed
-from chatcache.backends.local.engine.server import start
-from chatcache.backends.local.engine.wire import ChannelClosedError, portable
+from chatcache.backends.local.engine.channel import Channel, ChannelClosedError
+from chatcache.backends.local.engine.codec import portable
+from chatcache.backends.local.engine.process import inherited_socket, leave, prepare_process
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import LoadedModel
 from chatcache.backends.local.run.assemble import build_live, load
 from chatcache.backends.local.run.live_context import Forward, LivePath, chunks
 from chatcache.backends.local.study.recheck import (
+    CODEC,
     RecheckFinished,
     RecheckRequest,
     RecheckStarted,
@@ -281,7 +283,11 @@ def run(request: RecheckRequest, send: Callable[[object], None]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    channel = start(arguments)
+    parser = argparse.ArgumentParser(prog="chatcache-recheck")
+    parser.add_argument("--fd", type=int, required=True)
+    options = parser.parse_args(arguments)
+    prepare_process()
+    channel = Channel(inherited_socket(options.fd), CODEC)
     try:
         request: Any = channel.receive()
         try:
@@ -300,6 +306,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    exit_code = main()
-    logging.shutdown()
-    os._exit(exit_code)  # tearing torch down only takes time
+    leave(main())
