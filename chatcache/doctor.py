@@ -30,7 +30,7 @@ from chatcache.formatting import plural, size
 from chatcache.frontend.engines import state_of
 from chatcache.machine import allowance
 from chatcache.network import check_environment, proxy_variables
-from chatcache.os_failures import reason
+from chatcache.os_failures import lock_failure, reason
 from chatcache.remotes import remote_model
 
 if TYPE_CHECKING:
@@ -306,6 +306,9 @@ def _directory(name: str, directory: Path, *, fix: bool) -> Finding:
         return Finding(
             name, "problem", f"{directory} belongs to another user (uid {owner})", advice
         )
+    if (failure := lock_failure(directory / "probe")) is not None:
+        advice = "chatcache works there all the same, more slowly; a local disk is better."
+        return Finding(name, "note", f"{directory}, {free}: {reason(failure)}", advice)
     mode = stat.S_IMODE(directory.stat().st_mode)
     if not mode & 0o077 or os.name != "posix":
         return Finding(name, "ok", f"{directory}, {free}")

@@ -95,7 +95,8 @@ def mend_environment(environ: MutableMapping[str, str] = os.environ) -> None:
         environ[origin[1:]] = _with_scheme(environ[origin[1:]].strip())
     if is_near(hostname := urlsplit(environ.get("HF_ENDPOINT", "")).hostname or ""):
         known = [environ[name] for name in ("no_proxy", "NO_PROXY") if environ.get(name)]
-        environ["no_proxy"] = environ["NO_PROXY"] = ",".join([*known, hostname])
+        names = dict.fromkeys([*",".join(known).split(","), hostname])
+        environ["no_proxy"] = environ["NO_PROXY"] = ",".join(filter(None, names))
 
 
 def check_certificates(environ: Mapping[str, str] = os.environ) -> None:

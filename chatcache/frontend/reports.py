@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from chatcache import formatting as fmt
-from chatcache.backends.base import ModelInfo, TurnPrice
 from chatcache.backends.usage import Figures
 from chatcache.frontend import servers
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import ModelInfo, TurnPrice
 
 _CODE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
 
@@ -41,6 +44,8 @@ def totals(answers: Sequence[Figures]) -> str:
 
 def total_price(answers: Iterable[Figures]) -> TurnPrice | None:
     """The sum over answers; None when none had a price. Of several currencies the first counts."""
+    from chatcache.backends.base import TurnPrice  # not for the first paint, which draws a model
+
     prices = [answer.price for answer in answers if answer.price and answer.price.total is not None]
     if not prices:
         return None

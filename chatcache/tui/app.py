@@ -75,13 +75,17 @@ class ChatCacheApp(App[Exception | None]):
             self.animation_level = "none"
 
     def get_driver_class(self) -> type[Driver]:
-        """Textual's own, except for a terminal, which is read in our way."""
+        """Textual's own, except for a terminal and a browser, which are read in our way."""
         found = super().get_driver_class()
-        if found.__name__ != "LinuxDriver":
-            return found
-        from chatcache.tui.driver import ChatDriver
+        if found.__name__ == "LinuxDriver":
+            from chatcache.tui.driver import ChatDriver
 
-        return ChatDriver
+            return ChatDriver
+        if found.__name__ == "WebDriver":
+            from chatcache.tui.browser import BrowserDriver
+
+            return BrowserDriver
+        return found
 
     def get_css_variables(self) -> dict[str, str]:
         variables = super().get_css_variables()
@@ -112,7 +116,7 @@ class ChatCacheApp(App[Exception | None]):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(number, self._leave)
+                loop.add_signal_handler(number, self.exit)
 
     def _check_keys(self) -> None:
         known = set(registry.binding_ids())
@@ -183,7 +187,7 @@ class ChatCacheApp(App[Exception | None]):
         ):
             return
         elif time.monotonic() - self._interrupted_at < QUIT_SECONDS:
-            self._leave()
+            self.exit()
         else:
             self._interrupted_at = time.monotonic()
             self.notify("Press Ctrl+C again to quit.", timeout=QUIT_SECONDS, markup=False)
@@ -201,13 +205,13 @@ class ChatCacheApp(App[Exception | None]):
 
     async def action_quit(self) -> None:
         """Everything is on disk already; an answer in progress is kept as far as it got."""
-        self._leave()
+        self.exit()
 
-    def _leave(self) -> None:
+    def on_exit_app(self) -> None:
+        """Whoever ends it: a key, a signal, a browser that was closed, a failure to begin."""
         screen = self.screen_stack[0]
         if isinstance(screen, ChatScreen):
             screen.leave()
-        self.exit()
 
 
 def _on_latin_key(event: Key) -> Key:

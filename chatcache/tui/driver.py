@@ -7,7 +7,6 @@ not expect, and looks at each character of a paste on its own.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import termios
@@ -18,7 +17,6 @@ from textual.drivers.linux_driver import LinuxDriver
 
 from chatcache.terminal.keyboard import Keyboard
 from chatcache.terminal.modes import make_usable
-from chatcache.terminal.sequences import Token
 from chatcache.tui.reports import Reports
 
 _TICK_SECONDS = 0.1
@@ -108,16 +106,8 @@ class ChatDriver(LinuxDriver):
                 if tokens is None:
                     self._end_without_terminal()
                     return
-                for token in tokens:
-                    self._take(reports, token)
-
-    def _take(self, reports: Reports, token: Token) -> None:
-        """What cannot be read must not end the reading: it is logged, and gone."""
-        try:
-            for message in reports.messages(token):
-                self.process_message(message)
-        except Exception:
-            logging.getLogger(__name__).exception("not read: %r", token)
+                for message in reports.read(tokens):
+                    self.process_message(message)
 
     def _end_without_terminal(self) -> None:
         """The kernel sends SIGHUP, but only where the terminal is the controlling one."""

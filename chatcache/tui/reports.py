@@ -3,8 +3,9 @@ itself. What means nothing becomes nothing; it is never typed."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from textual import constants
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
@@ -42,6 +43,14 @@ class Reports:
 
     def __init__(self) -> None:
         self._textual = XTermParser()
+
+    def read(self, tokens: Iterable[Token]) -> Iterator[Message]:
+        """What cannot be read must not end the reading: it is logged, and gone."""
+        for token in tokens:
+            try:
+                yield from list(self.messages(token))
+            except Exception:
+                logging.getLogger(__name__).exception("not read: %r", token)
 
     def messages(self, token: Token) -> Iterator[Message]:
         if isinstance(token, Pasted):

@@ -39,6 +39,10 @@ NO_END = (
     "{{- '### Instruction:\\n' + message['content'] + '\\n\\n### Response:\\n' }}"
     "{%- else %}{{- message['content'] + '\\n\\n' }}{%- endif %}{%- endfor %}"
 )
+TAGS = (
+    "{%- for message in messages %}{{- '<|' + message['role'] + '|>\\n' + message['content'] }}"
+    "{{- '\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}"
+)
 BARE = (
     "{%- for message in messages %}"
     "{{- '\\n' + message['role'] + '\\n' + message['content'] }}{%- endfor %}"
@@ -55,6 +59,7 @@ BARE = (
         (None, ("\nUser:", "\nAssistant:")),
         (NO_END, ("\n### Instruction:", "\n### Response:")),
         (BARE, ("\nuser\n", "\nassistant\n")),
+        (TAGS, ("<|user|>", "<|assistant|>")),
         ("{% for message in messages %}{{ message['content'] }}\n{% endfor %}", ()),
         ("{{ raise_exception('no') }}", ()),
     ],

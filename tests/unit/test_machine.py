@@ -133,3 +133,42 @@ def test_limits_of_a_shell_count() -> None:
         pytest.skip("there is a limit already")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert int(done.stdout) == 700_000_000
+
+
+PROGRAM = (
+    "import sys\n"
+    "from pathlib import Path\n"
+    "from chatcache.machine import allowance\n"
+    "Path(sys.argv[1], 'cgroup.procs').write_text('0')\n"
+    "print(allowance().num_cpus)\n"
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root makes groups")
+def test_a_real_control_group_counts() -> None:
+    """Of whichever version the kernel has, where the machine lets one be made."""
+    root = next(
+        (Path(p) for p in ("/sys/fs/cgroup/cpu", "/sys/fs/cgroup") if Path(p).is_dir()), None
+    )
+    if root is None:
+        pytest.skip("there are no control groups")
+    group = root / f"chatcache-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no group can be made: {error.strerror}")
+    try:
+        try:
+            if (group / "cpu.cfs_quota_us").exists():
+                (group / "cpu.cfs_quota_us").write_text("50000")
+            else:
+                (group / "cpu.max").write_text("50000 100000")
+        except OSError as error:
+            pytest.skip(f"no quota can be set: {error.strerror}")
+        command = [sys.executable, "-c", PROGRAM, str(group)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode and "cgroup.procs" in done.stderr:
+            pytest.skip("no process can be moved")
+        assert float(done.stdout) == 0.5, done.stderr
+    finally:
+        group.rmdir()

@@ -115,6 +115,8 @@ def test_what_libraries_read_is_mended() -> None:
     network.mend_environment(environ)
     assert (environ["all_proxy"], environ["HTTP_PROXY"]) == ("socks5://p:1", "http://p:2")
     assert environ["NO_PROXY"] == environ["no_proxy"] == "127.0.0.1"
+    network.mend_environment(environ)
+    assert environ["NO_PROXY"] == "127.0.0.1"
     network.mend_environment(plain := {"NO_PROXY": "a.com"})
     assert plain == {"NO_PROXY": "a.com"}
 

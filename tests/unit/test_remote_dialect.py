@@ -65,6 +65,8 @@ def wants_reasoning(name: str, message: str, *, everywhere: bool) -> Callable[[B
         ("reasoning", "messages[2]: 'reasoning' is required for assistant messages"),
         ("thinking_blocks", "Expected `thinking_blocks` in assistant messages, found none"),
         ("reasoning_content", "Reasoning of earlier turns must be provided"),
+        ("reasoning_content", "messages.2.reasoning_content cannot be empty"),
+        ("reasoning_content", "reasoning_content は必須です"),
     ],
 )  # fmt: skip
 def test_reasoning_is_handed_back_where_it_is_wanted(
@@ -78,6 +80,14 @@ def test_reasoning_is_handed_back_where_it_is_wanted(
     first, second = answers(remote.server.chats[-1].body)
     assert first[name] == "so it is one"
     assert second.get(name) == ("" if everywhere else None)
+
+
+def test_reasoning_in_parts_is_handed_back_in_parts(remote: Remote) -> None:
+    remote.server.plan(no("messages.2: `reasoning_details` must be passed back"))
+    remote.result(request(*PATH))
+    first, second = answers(remote.server.chats[-1].body)
+    assert first["reasoning_details"] == [{"type": "reasoning.text", "text": "so it is one"}]
+    assert "reasoning_details" not in second
 
 
 def test_reasoning_that_is_refused_is_not_sent_again(remote: Remote) -> None:

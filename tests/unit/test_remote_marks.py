@@ -53,6 +53,10 @@ CASES = [
     ("<|channel|>plan<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
      "hm", "Yes."),
     ("<|channel|>reply<|message|>Yes.", None, "Yes."),
+    ("analysisThey want it.assistantfinalYes.", "They want it.", "Yes."),
+    ("analysis of it: assistantfinal", None, "analysis of it: assistantfinal"),
+    ("analysis", None, "analysis"),
+    ("analysts say so", None, "analysts say so"),
     # These are about marks, and have none.
     ("Write `</think>` to close it.", None, "Write `</think>` to close it."),
     ('It ends with "</think>", always.', None, 'It ends with "</think>", always.'),

@@ -32,6 +32,11 @@ _REASONING = re.compile(r"reasoning|\bthinking|thinking\b|\bthoughts?\b", re.I)
 _FIELD_LIKE = re.compile(
     r"\w*(?:reason|think|thought)\w*_\w+|(?<=[`'\"])(?:reasoning|thinking)(?=[`'\"])"
 )
+# Fields that say how to think, and hold no thoughts.
+_OTHER_REASONING = re.compile(r"enable_|effort|budget|include_|_config|_mode\b", re.I)
+_NOT_EMPTY = re.compile(
+    r"(?:not|n't) be (?:empty|missing|omitted|absent|blank|null|none|left out)|non-?empty", re.I
+)
 _UNWANTED = re.compile(
     r"(?:must|should|may|can) ?not|\bcannot\b|\bnot (?:be )?(?:allowed|permitted|supported|"
     r"accepted|included|expected|recogni[sz]ed|known|valid)|unsupported|unknown|unrecogni[sz]ed|unexpected|"
@@ -95,17 +100,19 @@ class Dialect:
 
     def _learn_reasoning(self, refusal: Refusal, heard: str) -> bool:
         words = _words(refusal)
-        if not _REASONING.search(words) or "enable_thinking" in words:
+        if not _REASONING.search(words) or _OTHER_REASONING.search(words):
             return False
-        is_unwanted = bool(_UNWANTED.search(words))
+        is_unwanted = bool(_UNWANTED.search(words)) and not _NOT_EMPTY.search(words)
         if self.reasoning_field and is_unwanted:
             self.reasoning_field, self.refuses_reasoning = "", True
             return True
-        if is_unwanted or self.refuses_reasoning or not _WANTED.search(words):
+        if self.refuses_reasoning:
             return False
         if not self.reasoning_field:
-            self.reasoning_field = _reasoning_field(words, heard)
-            return True
+            # A field that is named, and was not sent, is missed, in whatever words.
+            is_missed = _FIELD_LIKE.search(words) or (_WANTED.search(words) and not is_unwanted)
+            self.reasoning_field = _reasoning_field(words, heard) if is_missed else ""
+            return bool(is_missed)
         at = FILLERS.index(self.reasoning_filler) + 1
         if at < len(FILLERS):
             self.reasoning_filler = FILLERS[at]

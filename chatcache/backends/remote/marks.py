@@ -12,10 +12,13 @@ from chatcache.backends.local.prompt.reasoning import (
     HARMONY,
     KNOWN,
     LoneClosing,
+    ReasoningFormat,
     ReasoningSplitter,
 )
 
 _HARMONY_BEGINNINGS = ("<|channel|>", "<|start|>")
+# What is left of harmony where a server's decoder hides its marks: `analysisHm.assistantfinalYes.`
+BARE = ReasoningFormat("analysis", "assistantfinal")
 
 
 class AnswerMarks:
@@ -23,7 +26,8 @@ class AnswerMarks:
     `is_assumed`: answers of this server begin with thoughts that no mark opens."""
 
     def __init__(self, request: TurnRequest, *, is_middle: bool, is_assumed: bool) -> None:
-        said = "".join(message.text for message in request.messages).lower()
+        asked = (message.text for message in request.messages if message.role == "user")
+        said = "".join(asked).lower()
         self._is_assumed = is_assumed
         self._lone = LoneClosing(*KNOWN, is_strict="think>" in said or "think]" in said)
         self._is_watching = not (is_middle or is_assumed)
@@ -53,9 +57,11 @@ class AnswerMarks:
         if self._splitter is None:
             self._first += text
             begin = self._first.lstrip()
-            if any(mark.startswith(begin) for mark in _HARMONY_BEGINNINGS):
+            if any(mark.startswith(begin) for mark in (*_HARMONY_BEGINNINGS, BARE.open)):
                 return []
             styles = (HARMONY,) if begin.startswith(_HARMONY_BEGINNINGS) else KNOWN
+            if begin.startswith(BARE.open) and begin[len(BARE.open)].isupper():
+                styles = (BARE,)
             self._splitter = ReasoningSplitter(*styles, is_assumed=self._is_assumed)
             text = self._first
         return self._watched(self._splitter.push(text))

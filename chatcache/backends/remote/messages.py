@@ -15,6 +15,7 @@ from chatcache.backends.base import ChatMessage, TurnRequest
 from chatcache.backends.remote.dialect import Dialect
 
 PREFIX = "prefix"
+DETAILS = "reasoning_details"
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
 
@@ -75,5 +76,12 @@ def _written(message: ChatMessage, dialect: Dialect) -> dict[str, Any]:
     if message.role == "assistant" and dialect.reasoning_field:
         reasoning = message.reasoning or dialect.reasoning_filler
         if reasoning is not None:
-            written[dialect.reasoning_field] = reasoning
+            written[dialect.reasoning_field] = _as_field(reasoning, dialect.reasoning_field)
     return written
+
+
+def _as_field(reasoning: str, name: str) -> str | list[dict[str, str]]:
+    """Reasoning in the form that a field has: some hold a list of parts."""
+    if name != DETAILS:
+        return reasoning
+    return [{"type": "reasoning.text", "text": reasoning}] if reasoning.strip() else []

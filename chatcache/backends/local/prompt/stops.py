@@ -14,6 +14,7 @@ from chatcache.backends.local.prompt.template import ChatTemplate
 from chatcache.errors import UnavailableError
 
 _WORD = "wjqzx"
+_TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]{3,}\]")
 _MIN_SIGNS = 4  # of a mark that may stand in the middle of a line
 
 
@@ -39,6 +40,8 @@ def _mark(header: str) -> str:
     words = header.strip()
     if not any(sign.isalnum() for sign in words):
         return ""
+    if _TAG.fullmatch(words):  # nobody writes it, wherever it stands
+        return words
     is_line = header.startswith("\n")
     if any(not sign.isalnum() and not sign.isspace() for sign in words):
         return f"\n{words}" if is_line else words if len(words) >= _MIN_SIGNS else ""
