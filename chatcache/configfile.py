@@ -1,6 +1,6 @@
 """Writes config.toml: the commented file of the first run, and single settings afterwards.
 
-The comments are the docstrings below the settings in `config.py`, so they cannot differ from it.
+The comments are the docstrings below the settings in `sections.py`, so they cannot differ from it.
 Knows nothing of what the settings do.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from chatcache import config, personas, remotes
+from chatcache import personas, remotes, sections
 from chatcache.atomic_write import PRIVATE, write_atomically
 from chatcache.checks import key_names
 from chatcache.config import KEYS_DOC, KEYS_SECTION, find_key, parse_config
@@ -33,7 +33,7 @@ WIDTH = 100
 
 def documented_keys(section: type) -> Iterator[tuple[str, str]]:
     """The names and docstrings of a section's settings, in order."""
-    module = ast.parse(inspect.getsource(config))
+    module = ast.parse(inspect.getsource(sections))
     (node,) = (
         node
         for node in module.body

@@ -124,7 +124,7 @@ class Reception:
     def _take_of_front_end(self, connected: Connected, message: wire.ToEngine) -> None:
         schedule, number = self.schedule, connected.number
         if isinstance(message, wire.RunTurn):
-            schedule.add_turn(Turn(number, message.request))
+            self._cancelled(connected, schedule.add_turn(Turn(number, message.request)))
             self.tell_waiting()
         elif isinstance(message, wire.StopTurn):
             if (turn := schedule.stop_turn(number, message.turn_id)) is not None:
