@@ -56,6 +56,9 @@ _WANTED = re.compile(
     re.I,
 )
 _NO_STREAM = re.compile(r"[`'\"]stream[`'\"]|stream(?:ing)? (?:\w+ )?not |verified to stream", re.I)
+_OTHER_LIMIT = re.compile(
+    r"(?:use|favou?r of|replaced by)\W+(?:\w+\W+)?max_completion_tokens", re.I
+)
 _SYSTEM_ROLE = re.compile(
     r"system\W{0,3}(?:role|message|prompt|instruction)|\brole.{0,40}\bsystem\b|developer inst"
     r"ruction|roles? must alternate|only user",
@@ -86,8 +89,11 @@ class Dialect:
         `chosen` are the fields that the user has set, which are never left out in silence;
         `heard` is the field in which the server itself sends reasoning.
         """
-        is_other = refusal.status not in REFUSING or is_about_limit(refusal)
-        if is_other or is_context_full(refusal):
+        if refusal.status not in REFUSING:
+            return False
+        if MAX_TOKENS in body and _OTHER_LIMIT.search(refusal.message):
+            return self._leave_out(MAX_TOKENS)
+        if is_about_limit(refusal) or is_context_full(refusal):
             return False
         own = tuple(_own_fields(body, chosen))
         return (
@@ -120,8 +126,6 @@ class Dialect:
 
     def _learn_limit(self, refusal: Refusal, body: Mapping[str, Any]) -> bool:
         words = _words(refusal)
-        if MAX_TOKENS in body and "max_completion_tokens" in words:
-            return self._leave_out(MAX_TOKENS)
         names_limit = re.search(r"\bmax_(?:completion_|output_)?tokens\b", words) is not None
         is_there = MAX_TOKENS in body or "max_completion_tokens" in body
         if not names_limit or is_there or self.needs_limit or not _WANTED.search(words):
