@@ -19,9 +19,10 @@ from typing import Any
 from chatcache import config, personas, remotes
 from chatcache.atomic_write import PRIVATE, write_atomically
 from chatcache.checks import key_names
-from chatcache.config import KEYS_DOC, KEYS_SECTION, SECTIONS, find_key, parse_config
+from chatcache.config import KEYS_DOC, KEYS_SECTION, find_key, parse_config
 from chatcache.errors import StorageError, UsageError
 from chatcache.os_failures import advice, reason
+from chatcache.sections import SECTIONS
 
 HEADER = """\
 # Settings of chatcache. Everything here is optional; a line that starts with # is the default.

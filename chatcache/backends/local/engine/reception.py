@@ -151,7 +151,7 @@ class Reception:
             connected.front_end = hello.front_end
             connected.keep_alive_seconds = hello.keep_alive_seconds
             self._lifetime.used()
-            connected.send(wire.Welcome(wire.PROTOCOL, __version__, note))
+            connected.send(wire.Accepted(wire.PROTOCOL, __version__, note))
             for event in self.front_ends.admit(connected):
                 connected.send(event)
             if self._wanted is None:  # only now: it hears whatever loading comes to
