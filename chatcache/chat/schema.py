@@ -149,7 +149,7 @@ def _beginning(row: str, column: str) -> str:
 
 def _parts_index(name: str, table: str, column: str, key: str) -> tuple[str, ...]:
     """An index of all runs of three characters, and what keeps it up to date. Of a book that was
-    pasted, only the beginning is in it: it takes a second per megabyte."""
+    pasted, only the beginning is in it: it takes more time and room than the words themselves."""
     add = f"INSERT INTO {name}(rowid, part) VALUES (new.{key}, {_beginning('new', column)});"
     remove = (
         f"INSERT INTO {name}({name}, rowid, part)"

@@ -124,7 +124,7 @@ def test_an_old_database_is_indexed_anew(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_book_is_found_by_its_words(store: SessionStore) -> None:
-    """And only its beginning by parts of words: the index would take seconds to make."""
+    """And only its beginning by parts of words: their index is larger than the words."""
     book = "einmalig " + "Wörter und noch mehr. " * 10_000 + "Straßenbahnhaltestelle"
     say(store, book)
     assert len(found(store, "malig")) == 1
