@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
 from chatcache.backends.base import EngineStatus, TurnWaiting
 from chatcache.formatting import model_name, plural, size
+
+if TYPE_CHECKING:
+    from chatcache.backends.local.engine.control import RunningEngine
 
 
 def waiting_words(waiting: TurnWaiting) -> str:
@@ -55,3 +61,19 @@ def panel_words(status: EngineStatus) -> str:
     elif keep_alive > 0:
         parts.append(f"stays {time_words(keep_alive)} after the last")
     return " · ".join(parts)
+
+
+def state_of(
+    look: Callable[[], Sequence[RunningEngine]],
+) -> tuple[Literal["ok", "problem"], str, str]:
+    """Which engines `look` finds, as a doctor says it: a status, a sentence, and what to do."""
+    try:
+        engines = look()
+    except OSError as error:
+        advice = "Remove it, or set XDG_RUNTIME_DIR to a directory of your own."
+        return "problem", f"{error.filename} cannot be used: {error.strerror}", advice
+    if hung := [str(engine.pid) for engine in engines if engine.status is None]:
+        advice = "`chatcache engine stop --all` ends it."
+        return "problem", f"process {', '.join(hung)} does not answer", advice
+    told = [summary(engine.status) for engine in engines if engine.status is not None]
+    return "ok", "; ".join(told) or "none is running", ""
