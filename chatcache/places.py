@@ -37,6 +37,6 @@ def default_directory(
         if without_home is not None:
             return without_home / kind
         raise UsageError(
-            "There is no home directory: HOME is not set, and this system does not know the user.",
+            "There is no home directory: HOME names none, and this system does not know the user.",
             "Set HOME, or choose a directory with --data-dir or CHATCACHE_DATA_DIR.",
         ) from error

@@ -14,7 +14,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from chatcache.errors import UsageError
 from chatcache.frontend.shell_output import is_terminal
+from chatcache.os_failures import reason
 
 Warn = Callable[[str], None]
 
@@ -30,17 +32,28 @@ def is_there() -> bool:
 
 
 def read_to_end(warn: Warn) -> bytes:
-    """All of it, however long that takes; after a second it is said. Empty where there is none."""
+    """All of it, however long that takes; after a second it is said. Empty where there is none.
+
+    Raises UsageError when it cannot be read."""
     descriptor = _descriptor()
     if descriptor is None:
         return _embedded()
     pieces: list[bytes] = []
     is_told = False
     while True:
-        if not is_told and not _has_come(descriptor, QUIET_SECONDS):
+        if not _has_come(descriptor, None if is_told else QUIET_SECONDS):
             warn(f"{_WAITING}{' (Ctrl+D ends it)' if is_terminal(sys.stdin) else ''}.")
             is_told = True
-        if not (piece := os.read(descriptor, _PIECE_BYTES)):
+            continue
+        try:
+            piece = os.read(descriptor, _PIECE_BYTES)
+        except BlockingIOError:  # somebody else has read it meanwhile
+            continue
+        except OSError as error:
+            raise UsageError(
+                f"Standard input cannot be read: {reason(error)}.", "Check where it comes from."
+            ) from error
+        if not piece:
             return b"".join(pieces)
         pieces.append(piece)
 

@@ -146,6 +146,36 @@ def test_a_tokenizer_is_its_vocabulary_and_not_its_template() -> None:
     assert len({first, *(identity.tokenizer_id(other) for other in others)}) == 4
 
 
+def test_the_id_of_a_tokenizer_is_remembered_by_what_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, model = tmp_path / "books", tmp_path / "model"
+    first, other = build_tokenizer(), build_tokenizer(vocab_size=380)
+    first.save_pretrained(model)
+    found = identity.remembered_tokenizer_id(first, model, book)
+    assert found == identity.tokenizer_id(first)
+    monkeypatch.setattr(identity, "tokenizer_id", lambda tokenizer: "computed")
+    assert identity.remembered_tokenizer_id(first, model, book) == found
+    assert identity.remembered_tokenizer_id(first, model, None) == "computed"
+    monkeypatch.undo()
+    other.save_pretrained(model)
+    assert identity.remembered_tokenizer_id(other, model, book) == identity.tokenizer_id(other)
+    first.save_pretrained(model)
+    assert identity.remembered_tokenizer_id(first, model, book) == found
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', None])
+def test_a_damaged_book_of_tokenizers_is_no_book(content: str | None, tmp_path: Path) -> None:
+    book, tokenizer = tmp_path / "tokenizers.json", build_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "model")
+    found = identity.remembered_tokenizer_id(tokenizer, tmp_path / "model", tmp_path)
+    text = book.read_text()
+    book.write_text(text.replace(found, "nonsense") if content is None else content)
+    assert identity.remembered_tokenizer_id(tokenizer, tmp_path / "model", tmp_path) == found
+    if content is None:
+        assert book.read_text() == text
+
+
 def test_encoding_with_truncation_leaves_the_id_as_it_is() -> None:
     tokenizer = build_tokenizer()
     before = identity.tokenizer_id(tokenizer)

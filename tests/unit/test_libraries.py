@@ -26,7 +26,7 @@ UNNEEDED = (
 READY = """
 import json, sys
 from pathlib import Path
-from chatcache.backends.local.engine.server import build_runner
+from chatcache.backends.local.engine.process import build_runner
 from chatcache.backends.local.engine.settings import EngineSettings
 
 model, home = sys.argv[1], Path(sys.argv[2])

@@ -319,6 +319,17 @@ def test_nonsense_is_an_obstacle_and_no_accident(name: str, content: str, model:
     assert (found is None) == (name != "config.json" and content.startswith('{"'))
 
 
+def test_a_large_tokenizer_that_was_cut_short_is_an_obstacle(model: Path) -> None:
+    path = model / "tokenizer.json"
+    text = path.read_text()
+    path.write_text(text.replace("{", "{" + " " * 100_000, 1))
+    assert obstacle(model) is None
+    path.write_text(path.read_text()[:-40])
+    found = obstacle(model)
+    assert found is not None
+    assert "tokenizer.json is not valid JSON" in str(found)
+
+
 # adapters, and names that lead nowhere
 
 

@@ -4,6 +4,7 @@ With real pipes and real processes."""
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from chatcache.commands import standard_input
+from chatcache.errors import UsageError
 
 PROGRAM = """
 import pathlib, sys
@@ -25,7 +27,9 @@ pathlib.Path("ready").touch()
 print(repr(build_prompt(argument, [], say, reads_stdin=reads)))
 """
 SHORT, LONG = 0.3, 60
-WHEN_READY = "while [ ! -e ready ]; do sleep 0.05; done; sleep 1;"
+WHEN_READY = (
+    "n=0; while [ ! -e ready ] && [ $n -lt 1000 ]; do sleep 0.05; n=$((n+1)); done; sleep 1;"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +52,8 @@ def ask(argument: str | None, stdin: int, reads: bool | None = None) -> tuple[st
 
 def shell(line: str, moment: float = SHORT) -> tuple[str, str]:
     """`{ask}` in the line asks "hi"."""
-    Path("reader.py").write_text(PROGRAM)
+    if not Path("reader.py").exists():
+        Path("reader.py").write_text(PROGRAM)
     reader = f"{sys.executable} reader.py \"('hi', None, {moment})\""
     done = subprocess.run(
         ["sh", "-c", line.format(ask=reader)],
@@ -115,6 +120,29 @@ def test_an_empty_pipe_and_a_file(tmp_path: Path) -> None:
     with text.open() as file:
         assert ask("hi", file.fileno()) == ("hi\n\na file", "")
     assert ask("hi", subprocess.DEVNULL) == ("hi", "")
+
+
+def test_a_pipe_that_does_not_block_is_read_to_its_end() -> None:
+    """As programs leave it that share it with an event loop."""
+    line = f"({WHEN_READY} echo the text; sleep 1; echo its end) | {{ask}}"
+    program = PROGRAM.replace("\nargument", "\nimport os; os.set_blocking(0, False)\nargument")
+    Path("reader.py").write_text(program)
+    prompt, _ = shell(line)
+    assert prompt == "hi\n\nthe text\nits end\n"
+
+
+def test_standard_input_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, num_bytes: int) -> bytes:
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+    reading, writing = os.pipe()
+    os.write(writing, b"x")
+    with os.fdopen(reading) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(os, "read", refuse)
+        with pytest.raises(UsageError, match="cannot be read"):
+            standard_input.read_to_end(print)
+    os.close(writing)
 
 
 def test_it_is_read_when_asked_for_and_not_when_not() -> None:

@@ -6,8 +6,9 @@ anew: the last is joined to the old words only where both agree. Pure.
 
 from __future__ import annotations
 
-# So many characters must come again before they count as the old words.
+# So many characters must agree before they count as the old words; fewer where it is all of them.
 MIN_REPEATED_CHARS = 16
+MIN_WHOLE_CHARS = 6
 
 
 class BeganAnewError(Exception):
@@ -25,38 +26,41 @@ class Continuation:
         self._is_told = is_told
         self._is_long = len(before) >= MIN_REPEATED_CHARS
         self._held = ""
-        self._is_decided = not before
+        self._is_decided = not before.strip()
 
     def push(self, text: str) -> str:
         """What of `text` is new; "" while that is not certain. Raises BeganAnewError."""
         if self._is_decided or not text:
             return text
         self._held += text
-        if self._is_long and self._may_repeat(self._held):
+        words = self._words
+        may_be_old = words in self._before if self._is_long else self._before.startswith(words)
+        if may_be_old or (len(words) < 2 and not self._is_told):
             return ""
-        return self._decide()
+        self._is_decided = True
+        return self._joined(words)
 
     def rest(self) -> str:
         """What was held back in the end; a repetition that did not come to its end has nothing."""
-        held = self._held
-        if self._is_decided or not held or held == self._before:
+        if self._is_decided or not self._held:
             return ""
-        is_repeated = len(held) >= MIN_REPEATED_CHARS and self._before.startswith(held)
-        return "" if is_repeated else held
+        words, before = self._words, self._before
+        is_whole = len(before) >= MIN_WHOLE_CHARS and words.rstrip() == before.rstrip()
+        is_begun = len(words) >= MIN_REPEATED_CHARS and before.startswith(words)
+        return "" if is_whole or is_begun else self._held
 
-    def _may_repeat(self, held: str) -> bool:
-        """Could all of it still be old words, from some place on?"""
-        return held in self._before
+    @property
+    def _words(self) -> str:
+        """What is held, without the space that may stand before an answer."""
+        return self._held if self._before[0].isspace() else self._held.lstrip()
 
-    def _decide(self) -> str:
-        self._is_decided = True
-        held, before = self._held, self._before
-        if not self._is_long:
-            return held
-        if held.startswith(before):
-            return held[len(before) :]
-        agreed = _common_length(held, before)
-        if agreed >= MIN_REPEATED_CHARS:
+    def _joined(self, words: str) -> str:
+        before, held = self._before, self._held
+        said = before.rstrip()
+        if len(said) >= MIN_WHOLE_CHARS and words.startswith(said):
+            new, space = words[len(said) :], before[len(said) :]
+            return new.removeprefix(space) if new.startswith(space) else new.lstrip()
+        if self._is_long and _common_length(words, before) >= MIN_REPEATED_CHARS:
             raise BeganAnewError
         overlap = _overlap(before, held)
         if overlap >= MIN_REPEATED_CHARS:

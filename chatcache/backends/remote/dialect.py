@@ -32,6 +32,11 @@ _REASONING = re.compile(r"reasoning|\bthinking|thinking\b|\bthoughts?\b", re.I)
 _FIELD_LIKE = re.compile(
     r"\w*(?:reason|think|thought)\w*_\w+|(?<=[`'\"])(?:reasoning|thinking)(?=[`'\"])"
 )
+# Fields that say how to think, and hold no thoughts.
+_OTHER_REASONING = re.compile(r"enable_|effort|budget|include_|_config|_mode\b", re.I)
+_NOT_EMPTY = re.compile(
+    r"(?:not|n't) be (?:empty|missing|omitted|absent|blank|null|none|left out)|non-?empty", re.I
+)
 _UNWANTED = re.compile(
     r"(?:must|should|may|can) ?not|\bcannot\b|\bnot (?:be )?(?:allowed|permitted|supported|"
     r"accepted|included|expected|recogni[sz]ed|known|valid)|unsupported|unknown|unrecogni[sz]ed|unexpected|"
@@ -51,6 +56,10 @@ _WANTED = re.compile(
     re.I,
 )
 _NO_STREAM = re.compile(r"[`'\"]stream[`'\"]|stream(?:ing)? (?:\w+ )?not |verified to stream", re.I)
+_PREFIX = re.compile(r"\bprefix\b", re.I)
+_OTHER_LIMIT = re.compile(
+    r"(?:use|favou?r of|replaced by)\W+(?:\w+\W+)?max_completion_tokens", re.I
+)
 _SYSTEM_ROLE = re.compile(
     r"system\W{0,3}(?:role|message|prompt|instruction)|\brole.{0,40}\bsystem\b|developer inst"
     r"ruction|roles? must alternate|only user",
@@ -81,31 +90,34 @@ class Dialect:
         `chosen` are the fields that the user has set, which are never left out in silence;
         `heard` is the field in which the server itself sends reasoning.
         """
-        is_other = refusal.status not in REFUSING or is_about_limit(refusal)
-        if is_other or is_context_full(refusal):
+        if refusal.status not in REFUSING:
             return False
+        if MAX_TOKENS in body and _OTHER_LIMIT.search(refusal.message):
+            return self._leave_out(MAX_TOKENS)
+        if is_about_limit(refusal) or is_context_full(refusal):
+            return False
+        if self._learn_reasoning(refusal, heard) or self._learn_limit(refusal, body):
+            return True
+        if _is_about_continuing(refusal, body):
+            return self._learn_continuing(refusal)
         own = tuple(_own_fields(body, chosen))
-        return (
-            self._learn_reasoning(refusal, heard)
-            or self._learn_limit(refusal, body)
-            or self._learn_continuing(refusal, body)
-            or self._learn_system(refusal, body)
-            or self._learn_unknown(refusal, own, chosen)
-        )
+        return self._learn_system(refusal, body) or self._learn_unknown(refusal, own, chosen)
 
     def _learn_reasoning(self, refusal: Refusal, heard: str) -> bool:
         words = _words(refusal)
-        if not _REASONING.search(words) or "enable_thinking" in words:
+        if not _REASONING.search(words) or _OTHER_REASONING.search(words):
             return False
-        is_unwanted = bool(_UNWANTED.search(words))
+        is_unwanted = bool(_UNWANTED.search(words)) and not _NOT_EMPTY.search(words)
         if self.reasoning_field and is_unwanted:
             self.reasoning_field, self.refuses_reasoning = "", True
             return True
-        if is_unwanted or self.refuses_reasoning or not _WANTED.search(words):
+        if self.refuses_reasoning:
             return False
         if not self.reasoning_field:
-            self.reasoning_field = _reasoning_field(words, heard)
-            return True
+            # A field that is named, and was not sent, is missed, in whatever words.
+            is_missed = _FIELD_LIKE.search(words) or (_WANTED.search(words) and not is_unwanted)
+            self.reasoning_field = _reasoning_field(words, heard) if is_missed else ""
+            return bool(is_missed)
         at = FILLERS.index(self.reasoning_filler) + 1
         if at < len(FILLERS):
             self.reasoning_filler = FILLERS[at]
@@ -113,8 +125,6 @@ class Dialect:
 
     def _learn_limit(self, refusal: Refusal, body: Mapping[str, Any]) -> bool:
         words = _words(refusal)
-        if MAX_TOKENS in body and "max_completion_tokens" in words:
-            return self._leave_out(MAX_TOKENS)
         names_limit = re.search(r"\bmax_(?:completion_|output_)?tokens\b", words) is not None
         is_there = MAX_TOKENS in body or "max_completion_tokens" in body
         if not names_limit or is_there or self.needs_limit or not _WANTED.search(words):
@@ -122,18 +132,14 @@ class Dialect:
         self.needs_limit = True
         return True
 
-    def _learn_continuing(self, refusal: Refusal, body: Mapping[str, Any]) -> bool:
-        """For a request that ends with an answer which is to go on."""
-        if body["messages"][-1]["role"] != "assistant":
-            return False
-        words = _words(refusal)
-        if not self.marks_prefix and re.search(r"\bprefix\b", words, re.I):
+    def _learn_continuing(self, refusal: Refusal) -> bool:
+        """Set the mark that is wanted, or switch the thinking off that is in the way: once."""
+        if not self.marks_prefix and _PREFIX.search(_words(refusal)):
             self.marks_prefix = True
             return True
-        if not self.continues_without_thinking and re.search(r"thinking|reasoning", words, re.I):
-            self.continues_without_thinking = True
-            return True
-        return False
+        is_new = not self.continues_without_thinking
+        self.continues_without_thinking = True
+        return is_new
 
     def _learn_system(self, refusal: Refusal, body: Mapping[str, Any]) -> bool:
         has_system = body["messages"][0]["role"] == "system"
@@ -192,6 +198,14 @@ def _own_fields(body: Mapping[str, Any], chosen: tuple[str, ...]) -> Iterator[st
         if isinstance(value, dict):
             yield from value
         yield name
+
+
+def _is_about_continuing(refusal: Refusal, body: Mapping[str, Any]) -> bool:
+    """Is it the end of a request that is refused, an answer which is to go on?"""
+    words = _words(refusal)
+    if body["messages"][-1]["role"] != "assistant" or _UNKNOWN_FIELD.search(words):
+        return False
+    return bool(_PREFIX.search(words) or _REASONING.search(words))
 
 
 def _words(refusal: Refusal) -> str:

@@ -17,7 +17,10 @@ from typing import Any
 from chatcache.atomic_write import write_atomically
 
 _HUB_BLOB = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 _BLOCK_BYTES = 1 << 22
+_REMEMBERED_TOKENIZERS = 32
+_TOKENIZER_SUFFIXES = frozenset({".jinja", ".json", ".model", ".tiktoken", ".txt"})
 _SAMPLES = 64
 # Fields of a config that say where it came from, not what the model computes.
 _NOT_COMPUTED = frozenset(
@@ -102,12 +105,7 @@ class HashBook:
         if not self._is_changed or self._path is None:
             return
         entries = {path: entry for path, entry in self._entries.items() if Path(path).exists()}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_atomically(self._path, json.dumps(entries).encode())
-        except OSError:
-            return
-        self._is_changed = False
+        self._is_changed = not _save(self._path, entries)
 
 
 class FileWatch:
@@ -160,6 +158,37 @@ def tokenizer_id(tokenizer: Any) -> str:
     return _digest(json.dumps(content.get(part), sort_keys=True) for part in parts)
 
 
+def remembered_tokenizer_id(tokenizer: Any, path: Path, directory: Path | None) -> str:
+    """`tokenizer_id` of the tokenizer in the model directory `path`, remembered in `directory`.
+
+    That of a large one takes tenths of a second. It is known by what makes it: the contents of the
+    files that a tokenizer may be read from, and the versions of who reads them."""
+    if directory is None:
+        return tokenizer_id(tokenizer)
+    book = directory / "tokenizers.json"
+    key = _tokenizer_key(path, type(tokenizer).__name__)
+    entries = _load_object(book)
+    known = entries.pop(key, None)
+    if not (isinstance(known, str) and _DIGEST.fullmatch(known)):
+        known = tokenizer_id(tokenizer)
+        kept = dict(list(entries.items())[1 - _REMEMBERED_TOKENIZERS :])
+        _save(book, kept | {key: known})
+    return known
+
+
+def _tokenizer_key(path: Path, kind: str) -> str:
+    import tokenizers
+    import transformers
+
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{kind}|{tokenizers.__version__}|{transformers.__version__}".encode())
+    for file in sorted(path.iterdir()):
+        if file.suffix in _TOKENIZER_SUFFIXES and file.is_file():
+            digest.update(f"|{file.name}|{file.stat().st_size}|".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def config_id(config: Mapping[str, Any]) -> str:
     """A digest of a model's config without the fields that only say where it came from."""
     return _digest([json.dumps(_computed(config), sort_keys=True, default=str)])
@@ -195,19 +224,29 @@ def _stamp(path: Path) -> list[Any]:
 
 def _load_entries(path: Path | None) -> dict[str, list[Any]]:
     """The remembered hashes; a book that is missing or damaged is an empty one."""
-    if path is None:
-        return {}
+    return {
+        name: entry
+        for name, entry in ({} if path is None else _load_object(path)).items()
+        if isinstance(entry, list) and len(entry) == 4 and _HUB_BLOB.fullmatch(str(entry[3]))
+    }
+
+
+def _load_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    if not isinstance(content, dict):
-        return {}
-    return {
-        name: entry
-        for name, entry in content.items()
-        if isinstance(entry, list) and len(entry) == 4 and _HUB_BLOB.fullmatch(str(entry[3]))
-    }
+    return content if isinstance(content, dict) else {}
+
+
+def _save(path: Path, entries: Mapping[str, Any]) -> bool:
+    """Whether the entries are on disk now; where they cannot be it costs time only."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(path, json.dumps(entries).encode())
+    except OSError:
+        return False
+    return True
 
 
 def _digest(parts: Iterable[str]) -> str:

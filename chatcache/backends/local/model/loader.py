@@ -125,7 +125,7 @@ def load_model(
     remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
-    tokenizer_id = identity.tokenizer_id(tokenizer)
+    tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
     config = load_config(path)
     place, stored = choose_device(device), stored_dtype(config)
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
