@@ -1,6 +1,6 @@
 """Writes config.toml: the commented file of the first run, and single settings afterwards.
 
-The comments are the docstrings below the settings in `config.py`, so they cannot differ from it.
+The comments are the docstrings below the settings in `sections.py`, so they cannot differ from it.
 Knows nothing of what the settings do.
 """
 
@@ -16,12 +16,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from chatcache import config, personas, remotes
+from chatcache import personas, remotes, sections
 from chatcache.atomic_write import PRIVATE, write_atomically
 from chatcache.checks import key_names
-from chatcache.config import KEYS_DOC, KEYS_SECTION, SECTIONS, find_key, parse_config
+from chatcache.config import KEYS_DOC, KEYS_SECTION, find_key, parse_config
 from chatcache.errors import StorageError, UsageError
 from chatcache.os_failures import advice, reason
+from chatcache.sections import SECTIONS
 
 HEADER = """\
 # Settings of chatcache. Everything here is optional; a line that starts with # is the default.
@@ -32,7 +33,7 @@ WIDTH = 100
 
 def documented_keys(section: type) -> Iterator[tuple[str, str]]:
     """The names and docstrings of a section's settings, in order."""
-    module = ast.parse(inspect.getsource(config))
+    module = ast.parse(inspect.getsource(sections))
     (node,) = (
         node
         for node in module.body

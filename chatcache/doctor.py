@@ -27,7 +27,7 @@ from chatcache.checks import num_bytes, spill_parts
 from chatcache.config import Paths, Settings
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import plural, size
-from chatcache.frontend.engines import summary
+from chatcache.frontend.engines import state_of
 from chatcache.machine import allowance
 from chatcache.network import check_environment, proxy_variables
 from chatcache.os_failures import lock_failure, reason
@@ -100,7 +100,7 @@ def examine(
         ("log directory", paths.log_dir),
     ):
         yield _directory(name, directory, fix=fix)
-    yield _engines(look_at_engines)
+    yield Finding("engines", *state_of(look_at_engines))
     yield _words(paths, verify_words)
     yield from _copies(paths)
     yield _cache(load, verify_cache)
@@ -192,23 +192,6 @@ def _machine(load: Callable[[], Settings]) -> Finding:
             "Leave room for the model: `chatcache config set cache.ram_budget 25%`.",
         )
     return Finding("machine", "ok", detail)
-
-
-def _engines(look: Callable[[], Sequence[RunningEngine]]) -> Finding:
-    """The processes that hold models, and whether the place where they are found is safe."""
-    try:
-        engines = look()
-    except OSError as error:
-        detail = f"{error.filename} cannot be used: {error.strerror}"
-        advice = "Remove it, or set XDG_RUNTIME_DIR to a directory of your own."
-        return Finding("engines", "problem", detail, advice)
-    hung = [engine for engine in engines if engine.status is None]
-    if hung:
-        pids = ", ".join(str(engine.pid) for engine in hung)
-        advice = "`chatcache engine stop --all` ends it."
-        return Finding("engines", "problem", f"process {pids} does not answer", advice)
-    told = [summary(engine.status) for engine in engines if engine.status is not None]
-    return Finding("engines", "ok", "; ".join(told) or "none is running")
 
 
 def _builtin_model() -> Finding:

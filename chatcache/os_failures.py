@@ -38,6 +38,10 @@ _MEANINGS = {
     errno.ENXIO: ("its disk is gone", _MOUNT),
     errno.EMFILE: ("too many files are open", "Raise the limit with `ulimit -n`"),
     errno.ENFILE: ("too many files are open on this machine", "Close other programs"),
+    **dict.fromkeys(
+        (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP),
+        ("its file system cannot do what is needed", "Take one on a local disk"),
+    ),
     errno.ENAMETOOLONG: ("its path is too long", "Take a shorter one"),
     errno.ELOOP: ("its links lead in a circle", "Mend them"),
 }

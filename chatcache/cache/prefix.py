@@ -108,9 +108,8 @@ class PrefixCache:
                 self._spiller.start()
             except OSError as error:
                 disk.is_writing = False
-                self._notices.warn(
-                    f"nothing is kept on disk: {disk.store.directory}: {reason(error)}"
-                )
+                where = disk.store.directory
+                self._notices.warn(f"nothing is kept on disk: {where}: {reason(error)}")
         disk.open()
 
     def close(self) -> None:
@@ -223,9 +222,7 @@ class PrefixCache:
     def restore(self, lease: Lease, sink: KVSink, start: int) -> RestoreResult:
         """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens.
 
-        Stops at the first segment that is gone or damaged (it is set aside); the sink then holds
-        exactly the tokens before it.
-        """
+        Stops at the first segment that is gone or damaged, which is set aside."""
         return restore_tokens(self._book, self._give_up, lease, sink, start)
 
     def restore_states(self, lease: Lease, sink: KVSink) -> RestoreResult:
@@ -276,19 +273,13 @@ class PrefixCache:
         with self._book.lock:
             for span in self._reach(ids).spans:
                 entry = self._book[span.segment_id]
-                is_whole = (span.start, span.stop) == (entry.start, entry.stop)
-                if entry.block is None and is_whole:
+                if entry.block is None and (span.start, span.stop) == (entry.start, entry.stop):
                     entry.block = lend(span.start, span.stop)
         self._enforce_ram()
 
-    def forget_deleted(self, *, is_all: bool = False) -> None:
-        """Give up what is in RAM of segments whose files are gone; with `is_all`, what was never
-        written as well. What is held (pinned, leased) of the latter stays."""
-        with self._book.lock:
-            for entry in self._book.entries():
-                is_gone = not entry.path.exists() if entry.path is not None else is_all
-                if is_gone and not (entry.path is None and entry.is_held):
-                    self._book.remove(entry)
+    def forget_deleted(self, *, is_all: bool) -> None:
+        """Give up in RAM what was deleted on disk; with `is_all` what was never written, too."""
+        self._ram.forget_deleted(is_all=is_all)
 
     def check(self) -> list[str]:
         """Everything that is wrong with the book-keeping; empty when it is sound."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import sqlite3
@@ -23,6 +24,8 @@ from chatcache.chat import schema
 from chatcache.errors import DamagedStorageError, StorageError
 from chatcache.os_failures import advice, lock_failure, make_private, reason, write_failure
 from chatcache.sqlite_failures import is_damage, primary_code
+
+log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 15.0
 _OF_THE_FILE_SYSTEM = (
@@ -315,6 +318,7 @@ def _locked(path: Path) -> StorageError:
 def _unwritable(error: Exception, name: str, path: Path) -> StorageError:
     """The file system has refused something. SQLite does not tell what: it is tried again."""
     failure = write_failure(path) or lock_failure(path)
+    log.warning("%s: %s (%s): %s", path, error, name, failure)
     # The file that SQLite shares between processes reports a full disk as an I/O error.
     if failure is None and (name.startswith("SQLITE_FULL") or _is_full(path)):
         failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

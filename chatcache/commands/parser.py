@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from chatcache.checks import OWN_ENGINE, Check
-from chatcache.config import DEVICES, DTYPES, SamplingSection, Settings, load_settings
+from chatcache.config import Settings, load_settings
 from chatcache.configfile import write_default
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
+from chatcache.sections import DEVICES, DTYPES, SamplingSection
 
 # The shared options that have a value, and the attribute that holds it.
 VALUE_OPTIONS = {

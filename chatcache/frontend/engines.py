@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
 from chatcache.backends.base import EngineStatus, TurnWaiting
 from chatcache.formatting import model_name, plural, size
+
+if TYPE_CHECKING:
+    from chatcache.backends.local.engine.control import RunningEngine
 
 
 def waiting_words(waiting: TurnWaiting) -> str:
@@ -37,8 +43,8 @@ def stay_words(status: EngineStatus) -> str:
 
 
 def time_words(seconds: float) -> str:
-    """A time for people, as it would be set: `5 m`, `40 s`, `1 h`."""
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+    """A time for people, as they say it: `5 min`, `40 s`, `1 h`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
@@ -53,5 +59,21 @@ def panel_words(status: EngineStatus) -> str:
     if keep_alive is None:
         parts.append("stays for ever")
     elif keep_alive > 0:
-        parts.append(f"stays {time_words(keep_alive)} after the last")
+        parts.append(f"stays {time_words(keep_alive)} after its last chat")
     return " · ".join(parts)
+
+
+def state_of(
+    look: Callable[[], Sequence[RunningEngine]],
+) -> tuple[Literal["ok", "problem"], str, str]:
+    """Which engines `look` finds, as a doctor says it: a status, a sentence, and what to do."""
+    try:
+        engines = look()
+    except OSError as error:
+        advice = "Remove it, or set XDG_RUNTIME_DIR to a directory of your own."
+        return "problem", f"{error.filename} cannot be used: {error.strerror}", advice
+    if hung := [str(engine.pid) for engine in engines if engine.status is None]:
+        advice = "`chatcache engine stop --all` ends it."
+        return "problem", f"process {', '.join(hung)} does not answer", advice
+    told = [summary(engine.status) for engine in engines if engine.status is not None]
+    return "ok", "; ".join(told) or "none is running", ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chatcache.backends.base import CacheEvent, CacheSnapshot, ModelInfo
+from chatcache.backends.base import CacheSnapshot, ModelInfo
 from chatcache.chat.chat_turn import ChatTurn
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import model_name, one_line
@@ -38,8 +38,6 @@ class Talk:
     def _note(self, event: object) -> None:
         if isinstance(event, CacheSnapshot):
             self.snapshot = event
-        elif isinstance(event, CacheEvent) and event.kind == "warning":
-            self.lines.warn(event.text)
 
     def model_info(self) -> ModelInfo | None:
         """What answers; None while it is being loaded, or where nothing is."""

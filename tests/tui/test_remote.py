@@ -185,3 +185,27 @@ async def test_what_a_server_keeps_to_itself_is_shown(bench: Bench, shop: Shop) 
         assert chat.answers == ["Yes."] * 3
         await chat.until(lambda: "thought, 4 words" in chat.text)
         assert chat.text.count("read only 4,096 tokens") == 1
+
+
+async def test_an_answer_that_cannot_go_on_stays_as_it_is(bench: Bench, shop: Shop) -> None:
+    refusal = "Assistant response prefill is incompatible with enable_thinking."
+    half = "Half an answer, and then"
+    other = "Half an answer, to begin with."
+    shop.server.plan(
+        Stream(half, finish=None, ends="close"),
+        *[Status(400, {"error": {"message": refusal}})] * 2,
+        Stream(other),
+    )
+    async with bench.run(remotes=shop.remotes) as chat:
+        await chat.say("/model prof:m")
+        await ready(chat, "prof:m")
+        await chat.say("one", "/continue")
+        assert "does not go on in the middle of an answer (400). It says" in chat.notices[-1]
+        assert "`/regen` answers anew" in chat.notices[-1]
+        assert chat.answers == [half]
+        await chat.say("/continue")
+        assert "wrote another answer instead of going on" in chat.notices[-1]
+        assert chat.answers == [half]
+        shop.server.plan(Stream([" it goes on."]))
+        await chat.say("/continue")
+        assert chat.answers == [f"{half} it goes on."]

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.checks import byte_size, num_bytes
 from chatcache.compose import engine_settings
-from chatcache.config import SECTIONS, Config, load_settings, parse_config, resolve_paths
+from chatcache.config import Config, load_settings, parse_config, resolve_paths
 from chatcache.configfile import default_text, documented_keys, set_value, write_default
 from chatcache.errors import StorageError, UsageError
+from chatcache.sections import SECTIONS
 
 PATH = Path("config.toml")
 

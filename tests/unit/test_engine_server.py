@@ -202,7 +202,7 @@ def test_who_wants_other_budgets_is_told_that_they_do_not_count(
 ) -> None:
     front_end = FrontEnd(server)
     front_end.hello(EngineSettings("echo", tmp_path, tmp_path / "engine.log", ram_budget=1))
-    assert "another ram_budget" in front_end.wait_for(wire.Welcome).note
+    assert "another ram_budget" in front_end.wait_for(wire.Accepted).note
     front_end.channel.close()
 
 

@@ -272,7 +272,12 @@ def test_a_limit_on_the_size_of_files_is_named(path: Path) -> None:
 )
 @pytest.mark.parametrize("name", ["SQLITE_IOERR_WRITE", "SQLITE_FULL", "SQLITE_CANTOPEN"])
 def test_what_the_file_system_refuses_is_said_with_its_reason(
-    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str, name: str
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    words: str,
+    name: str,
 ) -> None:
     store = SessionStore(path)
 
@@ -285,6 +290,7 @@ def test_what_the_file_system_refuses_is_said_with_its_reason(
     with pytest.raises(StorageError, match=words) as caught, store.database.reading():
         raise error
     assert "doctor" not in caught.value.hint
+    assert f"[Errno {number}]" in caplog.text
     store.close()
     monkeypatch.undo()
     assert names_in(path) == []

@@ -210,6 +210,8 @@ def test_a_server_is_asked_by_way_of_a_proxy(
     remote = Remote(server, base_url=FAR)
     assert remote.result().text == "You said: hello there"
     assert all(asked.path.startswith(FAR) for asked in server.asked)
+    told = remote.backend.wait_ready().description
+    assert "far.example.invalid by way of the proxy of $HTTP_PROXY, each time" in told
     page = "<html><head><title>Blocked by the firewall</title></head></html>"
     server.plan(Status(407, ""), Status(403, page))
     assert "The proxy of $HTTP_PROXY" in str(remote.failure().error)

@@ -186,6 +186,22 @@ def test_what_the_user_has_set_is_never_left_out_in_silence(remote: Remote) -> N
 
 
 @pytest.mark.parametrize(
+    "message",
+    [
+        "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+        "max_tokens is deprecated: use max_completion_tokens, the maximum of both is 4096",
+        "This field was replaced by the `max_completion_tokens` field",
+    ],
+)
+def test_a_limit_with_another_name_is_sent_with_it(remote: Remote, message: str) -> None:
+    remote.server.judge = lambda body: no(message) if "max_tokens" in body else None
+    for _ in range(2):
+        remote.result(request(sampling=SamplingParams(max_new_tokens=5)))
+    assert len(remote.server.chats) == 3
+    assert remote.server.chats[-1].body["max_completion_tokens"] == 5
+
+
+@pytest.mark.parametrize(
     "refusal",
     [
         no("max_tokens: Field required"),

@@ -57,6 +57,7 @@ LOOKED_FOR = [
     ("cafe", "im Café am Markt"),
     ("café", unicodedata.normalize("NFD", "im Großcafé am Markt")),
     (unicodedata.normalize("NFD", "café"), "im Großcafé am Markt"),
+    ("pho", "một tô phở ngon"),
     ("🦉", "eine Eule 🦉 im Wald"),
     ("→ b", "a → b"),
     ("config", "see load_config_file()"),
@@ -114,17 +115,18 @@ def test_an_old_database_is_indexed_anew(path: Path, monkeypatch: pytest.MonkeyP
         then.setattr(schema, "VERSION", 3)
         then.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
         old = SessionStore(path)
-        say(old, "后天早上从上海坐火车去杭州", name="Straßenbahnhaltestelle")
+        say(old, "后天早上从上海坐火车去杭州, phở", name="Straßenbahnhaltestelle")
         old.close()
     store = SessionStore(path)
     assert len(found(store, "坐火车")) == 1
+    assert len(found(store, "pho")) == 1
     assert len(search.search(store.database, "haltestelle")) == 1
     assert verify.problems(store.database) == []
     store.close()
 
 
 def test_a_book_is_found_by_its_words(store: SessionStore) -> None:
-    """And only its beginning by parts of words: the index would take seconds to make."""
+    """And only its beginning by parts of words: their index is larger than the words."""
     book = "einmalig " + "Wörter und noch mehr. " * 10_000 + "Straßenbahnhaltestelle"
     say(store, book)
     assert len(found(store, "malig")) == 1

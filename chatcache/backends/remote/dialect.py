@@ -56,6 +56,10 @@ _WANTED = re.compile(
     re.I,
 )
 _NO_STREAM = re.compile(r"[`'\"]stream[`'\"]|stream(?:ing)? (?:\w+ )?not |verified to stream", re.I)
+_PREFIX = re.compile(r"\bprefix\b", re.I)
+_OTHER_LIMIT = re.compile(
+    r"(?:use|favou?r of|replaced by)\W+(?:\w+\W+)?max_completion_tokens", re.I
+)
 _SYSTEM_ROLE = re.compile(
     r"system\W{0,3}(?:role|message|prompt|instruction)|\brole.{0,40}\bsystem\b|developer inst"
     r"ruction|roles? must alternate|only user",
@@ -86,17 +90,18 @@ class Dialect:
         `chosen` are the fields that the user has set, which are never left out in silence;
         `heard` is the field in which the server itself sends reasoning.
         """
-        is_other = refusal.status not in REFUSING or is_about_limit(refusal)
-        if is_other or is_context_full(refusal):
+        if refusal.status not in REFUSING:
             return False
+        if MAX_TOKENS in body and _OTHER_LIMIT.search(refusal.message):
+            return self._leave_out(MAX_TOKENS)
+        if is_about_limit(refusal) or is_context_full(refusal):
+            return False
+        if self._learn_reasoning(refusal, heard) or self._learn_limit(refusal, body):
+            return True
+        if _is_about_continuing(refusal, body):
+            return self._learn_continuing(refusal)
         own = tuple(_own_fields(body, chosen))
-        return (
-            self._learn_reasoning(refusal, heard)
-            or self._learn_limit(refusal, body)
-            or self._learn_continuing(refusal, body)
-            or self._learn_system(refusal, body)
-            or self._learn_unknown(refusal, own, chosen)
-        )
+        return self._learn_system(refusal, body) or self._learn_unknown(refusal, own, chosen)
 
     def _learn_reasoning(self, refusal: Refusal, heard: str) -> bool:
         words = _words(refusal)
@@ -120,8 +125,6 @@ class Dialect:
 
     def _learn_limit(self, refusal: Refusal, body: Mapping[str, Any]) -> bool:
         words = _words(refusal)
-        if MAX_TOKENS in body and "max_completion_tokens" in words:
-            return self._leave_out(MAX_TOKENS)
         names_limit = re.search(r"\bmax_(?:completion_|output_)?tokens\b", words) is not None
         is_there = MAX_TOKENS in body or "max_completion_tokens" in body
         if not names_limit or is_there or self.needs_limit or not _WANTED.search(words):
@@ -129,18 +132,14 @@ class Dialect:
         self.needs_limit = True
         return True
 
-    def _learn_continuing(self, refusal: Refusal, body: Mapping[str, Any]) -> bool:
-        """For a request that ends with an answer which is to go on."""
-        if body["messages"][-1]["role"] != "assistant":
-            return False
-        words = _words(refusal)
-        if not self.marks_prefix and re.search(r"\bprefix\b", words, re.I):
+    def _learn_continuing(self, refusal: Refusal) -> bool:
+        """Set the mark that is wanted, or switch the thinking off that is in the way: once."""
+        if not self.marks_prefix and _PREFIX.search(_words(refusal)):
             self.marks_prefix = True
             return True
-        if not self.continues_without_thinking and re.search(r"thinking|reasoning", words, re.I):
-            self.continues_without_thinking = True
-            return True
-        return False
+        is_new = not self.continues_without_thinking
+        self.continues_without_thinking = True
+        return is_new
 
     def _learn_system(self, refusal: Refusal, body: Mapping[str, Any]) -> bool:
         has_system = body["messages"][0]["role"] == "system"
@@ -199,6 +198,14 @@ def _own_fields(body: Mapping[str, Any], chosen: tuple[str, ...]) -> Iterator[st
         if isinstance(value, dict):
             yield from value
         yield name
+
+
+def _is_about_continuing(refusal: Refusal, body: Mapping[str, Any]) -> bool:
+    """Is it the end of a request that is refused, an answer which is to go on?"""
+    words = _words(refusal)
+    if body["messages"][-1]["role"] != "assistant" or _UNKNOWN_FIELD.search(words):
+        return False
+    return bool(_PREFIX.search(words) or _REASONING.search(words))
 
 
 def _words(refusal: Refusal) -> str:

@@ -29,15 +29,16 @@ from chatcache.backends.base import (
     TurnStream,
 )
 from chatcache.backends.life import BackendLife, closed_error
-from chatcache.backends.local.engine.asked import Asked
 from chatcache.backends.local.engine.channel import ChannelClosedError
 from chatcache.backends.local.engine.child_process import EXIT_SECONDS, end_process
 from chatcache.backends.local.engine.deaths import Deaths
 from chatcache.backends.local.engine.opening import OpenedEngine, open_own, open_resident
+from chatcache.backends.local.engine.pending import Pending
 from chatcache.backends.local.engine.residence import Residence
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.engine.wire import (
     PROTOCOL,
+    Accepted,
     CancelPrepare,
     CostsEstimated,
     EstimateCosts,
@@ -49,7 +50,6 @@ from chatcache.backends.local.engine.wire import (
     RunTurn,
     SpillAll,
     StopTurn,
-    Welcome,
 )
 from chatcache.errors import EngineDiedError, UnavailableError
 from chatcache.token_ids import TokenIds
@@ -88,9 +88,9 @@ class LocalBackend(BackendLife):
         self._engine: OpenedEngine | None = None
         self._readers: list[threading.Thread] = []
         self._deaths = Deaths(settings.model, settings.log_path)
-        self._asked = Asked()
+        self._pending = Pending()
         self._goodbye: str | None = None
-        self._is_welcome = False
+        self._is_accepted = False
         self._num_unheard = 0
         self._use: EngineUse | None = None
         self._wanted_at = 0.0
@@ -105,9 +105,9 @@ class LocalBackend(BackendLife):
         """Begin a turn; it waits for the model to be loaded. Never raises."""
         turn_id = request.turn_id
         with self._changed:
-            stream = self._asked.add(request, lambda: self._stop(turn_id))
+            stream = self._pending.add(request, lambda: self._stop(turn_id))
             if self._state == "closed":
-                self._asked.fail(closed_error())
+                self._pending.fail(closed_error())
             elif self._state in ("idle", "failed"):
                 self._open_engine()  # which sends the turns that wait
             else:
@@ -116,7 +116,7 @@ class LocalBackend(BackendLife):
 
     def _stop(self, turn_id: str) -> None:
         with self._changed:
-            if self._asked.has(turn_id):
+            if self._pending.has(turn_id):
                 self._send(StopTurn(turn_id))
 
     def engine_use(self) -> EngineUse | None:
@@ -125,14 +125,14 @@ class LocalBackend(BackendLife):
             use = self._use
             if use is None:
                 return None
-            return EngineUse(use.is_resident, use.is_started, self._asked.waited_ms, use.load_ms)
+            return EngineUse(use.is_resident, use.is_started, self._pending.waited_ms, use.load_ms)
 
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """The cost of continuing each journal. Raises UnavailableError while loading."""
         with self._changed:
             if self._state != "ready":
                 raise UnavailableError("The model is not loaded yet.", "Wait until it is.")
-            call_id, answers = self._asked.call()
+            call_id, answers = self._pending.call()
             self._send(EstimateCosts(call_id, tuple(journals)))
         answer = answers.get()
         if answer.error is not None:
@@ -142,7 +142,7 @@ class LocalBackend(BackendLife):
     def prepare(self, request: Prepare) -> bool:
         """Begin idle work; False when a turn runs or the model is not ready."""
         with self._changed:
-            is_idle = self._state == "ready" and not self._asked.has_turns
+            is_idle = self._state == "ready" and not self._pending.has_turns
             if is_idle:
                 self._send(PrepareTurn(request))
             return is_idle
@@ -175,7 +175,7 @@ class LocalBackend(BackendLife):
             self._see_off(engine, was_ready=was_ready)
         self._join_readers()
         with self._changed:
-            self._asked.fail(closed_error())
+            self._pending.fail(closed_error())
 
     def _see_off(self, engine: OpenedEngine, *, was_ready: bool) -> None:
         """Wait for an engine that ends with us, but not for ever."""
@@ -251,11 +251,11 @@ class LocalBackend(BackendLife):
             return None
         keep_alive = 0.0 if residence is None else residence.keep_alive_seconds
         with self._changed:
-            self._engine, self._goodbye, self._is_welcome = engine, None, False
+            self._engine, self._goodbye, self._is_accepted = engine, None, False
             self._send(Hello(PROTOCOL, __version__, self._front_end, self._settings, keep_alive))
             if self._state == "closed":  # while it was opened
                 self._send(Leave())
-            for message in self._asked.messages():
+            for message in self._pending.messages():
                 self._send(message)
         return engine
 
@@ -268,18 +268,18 @@ class LocalBackend(BackendLife):
                 break
             if isinstance(message, TurnEvent):
                 with self._changed:
-                    self._asked.take(message)
+                    self._pending.take(message)
             elif isinstance(message, BackendEvent):
                 self._on_backend_event(message, engine)
             elif isinstance(message, CostsEstimated):
                 with self._changed:
-                    self._asked.answer(message)
+                    self._pending.answer(message)
             elif isinstance(message, Refused):
                 self._on_refused(message)
             elif isinstance(message, Goodbye):
                 self._goodbye = message.reason
-            elif isinstance(message, Welcome):
-                self._is_welcome = True
+            elif isinstance(message, Accepted):
+                self._is_accepted = True
                 if message.note:
                     self._listeners.tell(CacheEvent(time.time(), "warning", message.note))
         return self._on_engine_end(engine)
@@ -311,7 +311,7 @@ class LocalBackend(BackendLife):
     def _give_up(self, error: Exception) -> None:
         with self._changed:
             if self._state == "closed":
-                self._asked.fail(closed_error())
+                self._pending.fail(closed_error())
                 return
             self._fail(error)
         self._listeners.tell(BackendFailed(error))
@@ -319,7 +319,7 @@ class LocalBackend(BackendLife):
     def _fail(self, error: Exception) -> None:
         """There is no engine, and there will be none until somebody asks again."""
         self._state, self._info, self._error = "failed", None, error
-        self._asked.fail(error)
+        self._pending.fail(error)
         self._changed.notify_all()
 
     def _on_engine_end(self, engine: OpenedEngine) -> bool:
@@ -332,12 +332,12 @@ class LocalBackend(BackendLife):
                 return False
             self._engine = None
             if self._state == "closed":
-                self._asked.fail(closed_error())
+                self._pending.fail(closed_error())
             if self._state in ("closed", "failed"):
                 return False
             if self._goodbye is not None:
                 return self._on_goodbye(self._goodbye)
-            if not (self._is_welcome or engine.is_started) and self._num_unheard < MAX_UNHEARD:
+            if not (self._is_accepted or engine.is_started) and self._num_unheard < MAX_UNHEARD:
                 self._num_unheard += 1  # it was about to end when it was found
                 return True
             event = self._note_death(code)
@@ -361,10 +361,10 @@ class LocalBackend(BackendLife):
         """It ended in good order. What it has not begun is asked of the next engine; without such
         there is none until somebody asks."""
         error = EngineDiedError(f"The engine has ended: {reason}.", "It starts with the next turn.")
-        self._asked.fail(error, only_begun=True)
+        self._pending.fail(error, only_begun=True)
         was_ready = self._state == "ready"
         self._state, self._info, self._wanted_at = "loading", None, time.monotonic()
-        if not was_ready or self._asked.has_turns:
+        if not was_ready or self._pending.has_turns:
             return True
         self._state = "idle"
         self._listeners.tell(ModelLoading(f"{reason}; it starts with the next message"))
@@ -375,7 +375,7 @@ class LocalBackend(BackendLife):
         was_loading = self._state == "loading"
         death = self._deaths.note(code, time.monotonic(), was_loading=was_loading)
         if death.may_restart:
-            self._asked.fail(death.error, only_begun=True)
+            self._pending.fail(death.error, only_begun=True)
             self._state, self._info = "loading", None
             self._changed.notify_all()
         else:

@@ -124,7 +124,7 @@ class Reception:
     def _take_of_front_end(self, connected: Connected, message: wire.ToEngine) -> None:
         schedule, number = self.schedule, connected.number
         if isinstance(message, wire.RunTurn):
-            schedule.add_turn(Turn(number, message.request))
+            self._cancelled(connected, schedule.add_turn(Turn(number, message.request)))
             self.tell_waiting()
         elif isinstance(message, wire.StopTurn):
             if (turn := schedule.stop_turn(number, message.turn_id)) is not None:
@@ -151,7 +151,7 @@ class Reception:
             connected.front_end = hello.front_end
             connected.keep_alive_seconds = hello.keep_alive_seconds
             self._lifetime.used()
-            connected.send(wire.Welcome(wire.PROTOCOL, __version__, note))
+            connected.send(wire.Accepted(wire.PROTOCOL, __version__, note))
             for event in self.front_ends.admit(connected):
                 connected.send(event)
             if self._wanted is None:  # only now: it hears whatever loading comes to

@@ -87,11 +87,15 @@ class Schedule:
 
     # by the threads of front ends
 
-    def add_turn(self, turn: Turn) -> None:
+    def add_turn(self, turn: Turn) -> Prepare | None:
+        """Returns the idle work of this front end that has not begun: it was for this turn, or for
+        nothing any more."""
         with self._changed:
+            dropped = self.want(turn.client, None)
             turn.arrival = next(self._numbers)
             self._turns.append(turn)
             self._changed.notify_all()
+            return dropped
 
     def stop_turn(self, client: int, turn_id: str) -> Turn | None:
         """End a turn; returns it if it had not begun, for it will not."""

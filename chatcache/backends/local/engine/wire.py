@@ -122,7 +122,7 @@ ToEngine = (
 
 
 @dataclass(frozen=True, slots=True)
-class Welcome:
+class Accepted:
     """The answer to Hello. `note` is for the person: what is not as their settings say."""
 
     protocol: int
@@ -162,7 +162,7 @@ class Forgotten:
     """It is done."""
 
 
-FromEngine = Welcome | Refused | Goodbye | CostsEstimated | Forgotten | TurnEvent | BackendEvent
+FromEngine = Accepted | Refused | Goodbye | CostsEstimated | Forgotten | TurnEvent | BackendEvent
 
 CODEC = Codec([*typing.get_args(ToEngine), *typing.get_args(FromEngine)])
 

@@ -31,7 +31,7 @@ class _Turn:
         self.asked_at = time.monotonic()
 
 
-class Asked:
+class Pending:
     """`waited_ms` is how long the last turn that had to waited for other chats."""
 
     def __init__(self) -> None:
