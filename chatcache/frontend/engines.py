@@ -43,8 +43,8 @@ def stay_words(status: EngineStatus) -> str:
 
 
 def time_words(seconds: float) -> str:
-    """A time for people, as it would be set: `5 m`, `40 s`, `1 h`."""
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+    """A time for people, as they say it: `5 min`, `40 s`, `1 h`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
@@ -59,7 +59,7 @@ def panel_words(status: EngineStatus) -> str:
     if keep_alive is None:
         parts.append("stays for ever")
     elif keep_alive > 0:
-        parts.append(f"stays {time_words(keep_alive)} after the last")
+        parts.append(f"stays {time_words(keep_alive)} after its last chat")
     return " · ".join(parts)
 
 

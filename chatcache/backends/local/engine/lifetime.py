@@ -15,7 +15,7 @@ from pathlib import Path
 
 from chatcache.machine import memory_left
 
-MEMORY_SECONDS = 2.0  # an unused engine looks so often whether the memory is needed
+MEMORY_SECONDS = 5.0  # an unused engine looks so often whether the memory is needed
 FILES_SECONDS = 30.0
 MIN_FREE_BYTES = 256 << 20
 MIN_FREE_SHARE = 0.05
