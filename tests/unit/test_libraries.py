@@ -69,6 +69,18 @@ def test_the_rest_is_there_when_somebody_asks_for_it(tmp_path: Path) -> None:
     run(READY + REST, "builtin", str(tmp_path))
 
 
+def test_libraries_that_have_changed_inside_are_imported_whole(tmp_path: Path) -> None:
+    changed = """
+from chatcache.backends.local.model import libraries
+libraries._NATIVE = libraries._BESIDE = libraries._LIBRARIES = ("transformers.nowhere",)
+"""
+    whole = """
+assert libraries._deferral.pending == (), libraries._deferral.pending
+assert "torch._meta_registrations" in sys.modules
+"""
+    run(changed + READY + whole, "builtin", str(tmp_path))
+
+
 def test_what_is_imported_while_torch_is_linked_waits_for_no_library() -> None:
     program = """
 import importlib, sys

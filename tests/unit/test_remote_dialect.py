@@ -240,6 +240,7 @@ def test_a_chat_whose_turns_are_refused_is_told_in_one_message(remote: Remote) -
         "You said: System:\nBe brief.\n\nUser:\none?\n\nAssistant:\nOne.\n\nUser:\ntwo?"
         "\n\nAssistant:\nTwo.\n\nUser:\nthree?"
     )
+    assert remote.result(request(*PATH)).text == told
     warnings = [event.text for event in remote.heard if isinstance(event, CacheEvent)]
     assert len(warnings) == 1
     assert "go as one message" in warnings[0]
@@ -306,7 +307,17 @@ def test_what_was_learned_is_kept_for_the_next_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "lessons",
-    [None, [], {"unknown": [1, "a"], "folds_system": "yes", "reasoning_filler": 3, "owner": "me"}],
+    [
+        None,
+        [],
+        {
+            "unknown": [1, "a", "messages"],
+            "folds_system": "yes",
+            "reasoning_filler": 3,
+            "owner": "me",
+            "reasoning_field": "content",
+        },
+    ],
 )
 def test_lessons_that_make_no_sense_are_passed_over(lessons: Any) -> None:
     dialect = Dialect()

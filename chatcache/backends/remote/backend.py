@@ -98,6 +98,7 @@ class RemoteBackend(BackendLife):
         self._dialect = Dialect()
         self._kept: dict[str, Any] = {}
         self._reasoning_key = ""  # where the server puts reasoning
+        self._has_told_as_one = False
         self._starting: Future[None] | None = None
 
     # Starting
@@ -220,7 +221,11 @@ class RemoteBackend(BackendLife):
         if can_be_one and not tries.is_as_one and is_about_messages(refusal):
             tries.is_as_one = True
             host = self._remote.profile.host
-            self._say(f"{host} does not take the turns of this chat apart; they go as one message.")
+            if not self._has_told_as_one:
+                self._has_told_as_one = True
+                self._say(
+                    f"{host} does not take the turns of a chat apart; they go as one message."
+                )
             return 0.0
         wait = _wait_seconds(refusal, tries.num_busy)
         if wait is not None:

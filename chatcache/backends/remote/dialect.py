@@ -183,9 +183,11 @@ class Dialect:
         for key in fields(self):
             value, now = lessons.get(key.name), getattr(self, key.name)
             if key.name == "unknown" and isinstance(value, list):
-                self.unknown |= {name for name in value if isinstance(name, str)}
+                self.unknown |= {name for name in value if isinstance(name, str)} - {*ESSENTIAL}
             elif key.name == "reasoning_filler" and value in FILLERS:
                 self.reasoning_filler = value
+            elif key.name == "reasoning_field" and not _REASONING.search(str(value)):
+                continue
             elif type(value) is type(now) and key.name not in ("owner", "unknown"):
                 setattr(self, key.name, value)
 
