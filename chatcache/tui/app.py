@@ -161,6 +161,9 @@ class ChatCacheApp(App[Exception | None]):
 
     async def _wait_for_screen(self) -> None:
         """What is typed ahead of a dialog is for the dialog, and that may not be there yet."""
+        chat = self.screen_stack[0]
+        if isinstance(chat, ChatScreen) and len(self.screen_stack) == 1:
+            await chat.wait_settled()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.screen._mounted_event.wait(), SCREEN_SECONDS)
 

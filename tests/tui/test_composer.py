@@ -12,6 +12,7 @@ import pytest
 from textual.events import Key, Paste
 
 from chatcache.chat.views import SessionSummary
+from chatcache.tui.screens.modal import Dialog
 from chatcache.tui.widgets.message import beginning
 from tests.fakes import FakeBackend
 from tests.tui.conftest import Bench, Chat
@@ -279,6 +280,21 @@ async def test_what_is_typed_ahead_of_a_dialog_is_for_the_dialog(bench: Bench) -
         await chat.until(lambda: chat.screen.composer.text == "about apples")
 
 
+@pytest.mark.parametrize("opening", ["ctrl+r", "f4", "ctrl+s", "f1"])
+async def test_a_dialog_that_is_left_in_haste_is_left_once(bench: Bench, opening: str) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.press(opening)
+        await chat.until(lambda: chat.app.screen is not chat.screen)
+        dialog = chat.app.screen
+        assert isinstance(dialog, Dialog)
+        for _ in range(3):
+            dialog.dismiss(None)
+        await chat.until(lambda: chat.app.screen is chat.screen)
+        await chat.press("h", "i")
+        assert chat.app.failure is None
+
+
 async def test_a_palette_that_is_opened_and_closed_in_haste_ends_nothing(bench: Bench) -> None:
     async with bench.run() as chat:
         for key in ("ctrl+p", "escape", "ctrl+p", "escape", "ctrl+p", "escape") * 3:
@@ -403,6 +419,18 @@ async def test_history_is_picked_from_a_list(bench: Bench) -> None:
         await chat.until(lambda: "about pears" in chat.text)
         await chat.press("a", "p", "p", "l", "enter")
         await chat.until(lambda: chat.screen.composer.text == "about apples")
+
+
+async def test_what_was_written_before_a_pick_comes_back_with_up(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("about apples")
+        await chat.type("a draft")
+        await chat.press("ctrl+r")
+        await chat.until(lambda: chat.app.screen is not chat.screen)
+        await chat.press("enter")
+        await chat.until(lambda: chat.screen.composer.text == "about apples")
+        await chat.press("home", "up")
+        assert chat.screen.composer.text == "a draft"
 
 
 async def test_the_editor_writes_the_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,24 +84,18 @@ def test_a_paste_is_a_message_and_no_command(chat: ChatOnPty) -> None:
     chat.until(lambda: chat.sent[-1] == "/quit")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_what_is_no_command_is_sent(chat: ChatOnPty) -> None:
+    texts = [
         "/etc/hosts has a line I do not understand",
         "/* why? */ int main(){}",
         "/no_think 2+2?",
         "/home/u/My\\ File.txt",
         "explain @property",
-    ],
-)
-def test_what_is_no_command_is_sent(tmp_path: Path, text: str) -> None:
-    chat = ChatOnPty(tmp_path)
-    try:
+    ]
+    for number, text in enumerate(texts, 1):
         chat.keys(text)
         chat.type("\r")
-        chat.until_sent(text)
-    finally:
-        chat.close()
+        chat.until_sent(*texts[:number])
 
 
 def test_a_draft_outlives_the_program_that_is_killed(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class ChatView:
             await self._show_welcome()
         answers = {m.turn: decode(m.result_json, m.finish_reason) for m in messages}
         self._panel.restart({turn: known for turn, known in answers.items() if known is not None})
-        self._composer.remember_all([m.text for m in messages if m.role == "user"])
+        self._composer.recall.replace([m.text for m in messages if m.role == "user"])
         self._show_written(text)
         self._composer.focus()
         self.show_title()

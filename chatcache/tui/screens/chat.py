@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from chatcache.tui.parts.wiring import ChatParts
 
 DOUBLE_PRESS_SECONDS = 0.6
+DIALOG_SECONDS = 0.5
 
 
 class ChatScreen(ShapedScreen):
@@ -59,6 +60,8 @@ class ChatScreen(ShapedScreen):
         self._open_backstage = open_backstage
         self._parts: ChatParts | None = None
         self._is_open = asyncio.Event()
+        self._is_settled = asyncio.Event()  # not while a command may be about to open a dialog
+        self._is_settled.set()
         self._escaped_at = 0.0
 
     @property
@@ -180,7 +183,17 @@ class ChatScreen(ShapedScreen):
         return await asyncio.to_thread(function, *args, **kwargs)
 
     async def push_screen_wait(self, screen: Screen[Result]) -> Result:
-        return await self.app.push_screen_wait(screen)
+        dismissed = self.app.push_screen(screen, wait_for_dismiss=True)
+        self._is_settled.set()
+        return await dismissed
+
+    async def wait_settled(self) -> None:
+        """Until it is clear where keys go: what is typed ahead of a dialog is not for the
+        composer."""
+        try:
+            await asyncio.wait_for(self._is_settled.wait(), DIALOG_SECONDS)
+        except TimeoutError:
+            self._is_settled.set()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
         self.run_worker(self._guarded(work), exit_on_error=False)
@@ -266,11 +279,16 @@ class ChatScreen(ShapedScreen):
             self.parts.turns.edit(turn, text)
         self.drafts.waited_with(text)
 
-    def _run_command(self, command_id: str, argument: str = "") -> None:
+    def _run_command(self, command_id: str, argument: str = "", *, is_typed: bool = False) -> None:
         async def run() -> None:
-            await self._opened()
-            await self.actions.handlers[command_id](argument)
+            try:
+                await self._opened()
+                await self.actions.handlers[command_id](argument)
+            finally:
+                self._is_settled.set()
 
+        self.drafts.command_began("" if is_typed else self.composer.full_text)
+        self._is_settled.clear()
         self.run(run())
 
     async def _opened(self) -> None:
@@ -280,8 +298,7 @@ class ChatScreen(ShapedScreen):
 
     @on(messages.CommandChosen)
     def _command_chosen(self, message: messages.CommandChosen) -> None:
-        self.drafts.command_began("" if message.is_typed else self.composer.full_text)
-        self._run_command(message.command_id, message.argument)
+        self._run_command(message.command_id, message.argument, is_typed=message.is_typed)
 
     @on(messages.FilesWanted)
     def _files_wanted(self) -> None:
@@ -318,7 +335,6 @@ class ChatScreen(ShapedScreen):
             self.parts.idle.edited()
 
     def action_command(self, command_id: str) -> None:
-        self.drafts.command_began(self.composer.full_text)
         self._run_command(command_id)
 
     def action_escape(self) -> None:

@@ -9,12 +9,12 @@ from textual import on
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static, TextArea
 
 from chatcache.formatting import clean
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import MUTED
+from chatcache.tui.screens.modal import Dialog
 from chatcache.tui.widgets.fields import LineField, TextField
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from chatcache.chat.views import SessionSummary
 
 
-class ConfirmScreen(ModalScreen[bool]):
+class ConfirmScreen(Dialog[bool]):
     """True only for an explicit yes."""
 
     BINDINGS = bindings("confirm")
@@ -50,7 +50,7 @@ class ConfirmScreen(ModalScreen[bool]):
         self.dismiss(is_yes)
 
 
-class AskTextScreen(ModalScreen[str | None]):
+class AskTextScreen(Dialog[str | None]):
     """Returns the text, None when it was left or is empty."""
 
     BINDINGS = bindings("ask")
@@ -71,7 +71,7 @@ class AskTextScreen(ModalScreen[str | None]):
         self.dismiss(event.value.strip() or None)
 
 
-class SystemPromptScreen(ModalScreen[str | None]):
+class SystemPromptScreen(Dialog[str | None]):
     """Returns the text to use from now on, None when it was left alone."""
 
     BINDINGS = bindings("system")

@@ -15,13 +15,13 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.events import Resize
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.look.formatting import MUTED, gist, shorten
+from chatcache.tui.screens.modal import Dialog
 from chatcache.tui.widgets.fields import LineField
 
 MAX_ROWS = 500
@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class FilterListScreen(ModalScreen[Result | None], Generic[Item, Result]):
+class FilterListScreen(Dialog[Result | None], Generic[Item, Result]):
     """Type to filter, arrows to move, Enter to choose, Esc to leave."""
 
     BINDINGS = bindings("list")

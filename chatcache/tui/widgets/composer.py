@@ -7,6 +7,8 @@ until it is sent).
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,6 +29,7 @@ from chatcache.tui.widgets.command_popup import (
     command_offers,
     file_offers,
 )
+from chatcache.tui.widgets.earlier import EarlierTexts
 from chatcache.tui.widgets.fields import TextField
 
 if TYPE_CHECKING:
@@ -39,8 +42,8 @@ PASTE_CHARACTERS = 2_000
 HELD_CHARACTERS = 20_000
 _COMMAND_START = re.compile(r"/([A-Za-z]*)\Z")
 _FILE_START = re.compile(r"(?:^|\s)@([^\s@]*)$")
-_RECALLED_LIMIT = 500
 _MAX_OFFERS = 50
+_FILE_SECONDS = 2.0
 
 
 class Composer(TextField):
@@ -61,9 +64,9 @@ class Composer(TextField):
         self._set_aside = ""  # what was written before a turn was edited
         self._original = ""
         self.editing_turn: int | None = None
-        self.earlier: list[str] = []
-        self._recall_index = 0
-        self._draft = ""
+        self.recall = EarlierTexts()
+        self._has_files = asyncio.Event()  # not while one that was asked for is being read
+        self._has_files.set()
         self._files: Sequence[str] | None = None
 
     def on_mount(self) -> None:
@@ -115,26 +118,14 @@ class Composer(TextField):
         if not self.text:
             return False
         self.clear()
-        self._recall_index = len(self.earlier)
+        self.recall.restart()
         return True
 
     def reset(self) -> None:
         self.load_text("")
         self._pastes.clear()
         self._foreign_start = ""
-        self._recall_index = len(self.earlier)
-        self._draft = ""
-
-    def remember(self, text: str) -> None:
-        """Add a message to those that Up recalls."""
-        if not self.earlier or self.earlier[-1] != text:
-            self.earlier.append(text)
-            del self.earlier[:-_RECALLED_LIMIT]
-        self._recall_index = len(self.earlier)
-
-    def remember_all(self, texts: list[str]) -> None:
-        self.earlier = texts[-_RECALLED_LIMIT:]
-        self._recall_index = len(self.earlier)
+        self.recall.restart()
 
     # Keys
 
@@ -142,6 +133,8 @@ class Composer(TextField):
         """Keys that edit run their binding here, in turn with the text typed before and after
         them. Anywhere else it would overtake that on a busy machine and send half, or be overtaken
         and delete what came later."""
+        with contextlib.suppress(TimeoutError):  # what is typed behind a file stands behind it
+            await asyncio.wait_for(self._has_files.wait(), _FILE_SECONDS)
         active = self.screen.active_bindings.get(event.key)
         if active is None or active.node is not self:
             return
@@ -171,9 +164,19 @@ class Composer(TextField):
             self.post_message(PromptRefused(meant.message, meant.hint))
         elif isinstance(meant, Call):
             self.reset()
-            self.post_message(CommandChosen(meant.command.id, meant.argument, is_typed=True))
+            self._ask_for(meant.command.id, meant.argument)
         elif text := meant.text.strip("\n"):
             self._send(text)
+
+    def _ask_for(self, command_id: str, argument: str) -> None:
+        if command_id == "attach":
+            self._has_files.clear()
+        # Not by way of our own queue, which stands still until the file is here.
+        self.screen.post_message(CommandChosen(command_id, argument, is_typed=not self.text))
+
+    def file_ended(self) -> None:
+        """The file that was asked for is here, or will not come."""
+        self._has_files.set()
 
     def _begins(self, offer: Offer) -> bool:
         return offer.text.startswith(self.text.lower())
@@ -184,7 +187,7 @@ class Composer(TextField):
         turn = self.end_editing()
         if turn is None:
             self.reset()
-        self.remember(text)
+        self.recall.add(text)
         self.post_message(PromptSubmitted(text, turn))
 
     def begin_editing(self, turn: int, text: str) -> None:
@@ -228,7 +231,7 @@ class Composer(TextField):
             self._replace_via_keyboard(f"@{offer.text}", (row, start), (row, column))
         else:
             self._replace_via_keyboard("", (row, start), (row, column))
-            self.post_message(CommandChosen("attach", offer.text))
+            self._ask_for("attach", offer.text)
 
     def attach(self, attachment: Attachment) -> None:
         """Put a file at the cursor: what stands for it is expanded when the message is sent."""
@@ -252,7 +255,7 @@ class Composer(TextField):
     def action_cursor_up(self, select: bool = False) -> None:
         if self._popup.is_open:
             self._popup.move(-1)
-        elif not select and self._is_on_first_row and self.earlier:
+        elif not select and self._is_on_first_row and self.recall.texts:
             self.action_previous()
         else:
             super().action_cursor_up(select)
@@ -260,7 +263,7 @@ class Composer(TextField):
     def action_cursor_down(self, select: bool = False) -> None:
         if self._popup.is_open:
             self._popup.move(1)
-        elif not select and self._is_recalling and self._is_on_last_row:
+        elif not select and self.recall.is_walking and self._is_on_last_row:
             self.action_next()
         else:
             super().action_cursor_down(select)
@@ -274,29 +277,22 @@ class Composer(TextField):
         row = self.wrapped_document.location_to_offset(self.cursor_location).y
         return row >= self.wrapped_document.height - 1
 
-    # Recall
-
-    @property
-    def _is_recalling(self) -> bool:
-        return self._recall_index < len(self.earlier)
+    # Other texts in its place
 
     def action_previous(self) -> None:
-        if not self.earlier or self._recall_index == 0:
-            return
-        if not self._is_recalling:
-            self._draft = self.full_text
-        self._recall_index -= 1
-        self.set_text(self.earlier[self._recall_index], is_message=True)
-        self.move_cursor((0, 0))
+        if (text := self.recall.earlier(self.full_text)) is not None:
+            self.set_text(text, is_message=True)
+            self.move_cursor((0, 0))
 
     def action_next(self) -> None:
-        if not self._is_recalling:
-            return
-        index = self._recall_index = self._recall_index + 1
-        if index < len(self.earlier):
-            self.set_text(self.earlier[index], is_message=True)
-        else:
-            self.set_text(self._draft)
+        if (text := self.recall.later()) is not None:
+            self.set_text(text, is_message=self.recall.is_walking)
+
+    def take_earlier(self, text: str) -> None:
+        """A message from the list of all; Up brings back what was written here."""
+        if written := self.full_text.strip("\n"):
+            self.recall.add(written)
+        self.set_text(text, is_message=True)
 
     def edit_outside(self) -> None:
         """Let the user write in $VISUAL or $EDITOR, and take what was saved."""
