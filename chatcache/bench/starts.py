@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from chatcache.backends.local.model.resolve import resolve_model
 from chatcache.bench.processes import chat_command
 from chatcache.bench.report import CHATCACHE, TRANSFORMERS, Row, Say
 from chatcache.errors import UnavailableError
@@ -94,7 +95,7 @@ class StartBench:
         return chat_command("ask", *options, "--max-new-tokens", "8", *words)
 
     def _transformers(self) -> float:
-        where = [self._model, self._dtype, str(self._threads or 0)]
+        where = [str(resolve_model(self._model, is_offline=True)), self._dtype, str(self._threads or 0)]
         return self._first_word([sys.executable, "-c", _TRANSFORMERS, *where], self._prompt)
 
     def _first_word(self, command: Sequence[str], stdin: str = "") -> float:

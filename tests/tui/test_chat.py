@@ -104,7 +104,6 @@ async def test_the_panel_tells_of_the_engine_and_who_shares_it(bench: Bench) -> 
         await chat.until(lambda: "ENGINE" in chat.text)
         assert "pid 4711" in chat.text
         assert "212 MB · shared with 1 other" in chat.text
-        assert "stays 5 min" in chat.text
 
 
 async def test_quitting_does_not_wait_for_the_model(bench: Bench) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from chatcache import atomic_write, os_failures, sqlite_file
 from chatcache.atomic_write import write_atomically
+from chatcache.cache.files.index import FILE_NAME, IndexRow
 from chatcache.cache.files.segfile import (
     SegmentDamagedError,
     SegmentFile,
@@ -217,6 +218,21 @@ def test_a_lock_that_was_left_behind_is_named(path: Path, monkeypatch: pytest.Mo
     assert f"rmdir {lock}" in caught.value.hint
     lock.rmdir()
     SessionStore(path).close()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_the_index_takes_away_a_lock_that_was_left_behind(tmp_path: Path) -> None:
+    index = SegmentStore(tmp_path, "ns").index
+    (tmp_path / "segments" / "ns").mkdir(parents=True)
+    lock = sqlite_file.lock_directory(tmp_path / "segments" / "ns" / FILE_NAME)
+    lock.mkdir()
+    os.utime(lock, (0, 0))
+    row = IndexRow("1" * 32, None, 0, 3, ids_of("abc"), 100, False)
+    with index.opened(is_writing=True):
+        assert not lock.exists()
+        index.add([row])
+    with index.opened():
+        assert index.latest(10) == [row]
 
 
 def test_the_index_of_the_cache_is_kept_there_too(

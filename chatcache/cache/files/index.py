@@ -36,6 +36,7 @@ _LOG_NAME = f"{FILE_NAME}-wal"
 _OLD_NAME = "index-1.bin"  # of earlier versions, which noted the first ids of each segment
 FILE_NAMES = (FILE_NAME, _LOG_NAME, f"{FILE_NAME}-shm", f"{FILE_NAME}-journal", _OLD_NAME)
 _SECONDS_TO_WAIT = 1.0  # for another process that writes a row
+_SECONDS_OF_A_LOCK = 60.0  # no row takes that long
 _TRIES = 5
 _NO_PARENT = ""
 _SCHEMA = """
@@ -266,8 +267,16 @@ class SegmentIndex:
                 log.warning("the index %s cannot be opened: %s", self._path, error)
                 if _is_unusable(error):
                     self._remove_files(*FILE_NAMES)
+                self._drop_abandoned_lock()
                 time.sleep(_SECONDS_TO_WAIT / 50)
         return None
+
+    def _drop_abandoned_lock(self) -> None:
+        """What a killed process has left where files cannot be locked."""
+        lock = sqlite_file.lock_directory(self._path)
+        with contextlib.suppress(OSError):
+            if time.time() - lock.stat().st_mtime > _SECONDS_OF_A_LOCK:
+                lock.rmdir()
 
     def _to_read(self) -> sqlite3.Connection | None:
         """Where no log lies beside it, nobody writes the file: it is read without making one."""
