@@ -141,20 +141,25 @@ def test_terminals_that_lose_words_are_not_asked_for_reports(tmp_path: Path) -> 
 
 CRASH = """
 import sys
-import termios
 from chatcache.cli import main
+from chatcache.terminal.sequences import Sequences
 from chatcache.tui.widgets.composer import Composer
 
-def fail(self):
+def fail(*arguments):
     raise RuntimeError("nobody expected this")
 
+def feed(self, text, now, feed=Sequences.feed):
+    return fail() if text == "\\x0c" else feed(self, text, now)
+
 Composer.action_newline = fail
+Sequences.feed = feed
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
-def test_whatever_ends_the_program_keeps_the_draft_and_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["\n", "\x0c"], ids=["a key", "the reading"])
+def test_whatever_ends_the_program_keeps_the_draft_and_is_told(tmp_path: Path, key: str) -> None:
     places = ["--data-dir", str(tmp_path / "data"), "--cache-dir", str(tmp_path / "cache")]
     (tmp_path / "config.toml").touch()
     command = [sys.executable, "-c", CRASH, *places, "--config", str(tmp_path / "config.toml")]
@@ -162,7 +167,7 @@ def test_whatever_ends_the_program_keeps_the_draft_and_is_told(tmp_path: Path) -
     try:
         chat.until_shown("loaded")
         chat.type("words that matter", 0.3)
-        chat.type("\n")
+        chat.type(key)
         assert chat.wait() == 1
         chat.until_shown("nobody expected this")
         assert b"Traceback" not in chat.shown

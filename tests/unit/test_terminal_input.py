@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
+import time
+import tty
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from textual.events import Key, Paste
 
 from chatcache.terminal import clusters
+from chatcache.terminal.keyboard import Keyboard
 from chatcache.terminal.keys import KeyPress, decode
 from chatcache.terminal.sequences import Pasted, Sequence, Sequences, Token, Typed
+from chatcache.tui.reports import Reports
 from tests.slow import keyboard_fuzz
 
 
@@ -33,6 +41,44 @@ def read(*parts: str | float) -> list[Token]:
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_comes_nothing_is_raised_and_no_typed_character_is_lost(seed: int) -> None:
     keyboard_fuzz.check(2000, seed)
+
+
+def test_a_real_terminal_loses_nothing_either() -> None:
+    typist, end = keyboard_fuzz.Typist(7), "\x1b[200~the end\x1b[201~"
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    tokens: list[Token] = []
+
+    def read_all() -> None:
+        keyboard = Keyboard(slave)
+        with contextlib.closing(keyboard):
+            while not any(
+                isinstance(token, Pasted) and "the end" in token.text for token in tokens
+            ):
+                tokens.extend(keyboard.read(0.1) or [])
+
+    reading = threading.Thread(target=read_all, daemon=True)
+    reading.start()
+    expected = ""
+    for _ in range(300):
+        typed = typist.typed()
+        expected += typed
+        os.write(master, typist.sequence() + typed.encode())
+        time.sleep(typist.random.choice((0.0, 0.0, 0.002, 0.03)))
+    time.sleep(2.5)  # a paste that was begun among them is given up
+    os.write(master, end.encode())
+    reading.join(60)
+    assert not reading.is_alive()
+    os.close(master)
+    os.close(slave)
+    reports = Reports()
+    written = ""
+    for message in reports.read(tokens):
+        if isinstance(message, Paste):
+            written += message.text
+        elif isinstance(message, Key) and message.is_printable:
+            written += message.character or ""
+    assert "".join(c for c in written if c in keyboard_fuzz.TYPED) == expected
 
 
 @pytest.mark.parametrize(
