@@ -95,7 +95,11 @@ class StartBench:
         return chat_command("ask", *options, "--max-new-tokens", "8", *words)
 
     def _transformers(self) -> float:
-        where = [str(resolve_model(self._model, is_offline=True)), self._dtype, str(self._threads or 0)]
+        where = [
+            str(resolve_model(self._model, is_offline=True)),
+            self._dtype,
+            str(self._threads or 0),
+        ]
         return self._first_word([sys.executable, "-c", _TRANSFORMERS, *where], self._prompt)
 
     def _first_word(self, command: Sequence[str], stdin: str = "") -> float:

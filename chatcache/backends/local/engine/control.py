@@ -69,7 +69,7 @@ def end_engine(engine: RunningEngine, reason: str) -> bool:
 
 def forget_deleted(directory: Path, cache_dir: Path, *, is_all: bool) -> None:
     """Have the engines of a cache directory give up in memory what was deleted on disk, or all of
-    it. Returns once they have; one that answers a long turn is not waited for. Never raises."""
+    it. Returns once they have; one that answers a turn does it afterwards. Never raises."""
     with contextlib.suppress(OSError):
         for engine in running_engines(directory):
             status = engine.status
@@ -78,7 +78,8 @@ def forget_deleted(directory: Path, cache_dir: Path, *, is_all: bool) -> None:
             if (channel := _connected(engine.place, END_SECONDS)) is not None:
                 with contextlib.closing(channel), contextlib.suppress(ChannelClosedError):
                     channel.send(wire.ForgetDeleted(is_all))
-                    channel.receive()
+                    if not status.is_answering:
+                        channel.receive()
 
 
 def _connected(place: EnginePlace, timeout: float) -> Channel | None:
