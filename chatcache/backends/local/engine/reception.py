@@ -6,6 +6,7 @@ is asked goes to the schedule; the state of the engine is told at once. Computes
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
@@ -13,7 +14,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Protocol
 
 from chatcache import __version__
@@ -30,12 +30,13 @@ from chatcache.backends.local.engine import wire
 from chatcache.backends.local.engine.channel import ChannelClosedError, PatientChannel
 from chatcache.backends.local.engine.connected import Connected, FrontEnds
 from chatcache.backends.local.engine.lifetime import OTHER_FILES, Lifetime, memory_bytes
-from chatcache.backends.local.engine.residence import ForeignPlaceError, check_peer
+from chatcache.backends.local.engine.residence import check_peer
 from chatcache.backends.local.engine.schedule import Chore, Question, Schedule, Turn
 from chatcache.backends.local.engine.settings import EngineSettings
 
 log = logging.getLogger(__name__)
 
+ACCEPT_SECONDS = 0.1
 CHORE_SECONDS = 600.0  # longer than a turn may take that has to end first
 
 
@@ -80,8 +81,12 @@ class Reception:
             while True:
                 try:
                     connection, _ = listener.accept()
-                except OSError:
-                    return
+                except OSError as error:
+                    if listener.fileno() < 0 or error.errno in (errno.EINVAL, errno.EBADF):
+                        return  # nobody listens any more
+                    log.warning("a connection could not be accepted: %s", error)
+                    time.sleep(ACCEPT_SECONDS)  # too many files are open, for instance
+                    continue
                 self.connect(connection)
 
         threading.Thread(target=accept, name="accept", daemon=True).start()
@@ -90,19 +95,23 @@ class Reception:
         """Take the messages of a connection from now on, in a thread."""
         try:
             check_peer(connection)
-        except ForeignPlaceError as error:
+            connected = self.front_ends.connect(PatientChannel(connection, wire.CODEC))
+            name = f"front end {connected.number}"
+            threading.Thread(target=self._read, args=(connected,), name=name, daemon=True).start()
+        except (OSError, RuntimeError) as error:  # somebody else, gone already, or no more threads
             log.warning("a connection is refused: %s", error)
             connection.close()
-            return
-        connected = self.front_ends.connect(PatientChannel(connection, wire.CODEC))
-        name = f"front end {connected.number}"
-        threading.Thread(target=self._read, args=(connected,), name=name, daemon=True).start()
 
     def _read(self, connected: Connected) -> None:
-        with suppress(ChannelClosedError):
+        try:
             while True:
                 self._take(connected, connected.channel.receive())
-        self._leave(connected)
+        except ChannelClosedError:
+            pass
+        except Exception:  # whatever it was, nobody is left who hears nothing more
+            log.exception("front end %d is sent away", connected.number)
+        finally:
+            self._leave(connected)
 
     def _take(self, connected: Connected, message: wire.ToEngine) -> None:
         if isinstance(message, wire.Hello):
