@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from chatcache.backends.base import EngineStatus, TurnWaiting
 from chatcache.formatting import model_name, plural, size
 
 if TYPE_CHECKING:
+    from chatcache.backends.base import EngineStatus, TurnWaiting
     from chatcache.backends.local.engine.control import RunningEngine
 
 

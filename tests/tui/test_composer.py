@@ -12,10 +12,19 @@ import pytest
 from textual.events import Key, Paste
 
 from chatcache.chat.views import SessionSummary
+from chatcache.frontend.registry import COMMANDS, KEYS
 from chatcache.tui.screens.modal import Dialog
 from chatcache.tui.widgets.message import beginning
 from tests.fakes import FakeBackend
 from tests.tui.conftest import Bench, Chat
+
+
+def keys_of_everything() -> set[str]:
+    """Every key that is bound on the chat screen, but for those that leave it."""
+    scopes = {"app", "chat", "composer"}
+    bound = [key.keys for key in KEYS if key.scope in scopes]
+    bound += [command.keys for command in COMMANDS if command.id not in ("quit", "editor")]
+    return {key for keys in bound for key in keys.split(",") if key} - {"ctrl+c"}
 
 
 @pytest.mark.parametrize("key", ["ctrl+j", "shift+enter", "alt+enter"])
@@ -302,6 +311,13 @@ async def test_a_palette_that_is_opened_and_closed_in_haste_ends_nothing(bench: 
         await chat.until(lambda: chat.app.screen is chat.screen)
         await chat.press("h", "i")
         assert chat.app.failure is None
+
+
+async def test_every_key_may_be_pressed_in_an_empty_chat(bench: Bench) -> None:
+    async with bench.run() as chat:
+        for key in sorted(keys_of_everything()):
+            await chat.press(key, key, "escape", "escape")
+            assert chat.app.failure is None, key
 
 
 async def test_a_message_key_works_under_another_layout(bench: Bench) -> None:

@@ -81,6 +81,18 @@ assert "torch._meta_registrations" in sys.modules
     run(changed + READY + whole, "builtin", str(tmp_path))
 
 
+def test_another_torch_is_imported_whole(tmp_path: Path) -> None:
+    another = """
+from chatcache.backends.local.model import libraries
+libraries._KNOWN_TORCH = "0."
+"""
+    whole = """
+assert not any(name.startswith("torch") for name in libraries._deferral.pending)
+assert "torch._meta_registrations" in sys.modules
+"""
+    run(another + READY + whole, "builtin", str(tmp_path))
+
+
 def test_what_is_imported_while_torch_is_linked_waits_for_no_library() -> None:
     program = """
 import importlib, sys

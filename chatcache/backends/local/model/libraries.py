@@ -39,6 +39,7 @@ _LIBRARIES = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
 )
+_KNOWN_TORCH = "2.13."
 _deferral: Deferral | None = None
 
 
@@ -96,7 +97,10 @@ def _torch_linked() -> Iterator[None]:
     Python would wait for. What fails here is told by the import."""
     found = importlib.util.find_spec("torch")
     places = [] if found is None else found.submodule_search_locations or []
-    libraries = [Path(place, "lib", "libtorch_cpu.so") for place in places]
+    folders = [Path(place, "lib") for place in places]
+    # A build for a GPU has libraries of its maker, which torch itself looks for in the right order.
+    is_plain = not any((folder / "libtorch_cuda.so").exists() for folder in folders)
+    libraries = [folder / "libtorch_cpu.so" for folder in folders] if is_plain else []
     thread = threading.Thread(target=_link, args=(libraries,), name="linker")
     thread.start()
     try:
@@ -114,6 +118,15 @@ def _link(libraries: Iterable[Path]) -> None:
 
 
 def _rules() -> dict[str, Rule]:
+    """What can wait. Of torch, only in the version whose insides were looked at."""
+    torch_rules = _torch_rules() if version("torch").startswith(_KNOWN_TORCH) else {}
+    return torch_rules | {
+        "transformers": Rule(given={"__version__": version("transformers")}, is_list=True),
+        "transformers.models": Rule(is_list=True),
+    }
+
+
+def _torch_rules() -> dict[str, Rule]:
     return {
         # What it marks is for the compiler, which is not there before it has been run.
         "torch._dynamo": Rule(
@@ -126,8 +139,6 @@ def _rules() -> dict[str, Rule]:
         ),
         "torch._meta_registrations": Rule(),
         "torch._prims": Rule(submodules=frozenset({"rng_prims"})),
-        "transformers": Rule(given={"__version__": version("transformers")}, is_list=True),
-        "transformers.models": Rule(is_list=True),
     }
 
 
