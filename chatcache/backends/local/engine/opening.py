@@ -70,7 +70,7 @@ def open_resident(
                 )
         try:
             return OpenedEngine(Channel(place.connect(), wire.CODEC), process, is_resident=True)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError, TimeoutError):
             if time.monotonic() > deadline:
                 raise TimeoutError("it neither answers nor ends") from None
             time.sleep(_POLL_SECONDS)

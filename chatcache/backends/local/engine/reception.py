@@ -13,7 +13,6 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 from chatcache import __version__
@@ -29,7 +28,12 @@ from chatcache.backends.engine_status import EngineState
 from chatcache.backends.local.engine import wire
 from chatcache.backends.local.engine.channel import ChannelClosedError, PatientChannel
 from chatcache.backends.local.engine.connected import Connected, FrontEnds
-from chatcache.backends.local.engine.lifetime import OTHER_FILES, Lifetime, memory_bytes
+from chatcache.backends.local.engine.lifetime import (
+    NOT_USED,
+    OTHER_FILES,
+    Lifetime,
+    memory_bytes,
+)
 from chatcache.backends.local.engine.residence import check_peer
 from chatcache.backends.local.engine.schedule import Chore, Question, Schedule, Turn
 from chatcache.backends.local.engine.settings import EngineSettings
@@ -50,12 +54,16 @@ class Loaded(Protocol):
         """Whether the files that the model was loaded from are other ones by now."""
 
 
+class Ending(Protocol):
+    """Ends the engine; `stops_turn`: without waiting for the turn in progress."""
+
+    def __call__(self, reason: str, *, stops_turn: bool = True) -> None: ...
+
+
 class Reception:
     """Takes in front ends. `end` ends the engine; `loaded` is set once there is a model."""
 
-    def __init__(
-        self, lifetime: Lifetime, end: Callable[[str], None], *, is_resident: bool
-    ) -> None:
+    def __init__(self, lifetime: Lifetime, end: Ending, *, is_resident: bool) -> None:
         self._is_resident = is_resident
         self.lock = threading.RLock()  # admitting and leaving
         self.front_ends = FrontEnds()
@@ -175,8 +183,8 @@ class Reception:
             return wire.Refused("protocol", detail), ""
         if self.schedule.is_ending:
             return wire.Refused("ending", "it is about to end"), ""
-        if self._lifetime.is_outdated() or (self.loaded and self.loaded.is_outdated()):
-            self._end(OTHER_FILES)
+        if self._lifetime.is_outdated():
+            self._end(OTHER_FILES, stops_turn=False)  # of somebody who began it before
             return wire.Refused("changed", OTHER_FILES), ""
         others = [] if self._wanted is None else hello.settings.differences(self._wanted)
         if not others:
@@ -218,8 +226,22 @@ class Reception:
                 self._end("its last front end has left")  # and is told what that comes to
                 return
             self.front_ends.drop(number)
+            if is_last and self.loaded is None and connected.keep_alive_seconds is not None:
+                self._end_unless_loaded(connected.keep_alive_seconds)
         connected.close()
         self.tell_status()
+
+    def _end_unless_loaded(self, seconds: float) -> None:
+        """Loading that nobody waits for may take for ever: a download that hangs, for instance."""
+
+        def end() -> None:
+            with self.lock:
+                if self.loaded is None and self._lifetime.seconds_left == 0.0:
+                    self._end(NOT_USED)
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
 
     def _cancelled(self, connected: Connected, dropped: Prepare | None) -> None:
         if dropped is not None:
