@@ -73,6 +73,18 @@ def test_who_waits_is_told_the_number_of_turns_that_really_come_before(clients: 
         assert told[name] == others + 1  # and the one that is answered now
 
 
+def test_nobody_waits_for_a_turn_that_has_its_answer() -> None:
+    schedule = Schedule()
+    schedule.add_turn(turn(1, "first"))
+    schedule.next(0)
+    assert schedule.is_answering
+    schedule.answered()
+    assert not schedule.is_answering
+    second = turn(2, "second")
+    schedule.add_turn(second)
+    assert schedule.waiting() == [(second, None, 0)]
+
+
 def test_questions_come_first_and_chores_between_turns() -> None:
     schedule = Schedule()
     schedule.add_turn(turn(1, "first"))

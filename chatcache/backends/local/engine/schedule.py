@@ -188,6 +188,11 @@ class Schedule:
                 self._changed.wait(left)
             return step
 
+    def answered(self) -> None:
+        """The turn in progress has its answer: nobody waits for it any more."""
+        with self._changed:
+            self._running = None
+
     def questions(self) -> Iterator[Question]:
         """The questions that wait now."""
         while True:

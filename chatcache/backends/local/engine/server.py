@@ -169,15 +169,18 @@ class EngineServer:
         is_ended = False
         try:
             for event in runner.run(turn.request, turn.stop):
+                if is_ended := isinstance(event, (TurnFinished, TurnFailed)):
+                    self._schedule.answered()
                 send(event)
-                is_ended = isinstance(event, (TurnFinished, TurnFailed))
                 self._answer_questions(runner)
         except Exception as error:
             log.exception("turn %s failed", turn_id)
+            self._schedule.answered()
             send(TurnFailed(turn_id, portable(error)))
         else:
             if not is_ended:
                 problem = UnavailableError("The engine ended the turn without a result.")
+                self._schedule.answered()
                 send(TurnFailed(turn_id, problem))
         self._client = 0
 
