@@ -70,6 +70,7 @@ class LoadedModel:
     adapter_id: str
     load_ms: float
     watch: identity.FileWatch
+    origin: identity.OriginWatch
     stored_dtype: torch.dtype  # that it was saved in
 
     def check_files(self) -> None:
@@ -130,6 +131,7 @@ def load_model(
     place, stored = choose_device(device), stored_dtype(config)
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
     watch = identity.FileWatch(files.weight_files(path))
+    origin = identity.OriginWatch(path, adapter)
     with reported_progress(progress):
         model = _load_weights(path, config, chosen, place)
     if adapter is not None:
@@ -162,6 +164,7 @@ def load_model(
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
+        origin=origin,
         stored_dtype=stored,
     )
 
