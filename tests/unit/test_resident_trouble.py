@@ -27,6 +27,10 @@ from chatcache.backends.local.engine.reception import Reception
 from chatcache.backends.local.engine.residence import EnginePlace, HeldPlace
 from chatcache.backends.local.engine.server import EngineServer
 from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.chat.service import ChatService
+from chatcache.chat.store import SessionStore
+from chatcache.frontend.shell_output import AnswerStream, Narrator
+from chatcache.frontend.shell_turn import ShellTurn
 from tests.fake_engine import OUTDATED
 from tests.unit.test_engine_server import FrontEnd, server, settings
 from tests.unit.test_resident_engine import (
@@ -230,6 +234,32 @@ def test_an_engine_that_accepts_nobody_is_listed(
     for connection in waiting:
         connection.close()
     taken.close()
+
+
+def test_a_command_whose_engine_is_ended_in_its_answer_has_failed(
+    make: Make, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script that uses half an answer must be able to know."""
+
+    def end() -> None:
+        wait_until(lambda: any(e.status and e.status.is_answering for e in _engines(directory)))
+        (engine,) = _engines(directory)
+        control.end_engine(engine, "somebody asked for it")
+
+    with ChatService(SessionStore(tmp_path / "chats.sqlite"), make()) as service:
+        shell_turn = ShellTurn(Narrator(is_quiet=True), AnswerStream())
+        ending = threading.Thread(target=end)
+        ending.start()
+        session = service.create_session("s")
+        saved = shell_turn.run(service.send(session.session_id, "until stopped"))
+        ending.join(SECONDS)
+    assert saved.result.text == "so on"
+    assert shell_turn.exit_code == 4
+    assert capsys.readouterr().out.startswith("so on")
+
+
+def _engines(directory: Path) -> list[control.RunningEngine]:
+    return control.running_engines(directory)
 
 
 def test_an_engine_that_ends_after_its_chat_was_closed_leaves_no_zombie(make: Make) -> None:
