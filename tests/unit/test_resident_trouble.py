@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from chatcache.backends.base import EngineStatus, ModelLoading, TextDelta, TurnFinished
-from chatcache.backends.local.engine import control, process, wire
+from chatcache.backends.local.engine import control, process, room, wire
 from chatcache.backends.local.engine.lifetime import Lifetime
 from chatcache.backends.local.engine.reception import Reception
 from chatcache.backends.local.engine.residence import EnginePlace, HeldPlace
@@ -256,6 +256,28 @@ def test_a_command_whose_engine_is_ended_in_its_answer_has_failed(
     assert saved.result.text == "so on"
     assert shell_turn.exit_code == 4
     assert capsys.readouterr().out.startswith("so on")
+
+
+def test_unused_engines_give_way_to_one_that_has_no_room(
+    make: Make, directory: Path, tmp_path: Path
+) -> None:
+    used, first, forever = make("used"), make("first"), make("forever", keep=None)
+    pids = [pid_of(backend) for backend in (used, first, forever)]
+    first.close()
+    forever.close()
+    wait_until(lambda: sum(not e.status.front_ends for e in _engines(directory) if e.status) == 2)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"x" * 1000)
+    wanted = EngineSettings(str(model), tmp_path, tmp_path / "engine.log")
+    place = EnginePlace(directory, KEY)
+    asked: list[int] = []
+    assert room.make_room(place, wanted, lambda needed: asked.append(needed) is not None) == 0
+    assert asked == [1000]
+    assert room.make_room(place, wanted, lambda needed: is_alive(pids[1])) == 1
+    assert [is_alive(pid) for pid in pids] == [True, False, True]
+    assert room.make_room(place, wanted, lambda needed: True) == 1
+    assert [is_alive(pid) for pid in pids] == [True, False, False]
 
 
 def _engines(directory: Path) -> list[control.RunningEngine]:

@@ -33,11 +33,13 @@ class RunningEngine:
     status: EngineStatus | None
 
 
-def running_engines(directory: Path) -> list[RunningEngine]:
-    """All engines of this user. What killed ones left behind is removed. Raises OSError where the
-    directory is not this user's alone."""
+def running_engines(directory: Path, but: EnginePlace | None = None) -> list[RunningEngine]:
+    """All engines of this user, `but` one. What killed ones left behind is removed. Raises OSError
+    where the directory is not this user's alone."""
     found = []
     for place in places(directory):
+        if place == but:
+            continue
         channel = _connected(place, ANSWER_SECONDS)
         if channel is None:
             if place.socket_path.exists() and place.is_taken():  # too many wait for it already

@@ -93,11 +93,11 @@ class Lifetime:
         return self._stamp() != self._files or self.is_model_outdated()
 
 
-def memory_is_short() -> bool:
+def memory_is_short(num_bytes: int = 0) -> bool:
     """Whether the machine, or the group of processes that this one is limited with, has little
-    memory left. What the system does not tell is not short."""
+    memory left, or would have with `num_bytes` less. What the system does not tell is not short."""
     return any(
-        available < max(MIN_FREE_BYTES, MIN_FREE_SHARE * total)
+        available - num_bytes < max(MIN_FREE_BYTES, MIN_FREE_SHARE * total)
         for total, available in memory_left()
     )
 

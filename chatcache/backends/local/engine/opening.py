@@ -19,6 +19,7 @@ from chatcache.backends.local.engine.child_process import (
     start_with_channel,
 )
 from chatcache.backends.local.engine.residence import EnginePlace, Residence, inheritable
+from chatcache.backends.local.engine.room import make_room
 from chatcache.backends.local.engine.settings import EngineSettings
 
 _POLL_SECONDS = 0.02
@@ -63,6 +64,7 @@ def open_resident(
         taken = place.take()
         if taken is not None:
             with inheritable(taken) as (lock, listener):
+                make_room(place, settings)
                 where = ["--place", str(place.directory), "--key", place.key]
                 arguments = ["--fd", str(listener), "--lock", str(lock), *where]
                 process = start_process(
