@@ -127,11 +127,10 @@ def load_model(
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
     tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
-    config = load_config(path)
+    config, origin = load_config(path), identity.OriginWatch(path, adapter)
     place, stored = choose_device(device), stored_dtype(config)
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
     watch = identity.FileWatch(files.weight_files(path))
-    origin = identity.OriginWatch(path, adapter)
     with reported_progress(progress):
         model = _load_weights(path, config, chosen, place)
     if adapter is not None:
