@@ -188,7 +188,7 @@ def resolve_paths(
 def read_config(path: Path) -> dict[str, dict[str, Any]]:
     """The checked contents of config.toml, by section; nothing when there is no such file."""
     try:
-        content = path.read_bytes().decode("utf-8")
+        content = path.read_bytes().decode("utf-8-sig")  # some editors put a mark first
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError as error:

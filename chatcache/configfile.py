@@ -161,7 +161,7 @@ def _as_literal(word: str) -> Any:
 
 def _read_or_default(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return default_text()
     except (OSError, UnicodeDecodeError) as error:

@@ -70,7 +70,8 @@ def search(database: Database, text: str, limit: int = MAX_HITS) -> list[SearchH
 
 
 def parts_of(text: str) -> list[str]:
-    """What must occur: runs of letters, digits and marks, and symbols beyond ASCII."""
+    """What must occur: runs of letters, digits and marks, and symbols beyond ASCII. Where there is
+    none of these, the signs as they stand."""
     parts = [""]
     for character in unicodedata.normalize("NFC", text):
         is_letter = character.isalnum() or unicodedata.category(character).startswith("M")
@@ -80,7 +81,7 @@ def parts_of(text: str) -> list[str]:
             parts += [character, ""]
         else:
             parts.append("")
-    return [part for part in dict.fromkeys(parts) if part]
+    return [part for part in dict.fromkeys(parts) if part] or text.split()
 
 
 def _names(
@@ -121,14 +122,15 @@ def _conditions(
     values: list[str] = []
     for part in parts:
         forms = dict.fromkeys((part, unicodedata.normalize("NFD", part)))
-        if len(part) >= _TRIGRAM:
+        is_word = any(map(str.isalnum, part))
+        if is_word and len(part) >= _TRIGRAM:
             conditions.append(
                 f"{key} IN (SELECT rowid FROM {index}_words WHERE {index}_words MATCH ?"
                 f" UNION SELECT rowid FROM {index}_parts WHERE {index}_parts MATCH ?)"
             )
             quoted = [f'"{form}"' for form in forms]
             values += [quoted[0], " OR ".join(quoted)]
-        elif _WITHOUT_SPACES.search(part) or not part.isalnum():
+        elif not is_word or _WITHOUT_SPACES.search(part) or not part.isalnum():
             either = " OR ".join(f"instr({column}, ?)" for _ in forms)
             conditions.append(f"({either})")
             values += forms

@@ -35,6 +35,8 @@ _BEGUN = re.compile(
     r"\x1b(?:\[(?:M[ -\xff\ufffd]{0,2}|\[|[0-?]*[ -/]*)"
     rf"|O[0-9;]*|\]|P[0-9;]*|_|{_STRING}\x1b?)?\Z"
 )
+# Nobody types the end of these: words of a terminal, and reports of the mouse.
+_UNTYPED = re.compile(r"\x1b(?:[\]P_]|\[<[\d;]*[Mm]\Z)")
 # What of a sequence goes with it when a character that cannot be in one follows.
 _BROKEN = re.compile(rf"\x1b(?:\[(?:[M\[]|[0-?]*[ -/]*)|{_STRING})")
 _EIGHT_BIT = str.maketrans({"\x9b": "\x1b[", "\x8f": "\x1bO"})
@@ -149,7 +151,9 @@ class Sequences:
         if match is None or match.end() <= len(head):
             return False
         rest = (head + text)[match.end() :]
-        return match[0] == PASTE_START or (is_known(match[0]) and rest[:1] in ("", ESC))
+        if match[0] == PASTE_START or _UNTYPED.match(match[0]):
+            return True
+        return is_known(match[0]) and rest[:1] in ("", ESC)
 
     # Cutting
 

@@ -94,6 +94,14 @@ def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) 
         load_settings()
 
 
+def test_a_mark_that_an_editor_puts_first_does_no_harm(home: Path) -> None:
+    path = home / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf[ui]\r\nmotion = false\r\n")
+    set_value(path, "ui.theme", "ansi-dark")
+    ui = load_settings().config.ui
+    assert (ui.motion, ui.theme) == (False, "ansi-dark")
+
+
 def test_a_config_that_is_not_text_is_refused(home: Path) -> None:
     (home / "config.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8"):

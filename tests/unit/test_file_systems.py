@@ -363,3 +363,16 @@ def test_a_damaged_segment_is_set_aside_though_its_number_has_changed(tmp_path: 
         store.quarantine(file, inode=4711)
     assert (sound.exists(), damaged.exists()) == (True, False)
     assert bench.cache.lookup(ids_of("You. ")).num_tokens >= 0
+
+
+def test_a_new_database_that_may_not_grow_says_so(path: Path) -> None:
+    program = (
+        "import resource, sys; from pathlib import Path;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384));"
+        "from chatcache.chat.store import SessionStore; SessionStore(Path(sys.argv[1]))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False
+    )
+    assert "may not grow any further" in ended.stderr.splitlines()[-1]
+    assert names_in(path) == []

@@ -139,6 +139,8 @@ def test_all_end_tokens_count(model_dir: Path) -> None:
     (model_dir / "generation_config.json").write_text(json.dumps({"eos_token_id": [400, 401]}))
     ends = load_model(str(model_dir)).end_token_ids
     assert {400, 401, 402} <= ends
+    (model_dir / "generation_config.json").write_text(json.dumps({"eos_token_id": "</s>"}))
+    assert 402 in load_model(str(model_dir)).end_token_ids
 
 
 # names
@@ -230,6 +232,11 @@ def without_files(path: Path, index: dict[str, object]) -> None:
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def reconfigure(path: Path, **values: object) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | values))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda path: (path / "config.json").unlink(), r"config\.json is missing"),
     "config is no JSON": (
@@ -312,6 +319,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights of another shape": (
         lambda path: save_file({"x": torch.zeros(1)}, path / WEIGHTS, {"format": "pt"}),
         "lack .* tensors",
+    ),
+    "config of another size": (
+        lambda path: reconfigure(path, intermediate_size=48),
+        "have other shapes than config.json says",
+    ),
+    "unknown kind of positions": (
+        lambda path: reconfigure(
+            path, rope_parameters={"rope_type": "newer", "factor": 2.0, "rope_theta": 10000.0}
+        ),
+        r"config\.json names 'newer', which this version of transformers does not know",
     ),
 }
 

@@ -405,3 +405,35 @@ def test_a_missing_key_is_said_before_anything_is_sent(
     told = start_failure(server.base_url, api_key_env="SOME_KEY")
     assert "$SOME_KEY is not set" in told.message
     assert server.asked == []
+
+
+# Answers that are none
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("content_filter", "gave no answer: its content filter ended it."),
+        ("tool_calls", "gave no answer: its model asked for a tool"),
+        (None, "ended without an answer."),
+    ],
+)
+def test_an_answer_without_a_word_says_why(remote: Remote, reason: str | None, words: str) -> None:
+    chunk = {"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": reason}]}
+    remote.server.plan(Stream([chunk, {"choices": []}], finish=None, has_usage=False))
+    failed = remote.failure()
+    assert words in str(failed.error)
+    assert failed.partial is None
+
+
+def test_an_answer_that_a_filter_ended_is_kept_and_it_is_said(remote: Remote) -> None:
+    remote.server.plan(Stream("So it", finish="content_filter"))
+    assert remote.result().text == "So it"
+    told = [event.text for event in remote.heard if isinstance(event, CacheEvent)]
+    assert [words for words in told if "content filter" in words]
+
+
+def test_a_field_that_a_server_misses_is_named(remote: Remote) -> None:
+    complaint = {"loc": ["body", "zebra"], "msg": "Field required", "type": "missing"}
+    remote.server.plan(Status(422, {"detail": [complaint]}))
+    assert "It says: zebra: Field required." in str(remote.failure().error)

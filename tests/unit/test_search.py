@@ -65,6 +65,10 @@ LOOKED_FOR = [
     ("fig load", "see load_config_file()"),
     ("京都 紅葉", "来週は京都の紅葉を見に行く"),
     ("gpt-4", "a gpt-4 model"),
+    ("%", "only 5 % of it"),
+    ("::", "see std::vector"),
+    ('"""', 'a """docstring"""'),
+    ("__", "the __init__ of it"),
 ]
 
 

@@ -104,6 +104,8 @@ def test_a_real_terminal_loses_nothing_either() -> None:
         (["\x1b[1;5", 0.15, "12"], [Typed("12")]),
         (["\x1b]11;rgb:00/00/00\x07x"], [Typed("x")]),
         (["\x1b]11;rgb:0", "0/00/00\x1b\\x"], [Typed("x")]),
+        (["\x1b]11;rgb:0", 0.3, "0/00/00\x1b\\x"], [Typed("x")]),
+        (["\x1b[<35;1", 0.3, "2;7Mx"], [Sequence("\x1b[<35;12;7M"), Typed("x")]),
         (["\x1bPerhaps"], [Sequence("\x1bP"), Typed("erhaps")]),
         (["\x1b[200~never ended", 3.0, "typed"], [Pasted("never ended"), Typed("typed")]),
         (["\x1b[200~slow", 3.0, "er\rx\x1b[201~y"], [Pasted("slow"), Pasted("er\rx"), Typed("y")]),

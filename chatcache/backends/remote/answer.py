@@ -67,7 +67,7 @@ class ServerAnswer:
         self._words, self._thoughts = Characters(), Characters()
         self._usage: dict[str, Any] = {}
         self._timings: dict[str, Any] = {}
-        self._finish: str | None = None
+        self.finish_said: str | None = None  # the reason, in the words of the server
         self._is_ended = self._is_sorted = False
         self._use_cache = request.use_cache
 
@@ -78,7 +78,7 @@ class ServerAnswer:
     @property
     def is_finished(self) -> bool:
         """Did the server say that this was all?"""
-        return self._finish is not None or self._is_ended
+        return self.finish_said is not None or self._is_ended
 
     def planned(self) -> TurnPlanned:
         """The request is on its way; how many tokens it is, the server knows."""
@@ -101,7 +101,7 @@ class ServerAnswer:
             delta = _table(choice.get("message"))
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason not in NO_REASONS:
-            self._finish = reason
+            self.finish_said = reason
         reasoning = self._thoughts.push(self._reasoning_of(delta))
         if reasoning:
             self._marks.has_thought()
@@ -114,7 +114,7 @@ class ServerAnswer:
     def finish(self, *, is_whole: bool = True) -> Iterator[TextDelta]:
         """The server has ended: what was held back comes out. `is_whole`: it was not cut off."""
         held = self._marks.push(rest) if (rest := self._continuation.rest()) else []
-        is_whole = is_whole and self._finish not in TOO_LONG
+        is_whole = is_whole and self.finish_said not in TOO_LONG
         yield from self._say(self._last_at, [*held, *self._marks.finish(is_whole=is_whole)])
 
     def _reasoning_of(self, delta: dict[str, Any]) -> str:
@@ -175,7 +175,7 @@ class ServerAnswer:
         )
 
     def _finish_reason(self) -> FinishReason:
-        return "length" if self._finish in TOO_LONG else "stop"
+        return "length" if self.finish_said in TOO_LONG else "stop"
 
     @property
     def _completion_tokens(self) -> int | None:
@@ -221,7 +221,7 @@ class ServerAnswer:
             detail = f"{host} took {cached:,}{of} prompt tokens from its own cache"
         if not self._use_cache and cached != 0:
             detail += "; it was not switched off from here"
-        if self._finish == "content_filter":
+        if self.finish_said == "content_filter":
             detail += "; its content filter ended the answer"
         return CacheReport("off", "remote", cached, detail)
 

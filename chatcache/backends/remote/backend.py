@@ -38,6 +38,7 @@ from chatcache.backends.remote.answer import ServerAnswer
 from chatcache.backends.remote.client import ServerClient
 from chatcache.backends.remote.continuation import BeganAnewError
 from chatcache.backends.remote.dialect import Dialect
+from chatcache.backends.remote.endings import began_anew, ending_problem, ending_remark
 from chatcache.backends.remote.explanation import explain
 from chatcache.backends.remote.failures import SilentServerError
 from chatcache.backends.remote.info import choose_model, model_info
@@ -47,7 +48,7 @@ from chatcache.backends.remote.loop import EventLoop
 from chatcache.backends.remote.messages import is_continued
 from chatcache.backends.remote.refusal import Refusal, RefusedError, is_about_messages
 from chatcache.backends.remote.request import body_of, chosen_fields
-from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.errors import ChatcacheError
 from chatcache.formatting import plural
 from chatcache.remotes import RemoteModel, check_reach
 from chatcache.token_ids import TokenIds
@@ -273,6 +274,7 @@ class RemoteBackend(BackendLife):
     def _end(self, exchange: _Exchange, task: asyncio.Task[None]) -> None:
         """Put the last event: stopped, refused, broken off, or as the server said."""
         turn_id, answer, stream = exchange.request.turn_id, exchange.answer, exchange.stream
+        host = self._remote.profile.host
         error: BaseException | None = None if task.cancelled() else task.exception()
         is_whole = error is None and not task.cancelled() and answer.is_finished
         for delta in answer.finish(is_whole=is_whole):
@@ -284,11 +286,13 @@ class RemoteBackend(BackendLife):
         if isinstance(error, RefusedError):
             error = self._explained(error.refusal, exchange)
         elif isinstance(error, BeganAnewError):
-            stream.end(TurnFailed(turn_id, _began_anew(self._remote.profile.host)))
+            stream.end(TurnFailed(turn_id, began_anew(host)))
             return
-        elif error is None and not answer.is_finished:
-            error = _unfinished(self._remote.profile.host, answer)
+        elif error is None:
+            error = ending_problem(host, answer)
         if error is None:
+            if remark := ending_remark(host, answer):
+                self._say(remark)
             stream.end(TurnFinished(turn_id, answer.result()))
             return
         if not isinstance(error, ChatcacheError):
@@ -342,25 +346,6 @@ class RemoteBackend(BackendLife):
 def _partial(answer: ServerAnswer) -> TurnResult | None:
     """What had come when a turn failed; None when that was nothing."""
     return answer.result(is_stopped=True) if answer.is_begun else None
-
-
-def _began_anew(host: str) -> UnavailableError:
-    return UnavailableError(
-        f"{host} wrote another answer instead of going on, so nothing was added.",
-        "What is written stays. `/regen` answers anew, and a message such as `Go on.` works.",
-    )
-
-
-def _unfinished(host: str, answer: ServerAnswer) -> UnavailableError:
-    """The server ended, and did not say that this was all."""
-    if answer.is_begun:
-        return UnavailableError(
-            f"{host} ended in the middle of the answer.", "What was written is kept."
-        )
-    return UnavailableError(
-        f"{host} ended without an answer.",
-        "Its log may tell why; often the conversation is too long for its model.",
-    )
 
 
 def _wait_seconds(refusal: Refusal, num_tries: int) -> float | None:

@@ -69,7 +69,8 @@ def network_error(
     if isinstance(error, httpx2.ConnectError):
         return UnavailableError(f"{host} cannot be reached: {last_words(error)}.", _check(profile))
     return UnavailableError(
-        f"The connection to {host} broke off: {last_words(error)}.", "Try again."
+        f"The connection to {host} broke off: {last_words(error)}.",
+        "Try again; what had been written is kept.",
     )
 
 

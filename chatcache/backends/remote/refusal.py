@@ -110,7 +110,7 @@ def _from_json(content: Any, status: int) -> Refusal:
         complaints = [complaint for complaint in detail if isinstance(complaint, dict)]
         for complaint in complaints:
             fields += _path(complaint.get("loc"))
-        error = {"message": "; ".join(str(complaint.get("msg", "")) for complaint in complaints)}
+        error = {"message": "; ".join(map(_complaint, complaints))}
     elif isinstance(detail, str | dict):
         error = detail
     if not isinstance(error, dict):
@@ -125,6 +125,12 @@ def _from_json(content: Any, status: int) -> Refusal:
         num_prompt=_number(error.get("n_prompt_tokens")),
         num_context=_number(error.get("n_ctx")),
     )
+
+
+def _complaint(complaint: dict[str, Any]) -> str:
+    """What FastAPI says of a field, which its words alone do not name."""
+    words, path = str(complaint.get("msg") or ""), _path(complaint.get("loc"))
+    return f"{path[0]}: {words}" if path and path[0] not in words else words
 
 
 def _first_choice_error(content: Any) -> Any:

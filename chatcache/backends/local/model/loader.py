@@ -70,6 +70,7 @@ class LoadedModel:
     adapter_id: str
     load_ms: float
     watch: identity.FileWatch
+    origin: identity.OriginWatch
     stored_dtype: torch.dtype  # that it was saved in
 
     def check_files(self) -> None:
@@ -126,7 +127,7 @@ def load_model(
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
     tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
-    config = load_config(path)
+    config, origin = load_config(path), identity.OriginWatch(path, adapter)
     place, stored = choose_device(device), stored_dtype(config)
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
     watch = identity.FileWatch(files.weight_files(path))
@@ -162,6 +163,7 @@ def load_model(
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
+        origin=origin,
         stored_dtype=stored,
     )
 
@@ -302,11 +304,27 @@ def _try_to_load(path: Path, config: Any, dtype: torch.dtype | str, device: torc
                 f"Choose a smaller model, or --dtype bfloat16.{without_gpu(error)}",
             ) from error
         log.exception("loading %s failed", path)
-        raise ModelLoadError(
-            f"The model in {path} cannot be loaded: {first_line(error)}.",
-            f"The log has the details; choose another model with --model.{without_gpu(error)}",
-        ) from error
+        raise _load_error(path, config, error) from error
     return model
+
+
+def _load_error(path: Path, config: Any, error: Exception) -> ModelLoadError:
+    """What transformers and torch say, in words that a person can do something with."""
+    if "ignore_mismatched_sizes" in str(error):
+        return ModelLoadError(
+            f"The weights in {path} have other shapes than config.json says.",
+            "The files belong to different models; download it again.",
+        )
+    if isinstance(error, KeyError) and f'"{error.args[0]}"' in config.to_json_string():
+        return ModelLoadError(
+            f"{path / 'config.json'} names {error.args[0]!r}, which this version of transformers "
+            "does not know.",
+            "A newer chatcache may know it; choose another model with --model.",
+        )
+    return ModelLoadError(
+        f"The model in {path} cannot be loaded: {first_line(error)}.",
+        f"The log has the details; choose another model with --model.{without_gpu(error)}",
+    )
 
 
 def _check_complete(path: Path, info: dict[str, Any]) -> None:
@@ -358,7 +376,7 @@ def end_token_ids(generation: Any, config: Any, tokenizer: Any) -> frozenset[int
     )
     for entry in declared:
         ends.update(entry if isinstance(entry, (list, tuple)) else [entry])
-    return frozenset(int(token_id) for token_id in ends if token_id is not None)
+    return frozenset(token_id for token_id in ends if isinstance(token_id, int))
 
 
 def _generation_defaults(generation: Any) -> SamplingParams:
