@@ -119,6 +119,8 @@ class BackendLife:
         with self._changed:
             if not self._changed.wait_for(lambda: self._state != "loading", timeout):
                 raise TimeoutError(f"the model is still being loaded after {timeout:g} s")
+            if self._state == "idle":  # it was sent away while it was waited for
+                return self.wait_ready(timeout)
             if self._state != "ready" or self._info is None:
                 raise self._error or closed_error()
             return self._info

@@ -109,6 +109,8 @@ def answer(
     if arguments.json:
         print_json(turn_report(saved) | {"engine": _engine_json(service)} | (extra or {}))
     note_figures(narrator, saved)
+    if shell_turn.is_cut:
+        narrator.warn("The engine was ended in the middle of the answer; what was written is kept.")
     return shell_turn.exit_code
 
 

@@ -27,6 +27,7 @@ from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.figures import figures_of
 from chatcache.chat.service import ChatService
 from chatcache.chat.views import AnswerSaved, ChatEvent, WaitingForModel
+from chatcache.errors import EngineDiedError
 from chatcache.formatting import duration, model_name, plural, rate
 from chatcache.frontend import figures, servers
 from chatcache.frontend.engines import waiting_words
@@ -48,10 +49,23 @@ class ShellTurn:
 
     @property
     def exit_code(self) -> int:
-        """Of a command whose turn has been interrupted, or whose stdout was closed; else 0."""
+        """Of a command whose turn has been interrupted, or whose stdout was closed, or whose engine
+        was ended; else 0."""
         if self._signal_number is not None:
             return 128 + self._signal_number
-        return 130 if self._is_unread else 0
+        if self._is_unread:
+            return 130
+        return EngineDiedError.exit_code if self.is_cut else 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer was stopped by somebody else: by whoever ended the engine."""
+        is_mine = self._signal_number is not None or self._is_unread
+        return (
+            not is_mine
+            and self._saved is not None
+            and self._saved.result.finish_reason == "stopped"
+        )
 
     def run(self, turn: ChatTurn) -> AnswerSaved:
         """Raises what the turn raises, after what had been produced was saved."""

@@ -279,7 +279,7 @@ class LocalBackend(BackendLife):
             elif isinstance(message, Goodbye):
                 self._goodbye = message.reason
             elif isinstance(message, Accepted):
-                self._is_accepted = True
+                self._is_accepted, self._num_unheard = True, 0
                 if message.note:
                     self._listeners.tell(CacheEvent(time.time(), "warning", message.note))
         return self._on_engine_end(engine)
@@ -337,7 +337,7 @@ class LocalBackend(BackendLife):
                 return False
             if self._goodbye is not None:
                 return self._on_goodbye(self._goodbye)
-            if not (self._is_accepted or engine.is_started) and self._num_unheard < MAX_UNHEARD:
+            if not self._is_accepted and code in (None, 0) and self._num_unheard < MAX_UNHEARD:
                 self._num_unheard += 1  # it was about to end when it was found
                 return True
             event = self._note_death(code)
@@ -352,7 +352,9 @@ class LocalBackend(BackendLife):
         if not engine.is_resident:
             return end_process(engine.process, EXIT_SECONDS)
         if self._state == "closed" and self._goodbye is None:
-            return None  # it stays
+            # It stays. Its end is taken note of: we may be here longer.
+            threading.Thread(target=engine.process.wait, name="engine-exit", daemon=True).start()
+            return None
         with contextlib.suppress(subprocess.TimeoutExpired):
             return engine.process.wait(EXIT_SECONDS)
         return None
@@ -362,11 +364,11 @@ class LocalBackend(BackendLife):
         there is none until somebody asks."""
         error = EngineDiedError(f"The engine has ended: {reason}.", "It starts with the next turn.")
         self._pending.fail(error, only_begun=True)
-        was_ready = self._state == "ready"
         self._state, self._info, self._wanted_at = "loading", None, time.monotonic()
-        if not was_ready or self._pending.has_turns:
+        if not self._is_accepted or self._pending.has_turns:
             return True
         self._state = "idle"
+        self._changed.notify_all()
         self._listeners.tell(ModelLoading(f"{reason}; it starts with the next message"))
         return False
 

@@ -93,7 +93,9 @@ class FrontEnds:
             return list(self._by_number.values())
 
     def names(self) -> tuple[str, ...]:
-        return tuple(sorted(connected.front_end or "" for connected in self.all()))
+        """Of those who are here, and have not left while something is still done for them."""
+        found = (connected.front_end for connected in self.all())
+        return tuple(sorted(name for name in found if name is not None))
 
     def tell(self, event: BackendEvent | object) -> None:
         """Tell all, and remember what one that comes late must know."""

@@ -33,13 +33,17 @@ class RunningEngine:
     status: EngineStatus | None
 
 
-def running_engines(directory: Path) -> list[RunningEngine]:
-    """All engines of this user. What killed ones left behind is removed. Raises OSError where the
-    directory is not this user's alone."""
+def running_engines(directory: Path, but: EnginePlace | None = None) -> list[RunningEngine]:
+    """All engines of this user, `but` one. What killed ones left behind is removed. Raises OSError
+    where the directory is not this user's alone."""
     found = []
     for place in places(directory):
+        if place == but:
+            continue
         channel = _connected(place, ANSWER_SECONDS)
         if channel is None:
+            if place.socket_path.exists() and place.is_taken():  # too many wait for it already
+                found.append(RunningEngine(place, place.holder(), None))
             continue  # it has ended just now, or is about to
         with contextlib.closing(channel):
             pid, status = place.holder(), None
@@ -61,7 +65,7 @@ def end_engine(engine: RunningEngine, reason: str) -> bool:
             channel.receive()  # nothing comes: it ends, or the time is over
     if _is_gone(engine, 1.0 if engine.status is None else END_SECONDS):
         return True
-    if engine.pid is not None:
+    if engine.pid is not None and _is_process_of(engine.pid, engine.place):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(engine.pid, signal.SIGKILL)
     return _is_gone(engine, ANSWER_SECONDS)
@@ -101,6 +105,16 @@ def _is_gone(engine: RunningEngine, seconds: float) -> bool:
             return False
         time.sleep(_POLL_SECONDS)
     return True
+
+
+def _is_process_of(pid: int, place: EnginePlace) -> bool:
+    """Whether a process was started for a place, where the system tells. A number alone may mean
+    another process by now, or in this container."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return not Path("/proc/self").exists()
+    return place.key.encode() in command
 
 
 def _is_same(left: Path, right: Path) -> bool:

@@ -23,7 +23,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "msgspec")
 
 NOT_USED = "nobody has used it"
 NO_MEMORY = "the memory was needed"
-OTHER_FILES = "chatcache, or a package that it uses, was changed or removed"
+OTHER_FILES = "its model, chatcache, or a package that it uses was changed or removed"
 NO_PLACE = "its socket was removed"
 
 
@@ -42,6 +42,7 @@ class Lifetime:
         self._is_reachable = is_reachable
         self._is_memory_short = is_memory_short or memory_is_short
         self._clock = clock
+        self.is_model_outdated: Callable[[], bool] = lambda: False  # until there is one
         self._unused_since: float | None = None
         self._stamp = stamp or program_stamp
         self._files = self._stamp()
@@ -88,15 +89,15 @@ class Lifetime:
         return None
 
     def is_outdated(self) -> bool:
-        """Whether the program is not the one any more that this process was started from."""
-        return self._stamp() != self._files
+        """Whether the program, or the model, is not the one any more that this process has."""
+        return self._stamp() != self._files or self.is_model_outdated()
 
 
-def memory_is_short() -> bool:
+def memory_is_short(num_bytes: int = 0) -> bool:
     """Whether the machine, or the group of processes that this one is limited with, has little
-    memory left. What the system does not tell is not short."""
+    memory left, or would have with `num_bytes` less. What the system does not tell is not short."""
     return any(
-        available < max(MIN_FREE_BYTES, MIN_FREE_SHARE * total)
+        available - num_bytes < max(MIN_FREE_BYTES, MIN_FREE_SHARE * total)
         for total, available in memory_left()
     )
 

@@ -19,6 +19,7 @@ from chatcache.backends.local.engine.child_process import (
     start_with_channel,
 )
 from chatcache.backends.local.engine.residence import EnginePlace, Residence, inheritable
+from chatcache.backends.local.engine.room import make_room
 from chatcache.backends.local.engine.settings import EngineSettings
 
 _POLL_SECONDS = 0.02
@@ -63,6 +64,7 @@ def open_resident(
         taken = place.take()
         if taken is not None:
             with inheritable(taken) as (lock, listener):
+                make_room(place, settings)
                 where = ["--place", str(place.directory), "--key", place.key]
                 arguments = ["--fd", str(listener), "--lock", str(lock), *where]
                 process = start_process(
@@ -70,7 +72,7 @@ def open_resident(
                 )
         try:
             return OpenedEngine(Channel(place.connect(), wire.CODEC), process, is_resident=True)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError, TimeoutError):
             if time.monotonic() > deadline:
                 raise TimeoutError("it neither answers nor ends") from None
             time.sleep(_POLL_SECONDS)

@@ -10,9 +10,11 @@ import argparse
 import faulthandler
 import logging
 import os
+import queue
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,11 +89,17 @@ def main(arguments: Sequence[str] | None = None, factory: RunnerFactory = build_
 def _end_when_told(server: EngineServer) -> None:
     """SIGTERM: the system goes down, or somebody looked up the process."""
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        log.info("signal %d", number)
+    told: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def end() -> None:
+        log.info("signal %d", told.get())
         server.end("it was told to end")
 
-    signal.signal(signal.SIGTERM, end)
+    def heard(number: int, _frame: FrameType | None) -> None:
+        told.put(number)  # all that may be done here: what was interrupted may hold any lock
+
+    threading.Thread(target=end, name="signals", daemon=True).start()
+    signal.signal(signal.SIGTERM, heard)
 
 
 def leave(code: int) -> None:

@@ -6,14 +6,13 @@ is asked goes to the schedule; the state of the engine is told at once. Computes
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Protocol
 
 from chatcache import __version__
@@ -29,13 +28,19 @@ from chatcache.backends.engine_status import EngineState
 from chatcache.backends.local.engine import wire
 from chatcache.backends.local.engine.channel import ChannelClosedError, PatientChannel
 from chatcache.backends.local.engine.connected import Connected, FrontEnds
-from chatcache.backends.local.engine.lifetime import OTHER_FILES, Lifetime, memory_bytes
-from chatcache.backends.local.engine.residence import ForeignPlaceError, check_peer
+from chatcache.backends.local.engine.lifetime import (
+    NOT_USED,
+    OTHER_FILES,
+    Lifetime,
+    memory_bytes,
+)
+from chatcache.backends.local.engine.residence import check_peer
 from chatcache.backends.local.engine.schedule import Chore, Question, Schedule, Turn
 from chatcache.backends.local.engine.settings import EngineSettings
 
 log = logging.getLogger(__name__)
 
+ACCEPT_SECONDS = 0.1
 CHORE_SECONDS = 600.0  # longer than a turn may take that has to end first
 
 
@@ -49,12 +54,16 @@ class Loaded(Protocol):
         """Whether the files that the model was loaded from are other ones by now."""
 
 
+class Ending(Protocol):
+    """Ends the engine; `stops_turn`: without waiting for the turn in progress."""
+
+    def __call__(self, reason: str, *, stops_turn: bool = True) -> None: ...
+
+
 class Reception:
     """Takes in front ends. `end` ends the engine; `loaded` is set once there is a model."""
 
-    def __init__(
-        self, lifetime: Lifetime, end: Callable[[str], None], *, is_resident: bool
-    ) -> None:
+    def __init__(self, lifetime: Lifetime, end: Ending, *, is_resident: bool) -> None:
         self._is_resident = is_resident
         self.lock = threading.RLock()  # admitting and leaving
         self.front_ends = FrontEnds()
@@ -80,8 +89,12 @@ class Reception:
             while True:
                 try:
                     connection, _ = listener.accept()
-                except OSError:
-                    return
+                except OSError as error:
+                    if listener.fileno() < 0 or error.errno in (errno.EINVAL, errno.EBADF):
+                        return  # nobody listens any more
+                    log.warning("a connection could not be accepted: %s", error)
+                    time.sleep(ACCEPT_SECONDS)  # too many files are open, for instance
+                    continue
                 self.connect(connection)
 
         threading.Thread(target=accept, name="accept", daemon=True).start()
@@ -90,19 +103,23 @@ class Reception:
         """Take the messages of a connection from now on, in a thread."""
         try:
             check_peer(connection)
-        except ForeignPlaceError as error:
+            connected = self.front_ends.connect(PatientChannel(connection, wire.CODEC))
+            name = f"front end {connected.number}"
+            threading.Thread(target=self._read, args=(connected,), name=name, daemon=True).start()
+        except (OSError, RuntimeError) as error:  # somebody else, gone already, or no more threads
             log.warning("a connection is refused: %s", error)
             connection.close()
-            return
-        connected = self.front_ends.connect(PatientChannel(connection, wire.CODEC))
-        name = f"front end {connected.number}"
-        threading.Thread(target=self._read, args=(connected,), name=name, daemon=True).start()
 
     def _read(self, connected: Connected) -> None:
-        with suppress(ChannelClosedError):
+        try:
             while True:
                 self._take(connected, connected.channel.receive())
-        self._leave(connected)
+        except ChannelClosedError:
+            pass
+        except Exception:  # whatever it was, nobody is left who hears nothing more
+            log.exception("front end %d is sent away", connected.number)
+        finally:
+            self._leave(connected)
 
     def _take(self, connected: Connected, message: wire.ToEngine) -> None:
         if isinstance(message, wire.Hello):
@@ -166,8 +183,8 @@ class Reception:
             return wire.Refused("protocol", detail), ""
         if self.schedule.is_ending:
             return wire.Refused("ending", "it is about to end"), ""
-        if self._lifetime.is_outdated() or (self.loaded and self.loaded.is_outdated()):
-            self._end(OTHER_FILES)
+        if self._lifetime.is_outdated():
+            self._end(OTHER_FILES, stops_turn=False)  # of somebody who began it before
             return wire.Refused("changed", OTHER_FILES), ""
         others = [] if self._wanted is None else hello.settings.differences(self._wanted)
         if not others:
@@ -209,8 +226,22 @@ class Reception:
                 self._end("its last front end has left")  # and is told what that comes to
                 return
             self.front_ends.drop(number)
+            if is_last and self.loaded is None and connected.keep_alive_seconds is not None:
+                self._end_unless_loaded(connected.keep_alive_seconds)
         connected.close()
         self.tell_status()
+
+    def _end_unless_loaded(self, seconds: float) -> None:
+        """Loading that nobody waits for may take for ever: a download that hangs, for instance."""
+
+        def end() -> None:
+            with self.lock:
+                if self.loaded is None and self._lifetime.seconds_left == 0.0:
+                    self._end(NOT_USED)
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
 
     def _cancelled(self, connected: Connected, dropped: Prepare | None) -> None:
         if dropped is not None:

@@ -30,6 +30,7 @@ _KEY_LENGTH = 16
 _SUFFIX = ".sock"
 _LOCK_SUFFIX = ".lock"
 _BACKLOG = 64
+_CONNECT_SECONDS = 5.0
 
 
 class ForeignPlaceError(OSError):
@@ -61,11 +62,14 @@ class EnginePlace:
 
     def connect(self) -> socket.socket:
         """A connection to the engine. Raises FileNotFoundError or ConnectionRefusedError where
-        there is none, and ForeignPlaceError where it is not this user's."""
+        there is none, BlockingIOError where too many wait for it already, and ForeignPlaceError
+        where it is not this user's."""
         check_private(self.directory)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            connection.settimeout(_CONNECT_SECONDS)  # one that hangs accepts nobody
             connection.connect(str(self.socket_path))
+            connection.settimeout(None)
             check_peer(connection)
         except BaseException:
             connection.close()
@@ -101,13 +105,13 @@ class EnginePlace:
         return TakenPlace(lock, listener)
 
     def is_taken(self) -> bool:
-        """Whether an engine lives here."""
+        """Whether an engine lives here. Two that ask at once do not take each other for one."""
         try:
-            lock = os.open(self.lock_path, os.O_RDWR | os.O_CLOEXEC)
+            lock = os.open(self.lock_path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         finally:
@@ -141,9 +145,10 @@ class HeldPlace:
         self._inode = place.socket_path.stat().st_ino
 
     def describe(self, told: Mapping[str, object]) -> None:
-        """Say in the lock's file who holds it; `told` has the `pid`."""
-        os.truncate(self._lock, 0)
-        os.pwrite(self._lock, json.dumps(told).encode(), 0)
+        """Say in the lock's file who holds it, if there is room for it; `told` has the `pid`."""
+        with contextlib.suppress(OSError):
+            os.truncate(self._lock, 0)
+            os.pwrite(self._lock, json.dumps(told).encode(), 0)
 
     def is_reachable(self) -> bool:
         try:

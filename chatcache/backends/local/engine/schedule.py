@@ -143,12 +143,12 @@ class Schedule:
             self._changed.notify_all()
             return waiting
 
-    def end(self, reason: str) -> None:
-        """Stop the turn in progress; after it nothing is begun any more."""
+    def end(self, reason: str, *, stops_turn: bool = True) -> None:
+        """Nothing is begun any more after the turn in progress, which is stopped or waited for."""
         with self._changed:
             if self._end is None:
                 self._end = End(reason)
-            if self._running is not None:
+            if self._running is not None and stops_turn:
                 self._running.stop.set()
             self._begun = None
             self._changed.notify_all()

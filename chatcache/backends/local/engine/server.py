@@ -77,9 +77,12 @@ class EngineServer:
         self._schedule = self.reception.schedule
         self._client = 0  # the front end that something is done for
 
-    def end(self, reason: str) -> None:
-        """Stop what is in progress, write out what is to be kept, end. By any thread."""
-        self._schedule.end(reason)
+    def end(self, reason: str, *, stops_turn: bool = True) -> None:
+        """Stop what is in progress, or wait for the turn; write out what is to be kept, end. By any
+        thread, but not by a signal's handler."""
+        self._schedule.end(reason, stops_turn=stops_turn)
+        if self._place is not None:
+            self._place.hide()  # whoever comes waits for the next engine, and does not ask this one
         if self.reception.loaded is None:  # nothing is worth loading then
             self._say_goodbye(reason)
             self._vacate()
@@ -107,6 +110,7 @@ class EngineServer:
         try:
             with self.reception.lock:
                 self.reception.loaded = runner
+                self._lifetime.is_model_outdated = runner.is_outdated
             self._front_ends.tell(ModelReady(runner.info))
             self.reception.tell_status()
             reason = self._work(runner)

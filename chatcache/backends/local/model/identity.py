@@ -7,6 +7,7 @@ equal for different weights, so content is what counts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -21,6 +22,7 @@ _DIGEST = re.compile(r"[0-9a-f]{32}")
 _BLOCK_BYTES = 1 << 22
 _REMEMBERED_TOKENIZERS = 32
 _TOKENIZER_SUFFIXES = frozenset({".jinja", ".json", ".model", ".tiktoken", ".txt"})
+_ORIGIN_SUFFIXES = _TOKENIZER_SUFFIXES | {".safetensors", ""}  # "": of the hub's `refs`
 _SAMPLES = 64
 # Fields of a config that say where it came from, not what the model computes.
 _NOT_COMPUTED = frozenset(
@@ -128,6 +130,29 @@ class FileWatch:
             if now != before and now[-1] == before[-1]:
                 return file
         return None
+
+
+class OriginWatch:
+    """What a name of a model, and of an adapter, led to when it was loaded. Another revision from
+    the hub, a file that was replaced, and one that is missing, make it another model."""
+
+    def __init__(self, model: Path, adapter: Path | None) -> None:
+        self._directories = [model] if adapter is None else [model, adapter]
+        if model.parent.name == "snapshots":  # of the hub's cache, where `refs` says which counts
+            self._directories.append(model.parent.with_name("refs"))
+        self._files = self._found()
+
+    def is_changed(self) -> bool:
+        return self._found() != self._files
+
+    def _found(self) -> dict[Path, list[Any]]:
+        found: dict[Path, list[Any]] = {}
+        for directory in self._directories:
+            with contextlib.suppress(OSError):
+                for file in directory.iterdir():
+                    if file.suffix in _ORIGIN_SUFFIXES:
+                        found[file] = _stamp(file)
+        return found
 
 
 def parameters_id(named_tensors: Iterable[tuple[str, Any]]) -> str:

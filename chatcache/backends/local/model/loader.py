@@ -73,6 +73,7 @@ class LoadedModel:
     adapter_id: str
     load_ms: float
     watch: identity.FileWatch
+    origin: identity.OriginWatch
     stored_dtype: torch.dtype  # that it was saved in
 
     def check_files(self) -> None:
@@ -129,7 +130,7 @@ def load_model(
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
     tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
-    config = load_config(path)
+    config, origin = load_config(path), identity.OriginWatch(path, adapter)
     place, stored = choose_device(device), stored_dtype(config)
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
     watch = identity.FileWatch(files.weight_files(path))
@@ -165,6 +166,7 @@ def load_model(
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
+        origin=origin,
         stored_dtype=stored,
     )
 
