@@ -1,9 +1,9 @@
 """From the command to the first word of a chat that goes on: what a person waits for.
 
-Everything is a process of its own, timed from its start until its stdout has the first byte. The
-chat has a history of a given length. chatcache goes on with it by `ask`: on an engine that stays,
-and with `--no-engine`. Plain transformers loads the model in a script and reads the whole history
-again; so does llama.cpp, where its command line is installed, from a GGUF file that the caller has.
+Everything is a process of its own. The chat has a history of a given length. chatcache goes on with
+it by `ask`: on an engine that stays, and with `--no-engine`. Plain transformers loads it in a
+script and reads the whole history again. The script is timed until it has printed its first token;
+`ask` until it has ended with an answer of one token, for what random weights write may be no text.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class StartBench:
     def run(self, say: Say) -> None:
         """Raises UnavailableError where a command fails."""
         say("from the command to the first word")
-        self._first_word(self._ask("--session", _SESSION, "-"), self._prompt)
+        self._seconds(self._ask("--session", _SESSION, "-"), self._prompt)
         for _ in range(RUNS):
             for row, options in (("not_resident", ["--no-engine"]), ("resident", [])):
                 words = self._ask("--session", _SESSION, *options, _QUESTION)
-                self.rows[row].add(CHATCACHE, self._first_word(words))
+                self.rows[row].add(CHATCACHE, self._seconds(words))
             self.rows["not_resident"].add(TRANSFORMERS, self._transformers())
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class StartBench:
 
     def _ask(self, *words: str) -> list[str]:
         options = ["--model", self._model, "--dtype", self._dtype, "--temperature", "0"]
-        return chat_command("ask", *options, "--max-new-tokens", "8", *words)
+        return chat_command("ask", *options, "--max-new-tokens", "1", "--quiet", *words)
 
     def _transformers(self) -> float:
         where = [
@@ -100,10 +100,13 @@ class StartBench:
             self._dtype,
             str(self._threads or 0),
         ]
-        return self._first_word([sys.executable, "-c", _TRANSFORMERS, *where], self._prompt)
+        command = [sys.executable, "-c", _TRANSFORMERS, *where]
+        return self._seconds(command, self._prompt, is_printing=True)
 
-    def _first_word(self, command: Sequence[str], stdin: str = "") -> float:
-        """Seconds until the command has written something. Raises UnavailableError."""
+    def _seconds(
+        self, command: Sequence[str], stdin: str = "", *, is_printing: bool = False
+    ) -> float:
+        """Until the command has ended, or has printed something. Raises UnavailableError."""
         began = time.perf_counter()
         with subprocess.Popen(
             command,
@@ -116,12 +119,15 @@ class StartBench:
             assert process.stdout is not None
             process.stdin.write(stdin.encode())
             process.stdin.close()
-            is_word = process.stdout.read(1) != b""
-            seconds = time.perf_counter() - began
+            if is_printing:
+                process.stdout.read(1)
+                seconds = time.perf_counter() - began
             process.stdout.read()
             told = process.stderr.read().decode(errors="replace") if process.stderr else ""
             code = process.wait(_SECONDS)
-        if code != 0 or not is_word:
+            if not is_printing:
+                seconds = time.perf_counter() - began
+        if code != 0:
             name = Path(command[0]).name
             last = (told.strip().splitlines() or ["it said nothing"])[-1]
             raise UnavailableError(f"{name} failed in the bench: {last}", "Run it by hand.")

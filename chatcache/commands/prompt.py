@@ -17,6 +17,8 @@ from chatcache.places import path_of
 
 Warn = Callable[[str], None]
 
+MAX_BYTES = 64 << 20  # more fits into no context, and a device may have no end
+
 
 def build_prompt(
     argument: str | None, files: Sequence[str], warn: Warn, *, reads_stdin: bool | None = None
@@ -34,7 +36,7 @@ def build_prompt(
     if reads_stdin or (reads_stdin is None and standard_input.is_there()):
         has_more = bool(parts) and reads_stdin is None
         read = standard_input.read_if_any if has_more else standard_input.read_to_end
-        parts.append(decoded(read(warn), "Standard input", warn))
+        parts.append(decoded(read(warn, MAX_BYTES), "Standard input", warn))
     prompt = "\n\n".join(part for part in parts if part.strip())
     if not prompt:
         raise UsageError(
@@ -47,7 +49,7 @@ def build_prompt(
 def read_system(option: str, warn: Warn) -> str:
     """The system prompt of `--system TEXT` or `--system @FILE`."""
     if option.startswith("@"):
-        return decoded(read_bytes(option[1:], warn), one_line(option[1:]), warn).strip()
+        return decoded(read_bytes(option[1:], warn, MAX_BYTES), one_line(option[1:]), warn).strip()
     return decoded_argument(option, warn)
 
 
@@ -66,12 +68,15 @@ def decoded(content: bytes, what: str, warn: Warn) -> str:
     return text
 
 
-def read_bytes(name: str, warn: Warn) -> bytes:
-    """The contents of a file, or of standard input for `-`. Raises NotFoundError, UsageError."""
+def read_bytes(name: str, warn: Warn, limit: int = -1) -> bytes:
+    """The contents of a file, or of standard input for `-`. Raises NotFoundError, and UsageError,
+    also for more bytes than `limit`; -1 is no limit."""
     if name == "-":
-        return standard_input.read_to_end(warn)
+        return standard_input.read_to_end(warn, limit)
     try:
-        return path_of(name).read_bytes()
+        with path_of(name).open("rb") as file:
+            content = file.read(limit)
+            is_whole = limit < 0 or not file.read(1)
     except IsADirectoryError as error:
         raise UsageError(f"{one_line(name)} is a directory.", "Name a file.") from error
     except (OSError, ValueError) as error:
@@ -79,10 +84,13 @@ def read_bytes(name: str, warn: Warn) -> bytes:
         raise NotFoundError(
             f"{one_line(name)} cannot be read: {reason}.", "Check its name."
         ) from error
+    if not is_whole:
+        raise standard_input.too_long(one_line(name), limit)
+    return content
 
 
 def _quoted_file(name: str, warn: Warn) -> str:
     """A file's name and text, fenced by more backticks than it has in a row."""
-    text = decoded(read_bytes(name, warn), one_line(name), warn)
+    text = decoded(read_bytes(name, warn, MAX_BYTES), one_line(name), warn)
     title = decoded(Path(name).name.encode("utf-8", "surrogateescape"), "A file name", warn)
     return quoted(title, text)

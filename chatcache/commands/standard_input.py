@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from chatcache.errors import UsageError
+from chatcache.formatting import size
 from chatcache.frontend.shell_output import is_terminal
 from chatcache.os_failures import reason
 
@@ -31,15 +32,15 @@ def is_there() -> bool:
     return sys.stdin is not None and not sys.stdin.closed and not is_terminal(sys.stdin)
 
 
-def read_to_end(warn: Warn) -> bytes:
+def read_to_end(warn: Warn, limit: int = -1) -> bytes:
     """All of it, however long that takes; after a second it is said. Empty where there is none.
 
-    Raises UsageError when it cannot be read."""
+    Raises UsageError when it cannot be read, or has more bytes than `limit`; -1 is no limit."""
     descriptor = _descriptor()
     if descriptor is None:
         return _embedded()
     pieces: list[bytes] = []
-    is_told = False
+    num_bytes, is_told = 0, False
     while True:
         if not _has_come(descriptor, None if is_told else QUIET_SECONDS):
             warn(f"{_WAITING}{' (Ctrl+D ends it)' if is_terminal(sys.stdin) else ''}.")
@@ -56,22 +57,29 @@ def read_to_end(warn: Warn) -> bytes:
         if not piece:
             return b"".join(pieces)
         pieces.append(piece)
+        num_bytes += len(piece)
+        if 0 <= limit < num_bytes:
+            raise too_long("Standard input", limit)
 
 
-def read_if_any(warn: Warn) -> bytes:
+def too_long(what: str, limit: int) -> UsageError:
+    return UsageError(f"{what} has more than {size(limit)}.", "Give a part of it.")
+
+
+def read_if_any(warn: Warn, limit: int = -1) -> bytes:
     """All of it if it begins within a moment, or if a program of the same pipeline writes to it.
 
     Else nothing, which is said."""
     descriptor = _descriptor()
     if descriptor is None or _has_come(descriptor, QUIET_SECONDS):
-        return read_to_end(warn)
+        return read_to_end(warn, limit)
     if (name := _writer_in_pipeline(descriptor)) is not None:
         warn(f"{_WAITING}: {name} has not written anything yet (--no-stdin does not wait).")
         _has_come(descriptor, None)
-        return read_to_end(warn)
+        return read_to_end(warn, limit)
     warn("standard input is open and nothing comes (--no-stdin does not wait, --stdin does).")
     if _has_come(descriptor, MOMENT_SECONDS - QUIET_SECONDS):
-        return read_to_end(warn)
+        return read_to_end(warn, limit)
     warn("going on without standard input.")
     return b""
 

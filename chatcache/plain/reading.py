@@ -59,7 +59,7 @@ class Reader:
             if is_terminal(sys.stdin):
                 write_data(prompt, is_last=True)
             line = sys.stdin.readline()
-            return Entered(line.rstrip("\n")) if line else None
+            return Entered(line.rstrip("\r\n")) if line else None
         keep = partial(self._keep, session_id, begun)
         draft = self._drafts.take(session_id) if not begun else ""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,7 @@ def test_reading_says_why_it_fails(place: Path) -> None:
         files.read_attachment("image.bin")
     with pytest.raises(NotFoundError, match="cannot be read"):
         files.read_attachment("missing")
+    os.mkfifo("pipe")  # opening it would wait for somebody who writes
+    for name in ("pipe", "/dev/zero"):
+        with pytest.raises(UsageError, match="device or a pipe"):
+            files.read_attachment(name)

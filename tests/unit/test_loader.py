@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local.model import files, loader, resolve
+from chatcache.backends.local.model import files, generation, loader, resolve
 from chatcache.backends.local.model.loader import (
     LoadedModel,
     choose_device,
@@ -115,7 +115,7 @@ def test_a_model_in_another_dtype(template_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("generation", "expected"),
+    ("given", "expected"),
     [
         ({}, SamplingParams(temperature=0.0)),
         ({"do_sample": False, "temperature": 0.6}, SamplingParams(temperature=0.0)),
@@ -127,12 +127,16 @@ def test_a_model_in_another_dtype(template_dir: Path) -> None:
             {"repetition_penalty": 1.1, "max_new_tokens": 9},
             SamplingParams(temperature=0.0, repetition_penalty=1.1, max_new_tokens=9),
         ),
+        (
+            {"do_sample": True, "temperature": "hot", "top_p": 2.0, "repetition_penalty": 0},
+            SamplingParams(),
+        ),
     ],
 )
 def test_sampling_defaults_are_the_publishers(
-    generation: dict[str, Any], expected: SamplingParams
+    given: dict[str, Any], expected: SamplingParams
 ) -> None:
-    assert loader._generation_defaults(SimpleNamespace(**generation)) == expected
+    assert generation.sampling_defaults(SimpleNamespace(**given)) == expected
 
 
 def test_all_end_tokens_count(model_dir: Path) -> None:
@@ -315,6 +319,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken tokenizer": (
         lambda path: (path / "tokenizer.json").write_text("{}"),
         "tokenizer in .* cannot be loaded",
+    ),
+    "a dtype that is none": (
+        lambda path: reconfigure(path, dtype="float7"),
+        r"config\.json describes no model",
     ),
     "weights of another shape": (
         lambda path: save_file({"x": torch.zeros(1)}, path / WEIGHTS, {"format": "pt"}),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from chatcache.commands import standard_input
+from chatcache.commands.prompt import build_prompt, read_bytes
 from chatcache.errors import UsageError
 
 PROGRAM = """
@@ -120,6 +121,17 @@ def test_an_empty_pipe_and_a_file(tmp_path: Path) -> None:
     with text.open() as file:
         assert ask("hi", file.fileno()) == ("hi\n\na file", "")
     assert ask("hi", subprocess.DEVNULL) == ("hi", "")
+
+
+def test_what_has_no_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatcache.commands.prompt.MAX_BYTES", 100_000)
+    with Path("/dev/zero").open() as endless:
+        monkeypatch.setattr("sys.stdin", endless)
+        with pytest.raises(UsageError, match="Standard input has more than"):
+            build_prompt(None, [], print, reads_stdin=True)
+    with pytest.raises(UsageError, match="/dev/zero has more than"):
+        build_prompt("hi", ["/dev/zero"], print, reads_stdin=False)
+    assert read_bytes("/proc/self/status", print, 100_000)  # a file that seems to be empty
 
 
 def test_a_pipe_that_does_not_block_is_read_to_its_end() -> None:

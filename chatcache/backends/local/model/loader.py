@@ -18,6 +18,11 @@ import transformers
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
+from chatcache.backends.local.model.generation import (
+    context_limit,
+    end_token_ids,
+    sampling_defaults,
+)
 from chatcache.backends.local.model.libraries import import_rest
 from chatcache.backends.local.model.loadable import check_adapter
 from chatcache.backends.local.model.progress import (
@@ -27,7 +32,6 @@ from chatcache.backends.local.model.progress import (
     reported_progress,
 )
 from chatcache.backends.local.model.tuning import tune
-from chatcache.backends.local.prompt.template import ChatTemplate
 from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
@@ -42,7 +46,6 @@ DTYPES = {
 }
 
 _BUILTIN_DESCRIPTION = "the small model that comes with chatcache"
-_NO_LIMIT = 10**9  # tokenizers without a limit claim 10**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ def load_model(
         device=place,
         max_context_tokens=context_limit(text_config, tokenizer),
         end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
-        generation_defaults=_generation_defaults(model.generation_config),
+        generation_defaults=sampling_defaults(model.generation_config),
         weights_id=weights_id,
         parameters_id=identity.parameters_id(model.state_dict().items()),
         tokenizer_id=tokenizer_id,
@@ -236,6 +239,7 @@ def load_tokenizer(path: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
+        load_config(path)  # which a tokenizer reads too, and which may be what is wrong
         raise ModelLoadError(
             f"The tokenizer in {path} cannot be loaded: {first_line(error)}.",
             "Download the model again, or choose another with --model.",
@@ -352,39 +356,6 @@ def _apply_adapter(model: Any, directory: Path) -> Any:
             "Check that it was trained on this model.",
         ) from error
     return merged.eval().requires_grad_(False)
-
-
-# figures
-
-
-def context_limit(config: Any, tokenizer: Any) -> int:
-    limit = getattr(config, "max_position_embeddings", None)
-    if not limit:
-        limit = min(int(getattr(tokenizer, "model_max_length", _NO_LIMIT)), _NO_LIMIT)
-    return int(limit)
-
-
-def end_token_ids(generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:
-    """What ends an answer: by the generation config, the tokenizer, and the chat template."""
-    ends: set[Any] = set(ChatTemplate(tokenizer).turn_end_ids())
-    declared = (
-        getattr(generation, "eos_token_id", None),
-        getattr(config.get_text_config(), "eos_token_id", None),
-        tokenizer.eos_token_id,
-    )
-    for entry in declared:
-        ends.update(entry if isinstance(entry, (list, tuple)) else [entry])
-    return frozenset(token_id for token_id in ends if isinstance(token_id, int))
-
-
-def _generation_defaults(generation: Any) -> SamplingParams:
-    """How the model's publisher samples; greedy unless they say to sample."""
-    names = ["repetition_penalty", "max_new_tokens"]
-    is_sampling = bool(getattr(generation, "do_sample", None))
-    if is_sampling:
-        names += ["temperature", "top_p", "top_k", "min_p"]
-    values = {name: getattr(generation, name, None) for name in names}
-    return SamplingParams(**values) if is_sampling else SamplingParams(temperature=0.0, **values)
 
 
 def _has_mps() -> bool:

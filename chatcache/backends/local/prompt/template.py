@@ -13,7 +13,7 @@ from datetime import datetime, tzinfo
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from chatcache.backends.base import ChatMessage, ThinkSwitch
 from chatcache.backends.local.prompt.reasoning import ReasoningFormat, reasoning_format
@@ -186,7 +186,10 @@ class ChatTemplate:
             raise UnavailableError(
                 f"The model's chat template does not accept this conversation: "
                 f"{str(error).rstrip('.')}.",
-                "Edit the message it complains about, or choose another model.",
+                # Only what a template raises on purpose is about the conversation.
+                "Edit the message it complains about, or choose another model."
+                if type(error) is TemplateError
+                else "It wants what it is not given here, or is broken: choose another model.",
             ) from error
 
     def marked(self, message: ChatMessage, marker: str) -> ChatMessage:

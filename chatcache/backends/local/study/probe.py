@@ -21,11 +21,10 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
+from chatcache.backends.local.model.generation import context_limit, end_token_ids
 from chatcache.backends.local.model.loader import (
     choose_device,
     choose_dtype,
-    context_limit,
-    end_token_ids,
     load_config,
     load_tokenizer,
 )
