@@ -116,8 +116,13 @@ class FileWatch:
     Weights that need no conversion are mapped from their file, so whoever writes into it changes
     the model in memory, and the keys and values that it computes."""
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    def __init__(self, files: Iterable[Path], origin: OriginWatch | None = None) -> None:
         self._stamps = {file: _stamp(file) for file in map(Path.resolve, files)}
+        self._origin = origin
+
+    def is_outdated(self) -> bool:
+        """Whether the model's name leads to another model by now."""
+        return self._origin is not None and self._origin.is_changed()
 
     def changed(self) -> Path | None:
         """A file that was written to. One that was removed, or replaced by another one of its name,

@@ -73,7 +73,6 @@ class LoadedModel:
     adapter_id: str
     load_ms: float
     watch: identity.FileWatch
-    origin: identity.OriginWatch
     stored_dtype: torch.dtype  # that it was saved in
 
     def check_files(self) -> None:
@@ -130,10 +129,10 @@ def load_model(
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
     tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
-    config, origin = load_config(path), identity.OriginWatch(path, adapter)
+    config = load_config(path)
     place, stored = choose_device(device), stored_dtype(config)
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
-    watch = identity.FileWatch(files.weight_files(path))
+    watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
     with reported_progress(progress):
         model = _with_adapter(_load_weights(path, config, chosen, place), adapter)
     weights_id = identity.weights_id(
@@ -164,7 +163,6 @@ def load_model(
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
-        origin=origin,
         stored_dtype=stored,
     )
 

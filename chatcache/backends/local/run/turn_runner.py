@@ -143,7 +143,7 @@ class TurnRunner:
 
     def is_outdated(self) -> bool:
         """Whether the files that the model was loaded from are other ones by now."""
-        return self.loaded.origin.is_changed()
+        return self.loaded.watch.is_outdated()
 
     def close(self) -> None:
         """Write out what is still to be spilled."""
