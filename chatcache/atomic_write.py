@@ -9,6 +9,7 @@ process leaves behind is called `.tmp-PID-RANDOM`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -28,10 +29,11 @@ def replacing(path: Path, *, is_durable: bool = False, mode: int = PRIVATE) -> I
         with os.fdopen(fd, "wb") as file:
             yield file
             if mode != PRIVATE:
-                os.fchmod(fd, mode)
+                with contextlib.suppress(OSError):  # not all file systems keep it
+                    os.fchmod(fd, mode)
             if is_durable:
                 file.flush()
-                os.fsync(fd)
+                _flush(fd)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -66,6 +68,15 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _flush(fd: int) -> None:
+    """Raises OSError, unless this file system does not know how to."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def sync_directory(directory: Path) -> None:

@@ -119,6 +119,31 @@ def num_seconds(value: str) -> float | None:
     return float(match[1]) * TIME_UNITS[match[2].lower()]
 
 
+KEEP_ALIVE_FOREVER, OWN_ENGINE = "forever", "none"
+
+
+def keep_alive(value: Any) -> str:
+    """Text that `keep_alive_seconds` understands, or "none"."""
+    if value == 0 and not isinstance(value, bool):
+        return "0"
+    if not isinstance(value, str):
+        raise ValueError(f'must be "5m", "1h", "0", "forever" or "none", not {described(value)}')
+    wanted: str = value.strip().lower()
+    if wanted not in (OWN_ENGINE, KEEP_ALIVE_FOREVER):
+        keep_alive_seconds(wanted)
+    return wanted
+
+
+def keep_alive_seconds(value: str) -> float | None:
+    """A time in seconds; None for "forever"."""
+    if value == KEEP_ALIVE_FOREVER:
+        return None
+    match = TIME_SPAN.fullmatch(f"{value}s" if value.replace(".", "", 1).isdecimal() else value)
+    if match is None or match[2].lower() not in TIME_UNITS:
+        raise ValueError(f'must be "5m", "1h", "0", "forever" or "none", not {value!r}')
+    return float(match[1]) * TIME_UNITS[match[2].lower()]
+
+
 def spill_mode(value: Any) -> str:
     """When segments are written, and "int8" if with fewer bits: "turn", "int8", "exit, int8".
 

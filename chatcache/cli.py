@@ -167,13 +167,39 @@ def _say(code: int, sentences: str) -> int:
 
 
 def _say_unexpected(error: Exception) -> int:
+    """Whatever else fails meanwhile, there is a line and a code."""
+    try:
+        message = str(error) or "no message"
+    except Exception:
+        message = "no message"
+    try:
+        place: object = _logged(error)
+    except Exception as another:  # why there was an error may be why it cannot be logged
+        place = _kept_in_temporary_file(error, another)
+    where = f"Please report it with {place}." if place else "The log could not be written."
+    return _say(EXIT_UNEXPECTED, f"Unexpected {type(error).__name__}: {message}. {where}")
+
+
+def _logged(error: Exception) -> object:
     from chatcache.config import resolve_paths
     from chatcache.logs import log_unexpected
 
-    kind = type(error).__name__
-    place = log_unexpected(error, resolve_paths({}, os.environ)[0].error_log)
-    where = f"Please report it with {place}." if place else "The log could not be written."
-    return _say(EXIT_UNEXPECTED, f"Unexpected {kind}: {error or 'no message'}. {where}")
+    return log_unexpected(error, resolve_paths({}, os.environ)[0].error_log)
+
+
+def _kept_in_temporary_file(*errors: Exception) -> str | None:
+    """Where the tracebacks are; None when they could not be written."""
+    try:
+        import tempfile
+        import traceback
+
+        descriptor, place = tempfile.mkstemp(prefix="chatcache-error-", suffix=".log")
+        with os.fdopen(descriptor, "w", errors="replace") as file:
+            for error in errors:
+                traceback.print_exception(error, file=file)
+    except Exception:
+        return None
+    return place
 
 
 def _discard_unwritten() -> None:

@@ -16,15 +16,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatcache.checks import num_bytes, num_seconds, spill_parts
-from chatcache.config import Settings
+from chatcache.checks import (
+    OWN_ENGINE,
+    keep_alive_seconds,
+    num_bytes,
+    num_seconds,
+    spill_parts,
+)
+from chatcache.config import Paths, Settings
 from chatcache.configfile import set_value
 from chatcache.errors import UsageError
+from chatcache.machine import allowance
 from chatcache.remotes import check_reach, remote_model
 from chatcache.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from chatcache.backends.base import Backend, CostEstimate
+    from chatcache.backends.local.engine.residence import Residence
     from chatcache.backends.local.engine.settings import EngineSettings
     from chatcache.cache.book.policy import TierPolicy
     from chatcache.cache.inspect import CacheInspector
@@ -36,16 +44,18 @@ if TYPE_CHECKING:
     from chatcache.frontend.sampling import Sampling
 
 SWITCH_SECONDS = 0.0005
+BUILTIN = "builtin"
 
 
 @contextlib.contextmanager
 def opened_service(
-    settings: Settings, *, has_engine: bool = True, can_switch: bool = False
+    settings: Settings, front_end: str = "", *, has_engine: bool = True, can_switch: bool = False
 ) -> Iterator[ChatService]:
     """The chat service, closed at the end. Without an engine it lists, forks, renames, searches;
     conversations that cannot be written are then still read.
 
-    `can_switch`: its model can be changed while it runs.
+    `front_end` is what other users of the engine are told; `can_switch`: its model can be changed
+    while it runs.
     """
     from chatcache.backends.switching import SwitchingBackend
     from chatcache.chat.service import ChatService
@@ -55,9 +65,10 @@ def opened_service(
     store = open_store(settings, may_be_read_only=not has_engine)
     backend: Backend | None = None
     if has_engine and can_switch:
-        backend = SwitchingBackend(partial(open_backend, settings), settings.config.model.default)
+        make = partial(open_backend, settings, front_end=front_end)
+        backend = SwitchingBackend(make, settings.config.model.default)
     elif has_engine:
-        backend = open_backend(settings)
+        backend = open_backend(settings, front_end=front_end)
     service = ChatService(
         store,
         backend,
@@ -80,7 +91,7 @@ def open_store(settings: Settings, *, may_be_read_only: bool = False) -> Session
     return SessionStore(settings.paths.database, may_be_read_only=may_be_read_only)
 
 
-def open_backend(settings: Settings, model: str | None = None) -> Backend:
+def open_backend(settings: Settings, model: str | None = None, *, front_end: str = "") -> Backend:
     """What answers for a model (None: that of the settings): an engine, or a server when it is
     called `PROFILE:NAME`. Nothing is started yet. Raises NotFoundError for an unknown profile.
     """
@@ -93,13 +104,46 @@ def open_backend(settings: Settings, model: str | None = None) -> Backend:
             )
         from chatcache.backends.remote.backend import RemoteBackend
 
-        return RemoteBackend(remote, is_offline=settings.config.model.offline)
+        lessons = settings.paths.cache_dir / "servers.json"
+        return RemoteBackend(remote, is_offline=settings.config.model.offline, lessons=lessons)
     from chatcache.backends.local.engine.client import LocalBackend
 
     engine = engine_settings(settings)
     if model not in (None, default):  # an adapter belongs to the model that it was trained on
-        engine = replace(engine, model=model, adapter=None)
-    return LocalBackend(engine)
+        engine = replace(engine, model=_model_place(model or default), adapter=None)
+    return LocalBackend(engine, residence(settings), front_end=front_end)
+
+
+def residence(settings: Settings) -> Residence | None:
+    """Where engines live that several chats share; None: each chat has one of its own."""
+    keep_alive = settings.config.engine.keep_alive
+    if keep_alive == OWN_ENGINE:
+        return None
+    from chatcache.backends.local.engine.residence import Residence
+
+    return Residence(engines_directory(settings.paths), keep_alive_seconds(keep_alive))
+
+
+def engines_directory(paths: Paths) -> Path:
+    """Where the sockets of engines are."""
+    from chatcache.backends.local.engine.residence import engines_directory
+
+    return engines_directory(paths.state_dir, os.environ)
+
+
+def forget_in_memory(paths: Paths, *, is_all: bool = False) -> None:
+    """Have engines that stay give up what was deleted on disk, or all that they hold in memory."""
+    from chatcache.backends.local.engine.control import forget_deleted
+
+    forget_deleted(engines_directory(paths), paths.cache_dir, is_all=is_all)
+
+
+def _model_place(model: str) -> str:
+    """A model's name, that of a directory whole: an engine has another working directory."""
+    from chatcache.places import path_of
+
+    path = path_of(model)
+    return str(path.absolute()) if model != BUILTIN and path.is_dir() else model
 
 
 def check_model(settings: Settings) -> None:
@@ -133,8 +177,8 @@ def engine_settings(settings: Settings) -> EngineSettings:
     model = settings.config.model
     ram_budget, disk_budget = budgets(settings)
     return EngineSettings(
-        model=model.default,
-        adapter=None if model.adapter is None else adapter_dir(model.adapter),
+        model=_model_place(model.default),
+        adapter=None if model.adapter is None else adapter_dir(model.adapter).absolute(),
         device=model.device,
         dtype=model.dtype,
         is_offline=model.offline,
@@ -170,13 +214,15 @@ def idle_options(settings: Settings) -> IdleOptions:
 
 
 def budgets(settings: Settings) -> tuple[int, int]:
-    """The bytes for segments in memory and on disk."""
+    """The bytes for segments in memory and on disk.
+
+    What nobody has chosen is never more than half of the memory that there is to use."""
     cache = settings.config.cache
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return (
-        num_bytes(cache.ram_budget, lambda: memory),
-        num_bytes(cache.disk_budget, lambda: disk_size(settings.paths.cache_dir)),
-    )
+    memory = allowance().memory_bytes
+    ram_budget = num_bytes(cache.ram_budget, lambda: memory)
+    if settings.origins.get("cache.ram_budget") == "default":
+        ram_budget = min(ram_budget, memory // 2)
+    return ram_budget, num_bytes(cache.disk_budget, lambda: disk_size(settings.paths.cache_dir))
 
 
 def disk_size(path: Path) -> int:
@@ -210,10 +256,11 @@ def run_tui(settings: Settings, session: str | None, examine: Examine) -> None:
     from chatcache.tui.app import ChatCacheApp
 
     with contextlib.ExitStack() as opened:
-        failure = ChatCacheApp(
-            lambda: opened.enter_context(opened_backstage(settings)),
+        app = ChatCacheApp(
+            lambda: opened.enter_context(opened_backstage(settings, "terminal")),
             chat_options(settings, session, examine),
-        ).run()
+        )
+        failure = app.run() or app.failure
     if failure is not None:
         raise failure
 
@@ -222,17 +269,17 @@ def run_plain(settings: Settings, session: str | None, examine: Examine) -> None
     """The chat as lines, until it is quit."""
     from chatcache.plain.chat import PlainChat
 
-    with opened_backstage(settings) as backstage:
+    with opened_backstage(settings, "plain chat") as backstage:
         PlainChat(backstage, chat_options(settings, session, examine)).run()
 
 
 @contextlib.contextmanager
-def opened_backstage(settings: Settings) -> Iterator[Backstage]:
+def opened_backstage(settings: Settings, front_end: str) -> Iterator[Backstage]:
     """What a chat acts on, closed at the end."""
     from chatcache.frontend.desk import SegmentDesk
     from chatcache.frontend.options import Backstage
 
-    with opened_service(settings, can_switch=True) as service:
+    with opened_service(settings, front_end, can_switch=True) as service:
         desk = SegmentDesk(lambda: open_inspector(settings))
         yield Backstage(service, sampling(settings), desk)
 
@@ -279,6 +326,7 @@ def _forget_kv(settings: Settings, namespace: str, gone: Journals, kept: Journal
         open_inspector(settings).forget(namespace, gone, kept)
     except OSError:
         logging.getLogger(__name__).exception("segments of a deleted session are left behind")
+    forget_in_memory(settings.paths)
 
 
 def _offline_cost(

@@ -10,137 +10,30 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from chatcache.checks import (
-    byte_size,
-    decimal,
-    flag,
     key_names,
-    one_of,
-    setting,
-    spill_mode,
-    text,
-    time_to_live,
-    whole,
 )
 from chatcache.errors import UsageError, did_you_mean
 from chatcache.personas import SECTION as PERSONAS_SECTION
 from chatcache.personas import Persona, read_personas
-from chatcache.places import path_of
+from chatcache.places import default_directory, path_of
 from chatcache.remotes import SECTION as REMOTE_SECTION
 from chatcache.remotes import RemoteProfile, read_remotes
+from chatcache.sections import (
+    SECTIONS,
+    CacheSection,
+    EngineSection,
+    ModelSection,
+    SamplingSection,
+    UiSection,
+)
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-PANELS = ("full", "compact", "off")
-MAX_SEED = (1 << 64) - 1  # what torch takes
 DATABASE_NAME = "conversations.sqlite3"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSection:
-    """Which model answers, and on what."""
-
-    default: str = setting("builtin", text)
-    """`builtin`, a directory with a model, a Hugging Face id, or PROFILE:NAME for a server."""
-
-    adapter: str | None = setting(None, text, example="/path/to/adapter")
-    """A directory with a PEFT adapter to put on the model."""
-
-    device: str = setting("auto", one_of(*DEVICES))
-    """auto, cpu, cuda or mps. auto takes the fastest one that is there."""
-
-    dtype: str = setting("auto", one_of(*DTYPES))
-    """auto, float32, bfloat16 or float16. auto: float32 for a small model, else as the model was
-    saved, if the device is quick with it."""
-
-    offline: bool = setting(False, flag)
-    """Never use the network: no download, no server but on this machine. Also HF_HUB_OFFLINE=1."""
-
-    threads: int | None = setting(None, whole(1, 1024), example=2)
-    """CPU threads of the engine. Left out: as many as torch takes by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheSection:
-    """How much attention state is kept. Budgets are bytes, "2 GB", "2 GiB", or "25%"."""
-
-    ram_budget: int | str = setting("2 GiB", byte_size)
-    """Memory for segments that are not in use. A percentage is of the machine's memory."""
-
-    disk_budget: int | str = setting("16 GiB", byte_size)
-    """Disk space for segments. A percentage is of the disk that the cache directory is on."""
-
-    disk_floor: int | str = setting("1 GB", byte_size)
-    """Free space that is left on the disk whatever the budget says. A percentage is of the disk."""
-
-    ram_ttl: str = setting("none", time_to_live)
-    """How long a segment stays in memory unused: "5m", "1h", "24h", or "none" for ever."""
-
-    disk_ttl: str = setting("none", time_to_live)
-    """How long a segment stays on disk unused: "24h", "30d", or "none" for ever."""
-
-    spill: str = setting("turn", spill_mode)
-    """When segments are written to disk, so that the next start resumes without a prefill:
-    turn (after each turn), exit (when chatcache ends, and what memory has no room for),
-    pressure (only what memory has no room for), or never. "int8" (or "exit, int8") keeps them
-    as 8-bit integers, in memory too: half the bytes of bfloat16, and approximate."""
-
-    idle_next_turn: bool = setting(True, flag)
-    """After an answer, compute what the model's template will write differently next time."""
-
-    idle_draft: bool = setting(True, flag)
-    """While you type, compute the finished words. What is not sent is never written to disk."""
-
-    idle_restore: bool = setting(True, flag)
-    """Bring back a chat's attention state when it is opened, or highlighted in the list."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingSection:
-    """How the next token is chosen. What is left out is as the model's own settings say."""
-
-    temperature: float | None = setting(None, decimal(0.0, 100.0), example=0.7)
-    """0 always takes the most likely token; higher is more varied."""
-
-    top_p: float | None = setting(None, decimal(0.0, 1.0, excludes_low=True), example=0.95)
-    """Choose among the most likely tokens that make up this share of the probability."""
-
-    top_k: int | None = setting(None, whole(0), example=40)
-    """Choose among this many tokens; 0 is all of them."""
-
-    min_p: float | None = setting(None, decimal(0.0, 1.0), example=0.05)
-    """Leave out tokens less likely than this share of the most likely one."""
-
-    repetition_penalty: float | None = setting(None, decimal(0.01, 100.0), example=1.1)
-    """Above 1, tokens that were there before become less likely."""
-
-    seed: int | None = setting(None, whole(0, MAX_SEED), example=7)
-    """The same seed gives the same answer to the same conversation."""
-
-    max_new_tokens: int | None = setting(None, whole(1), example=512)
-    """The longest answer, in tokens."""
-
-    think: bool | None = setting(None, flag, example=False)
-    """Whether a model that can reason before it answers does so."""
-
-
-@dataclass(frozen=True, slots=True)
-class UiSection:
-    """How the chat looks."""
-
-    theme: str = setting("textual-dark", text)
-    """The name of a Textual theme, e.g. textual-light, nord, gruvbox, tokyo-night."""
-
-    panel: str = setting("full", one_of(*PANELS))
-    """The cache panel at the start: full, compact or off."""
-
-    motion: bool = setting(True, flag)
-    """Off: nothing moves by itself. The cursor does not blink, and nothing slides or fades."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +41,7 @@ class Config:
     """All sections. `keys` maps the id of a binding to the keys that trigger it."""
 
     model: ModelSection = field(default_factory=ModelSection)
+    engine: EngineSection = field(default_factory=EngineSection)
     cache: CacheSection = field(default_factory=CacheSection)
     sampling: SamplingSection = field(default_factory=SamplingSection)
     ui: UiSection = field(default_factory=UiSection)
@@ -156,12 +50,6 @@ class Config:
     remotes: Mapping[str, RemoteProfile] = field(default_factory=dict)
 
 
-SECTIONS: Mapping[str, type] = {
-    "model": ModelSection,
-    "cache": CacheSection,
-    "sampling": SamplingSection,
-    "ui": UiSection,
-}
 KEYS_SECTION = "keys"
 SETTABLE = (*SECTIONS, KEYS_SECTION, REMOTE_SECTION)
 ALL_SECTIONS = (*SETTABLE, PERSONAS_SECTION)
@@ -190,6 +78,11 @@ class Paths:
         return self.log_dir / "engine.log"
 
     @property
+    def state_dir(self) -> Path:
+        """For what is of no use after a restart of the machine."""
+        return self.log_dir.parent
+
+    @property
     def error_log(self) -> Path:
         return self.log_dir / "errors.log"
 
@@ -209,6 +102,7 @@ ENVIRONMENT = {
     "paths.config_file": "CHATCACHE_CONFIG",
     "model.default": "CHATCACHE_MODEL",
     "model.offline": "HF_HUB_OFFLINE",
+    "engine.keep_alive": "CHATCACHE_KEEP_ALIVE",
 }
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 
@@ -266,26 +160,27 @@ def resolve_paths(
     """The directories and who decided each. Nothing is created.
 
     Logs stay beside the data when the data directory was chosen by the user, so that a portable
-    or a throw-away installation is all in one place.
+    or a throw-away installation is all in one place; and so does all else where there is no home.
+    Raises UsageError where there is no home and nothing was chosen.
     """
-    import platformdirs
-
     origins: dict[str, str] = {}
 
-    def choose(key: str, default: Path) -> Path:
+    def choose(key: str, default: Callable[[], Path]) -> Path:
         name = f"paths.{key}"
         variable = ENVIRONMENT[name]
         chosen = options.get(name) or environ.get(variable)
         origins[name] = (
             "option" if options.get(name) else f"environment {variable}" if chosen else "default"
         )
-        return path_of(chosen).absolute() if chosen else default
+        return path_of(chosen).absolute() if chosen else default()
 
-    data_dir = choose("data_dir", platformdirs.user_data_path("chatcache"))
-    cache_dir = choose("cache_dir", platformdirs.user_cache_path("chatcache"))
-    config_file = choose("config_file", platformdirs.user_config_path("chatcache") / "config.toml")
+    data_dir = choose("data_dir", lambda: default_directory("data"))
+    cache_dir = choose("cache_dir", lambda: default_directory("cache", data_dir))
+    config_file = choose(
+        "config_file", lambda: default_directory("config", data_dir) / "config.toml"
+    )
     is_own_place = origins["paths.data_dir"] != "default"
-    log_dir = data_dir / "logs" if is_own_place else platformdirs.user_log_path("chatcache")
+    log_dir = data_dir / "logs" if is_own_place else default_directory("log")
     origins["paths.log_dir"] = origins["paths.data_dir"]
     return Paths(data_dir, cache_dir, config_file, log_dir), origins
 
@@ -293,7 +188,7 @@ def resolve_paths(
 def read_config(path: Path) -> dict[str, dict[str, Any]]:
     """The checked contents of config.toml, by section; nothing when there is no such file."""
     try:
-        content = path.read_bytes().decode("utf-8")
+        content = path.read_bytes().decode("utf-8-sig")  # some editors put a mark first
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
 """Writes config.toml: the commented file of the first run, and single settings afterwards.
 
-The comments are the docstrings below the settings in `config.py`, so they cannot differ from it.
+The comments are the docstrings below the settings in `sections.py`, so they cannot differ from it.
 Knows nothing of what the settings do.
 """
 
@@ -16,11 +16,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from chatcache import config, personas, remotes
+from chatcache import personas, remotes, sections
 from chatcache.atomic_write import PRIVATE, write_atomically
 from chatcache.checks import key_names
-from chatcache.config import KEYS_DOC, KEYS_SECTION, SECTIONS, find_key, parse_config
+from chatcache.config import KEYS_DOC, KEYS_SECTION, find_key, parse_config
 from chatcache.errors import StorageError, UsageError
+from chatcache.os_failures import advice, reason
+from chatcache.sections import SECTIONS
 
 HEADER = """\
 # Settings of chatcache. Everything here is optional; a line that starts with # is the default.
@@ -31,7 +33,7 @@ WIDTH = 100
 
 def documented_keys(section: type) -> Iterator[tuple[str, str]]:
     """The names and docstrings of a section's settings, in order."""
-    module = ast.parse(inspect.getsource(config))
+    module = ast.parse(inspect.getsource(sections))
     (node,) = (
         node
         for node in module.body
@@ -72,9 +74,7 @@ def write_default(path: Path) -> bool:
         return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(default_text())
-        path.chmod(0o600)
+        write_atomically(path, default_text().encode())
     except OSError:
         return False
     return True
@@ -161,7 +161,7 @@ def _as_literal(word: str) -> Any:
 
 def _read_or_default(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return default_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -208,5 +208,5 @@ def _replace_file(path: Path, content: str) -> None:
         write_atomically(target, content.encode(), mode=mode)
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written: {error.strerror}.", "Check its permissions."
+            f"{path} cannot be written: {reason(error)}.", f"{advice(error)}, then try again."
         ) from error

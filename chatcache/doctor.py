@@ -22,14 +22,21 @@ from typing import TYPE_CHECKING, Literal
 from chatcache.assets import pocket_dir
 from chatcache.cache.files.ownership import foreign_owner
 from chatcache.cache.inspect import VerifyReport
-from chatcache.checks import spill_parts
+from chatcache.chat.schema import APPLICATION_ID
+from chatcache.checks import num_bytes, spill_parts
 from chatcache.config import Paths, Settings
-from chatcache.errors import ChatcacheError
+from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import plural, size
+from chatcache.frontend.engines import state_of
+from chatcache.machine import allowance
+from chatcache.network import check_environment, proxy_variables
+from chatcache.os_failures import lock_failure, reason
 from chatcache.remotes import remote_model
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
+
+    from chatcache.backends.local.engine.control import RunningEngine
 
 Status = Literal["ok", "note", "problem", "damage"]
 
@@ -39,8 +46,11 @@ PACKAGES = (
 )
 DEVICE_SECONDS = 120
 DEVICE_PROBE = """
+import sys
 import torch
-names = ["cpu (%d threads)" % torch.get_num_threads()]
+chosen, allowed = map(int, sys.argv[1:])
+num_threads = chosen or min(allowed, torch.get_num_threads())
+names = ["cpu (%d thread%s)" % (num_threads, "s" * (num_threads > 1))]
 if torch.cuda.is_available():
     names += ["cuda (%s)" % torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 if torch.backends.mps.is_available():
@@ -64,29 +74,35 @@ def examine(
     load: Callable[[], Settings],
     verify_words: Callable[[], Sequence[str]],
     verify_cache: Callable[[], VerifyReport],
+    look_at_engines: Callable[[], Sequence[RunningEngine]],
     *,
     fix: bool,
 ) -> Iterator[Finding]:
     """All findings, the quick ones first.
 
     `load` gives the settings, or raises what is wrong with them; `verify_words` gives problems;
-    `verify_cache` what it found, and put right if it was asked to. No server is asked.
+    `verify_cache` what it found, and put right if it was asked to; `look_at_engines` those that
+    run. No server is asked.
     With `fix`, directories that others can read are closed to them.
     """
     yield _python()
     yield from _packages()
-    yield _devices()
+    yield _devices(load)
+    yield _machine(load)
     yield _builtin_model()
     yield _config(paths, load)
-    yield _template(load)
+    yield from _model(load)
     yield from _servers(load)
+    yield _network()
     for name, directory in (
         ("data directory", paths.data_dir),
         ("cache directory", paths.cache_dir),
         ("log directory", paths.log_dir),
     ):
         yield _directory(name, directory, fix=fix)
+    yield Finding("engines", *state_of(look_at_engines))
     yield _words(paths, verify_words)
+    yield from _copies(paths)
     yield _cache(load, verify_cache)
 
 
@@ -129,10 +145,16 @@ def _requirements() -> dict[str, SpecifierSet]:
     return {needed.name: needed.specifier for needed in requirements if needed.marker is None}
 
 
-def _devices() -> Finding:
+def _devices(load: Callable[[], Settings]) -> Finding:
+    """What torch would compute on, and with how many threads the engine does."""
+    try:
+        chosen = load().config.model.threads or 0
+    except ChatcacheError:
+        chosen = 0  # the settings have a finding of their own
+    numbers = [str(chosen), str(allowance().num_threads)]
     try:
         asked = subprocess.run(
-            [sys.executable, "-c", DEVICE_PROBE],
+            [sys.executable, "-c", DEVICE_PROBE, *numbers],
             capture_output=True,
             text=True,
             timeout=DEVICE_SECONDS,
@@ -144,6 +166,32 @@ def _devices() -> Finding:
         return Finding("devices", "ok", asked.stdout.strip())
     last_line = (asked.stderr.strip().splitlines() or ["no message"])[-1]
     return Finding("devices", "problem", f"torch does not start: {last_line}", "Install it again.")
+
+
+def _machine(load: Callable[[], Settings]) -> Finding:
+    """How much of the machine may be used, and whether the memory of the cache fits into it."""
+    found = allowance()
+    cpus, memory = f"{found.num_host_cpus} CPUs", size(found.host_bytes)
+    if found.is_less:
+        cpus = f"{found.num_cpus:.3g} of {cpus}"
+        memory = f"{size(found.memory_bytes)} of {memory}"
+    detail = f"{cpus}, {memory} of memory"
+    if found.is_less:
+        detail += " (limits of the container, the service or the shell)"
+    try:
+        settings = load()
+        budget = num_bytes(settings.config.cache.ram_budget, lambda: found.memory_bytes)
+    except ChatcacheError:
+        return Finding("machine", "ok", detail)
+    is_chosen = settings.origins.get("cache.ram_budget") != "default"
+    if is_chosen and budget > found.memory_bytes // 2:
+        return Finding(
+            "machine",
+            "note",
+            f"{detail}; cache.ram_budget is {size(budget)}, more than half of it",
+            "Leave room for the model: `chatcache config set cache.ram_budget 25%`.",
+        )
+    return Finding("machine", "ok", detail)
 
 
 def _builtin_model() -> Finding:
@@ -163,24 +211,44 @@ def _config(paths: Paths, load: Callable[[], Settings]) -> Finding:
     return Finding("settings", "ok", f"{paths.config_file} is not there; defaults are used")
 
 
-def _template(load: Callable[[], Settings]) -> Finding:
-    """Does the chat template of the model in use write something that changes by itself?"""
-    from chatcache.backends.local.model.resolve import (
-        changes_by_itself,
-        read_template,
-        resolve_model,
-    )
+def _model(load: Callable[[], Settings]) -> Iterator[Finding]:
+    """The model in use: whether it can be loaded, and what its chat template is like."""
+    from chatcache.backends.local.model.loadable import obstacle
+    from chatcache.backends.local.model.resolve import resolve_model
 
     try:
         config = load().config
         model = config.model.default
         if remote_model(model, config.remotes) is not None:
-            return Finding("chat template", "ok", "that of the server; chatcache does not see it")
+            yield Finding("chat template", "ok", "that of the server; chatcache does not see it")
+            return
         found = resolve_model(model, is_offline=config.model.offline)
-        source = read_template(found) if isinstance(found, Path) else None
-        written = changes_by_itself(source) if source else None
     except ChatcacheError as error:
-        return Finding("chat template", "problem", error.message, error.hint)
+        yield Finding("model", "problem", error.message, error.hint)
+        return
+    if not isinstance(found, Path):
+        yield Finding("model", "ok", f"{model} will be downloaded when it is needed")
+        return
+    if (hindrance := obstacle(found)) is None:
+        yield Finding("model", "ok", model)
+    else:
+        yield Finding("model", "problem", hindrance.problem, hindrance.advice)
+    yield _template(model, found)
+
+
+def _template(model: str, path: Path) -> Finding:
+    """Does the chat template write something that changes by itself?"""
+    from chatcache.backends.local.model.resolve import changes_by_itself, read_template
+
+    source = read_template(path)
+    if source is None:
+        return Finding(
+            "chat template",
+            "note",
+            f"{model} has none: it gets plain text, and may not have been made for chats",
+            "Choose a model whose name says instruct or chat.",
+        )
+    written = changes_by_itself(source)
     if written is None:
         return Finding("chat template", "ok", f"that of {model} does not change by itself")
     return Finding(
@@ -215,6 +283,16 @@ def _servers(load: Callable[[], Settings]) -> Iterator[Finding]:
             yield Finding(name, "note", f"{detail}; {what} not encrypted on the way", advice)
 
 
+def _network() -> Finding:
+    """What the environment says of the way to servers and to the hub; nobody is asked."""
+    try:
+        check_environment()
+    except UnavailableError as error:
+        return Finding("network", "note", error.message, error.hint)
+    named = " and ".join(proxy_variables())
+    return Finding("network", "ok", f"by way of the proxy of {named}" if named else "no proxy")
+
+
 def _directory(name: str, directory: Path, *, fix: bool) -> Finding:
     existing = next(place for place in (directory, *directory.parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -228,6 +306,9 @@ def _directory(name: str, directory: Path, *, fix: bool) -> Finding:
         return Finding(
             name, "problem", f"{directory} belongs to another user (uid {owner})", advice
         )
+    if (failure := lock_failure(directory / "probe")) is not None:
+        advice = "chatcache works there all the same, more slowly; a local disk is better."
+        return Finding(name, "note", f"{directory}, {free}: {reason(failure)}", advice)
     mode = stat.S_IMODE(directory.stat().st_mode)
     if not mode & 0o077 or os.name != "posix":
         return Finding(name, "ok", f"{directory}, {free}")
@@ -238,7 +319,7 @@ def _directory(name: str, directory: Path, *, fix: bool) -> Finding:
     try:
         directory.chmod(0o700)
     except OSError as error:
-        return Finding(name, "problem", f"{detail}: {error.strerror}", advice)
+        return Finding(name, "note", f"{detail}: {reason(error)}", "Its file system may keep none.")
     return Finding(name, "ok", f"{directory}, {free}; others can no longer read it")
 
 
@@ -253,10 +334,44 @@ def _words(paths: Paths, verify_words: Callable[[], Sequence[str]]) -> Finding:
     if not problems:
         return Finding("conversations", "ok", f"{paths.database} is sound")
     advice = (
-        "Export what is readable with `chatcache sessions export`, then put a backup of"
+        "Export what is readable with `chatcache sessions export --all`, then put a backup of"
         f" {paths.database} back."
     )
     return Finding("conversations", "damage", " ".join(problems), advice)
+
+
+def _copies(paths: Paths) -> Iterator[Finding]:
+    """Other conversation databases beside ours: what a synchronised folder makes when two machines
+    have written, under a name of its own, or what a person has put there."""
+    ours = paths.database.name
+    try:
+        beside = [file for file in sorted(paths.data_dir.iterdir()) if file.is_file()]
+        copies = [file.name for file in beside if not _is_ours(file.name, ours) and _is_copy(file)]
+    except OSError:
+        return  # the directory has a finding of its own
+    if copies:
+        yield Finding(
+            "copies",
+            "note",
+            f"beside {ours} there {'is' if len(copies) == 1 else 'are'} {', '.join(copies)}:"
+            " conflicted copies of a synchronised folder, or backups",
+            f"They may hold words that are not here. Copy one as {ours} into a directory of its"
+            " own, DIR: `chatcache sessions export --all --data-dir DIR >all.json` and `chatcache"
+            " sessions import all.json` bring them here. Let one machine at a time write there.",
+        )
+
+
+def _is_ours(name: str, ours: str) -> bool:
+    return name in {ours, *(f"{ours}-{part}" for part in ("wal", "shm", "journal"))}
+
+
+def _is_copy(file: Path) -> bool:
+    """Whether it is a conversation database, or the log of one."""
+    with file.open("rb") as opened:
+        head = opened.read(100)
+    if head.startswith(b"SQLite format 3\0"):
+        return head[68:72] == APPLICATION_ID.to_bytes(4, "big")
+    return head[:4] in (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 
 
 def _cache(load: Callable[[], Settings], verify_cache: Callable[[], VerifyReport]) -> Finding:

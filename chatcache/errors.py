@@ -5,6 +5,7 @@
     ├── NotFoundError                   3   session, turn, model, file
     ├── UnavailableError                4   the model or the server cannot serve
     │   ├── ModelLoadError                  a directory or a weight file is missing or broken
+    │   ├── NotFiniteError                  the model computed numbers that are none
     │   ├── ContextFullError                the prompt is longer than the model's context
     │   ├── EngineDiedError                 the engine process ended in the middle of something
     │   └── StorageError                    words cannot be written: read-only, full, not ours
@@ -55,6 +56,10 @@ class UnavailableError(ChatcacheError):
 
 class ModelLoadError(UnavailableError):
     """The model cannot be loaded; the message names the file."""
+
+
+class NotFiniteError(UnavailableError):
+    """The model computed infinities or NaN; what it would answer means nothing."""
 
 
 class ContextFullError(UnavailableError):

@@ -25,6 +25,19 @@ def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
+def model_name(model: str) -> str:
+    """The name of a model as it is shown: of a directory its own name, not the whole path to it.
+
+    In the Hugging Face cache the name of the model is that of a folder further up."""
+    name = one_line(model)
+    head, _, tail = name.partition("/")
+    if ":" in head or not (head in ("", ".", "..") or head.startswith("~") or "/" in tail):
+        return name
+    parts = [part for part in name.split("/") if part not in ("", ".", "..", "~")]
+    folder = next((part for part in parts if part.startswith("models--")), "")
+    return folder.removeprefix("models--").replace("--", "/") or (parts[-1] if parts else name)
+
+
 def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 

@@ -6,7 +6,6 @@ server is never in here: a profile only names the environment variable that has 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from chatcache.checks import checked_table, decimal, described, setting, text, whole
 from chatcache.errors import NotFoundError, UnavailableError, UsageError, did_you_mean
+from chatcache.network import is_loopback, is_near
 
 SECTION = "remote"
 EXAMPLE = """
@@ -36,6 +36,22 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SHORTEST_KEY = 20  # no provider gives out shorter ones; names of variables are in capitals
 ENDPOINT = "/chat/completions"
+# Pages that people copy the address of, in place of a name.
+HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/(\w[\w.-]*/\w[\w.-]*)"
+    r"(?::[\w.-]+)?(?:/(?:tree|blob|resolve|raw|discussions|commits?)\b.*)?/?(?:[?#].*)?",
+    re.IGNORECASE,
+)
+HUB_SECTIONS = ("datasets", "spaces", "docs", "models", "collections", "papers", "blog", "api")
+PORT = re.compile(r"\d{3,5}(?:/.*)?")
+OLLAMA_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?ollama\.com/(?:library/)?([\w.-]+(?:/[\w.-]+)?(?::[\w.-]+)?)/?(?:[?#].*)?",
+    re.IGNORECASE,
+)
+# What stands behind the colon of a model of Ollama: `1b`, `latest`, `8b-instruct-q4_K_M`.
+OLLAMA_TAG = re.compile(
+    r"latest|(?:e?\d+(?:\.\d+)?(?:x\d+)?[bm]|instruct|chat|text|q\d)[\w.-]*", re.IGNORECASE
+)
 MAX_PRICE = 1e6
 TIMEOUT_SECONDS = 300
 
@@ -111,12 +127,7 @@ class RemoteProfile:
     @property
     def is_loopback(self) -> bool:
         """Is the server on this machine? Told from the address alone; no name is looked up."""
-        if self.hostname == "localhost" or self.hostname.endswith(".localhost"):
-            return True
-        try:
-            return ipaddress.ip_address(self.hostname).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.hostname)
 
     def key(self, environ: Mapping[str, str] = os.environ) -> str | None:
         """The key, from its environment variable; None when the profile names none.
@@ -228,24 +239,67 @@ def remote_model(name: str, remotes: Remotes) -> RemoteModel | None:
     if colon and prefix in remotes:
         profile = remotes[prefix]
         return RemoteModel(profile, model.strip() or profile.model)
-    if not colon or "/" in prefix or name.startswith((".", "~")) or Path(name).is_dir():
+    if Path(name).is_dir():
         return None
-    if prefix in ("http", "https"):
-        raise UsageError(
-            f"{name!r} is the address of a server, and a model is needed.",
-            f"`chatcache config set {SECTION}.server.base_url {name}`,"
-            " then --model server:NAME, or `server:` for its only model.",
-        )
+    if is_address(name):
+        raise _address_error(name)
+    if not colon or "/" in prefix or name.startswith((".", "~")):
+        return None
     if model.startswith(("/", "\\")):
         return None  # a path of Windows
+    if PORT.fullmatch(model) and (is_near(prefix) or "." in prefix):
+        raise _address_error(f"http://{name}")
     raise NotFoundError(
-        f"There is no remote profile {prefix!r}.",
-        did_you_mean(prefix, remotes)
-        or (
-            f"There are {', '.join(remotes)}."
-            if remotes
-            else f"`chatcache config set {SECTION}.{prefix}.base_url URL` makes one."
-        ),
+        f"There is no remote profile {prefix!r}.", _way_to(prefix, model.strip(), remotes)
+    )
+
+
+def is_address(name: str) -> bool:
+    """Is it the address of a server, or of a page about a model, in place of a name?"""
+    is_page = hub_model_of(name) is not None or OLLAMA_PAGE.fullmatch(name.strip()) is not None
+    return is_page or name.strip().lower().startswith(("http://", "https://"))
+
+
+def hub_model_of(address: str) -> str | None:
+    """The `ORGANISATION/NAME` in an address of the hub's pages; None when it is none of them."""
+    found = HUB_PAGE.fullmatch(address.strip())
+    return found[1] if found and found[1].partition("/")[0] not in HUB_SECTIONS else None
+
+
+def _address_error(address: str) -> UsageError:
+    if (model := hub_model_of(address)) is not None:
+        return UsageError(
+            f"{address!r} is the page of a model on the hub.", f"Name the model: --model {model}"
+        )
+    if found := OLLAMA_PAGE.fullmatch(address.strip()):
+        return UsageError(f"{address!r} is the page of a model for Ollama.", _ollama(found[1], {}))
+    return UsageError(
+        f"{address!r} is the address of a server, and a model is needed.",
+        f"`chatcache config set {SECTION}.server.base_url {address}`,"
+        " then --model server:NAME, or `server:` for its only model.",
+    )
+
+
+def _way_to(prefix: str, model: str, remotes: Remotes) -> str:
+    """What somebody may have meant who named a profile that there is not."""
+    if near := did_you_mean(prefix, remotes):
+        return near
+    if OLLAMA_TAG.fullmatch(model):
+        return f"That looks like a model of Ollama. {_ollama(f'{prefix}:{model}', remotes)}"
+    if remotes:
+        return f"There are {', '.join(remotes)}."
+    return f"`chatcache config set {SECTION}.{prefix}.base_url URL` makes one."
+
+
+def _ollama(model: str, remotes: Remotes) -> str:
+    """How a model of Ollama is asked for."""
+    ports = (profile for profile in remotes.values() if ":11434" in profile.host)
+    profile = remotes.get("ollama") or next(ports, None)
+    if profile is not None:
+        return f"Say --model {profile.name}:{model}"
+    return (
+        f"`chatcache config set {SECTION}.ollama.base_url http://localhost:11434/v1`, then"
+        f" --model ollama:{model}"
     )
 
 

@@ -61,8 +61,9 @@ class Chat:
         """Produce an answer as a model does, and keep the text that a person sees of it."""
         produced = text
         if self.shape.reasons:
-            opening = "" if self.shape.opens_reasoning else "<think>\n"
-            produced = f"{opening}{REASONING}\n</think>\n\n{text}"
+            begin, close = self.shape.marks
+            opening = "" if self.shape.opens_reasoning else f"{begin}\n"
+            produced = f"{opening}{REASONING}\n{close}\n\n{text}"
         ids = self.produced_ids(produced)
         end = self.tokenizer.convert_tokens_to_ids(self.shape.end)
         self.messages.append(self._as_seen(ids))
@@ -73,10 +74,10 @@ class Chat:
         encode = self.tokenizer.encode
         if not self.drifts:
             return list(encode(text, add_special_tokens=False))
-        pieces = re.split(r"(</?think>)", text)
+        pieces = re.split(f"({'|'.join(map(re.escape, self.shape.marks))})", text)
         ids: list[int] = []
         for piece in pieces:
-            parts = [piece] if piece in ("<think>", "</think>") else list(piece)
+            parts = [piece] if piece in self.shape.marks else list(piece)
             for part in parts:
                 ids += self.planner.codec.encode(part, "\ue000")
         return ids

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 MAX_WORKERS = 4
+_RUNTIME = Path(tempfile.gettempdir()) / f"ccrun-{os.getpid()}"
 SLOW_DIRECTORIES = ("crash", "e2e", "equivalence")
 
 # Before torch is imported, here and in what tests start: several processes share the cores, and a
@@ -59,9 +62,20 @@ def live_in(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CHATCACHE_MODEL", raising=False)
     for variable in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(variable, str(home / variable.lower()))
+    # No engine outlives its last chat, unless a test wants that.
+    monkeypatch.setenv("CHATCACHE_KEEP_ALIVE", "0")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(_RUNTIME))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PYTHONUTF8", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runtime_dir() -> Iterator[None]:
+    """The directory for sockets: their paths must be short."""
+    _RUNTIME.mkdir(mode=0o700)
+    yield
+    shutil.rmtree(_RUNTIME, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

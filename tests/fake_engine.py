@@ -30,12 +30,14 @@ from chatcache.backends.base import (
     TurnResult,
     Usage,
 )
-from chatcache.backends.local.engine.server import Emit, EngineServer, start
+from chatcache.backends.local.engine.process import leave, main
+from chatcache.backends.local.engine.server import Emit
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.errors import ModelLoadError
 from chatcache.token_ids import TokenIds
 
 DRAINED = "drained"
+OUTDATED = "outdated"
 
 
 def result(text: str, finish_reason: str) -> TurnResult:
@@ -110,6 +112,12 @@ class EchoRunner:
         self._emit(CacheEvent(0.0, "spilled", segment_id or "all of it"))
         return 0
 
+    def forget_deleted(self, *, is_all: bool) -> None:
+        self._emit(CacheEvent(0.0, "evicted", "everything" if is_all else "what was deleted"))
+
+    def is_outdated(self) -> bool:
+        return (self._settings.cache_dir / OUTDATED).exists()
+
     def close(self) -> None:
         self._emit(CacheEvent(0.0, "warning", "the last segment did not fit"))
         (self._settings.cache_dir / DRAINED).write_text("yes")
@@ -136,12 +144,5 @@ def count_start(directory: Path) -> None:
         file.write("x")
 
 
-def main() -> int:
-    channel = start()
-    settings = channel.receive()
-    assert isinstance(settings, EngineSettings)
-    return EngineServer(channel).serve(lambda emit: build(settings, emit))
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main(factory=build))

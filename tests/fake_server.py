@@ -15,7 +15,7 @@ import ssl
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -72,7 +72,16 @@ class Whole:
     text: str
 
 
-Reply = Status | Stream | Whole
+@dataclass
+class Raw:
+    """An answer as bytes, whatever they are. `kind`: its content type; None: it has none."""
+
+    parts: Sequence[bytes]
+    kind: str | None = "text/event-stream"
+
+
+Reply = Status | Stream | Whole | Raw
+Judge = Callable[[Mapping[str, Any]], "Reply | None"]
 
 
 class FakeServer:
@@ -87,6 +96,8 @@ class FakeServer:
         self.models_gate: threading.Event | None = None
         self.arrived = threading.Event()
         self.broken_off = threading.Event()
+        # Looks at each request, and may answer it; None: it does not mind.
+        self.judge: Judge = lambda body: None
         self._replies: deque[Reply] = deque()
         self._prompts: list[list[str]] = []
         self._gates: list[threading.Event] = []
@@ -125,13 +136,16 @@ class FakeServer:
     # What the handler asks
 
     def reply_to(self, body: Mapping[str, Any]) -> Reply:
+        if (judged := self.judge(body)) is not None:
+            return judged
         if self._replies:
             return self._replies.popleft()
         return Stream(f"You said: {body['messages'][-1]['content']}")
 
     def count(self, body: Mapping[str, Any]) -> tuple[int, int]:
         """(words of the prompt, how many of them were seen before)."""
-        words = " ".join(f"{one['role']} {one['content']}" for one in body["messages"]).split()
+        messages = body["messages"]
+        words = " ".join(f"{said['role']} {said['content']}" for said in messages).split()
         if body.get("cache_prompt") is False:
             return len(words), 0
         cached = max((_common(words, other) for other in self._prompts), default=0)
@@ -182,6 +196,8 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
                 message = {"role": "assistant", "content": reply.text}
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
                 self._status(Status(200, {"choices": [choice], **_usage(server, asked, 2)}))
+            elif isinstance(reply, Raw):
+                self._raw(reply)
             else:
                 self._stream(reply, asked)
 
@@ -195,6 +211,16 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+
+        def _raw(self, reply: Raw) -> None:
+            self.send_response(200)
+            if reply.kind is not None:
+                self.send_header("Content-Type", reply.kind)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for part in filter(None, reply.parts):
+                self._send(part)
+            self.wfile.write(b"0\r\n\r\n")
 
         def _stream(self, reply: Stream, asked: Asked) -> None:
             self.send_response(200)

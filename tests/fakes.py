@@ -38,6 +38,7 @@ from chatcache.backends.base import (
     TurnPlanned,
     TurnRequest,
     TurnStream,
+    TurnWaiting,
 )
 from chatcache.errors import ContextFullError, EngineDiedError, ModelLoadError
 from chatcache.token_ids import TokenIds
@@ -92,6 +93,7 @@ class FakeBackend:
         self.requests: list[TurnRequest] = []
         self.prepares: list[Prepare] = []
         self.num_cancels = 0
+        self.others_ahead = 0  # so many turns of other chats come before each of ours
         self.num_stops = self.num_spills = 0
         self.spilled: list[str | None] = []
         self.is_started = False
@@ -168,6 +170,9 @@ class FakeBackend:
         return TierUse(num_bytes, budget, len(journals))
 
     # Backend
+
+    def engine_use(self) -> None:
+        return None
 
     def start(self) -> None:
         self.is_started = True
@@ -272,7 +277,11 @@ class FakeBackend:
 
     def _run(self, turn: ToyTurn) -> Iterator[TurnEvent]:
         request = turn.request
+        if self.others_ahead:
+            yield TurnWaiting(request.turn_id, self.others_ahead, "ask")
         self._reach(turn, "plan")
+        if self.others_ahead:
+            yield TurnWaiting(request.turn_id, 0)
         self._plan(turn)
         limit = self.info.max_context_tokens
         if len(turn.prompt) >= limit:

@@ -21,7 +21,8 @@ from chatcache.backends.base import (
     TurnRequest,
     TurnResult,
 )
-from chatcache.backends.local.engine.server import Runner, build_runner
+from chatcache.backends.local.engine.process import build_runner
+from chatcache.backends.local.engine.server import Runner
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.token_ids import NO_IDS, TokenIds
 

@@ -17,7 +17,7 @@ THINK = ("<think>", "</think>")
 
 @dataclass(frozen=True)
 class Shape:
-    """`end` closes an answer. `reasons`: the model thinks before it answers."""
+    """`end` closes an answer. `reasons`: the model thinks before it answers, between `marks`."""
 
     name: str
     template: str | None
@@ -28,6 +28,7 @@ class Shape:
     opens_reasoning: bool = False
     metaspace: str = ""
     loses_first_turn: bool = False
+    marks: tuple[str, str] = THINK
 
     def tokenizer(self) -> Any:
         """Special tokens first the padding, last the end token."""
@@ -79,6 +80,12 @@ QWEN3 = (
     "{%- if enable_thinking is defined and enable_thinking is false %}"
     "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
 )
+
+SEED_MARKS = ("<seed:think>", "</seed:think>")
+SEED = QWEN3.replace(THINK[0], SEED_MARKS[0]).replace(THINK[1], SEED_MARKS[1])
+MAGISTRAL_MARKS = ("[THINK]", "[/THINK]")
+# Says nothing of reasoning: the marks are among the tokens alone.
+TOKENS_ALONE = ("<|begin_of_thought|>", "<|end_of_thought|>")
 
 # The generation prompt opens the reasoning; history has none of it.
 QWQ = (
@@ -244,6 +251,22 @@ SHAPES = (
         end=_DEEPSEEK_END,
         reasons=True,
         opens_reasoning=True,
+    ),
+    # Special tokens, which decoders hide.
+    Shape("seed", SEED, special=(*CHATML, *SEED_MARKS), reasons=True, marks=SEED_MARKS),
+    Shape(
+        "magistral",
+        CHATML_TEMPLATE,
+        special=(*CHATML, *MAGISTRAL_MARKS),
+        reasons=True,
+        marks=MAGISTRAL_MARKS,
+    ),
+    Shape(
+        "tokens-alone",
+        CHATML_TEMPLATE,
+        special=(*CHATML, *TOKENS_ALONE),
+        reasons=True,
+        marks=TOKENS_ALONE,
     ),
     Shape("deepseek", DEEPSEEK, special=_DEEPSEEK_TOKENS, added=THINK, end=_DEEPSEEK_END),
     Shape("llama3", LLAMA3, special=_LLAMA3_TOKENS, end="<|eot_id|>"),

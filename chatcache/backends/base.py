@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from chatcache.backends.engine_status import EngineStatus as EngineStatus
+from chatcache.backends.engine_status import EngineUse as EngineUse
 from chatcache.backends.stream import EventStream
 from chatcache.backends.usage import CacheReport as CacheReport
 from chatcache.backends.usage import FinishReason as FinishReason
@@ -29,6 +31,8 @@ Role = Literal["system", "user", "assistant"]
 # "canonical": a prompt is what the template writes for the whole conversation. "append": what was
 # read stays as it was read, and the template writes only what is new.
 HistoryMode = Literal["canonical", "append"]
+# What a model's template can be told of thinking: on and off; more and less; nothing. "": unknown.
+ThinkSwitch = Literal["flag", "effort", "none", ""]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,10 @@ class TurnRequest:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model that a backend serves, once it is ready. Of a server's, 0 and "" are unknown."""
+    """The model that a backend serves, once it is ready. Of a server's, 0 and "" are unknown.
+
+    `stored_dtype` is the one that it was saved in. `remarks` are sentences that somebody should
+    read before it answers."""
 
     model: str
     backend: Literal["local", "remote"]
@@ -115,6 +122,9 @@ class ModelInfo:
     description: str = ""
     load_ms: float = 0.0
     checkpoint_bytes: int = 0
+    stored_dtype: str = ""
+    remarks: tuple[str, ...] = ()
+    think_switch: ThinkSwitch = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +173,18 @@ class Prepared:
     was_cancelled: bool = False
 
 
-# Events of one turn, in this order: TurnPlanned, PrefillProgress*, TextDelta*, then one of
-# TurnFinished and TurnFailed.
+# Events of one turn, in this order: TurnWaiting*, TurnPlanned, PrefillProgress*, TextDelta*, then
+# one of TurnFinished and TurnFailed.
+
+
+@dataclass(frozen=True, slots=True)
+class TurnWaiting:
+    """`num_ahead` turns of other chats are answered before this one; `front_end` is where the one
+    that is answered now was asked. 0: it is this one's turn."""
+
+    turn_id: str
+    num_ahead: int
+    front_end: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +229,19 @@ class TurnFinished:
     result: TurnResult
 
 
+def nothing_said() -> TurnResult:
+    """The result of a turn that was stopped before the model began."""
+    return TurnResult(
+        text="",
+        reasoning=None,
+        finish_reason="stopped",
+        answer_ids=NO_IDS,
+        usage=Usage(0, 0, 0, 0),
+        timings=Timings(None, None, None, None, None, None),
+        cache=CacheReport("off", "disabled", 0, "Stopped before the model began."),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class TurnFailed:
     """The turn was not answered; `partial` is what had been produced, if anything."""
@@ -218,7 +251,7 @@ class TurnFailed:
     partial: TurnResult | None = None
 
 
-TurnEvent = TurnPlanned | PrefillProgress | TextDelta | TurnFinished | TurnFailed
+TurnEvent = TurnWaiting | TurnPlanned | PrefillProgress | TextDelta | TurnFinished | TurnFailed
 TurnStream = EventStream[TurnEvent]
 
 
@@ -276,7 +309,14 @@ class RestoreBegan:
 
 
 BackendEvent = (
-    ModelLoading | ModelReady | BackendFailed | CacheSnapshot | CacheEvent | RestoreBegan | Prepared
+    ModelLoading
+    | ModelReady
+    | BackendFailed
+    | CacheSnapshot
+    | CacheEvent
+    | RestoreBegan
+    | Prepared
+    | EngineStatus
 )
 
 
@@ -325,5 +365,8 @@ class Backend(Protocol):
 
         Returns at once. False, and nothing is done: the model is not ready, or it is not ours."""
 
+    def engine_use(self) -> EngineUse | None:
+        """How it came to its engine; None where there is none, or none yet."""
+
     def close(self) -> None:
-        """Write out what is still to be spilled, then end the engine."""
+        """Leave: what is still to be spilled is written out, here or by an engine that stays."""

@@ -15,6 +15,8 @@ from chatcache.backends.base import (
     BackendEvent,
     BackendFailed,
     CacheSnapshot,
+    EngineStatus,
+    EngineUse,
     ModelInfo,
     ModelLoading,
     ModelReady,
@@ -61,6 +63,8 @@ class Listeners:
                 self._latest["model"] = event
             elif isinstance(event, CacheSnapshot):
                 self._latest["cache"] = event
+            elif isinstance(event, EngineStatus):
+                self._latest["engine"] = event
             listeners = list(self._listeners)
         for listener in listeners:
             _tell(listener, event)
@@ -91,6 +95,10 @@ class BackendLife:
         self._error: Exception | None = None
         self._listeners = Listeners()
 
+    def engine_use(self) -> EngineUse | None:
+        """How it came to its engine; None where there is none."""
+        return None
+
     def start(self) -> None:
         """Begin to load; returns at once."""
         raise NotImplementedError
@@ -111,6 +119,8 @@ class BackendLife:
         with self._changed:
             if not self._changed.wait_for(lambda: self._state != "loading", timeout):
                 raise TimeoutError(f"the model is still being loaded after {timeout:g} s")
+            if self._state == "idle":  # it was sent away while it was waited for
+                return self.wait_ready(timeout)
             if self._state != "ready" or self._info is None:
                 raise self._error or closed_error()
             return self._info

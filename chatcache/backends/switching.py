@@ -1,7 +1,8 @@
 """A backend whose model can be changed while the chat runs: one engine at a time.
 
-Owns the change: the old engine writes out what is to be kept and ends before the new one starts, so
-that two models never share the memory. Listeners move along.
+Owns the change: the old engine is left before the new one starts. One that ends with its front end
+has written out by then what is to be kept; one that stays ends if its memory is needed. Listeners
+move along.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from chatcache.backends.base import (
     Backend,
     CostEstimate,
+    EngineUse,
     ModelInfo,
     ModelLoading,
     Prepare,
@@ -89,6 +91,9 @@ class SwitchingBackend:
 
     def spill(self, segment_id: str | None = None) -> bool:
         return not self._is_switching and self._current.spill(segment_id)
+
+    def engine_use(self) -> EngineUse | None:
+        return self._current.engine_use()
 
     def close(self) -> None:
         with self._lock:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "stopped"]
+# "loop": the model repeated itself until it was stopped.
+FinishReason = Literal["stop", "length", "stopped", "loop"]
+# An answer of a model of this machine ends here, where neither its publisher nor the user has set a
+# limit: what goes on longer is seldom an answer.
+DEFAULT_NEW_TOKENS = 4096
 Outcome = Literal["hit", "partial", "miss", "off"]
 Reason = Literal[
     "new_user_turn",

@@ -20,8 +20,8 @@ from chatcache.backends.base import SamplingParams
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.bench.chart import strip_chart
-from chatcache.bench.processes import Terminal, Typist, home_environment
-from chatcache.bench.program import Watch, chat_command, is_ready, prompt_of, send, shape_directory
+from chatcache.bench.processes import Terminal, Typist, chat_command, home_environment
+from chatcache.bench.program import Watch, is_ready, prompt_of, send, shape_directory
 from chatcache.bench.report import Say, milliseconds, p99
 from chatcache.bench.run import cpu_name, narrator, scratch
 from chatcache.bench.setup import load_models

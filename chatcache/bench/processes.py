@@ -11,6 +11,7 @@ import re
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -48,10 +49,17 @@ def home_environment(home: Path) -> dict[str, str]:
         "CHATCACHE_DATA_DIR": str(home / "data"),
         "CHATCACHE_CACHE_DIR": str(home / "cache"),
         "CHATCACHE_CONFIG": str(home / "config.toml"),
+        "CHATCACHE_KEEP_ALIVE": "none",
+        "XDG_RUNTIME_DIR": str(home),
         "HF_HUB_OFFLINE": "1",
         "TERM": "xterm-256color",
         "COLORTERM": "truecolor",
     }
+
+
+def chat_command(*words: str) -> list[str]:
+    """This chatcache, with these words."""
+    return [sys.executable, "-P", "-m", "chatcache", *words]
 
 
 class Terminal:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -38,9 +37,10 @@ from chatcache.backends.base import (
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.resolve import resolve_model
-from chatcache.bench.processes import Terminal, Typist, home_environment
+from chatcache.bench.processes import Terminal, Typist, chat_command, home_environment
 from chatcache.bench.report import CHATCACHE, Row, Say
 from chatcache.bench.setup import Models
+from chatcache.bench.starts import StartBench
 from chatcache.chat.store import SessionStore
 from chatcache.config import DATABASE_NAME
 from chatcache.errors import UnavailableError
@@ -85,6 +85,21 @@ class ProgramBench:
         self._sit(model, prompt, say)
         say("the program: stop")
         self._stop(model, prompt)
+        self._first_words(model, prompt, say)
+
+    def _first_words(self, model: str, prompt: str, say: Say) -> None:
+        starts = StartBench(
+            model,
+            prompt,
+            home_environment(self._home / "starts"),
+            dtype=self._models.loaded.dtype_name,
+            threads=self._threads,
+        )
+        try:
+            starts.run(say)
+        finally:
+            starts.close()
+        self.rows |= starts.rows
 
     def _row(self, name: str, title: str, bound_by: str, *, is_p99: bool = False) -> Row:
         return self.rows.setdefault(name, Row(name, title, "program", bound_by, is_p99=is_p99))
@@ -260,10 +275,6 @@ def prompt_of(model: str, num_tokens: int) -> str:
     per_text = len(tokenizer.encode(_TEXT, add_special_tokens=False))
     repeated = words * (num_tokens // per_text + 1)
     return " ".join(repeated[: len(words) * num_tokens // per_text])
-
-
-def chat_command(*words: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "chatcache", *words]
 
 
 def _is_painted(words: str) -> bool:

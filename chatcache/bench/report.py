@@ -21,13 +21,14 @@ _TITLE = 29
 _RATIO, _LIMIT = 8, 9
 _FIGURE_TITLE = 24
 
-Group = Literal["first token", "next token", "keeping", "sharing", "prefix", "program"]
+Group = Literal["first token", "next token", "keeping", "sharing", "prefix", "command", "program"]
 GROUPS: dict[Group, str] = {
     "first token": "Time to the first token",
     "next token": "One token of the answer",
     "keeping": "Keeping what was read",
     "sharing": "Forks and switches",
     "prefix": "A short prefix, cold disk",
+    "command": "From the command to the first word",
     "program": "The program, on this model",
 }
 TRANSFORMERS, LLAMA_CPP, CHATCACHE = "transformers", "llama.cpp", "chatcache"

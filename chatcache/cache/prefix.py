@@ -37,6 +37,7 @@ from chatcache.cache.tiers.ram import RamTier
 from chatcache.cache.tiers.restore import adopt_tokens, restore_states, restore_tokens
 from chatcache.cache.tiers.spiller import Spiller
 from chatcache.cache.views import SegmentRow, TierUse
+from chatcache.os_failures import reason
 from chatcache.token_ids import NO_IDS, TokenIds
 
 
@@ -99,7 +100,7 @@ class PrefixCache:
         except OSError as error:
             disk.is_reading = disk.is_writing = False
             text = f"nothing is read from disk, and nothing is kept there: {error.filename}"
-            self._notices.warn(f"{text}: {error.strerror}")
+            self._notices.warn(f"{text}: {reason(error)}")
             return
         if disk.is_writing:
             try:
@@ -107,7 +108,8 @@ class PrefixCache:
                 self._spiller.start()
             except OSError as error:
                 disk.is_writing = False
-                self._notices.warn(f"nothing is kept on disk: {disk.store.directory}: {error}")
+                where = disk.store.directory
+                self._notices.warn(f"nothing is kept on disk: {where}: {reason(error)}")
         disk.open()
 
     def close(self) -> None:
@@ -220,9 +222,7 @@ class PrefixCache:
     def restore(self, lease: Lease, sink: KVSink, start: int) -> RestoreResult:
         """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens.
 
-        Stops at the first segment that is gone or damaged (it is set aside); the sink then holds
-        exactly the tokens before it.
-        """
+        Stops at the first segment that is gone or damaged, which is set aside."""
         return restore_tokens(self._book, self._give_up, lease, sink, start)
 
     def restore_states(self, lease: Lease, sink: KVSink) -> RestoreResult:
@@ -273,10 +273,13 @@ class PrefixCache:
         with self._book.lock:
             for span in self._reach(ids).spans:
                 entry = self._book[span.segment_id]
-                is_whole = (span.start, span.stop) == (entry.start, entry.stop)
-                if entry.block is None and is_whole:
+                if entry.block is None and (span.start, span.stop) == (entry.start, entry.stop):
                     entry.block = lend(span.start, span.stop)
         self._enforce_ram()
+
+    def forget_deleted(self, *, is_all: bool) -> None:
+        """Give up in RAM what was deleted on disk; with `is_all` what was never written, too."""
+        self._ram.forget_deleted(is_all=is_all)
 
     def check(self) -> list[str]:
         """Everything that is wrong with the book-keeping; empty when it is sound."""

@@ -20,23 +20,21 @@ from dataclasses import replace
 
 from chatcache.backends.base import (
     Backend,
-    CacheReport,
     ModelInfo,
     TextDelta,
-    Timings,
     TurnFailed,
     TurnFinished,
     TurnPlanned,
     TurnResult,
     TurnStream,
-    Usage,
+    nothing_said,
 )
+from chatcache.chat import cut_warning
 from chatcache.chat.answer_keeper import AnswerKeeper
 from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import TurnTask, read_journal, turn_request
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError
-from chatcache.token_ids import NO_IDS
 
 TICK_SECONDS = 0.1
 DRAIN_SECONDS = 15.0
@@ -108,7 +106,7 @@ class ChatTurn:
                 yield UserMessageSaved(task.session_id, node.turn, node.node_id)
             info = yield from self._wait_for_model(task)
             if info is None or not (yield from self._wait_for_turn(task)):
-                yield self._answered(task, None, _nothing_said())
+                yield self._answered(task, None, nothing_said())
                 return
             try:
                 result = yield from self._answer(task, info)
@@ -212,6 +210,7 @@ class ChatTurn:
             model=info.model if info else "",
             backend=info.backend if info else "local",
             result=result,
+            remark=cut_warning.remark(self._store, task, info, result) if info else "",
         )
 
 
@@ -266,16 +265,3 @@ def _as_shown(error: Exception) -> ChatcacheError:
     )
     wrapped.__cause__ = error
     return wrapped
-
-
-def _nothing_said() -> TurnResult:
-    """The result of a turn that was stopped before the model began."""
-    return TurnResult(
-        text="",
-        reasoning=None,
-        finish_reason="stopped",
-        answer_ids=NO_IDS,
-        usage=Usage(0, 0, 0, 0),
-        timings=Timings(None, None, None, None, None, None),
-        cache=CacheReport("off", "disabled", 0, "Stopped before the model began."),
-    )

@@ -7,6 +7,8 @@ messages. A file that is damaged, foreign or newer is refused and left as it is.
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import shutil
 import sqlite3
@@ -17,13 +19,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from chatcache import sqlite_file
 from chatcache.chat import schema
 from chatcache.errors import DamagedStorageError, StorageError
+from chatcache.os_failures import advice, lock_failure, make_private, reason, write_failure
+from chatcache.sqlite_failures import is_damage, primary_code
+
+log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 15.0
+_OF_THE_FILE_SYSTEM = (
+    *("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN"),
+    *("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH"),
+)
 FULL_BYTES = 64 << 10  # with less than this SQLite cannot even open a database
 
 Row = tuple[Any, ...]
+
+
+class UnwritableError(StorageError):
+    """The file system refuses what writing needs."""
 
 
 class Database:
@@ -37,11 +52,25 @@ class Database:
         self._lock = threading.RLock()
         self._is_closed = False
         self.is_read_only = may_be_read_only and _is_read_only(path)
-        if not self.is_read_only:
-            _prepare_file(path)
-        with _explained(path):
-            self._connection = _connect_to_read(path) if self.is_read_only else _connect(path)
-        self._file = _identity(path)
+        self.is_private = self.is_read_only or _prepare_file(path)  # nobody else can read it
+        try:
+            self._connect()
+        except UnwritableError as error:
+            if self.is_read_only or not may_be_read_only:
+                raise
+            self.is_read_only = True  # a full disk, for instance, can be read
+            try:
+                self._connect()
+            except StorageError:
+                raise error from None
+
+    def _connect(self) -> None:
+        with _explained(self.path):
+            make = _connect_to_read if self.is_read_only else _connect
+            self._connection = make(self.path)
+            mode = self._connection.execute("PRAGMA journal_mode").fetchone()[0]
+        self._has_log = mode == "wal"
+        self._file = _identity(self.path)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -62,7 +91,10 @@ class Database:
                 yield connection
                 return
             self._check_place()
-            connection.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
+            connection = self._opened()
+            # Without a log, only a full flush keeps a power cut from leaving half of it.
+            is_full = is_durable or not self._has_log
+            connection.execute(f"PRAGMA synchronous = {'FULL' if is_full else 'NORMAL'}")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -79,11 +111,15 @@ class Database:
 
     def _check_place(self) -> None:
         """What is written to a file that was removed meanwhile is lost, and SQLite does not say."""
-        if _identity(self.path) != self._file:
-            raise StorageError(
-                f"{self.path} was removed or replaced while it was in use: nothing more is saved.",
-                "Start chatcache again; what was said before is in the file that was there.",
-            )
+        now = _identity(self.path)
+        if now == self._file:
+            return
+        if now is None or not _is_open_here(self.path):
+            raise _was_removed(self.path)
+        self._file = now  # some network mounts give a file another number now and then
+        if not self._has_log:  # and SQLite, which then looks at it too, would refuse
+            self._connection.close()
+            self._connect()
 
     def close(self) -> None:
         with self._lock:
@@ -102,18 +138,20 @@ class Database:
         self.close()
 
 
-def _prepare_file(path: Path) -> None:
-    """Make the directory (0700) and an empty file (0600) before SQLite makes a readable one."""
+def _prepare_file(path: Path) -> bool:
+    """Make the directory (0700) and an empty file (0600) before SQLite makes a readable one.
+
+    Returns whether only the owner can read it: not all file systems keep that."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         status = path.stat()
-        if stat.S_IMODE(status.st_mode) & 0o077 and os.name == "posix":
-            path.chmod(0o600)
+        is_file = stat.S_ISREG(status.st_mode)
+        is_private = is_file and make_private(path, 0o600)
     except OSError as error:
         raise _from_os_error(error, path) from error
-    if not stat.S_ISREG(status.st_mode):
+    if not is_file:
         raise StorageError(f"{path} is not a file.", "Choose another directory with --data-dir.")
     wal = path.with_name(path.name + "-wal")
     if status.st_size == 0 and wal.exists() and wal.stat().st_size > 0:
@@ -122,18 +160,19 @@ def _prepare_file(path: Path) -> None:
             f"{path} is empty although {wal.name} beside it is not: the file was truncated.",
             "Nothing was changed. Put the file back from a backup, or move both away.",
         )
+    return is_private
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    # First of all, and without writing: is this ours?
+    connection = sqlite_file.connect(
+        path,
+        timeout=BUSY_SECONDS,
+        check=lambda opened: schema.check_version(opened, str(path)),
     )
     try:
-        # First of all, and without writing: is this ours?
-        schema.check_version(connection, str(path))
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
-        connection.execute("PRAGMA journal_mode = WAL")
         schema.migrate(connection, str(path))
         # A directory that cannot be written is found now, not when the first words are lost.
         connection.execute("BEGIN IMMEDIATE")
@@ -189,6 +228,18 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def _is_open_here(path: Path) -> bool:
+    """Whether a file that this process has open is still found at `path`.
+
+    Only Linux tells; elsewhere another number is another file."""
+    place = os.path.realpath(path)
+    for descriptor in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            if str(descriptor.readlink()) == place:
+                return True
+    return False
+
+
 def _is_open(connection: sqlite3.Connection) -> bool:
     return connection.in_transaction
 
@@ -198,48 +249,89 @@ def _explained(path: Path) -> Iterator[None]:
     """SQLite's errors as StorageError. Programming errors stay what they are."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
+    except (sqlite3.DatabaseError, UnicodeDecodeError, MemoryError) as error:
+        is_ours = isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError)
+        if is_ours and not is_damage(error):
             raise
         raise _from_sqlite_error(error, path) from error
 
 
-def _from_sqlite_error(error: sqlite3.Error, path: Path) -> StorageError:
+def _from_sqlite_error(error: Exception, path: Path) -> StorageError:
+    if isinstance(error, MemoryError):
+        return StorageError(
+            f"There is not enough memory to read {path}.", "Close other programs, then try again."
+        )
+    if is_damage(error):
+        return _damaged(error, path)
     name = getattr(error, "sqlite_errorname", "") or ""
-    # The file that SQLite shares between processes reports a full disk as an I/O error.
-    if name.startswith("SQLITE_FULL") or (name.startswith("SQLITE_IOERR") and _is_full(path)):
+    if name.startswith("SQLITE_READONLY_DBMOVED"):
+        return _was_removed(path)
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")):
+        return _locked(path)
+    if name.startswith(_OF_THE_FILE_SYSTEM):
+        return _unwritable(error, name, path)
+    if "fts5" in str(error) or "tokenizer" in str(error):
         return StorageError(
-            f"The disk is full: nothing can be saved in {path.parent}.",
-            "Free some space, or choose another directory with --data-dir.",
-        )
-    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
-        return StorageError(
-            f"Conversations cannot be written: {path} is read-only.",
-            "Make the directory writable, or choose another one with --data-dir.",
-        )
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return StorageError(
-            f"Another program has held {path} locked for {BUSY_SECONDS:.0f} seconds.",
-            "Close it, then try again.",
-        )
-    if name.startswith("SQLITE_NOTADB"):
-        return DamagedStorageError(
-            f"{path} is not a database.",
-            "Nothing was changed. Move the file away, or choose another --data-dir.",
-        )
-    if name.startswith("SQLITE_CORRUPT"):
-        return DamagedStorageError(
-            f"The conversation database {path} is damaged ({error}).",
-            "Nothing was changed. Copy the file, then put it back from a backup.",
-        )
-    if "fts5" in str(error):
-        return StorageError(
-            "This Python's SQLite has no full-text search (FTS5).",
+            "This Python's SQLite has no full-text search (FTS5 with trigrams, SQLite 3.34).",
             "Use a Python whose sqlite3 module has it; the builds of python.org do.",
         )
     return StorageError(
         f"The conversation database {path} cannot be used ({error}).",
-        "Run `chatcache doctor` to see what is wrong.",
+        "Nothing was changed. Choose another directory with --data-dir.",
+    )
+
+
+def _was_removed(path: Path) -> StorageError:
+    return StorageError(
+        f"{path} was removed or replaced while it was in use: nothing more is saved.",
+        "Start chatcache again; what was said before is in the file that was there.",
+    )
+
+
+def _damaged(error: Exception, path: Path) -> StorageError:
+    if primary_code(error) == sqlite3.SQLITE_NOTADB:
+        return DamagedStorageError(
+            f"{path} is not a database.",
+            "Nothing was changed. Move the file away, or choose another --data-dir.",
+        )
+    return DamagedStorageError(
+        f"The conversation database {path} is damaged ({error}).",
+        "Nothing was changed. Copy the file, then put it back from a backup.",
+    )
+
+
+def _locked(path: Path) -> StorageError:
+    if (failure := lock_failure(path)) is not None:
+        return _from_os_error(failure, path)
+    lock = sqlite_file.lock_directory(path)
+    if lock.exists():
+        return StorageError(
+            f"Another program has held {path} locked for {BUSY_SECONDS:.0f} seconds.",
+            f"Close it, then try again. If there is none, it was killed: `rmdir {lock}`.",
+        )
+    return StorageError(
+        f"Another program has held {path} locked for {BUSY_SECONDS:.0f} seconds.",
+        "Close it, then try again.",
+    )
+
+
+def _unwritable(error: Exception, name: str, path: Path) -> StorageError:
+    """The file system has refused something. SQLite does not tell what: it is tried again."""
+    failure = write_failure(path) or lock_failure(path)
+    log.warning("%s: %s (%s): %s", path, error, name, failure)
+    # The file that SQLite shares between processes reports a full disk as an I/O error.
+    if failure is None and (name.startswith("SQLITE_FULL") or _is_full(path)):
+        failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if failure is not None:
+        return _from_os_error(failure, path)
+    if not name.startswith("SQLITE_IOERR"):
+        return UnwritableError(
+            f"Conversations cannot be written: {path} is read-only.",
+            "Make the directory writable, or choose another one with --data-dir.",
+        )
+    return UnwritableError(
+        f"The conversation database {path} cannot be used ({error}, {name}).",
+        "Check the disk that it is on, or choose another directory with --data-dir.",
     )
 
 
@@ -252,11 +344,10 @@ def _is_full(path: Path) -> bool:
 
 def _from_os_error(error: OSError, path: Path) -> StorageError:
     if isinstance(error, NotADirectoryError | FileExistsError):
-        return StorageError(
+        return UnwritableError(
             f"{path.parent} is not a directory.", "Choose another one with --data-dir."
         )
-    reason = (error.strerror or str(error)).lower()
-    return StorageError(
-        f"Conversations cannot be kept in {path.parent}: {reason}.",
-        "Make the directory writable, or choose another one with --data-dir.",
+    return UnwritableError(
+        f"Conversations cannot be kept in {path.parent}: {reason(error)}.",
+        f"{advice(error)}, or choose another directory with --data-dir.",
     )

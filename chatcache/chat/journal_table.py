@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chatcache.chat.database import Database
@@ -122,13 +122,13 @@ class JournalTable:
             length = keep + len(entries[-1][1].new_ids)
         return PathJournal(entries)
 
-    def entries(self, tip: int | None) -> dict[int, dict[str, JournalEntry]]:
-        """All entries on a path: node number -> tokenizer -> entry. For export."""
+    def entries(self, seqs: Iterable[int]) -> dict[int, dict[str, JournalEntry]]:
+        """All entries of nodes: node number -> tokenizer -> entry. For export."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                f"{UP} SELECT j.node, j.tokenizer_id, j.keep, j.checksum, j.new_ids FROM up"
-                " JOIN journals j ON j.node = up.seq",
-                {"tip": tip, "above": -1},
+                "SELECT node, tokenizer_id, keep, checksum, new_ids FROM journals"
+                " WHERE node IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(seqs)),),
             ).fetchall()
         found: dict[int, dict[str, JournalEntry]] = {}
         for seq, tokenizer_id, keep, checksum, blob in rows:
@@ -216,4 +216,7 @@ class AnswerTable:
             ).fetchone()
         if row is None:
             return None
-        return Namespace(row[0], row[1], json.loads(row[2]))
+        try:
+            return Namespace(row[0], row[1], json.loads(row[2]))
+        except (ValueError, TypeError):  # damaged: what is in its cache costs time alone
+            return Namespace(row[0], row[1], {})

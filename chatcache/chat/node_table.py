@@ -169,6 +169,21 @@ class NodeTable:
             raise _missing(path[0].parent_seq if path else tip)
         return path
 
+    def beside(self, session_id: str, tip: int | None) -> list[StoredNode]:
+        """What was said in a session and is not on the path to `tip`, with what leads there;
+        each node after its parent."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                f"{UP}, own(seq) AS ("
+                " SELECT seq FROM nodes WHERE session_id = :session"
+                " UNION SELECT n.parent FROM nodes n JOIN own ON n.seq = own.seq"
+                " WHERE n.parent IS NOT NULL)"
+                f" SELECT {_COLUMNS} FROM nodes n WHERE n.seq IN (SELECT seq FROM own)"
+                " AND n.seq NOT IN (SELECT seq FROM up) ORDER BY n.depth, n.seq",
+                {"session": session_id, "tip": tip, "above": -1},
+            ).fetchall()
+        return [_stored(row) for row in rows]
+
     def at_turn(self, tip: int | None, turn: int) -> int | None:
         """The last node of turn `turn` or before on the path to `tip`, in O(log n) steps."""
         with self._database.reading() as connection:

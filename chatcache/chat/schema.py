@@ -11,6 +11,7 @@ import sqlite3
 from chatcache.errors import StorageError
 
 APPLICATION_ID = 0x43484341  # "CHCA": tells our database from any other SQLite file
+SEARCH_INDEXES = ("node_words", "session_words", "node_parts", "session_parts")
 
 _VERSION_1 = (
     # Nodes refer to each other by integers: walking a path costs a rowid look-up per step.
@@ -141,7 +142,53 @@ _VERSION_2 = (
 # What is to stay at the top of lists of sessions.
 _VERSION_3 = ("ALTER TABLE sessions ADD COLUMN is_pinned INTEGER NOT NULL DEFAULT 0",)
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
+
+def _beginning(row: str, column: str) -> str:
+    return f"substr({row}.{column}, 1, 100000)"
+
+
+def _parts_index(name: str, table: str, column: str, key: str) -> tuple[str, ...]:
+    """An index of all runs of three characters, and what keeps it up to date. Of a book that was
+    pasted, only the beginning is in it: it takes more time and room than the words themselves."""
+    add = f"INSERT INTO {name}(rowid, part) VALUES (new.{key}, {_beginning('new', column)});"
+    remove = (
+        f"INSERT INTO {name}({name}, rowid, part)"
+        f" VALUES ('delete', old.{key}, {_beginning('old', column)});"
+    )
+    whole = _beginning(table, column)
+    return (
+        f"CREATE VIEW {name}_text AS SELECT {key}, {whole} AS part FROM {table}",
+        f"CREATE VIRTUAL TABLE {name} USING fts5(part, content='{name}_text',"
+        f" content_rowid='{key}', tokenize='trigram', columnsize=0)",
+        f"INSERT INTO {name}({name}) VALUES ('rebuild')",
+        f"CREATE TRIGGER {name}_insert AFTER INSERT ON {table} BEGIN {add} END",
+        f"CREATE TRIGGER {name}_delete AFTER DELETE ON {table} BEGIN {remove} END",
+        f"CREATE TRIGGER {name}_update AFTER UPDATE OF {column} ON {table}"
+        f" BEGIN {remove} {add} END",
+    )
+
+
+def _words_index(name: str, table: str, column: str, key: str) -> tuple[str, ...]:
+    """An index of words made anew: without any of the marks that letters of some languages have
+    two of. The triggers that keep it up to date stay."""
+    return (
+        f"DROP TABLE {name}",
+        f"CREATE VIRTUAL TABLE {name} USING fts5({column}, content='{table}',"
+        f" content_rowid='{key}', tokenize='unicode61 remove_diacritics 2')",
+        f"INSERT INTO {name}({name}) VALUES ('rebuild')",
+    )
+
+
+# Parts of words, for search; and what a person is told once.
+_VERSION_4 = (
+    *_words_index("node_words", "nodes", "text", "seq"),
+    *_words_index("session_words", "sessions", "name", "number"),
+    *_parts_index("node_parts", "nodes", "text", "seq"),
+    *_parts_index("session_parts", "sessions", "name", "number"),
+    "CREATE TABLE told (note TEXT PRIMARY KEY)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 VERSION = len(MIGRATIONS)
 
 
@@ -158,7 +205,8 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a full disk has ended it already
+            connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
 

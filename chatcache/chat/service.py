@@ -156,9 +156,19 @@ class ChatService:
         """What is damaged among the words; [] when nothing is."""
         return verify.problems(self._store.database)
 
-    def export_session(self, session_id: str) -> dict[str, object]:
-        """The path of a session as one JSON document, token ids included."""
-        return transfer.export_session(self._store, self._store.find(session_id).session_id)
+    def export_session(self, session_id: str, *, is_whole: bool = False) -> dict[str, object]:
+        """The path of a session as one JSON document, token ids included; whole: all branches."""
+        found = self._store.find(session_id).session_id
+        return transfer.export_session(self._store, found, is_whole=is_whole)
+
+    def num_beside(self, session_id: str) -> int:
+        """How many messages of a session are on other branches than its path."""
+        tip = self._store.sessions.tip(session_id)
+        return len(self._store.nodes.beside(session_id, tip))
+
+    def is_here(self, document: object) -> bool:
+        """Whether an exported session is here already, word for word."""
+        return transfer.is_here(self._store, document)
 
     def import_session(
         self, document: object, tell: Callable[[int, int], None] | None = None

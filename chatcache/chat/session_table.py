@@ -136,6 +136,12 @@ class SessionTable:
         """Where a session points now. Raises NotFoundError."""
         return self.row(session_id).tip
 
+    def has_tip(self, seq: int) -> bool:
+        """Whether a session points at this node."""
+        with self._database.reading() as connection:
+            sql = "SELECT 1 FROM sessions WHERE tip = ? LIMIT 1"
+            return connection.execute(sql, (seq,)).fetchone() is not None
+
     def insert(
         self,
         name: str,

@@ -23,6 +23,7 @@ from chatcache.chat.database import Database
 from chatcache.chat.journal_table import AnswerTable, JournalEntry, JournalTable, Namespace
 from chatcache.chat.node_table import NodeTable, StoredNode
 from chatcache.chat.partials import Partial, PartialTable
+from chatcache.chat.schema import SEARCH_INDEXES
 from chatcache.chat.session_table import SessionRow, SessionTable
 from chatcache.chat.views import SessionSummary
 from chatcache.errors import StorageError
@@ -80,10 +81,25 @@ class SessionStore:
         """
         try:
             with self.database.writing(is_durable=False) as connection:
-                connection.execute("INSERT INTO node_words(node_words) VALUES ('optimize')")
-                connection.execute("INSERT INTO session_words(session_words) VALUES ('optimize')")
+                for index in SEARCH_INDEXES:
+                    connection.execute(f"INSERT INTO {index}({index}) VALUES ('optimize')")
         except StorageError as error:
             _log.warning("deleted words stay in the search index: %s", error.message)
+
+    def untold(self) -> tuple[str, ...]:
+        """What a person should know of this place, each once in the life of the database."""
+        if self.database.is_private or self.database.is_read_only:
+            return ()
+        note = (
+            f"{self.path.parent} is on a file system that keeps no permissions: whoever can open it"
+            " can read the conversations."
+        )
+        try:
+            with self.database.writing() as connection:
+                added = connection.execute("INSERT OR IGNORE INTO told VALUES ('not private')")
+                return (note,) if added.rowcount else ()
+        except StorageError:
+            return ()  # the next thing that is written says why
 
     def list(self) -> list[SessionSummary]:
         """All sessions, most recently used first."""

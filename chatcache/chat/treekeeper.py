@@ -137,9 +137,10 @@ class TreeKeeper:
                 raise self._store.sessions.not_found(session_id)
             members = family(session_id, [(known_id, origin) for known_id, _, origin in rows])
             roots = {
-                connection.execute(_ROOT, (tip,)).fetchone()[0]
+                seq
                 for member in members
                 if (tip := tips[member]) is not None
+                for (seq,) in connection.execute(_ROOT, (tip,))  # none where the path is broken
             }
             roots |= {
                 seq

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from chatcache.chat.conversation import Message, node_id_of, order_problem, turn_after
 from chatcache.chat.database import Database
+from chatcache.chat.schema import SEARCH_INDEXES
 from chatcache.errors import StorageError
 
 MAX_PROBLEMS = 1000
@@ -127,7 +128,7 @@ def _owners(database: Database) -> Iterator[str]:
 
 
 def _indexes(database: Database) -> Iterator[str]:
-    for table in ("node_words", "session_words"):
+    for table in SEARCH_INDEXES:
         try:
             with database.writing() as connection:
                 connection.execute(

@@ -13,6 +13,7 @@ from chatcache.backends.base import (
     TextDelta,
     TurnPlanned,
     TurnResult,
+    TurnWaiting,
 )
 from chatcache.token_ids import TokenIds
 
@@ -103,7 +104,8 @@ class WaitingForModel:
 
 @dataclass(frozen=True, slots=True)
 class AnswerSaved:
-    """The answer, whole or stopped, is on disk. `node_id` is None when the turn is not kept."""
+    """The answer, whole or stopped, is on disk. `node_id` is None when the turn is not kept;
+    `remark` is what somebody should know of it, "" mostly."""
 
     session_id: str
     session_name: str
@@ -112,10 +114,17 @@ class AnswerSaved:
     model: str
     backend: str
     result: TurnResult
+    remark: str = ""
 
 
 ChatEvent = (
-    UserMessageSaved | WaitingForModel | TurnPlanned | PrefillProgress | TextDelta | AnswerSaved
+    UserMessageSaved
+    | WaitingForModel
+    | TurnWaiting
+    | TurnPlanned
+    | PrefillProgress
+    | TextDelta
+    | AnswerSaved
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -33,6 +33,8 @@ def configure(parser: Parser) -> None:
         "--session", metavar="S", help="name or id; made if absent. Default: the last session"
     )
     parser.add_argument("--new", action="store_true", help="begin a new session")
+    words = "wait for standard input to its end, or do not read it"
+    parser.add_argument("--stdin", action=BooleanOptionalAction, default=None, help=words)
     parser.add_argument("--system", metavar="TEXT|@FILE", help="the system prompt")
     parser.add_argument(
         "--file", metavar="PATH", action="append", default=[], help="put before the prompt"
@@ -54,14 +56,18 @@ def run(arguments: Namespace) -> int:
             "--session NAME begins a session of that name if there is none.",
         )
     narrator = Narrator(arguments.quiet)
-    prompt = build_prompt(arguments.prompt, arguments.file, narrator.warn)
+    if arguments.prompt == "-" and arguments.stdin is False:
+        raise UsageError("`-` and --no-stdin say different things.", "Leave one of them out.")
+    prompt = build_prompt(
+        arguments.prompt, arguments.file, narrator.warn, reads_stdin=arguments.stdin
+    )
     system = None if arguments.system is None else read_system(arguments.system, narrator.warn)
     if told := date_warning.warning(system, datetime.now()):
         narrator.note(told)
     settings = settings_of(arguments, sampling_options(arguments))
     compose.check_model(settings)
-    with compose.opened_service(settings) as service:
-        watch_backend(service, narrator)
+    with compose.opened_service(settings, "ask") as service:
+        watch_backend(service, narrator, lambda: compose.sampling(settings))
         session_id = _session_id(service, arguments, system, narrator)
         turn = TurnToSend(
             session_id, prompt, system, use_cache=not arguments.no_cache, save=not arguments.no_save
@@ -101,9 +107,24 @@ def answer(
             raise
         raise ContextFullError(error.message, _way_out(service, turn.session_id, error)) from error
     if arguments.json:
-        print_json(turn_report(saved) | (extra or {}))
+        print_json(turn_report(saved) | {"engine": _engine_json(service)} | (extra or {}))
     note_figures(narrator, saved)
+    if shell_turn.is_cut:
+        narrator.warn("The engine was ended in the middle of the answer; what was written is kept.")
     return shell_turn.exit_code
+
+
+def _engine_json(service: ChatService) -> dict[str, Any] | None:
+    """How this command came to its engine; None where a server answered."""
+    use = None if service.backend is None else service.backend.engine_use()
+    if use is None:
+        return None
+    return {
+        "resident": use.is_resident,
+        "started": use.is_started,
+        "wait_ms": round(use.wait_ms, 3),
+        "load_ms": round(use.load_ms, 3),
+    }
 
 
 def _way_out(service: ChatService, session_id: str, error: ContextFullError) -> str:

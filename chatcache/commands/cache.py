@@ -21,6 +21,7 @@ from chatcache.config import Settings
 from chatcache.errors import StorageError
 from chatcache.formatting import duration, moment, one_line, percent, plural, size, table
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
+from chatcache.os_failures import advice, reason
 
 SHORT_ID = 12
 
@@ -34,8 +35,8 @@ def _inspector(arguments: Namespace) -> Iterator[tuple[Settings, CacheInspector]
         yield settings, inspector
     except OSError as error:
         raise StorageError(
-            f"The cache in {settings.paths.cache_dir} cannot be used: {error.strerror or error}.",
-            "Check its permissions, or choose another one with --cache-dir.",
+            f"The cache in {settings.paths.cache_dir} cannot be used: {reason(error)}.",
+            f"{advice(error)}, or choose another directory with --cache-dir.",
         ) from error
 
 
@@ -255,17 +256,24 @@ def collect_garbage(arguments: Namespace) -> int:
 
 
 def clear(arguments: Namespace) -> int:
-    with _inspector(arguments) as (_, inspector):
+    with _inspector(arguments) as (settings, inspector):
         removed = inspector.clear()
+        compose.forget_in_memory(settings.paths, is_all=True)
     data = {"removed": removed.num_files, "bytes": removed.num_bytes}
     text = f"Removed {plural(removed.num_files, 'file')}, {size(removed.num_bytes)}."
     return print_result(data, text, as_json=arguments.json)
 
 
-def _keep(act: Callable[[cache_by_name.Target, Namespace], int]) -> Callable[[Namespace], int]:
+def _keep(
+    act: Callable[[cache_by_name.Target, Namespace], int], *, is_deleting: bool = False
+) -> Callable[[Namespace], int]:
     def run(arguments: Namespace) -> int:
         with _inspector(arguments) as (settings, inspector):
-            return act(cache_by_name.find_target(settings, inspector, arguments.name), arguments)
+            target = cache_by_name.find_target(settings, inspector, arguments.name)
+            code = act(target, arguments)
+            if is_deleting:
+                compose.forget_in_memory(settings.paths)
+            return code
 
     return run
 
@@ -289,7 +297,7 @@ COMMANDS = {
     "drop": ShellCommand(
         "delete a session's segments from disk",
         cache_by_name.configure_drop,
-        _keep(cache_by_name.drop),
+        _keep(cache_by_name.drop, is_deleting=True),
     ),
     "gc": ShellCommand("remove what nothing can use any more", Parser.add_json, collect_garbage),
     "clear": ShellCommand("remove all segments; no word is lost", Parser.add_json, clear),

@@ -10,13 +10,14 @@ from typing import Any
 from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.commands.paths import paths_of
-from chatcache.config import KEYS_SECTION, SECTIONS, Settings, load_settings, read_config
+from chatcache.config import KEYS_SECTION, Settings, load_settings, read_config
 from chatcache.configfile import set_value, toml_value, write_default
 from chatcache.errors import StorageError, UsageError
 from chatcache.formatting import table
 from chatcache.frontend.editor import edit_file
 from chatcache.frontend.shell_output import is_terminal, print_line, print_result
 from chatcache.remotes import SECTION as REMOTE_SECTION
+from chatcache.sections import SECTIONS
 
 
 def configure_show(parser: Parser) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import partial
 
 from chatcache import compose, doctor
+from chatcache.backends.local.engine.control import running_engines
 from chatcache.cache.inspect import VerifyReport
 from chatcache.commands import GROUPS, ShellCommand
 from chatcache.commands.parser import Parser, options_of
@@ -59,7 +60,8 @@ def examine(arguments: Namespace, report: Report = unheard) -> Iterator[doctor.F
         return inspector.verify(fix=fix, tell=stage)
 
     load = partial(load_settings, options_of(arguments))
-    return doctor.examine(paths, load, verify_words, verify_cache, fix=fix)
+    engines = partial(running_engines, compose.engines_directory(paths))
+    return doctor.examine(paths, load, verify_words, verify_cache, engines, fix=fix)
 
 
 def lines_of(finding: doctor.Finding) -> list[str]:

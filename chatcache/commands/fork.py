@@ -54,8 +54,8 @@ def run(arguments: Namespace) -> int:
         return 0
     narrator.note(_sentence(forked, source.name))
     prompt = build_prompt(arguments.prompt, [], narrator.warn, reads_stdin=False)
-    with compose.opened_service(settings) as service:
-        watch_backend(service, narrator)
+    with compose.opened_service(settings, "fork") as service:
+        watch_backend(service, narrator, lambda: compose.sampling(settings))
         extra = {"fork": fork_json(forked)}
         turn = TurnToSend(forked.session_id, prompt)
         return answer(service, settings, turn, arguments, narrator, extra)

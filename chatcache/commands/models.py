@@ -8,14 +8,18 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from chatcache.backends.base import ModelLoading
-from chatcache.backends.local.model import resolve
-from chatcache.backends.local.model.progress import download
+from chatcache import compose
+from chatcache.backends.base import EngineStatus, ModelLoading
+from chatcache.backends.local.engine.control import running_engines
+from chatcache.backends.local.model import files, resolve
+from chatcache.backends.local.model.progress import fetch
 from chatcache.backends.local.model.shelf import files_of
 from chatcache.commands import ShellCommand, models_probe, models_remote
 from chatcache.commands.parser import Parser, settings_of
+from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, UsageError
 from chatcache.formatting import size, table
+from chatcache.frontend.engines import stay_words
 from chatcache.frontend.server_shelf import ServerShelf
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
 from chatcache.remotes import remote_model
@@ -36,6 +40,11 @@ def list_all(arguments: Namespace) -> int:
     names = dict.fromkeys(name for name in known if servers.find(name) is None)
     models = [_summary(name, is_default=name == chosen) for name in names]
     models += models_remote.rows(settings)
+    engines, loaded = _running(settings), []
+    for model in models:
+        found = [engine for engine in engines if engine.model in (model["model"], model["path"])]
+        model["engines"] = [engine.pid for engine in found]
+        loaded.append(", ".join(map(stay_words, found)))
     if arguments.json:
         print_json({"models": models})
         return 0
@@ -45,35 +54,46 @@ def list_all(arguments: Namespace) -> int:
             model["architecture"] or "",
             _parameters(model["parameters"]),
             "" if model["bytes"] is None else size(model["bytes"]),
+            stays,
             model["problem"] or model["path"],
         )
-        for model in models
+        for model, stays in zip(models, loaded, strict=True)
     ]
-    header = ("MODEL", "ARCHITECTURE", "PARAMETERS", "SIZE", "WHERE")
+    header = ("MODEL", "ARCHITECTURE", "PARAMETERS", "SIZE", "LOADED", "WHERE")
     print_line(table(header, rows, "PARAMETERS SIZE"))
     Narrator().note("* answers when no --model is given.")
     return 0
 
 
+def _running(settings: Settings) -> list[EngineStatus]:
+    """The engines that stay; none where it is not safe to ask."""
+    try:
+        found = running_engines(compose.engines_directory(settings.paths))
+    except OSError:
+        return []
+    return [engine.status for engine in found if engine.status is not None]
+
+
 def _summary(name: str, *, is_default: bool) -> dict[str, Any]:
     """One row of the list; a model that cannot be used says why."""
     try:
-        return {**_details(name), "default": is_default, "problem": None}
+        return {**_details(name), "default": is_default, "problem": None, "advice": None}
     except ChatcacheError as error:
         nothing = dict.fromkeys(("path", "architecture", "parameters", "bytes"))
-        return {"model": name, **nothing, "default": is_default, "problem": error.message}
+        told = {"problem": error.message, "advice": error.hint}
+        return {"model": name, **nothing, "default": is_default, **told}
 
 
 def _details(name: str) -> dict[str, Any]:
     """What the files of a model say. Raises ChatcacheError when they are missing or broken."""
-    files = files_of(name)
+    found = files_of(name)
     return {
         "model": name,
-        "path": str(files.path),
-        "architecture": files.architecture,
-        "parameters": files.num_parameters,
-        "bytes": files.num_bytes,
-        **{key: _from_config(files.config, names) for key, names in CONFIG_NAMES.items()},
+        "path": str(found.path),
+        "architecture": found.architecture,
+        "parameters": found.num_parameters,
+        "bytes": found.num_bytes,
+        **{key: _from_config(found.config, names) for key, names in CONFIG_NAMES.items()},
     }
 
 
@@ -121,7 +141,7 @@ def _configure_download(parser: Parser) -> None:
     parser.add_quiet()
 
 
-def fetch(arguments: Namespace) -> int:
+def fetch_model(arguments: Namespace) -> int:
     narrator = Narrator(arguments.quiet)
     settings = settings_of(arguments)
     if remote_model(arguments.model, settings.config.remotes) is not None:
@@ -134,11 +154,11 @@ def fetch(arguments: Namespace) -> int:
         narrator.progress(f"{event.stage}: {size(event.done)}{of_total}")
 
     try:
-        path = found if isinstance(found, Path) else download(found, tell)
+        path = found if isinstance(found, Path) else fetch(found, tell)
     finally:
         narrator.release()
     resolve.check_model_dir(path)
-    num_bytes = resolve.count_bytes(path)
+    num_bytes = files.count_bytes(path)
     model = arguments.model
     data = {"model": model, "path": str(path), "bytes": num_bytes, "downloaded": is_new}
     words = "is here now" if is_new else "is on this machine already"
@@ -156,5 +176,5 @@ COMMANDS = {
     "probe": ShellCommand(
         "what a model will cost in a chat", models_probe.configure, models_probe.run
     ),
-    "download": ShellCommand("fetch a model from the hub", _configure_download, fetch),
+    "download": ShellCommand("fetch a model from the hub", _configure_download, fetch_model),
 }

@@ -10,10 +10,11 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from chatcache.checks import Check
-from chatcache.config import DEVICES, DTYPES, SamplingSection, Settings, load_settings
+from chatcache.checks import OWN_ENGINE, Check
+from chatcache.config import Settings, load_settings
 from chatcache.configfile import write_default
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
+from chatcache.sections import DEVICES, DTYPES, SamplingSection
 
 # The shared options that have a value, and the attribute that holds it.
 VALUE_OPTIONS = {
@@ -34,6 +35,7 @@ SETTING_OF_OPTION = {
     "device": "model.device",
     "dtype": "model.dtype",
     "offline": "model.offline",
+    "keep_alive": "engine.keep_alive",
 }
 
 
@@ -80,6 +82,13 @@ class Parser(argparse.ArgumentParser):
             help="builtin, a directory, a Hugging Face id, or PROFILE:NAME of a server",
         )
         group.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to put on the model")
+        group.add_argument(
+            "--no-engine",
+            dest="keep_alive",
+            action="store_const",
+            const=OWN_ENGINE,
+            help="share no engine with other chats, and leave none behind",
+        )
         self.add_device()
 
     def add_device(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 
+from chatcache import compose
 from chatcache.commands import GROUPS, ShellCommand
 from chatcache.commands.parser import Parser, options_of
 from chatcache.config import Paths, resolve_paths
@@ -28,6 +29,7 @@ def run(arguments: Namespace) -> int:
         "log_dir": (paths.log_dir, "paths.log_dir"),
         "engine_log": (paths.engine_log, "paths.log_dir"),
         "error_log": (paths.error_log, "paths.log_dir"),
+        "engines": (compose.engines_directory(paths), "paths.log_dir"),
     }
     data = {name: str(place) for name, (place, _) in places.items()}
     rows = []

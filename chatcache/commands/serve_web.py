@@ -19,7 +19,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 def configure(parser: Parser) -> None:
     parser.description = (
-        "Show the chat in a browser. Each page is a chat with an engine of its own. There is no\n"
+        "Show the chat in a browser. Each page is a chat, all on one engine. There is no\n"
         "password: who can reach the address can read and write all chats."
     )
     parser.add_argument("session", nargs="?", metavar="SESSION", help="left out: the last one")
@@ -63,6 +63,8 @@ def command_line(arguments: Namespace) -> str:
             words += [option, str(value)]
     if arguments.offline:
         words.append("--offline")
+    if arguments.keep_alive is not None:
+        words.append("--no-engine")
     return shlex.join([*words, *([arguments.session] if arguments.session else [])])
 
 

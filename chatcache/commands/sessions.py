@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from chatcache import compose
-from chatcache.chat.service import ChatService
 from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.commands import ShellCommand
-from chatcache.commands.parser import Parser, settings_of
-from chatcache.commands.prompt import read_bytes
+from chatcache.commands.parser import Parser
+from chatcache.commands.session_files import (
+    ROLE_WORDS,
+    configure_export,
+    configure_import,
+    export,
+    import_file,
+    named_json,
+    opened,
+)
 from chatcache.commands.session_tree import draw_tree, held_kv, tree_json
-from chatcache.config import Settings
-from chatcache.errors import UsageError
-from chatcache.formatting import clean, moment, one_line, plural, shorten, table
+from chatcache.formatting import clean, model_name, moment, plural, shorten, table
 from chatcache.frontend.changes import HISTORY_MODES, MODE_WORDS
 from chatcache.frontend.shell_output import (
     Narrator,
@@ -30,14 +31,6 @@ from chatcache.frontend.shell_output import (
 )
 
 NAME_WIDTH = 44
-ROLE_WORDS = {"system": "System", "user": "You", "assistant": "Answer"}
-
-
-@contextmanager
-def _service(arguments: Namespace) -> Iterator[tuple[Settings, ChatService]]:
-    settings = settings_of(arguments)
-    with compose.opened_service(settings, has_engine=False) as service:
-        yield settings, service
 
 
 def _configure_one(parser: Parser) -> None:
@@ -49,7 +42,7 @@ def _configure_one(parser: Parser) -> None:
 
 
 def list_all(arguments: Namespace) -> int:
-    with _service(arguments) as (settings, service):
+    with opened(arguments) as (settings, service):
         sessions = service.list_sessions()
         if arguments.json:
             held = held_kv(settings, service, [[session.session_id] for session in sessions])
@@ -64,7 +57,7 @@ def list_all(arguments: Namespace) -> int:
             shorten(session.name, NAME_WIDTH),
             f"{session.num_turns:,}",
             f"{session.num_tokens:,}",
-            session.model or "",
+            model_name(session.model or ""),
             moment(session.updated_at, now),
             session.session_id,
         )
@@ -77,7 +70,7 @@ def list_all(arguments: Namespace) -> int:
 def _entry(session: SessionSummary, kv: dict[str, int] | None) -> dict[str, Any]:
     """One session as JSON."""
     return {
-        **_named_json(session),
+        **named_json(session),
         "turns": session.num_turns,
         "tokens": session.num_tokens,
         "model": session.model,
@@ -89,7 +82,7 @@ def _entry(session: SessionSummary, kv: dict[str, int] | None) -> dict[str, Any]
 
 
 def show(arguments: Namespace) -> int:
-    with _service(arguments) as (settings, service):
+    with opened(arguments) as (settings, service):
         session = service.find_session(arguments.session)
         messages = service.transcript(session.session_id)
         if arguments.json:
@@ -122,7 +115,7 @@ def _shown_message(message: TranscriptMessage) -> str:
     title = ROLE_WORDS[message.role]
     if message.turn:
         title += f", turn {message.turn}"
-    if message.finish_reason in ("stopped", "length"):
+    if message.finish_reason in ("stopped", "length", "loop"):
         title += f" ({message.finish_reason})"
     return f"\n--- {title}\n{message.text.rstrip()}"
 
@@ -137,18 +130,14 @@ def _configure_rename(parser: Parser) -> None:
 
 
 def rename(arguments: Namespace) -> int:
-    with _service(arguments) as (_, service):
+    with opened(arguments) as (_, service):
         session = service.find_session(arguments.session)
         service.rename(session.session_id, arguments.name)
         return _print_named(service.find_session(session.session_id), arguments)
 
 
 def _print_named(session: SessionSummary, arguments: Namespace) -> int:
-    return print_result(_named_json(session), session.name, as_json=arguments.json)
-
-
-def _named_json(session: SessionSummary) -> dict[str, Any]:
-    return {"session_id": session.session_id, "session": session.name}
+    return print_result(named_json(session), session.name, as_json=arguments.json)
 
 
 def _configure_mode(parser: Parser) -> None:
@@ -166,12 +155,12 @@ def _configure_mode(parser: Parser) -> None:
 
 
 def mode(arguments: Namespace) -> int:
-    with _service(arguments) as (_, service):
+    with opened(arguments) as (_, service):
         session = service.find_session(arguments.session)
         if arguments.mode is not None:
             service.set_history_mode(session.session_id, arguments.mode)
             session = service.find_session(session.session_id)
-    data = {**_named_json(session), "history_mode": session.history_mode}
+    data = {**named_json(session), "history_mode": session.history_mode}
     return print_result(data, MODE_WORDS[session.history_mode], as_json=arguments.json)
 
 
@@ -183,7 +172,7 @@ def _configure_delete(parser: Parser) -> None:
 
 
 def delete(arguments: Namespace) -> int:
-    with _service(arguments) as (_, service):
+    with opened(arguments) as (_, service):
         session = service.find_session(arguments.session)
         if not arguments.yes and is_terminal(sys.stdin) and not _is_confirmed(session):
             return 130
@@ -208,7 +197,7 @@ def _configure_search(parser: Parser) -> None:
 
 
 def search(arguments: Namespace) -> int:
-    with _service(arguments) as (_, service):
+    with opened(arguments) as (_, service):
         hits = service.search(" ".join(arguments.text))
     if arguments.json:
         found = [
@@ -234,47 +223,8 @@ def search(arguments: Namespace) -> int:
     return 0
 
 
-def _configure_export(parser: Parser) -> None:
-    parser.description = "Write a session to stdout, as JSON that `sessions import` reads."
-    parser.add_session()
-    parser.add_argument("--markdown", action="store_true", help="for reading, not for import")
-    parser.add_json()
-
-
-def export(arguments: Namespace) -> int:
-    if arguments.markdown and arguments.json:
-        raise UsageError("--markdown and --json say different things.", "Choose one.")
-    with _service(arguments) as (_, service):
-        session = service.find_session(arguments.session)
-        if not arguments.markdown:
-            print_json(service.export_session(session.session_id))
-            return 0
-        messages = service.transcript(session.session_id)
-    print_line(f"# {session.name}")
-    for message in messages:
-        print_line(f"\n## {ROLE_WORDS[message.role]}\n\n{message.text.rstrip()}")
-    return 0
-
-
-def _configure_import(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="from `sessions export`; `-`: stdin")
-    parser.add_json()
-
-
-def import_one(arguments: Namespace) -> int:
-    try:
-        document = json.loads(read_bytes(arguments.file))
-    except (ValueError, RecursionError) as error:  # the latter: brackets nested by the thousand
-        raise UsageError(
-            f"{one_line(arguments.file)} is not JSON: {error}.",
-            "Import what `sessions export` wrote.",
-        ) from error
-    with _service(arguments) as (_, service):
-        return _print_named(service.import_session(document), arguments)
-
-
 def show_tree(arguments: Namespace) -> int:
-    with _service(arguments) as (settings, service):
+    with opened(arguments) as (settings, service):
         session = service.find_session(arguments.session)
         roots = service.tree.branches(session.session_id, is_reached=True).roots
         if arguments.json:
@@ -292,7 +242,7 @@ COMMANDS = {
     "mode": ShellCommand("keep all that was read, or follow the template", _configure_mode, mode),
     "delete": ShellCommand("delete a session", _configure_delete, delete),
     "search": ShellCommand("find words in all sessions", _configure_search, search),
-    "export": ShellCommand("write a session to stdout", _configure_export, export),
-    "import": ShellCommand("read a session that was exported", _configure_import, import_one),
+    "export": ShellCommand("write a session to stdout", configure_export, export),
+    "import": ShellCommand("read a session that was exported", configure_import, import_file),
     "tree": ShellCommand("the forks of a session as a tree", _configure_one, show_tree),
 }

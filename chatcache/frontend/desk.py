@@ -21,6 +21,7 @@ from chatcache.cache.views import SegmentRow
 from chatcache.errors import NotFoundError, StorageError, UsageError
 from chatcache.formatting import one_line, plural, size
 from chatcache.frontend.progress import Report
+from chatcache.os_failures import advice, reason
 
 if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
@@ -203,4 +204,6 @@ def _size(path: Path) -> int:
 
 
 def _unwritable(error: OSError) -> StorageError:
-    return StorageError(f"The cache cannot be written: {error.strerror}.", "Check its permissions.")
+    return StorageError(
+        f"The cache cannot be written: {reason(error)}.", f"{advice(error)}, then try again."
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chatcache import formatting as fmt
+from chatcache.backends.usage import DEFAULT_NEW_TOKENS
 from chatcache.frontend import servers
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ REASON_WORDS = {
 }
 # Reasons that are no loss: nothing could have been reused.
 _CALM_REASONS = frozenset({"cold_start", "disabled", "remote", "below_minimum"})
-_ENDINGS = {
+ENDINGS = {
     "stopped": "stopped, /continue goes on",
     "length": "length limit, /continue goes on",
+    "loop": "stopped: it repeated itself, /continue goes on",
 }
 
 
@@ -89,9 +91,25 @@ def footer(figures: Figures) -> str:
         parts.append(tokens)
     if figures.price is not None:
         parts.append(servers.price_words(figures.price))
-    if ending := _ENDINGS.get(figures.finish_reason):
+    if ending := ENDINGS.get(figures.finish_reason):
         parts.append(ending)
     return " · ".join(parts)
+
+
+def ending_warning(figures: Figures) -> str:
+    """What somebody who only reads the answer would not see of its end; "" if nothing."""
+    if figures.finish_reason == "loop":
+        return (
+            f"The model repeated itself, and was stopped after {figures.completion_tokens:,} "
+            "tokens; another message, or --repetition-penalty 1.1, may help."
+        )
+    is_default = figures.completion_tokens == DEFAULT_NEW_TOKENS
+    if figures.finish_reason == "length" and is_default and not figures.is_remote:
+        return (
+            f"The answer was cut after {DEFAULT_NEW_TOKENS:,} tokens; --max-new-tokens (or "
+            "sampling.max_new_tokens in the settings) allows more."
+        )
+    return ""
 
 
 def cost(estimate: CostEstimate | None) -> str:

@@ -55,6 +55,8 @@ def read_attachment(name: str) -> Attachment:
     try:
         if path.is_dir():
             raise UsageError(f"{shown} is a directory.", "Name a file in it.")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{shown} is a device or a pipe.", "Attach a file.")
         num_bytes = path.stat().st_size
         if num_bytes > MAX_BYTES:
             raise UsageError(

@@ -6,7 +6,6 @@ is left again. Methods that look at files, ask the hub or switch may block; know
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from chatcache.backends.local.model import resolve, shelf
 from chatcache.backends.local.model.shelf import ShelfModel
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import ChatcacheError, UnavailableError
-from chatcache.formatting import one_line, size
+from chatcache.formatting import model_name, one_line, size
 from chatcache.frontend import servers
 from chatcache.frontend.server_shelf import ServerShelf
 from chatcache.remotes import Remotes, check_reach, remote_model
@@ -64,6 +63,7 @@ class ModelChoice:
         self._is_offline = is_offline
         self._before: str | None = None
         self._told_hosts: set[str] = set()
+        self._remarked: set[str] = set()
         self.servers = ServerShelf(remotes or {}, is_offline)
 
     # What is in use
@@ -134,8 +134,7 @@ class ModelChoice:
 
     def download(self, name: str) -> Download:
         """How much it is. Asks the hub; raises UnavailableError when it is silent."""
-        free_bytes = shutil.disk_usage(Path.home()).free
-        return Download(name, shelf.download_bytes(name), free_bytes)
+        return Download(name, shelf.download_bytes(name), resolve.free_bytes())
 
     def consequence(self, num_tokens: int) -> str:
         """What another model means for a chat of so many tokens."""
@@ -159,7 +158,7 @@ class ModelChoice:
         before, self._before = self._before, None
         if before is None:
             return ""
-        return f"{one_line(info.model)} answers from now on. {self._kept(before)}".strip()
+        return f"{model_name(info.model)} answers from now on. {self._kept(before)}".strip()
 
     def privacy(self, info: ModelInfo) -> str:
         """Who gets to read the messages, said once per server; "" when there is nothing to say."""
@@ -168,6 +167,12 @@ class ModelChoice:
             return ""
         self._told_hosts.add(info.device)
         return told
+
+    def remarks(self, info: ModelInfo) -> tuple[str, ...]:
+        """What somebody should know of the model, said once."""
+        new = tuple(remark for remark in info.remarks if remark not in self._remarked)
+        self._remarked.update(new)
+        return new
 
     def way_back(self) -> Callable[[], None] | None:
         """What brings the model before back, to be called where it may block; None when nothing is
@@ -179,4 +184,4 @@ class ModelChoice:
         """What stays of a model that is left; what a server keeps, it keeps by itself."""
         if self.servers.find(old) is not None:
             return ""
-        return f"The K and V of {one_line(old)} stay, and serve again when you switch back."
+        return f"The K and V of {model_name(old)} stay, and serve again when you switch back."

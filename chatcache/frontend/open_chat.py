@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from chatcache.backends.usage import Figures
 from chatcache.chat import date_warning
+from chatcache.chat.conversation import clean_name
 from chatcache.chat.figures import decode
 from chatcache.chat.views import ForkPoint, SessionSummary, TranscriptMessage
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
-from chatcache.formatting import one_line, size
+from chatcache.formatting import one_line, plural, size
 from chatcache.frontend import exports, remembered, reports
 from chatcache.frontend.changes import (
     MODE_WORDS,
@@ -34,7 +35,7 @@ from chatcache.frontend.sampling import Sampling
 from chatcache.personas import Persona
 
 if TYPE_CHECKING:
-    from chatcache.backends.base import Role
+    from chatcache.backends.base import ModelInfo, Role
     from chatcache.chat.branches import Branch, BranchTree, Removal
     from chatcache.chat.chat_turn import ChatTurn
     from chatcache.chat.service import ChatService
@@ -118,9 +119,11 @@ class OpenChat:
         return session
 
     def start_new(self, name: str | None = None) -> None:
-        """An empty chat with the same system prompt. It gets its row with its first message."""
+        """An empty chat with the same system prompt. It gets its row with its first message.
+
+        Raises UsageError for a name that it could not get then."""
         self.require_idle()
-        self.open(None, self.system(), name)
+        self.open(None, self.system(), None if name is None else clean_name(name))
 
     def ensure_session(self) -> SessionSummary:
         """The open chat; a new one gets its row now."""
@@ -172,7 +175,9 @@ class OpenChat:
     def export(self, name: str, report: Report) -> str:
         session = self.require_session()
         path, num_bytes = exports.export_chat(self.service, session, name, report)
-        return f"Written to {path}, {size(num_bytes)}."
+        num_left = self.service.num_beside(session.session_id)
+        left = f" Without {plural(num_left, 'message')} on other branches." if num_left else ""
+        return f"Written to {path}, {size(num_bytes)}.{left}"
 
     def import_chat(self, name: str, report: Report) -> SessionSummary:
         self.require_idle()
@@ -354,11 +359,12 @@ class OpenChat:
             return SystemChange(f"{persona.name} is the persona already.")
         return self.change_system(persona.system)
 
-    def set_parameter(self, argument: str) -> str:
-        """Change the sampling, as in `seed 7` or `seed=7`."""
+    def set_parameter(self, argument: str, info: ModelInfo | None = None) -> str:
+        """Change the sampling, as in `seed 7` or `seed=7`. `info`: of the model that answers."""
         name, _, value = argument.replace("=", " ").partition(" ")
         self.sampling = self.sampling.changed(name, value.strip())
-        return f"{name}: {value.strip()}. The cache is not touched by it."
+        words = f"{name}: {value.strip()}. The cache is not touched by it."
+        return f"{words} {self.sampling.remark(info)}".strip() if name == "think" else words
 
     def history_mode(self, word: str = "") -> str:
         """The mode of the history in words, after changing it if one was named."""

@@ -6,7 +6,9 @@ own business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +34,8 @@ Scope = Literal[
 @dataclass(frozen=True, slots=True)
 class Command:
     """Something to ask for. `keys` are Textual key names; `id` is also the binding's id, and the
-    word behind the slash if there is no other `word`."""
+    word behind the slash if there is no other `word`. Plain mode takes a `plain_argument`, where
+    the screen has a list to choose from."""
 
     id: str
     summary: str
@@ -40,6 +43,7 @@ class Command:
     keys: str = ""
     argument: str = ""
     word: str = ""
+    plain_argument: str = ""
 
     @property
     def slash(self) -> str:
@@ -50,8 +54,17 @@ class Command:
         return f"/{self.slash} {self.argument}".rstrip()
 
     @property
+    def plain_usage(self) -> str:
+        return f"/{self.slash} {self.argument or self.plain_argument}".rstrip()
+
+    @property
     def needs_argument(self) -> bool:
         return bool(self.argument) and not self.argument.startswith("[")
+
+    @property
+    def takes_lines(self) -> bool:
+        """Whether the argument is a text; a name, a number or a path is on one line."""
+        return self.argument.strip("[]") == "TEXT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +101,16 @@ COMMANDS: tuple[Command, ...] = (
     Command("copy", "copy the last answer, or its last code block", TALK, argument="[code]"),
     Command("attach", "put a file's text into the message; also @", TALK, argument="PATH"),
     Command("editor", "write the message in $EDITOR", TALK, "ctrl+g"),
-    Command("history", "pick an earlier message, of all chats", TALK, "ctrl+r"),
+    Command("history", "pick an earlier message, of all chats", TALK, "ctrl+r", "[WORDS]"),
     Command("new", "new chat, same system prompt", CHATS, "ctrl+n", "[NAME]"),
     Command("sessions", "all chats: open, rename, delete", CHATS, "ctrl+s"),
-    Command("tree", "the forks of this chat as a tree", CHATS, "f3,ctrl+t"),
+    Command(
+        "tree",
+        "the forks of this chat as a tree",
+        CHATS,
+        "f3,ctrl+t",
+        plain_argument="[switch|delete|keep ROW]",
+    ),
     Command("switch", "open a chat by its name", CHATS, argument="NAME"),
     Command("rename", "give this chat another name", CHATS, argument="NAME"),
     Command("delete", "delete this chat", CHATS),
@@ -99,8 +118,14 @@ COMMANDS: tuple[Command, ...] = (
     Command("export", "write this chat to a file: .md, or .json", CHATS, argument="[FILE]"),
     Command("import", "open a chat from a .json export", CHATS, argument="PATH"),
     Command("panel", "cache panel: full, one line, off", VIEW, "f2,ctrl+b", "[MODE]", word="cache"),
-    Command("segments", "the segments: inspect, pin, verify, spill, drop", VIEW, "f7"),
-    Command("gc", "remove from disk what nothing can use any more", VIEW),
+    Command(
+        "segments",
+        "the segments: inspect, pin, verify, spill, drop",
+        VIEW,
+        "f7",
+        plain_argument="[inspect|pin|verify|spill|drop ID]",
+    ),
+    Command("gc", "remove from disk what nothing can use any more", VIEW, plain_argument="[yes]"),
     Command("spill", "write what is in memory to disk now", VIEW),
     Command("lens", "what the model has read, turn by turn, and where it is kept", VIEW),
     Command("stats", "what the cache did for this chat", VIEW),
@@ -189,6 +214,10 @@ _KEY_NAMES = {
     "left_square_bracket": "[",
     "right_square_bracket": "]",
 }
+_ESCAPED = re.compile(r"//[A-Za-z]")
+_COMMAND = re.compile(r"/([A-Za-z]+)(?=\s|\Z)")
+_SENT_AS_IT_IS = "Two slashes send the text as it is."
+_TYPING_ERROR = 0.75  # "frok" is like "fork"; "sys" is not like "system"
 _BY_ID = {command.id: command for command in COMMANDS}
 _BY_SLASH = {command.slash: command for command in COMMANDS}
 _DEFAULT_KEYS = {
@@ -214,9 +243,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """What was typed looks like a command and is none."""
+    """What was typed looks like a command and is none, or one with words that it does not take."""
 
-    word: str
+    message: str
     hint: str
 
 
@@ -224,21 +253,45 @@ def command(command_id: str) -> Command:
     return _BY_ID[command_id]
 
 
-def parse(text: str) -> Prompt | Call | Unknown:
-    """What the user means. A text that is to begin with a slash is typed with two of them."""
+def parse(
+    text: str, expand: Callable[[str], str] = str, *, is_typed: bool = True, is_plain: bool = False
+) -> Prompt | Call | Unknown:
+    """What the user means: what was typed decides, before `expand` puts pastes and files in.
+
+    A command is a known word behind a slash, and then a space or the end. Anything else is a
+    message, but for a word that is probably a typing error. What came as a whole (not `is_typed`)
+    is a message. A text that is to begin like a command is typed with two slashes.
+    """
     stripped = text.lstrip()
-    if stripped.startswith("//"):
-        return Prompt(stripped[1:])
-    if not stripped.startswith("/"):
-        return Prompt(text)
-    head, _, argument = stripped[1:].partition("\n" if "\n" in stripped.split(" ")[0] else " ")
-    word = head.strip().casefold()
-    if found := _BY_SLASH.get(word):
-        return Call(found, argument.strip())
-    suggestion = did_you_mean(word, _BY_SLASH)
-    if suggestion:
-        suggestion = suggestion.replace("'", "/", 1).replace("'", "", 1)
-    return Unknown(word, f"{suggestion} Two slashes send the text as it is.".strip())
+    if not is_typed or not stripped.startswith("/"):
+        return Prompt(expand(text))
+    if _ESCAPED.match(stripped):
+        return Prompt(expand(stripped[1:]))
+    match = _COMMAND.match(stripped)
+    if match is None:
+        return Prompt(expand(text))
+    word, behind = match[1].casefold(), stripped[match.end() :].rstrip()
+    argument = behind.strip()
+    if (found := _BY_SLASH.get(word)) is None:
+        return _unknown(word, behind) or Prompt(expand(text))
+    takes = found.argument or (is_plain and found.plain_argument)
+    if "\n" in behind and not found.takes_lines:
+        return Prompt(expand(text))
+    if argument and not takes:
+        return Unknown(f"/{word} takes no words.", _SENT_AS_IT_IS)
+    argument = expand(argument)
+    if "\n" in argument and not found.takes_lines:
+        return Unknown(f"/{word} takes one line, and this is more.", _SENT_AS_IT_IS)
+    return Call(found, argument)
+
+
+def _unknown(word: str, behind: str) -> Unknown | None:
+    """A word alone, or one much like a command with a line behind it; None for anything else."""
+    similar = difflib.get_close_matches(word, _BY_SLASH, n=1, cutoff=_TYPING_ERROR)
+    if behind and ("\n" in behind or not similar):
+        return None
+    suggestion = re.sub(r"'(\w+)'", r"/\1", did_you_mean(word, _BY_SLASH))
+    return Unknown(f"There is no command /{word}.", f"{suggestion} {_SENT_AS_IT_IS}".strip())
 
 
 def matching(word: str) -> list[Command]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,28 +20,47 @@ if TYPE_CHECKING:
     from chatcache.chat.views import SessionSummary
 
 NEW_CHAT = ""
+UNPLACED = "?"
 _MAX_DRAFTS = 200
 
 
 class Drafts:
-    """Texts by session id; `NEW_CHAT` stands for the chat that has no row yet."""
+    """Texts by session id; `NEW_CHAT` stands for the chat that has no row yet, `UNPLACED` for what
+    was written before any was open. Several programs may share the file: each changes only the
+    texts that it has touched. `save` may be called from any thread."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        stored = _read(path).items()
-        self._texts = {key: text for key, text in stored if isinstance(text, str)}
+        self._touched: dict[str, str] = {}
+        self._saving = threading.Lock()
 
     def keep(self, session_id: str, text: str) -> None:
-        self._texts.pop(session_id, None)
-        if text.strip():
-            self._texts[session_id] = text
+        self._touched[session_id] = text
 
     def take(self, session_id: str) -> str:
-        return self._texts.pop(session_id, "")
+        """The text, which whoever takes it keeps again."""
+        text = self._touched.get(session_id)
+        if text is None:
+            text = self._stored().get(session_id, "")
+        self._touched[session_id] = ""
+        return text if text.strip() else ""
 
     def save(self) -> None:
         """Replace the file as a whole; the newest drafts stay when there are too many."""
-        _write(self._path, dict(list(self._texts.items())[-_MAX_DRAFTS:]))
+        with self._saving:
+            stored = self._stored()
+            texts = dict(stored)
+            for session_id, text in list(self._touched.items()):
+                if not text.strip():
+                    texts.pop(session_id, None)
+                elif texts.get(session_id) != text:
+                    texts.pop(session_id, None)
+                    texts[session_id] = text
+            if texts != stored:
+                _write(self._path, dict(list(texts.items())[-_MAX_DRAFTS:]))
+
+    def _stored(self) -> dict[str, str]:
+        return {key: text for key, text in _read(self._path).items() if isinstance(text, str)}
 
 
 def note_last_chat(path: Path | None, session_id: str, at: float) -> None:

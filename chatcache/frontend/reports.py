@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from chatcache import formatting as fmt
-from chatcache.backends.base import ModelInfo, TurnPrice
 from chatcache.backends.usage import Figures
 from chatcache.frontend import servers
+
+if TYPE_CHECKING:
+    from chatcache.backends.base import ModelInfo, TurnPrice
 
 _CODE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
 
@@ -41,6 +44,8 @@ def totals(answers: Sequence[Figures]) -> str:
 
 def total_price(answers: Iterable[Figures]) -> TurnPrice | None:
     """The sum over answers; None when none had a price. Of several currencies the first counts."""
+    from chatcache.backends.base import TurnPrice  # not for the first paint, which draws a model
+
     prices = [answer.price for answer in answers if answer.price and answer.price.total is not None]
     if not prices:
         return None
@@ -55,14 +60,21 @@ def model(info: ModelInfo) -> str:
         return "\n  ".join(servers.model_lines(info))
     lines = [
         f"{fmt.one_line(info.model)}: {info.architecture}, {fmt.parameters(info.num_parameters)}"
-        f" parameters, {info.num_layers} layers, {info.dtype} on {info.device}",
+        f" parameters, {info.num_layers} layers, {dtype_words(info)} on {info.device}",
         f"{fmt.size(info.kv_bytes_per_token)} of KV per token,"
         f" context of {info.max_context_tokens:,} tokens",
         f"reuse: {fmt.one_line(info.cut_detail)}",
     ]
     if info.description:
         lines.insert(0, fmt.one_line(info.description))
+    lines += [fmt.one_line(remark) for remark in info.remarks]
     return "\n  ".join(lines)
+
+
+def dtype_words(info: ModelInfo) -> str:
+    """The dtype that a model runs in, and the one that it was saved in where that is another."""
+    is_same = info.stored_dtype in ("", info.dtype)
+    return info.dtype if is_same else f"{info.dtype} (saved in {info.stored_dtype})"
 
 
 def system_change_cost(figures: Figures | None) -> str:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from chatcache.backends.base import SamplingParams
+from chatcache.backends.base import ModelInfo, SamplingParams
 from chatcache.chat.tasks import TurnOptions
 from chatcache.errors import UsageError, did_you_mean
+from chatcache.formatting import model_name
 from chatcache.personas import Persona
 
 NAMES = tuple(parameter.name for parameter in fields(SamplingParams))
@@ -74,6 +75,18 @@ class Sampling:
         shown = [(name, "" if value is None else f"{value:g}") for name, value in given]
         think = "" if self.think is None else "on" if self.think else "off"
         return [*shown, ("think", think)]
+
+    def remark(self, info: ModelInfo | None) -> str:
+        """What the model makes of the choice to think or not, where that is not what it says."""
+        if info is None or self.think is None:
+            return ""
+        name = model_name(info.model)
+        if info.think_switch == "none":
+            word = "thinking" if self.think else "not thinking"
+            return f"{name} cannot be told: its template has no switch, so {word} changes nothing."
+        if info.think_switch == "effort" and not self.think:
+            return f"{name} cannot be kept from thinking; it is told to think little."
+        return ""
 
     def report(self) -> str:
         """A table of all parameters, for `/params`."""

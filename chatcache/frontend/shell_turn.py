@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from chatcache.backends.base import (
@@ -21,13 +21,17 @@ from chatcache.backends.base import (
     ModelReady,
     PrefillProgress,
     TextDelta,
+    TurnWaiting,
 )
 from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.figures import figures_of
 from chatcache.chat.service import ChatService
 from chatcache.chat.views import AnswerSaved, ChatEvent, WaitingForModel
-from chatcache.formatting import duration, plural, rate
+from chatcache.errors import EngineDiedError
+from chatcache.formatting import duration, model_name, plural, rate
 from chatcache.frontend import figures, servers
+from chatcache.frontend.engines import waiting_words
+from chatcache.frontend.sampling import Sampling
 from chatcache.frontend.shell_output import AnswerStream, Narrator
 
 _STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -45,10 +49,23 @@ class ShellTurn:
 
     @property
     def exit_code(self) -> int:
-        """Of a command whose turn has been interrupted, or whose stdout was closed; else 0."""
+        """Of a command whose turn has been interrupted, or whose stdout was closed, or whose engine
+        was ended; else 0."""
         if self._signal_number is not None:
             return 128 + self._signal_number
-        return 130 if self._is_unread else 0
+        if self._is_unread:
+            return 130
+        return EngineDiedError.exit_code if self.is_cut else 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer was stopped by somebody else: by whoever ended the engine."""
+        is_mine = self._signal_number is not None or self._is_unread
+        return (
+            not is_mine
+            and self._saved is not None
+            and self._saved.result.finish_reason == "stopped"
+        )
 
     def run(self, turn: ChatTurn) -> AnswerSaved:
         """Raises what the turn raises, after what had been produced was saved."""
@@ -90,6 +107,9 @@ class ShellTurn:
     def _take(self, turn: ChatTurn, event: ChatEvent) -> None:
         if isinstance(event, WaitingForModel):
             self._narrator.progress("waiting for the model")
+        elif isinstance(event, TurnWaiting):
+            if words := waiting_words(event):
+                self._narrator.progress(f"waiting: {words}")
         elif isinstance(event, PrefillProgress):
             reused = f" ({event.cached:,} reused)" if event.cached else ""
             self._narrator.progress(f"reading {event.done:,} / {event.total:,} tokens{reused}")
@@ -97,6 +117,8 @@ class ShellTurn:
             self._take_text(turn, event)
         elif isinstance(event, AnswerSaved):
             self._saved = event
+            if event.remark:
+                self._narrator.warn(event.remark)
 
     def _take_text(self, turn: ChatTurn, delta: TextDelta) -> None:
         if delta.is_reasoning:
@@ -121,15 +143,21 @@ def _counted(what: str, delta: TextDelta) -> str:
     return f"{what}: {plural(delta.num_tokens, 'token')}" if delta.num_tokens else what
 
 
-def watch_backend(service: ChatService, narrator: Narrator) -> None:
-    """Narrate what the backend does: loading, and anything that went wrong with the cache."""
+def watch_backend(
+    service: ChatService, narrator: Narrator, sampling: Callable[[], Sampling] = Sampling
+) -> None:
+    """Narrate what the backend does: loading, and anything that went wrong with the cache; what
+    the model makes of the `sampling` in force; and what is to be known of the place."""
 
     def tell(event: BackendEvent) -> None:
         if isinstance(event, ModelLoading):
             share = f" {100 * event.done // event.total} %" if event.total else ""
             narrator.progress(f"{event.stage}{share}")
         elif isinstance(event, ModelReady):
-            narrator.progress(f"{event.info.model} is ready")
+            narrator.progress(f"{model_name(event.info.model)} is ready")
+            for remark in (*event.info.remarks, sampling().remark(event.info)):
+                if remark:
+                    narrator.warn(remark)
             if told := servers.privacy_words(event.info):
                 narrator.note(told)
         elif isinstance(event, CacheEvent) and event.kind in ("quarantined", "warning"):
@@ -137,6 +165,8 @@ def watch_backend(service: ChatService, narrator: Narrator) -> None:
         elif isinstance(event, BackendFailed) and event.will_restart:
             narrator.warn("The engine ended and is being started again.")
 
+    for note in service.store.untold():
+        narrator.warn(note)
     if service.backend is not None:
         service.backend.subscribe(tell)
 
@@ -144,6 +174,8 @@ def watch_backend(service: ChatService, narrator: Narrator) -> None:
 def note_figures(narrator: Narrator, saved: AnswerSaved) -> None:
     """The line below an answer: what was reused, and how fast it was."""
     result = saved.result
+    if warning := figures.ending_warning(figures_of(result)):
+        narrator.warn(warning)
     where = f"[{saved.session_name}, turn {saved.turn}] "
     if result.cache.reason == "remote":
         narrator.note(where + figures.footer(figures_of(result)))
@@ -162,6 +194,6 @@ def note_figures(narrator: Narrator, saved: AnswerSaved) -> None:
     speed = timings.decode_tokens_per_second
     tokens = plural(usage.completion_tokens or 0, "token")
     parts.append(f"{tokens} at {rate(speed)}/s" if speed is not None else tokens)
-    if result.finish_reason == "length":
-        parts.append("cut at the token limit")
+    if result.finish_reason in ("length", "loop"):
+        parts.append(figures.ENDINGS[result.finish_reason].partition(",")[0])
     narrator.note(where + " · ".join(parts))

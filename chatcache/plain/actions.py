@@ -9,7 +9,16 @@ from chatcache.backends.base import CostEstimate, SegmentRow
 from chatcache.chat.branches import Branch, TreeRow
 from chatcache.chat.figures import decode
 from chatcache.errors import NotFoundError, UsageError
-from chatcache.formatting import duration, moment, one_line, plural, shorten, size, table
+from chatcache.formatting import (
+    duration,
+    model_name,
+    moment,
+    one_line,
+    plural,
+    shorten,
+    size,
+    table,
+)
 from chatcache.frontend import desk, figures, files, keycheck, servers
 from chatcache.frontend.changes import SystemChange
 from chatcache.frontend.editor import edit_text
@@ -17,7 +26,8 @@ from chatcache.frontend.lens import heading, lens
 from chatcache.frontend.open_chat import as_turn
 from chatcache.frontend.progress import unheard
 from chatcache.frontend.registry import COMMANDS, Command
-from chatcache.plain.speech import ask, say
+from chatcache.plain.reading import Reader
+from chatcache.plain.speech import say
 from chatcache.plain.talk import Talk
 
 _WIDTH = 60
@@ -27,8 +37,8 @@ _MAX_ROWS = 30
 class PlainActions:
     """One method per command, named `_do_ID`; each gets the words behind the command."""
 
-    def __init__(self, talk: Talk) -> None:
-        self._talk = talk
+    def __init__(self, talk: Talk, reader: Reader) -> None:
+        self._talk, self._reader = talk, reader
         self._chat = talk.chat
         self.is_leaving = False
 
@@ -100,7 +110,7 @@ class PlainActions:
 
     def _do_set(self, argument: str) -> None:
         if argument:
-            say(self._chat.set_parameter(argument))
+            say(self._chat.set_parameter(argument, self._talk.model_info()))
         else:
             self._do_params("")
 
@@ -115,7 +125,9 @@ class PlainActions:
         say(f"{attachment.placeholder} goes with the next message.")
 
     def _do_editor(self, argument: str) -> None:
-        if text := edit_text("").strip():
+        with self._reader.lent():
+            text = edit_text("").strip()
+        if text:
             self._talk.send(text)
 
     def _do_history(self, argument: str) -> None:
@@ -159,7 +171,7 @@ class PlainActions:
     def _do_delete(self, argument: str) -> None:
         session = self._chat.require_session()
         question = f"Delete “{self._chat.name}”, {plural(session.num_turns, 'turn')}?"
-        if ask(f"{question} Type yes:") == "yes":
+        if self._reader.ask(f"{question} Type yes:") == "yes":
             self._chat.delete()
             self._talk.show_another()
 
@@ -218,7 +230,7 @@ class PlainActions:
         planned = self._chat.plan_removal(node_id, is_path_kept=is_path_kept)
         gone = f" and {plural(len(planned.deleted), 'chat')}" if planned.deleted else ""
         question = f"Delete {plural(len(planned.nodes), 'message')}{gone}, for good?"
-        if ask(f"{question} Type yes:") == "yes":
+        if self._reader.ask(f"{question} Type yes:") == "yes":
             self._chat.remove(node_id, is_path_kept=is_path_kept)
             self._talk.show()
 
@@ -318,7 +330,7 @@ class PlainActions:
             session = self._chat.session
             consequence = models.consequence(session.num_tokens if session else 0)
             models.switch(argument)
-            say(f"{one_line(argument)} answers from now on. {consequence}".rstrip())
+            say(f"{model_name(argument)} answers from now on. {consequence}".rstrip())
             return
         for model in models.at_hand():
             held = model.problem or ", ".join(
@@ -342,8 +354,9 @@ class PlainActions:
 
     def _do_help(self, argument: str) -> None:
         for command in COMMANDS:
-            say(f"{command.usage}: {command.summary}")
-        say("A line that ends with a backslash goes on in the next one.")
+            say(f"{command.plain_usage}: {command.summary}")
+        say("A line that ends with a backslash goes on in the next one; Ctrl+J makes one, too.")
+        say("What is pasted stays one message. Up and Down bring back earlier ones.")
 
     def _do_quit(self, argument: str) -> None:
         self.is_leaving = True

@@ -5,18 +5,23 @@ Owns the reading: what was typed is a message or a command, and what goes wrong 
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
 
 from chatcache.errors import ChatcacheError
 from chatcache.frontend import registry
 from chatcache.frontend.options import Backstage, ChatOptions
-from chatcache.frontend.shell_output import is_terminal, write_data
+from chatcache.frontend.remembered import NEW_CHAT
 from chatcache.frontend.shell_turn import watch_backend
 from chatcache.plain.actions import PlainActions
+from chatcache.plain.reading import Entered, Reader
 from chatcache.plain.speech import say
 from chatcache.plain.talk import Talk
 
 _PROMPT = "You: "
+_EXIT_INTERRUPTED = 130
 WELCOME = "chatcache, plain mode. Type a message; /help lists the commands, /quit leaves."
 
 
@@ -25,7 +30,8 @@ class PlainChat:
 
     def __init__(self, backstage: Backstage, options: ChatOptions) -> None:
         self._talk = Talk(backstage, options)
-        self._actions = PlainActions(self._talk)
+        self._reader = Reader(options.drafts_path)
+        self._actions = PlainActions(self._talk, self._reader)
         self._has_ended = False
         self._num_interrupts = 0
 
@@ -33,30 +39,32 @@ class PlainChat:
         """Until /quit, the end of stdin, or Ctrl+C twice."""
         talk, options = self._talk, self._talk.options
         say(WELCOME)
-        watch_backend(talk.service, talk.lines)
+        watch_backend(talk.service, talk.lines, lambda: talk.chat.sampling)
         talk.chat.open_first(options.session_ref, options.last_chat_path)
         talk.show()
-        while not (self._has_ended or self._actions.is_leaving):
-            text = self._read()
-            if text is not None and text.strip():
-                self._take(text)
+        with self._reader.opened(), _ended_by_signals():
+            while not (self._has_ended or self._actions.is_leaving):
+                session_id = talk.chat.session_id or NEW_CHAT
+                entry = self._read(session_id)
+                if entry is not None and entry.text.strip():
+                    self._take(entry)
+                    self._reader.done(session_id)
         talk.chat.note_left(options.last_chat_path, options.clock())
 
-    def _read(self) -> str | None:
+    def _read(self, session_id: str) -> Entered | None:
         """The next message; a line that ends with a backslash goes on in the next one."""
-        text = ""
+        text, is_typed = "", True
         try:
             while True:
-                if is_terminal(sys.stdin):
-                    write_data(_PROMPT if not text else "... ", is_last=True)
-                line = sys.stdin.readline()
-                if not line:
+                line = self._reader.read(_PROMPT if not text else "... ", session_id, text)
+                if line is None:
                     self._has_ended = True
-                    return text or None
+                    return Entered(text, is_typed) if text else None
                 self._num_interrupts = 0
-                text += line.rstrip("\n")
+                is_typed = is_typed and line.is_typed
+                text += line.text
                 if not text.endswith("\\"):
-                    return text
+                    return Entered(text, is_typed)
                 text = text[:-1] + "\n"
         except KeyboardInterrupt:
             self._interrupted()
@@ -67,15 +75,31 @@ class PlainChat:
         self._has_ended = self._num_interrupts > 1
         say("" if self._has_ended else "\nPress Ctrl+C again to quit.")
 
-    def _take(self, text: str) -> None:
+    def _take(self, entry: Entered) -> None:
         """A message or a command; what goes wrong is said in one line."""
         try:
-            meant = registry.parse(text)
+            meant = registry.parse(entry.text, is_typed=entry.is_typed, is_plain=True)
             if isinstance(meant, registry.Unknown):
-                say(f"Error: There is no command /{meant.word}. {meant.hint}")
+                say(f"Error: {meant.message} {meant.hint}")
             elif isinstance(meant, registry.Call):
                 self._actions.run(meant.command, meant.argument)
             else:
                 self._talk.send(meant.text)
         except ChatcacheError as error:
             say(f"Error: {error.message} {error.hint}".rstrip())
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A terminal that is closed, or a machine that shuts down, must not cost a draft."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(_EXIT_INTERRUPTED)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, leave) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

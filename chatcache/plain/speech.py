@@ -1,4 +1,4 @@
-"""How plain mode writes: lines and whole sentences on stdout, and a word from the person.
+"""How plain mode writes: lines and whole sentences on stdout.
 
 No colour, no cursor movement, no boxes; who speaks is a word at the start of a line.
 """
@@ -6,7 +6,6 @@ No colour, no cursor movement, no boxes; who speaks is a word at the start of a 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 
 from chatcache.chat.views import TranscriptMessage
@@ -20,12 +19,6 @@ _SENTENCE = re.compile(r".*(?:\n|[.!?…:]\s)", re.DOTALL)
 def say(text: str) -> None:
     """One or more lines of the program itself."""
     write_data(f"{clean(text)}\n", is_last=True)
-
-
-def ask(question: str) -> str:
-    """A word from the person; nothing when stdin has ended."""
-    write_data(f"{question} ", is_last=True)
-    return sys.stdin.readline().strip()
 
 
 def spoken(message: TranscriptMessage) -> str:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
 from textual.binding import BindingType
-from textual.command import Provider
+from textual.command import CommandPalette, Provider
 from textual.driver import Driver
+from textual.events import Event, Key, Paste
 from textual.screen import ModalScreen
 from textual.theme import Theme
 from textual.widgets import Input, TextArea
@@ -21,6 +22,7 @@ from textual.widgets import Input, TextArea
 from chatcache.errors import did_you_mean
 from chatcache.frontend import registry
 from chatcache.frontend.options import ChatOptions
+from chatcache.terminal.layouts import latin_of
 from chatcache.tui import commands
 from chatcache.tui.look import contrast, layout
 from chatcache.tui.screens.chat import ChatScreen
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from chatcache.frontend.options import Backstage
 
 QUIT_SECONDS = 2.0
+SCREEN_SECONDS = 2.0
 # Without colours (NO_COLOR) the blue of a theme would be a dark grey: greys chosen as such instead.
 PLAIN_THEME = Theme(
     name="no-color",
@@ -48,7 +51,8 @@ PLAIN_THEME = Theme(
 
 class ChatCacheApp(App[Exception | None]):
     """Shows a chat service. `open_backstage` is called in a thread once the screen is there; the
-    caller closes what it opened. `run` returns the failure to open it."""
+    caller closes what it opened. `run` returns the failure to open it; `failure` is what ended the
+    program otherwise."""
 
     CSS_PATH = "chatcache.tcss"
     TITLE = "chatcache"
@@ -66,17 +70,22 @@ class ChatCacheApp(App[Exception | None]):
         self._open_backstage = open_backstage
         self._options = options or ChatOptions()
         self._interrupted_at = 0.0
+        self.failure: Exception | None = None
         if not self._options.has_motion:
             self.animation_level = "none"
 
     def get_driver_class(self) -> type[Driver]:
-        """Textual's own, except for a terminal, where long pastes are read faster."""
+        """Textual's own, except for a terminal and a browser, which are read in our way."""
         found = super().get_driver_class()
-        if found.__name__ != "LinuxDriver":
-            return found
-        from chatcache.tui.driver import ChatDriver
+        if found.__name__ == "LinuxDriver":
+            from chatcache.tui.driver import ChatDriver
 
-        return ChatDriver
+            return ChatDriver
+        if found.__name__ == "WebDriver":
+            from chatcache.tui.browser import BrowserDriver
+
+            return BrowserDriver
+        return found
 
     def get_css_variables(self) -> dict[str, str]:
         variables = super().get_css_variables()
@@ -107,7 +116,7 @@ class ChatCacheApp(App[Exception | None]):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(number, self._leave)
+                loop.add_signal_handler(number, self.exit)
 
     def _check_keys(self) -> None:
         known = set(registry.binding_ids())
@@ -115,6 +124,57 @@ class ChatCacheApp(App[Exception | None]):
             hint = did_you_mean(unknown, known)
             text = f"[keys] names {unknown!r}, which is no binding. {hint}"
             self.notify(text, severity="warning", markup=False)
+
+    # What nobody expected
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Whatever ends the program: what is written is kept, and the caller tells the error."""
+        if self.failure is None:
+            self.failure = error
+            try:
+                self._keep_words()
+            except Exception as second:
+                error.add_note(f"What was being written could not be kept: {second!r}")
+        super()._handle_exception(error)
+
+    def _keep_words(self) -> None:
+        screen = self.screen_stack[0]
+        if isinstance(screen, ChatScreen):
+            screen.drafts.keep_now()
+
+    def _fatal_error(self) -> None:
+        self._close_messages_no_wait()  # Textual would print a traceback, with all local variables
+
+    # What is typed where nothing can be written
+
+    async def on_event(self, event: Event) -> None:
+        if isinstance(event, Key | Paste) and not event.is_forwarded:
+            await self._wait_for_screen()
+        if isinstance(event, Key | Paste) and not event.is_forwarded and not self._is_field_focused:
+            screen = self.screen_stack[0]
+            if isinstance(event, Key):
+                event = _on_latin_key(event)
+            elif isinstance(screen, ChatScreen):
+                screen.composer.post_message(event)
+                return
+        await super().on_event(event)
+
+    async def _wait_for_screen(self) -> None:
+        """What is typed ahead of a dialog is for the dialog, and that may not be there yet."""
+        chat = self.screen_stack[0]
+        if isinstance(chat, ChatScreen) and len(self.screen_stack) == 1:
+            await chat.wait_settled()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.screen._mounted_event.wait(), SCREEN_SECONDS)
+
+    def action_command_palette(self) -> None:
+        """Not while the last one is still being taken down: Textual would end the program."""
+        if not any(isinstance(node, CommandPalette) for node in self._nodes):
+            super().action_command_palette()
+
+    @property
+    def _is_field_focused(self) -> bool:
+        return isinstance(self.focused, Input | TextArea)
 
     # Ctrl+C
 
@@ -130,7 +190,7 @@ class ChatCacheApp(App[Exception | None]):
         ):
             return
         elif time.monotonic() - self._interrupted_at < QUIT_SECONDS:
-            self._leave()
+            self.exit()
         else:
             self._interrupted_at = time.monotonic()
             self.notify("Press Ctrl+C again to quit.", timeout=QUIT_SECONDS, markup=False)
@@ -148,10 +208,19 @@ class ChatCacheApp(App[Exception | None]):
 
     async def action_quit(self) -> None:
         """Everything is on disk already; an answer in progress is kept as far as it got."""
-        self._leave()
+        self.exit()
 
-    def _leave(self) -> None:
+    def on_exit_app(self) -> None:
+        """Whoever ends it: a key, a signal, a browser that was closed, a failure to begin."""
         screen = self.screen_stack[0]
         if isinstance(screen, ChatScreen):
             screen.leave()
-        self.exit()
+
+
+def _on_latin_key(event: Key) -> Key:
+    """A key that is a letter of another script, as the shortcut in its place."""
+    character = event.character
+    if character is None or len(character) != 1 or character.isascii():
+        return event
+    latin = latin_of(character)
+    return Key(latin, latin) if latin != character else event

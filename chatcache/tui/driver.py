@@ -1,65 +1,43 @@
-"""Reading the terminal: as Textual does it, but for pasted text, which is taken in whole pieces.
+"""The terminal: Textual's driver, with a reading of its own.
 
-Textual's parser looks at each character of a paste on its own. For a paste of 2 MB that is more
-than a second in which no key is echoed.
+Textual's reading takes a burst of lines for keys, ends with the program at a report that it does
+not expect, and looks at each character of a paste on its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
 import termios
-from codecs import getincrementaldecoder
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, TextIO
 
-from textual._parser import ParseError
-from textual._xterm_parser import BRACKETED_PASTE_END, BRACKETED_PASTE_START, XTermParser
 from textual.drivers.linux_driver import LinuxDriver
-from textual.events import Paste
-from textual.message import Message
 
-_READ_BYTES = 64 * 1024
+from chatcache.terminal.keyboard import Keyboard
+from chatcache.terminal.modes import make_usable
+from chatcache.tui.reports import Reports
+
 _TICK_SECONDS = 0.1
 _HANGUP_SECONDS = 1.0
-# So much of the mark at the end may have come already, at the end of a piece.
-_KEPT_BACK = len(BRACKETED_PASTE_END) - 1
+# Textual asks for every key as a report with its text. Input methods lose words under that, and a
+# program that is killed leaves a terminal in which nobody can type. Enough are reports for what
+# has no byte of its own (1), with the place of the key on another layout (4).
+_TEXTUAL_PROTOCOL, _PROTOCOL, _PROTOCOL_END = "\x1b[>25u", "\x1b[>5u", "\x1b[<u"
+# What Textual does not take back by itself, and a killed program has left: the mouse in pixels,
+# sizes in the input, and updates that are held back.
+_LEFT_BEHIND = "\x1b[?1016l\x1b[?2048l\x1b[?2026l"
+# Where one character from an input method is lost even so.
+_LOSING_TERMINALS = ("iTerm.app", "WezTerm", "vscode")
 
 
-class PasteParser(XTermParser):
-    """A paste whose first mark comes in one piece is searched for its end; the rest is Textual's.
-
-    A mark that is cut in two is left to Textual: its first half may be the Esc key.
-    """
-
-    def __init__(self, debug: bool = False) -> None:
-        super().__init__(debug)
-        self._pieces: list[str] | None = None
-        self._tail = ""
-
-    def feed(self, data: str) -> Iterable[Message]:
-        if not data:
-            yield from super().feed(data)
-            return
-        while data:
-            if self._pieces is None:
-                before, mark, data = data.partition(BRACKETED_PASTE_START)
-                if before:
-                    yield from super().feed(before)
-                if mark:
-                    self._pieces, self._tail = [], ""
-            else:
-                text, mark, rest = (self._tail + data).partition(BRACKETED_PASTE_END)
-                if not mark:
-                    cut = max(0, len(text) - _KEPT_BACK)
-                    self._pieces.append(text[:cut])
-                    self._tail = text[cut:]
-                    return
-                pasted = "".join([*self._pieces, text])
-                self._pieces, data = None, rest
-                yield Paste(pasted.replace("\x00", ""))
+def has_key_reports(environ: Mapping[str, str]) -> bool:
+    """Whether the terminal may be asked for key reports. A multiplexer answers for itself."""
+    if environ.get("TERM_PROGRAM") in _LOSING_TERMINALS:
+        return False
+    is_inside = "TMUX" in environ or environ.get("TERM", "").startswith(("tmux", "screen"))
+    return is_inside or environ.get("LC_TERMINAL") != "iTerm2"
 
 
 class LastingFile:
@@ -86,7 +64,8 @@ class ChatDriver(LinuxDriver):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._file = LastingFile(self._file)  # type: ignore[assignment,arg-type]
+        self._lasting = LastingFile(self._file)  # type: ignore[arg-type]
+        self._file = self._lasting  # type: ignore[assignment]
 
     def _sigcont_application(self, *arguments: Any) -> None:
         """Textual starts anew on every SIGCONT, and leaves its old threads behind unless it was
@@ -99,45 +78,38 @@ class ChatDriver(LinuxDriver):
             self.suspend_application_mode()
         super()._sigcont_application(*arguments)
 
-    def run_input_thread(self) -> None:
-        """Read until the program ends. Bytes that are no UTF-8 are replaced, not fatal."""
-        parser = PasteParser(self._debug)
-        decode = getincrementaldecoder("utf-8")("replace").decode
-        with selectors.SelectSelector() as selector:
-            selector.register(self.fileno, selectors.EVENT_READ)
-            try:
-                while not self.exit_event.is_set():
-                    if selector.select(_TICK_SECONDS):
-                        if not (data := self._read()):
-                            self._end_without_terminal()
-                            return
-                        if text := decode(data):  # not half a character
-                            self._take(parser, text)
-                    for message in parser.tick():
-                        self.process_message(message)
-            finally:
-                self._end(parser)
+    def start_application_mode(self) -> None:
+        """First what a program that was killed may have left of the terminal is put right, so that
+        it is in order at the end."""
+        make_usable(self.fileno)
+        self._lasting.write(_LEFT_BEHIND)
+        super().start_application_mode()  # type: ignore[no-untyped-call]
 
-    def _take(self, parser: PasteParser, text: str) -> None:
-        for message in parser.feed(text):
-            self.process_message(message)
+    def write(self, data: str) -> None:
+        if data in (_TEXTUAL_PROTOCOL, _PROTOCOL_END) and not has_key_reports(os.environ):
+            return
+        super().write(_PROTOCOL if data == _TEXTUAL_PROTOCOL else data)
 
-    def _read(self) -> bytes:
-        """What was typed; nothing when the terminal is gone."""
+    def _run_input_thread(self) -> None:
+        """Without a keyboard there is nothing left to do but to keep what was written."""
         try:
-            return os.read(self.fileno, _READ_BYTES)
-        except OSError:
-            return b""
+            self.run_input_thread()
+        except Exception as failure:
+            self._app.call_later(self._app._handle_exception, failure)
+
+    def run_input_thread(self) -> None:
+        """Read until the program ends."""
+        reports = Reports()
+        with contextlib.closing(Keyboard(self.fileno)) as keyboard:
+            while not self.exit_event.is_set():
+                tokens = keyboard.read(_TICK_SECONDS)
+                if tokens is None:
+                    self._end_without_terminal()
+                    return
+                for message in reports.read(tokens):
+                    self.process_message(message)
 
     def _end_without_terminal(self) -> None:
         """The kernel sends SIGHUP, but only where the terminal is the controlling one."""
         if not self.exit_event.wait(_HANGUP_SECONDS):
             os.kill(os.getpid(), signal.SIGHUP)
-
-    @staticmethod
-    def _end(parser: PasteParser) -> None:
-        try:
-            for _ in parser.feed(""):
-                pass
-        except (EOFError, ParseError):
-            return

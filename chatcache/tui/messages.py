@@ -70,9 +70,19 @@ class PanelModeChosen(Message):
 
 @dataclass
 class PromptSubmitted(Message):
-    """The user sent the text of the composer, pasted placeholders expanded."""
+    """The composer gave its text away, pasted placeholders expanded. `turn`: of the message whose
+    new text it is, None for a new message."""
 
     text: str
+    turn: int | None = None
+
+
+@dataclass
+class PromptRefused(Message):
+    """What is in the composer looks like a command and is none; it stays there."""
+
+    message: str
+    hint: str
 
 
 class FilesWanted(Message):
@@ -81,10 +91,13 @@ class FilesWanted(Message):
 
 @dataclass
 class CommandChosen(Message):
-    """A command was asked for: by key, slash, palette, click, or a file behind an @."""
+    """A command was asked for: by key, slash, palette, click, or a file behind an @.
+
+    `is_typed`: the composer gave it away, and is empty."""
 
     command_id: str
     argument: str = ""
+    is_typed: bool = False
 
 
 @dataclass

@@ -50,7 +50,10 @@ def talk_and_kill(model: Path, name: str, num_sent: int, seconds: float) -> list
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are needed")
-def test_a_killed_process_group_loses_nothing_that_was_sent(tmp_path: Path, home: Path) -> None:
+def test_a_killed_process_group_loses_nothing_that_was_sent(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATCACHE_KEEP_ALIVE", "none")  # the engine is in the group
     model = build_model_dir(tmp_path / "model", seed=3, max_position_embeddings=65_536)
     draw = random.Random(20)
     shown: list[str] = []

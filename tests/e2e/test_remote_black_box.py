@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from chatcache import compose
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.chat.views import AnswerSaved, ChatEvent
 from chatcache.config import load_settings
-from tests.fake_server import FakeServer, Status, Stream
+from tests.fake_server import FakeServer, Raw, Status, Stream
 
 KEY = "sk-secret-0123456789"
 
@@ -169,3 +169,85 @@ def test_an_interrupted_answer_is_kept(server: FakeServer) -> None:
         assert p.wait(60) == 130
     shown = run_json("sessions", "show", "a")["messages"][-1]
     assert (shown["text"], shown["finish_reason"]) == ("one two ", "stopped")
+
+
+def test_a_provider_that_wants_its_reasoning_back_is_asked_twice_once(server: FakeServer) -> None:
+    """Each turn is a process of its own: what was learned is kept between them."""
+
+    def judge(body: Mapping[str, Any]) -> Status | Stream | None:
+        told = [said for said in body["messages"] if said["role"] == "assistant"]
+        if all(said.get("reasoning_content") for said in told):
+            return Stream("Yes.", reasoning="hm")
+        message = "The `reasoning_content` in the thinking mode must be handed back."
+        return Status(400, {"error": {"message": message}})
+
+    server.judge = judge
+    for number in range(3):
+        answer = run_json("ask", f"turn {number}", "--session", "a", "--model", "prof:m")
+        assert (answer["text"], answer["reasoning"]) == ("Yes.", "hm")
+    assert len(server.chats) == 4
+
+
+def test_thoughts_are_neither_shown_nor_sent_back(server: FakeServer) -> None:
+    server.plan(Stream("hm, let me see\n</think>\n\nYes."), Stream("so\n</think>\n\nNo."))
+    first = run_json("ask", "one", "--session", "a", "--model", "prof:m")
+    assert (first["text"], first["reasoning"]) == ("Yes.", "hm, let me see")
+    assert run("ask", "two", "--session", "a", "--model", "prof:m") == "No.\n"
+    sent = [said["content"] for said in server.chats[-1].body["messages"]]
+    assert sent == ["one", "Yes.", "two"]
+
+
+def test_a_chat_that_is_cut_in_silence_is_said_once(server: FakeServer) -> None:
+    told = []
+    for number, num_tokens in enumerate((1160, 2321, 3482, 4096, 4096, 4096)):
+        usage = {"prompt_tokens": num_tokens, "completion_tokens": 1}
+        server.plan(Stream(["Yes.", {"choices": [], "usage": usage}], has_usage=False))
+        words = ["ask", f"{number}: {'some words ' * 420}", "--session", "a", "--model", "prof:m"]
+        done = subprocess.run(
+            [sys.executable, "-m", "chatcache", *words], capture_output=True, text=True, timeout=120
+        )
+        assert (done.returncode, done.stdout) == (0, "Yes.\n")
+        told.append("OLLAMA_CONTEXT_LENGTH" in done.stderr)
+    assert sum(told) == 1
+
+
+def test_the_environment_does_not_matter_on_this_machine(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("HTTP_PROXY", "nonsense://[")
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such.pem")
+    assert run("ask", "hi", "--new", "--model", "prof:m") == "You said: hi\n"
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "The proxy of $ALL_PROXY (127.0.0.1:9)"),
+        ({"ALL_PROXY": "socks4://127.0.0.1:9"}, "$ALL_PROXY names a proxy of the kind socks4://"),
+        ({"SSL_CERT_FILE": "/no/such.pem"}, "$SSL_CERT_FILE names /no/such.pem"),
+    ],
+)
+def test_the_environment_is_named_where_it_matters(
+    server: FakeServer,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    says: str,
+) -> None:
+    with (home / "config.toml").open("a") as file:
+        file.write('[remote.far]\nbase_url = "https://api.example.invalid/v1"\n')
+    for name, value in {**environ, "HF_HUB_OFFLINE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert says in run("ask", "hi", "--new", "--model", "far:m", code=4)
+
+
+@pytest.mark.parametrize(
+    "body", [b"event: error\ndata: null\n\n", b"event: error\n\ndata: [DONE]\n\n"]
+)
+def test_a_stream_that_fails_is_no_bug_of_this_program(server: FakeServer, body: bytes) -> None:
+    server.plan(Raw([b'data: {"choices": [{"delta": {"content": "Half"}}]}\n\n', body]))
+    told = run("ask", "hi", "--session", "a", "--model", "prof:m", code=4)
+    assert "broke the answer off with an error" in told
+    shown = run_json("sessions", "show", "a")["messages"][-1]
+    assert (shown["text"], shown["finish_reason"]) == ("Half", "stopped")

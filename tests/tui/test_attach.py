@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from textual.events import Key
 
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.frontend import files
@@ -35,12 +37,22 @@ async def test_a_file_behind_an_at_is_sent_with_its_text(bench: Bench, place: Pa
     async with bench.run() as chat:
         await type_keys(chat, "see @tdo")
         assert "notes/todo.txt" in chat.text
-        await chat.press("enter")
+        await chat.press("down", "enter")
         await chat.idle()
         assert chat.screen.composer.text == "see [file todo.txt: 9 B] "
         await chat.press(*"now", "enter")
         await chat.idle()
         assert chat.users == ["see File todo.txt:\n```\nbuy milk\n``` now"]
+
+
+async def test_what_is_typed_behind_a_file_waits_for_it(bench: Bench, place: Path) -> None:
+    async with bench.run() as chat:
+        await type_keys(chat, "see @tdo")
+        await chat.press("down")
+        for key in ("enter", "n", "o", "w", "enter", "x"):
+            chat.screen.composer.post_message(Key(key, key if len(key) == 1 else None))
+        await chat.until(lambda: chat.users == ["see File todo.txt:\n```\nbuy milk\n``` now"])
+        assert chat.screen.composer.text == "x"
 
 
 async def test_a_path_elsewhere_is_completed_step_by_step(bench: Bench, place: Path) -> None:
@@ -101,3 +113,7 @@ def test_reading_says_why_it_fails(place: Path) -> None:
         files.read_attachment("image.bin")
     with pytest.raises(NotFoundError, match="cannot be read"):
         files.read_attachment("missing")
+    os.mkfifo("pipe")  # opening it would wait for somebody who writes
+    for name in ("pipe", "/dev/zero"):
+        with pytest.raises(UsageError, match="device or a pipe"):
+            files.read_attachment(name)

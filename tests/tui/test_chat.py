@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from chatcache.backends.base import TextDelta, TurnRequest
+from chatcache.backends.base import EngineStatus, TextDelta, TurnRequest
 from chatcache.chat.views import AnswerSaved
 from chatcache.errors import ModelLoadError
 from chatcache.tui.widgets.answer import AnswerMessage
@@ -73,6 +73,37 @@ async def test_escape_gives_up_waiting_for_the_model_and_keeps_the_words(bench: 
         await chat.press("escape")
         await chat.until(lambda: not chat.screen.is_answering)
         assert chat.users == ["Are you there?"]
+
+
+async def test_who_waits_for_another_chat_is_told_and_can_stop_waiting(bench: Bench) -> None:
+    gate = bench.backend.gate("plan")
+    bench.backend.others_ahead = 1
+    async with bench.run() as chat:
+        await chat.type("Are you there?")
+        await chat.press("enter")
+        await chat.until(lambda: "another chat is being answered (ask)" in chat.text)
+        assert "Esc stops" in chat.status
+        await chat.press("escape")
+        await chat.until(lambda: not chat.screen.is_answering)
+        assert chat.users == ["Are you there?"]
+        gate.open()
+        bench.backend.others_ahead = 2
+        await chat.say("And now?")
+        assert chat.answers[-1].endswith("And now?")
+
+
+async def test_the_panel_tells_of_the_engine_and_who_shares_it(bench: Bench) -> None:
+    async with bench.run() as chat:
+        status = EngineStatus(
+            **{"pid": 4711, "version": "1", "model": "fake", "adapter": None, "device": "cpu"},
+            **{"dtype": "float32", "cache_dir": "/c", "state": "ready", "started_at": 0.0},
+            **{"memory_bytes": 212_000_000, "front_ends": ("ask", "terminal")},
+            **{"is_answering": False, "keep_alive_seconds": 300.0, "seconds_left": None},
+        )
+        bench.backend.emit(status)
+        await chat.until(lambda: "ENGINE" in chat.text)
+        assert "pid 4711" in chat.text
+        assert "212 MB · shared with 1 other" in chat.text
 
 
 async def test_quitting_does_not_wait_for_the_model(bench: Bench) -> None:

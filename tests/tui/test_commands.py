@@ -38,6 +38,39 @@ def test_what_was_typed_is_understood() -> None:
     assert multiline.argument == "Be brief.\nAnd kind."
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/etc/hosts has a line I do not understand",
+        "/* why? */ int main(){}",
+        "// a comment",
+        "/no_think 2+2?",
+        "/home/u/My\\ File.txt",
+        "/tmp is full",
+        "/sys is mounted twice",
+        "/delete\nthis line, too",
+        "/new notes\nand 39 more lines",
+        "/ what is this",
+    ],
+)
+def test_what_only_looks_like_a_command_is_a_message(text: str) -> None:
+    assert parse(text) == Prompt(text)
+
+
+def test_a_command_swallows_no_text() -> None:
+    assert isinstance(parse("/help me with my homework"), Unknown)
+    assert isinstance(parse("/tree keep 2"), Unknown)
+    assert isinstance(parse("/tree keep 2", is_plain=True), Call)
+    assert isinstance(parse("/new [paste]", lambda text: text.replace("[paste]", "a\nb")), Unknown)
+    expanded = parse("/system [paste]", lambda text: text.replace("[paste]", "a\nb"))
+    assert isinstance(expanded, Call)
+    assert expanded.argument == "a\nb"
+
+
+def test_what_was_not_typed_is_no_command() -> None:
+    assert parse("/delete", is_typed=False) == Prompt("/delete")
+
+
 def test_ids_and_names_of_commands_are_unique() -> None:
     assert len({command.id for command in COMMANDS}) == len(COMMANDS)
     assert len({command.slash for command in COMMANDS}) == len(COMMANDS)
@@ -377,7 +410,7 @@ async def test_acts_on_a_message(bench: Bench) -> None:
         assert "Only the last answer" in chat.notices[0]
         await chat.press("alt+up", "e")
         await chat.idle()
-        assert chat.screen.parts.view.editing_turn == 1
+        assert chat.screen.composer.editing_turn == 1
         assert chat.screen.composer.text == "one"
         await chat.press("escape", "alt+up", "alt+up", "alt+up", "f")
         await chat.idle()

@@ -12,9 +12,19 @@ import pytest
 from textual.events import Key, Paste
 
 from chatcache.chat.views import SessionSummary
+from chatcache.frontend.registry import COMMANDS, KEYS
+from chatcache.tui.screens.modal import Dialog
 from chatcache.tui.widgets.message import beginning
 from tests.fakes import FakeBackend
 from tests.tui.conftest import Bench, Chat
+
+
+def keys_of_everything() -> set[str]:
+    """Every key that is bound on the chat screen, but for those that leave it."""
+    scopes = {"app", "chat", "composer"}
+    bound = [key.keys for key in KEYS if key.scope in scopes]
+    bound += [command.keys for command in COMMANDS if command.id not in ("quit", "editor")]
+    return {key for keys in bound for key in keys.split(",") if key} - {"ctrl+c"}
 
 
 @pytest.mark.parametrize("key", ["ctrl+j", "shift+enter", "alt+enter"])
@@ -192,6 +202,185 @@ async def test_enter_in_the_list_runs_or_asks_for_the_argument(bench: Bench) -> 
         assert "temperature" in chat.notices[0]
 
 
+async def test_enter_does_nothing_of_a_list_unless_somebody_moved_in_it(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.press(*"/dele", "enter")
+        assert chat.screen.composer.text == "/delete "
+        await chat.idle()
+        assert chat.notices == []
+        await chat.type("")
+        await chat.press(*"/s", "down", "enter")
+        await chat.until(lambda: chat.screen.composer.text != "/s")
+
+
+async def test_keys_behind_enter_begin_another_message(bench: Bench) -> None:
+    async with bench.run() as chat:
+        composer = chat.screen.composer
+        for key in ("o", "n", "e", "enter", "t", "w", "o"):
+            composer.post_message(Key(key, key if len(key) == 1 else None))
+        await chat.until(lambda: chat.users == ["one"])
+        await chat.idle()
+        assert composer.text == "two"
+
+
+async def test_what_is_typed_behind_a_command_is_for_the_chat_that_it_opens(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        composer = chat.screen.composer
+        for key in (*"/new", "enter", *"ahead"):
+            composer.post_message(Key(key, "/" if key == "/" else key if len(key) == 1 else None))
+        await chat.idle()
+        await chat.until(lambda: chat.users == [])
+        assert composer.text == "ahead"
+        await chat.type("/switch one")
+        await chat.press("enter")
+        await chat.until(lambda: chat.users == ["one"])
+        assert composer.text == ""
+
+
+async def test_a_pasted_command_is_a_message(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await paste(chat, "/quit")
+        await chat.press("enter")
+        await chat.idle()
+        assert chat.users == ["/quit"]
+        await chat.press("up", "enter")
+        await chat.idle()
+        assert chat.users == ["/quit", "/quit"]
+
+
+async def test_a_paste_goes_where_it_can_be_written(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.press("alt+up")
+        chat.app.post_message(Paste("two\rlines"))
+        await chat.until(lambda: chat.screen.composer.text == "two\nlines")
+        await chat.press("ctrl+s")
+        await chat.until(lambda: chat.app.screen is not chat.screen)
+        chat.app.post_message(Paste("two\rlines"))
+        await chat.until(lambda: "two lines" in chat.text)
+
+
+async def test_what_is_typed_on_a_message_and_is_no_key_of_it_is_written(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.press("alt+up", "alt+up", "H", "e", "r", "e")
+        assert chat.screen.composer.text == "Here"
+        await chat.press("left", "alt+up", "left_square_bracket")
+        await chat.idle()
+        assert "There is no other variant on this side." in chat.toasts
+
+
+async def test_the_draft_of_a_new_chat_goes_with_its_message(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "drafts.json"
+    async with bench.run(drafts_path=path) as chat:
+        await chat.type("one")
+        await chat.until(lambda: path.exists() and "one" in path.read_text())
+        await chat.press("enter")
+        await chat.idle()
+        await chat.until(lambda: "one" not in path.read_text())
+
+
+async def test_what_is_typed_ahead_of_a_dialog_is_for_the_dialog(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("about apples", "about pears")
+        for key in ("ctrl+r", "a", "p", "p", "l", "enter"):
+            chat.app.post_message(Key(key, key if len(key) == 1 else None))
+        await chat.until(lambda: chat.screen.composer.text == "about apples")
+
+
+@pytest.mark.parametrize("opening", ["ctrl+r", "f4", "ctrl+s", "f1"])
+async def test_a_dialog_that_is_left_in_haste_is_left_once(bench: Bench, opening: str) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.press(opening)
+        await chat.until(lambda: chat.app.screen is not chat.screen)
+        dialog = chat.app.screen
+        assert isinstance(dialog, Dialog)
+        for _ in range(3):
+            dialog.dismiss(None)
+        await chat.until(lambda: chat.app.screen is chat.screen)
+        await chat.press("h", "i")
+        assert chat.app.failure is None
+
+
+async def test_a_palette_that_is_opened_and_closed_in_haste_ends_nothing(bench: Bench) -> None:
+    async with bench.run() as chat:
+        for key in ("ctrl+p", "escape", "ctrl+p", "escape", "ctrl+p", "escape") * 3:
+            chat.app.post_message(Key(key, None))
+        await chat.until(lambda: chat.app.screen is chat.screen)
+        await chat.press("h", "i")
+        assert chat.app.failure is None
+
+
+async def test_every_key_may_be_pressed_in_an_empty_chat(bench: Bench) -> None:
+    async with bench.run() as chat:
+        for key in sorted(keys_of_everything()):
+            await chat.press(key, key, "escape", "escape")
+            assert chat.app.failure is None, key
+
+
+async def test_a_message_key_works_under_another_layout(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.press("alt+up", "alt+up")
+        chat.app.post_message(Key("у", "у"))  # on the key of the e
+        await chat.until(lambda: chat.screen.composer.editing_turn == 1)
+
+
+async def test_what_was_written_comes_back_when_a_message_was_edited(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+        await chat.type("a draft")
+        await chat.press("alt+up", "alt+up", "e")
+        await chat.until(lambda: chat.screen.composer.text == "one")
+        await chat.press("escape")
+        assert chat.screen.composer.text == "a draft"
+        await chat.press("alt+up", "alt+up", "e")
+        await chat.until(lambda: chat.screen.composer.text == "one")
+        await chat.press("s", "enter")
+        await chat.until(lambda: chat.users == ["ones"])
+        assert chat.screen.composer.text == "a draft"
+
+
+@pytest.mark.parametrize("character", ["🇩🇪", "👨‍👩‍👧", "❤\ufe0f", "e\u0301"])
+async def test_keys_take_whole_characters(bench: Bench, character: str) -> None:
+    async with bench.run() as chat:
+        composer = chat.screen.composer
+        await chat.type(f"a{character}b{character}")
+        await chat.press("backspace")
+        assert composer.text == f"a{character}b"
+        await chat.press("left", "left")
+        assert composer.cursor_location == (0, 1)
+        await chat.press("right")
+        assert composer.cursor_location == (0, 1 + len(character))
+        await chat.press("left", "delete")
+        assert composer.text == "ab"
+
+
+async def test_what_is_typed_before_the_start_is_kept_when_the_program_is_left(
+    bench: Bench, tmp_path: Path
+) -> None:
+    path = tmp_path / "drafts.json"
+    opened = threading.Event()
+    service = bench.service()
+    last_session = service.last_session
+
+    def slow_last_session() -> SessionSummary | None:
+        opened.wait(10)
+        return last_session()
+
+    service.last_session = slow_last_session  # type: ignore[method-assign]
+    make, bench.service = bench.service, lambda: service  # type: ignore[method-assign]
+    async with bench.run(waits=False, drafts_path=path) as chat:
+        await chat.press("h", "i", "enter", "y", "o", "u")
+        await chat.press("ctrl+q")
+    opened.set()
+    bench.service = make  # type: ignore[method-assign]
+    async with bench.run(drafts_path=path) as chat:
+        assert chat.screen.composer.text == "hi\n\nyou"
+
+
 async def test_two_slashes_send_one(bench: Bench) -> None:
     async with bench.run() as chat:
         await chat.say("//etc is a directory")
@@ -246,6 +435,18 @@ async def test_history_is_picked_from_a_list(bench: Bench) -> None:
         await chat.until(lambda: "about pears" in chat.text)
         await chat.press("a", "p", "p", "l", "enter")
         await chat.until(lambda: chat.screen.composer.text == "about apples")
+
+
+async def test_what_was_written_before_a_pick_comes_back_with_up(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("about apples")
+        await chat.type("a draft")
+        await chat.press("ctrl+r")
+        await chat.until(lambda: chat.app.screen is not chat.screen)
+        await chat.press("enter")
+        await chat.until(lambda: chat.screen.composer.text == "about apples")
+        await chat.press("home", "up")
+        assert chat.screen.composer.text == "a draft"
 
 
 async def test_the_editor_writes_the_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from textual.drivers._writer_thread import WriterThread
 from textual.events import Key, Paste
 
-from chatcache.tui.driver import LastingFile, PasteParser
+from chatcache.terminal.sequences import Sequences
+from chatcache.tui.driver import LastingFile
+from chatcache.tui.reports import Reports
 
+ROOT = Path(__file__).parents[2]
 START, END = "\x1b[200~", "\x1b[201~"
 TYPED = f"a{START}two\rlines{END}b"
 
 
 def read(*pieces: str) -> list[str]:
-    parser = PasteParser()
+    sequences, reports = Sequences(), Reports()
     found = []
     for piece in pieces:
-        for message in parser.feed(piece):
-            if isinstance(message, Paste):
-                found.append(f"paste {message.text!r}")
-            elif isinstance(message, Key):
-                found.append(message.key)
+        for token in sequences.feed(piece, 0):
+            for message in reports.messages(token):
+                if isinstance(message, Paste):
+                    found.append(f"paste {message.text!r}")
+                elif isinstance(message, Key):
+                    found.append(message.key)
     return found
 
 
@@ -48,8 +55,8 @@ def test_it_may_come_in_many_pieces() -> None:
     assert read(*pieces, "x") == [f"paste {text!r}", "x"]
 
 
-def test_the_end_of_input_ends_it() -> None:
-    assert read("a", f"{START}half", "") == ["a"]
+def test_a_paste_that_has_not_ended_is_waited_for() -> None:
+    assert read("a", f"{START}half") == ["a"]
 
 
 def test_a_terminal_that_is_gone_stops_nobody_who_writes_to_it() -> None:
@@ -93,3 +100,37 @@ def test_a_terminal_that_ends_without_a_signal_ends_the_program() -> None:
     except subprocess.TimeoutExpired:
         program.kill()
         raise
+
+
+def test_a_browser_is_read_as_a_terminal_is(tmp_path: Path) -> None:
+    """Its packets have a letter and a length before what was typed, or what happened."""
+
+    def packet(kind: str, text: str) -> bytes:
+        data = text.encode()
+        return kind.encode() + len(data).to_bytes(4, "big") + data
+
+    drafts = tmp_path / "drafts.json"
+    environ = os.environ | {"TEXTUAL_DRIVER": "textual.drivers.web_driver:WebDriver"}
+    command = [sys.executable, "-m", "tests.tui.terminal_app", str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environ
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        shown = b""
+        while b"ready" not in shown:
+            shown += os.read(program.stdout.fileno(), 4096)
+        for text in ("\x1b[97;1:3u\x1b[99999999999u\x1b[0;;26126:26163u", "a\rb\r"):
+            program.stdin.write(packet("D", text))
+        program.stdin.flush()
+        reading = threading.Thread(target=program.stdout.read, daemon=True)
+        reading.start()
+        end = time.monotonic() + 60
+        while not (drafts.exists() and "b" in drafts.read_text()):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        program.stdin.write(packet("M", json.dumps({"type": "quit"})))
+        program.stdin.flush()
+        assert program.wait(60) == 0
+        reading.join(60)
+    assert list(json.loads(drafts.read_text()).values()) == ["明昳a\nb\n"]

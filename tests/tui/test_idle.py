@@ -104,7 +104,7 @@ async def test_commands_and_edited_turns_are_no_drafts(bench: Bench) -> None:
         chat.screen.parts.view.begin_editing(1, "Hello my dear ")
         await chat.type("Hello my dear friend ")
         await chat.type("Hello my dear friends of old ")
-        chat.screen.parts.view.end_editing()
+        chat.screen.composer.end_editing()
         await chat.type("and so on ")
         await chat.until(lambda: len(drafts(bench)) > 1)
         assert drafts(bench) == ["/slash this is text", "and so on"]

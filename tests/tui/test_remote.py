@@ -168,3 +168,44 @@ async def test_a_remote_turn_is_stopped_and_fails_in_words(bench: Bench, shop: S
         await chat.say("/regen")
         assert chat.answers[-1] == "You said: again"
         assert "○ server" in chat.text
+
+
+async def test_what_a_server_keeps_to_itself_is_shown(bench: Bench, shop: Shop) -> None:
+    """Thoughts that it does not mark are folded away in the end; a silent cut is said once."""
+    for num_tokens in (4096, 4096, 4096):
+        usage = {"prompt_tokens": num_tokens, "completion_tokens": 3}
+        pieces = ["hm, let ", "me see</think>", "Yes.", {"choices": [], "usage": usage}]
+        shop.server.plan(Stream(pieces, has_usage=False))
+    async with bench.run(remotes=shop.remotes) as chat:
+        await chat.press("f5")
+        await chat.until(lambda: "prof:n:7b" in chat.text)
+        await chat.press(*"prof:m", "enter")
+        await ready(chat, "prof:m")
+        await chat.say("one", "two", "three")
+        assert chat.answers == ["Yes."] * 3
+        await chat.until(lambda: "thought, 4 words" in chat.text)
+        assert chat.text.count("read only 4,096 tokens") == 1
+
+
+async def test_an_answer_that_cannot_go_on_stays_as_it_is(bench: Bench, shop: Shop) -> None:
+    refusal = "Assistant response prefill is incompatible with enable_thinking."
+    half = "Half an answer, and then"
+    other = "Half an answer, to begin with."
+    shop.server.plan(
+        Stream(half, finish=None, ends="close"),
+        *[Status(400, {"error": {"message": refusal}})] * 2,
+        Stream(other),
+    )
+    async with bench.run(remotes=shop.remotes) as chat:
+        await chat.say("/model prof:m")
+        await ready(chat, "prof:m")
+        await chat.say("one", "/continue")
+        assert "does not go on in the middle of an answer (400). It says" in chat.notices[-1]
+        assert "`/regen` answers anew" in chat.notices[-1]
+        assert chat.answers == [half]
+        await chat.say("/continue")
+        assert "wrote another answer instead of going on" in chat.notices[-1]
+        assert chat.answers == [half]
+        shop.server.plan(Stream([" it goes on."]))
+        await chat.say("/continue")
+        assert chat.answers == [f"{half} it goes on."]

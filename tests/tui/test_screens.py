@@ -99,6 +99,14 @@ async def test_chats_are_opened_filtered_and_searched(bench: Bench) -> None:
         assert chat.users[0] == "about apples"
 
 
+async def test_one_character_can_be_a_word(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("about apples", "来週は京都へ行く", "/new", "about pears")
+        await open_list(chat, "ctrl+s", "● about pears")
+        await chat.press("京")
+        await chat.until(lambda: "turn 2" in chat.text)
+
+
 async def test_a_deleted_chat_comes_back_until_the_list_is_closed(bench: Bench) -> None:
     async with bench.run() as chat:
         await chat.say("one", "/new", "two")

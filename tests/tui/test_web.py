@@ -144,6 +144,6 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_options_are_passed_on_to_each_page() -> None:
-    arguments = Namespace(model="a b", offline=True, session="my chat")
+    arguments = Namespace(model="a b", offline=True, keep_alive=None, session="my chat")
     words = shlex.split(serve_web.command_line(arguments))
     assert words[1:] == ["-m", "chatcache", "--model", "a b", "--offline", "my chat"]

@@ -27,6 +27,7 @@ TAILS = {
     "qwen2.5": CHATML_TAIL,
     "qwen3": CHATML_TAIL,
     "qwen3-thinking": CHATML_TAIL,
+    **dict.fromkeys(("seed", "magistral", "tokens-alone"), CHATML_TAIL),
     "qwq": CHATML_TAIL + "<think>\n",
     "r1": "<｜User｜>Q<｜Assistant｜><think>\n",
     "deepseek": "<｜User｜>Q<｜Assistant｜></think>",

@@ -13,9 +13,8 @@ from chatcache.backends.local.engine.child_process import start_process
 
 def test_an_interrupt_before_the_engine_is_prepared_does_not_end_it(tmp_path: Path) -> None:
     interrupts_itself = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
-    process, channel = start_process((sys.executable, "-c", interrupts_itself), tmp_path / "log")
+    process = start_process((sys.executable, "-c", interrupts_itself), tmp_path / "log", [])
     assert process.wait(30) == 0
-    channel.close()
     assert not {signal.SIGINT, signal.SIGHUP} & signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
@@ -27,6 +26,5 @@ def test_where_the_working_directory_has_been_removed_the_engine_has_another(
     monkeypatch.chdir(removed)
     removed.rmdir()
     command = (sys.executable, "-c", "import os; assert os.getcwd() == '/'")
-    process, channel = start_process(command, tmp_path / "log")
+    process = start_process(command, tmp_path / "log", [])
     assert process.wait(30) == 0
-    channel.close()

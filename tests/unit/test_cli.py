@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ from chatcache import cli, compose
 from chatcache.backends.base import CacheEvent, ModelInfo
 from chatcache.chat.service import ChatService
 from chatcache.chat.tasks import TurnTask
+from chatcache.config import DATABASE_NAME
 from chatcache.errors import ModelLoadError
 from tests.fakes import FakeBackend, fake_model_info
 
@@ -38,7 +41,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeBackend]]:
     prepared: list[FakeBackend] = []
     opened: list[FakeBackend] = []
 
-    def open_backend(settings: Any) -> FakeBackend:
+    def open_backend(settings: Any, **options: Any) -> FakeBackend:
         backend = prepared.pop(0) if prepared else FakeBackend(model=settings.config.model.default)
         if opened:  # what an engine wrote, the next one finds on disk
             backend.disk_journals += opened[-1].disk_journals + opened[-1].ram_journals
@@ -103,6 +106,7 @@ def test_ask_json_is_the_object_of_the_interface(run: Run) -> None:
         "usage",
         "timings",
         "cache",
+        "engine",
     ]
     second = run_json(run, "ask", "again", "--session", "a")
     assert (second["session_id"], second["session"], second["turn"]) == (
@@ -575,6 +579,83 @@ def test_a_session_survives_export_and_import(run: Run, tmp_path: Path) -> None:
     exported.write_text("[" * 100_000)
     assert run("sessions", "import", str(exported))[0] == 2
     assert run("sessions", "import", str(tmp_path / "no"))[0] == 3
+
+
+def test_all_sessions_survive_export_and_import(run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run("ask", "one", "--session", name)
+    run("fork", "a", "--name", "c", "--prompt", "two")
+    exported = tmp_path / "all.json"
+    code, out, err = run("sessions", "export", "--all")
+    assert (code, err) == (0, "")
+    exported.write_text(out)
+    assert {each["session"] for each in json.loads(out)["sessions"]} == {"a", "b", "c"}
+    elsewhere = ("--data-dir", str(tmp_path / "elsewhere"))
+    assert len(run_json(run, "sessions", "import", str(exported), *elsewhere)["imported"]) == 3
+    code, out, err = run("sessions", "import", str(exported), *elsewhere)
+    assert (code, out) == (0, "")
+    assert "3 sessions were here already" in err
+    listed = run_json(run, "sessions", "list", *elsewhere)["sessions"]
+    before = run_json(run, "sessions", "list")["sessions"]
+    assert [each["session"] for each in listed] == [each["session"] for each in before]
+    code, out, err = run("sessions", "export", "--all", "--markdown")
+    assert (code, out.count("\n# ") + out.startswith("# ")) == (0, 3)
+    assert run("sessions", "export")[0] == 2
+    exported.write_text('{"format": "chatcache-sessions", "version": 2}')
+    assert run("sessions", "import", str(exported))[0] == 2
+
+
+def test_what_an_export_leaves_out_is_said(run: Run, home: Path) -> None:
+    run("ask", "one", "--session", "a")
+    run("ask", "two", "--session", "a")
+    connection = sqlite3.connect(home / "data" / DATABASE_NAME)
+    connection.execute("UPDATE sessions SET tip = (SELECT max(seq) FROM nodes WHERE turn = 1)")
+    connection.commit()
+    connection.close()
+    code, out, err = run("sessions", "export", "a")
+    assert (code, "2 messages on other branches are not in it" in err) == (0, True)
+    assert "beside" not in json.loads(out)
+    code, out, err = run("sessions", "export", "a", "--all")
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)["beside"]) == 2
+    assert "2 messages" in run("sessions", "export", "a", "--markdown")[2]
+
+
+def test_a_damaged_session_keeps_no_other_back(run: Run, home: Path) -> None:
+    for name in ("a", "b"):
+        run("ask", f"{name} asks", "--session", name)
+    connection = sqlite3.connect(home / "data" / DATABASE_NAME)
+    connection.execute("UPDATE sessions SET tip = 4711 WHERE name = 'a'")
+    connection.commit()
+    connection.close()
+    code, out, err = run("sessions", "export", "--all")
+    assert code == 5
+    assert "a is left out" in err
+    assert [each["session"] for each in json.loads(out)["sessions"]] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conversations (Sam's conflicted copy 2026-01-02).sqlite3",
+        "conversations.sync-conflict-20260102-101112-ABCDEFG.sqlite3",
+        "conversations-LAPTOP.sqlite3",
+        "conversations (1).sqlite3",
+        "Konversationen – Konflikt.sqlite3",
+        "conversations.sqlite3.bak",
+    ],
+)
+def test_the_doctor_names_conflicted_copies(run: Run, home: Path, name: str) -> None:
+    run("ask", "one", "--session", "a")
+    place = home / "data"
+    assert "conflicted" not in run("doctor")[1]
+    shutil.copyfile(place / DATABASE_NAME, place / name)
+    (place / "other.sqlite3").write_bytes(b"SQLite format 3\0" + bytes(100))
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert name in out
+    assert "other.sqlite3" not in out
+    assert "export --all --data-dir" in out
 
 
 def test_search_finds_words(run: Run) -> None:

@@ -47,7 +47,7 @@ def remember(namespace: str, ids: TokenIds, *ends: int, name: str = "builtin") -
 @pytest.fixture
 def chats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sessions, `a` and its fork `b`, whose first turn is the same segment."""
-    monkeypatch.setattr(compose, "open_backend", lambda settings: FakeBackend())
+    monkeypatch.setattr(compose, "open_backend", lambda settings, **options: FakeBackend())
     monkeypatch.setattr(sys, "stdin", None)
     for words in (
         ["ask", "one", "--session", "a"],

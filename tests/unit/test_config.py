@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.checks import byte_size, num_bytes
 from chatcache.compose import engine_settings
-from chatcache.config import SECTIONS, Config, load_settings, parse_config, resolve_paths
+from chatcache.config import Config, load_settings, parse_config, resolve_paths
 from chatcache.configfile import default_text, documented_keys, set_value, write_default
 from chatcache.errors import StorageError, UsageError
+from chatcache.sections import SECTIONS
 
 PATH = Path("config.toml")
 
@@ -91,6 +92,14 @@ def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CHATCACHE_MODEL", "  ")
     with pytest.raises(UsageError, match="CHATCACHE_MODEL must not be empty"):
         load_settings()
+
+
+def test_a_mark_that_an_editor_puts_first_does_no_harm(home: Path) -> None:
+    path = home / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf[ui]\r\nmotion = false\r\n")
+    set_value(path, "ui.theme", "ansi-dark")
+    ui = load_settings().config.ui
+    assert (ui.motion, ui.theme) == (False, "ansi-dark")
 
 
 def test_a_config_that_is_not_text_is_refused(home: Path) -> None:

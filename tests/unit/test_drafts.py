@@ -25,3 +25,17 @@ def test_drafts_that_cannot_be_kept_leave_nothing_behind(tmp_path: Path) -> None
     drafts.keep("a", "words")
     drafts.save()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_programs_that_share_the_file_keep_each_others_drafts(tmp_path: Path) -> None:
+    path = tmp_path / "drafts.json"
+    first, second = Drafts(path), Drafts(path)
+    first.keep("a", "one")
+    second.keep("b", "two")
+    first.save()
+    second.save()
+    first.save()
+    assert (Drafts(path).take("a"), Drafts(path).take("b")) == ("one", "two")
+    first.keep("a", "")
+    first.save()
+    assert (Drafts(path).take("a"), Drafts(path).take("b")) == ("", "two")

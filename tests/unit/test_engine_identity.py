@@ -4,6 +4,7 @@ question that was not read to its end. Real engines on tiny models."""
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from chatcache.backends.base import (
     TurnFinished,
     TurnPlanned,
 )
-from chatcache.backends.local.model.identity import FileWatch
+from chatcache.backends.local.model.identity import FileWatch, OriginWatch
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.errors import UnavailableError
 from tests.models import build_model_dir
@@ -50,6 +51,44 @@ def open_engine(model: Path, tmp_path: Path) -> Iterator[Open]:
     yield open_
     for engine in opened:
         engine.close()
+
+
+@pytest.mark.parametrize("how", ["written to", "replaced", "removed", "another template"])
+def test_a_model_that_is_another_one_by_now_is_seen(
+    model: Path, open_engine: Open, how: str
+) -> None:
+    """An engine that stays would answer with what it has long after."""
+    runner = open_engine().runner
+    assert not runner.is_outdated()
+    weights = model / "model.safetensors"
+    if how == "written to":
+        weights.touch()
+    elif how == "replaced":
+        shutil.copy(weights, model / "new.safetensors")
+        (model / "new.safetensors").rename(weights)
+    elif how == "removed":
+        shutil.rmtree(model)
+    else:
+        (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert runner.is_outdated()
+
+
+def test_a_new_revision_of_a_hub_model_and_a_retrained_adapter_are_seen(tmp_path: Path) -> None:
+    snapshot, refs, adapter = (
+        tmp_path / "snapshots" / "1234",
+        tmp_path / "refs",
+        tmp_path / "adapter",
+    )
+    for directory in (snapshot, refs, adapter):
+        directory.mkdir(parents=True)
+    (refs / "main").write_text("1234")
+    watch = OriginWatch(snapshot, adapter)
+    (refs / "main").write_text("567890")
+    assert watch.is_changed()
+    watch = OriginWatch(snapshot, adapter)
+    assert not watch.is_changed()
+    (adapter / "adapter_model.safetensors").write_bytes(b"new")
+    assert watch.is_changed()
 
 
 def namespace_of(engine: Engine) -> str:

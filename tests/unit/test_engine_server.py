@@ -1,46 +1,252 @@
-"""The engine's side of the channel, on a runner without a model."""
+"""Who says what to an engine, on a socket, with a runner without a model."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from chatcache.backends.base import ChatMessage, TurnFinished, TurnRequest
+import pytest
+
+from chatcache import __version__
+from chatcache.backends.base import (
+    ChatMessage,
+    EngineStatus,
+    ModelReady,
+    TextDelta,
+    TurnFinished,
+    TurnPlanned,
+    TurnRequest,
+    TurnWaiting,
+)
+from chatcache.backends.local.engine import wire
+from chatcache.backends.local.engine.channel import Channel, ChannelClosedError
+from chatcache.backends.local.engine.lifetime import Lifetime
 from chatcache.backends.local.engine.server import EngineServer
 from chatcache.backends.local.engine.settings import EngineSettings
-from chatcache.backends.local.engine.wire import Channel, CloseEngine, RunTurn, StopTurn
-from tests.fake_engine import EchoRunner
+from tests.fake_engine import OUTDATED, EchoRunner
 
 SECONDS = 30.0
 
 
-class EndsMeanwhile(dict[str, threading.Event]):
-    """The stops of a server whose turn ends just when somebody looks for it."""
+class FrontEnd:
+    """One end of a connection to a server in this process."""
 
-    def __contains__(self, turn_id: object) -> bool:
-        return True
+    def __init__(self, server: EngineServer) -> None:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(SECONDS)
+        self.channel = Channel(ours, wire.CODEC)
+        server.reception.connect(theirs)
+
+    def send(self, message: object) -> None:
+        self.channel.send(message)
+
+    def hello(self, settings: EngineSettings, **changes: Any) -> None:
+        told = {"protocol": wire.PROTOCOL, "version": __version__, "front_end": "test"} | changes
+        self.send(wire.Hello(settings=settings, **told))
+
+    def ask(self, text: str, turn_id: str = "t") -> None:
+        self.send(wire.RunTurn(TurnRequest(turn_id, (ChatMessage("user", text),))))
+
+    def wait_for(self, kind: type, **fields: object) -> Any:
+        while True:
+            message = self.channel.receive()
+            if isinstance(message, kind) and all(
+                getattr(message, name) == value for name, value in fields.items()
+            ):
+                return message
 
 
-def test_a_stop_at_the_very_end_of_a_turn_leaves_the_engine_listening(tmp_path: Path) -> None:
-    ours, theirs = socket.socketpair()
-    front_end, server = Connection(ours.detach()), EngineServer(Channel(theirs.detach()))
-    server._stops = EndsMeanwhile()
-    # An engine whose front end is gone ends its process after a while: here, that of the tests.
-    server._leave_orphaned = server._close  # type: ignore[method-assign]
-    settings = EngineSettings("echo", tmp_path, tmp_path / "engine.log")
-    serving = threading.Thread(
-        target=server.serve, args=(lambda emit: EchoRunner(settings, emit),), daemon=True
-    )
+@pytest.fixture
+def settings(tmp_path: Path) -> EngineSettings:
+    return EngineSettings("echo", tmp_path, tmp_path / "engine.log")
+
+
+@pytest.fixture
+def server(settings: EngineSettings) -> Iterator[EngineServer]:
+    """Serves until the test has ended, whoever leaves it."""
+    server = EngineServer(Lifetime(stamp=lambda: ()))
+    serving = threading.Thread(target=server.serve, args=(EchoRunner,), daemon=True)
     serving.start()
-    front_end.send(StopTurn("one that has ended"))
-    front_end.send(RunTurn(TurnRequest("t", (ChatMessage("user", "hello"),))))
-    events = []
-    while not events or not isinstance(events[-1], TurnFinished):
-        assert front_end.poll(SECONDS)
-        events.append(front_end.recv())
-    front_end.send(CloseEngine())
+    first = FrontEnd(server)
+    first.hello(settings, front_end="first")
+    first.wait_for(ModelReady)
+    yield server
+    first.send(wire.Leave())
     serving.join(SECONDS)
     assert not serving.is_alive()
-    front_end.close()
+    first.channel.close()
+
+
+@pytest.fixture
+def front_ends(server: EngineServer, settings: EngineSettings) -> Iterator[list[FrontEnd]]:
+    """Three more front ends, all welcome."""
+    found = [FrontEnd(server) for _ in range(3)]
+    for number, front_end in enumerate(found):
+        front_end.hello(settings, front_end=f"number {number}")
+        front_end.wait_for(ModelReady)
+    yield found
+    for front_end in found:
+        front_end.channel.close()
+
+
+def test_a_stop_that_comes_too_late_leaves_the_engine_listening(
+    front_ends: list[FrontEnd],
+) -> None:
+    first = front_ends[0]
+    first.send(wire.StopTurn("one that has ended"))
+    first.ask("hello")
+    assert first.wait_for(TurnFinished).result.text == "so hello"
+
+
+def test_who_waits_is_told_for_whom_and_is_answered_in_turn(front_ends: list[FrontEnd]) -> None:
+    first, second, third = front_ends
+    first.ask("until stopped", "long")
+    first.wait_for(TextDelta)
+    second.ask("second", "s")
+    assert second.wait_for(TurnWaiting) == TurnWaiting("s", 1, "number 0")
+    third.ask("third", "t")
+    assert third.wait_for(TurnWaiting) == TurnWaiting("t", 2, "number 0")
+    first.send(wire.StopTurn("long"))
+    assert second.wait_for(TurnWaiting) == TurnWaiting("s", 0)
+    second.wait_for(TurnPlanned)
+    assert second.wait_for(TurnFinished).result.text == "so second"
+    assert third.wait_for(TurnFinished).result.text == "so third"
+
+
+def test_one_that_asks_much_does_not_keep_others_waiting(front_ends: list[FrontEnd]) -> None:
+    first, second, _ = front_ends
+    first.ask("until stopped", "0")
+    first.wait_for(TextDelta)
+    for number in range(1, 6):
+        first.ask(f"{number}", f"{number}")
+    second.ask("mine", "mine")
+    # Of the turns that wait, those of the one that is answered now come last.
+    assert second.wait_for(TurnWaiting).num_ahead == 1
+    first.send(wire.StopTurn("0"))
+    second.wait_for(TurnFinished)
+    for number in range(1, 6):
+        assert first.wait_for(TurnFinished, turn_id=f"{number}").result.text == f"so {number}"
+
+
+def test_waiting_can_be_stopped_while_the_other_goes_on(front_ends: list[FrontEnd]) -> None:
+    first, second, _ = front_ends
+    first.ask("until stopped", "long")
+    first.wait_for(TextDelta)
+    second.ask("second", "s")
+    second.wait_for(TurnWaiting)
+    second.send(wire.StopTurn("s"))
+    assert second.wait_for(TurnFinished).result.finish_reason == "stopped"
+    first.wait_for(TextDelta)  # it has not been disturbed
+    first.send(wire.StopTurn("long"))
+    first.wait_for(TurnFinished)
+
+
+def test_a_stop_ends_no_turn_of_another_front_end(front_ends: list[FrontEnd]) -> None:
+    first, second, _ = front_ends
+    first.ask("until stopped", "same id")
+    first.wait_for(TextDelta)
+    second.send(wire.StopTurn("same id"))
+    second.send(wire.AskStatus())
+    assert second.wait_for(EngineStatus, is_answering=True).front_ends[-1] == "number 2"
+    first.wait_for(TextDelta)
+    first.send(wire.StopTurn("same id"))
+    first.wait_for(TurnFinished)
+
+
+def test_the_turn_of_a_front_end_that_dies_is_stopped(front_ends: list[FrontEnd]) -> None:
+    first, second, _ = front_ends
+    first.ask("until stopped", "long")
+    first.wait_for(TextDelta)
+    second.ask("second", "s")
+    first.channel.close()
+    assert second.wait_for(TurnFinished).result.text == "so second"
+
+
+def test_one_that_takes_nothing_keeps_nobody_waiting(front_ends: list[FrontEnd]) -> None:
+    """A chat that was suspended with Ctrl+Z in the middle of an answer."""
+    suspended, other, _ = front_ends
+    suspended.channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    suspended.ask("a long story " * 200_000, "long")
+    other.ask("hello", "s")
+    assert other.wait_for(TurnFinished).result.text == "so hello"
+    assert len(suspended.wait_for(TurnFinished).result.text) > 2_000_000  # nothing is lost
+
+
+def test_what_one_prepares_gives_way_to_the_turn_of_another(front_ends: list[FrontEnd]) -> None:
+    from chatcache.backends.base import CacheEvent, Prepare, Prepared
+
+    first, second, _ = front_ends
+    turn = TurnRequest("p", (ChatMessage("user", "until cancelled"),))
+    first.send(wire.PrepareTurn(Prepare("idle", "draft", turn)))
+    first.wait_for(CacheEvent, text="begun")
+    second.ask("hello")
+    assert second.wait_for(TurnFinished).result.text == "so hello"
+    assert first.wait_for(Prepared).was_cancelled
+
+
+def test_who_speaks_another_protocol_is_sent_away(
+    server: EngineServer, settings: EngineSettings
+) -> None:
+    front_end = FrontEnd(server)
+    front_end.hello(settings, protocol=wire.PROTOCOL + 1)
+    assert front_end.wait_for(wire.Refused).reason == "protocol"
+    with pytest.raises(ChannelClosedError):
+        front_end.channel.receive()
+
+
+def test_who_wants_other_budgets_is_told_that_they_do_not_count(
+    server: EngineServer, tmp_path: Path
+) -> None:
+    front_end = FrontEnd(server)
+    front_end.hello(EngineSettings("echo", tmp_path, tmp_path / "engine.log", ram_budget=1))
+    assert "another ram_budget" in front_end.wait_for(wire.Accepted).note
+    front_end.channel.close()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\0\3abc", b"\xff" * 100, b"\0\0\0\x0a" + b"\x92\xa5Hello\x80??"]
+)
+def test_nonsense_ends_its_connection_alone(
+    server: EngineServer, settings: EngineSettings, content: bytes
+) -> None:
+    ours, theirs = socket.socketpair()
+    server.reception.connect(theirs)
+    with ours:
+        ours.settimeout(SECONDS)
+        ours.sendall(content)
+        ours.shutdown(socket.SHUT_WR)
+        assert ours.recv(1) == b""
+    front_end = FrontEnd(server)
+    front_end.hello(settings)
+    front_end.wait_for(ModelReady)
+    front_end.channel.close()
+
+
+def test_whoever_has_not_said_hello_gets_no_turn(server: EngineServer) -> None:
+    stranger = FrontEnd(server)
+    stranger.ask("hello")
+    stranger.send(wire.AskStatus())
+    assert isinstance(stranger.channel.receive(), EngineStatus)
+    stranger.channel.close()
+
+
+def test_an_engine_whose_model_was_changed_takes_nobody_in(
+    settings: EngineSettings, tmp_path: Path
+) -> None:
+    server = EngineServer(Lifetime(stamp=lambda: ()))
+    serving = threading.Thread(target=server.serve, args=(EchoRunner,), daemon=True)
+    serving.start()
+    first, second = FrontEnd(server), FrontEnd(server)
+    first.hello(settings)
+    first.wait_for(ModelReady)
+    (tmp_path / OUTDATED).touch()
+    second.hello(settings)
+    assert second.wait_for(wire.Refused).reason == "changed"
+    assert "changed" in first.wait_for(wire.Goodbye).reason
+    serving.join(SECONDS)
+    assert not serving.is_alive()
+    first.channel.close()
+    second.channel.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,26 @@ def test_names_shapes_and_dtypes_belong_to_the_parameters() -> None:
     assert len({identity.parameters_id(variant) for variant in variants}) == len(variants)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "integers"),
+    [
+        (torch.int8, torch.uint8),
+        (torch.bfloat16, torch.int16),
+        (torch.float32, torch.int32),
+        (torch.float64, torch.int64),
+    ],
+)
+def test_the_sum_of_parameters_is_that_of_torch(dtype: torch.dtype, integers: torch.dtype) -> None:
+    """It is in the name of everything that was ever kept."""
+    bits = torch.randint(0, 256, (3000, 8), dtype=torch.uint8)
+    tensor = bits.view(dtype).T  # not contiguous
+    flat = tensor.contiguous().flatten().view(integers)
+    samples = flat[:: max(1, flat.numel() // 64)][:64].tolist()
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"w|{tuple(tensor.shape)}|{dtype}{int(flat.sum())}{samples}".encode())
+    assert identity.parameters_id([("w", tensor)]) == digest.hexdigest()
+
+
 def test_a_tokenizer_is_its_vocabulary_and_not_its_template() -> None:
     first = identity.tokenizer_id(build_tokenizer())
     assert first == identity.tokenizer_id(build_tokenizer(chat_template=None))
@@ -123,6 +144,36 @@ def test_a_tokenizer_is_its_vocabulary_and_not_its_template() -> None:
         build_metaspace_tokenizer(),
     ]
     assert len({first, *(identity.tokenizer_id(other) for other in others)}) == 4
+
+
+def test_the_id_of_a_tokenizer_is_remembered_by_what_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, model = tmp_path / "books", tmp_path / "model"
+    first, other = build_tokenizer(), build_tokenizer(vocab_size=380)
+    first.save_pretrained(model)
+    found = identity.remembered_tokenizer_id(first, model, book)
+    assert found == identity.tokenizer_id(first)
+    monkeypatch.setattr(identity, "tokenizer_id", lambda tokenizer: "computed")
+    assert identity.remembered_tokenizer_id(first, model, book) == found
+    assert identity.remembered_tokenizer_id(first, model, None) == "computed"
+    monkeypatch.undo()
+    other.save_pretrained(model)
+    assert identity.remembered_tokenizer_id(other, model, book) == identity.tokenizer_id(other)
+    first.save_pretrained(model)
+    assert identity.remembered_tokenizer_id(first, model, book) == found
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', None])
+def test_a_damaged_book_of_tokenizers_is_no_book(content: str | None, tmp_path: Path) -> None:
+    book, tokenizer = tmp_path / "tokenizers.json", build_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "model")
+    found = identity.remembered_tokenizer_id(tokenizer, tmp_path / "model", tmp_path)
+    text = book.read_text()
+    book.write_text(text.replace(found, "nonsense") if content is None else content)
+    assert identity.remembered_tokenizer_id(tokenizer, tmp_path / "model", tmp_path) == found
+    if content is None:
+        assert book.read_text() == text
 
 
 def test_encoding_with_truncation_leaves_the_id_as_it_is() -> None:

@@ -26,7 +26,8 @@ from chatcache.backends.base import (
     TurnResult,
 )
 from chatcache.backends.local.engine.client import LocalBackend
-from chatcache.backends.local.engine.server import Runner, build_runner
+from chatcache.backends.local.engine.process import build_runner
+from chatcache.backends.local.engine.server import Runner
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.files.segfile import SegmentFile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import sqlite3
@@ -12,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chatcache.cache.files.index import FILE_NAME, IndexRow, SegmentIndex
@@ -73,7 +74,8 @@ def test_every_segment_that_is_written_is_in_it(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", ["missing", "empty", "zeros", "foreign", "torn", "other tables", "directory"]
+    "harm",
+    ["missing", "empty", "zeros", "foreign", "torn", "other tables", "no text", "directory"],
 )
 def test_a_damaged_index_is_made_again_from_the_headers(bench: Bench, harm: str) -> None:
     path = path_of(bench)
@@ -91,6 +93,7 @@ def test_a_damaged_index_is_made_again_from_the_headers(bench: Bench, harm: str)
             "zeros": bytes(len(content)),
             "foreign": b"something else, not a database. " * 1000,
             "torn": content[: len(content) // 2 - 30],
+            "no text": content.replace(b"CREATE INDEX known", b"CREATE IND\xa8X known"),
         }
         path.write_bytes(changed[harm])
     bench.reopen()
@@ -99,6 +102,28 @@ def test_a_damaged_index_is_made_again_from_the_headers(bench: Bench, harm: str)
     bench.close()
     if harm != "directory":
         assert len(rows_of(bench)) == len(bench.files())
+
+
+@pytest.mark.parametrize("is_writing", [True, False])
+def test_an_index_whose_text_is_no_text_is_not_known(tmp_path: Path, is_writing: bool) -> None:
+    """SQLite quotes the text in its message, which Python cannot decode then."""
+    index = SegmentIndex(tmp_path)
+    row = IndexRow("1" * 32, None, 0, 3, ids_of("abc"), 100, False)
+    with index.opened(is_writing=True):
+        index.add([row])
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    connection.execute("UPDATE segment SET parent = CAST(X'A8A8' AS TEXT)")
+    connection.commit()
+    connection.close()
+    with index.opened(is_writing=is_writing):
+        assert index.latest(10) == []
+        assert index.parents() == {}
+    content = (tmp_path / FILE_NAME).read_bytes() if (tmp_path / FILE_NAME).exists() else b""
+    (tmp_path / FILE_NAME).write_bytes(content.replace(b"TABLE segment", b"TABLE \xa8egment"))
+    with index.opened(is_writing=is_writing):
+        assert index.latest(10) == []
+        index.add([row])
+        assert index.latest(10) == [row]
 
 
 @settings(max_examples=60)
@@ -137,6 +162,7 @@ def test_whatever_stands_in_it_no_reuse_is_wrong(at: float, mask: int, length: i
         st.sampled_from(["../../outside", "\0", "0" * 32]),
     ),
 )
+@example(column="num_bytes", value=math.inf)
 def test_rows_of_nonsense_fail_no_turn(column: str, value: object) -> None:
     directory = Path(tempfile.mkdtemp(prefix="chatcache-test-"))
     bench = talked(directory)

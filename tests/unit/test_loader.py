@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local.model import loader, resolve
+from chatcache.backends.local.model import files, generation, loader, resolve
 from chatcache.backends.local.model.loader import (
     LoadedModel,
     choose_device,
@@ -71,7 +71,7 @@ def test_a_model_directory_is_loaded(loaded: LoadedModel, template_dir: Path) ->
     assert loaded.path == template_dir
     assert loaded.dtype is loaded.model.dtype is torch.float32
     assert (loaded.num_layers, loaded.max_context_tokens) == (2, 4096)
-    assert loaded.num_parameters == resolve.count_parameters(template_dir)
+    assert loaded.num_parameters == files.count_parameters(template_dir)
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert loaded.end_token_ids == {loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")}
@@ -115,7 +115,7 @@ def test_a_model_in_another_dtype(template_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("generation", "expected"),
+    ("given", "expected"),
     [
         ({}, SamplingParams(temperature=0.0)),
         ({"do_sample": False, "temperature": 0.6}, SamplingParams(temperature=0.0)),
@@ -127,18 +127,24 @@ def test_a_model_in_another_dtype(template_dir: Path) -> None:
             {"repetition_penalty": 1.1, "max_new_tokens": 9},
             SamplingParams(temperature=0.0, repetition_penalty=1.1, max_new_tokens=9),
         ),
+        (
+            {"do_sample": True, "temperature": "hot", "top_p": 2.0, "repetition_penalty": 0},
+            SamplingParams(),
+        ),
     ],
 )
 def test_sampling_defaults_are_the_publishers(
-    generation: dict[str, Any], expected: SamplingParams
+    given: dict[str, Any], expected: SamplingParams
 ) -> None:
-    assert loader._generation_defaults(SimpleNamespace(**generation)) == expected
+    assert generation.sampling_defaults(SimpleNamespace(**given)) == expected
 
 
 def test_all_end_tokens_count(model_dir: Path) -> None:
     (model_dir / "generation_config.json").write_text(json.dumps({"eos_token_id": [400, 401]}))
     ends = load_model(str(model_dir)).end_token_ids
     assert {400, 401, 402} <= ends
+    (model_dir / "generation_config.json").write_text(json.dumps({"eos_token_id": "</s>"}))
+    assert 402 in load_model(str(model_dir)).end_token_ids
 
 
 # names
@@ -230,6 +236,11 @@ def without_files(path: Path, index: dict[str, object]) -> None:
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def reconfigure(path: Path, **values: object) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | values))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda path: (path / "config.json").unlink(), r"config\.json is missing"),
     "config is no JSON": (
@@ -309,9 +320,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (path / "tokenizer.json").write_text("{}"),
         "tokenizer in .* cannot be loaded",
     ),
+    "a dtype that is none": (
+        lambda path: reconfigure(path, dtype="float7"),
+        r"config\.json describes no model",
+    ),
     "weights of another shape": (
         lambda path: save_file({"x": torch.zeros(1)}, path / WEIGHTS, {"format": "pt"}),
         "lack .* tensors",
+    ),
+    "config of another size": (
+        lambda path: reconfigure(path, intermediate_size=48),
+        "have other shapes than config.json says",
+    ),
+    "unknown kind of positions": (
+        lambda path: reconfigure(
+            path, rope_parameters={"rope_type": "newer", "factor": 2.0, "rope_theta": 10000.0}
+        ),
+        r"config\.json names 'newer', which this version of transformers does not know",
     ),
 }
 

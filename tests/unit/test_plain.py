@@ -83,6 +83,11 @@ def test_a_chat_through_a_pipe_goes_on_in_the_next_one(run: Run) -> None:
     ]
 
 
+def test_lines_of_another_system_end_where_they_end(run: Run) -> None:
+    assert "builtin: You said: one" in run("one\r", "/quit\r", "two")
+    assert not [line for line in run() if "\r" in line or "two" in line]
+
+
 def test_nothing_of_a_terminal_is_written(run: Run) -> None:
     text = "\n".join(run("one", "/help", "/tree", "/sessions", "/params", "/segments"))
     assert "\x1b" not in text

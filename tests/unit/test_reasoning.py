@@ -15,8 +15,10 @@ from chatcache.backends.local.prompt.reasoning import (
     ReasoningFormat,
     ReasoningSplitter,
     reasoning_format,
+    shown_tokens,
 )
 
+CHANNEL, SAID, NEXT = "<|channel|>", "<|message|>", "<|end|><|start|>assistant"
 CASES = [
     (THINK, False, "Hello <b>there</b>", None, "Hello <b>there</b>"),
     (THINK, False, "<think>\nfirst\nthen\n</think>\n\nYes.", "first\nthen", "Yes."),
@@ -44,6 +46,25 @@ CASES = [
         "Yes.",
     ),
     (HARMONY, False, "<|channel|>final<|message|>Yes.", None, "Yes."),
+    (HARMONY, False, f"{CHANNEL}plan{SAID}hm{NEXT}{CHANNEL}final{SAID}Yes.", "hm", "Yes."),
+    (HARMONY, False, f"{CHANNEL}reply{SAID}Yes.", None, "Yes."),
+    (HARMONY, False, f"{CHANNEL}plan{SAID}Yes.<|end|>", None, "Yes."),
+    (HARMONY, False, f"{CHANNEL}commentary to=tool <|constrain|>json{SAID}hm<|call|>", "hm", ""),
+    (
+        HARMONY,
+        False,
+        f"{CHANNEL}analysis{SAID}hm{NEXT}{CHANNEL}commentary{SAID}so{NEXT}{CHANNEL}final{SAID}Yes.",
+        "hm\n\nso",
+        "Yes.",
+    ),
+    (HARMONY, False, f"<|start|>assistant{CHANNEL}final{SAID}Yes.<|return|>", None, "Yes."),
+    (HARMONY, False, f"{CHANNEL}final <|constrain|>JSON{SAID}Yes.", None, "Yes."),
+    (HARMONY, False, f"{SAID}Yes.", None, "Yes."),
+    (HARMONY, False, "Yes, plainly.", None, "Yes, plainly."),
+    (HARMONY, False, "Yes <| no", None, "Yes <| no"),
+    (HARMONY, False, f"{CHANNEL}analysis{SAID}hm", "hm", ""),
+    (HARMONY, False, f"{CHANNEL}analysis", None, ""),
+    (HARMONY, True, f"hm{NEXT}{CHANNEL}final{SAID}Yes.", "hm", "Yes."),
 ]
 
 
@@ -98,10 +119,58 @@ def test_text_is_not_held_back_without_need() -> None:
         (["<|im_end|>"], THINK),
         (["[THINK]", "[/THINK]"], MAGISTRAL),
         (["<|channel|>", "<|message|>"], HARMONY),
+        (["[THINK]", "[/THINK]", "<think>", "</think>"], MAGISTRAL),
     ],
 )
 def test_format_follows_the_tokenizer(tokens: list[str], style: ReasoningFormat) -> None:
     assert reasoning_format(tokens) is style
+
+
+@pytest.mark.parametrize(
+    ("tokens", "template", "marks"),
+    [
+        (["<seed:think>", "</seed:think>"], "", ("<seed:think>", "</seed:think>")),
+        ([], "{{ '<seed:think>' }}{{ '</seed:think>' }}", ("<seed:think>", "</seed:think>")),
+        (["[THINK]", "[/THINK]"], "'<think>' '</think>'", ("<think>", "</think>")),
+        (["[THINK]", "[/THINK]"], "'[/THINK]' '[THINK]' <think>", ("[THINK]", "[/THINK]")),
+        (["<a:think>", "</a:think>"], "<think></think><a:think></a:think>",
+         ("<a:think>", "</a:think>")),
+        (["<thinking>", "</thinking>"], "</thinking>", ("<thinking>", "</thinking>")),
+        (["<|think_start|>", "<|think_end|>"], "", ("<|think_start|>", "<|think_end|>")),
+        (["<|START_THINKING|>", "<|END_THINKING|>"], "",
+         ("<|START_THINKING|>", "<|END_THINKING|>")),
+        (["◁think▷", "◁/think▷"], "", ("◁think▷", "◁/think▷")),
+        (["<|channel>", "<channel|>"], "", ("<|channel>thought", "<channel|>")),
+        (["<think>"], "enable_thinking <thinker> [think] <|im_start|>", ("<think>", "</think>")),
+        (["</think>"], "", ("<think>", "</think>")),
+    ],
+)  # fmt: skip
+def test_template_and_tokens_tell_the_marks(
+    tokens: list[str], template: str, marks: tuple[str, str]
+) -> None:
+    style = reasoning_format(tokens, template)
+    assert (style.open, style.close) == marks
+    assert set(tokens) & set(marks) <= shown_tokens(style)
+
+
+@given(
+    told=st.lists(
+        st.sampled_from(
+            [CHANNEL, SAID, NEXT, "<|end|>", "final", "analysis", "plan", "a", "<", "\n"]
+        )
+    ),
+    cuts=st.lists(st.integers(0, 200), max_size=6),
+    is_open=st.booleans(),
+)
+def test_channels_are_told_apart_however_the_text_is_cut(
+    told: list[str], cuts: list[int], is_open: bool
+) -> None:
+    text = "".join(told)
+    edges = [0, *sorted(cuts), max(len(text), *cuts, 0)]
+    chunks = [text[start:stop] for start, stop in pairwise(edges)]
+    assert split(HARMONY, is_open, chunks) == split(HARMONY, is_open, [text])
+    for part in split(HARMONY, is_open, [text]):
+        assert not part or "<|" not in part
 
 
 @pytest.mark.parametrize("is_open", [True, False])

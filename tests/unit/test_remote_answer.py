@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from chatcache.backends.base import ChatMessage, TextDelta, TurnRequest
 from chatcache.backends.remote.answer import ServerAnswer
+from chatcache.backends.remote.dialect import Dialect
+from chatcache.backends.remote.explanation import explain
 from chatcache.backends.remote.listing import read_models
-from chatcache.backends.remote.refusal import explain, read_refusal
+from chatcache.backends.remote.refusal import read_refusal
 from chatcache.chat.figures import decode, encode, figures_of
 from chatcache.frontend import figures
 from chatcache.remotes import Prices, RemoteModel, RemoteProfile
@@ -41,7 +43,7 @@ def test_an_answer_takes_any_json(chunks: list[dict[str, Any]], is_continued: bo
     messages = (ChatMessage("user", "hi"), ChatMessage("assistant", "So it begins, and then"))
     last = 2 if is_continued else 1
     request = TurnRequest("t", messages[:last], continue_answer=is_continued)
-    answer = ServerAnswer(request, REMOTE, 0.0)
+    answer = ServerAnswer(request, REMOTE, 0.0, Dialect())
     events = [event for at, chunk in enumerate(chunks) for event in answer.take(at + 1.0, chunk)]
     events += answer.finish()
     result = answer.result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,10 +48,16 @@ def request(*messages: ChatMessage, **given: Any) -> TurnRequest:
 class Remote:
     """A backend on a server, closed at the end."""
 
-    def __init__(self, server: FakeServer, model: str | None = "tiny", **profile: Any) -> None:
+    def __init__(
+        self,
+        server: FakeServer,
+        model: str | None = "tiny",
+        lessons: Path | None = None,
+        **profile: Any,
+    ) -> None:
         self.server = server
-        self.profile = RemoteProfile("p", server.base_url, **profile)
-        self.backend = RemoteBackend(RemoteModel(self.profile, model))
+        self.profile = RemoteProfile("p", **{"base_url": server.base_url, **profile})
+        self.backend = RemoteBackend(RemoteModel(self.profile, model), lessons=lessons)
         self.heard: list[BackendEvent] = []
         self.backend.subscribe(self.heard.append)
 

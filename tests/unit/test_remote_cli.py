@@ -100,7 +100,7 @@ def test_a_probe_tells_how_far_away_it_is_and_what_it_has(
 def test_doctor_tells_of_keys_and_of_who_reads_along(
     server: FakeServer, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_devices", lambda: doctor.Finding("devices", "ok", ""))
+    monkeypatch.setattr(doctor, "_devices", lambda load: doctor.Finding("devices", "ok", ""))
     monkeypatch.setenv("CHATCACHE_MODEL", "prof:m")
 
     def findings() -> dict[str, dict[str, str]]:
@@ -113,6 +113,11 @@ def test_doctor_tells_of_keys_and_of_who_reads_along(
     assert found["server far"]["status"] == "note"
     assert "not encrypted" in found["server far"]["detail"]
     assert "that of the server" in found["chat template"]["detail"]
+    assert found["network"]["status"] == "ok"
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert "$ALL_PROXY" in findings()["network"]["detail"]
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such.pem")
+    assert "$SSL_CERT_FILE names /no/such.pem" in findings()["network"]["detail"]
     monkeypatch.delenv("PROF_KEY")
     assert "$PROF_KEY is not set" in findings()["server prof"]["detail"]
     assert server.asked == []

@@ -17,7 +17,8 @@ import pytest
 from chatcache.backends.base import CacheEvent
 from chatcache.backends.remote import client
 from chatcache.backends.remote.backend import MAX_TRIES, RemoteBackend
-from chatcache.backends.remote.refusal import explain, read_refusal
+from chatcache.backends.remote.explanation import explain
+from chatcache.backends.remote.refusal import read_refusal
 from chatcache.errors import ContextFullError, NotFoundError, UnavailableError
 from chatcache.remotes import RemoteModel, RemoteProfile
 from tests.fake_server import FakeServer, Status, Stream
@@ -52,7 +53,8 @@ def error(message: str, **more: Any) -> dict[str, Any]:
     [
         (Status(401, error(f"Incorrect key: {KEY}")), UnavailableError,
          "does not accept the key of $SOME_KEY. It says: Incorrect key: [key].", "Check it"),
-        (Status(403, error("no")), UnavailableError, "does not accept the key", ""),
+        (Status(403, error("no")), UnavailableError,
+         "does not allow the request (403). It says: no.", "The key of $SOME_KEY may not"),
         (Status(404, error("model 'tiny' not found")), NotFoundError,
          "does not answer with 'tiny'", "another"),
         (Status(404, "<html>not here</html>"), NotFoundError, "does not answer with 'tiny'.", ""),
@@ -77,6 +79,42 @@ def error(message: str, **more: Any) -> dict[str, Any]:
                            n_ctx=256, type="exceed_context_size_error")),
          ContextFullError, "has 1,407 tokens, the model at", ""),
         (Status(413, "too large"), ContextFullError, "too long for the model", "fork"),
+        (Status(400, error("This model's maximum context length is 512 tokens. However, you"
+                           " requested 600 tokens (500 in the messages, 100 in the completion).")),
+         ContextFullError, "(500 are the conversation, 100 for the answer)",
+         "/set max_new_tokens 12"),
+        (Status(400, error("'max_tokens' or 'max_completion_tokens' is too large: 100000. This"
+                           " model's maximum context length is 32768 tokens and your request has"
+                           " 25 input tokens (100000 > 32768 - 25).")),
+         UnavailableError, "refused max_new_tokens, the limit of the answer (400). It says:",
+         "/set max_new_tokens N"),
+        (Status(400, error("max_tokens is too large: 100000. This model supports at most 16384"
+                           " completion tokens", param="max_tokens")),
+         UnavailableError, "refused max_new_tokens", "/set max_new_tokens default"),
+        (Status(422, {"detail": [{"loc": ["body", "max_tokens"],
+                                  "msg": "Input should be less than or equal to 8192"}]}),
+         UnavailableError, "refused max_new_tokens", ""),
+        (Status(400, error("This model's maximum context length is 4096 tokens. However, you"
+                           " requested 5000 tokens (4900 in the messages, 100 in max_tokens).")),
+         ContextFullError, "has 5,000 tokens (4,900 are the conversation", "fork"),
+        (Status(400, error("max_tokens must be at least 1, got -904.")),
+         ContextFullError, "The conversation is too long", ""),
+        (Status(403, "<html><head><title>Attention Required! | Firewall</title></head></html>"),
+         UnavailableError, "does not let the request in (403). A web page came: Attention Required!"
+         " | Firewall.", "a firewall or a proxy on the way"),
+        (Status(401, "<html><h1>Unauthorized &amp; more</h1></html>"), UnavailableError,
+         "does not accept the key of $SOME_KEY. A web page came: Unauthorized & more.", ""),
+        (Status(407, "<html><title>Proxy</title></html>"), UnavailableError,
+         "refused the request (407). A web page came: Proxy.", "A proxy on the way"),
+        (Status(402, error("Insufficient Balance")), UnavailableError,
+         "(402). It says: Insufficient Balance.", "no credit"),
+        (Status(405, ""), UnavailableError, "refused the request (405).", "base_url"),
+        (Status(413, "<html><title>413 Request Entity Too Large</title></html>"), UnavailableError,
+         "(413). A web page came: 413 Request Entity Too Large.", "stands before the server"),
+        (Status(429, error("You exceeded your current quota", type="insufficient_quota")),
+         UnavailableError, "(429). It says: You exceeded", "look at the credit"),
+        (Status(400, [{"error": {"message": "API key not valid"}}]), UnavailableError,
+         "It says: API key not valid.", "the key of $SOME_KEY"),
     ],
 )  # fmt: skip
 def test_a_refusal_says_who_what_and_what_to_do(
@@ -117,6 +155,16 @@ def test_a_wait_may_be_told_as_a_date() -> None:
     assert 20 < (read_refusal(429, {"retry-after": words}, b"").retry_after or 0) <= 30
     for word in ("soon", "inf", "nan", "-1", "1e300", "9" * 40):
         assert read_refusal(429, {"retry-after": word}, b"").retry_after is None
+
+
+def test_a_refusal_without_a_key_says_what_was_said_first(server: FakeServer) -> None:
+    remote = Remote(server)
+    server.plan(Status(403, error("Country not supported")), Status(401, error("Missing key")))
+    region, key = remote.failure().error, remote.failure().error
+    remote.backend.close()
+    assert "does not allow the request (403). It says: Country not supported." in str(region)
+    assert "It may want a key: remote.p.api_key_env" in region.hint  # type: ignore[attr-defined]
+    assert "wants a key, and the profile has none. It says: Missing key." in str(key)
 
 
 # Second tries
@@ -357,3 +405,54 @@ def test_a_missing_key_is_said_before_anything_is_sent(
     told = start_failure(server.base_url, api_key_env="SOME_KEY")
     assert "$SOME_KEY is not set" in told.message
     assert server.asked == []
+
+
+# Answers that are none
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("content_filter", "gave no answer: its content filter ended it."),
+        ("tool_calls", "gave no answer: its model asked for a tool"),
+        (None, "ended without an answer."),
+    ],
+)
+def test_an_answer_without_a_word_says_why(remote: Remote, reason: str | None, words: str) -> None:
+    chunk = {"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": reason}]}
+    remote.server.plan(Stream([chunk, {"choices": []}], finish=None, has_usage=False))
+    failed = remote.failure()
+    assert words in str(failed.error)
+    assert failed.partial is None
+
+
+def test_an_answer_that_a_filter_ended_is_kept_and_it_is_said(remote: Remote) -> None:
+    remote.server.plan(Stream("So it", finish="content_filter"))
+    assert remote.result().text == "So it"
+    told = [event.text for event in remote.heard if isinstance(event, CacheEvent)]
+    assert [words for words in told if "content filter" in words]
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "finish", "words"),
+    [("hm", "stop", "thoughts only"), ("hm", "length", "still thinking"), ("", "stop", "nothing")],
+)
+def test_an_answer_without_words_is_remarked_on(
+    remote: Remote, thoughts: str, finish: str, words: str
+) -> None:
+    remote.server.plan(Stream("", reasoning=thoughts, finish=finish))
+    assert remote.result().text == ""
+    (told,) = (event.text for event in remote.heard if isinstance(event, CacheEvent))
+    assert words in told
+
+
+def test_what_a_filter_refuses_is_not_for_the_servers_log(remote: Remote) -> None:
+    refused = error("Rejected by our safety system.", code="content_policy_violation")
+    remote.server.plan(Status(400, refused))
+    assert "in other words" in (remote.failure().error.hint or "")
+
+
+def test_a_field_that_a_server_misses_is_named(remote: Remote) -> None:
+    complaint = {"loc": ["body", "zebra"], "msg": "Field required", "type": "missing"}
+    remote.server.plan(Status(422, {"detail": [complaint]}))
+    assert "It says: zebra: Field required." in str(remote.failure().error)

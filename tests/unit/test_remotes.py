@@ -109,7 +109,8 @@ def test_only_this_machine_counts_as_this_machine(address: str, is_here: bool) -
 def test_the_example_of_the_written_file_is_valid_and_sets_nothing(home: Path) -> None:
     assert EXAMPLE in default_text()
     (home / "config.toml").write_text(default_text())
-    assert load_settings().config == Config(model=load_settings().config.model)
+    config = load_settings().config
+    assert config == Config(model=config.model, engine=config.engine)  # as the environment says
     lines = EXAMPLE[EXAMPLE.index("# [remote.server]") :].splitlines()
     profile = profile_of("\n".join(line.removeprefix("# ") for line in lines))
     assert (profile.name, profile.model) == ("server", "qwen3")
@@ -201,6 +202,71 @@ def test_an_address_in_place_of_a_name_says_how_to_make_a_profile() -> None:
     with pytest.raises(UsageError) as raised:
         remote_model("http://localhost:8080/v1", REMOTES)
     assert "remote.server.base_url http://localhost:8080/v1" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://huggingface.co/Qwen/Qwen3-0.6B",
+        "https://huggingface.co/Qwen/Qwen3-0.6B/",
+        "http://www.huggingface.co/Qwen/Qwen3-0.6B/tree/main",
+        "https://hf.co/Qwen/Qwen3-0.6B?library=transformers",
+        "HTTPS://huggingface.co/Qwen/Qwen3-0.6B/blob/main/config.json",
+        "huggingface.co/Qwen/Qwen3-0.6B",
+        "hf.co/Qwen/Qwen3-0.6B:Q4_K_M",
+        " https://huggingface.co/Qwen/Qwen3-0.6B#usage ",
+    ],
+)
+def test_the_page_of_a_model_says_the_name_of_the_model(address: str) -> None:
+    for remotes in ({}, REMOTES):
+        with pytest.raises(UsageError) as raised:
+            remote_model(address, remotes)
+        assert "is the page of a model on the hub" in raised.value.message
+        assert raised.value.hint == "Name the model: --model Qwen/Qwen3-0.6B"
+
+
+@pytest.mark.parametrize(
+    "name", ["localhost:8080", "192.168.1.5:11434/v1", "box.lan:8000", "api.example.com:443"]
+)
+def test_a_host_with_a_port_is_an_address(name: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        remote_model(name, REMOTES)
+    assert f"remote.server.base_url http://{name}`" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "address", ["https://huggingface.co/datasets/a", "https://example.com/Qwen/Qwen3-0.6B"]
+)
+def test_other_addresses_are_those_of_servers(address: str) -> None:
+    with pytest.raises(UsageError, match="is the address of a server"):
+        remote_model(address, REMOTES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama3.2:1b",
+        "gemma3n:e4b",
+        "mixtral:8x7b",
+        "qwen3:0.6b-q4_K_M",
+        "phi4:latest",
+        "m:instruct",
+    ],
+)
+def test_a_model_of_ollama_is_no_profile(name: str) -> None:
+    with pytest.raises(NotFoundError) as raised:
+        remote_model(name, {})
+    assert "looks like a model of Ollama" in raised.value.hint
+    assert "base_url http://localhost:11434/v1`" in raised.value.hint
+    assert f"--model ollama:{name}" in raised.value.hint
+    there = {"box": RemoteProfile("box", "http://127.0.0.1:11434/v1")}
+    with pytest.raises(NotFoundError) as raised:
+        remote_model(name, there)
+    assert f"Say --model box:{name}" in raised.value.hint
+    page = f"https://ollama.com/library/{name}"
+    with pytest.raises(UsageError) as used:
+        remote_model(page, {})
+    assert f"--model ollama:{name}" in used.value.hint
 
 
 def test_without_a_network_only_this_machine_is_asked() -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from chatcache import cli
 from chatcache.chat import schema
-from chatcache.chat.store import SessionStore
+from chatcache.chat.conversation import Message
+from chatcache.chat.journal_table import Namespace
+from chatcache.chat.store import Origin, SessionStore
 from chatcache.config import DATABASE_NAME
-from chatcache.errors import StorageError
+from chatcache.errors import DamagedStorageError, StorageError
+from chatcache.token_ids import NO_IDS
 
 
 @pytest.fixture
@@ -84,6 +88,74 @@ def test_a_cut_off_database_is_not_overwritten(path: Path, keep: float) -> None:
     assert path.read_bytes()[:100] == cut[:100]
 
 
+@pytest.mark.parametrize("word", [b"ON nodes(parent)", b"CREATE TABLE nodes"])
+def test_damage_that_sqlite_cannot_even_quote(path: Path, word: bytes) -> None:
+    SessionStore(path).close()
+    damaged = path.read_bytes().replace(word, word.replace(b"nodes", b"nod\xa8s"))
+    path.write_bytes(damaged)
+    error = refusal(path)
+    assert isinstance(error, DamagedStorageError)
+    assert "is damaged" in error.message
+    assert path.read_bytes()[100:] == damaged[100:]
+
+
+@pytest.mark.parametrize("column", ["name", "session_id", "forked_from"])
+def test_a_column_that_is_no_text(path: Path, column: str) -> None:
+    store = SessionStore(path)
+    store.create("a")
+    store.close()
+    connection = sqlite3.connect(path)
+    connection.execute(f"UPDATE sessions SET {column} = CAST(X'41A8' AS TEXT)")
+    connection.commit()
+    connection.close()
+    store = SessionStore(path)
+    with pytest.raises(DamagedStorageError, match="is damaged"):
+        store.list()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE sessions SET tip = 4711",
+        "UPDATE namespaces SET fields = '{'",
+        "UPDATE namespaces SET fields = 7",
+        "DELETE FROM nodes WHERE parent IS NULL",
+        "DELETE FROM node_words_data",
+        "DELETE FROM node_parts_data",
+        "DELETE FROM node_words_idx",
+    ],
+)
+def test_no_damage_is_a_bug_of_the_program(
+    path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a damaged file says is not to be believed, and is no reason for a traceback."""
+    store = SessionStore(path)
+    session_id = store.create("a").session_id
+    asked = store.add_user(session_id, None, Message("user", "one"), None)
+    origin = Origin(Namespace("ns", "tok", {"a": "b"}), "local", "{}", NO_IDS, NO_IDS, 3)
+    store.add_answer(session_id, asked, Message("assistant", "ONE"), asked.seq, origin)
+    store.close()
+    connection = sqlite3.connect(path)
+    connection.execute(damage)
+    connection.commit()
+    connection.close()
+    places = ["--data-dir", str(path.parent), "--cache-dir", str(path.parent / "cache")]
+    places += ["--config", str(path.parent / "config.toml")]
+    path.with_name("config.toml").touch()
+    for words in (
+        ["sessions", "list", "--json"],
+        ["sessions", "show", "a", "--json"],
+        ["sessions", "tree", "a"],
+        ["sessions", "search", "one"],
+        ["sessions", "export", "a"],
+        ["sessions", "rename", "a", "b"],
+        ["sessions", "delete", "b", "--yes"],
+    ):
+        code = cli.main([*words, *places])
+        assert code in (0, 3, 5), (words, capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_words_are_not_written_to_a_file_that_was_removed(path: Path, is_replaced: bool) -> None:
     path = path.parent / "data" / path.name
@@ -132,6 +204,7 @@ def test_what_sqlite_reports_is_told_in_a_sentence(path: Path, name: str, word: 
         with store.database.reading():
             error = sqlite3.OperationalError("as reported")
             error.sqlite_errorname = name
+            error.sqlite_errorcode = getattr(sqlite3, name)
             raise error
 
     with pytest.raises(StorageError, match=word):
@@ -193,6 +266,7 @@ def test_a_disk_so_full_that_nothing_can_be_shared(
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
     with pytest.raises(StorageError, match=expected), store.database.reading():
         raise error
     store.close()

@@ -162,3 +162,58 @@ def test_a_name_that_cannot_be_used_is_replaced(there: ChatService) -> None:
     empty = {"format": "chatcache-session", "version": 1, "messages": []}
     assert there.import_session({**empty, "session": "\x07"}).name == "imported"
     assert there.import_session({**empty, "session": "a\nb" * 200}).name.startswith("a ba b")
+
+
+def branched(here: ChatService) -> str:
+    """A session whose second turn was answered twice."""
+    session = here.create_session("branched", "Be kind.").session_id
+    for text in ("one", "two"):
+        list(here.send(session, text))
+    list(here.regenerate(session))
+    return session
+
+
+def whole(service: ChatService, session_id: str) -> Document:
+    exported: Document = json.loads(json.dumps(service.export_session(session_id, is_whole=True)))
+    return exported
+
+
+def test_a_whole_export_has_all_branches(here: ChatService, there: ChatService) -> None:
+    session = branched(here)
+    assert here.num_beside(session) > 0
+    document = whole(here, session)
+    assert len(document["beside"]) == here.num_beside(session)
+    assert not there.is_here(document)
+    copy = there.import_session(document)
+    assert there.is_here(document)
+    assert [m.text for m in there.transcript(copy.session_id)] == [
+        m.text for m in here.transcript(session)
+    ]
+    assert there.verify() == []
+    again = whole(there, copy.session_id)
+    assert (again["messages"], again["beside"]) == (document["messages"], document["beside"])
+    path_alone = here.export_session(session)
+    assert "beside" not in path_alone
+    there.delete(copy.session_id)
+    with there.store.database.reading() as connection:
+        assert connection.execute("SELECT count(*) FROM nodes").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("parent_id", ["b2:elsewhere", 7, None])
+def test_a_branch_that_leads_nowhere_is_refused(
+    here: ChatService, there: ChatService, parent_id: object
+) -> None:
+    document = whole(here, branched(here))
+    document["beside"][0]["parent_id"] = parent_id
+    with pytest.raises(ChatcacheError):
+        there.import_session(document)
+    assert there.list_sessions() == []
+
+
+def test_words_beside_the_path_that_were_altered_are_noticed(
+    here: ChatService, there: ChatService
+) -> None:
+    document = whole(here, branched(here))
+    document["beside"][-1]["text"] += "!"
+    with pytest.raises(DamageError):
+        there.import_session(document)

@@ -185,3 +185,20 @@ def test_a_model_is_downloaded_once_by_a_command(hub: str, tmp_path: Path) -> No
     assert report["bytes"] == (Path(report["path"]) / "model.safetensors").stat().st_size
     again = download("--json", "--offline")
     assert json.loads(again.stdout) == {**report, "downloaded": False}
+
+
+def test_what_cannot_be_loaded_is_not_downloaded(hub: str, tmp_path: Path) -> None:
+    """What describes a model comes first; its gigabytes would be fetched for nothing."""
+    config = Hub.directory / "config.json"
+    packed = {**json.loads(config.read_text()), "quantization_config": {"bits": 4}}
+    config.write_text(json.dumps(packed))
+    done = subprocess.run(
+        [sys.executable, "-m", "chatcache", "models", "download", "me/tiny"],
+        env=reaching(hub, tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 4
+    assert "quantised for MLX" in done.stderr
+    assert list((tmp_path / "hf").rglob("snapshots/*/config.json"))
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))

@@ -41,8 +41,17 @@ def test_a_template_with_a_system_role_is_left_alone(name: str) -> None:
 
 
 def test_roles_that_the_template_refuses_are_an_error() -> None:
-    with pytest.raises(UnavailableError, match="must alternate"):
+    with pytest.raises(UnavailableError, match="must alternate") as caught:
         template_of("gemma").render([USER, USER])
+    assert "Edit the message" in caught.value.hint
+
+
+def test_a_template_that_wants_what_is_not_there_is_not_the_fault_of_a_message() -> None:
+    template = ChatTemplate(build_tokenizer(chat_template="{{ tools | length }}"))
+    with pytest.raises(UnavailableError, match="does not accept") as caught:
+        template.render([USER])
+    assert "choose another model" in caught.value.hint
+    assert "Edit" not in caught.value.hint
 
 
 def test_a_template_that_is_no_jinja_is_an_error() -> None:
@@ -108,7 +117,7 @@ def test_the_marker_is_in_no_text() -> None:
         ("phi3", "<|end|>"),
         ("gpt-oss", "<|return|>"),
         ("deepseek", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
-        ("glm", None),
+        ("glm", "<|user|>"),  # it has no end mark: the next turn begins
         ("plain", None),
     ],
 )

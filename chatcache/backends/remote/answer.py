@@ -23,24 +23,31 @@ from chatcache.backends.base import (
     TurnResult,
     Usage,
 )
-from chatcache.backends.local.prompt.reasoning import ReasoningSplitter
+from chatcache.backends.local.prompt.harmony import TextPiece
 from chatcache.backends.remote.characters import Characters
-from chatcache.backends.remote.request import is_continued
+from chatcache.backends.remote.continuation import Continuation
+from chatcache.backends.remote.dialect import Dialect
+from chatcache.backends.remote.marks import AnswerMarks
+from chatcache.backends.remote.messages import is_continued
 from chatcache.remotes import Prices, RemoteModel
 from chatcache.token_ids import NO_IDS
 
 DONE = "[DONE]"  # the last piece of a stream
 MILLION = 1e6
 DECIMALS = 10
+NO_REASONS = ("", "null", "None")  # a reason to end, said of every piece
+TOO_LONG = ("length", "max_tokens", "MAX_TOKENS", "max_length")
 MAX_COUNT = 1 << 40  # no server has read more; such a figure is a mistake
-# So much of an answer that is continued must come again before it counts as a repetition.
-MIN_REPEATED_CHARS = 16
+# Where servers put reasoning: DeepSeek and vLLM, OpenRouter and newer vLLM, others.
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 
 
 class ServerAnswer:
     """One answer. `began_at` and the times of chunks are of one monotonic clock, in seconds."""
 
-    def __init__(self, request: TurnRequest, remote: RemoteModel, began_at: float) -> None:
+    def __init__(
+        self, request: TurnRequest, remote: RemoteModel, began_at: float, dialect: Dialect
+    ) -> None:
         self._turn_id = request.turn_id
         self._remote = remote
         self._began_at = began_at
@@ -49,13 +56,19 @@ class ServerAnswer:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         is_middle = is_continued(request)
-        self._splitter = ReasoningSplitter(is_continued=is_middle)
-        self._repeated = _Repetition(request.messages[-1].text if is_middle else "")
+        self._continuation = Continuation(
+            request.messages[-1].text if is_middle else "",
+            is_told="continue_final_message" not in dialect.unknown,
+        )
+        self._marks = AnswerMarks(
+            request, is_middle=is_middle, is_assumed=dialect.thinks_unopened and not is_middle
+        )
+        self.reasoning_key = ""  # where the server puts reasoning
         self._words, self._thoughts = Characters(), Characters()
         self._usage: dict[str, Any] = {}
         self._timings: dict[str, Any] = {}
-        self._finish: str | None = None
-        self._is_ended = False
+        self.finish_said: str | None = None  # the reason, in the words of the server
+        self._is_ended = self._is_sorted = False
         self._use_cache = request.use_cache
 
     @property
@@ -63,9 +76,14 @@ class ServerAnswer:
         return self._first_at is not None
 
     @property
+    def has_words(self) -> bool:
+        """Is there an answer beside what was thought?"""
+        return any(self._text)
+
+    @property
     def is_finished(self) -> bool:
         """Did the server say that this was all?"""
-        return self._finish is not None or self._is_ended
+        return self.finish_said is not None or self._is_ended
 
     def planned(self) -> TurnPlanned:
         """The request is on its way; how many tokens it is, the server knows."""
@@ -83,21 +101,55 @@ class ServerAnswer:
         if not isinstance(choices, list) or not choices:
             return
         choice = _table(choices[0])
-        delta = _table(choice.get("delta")) or _table(choice.get("message"))
-        if isinstance(reason := choice.get("finish_reason"), str):
-            self._finish = reason
-        reasoning = _text_of(delta.get("reasoning_content") or delta.get("reasoning"))
-        if reasoning := self._thoughts.push(reasoning):
+        delta = _table(choice.get("delta"))
+        if not delta and not self.is_begun:  # at the end some say all of it once more
+            delta = _table(choice.get("message"))
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason not in NO_REASONS:
+            self.finish_said = reason
+        reasoning = self._thoughts.push(self._reasoning_of(delta))
+        if reasoning:
+            self._marks.has_thought()
             yield self._said(at, reasoning, is_reasoning=True)
-        text = self._repeated.strip(self._words.push(_text_of(delta.get("content"))))
-        for piece in self._splitter.push(text) if text else ():
-            yield self._said(at, piece.text, piece.is_reasoning)
+        told = delta.get("content") or delta.get("refusal") or choice.get("text")
+        text = self._continuation.push(self._words.push(_text_of(told)))
+        if text:
+            yield from self._say(at, self._marks.push(text))
 
-    def finish(self) -> Iterator[TextDelta]:
-        """The server has ended: what was held back comes out."""
-        held = self._splitter.push(rest) if (rest := self._repeated.rest()) else []
-        for piece in [*held, *self._splitter.finish()]:
-            yield self._said(self._last_at, piece.text, piece.is_reasoning)
+    def finish(self, *, is_whole: bool = True) -> Iterator[TextDelta]:
+        """The server has ended: what was held back comes out. `is_whole`: it was not cut off."""
+        held = self._marks.push(rest) if (rest := self._continuation.rest()) else []
+        is_whole = is_whole and self.finish_said not in TOO_LONG
+        yield from self._say(self._last_at, [*held, *self._marks.finish(is_whole=is_whole)])
+
+    def _reasoning_of(self, delta: dict[str, Any]) -> str:
+        """Reasoning in a field of its own, or in a part of the content."""
+        for key in REASONING_KEYS:
+            if text := _text_of(delta.get(key)):
+                self.reasoning_key = key
+                return text
+        parts = delta.get("content")
+        if not isinstance(parts, list):
+            return ""
+        return "".join(_text_of(_table(part).get("thinking")) for part in parts)
+
+    @property
+    def thinks_unopened(self) -> bool | None:
+        """Did the answer begin with thoughts that no mark opened? None: nothing tells."""
+        if self._marks.was_assumed_wrongly:
+            return False
+        return True if self._marks.reasoning else None
+
+    def _say(self, at: float, pieces: list[TextPiece]) -> Iterator[TextDelta]:
+        for piece in pieces:
+            yield self._said(at, piece.text, piece.is_reasoning)
+        if self._marks.was_assumed_wrongly:  # all of it was given once more, as the answer
+            self._reasoning = []
+        if self._marks.reasoning is not None and not self._is_sorted:
+            # What was taken for the answer was reasoning.
+            self._is_sorted = True
+            self._reasoning = [self._marks.reasoning] if self._marks.reasoning else self._reasoning
+            self._text = [piece.text for piece in pieces if not piece.is_reasoning]
 
     def _said(self, at: float, text: str, is_reasoning: bool) -> TextDelta:
         self._first_at = self._first_at or at
@@ -128,7 +180,7 @@ class ServerAnswer:
         )
 
     def _finish_reason(self) -> FinishReason:
-        return "length" if self._finish == "length" else "stop"
+        return "length" if self.finish_said in TOO_LONG else "stop"
 
     @property
     def _completion_tokens(self) -> int | None:
@@ -142,7 +194,7 @@ class ServerAnswer:
             prompt = computed + cached
         details = _table(self._usage.get("prompt_tokens_details"))
         told = (details.get("cached_tokens"), self._usage.get("prompt_cache_hit_tokens"), cached)
-        reused = next((one for value in told if (one := _count(value)) is not None), None)
+        reused = next((count for value in told if (count := _count(value)) is not None), None)
         if reused is not None and prompt is not None:
             reused = min(reused, prompt)
         return Usage(prompt, self._completion_tokens, None, None, reused)
@@ -174,32 +226,9 @@ class ServerAnswer:
             detail = f"{host} took {cached:,}{of} prompt tokens from its own cache"
         if not self._use_cache and cached != 0:
             detail += "; it was not switched off from here"
-        if self._finish == "content_filter":
+        if self.finish_said == "content_filter":
             detail += "; its content filter ended the answer"
         return CacheReport("off", "remote", cached, detail)
-
-
-class _Repetition:
-    """Takes away the beginning of an answer that a server sends again before it goes on."""
-
-    def __init__(self, before: str) -> None:
-        self._before = before if len(before) >= MIN_REPEATED_CHARS else ""
-        self._held = ""
-
-    def strip(self, text: str) -> str:
-        """What of `text` is new; nothing while that is not certain."""
-        if not self._before:
-            return text
-        self._held += text
-        if self._before.startswith(self._held):
-            return ""
-        held, before = self._held, self._before
-        self._held = self._before = ""
-        return held.removeprefix(before)
-
-    def rest(self) -> str:
-        """What was held back in the end, unless all of it is a repetition."""
-        return "" if self._held == self._before else self._held
 
 
 def price_of(usage: Usage, prices: Prices | None) -> TurnPrice | None:

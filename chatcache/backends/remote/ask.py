@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass
 
 from chatcache.backends.remote.client import ServerClient
+from chatcache.backends.remote.explanation import explain
 from chatcache.backends.remote.listing import ServerModel
 from chatcache.backends.remote.loop import EventLoop
-from chatcache.backends.remote.refusal import RefusedError, explain
+from chatcache.backends.remote.refusal import RefusedError
 from chatcache.errors import UnavailableError
+from chatcache.network import proxy_for
 from chatcache.remotes import RemoteModel, check_reach
 
 
@@ -33,7 +35,7 @@ def ask_server(
     try:
         return loop.submit(_ask(remote, key)).result(limit_seconds)
     except RefusedError as error:
-        raise explain(error.refusal, remote, key) from error
+        raise explain(error.refusal, remote, key, proxy=proxy_for(profile.api_url)) from error
     except TimeoutError as error:
         raise UnavailableError(
             f"{profile.host} has not answered within {limit_seconds:g} s.", "Try again."

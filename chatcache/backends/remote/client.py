@@ -1,6 +1,6 @@
 """HTTP with one server: its list of models, and answers as a stream of JSON.
 
-Owns the connection, the timeouts, the key's header, and what failures of the network mean in words.
+Owns the connection, the timeouts, the key's header, and by which way the server is asked.
 Redirects are not followed: the key and the messages go to the host of the profile, or nowhere.
 """
 
@@ -9,33 +9,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
 import httpx2
 
 from chatcache import __version__
 from chatcache.backends.remote.answer import DONE
+from chatcache.backends.remote.failures import CONNECT_SECONDS, malformed, network_error
 from chatcache.backends.remote.listing import ServerModel, read_models
 from chatcache.backends.remote.refusal import RefusedError, read_refusal, refusal_in_stream
+from chatcache.backends.remote.stream_reader import StreamPiece, StreamReader
 from chatcache.errors import UnavailableError
-from chatcache.formatting import duration, one_line
+from chatcache.formatting import one_line
+from chatcache.network import check_certificates, proxy_for
 from chatcache.remotes import ENDPOINT, RemoteProfile
 
-CONNECT_SECONDS = 10.0
 LIST_SECONDS = 15.0
 WRITE_SECONDS = 60.0
 # After the last piece the server ends the stream; a connection of one that does not is given up.
 END_SECONDS = 0.25
 MAX_EVENT_BYTES = 16 << 20
 MAX_BODY_BYTES = 16 << 20
-
-
-class SilentServerError(UnavailableError):
-    """The server is there, and says nothing: it may be at work for somebody else."""
 
 
 class Arrived(NamedTuple):
@@ -49,19 +46,23 @@ class ServerClient:
     """One server. To be used in one event loop; errors are ChatcacheErrors or RefusedError."""
 
     def __init__(self, profile: RemoteProfile, key: str | None) -> None:
+        """Raises UnavailableError that names a variable of the environment that is wrong."""
         self._profile = profile
+        self.proxy = proxy_for(profile.api_url)
         headers = {"User-Agent": f"chatcache/{__version__}"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
+        uses_tls = profile.is_encrypted or (self.proxy is not None and self.proxy.is_encrypted)
         self._http = httpx2.AsyncClient(
             headers=headers,
             timeout=httpx2.Timeout(
                 profile.timeout, connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=CONNECT_SECONDS
             ),
             follow_redirects=False,
-            # A proxy of the environment is for other machines, its certificates are for all.
-            trust_env=not profile.is_loopback,
-            verify=httpx2.create_ssl_context(),
+            # What the environment says is read here; a password in ~/.netrc is for others.
+            trust_env=False,
+            proxy=None if self.proxy is None else self.proxy.url,
+            verify=_trusted() if uses_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         )
 
     async def close(self) -> None:
@@ -74,58 +75,54 @@ class ServerClient:
         with self._in_words():
             async with self._http.stream("GET", url, timeout=timeout) as response:
                 body = await self._whole(response)
-                if response.status_code != 200:
+                if not response.is_success:
                     raise RefusedError(read_refusal(response.status_code, response.headers, body))
         return read_models(self._json(body, response))
 
-    async def answer(self, body: dict[str, Any]) -> AsyncIterator[Arrived]:
+    async def answer(self, body: dict[str, Any]) -> AsyncGenerator[Arrived, None]:
         """The pieces of an answer as they come. Raises RefusedError when there is none."""
         url = f"{self._profile.api_url}{ENDPOINT}"
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",  # what packs a stream holds it back
+        }
         with self._in_words():
             async with self._http.stream("POST", url, content=content, headers=headers) as response:
-                if response.status_code != 200:
+                if not response.is_success:
                     told = await self._whole(response)
                     raise RefusedError(read_refusal(response.status_code, response.headers, told))
-                kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-                if kind == "text/event-stream":
-                    async for arrived in self._events(response):
-                        yield arrived
-                else:  # some servers do not stream
-                    whole = self._arrived(self._json(await self._whole(response), response))
-                    if "choices" not in whole.chunk:
-                        raise self._malformed("its answer has no choices")
-                    yield whole
-                    yield Arrived(time.monotonic(), {DONE: True})
+                async for arrived in self._pieces(response):
+                    yield arrived
 
-    async def _events(self, response: httpx2.Response) -> AsyncIterator[Arrived]:
-        events = aiter(httpx2.EventSource(response, max_event_size=MAX_EVENT_BYTES))
-        async for event in events:
-            if event.data.strip() == DONE:
-                # Read to the end, so that the connection serves the next turn, too.
-                with contextlib.suppress(TimeoutError, httpx2.HTTPError):
-                    async with asyncio.timeout(END_SECONDS):
-                        async for _ in events:
-                            pass
-                yield Arrived(time.monotonic(), {DONE: True})
-                return
-            if not event.data:
-                continue
-            try:
-                chunk = json.loads(event.data)
-            except (ValueError, RecursionError) as error:
-                raise self._malformed("a piece of the answer is no JSON") from error
-            if event.event == "error" and "error" not in chunk:
-                chunk = {"error": chunk}
-            yield self._arrived(chunk)
+    async def _pieces(self, response: httpx2.Response) -> AsyncIterator[Arrived]:
+        """What the bytes say, whatever the server calls them."""
+        reader = StreamReader(MAX_EVENT_BYTES, MAX_BODY_BYTES)
+        parts = aiter(response.aiter_bytes())
+        try:
+            async for part in parts:
+                for piece in reader.push(part):
+                    if piece.kind == "done":
+                        await _read_out(parts)
+                    yield self._arrived(piece, response)
+                    if piece.kind == "done":
+                        return
+        except (httpx2.TransportError, httpx2.DecodingError):
+            for piece in reader.finish():  # what came before it broke off
+                yield self._arrived(piece, response)
+            raise
+        for piece in reader.finish():
+            yield self._arrived(piece, response)
 
-    def _arrived(self, chunk: Any) -> Arrived:
-        if not isinstance(chunk, dict):
-            raise self._malformed("a piece of the answer is no object")
-        if chunk.get("error"):
-            raise RefusedError(refusal_in_stream(chunk))
-        return Arrived(time.monotonic(), chunk)
+    def _arrived(self, piece: StreamPiece, response: httpx2.Response) -> Arrived:
+        if piece.kind == "error":
+            raise RefusedError(refusal_in_stream(piece.content))
+        if piece.kind == "broken":
+            raise malformed(self._profile, piece.content)
+        if piece.kind == "foreign":
+            raise self._foreign(response)
+        return Arrived(time.monotonic(), piece.content if piece.kind == "chunk" else {DONE: True})
 
     async def _whole(self, response: httpx2.Response) -> bytes:
         """The body, as far as any sensible one goes."""
@@ -133,93 +130,36 @@ class ServerClient:
         async for part in response.aiter_bytes():
             body += part
             if len(body) > MAX_BODY_BYTES:
-                raise self._malformed("its answer does not end")
+                raise malformed(self._profile, "its answer does not end")
         return bytes(body)
 
     def _json(self, body: bytes, response: httpx2.Response) -> Any:
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
-            kind = response.headers.get("content-type", "") or "something without a type"
-            raise self._malformed(f"it sent {one_line(kind)}") from error
+            raise self._foreign(response) from error
 
-    def _malformed(self, what: str) -> UnavailableError:
-        return UnavailableError(
-            f"{self._profile.host} does not speak as an OpenAI-compatible server: {what}.",
-            f"Check remote.{self._profile.name}.base_url (often it ends in /v1).",
-        )
+    def _foreign(self, response: httpx2.Response) -> UnavailableError:
+        kind = response.headers.get("content-type", "") or "something without a type"
+        return malformed(self._profile, f"it sent {one_line(kind)}")
 
     @contextlib.contextmanager
     def _in_words(self) -> Iterator[None]:
         try:
             yield
-        except httpx2.SSEError as error:
-            raise self._malformed("a line of it is far too long") from error
         except (httpx2.TransportError, httpx2.DecodingError, httpx2.InvalidURL) as error:
-            raise network_error(error, self._profile) from error
+            raise network_error(error, self._profile, self.proxy) from error
 
 
-def network_error(error: Exception, profile: RemoteProfile) -> UnavailableError:
-    """A failure of the network in words: who, what, and what to do."""
-    host = profile.host
-    is_https = profile.is_encrypted
-    for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return UnavailableError(
-                f"The certificate of {host} cannot be trusted: {cause.verify_message}.",
-                "Check the address; SSL_CERT_FILE names certificates of your own.",
-            )
-        if isinstance(cause, ssl.SSLError) and is_https:
-            return UnavailableError(
-                f"{host} does not speak TLS as it should: {one_line(str(cause.reason or cause))}.",
-                "A server without TLS has an address that begins with http://.",
-            )
-        if isinstance(cause, socket.gaierror):
-            return UnavailableError(
-                f"There is no host {profile.hostname!r}, or no network.", _check(profile)
-            )
-        if isinstance(cause, ConnectionRefusedError):
-            return UnavailableError(
-                f"Nothing listens at {host}.", f"Start the server. {_check(profile)}"
-            )
-    if isinstance(error, httpx2.ConnectTimeout):
-        after = duration(1000 * CONNECT_SECONDS)
-        return UnavailableError(f"{host} cannot be reached within {after}.", _check(profile))
-    if isinstance(error, httpx2.ReadTimeout):
-        return SilentServerError(
-            f"{host} was silent for too long.",
-            f"remote.{profile.name}.timeout ({profile.timeout:,} s) says how long it may be.",
-        )
-    if isinstance(error, httpx2.ConnectError):
-        return UnavailableError(f"{host} cannot be reached: {_last_words(error)}.", _check(profile))
-    return UnavailableError(
-        f"The connection to {host} broke off: {_last_words(error)}.", "Try again."
-    )
+async def _read_out(parts: AsyncIterator[bytes]) -> None:
+    """Read to the end, so that the connection serves the next turn, too."""
+    with contextlib.suppress(TimeoutError, httpx2.HTTPError):
+        async with asyncio.timeout(END_SECONDS):
+            async for _ in parts:
+                pass
 
 
-def _check(profile: RemoteProfile) -> str:
-    return f"Check remote.{profile.name}.base_url ({profile.base_url})."
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and all behind it; the libraries between wrap what the system said."""
-    found: list[BaseException] = []
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        one = waiting.pop(0)
-        if one is None or one in found:
-            continue
-        found.append(one)
-        if isinstance(one, BaseExceptionGroup):
-            waiting += one.exceptions
-        waiting += [one.__cause__, one.__context__]
-    return found
-
-
-def _last_words(error: Exception) -> str:
-    """What the system said, else what the library says."""
-    said = [
-        cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror
-    ]
-    words = said[0] if said else str(error) or type(error).__name__
-    return one_line(words).rstrip(".")
+def _trusted() -> ssl.SSLContext:
+    """The certificates that are trusted. Raises UnavailableError that names a wrong variable."""
+    check_certificates()
+    return httpx2.create_ssl_context()

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from chatcache.backends.base import ModelInfo
+from chatcache.backends.remote.explanation import names_words
 from chatcache.backends.remote.listing import ServerModel
-from chatcache.backends.remote.refusal import names_words
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.errors import UsageError
+from chatcache.network import proxy_for
 from chatcache.remotes import RemoteModel, RemoteProfile
 
 # Journals hold token ids, and a server tells none: no model of this machine shares this name.
@@ -71,5 +72,7 @@ def privacy_words(profile: RemoteProfile) -> str:
     """Where the messages go, and who can read them on the way."""
     if profile.is_loopback:
         return "A server on this machine."
-    words = f"Your messages go to {profile.host}, each time with the whole chat before them."
+    proxy = proxy_for(profile.api_url)
+    way = "" if proxy is None else f" by way of the proxy of {proxy.origin}"
+    words = f"Your messages go to {profile.host}{way}, each time with the whole chat before them."
     return words if profile.is_encrypted else f"{words} The way there is not encrypted."

@@ -1,7 +1,8 @@
-"""What a server said when it did not answer, and the sentence that a person gets for it.
+"""What a server said when it did not answer, and what it is about.
 
-Owns the shapes of error bodies (OpenAI, vLLM, llama-server, FastAPI, Ollama, plain text) and their
-meanings. What a server writes is foreign text: it is cut to a line, and a key in it is taken out.
+Owns the shapes of error bodies (OpenAI, vLLM, llama-server, FastAPI, Ollama, plain text, pages of
+the web). What a server writes is foreign text: it is cut to a line. The sentences are told
+elsewhere. Pure.
 """
 
 from __future__ import annotations
@@ -9,55 +10,43 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from html import unescape
 from typing import Any
 
 from chatcache.backends.remote.characters import whole
-from chatcache.errors import (
-    ChatcacheError,
-    ContextFullError,
-    NotFoundError,
-    UnavailableError,
-    did_you_mean,
-)
-from chatcache.formatting import one_line, plural, shorten
-from chatcache.remotes import RemoteModel
+from chatcache.formatting import shorten
 
 MAX_WORDS = 240
-MAX_NAMES = 6
-# Settings of chatcache by the names that they have in a request.
-OPTION_OF_FIELD = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "repeat_penalty": "repetition_penalty",
-    "seed": "seed",
-    "max_tokens": "max_new_tokens",
-    "max_completion_tokens": "max_new_tokens",
-    "chat_template_kwargs": "think",
-}
+MAX_PAGE = 100_000
 _CONTEXT = re.compile(
-    r"context[ _](?:length|window|size)|maximum context|too many tokens|exceed_context|prompt is"
-    r" too long",
+    r"context[ _](?:length|window|size)|maximum context|too many tokens|exceed_context|"
+    r"prompt (?:is )?too long",
     re.IGNORECASE,
 )
-_LIMIT = re.compile(
-    r"(?:context (?:length|window|size)|limit|maximum)\D{0,40}?(\d[\d,]{2,})", re.IGNORECASE
-)
-_ASKED = re.compile(
-    r"(?:requested|resulted in|has|contains?|prompt is|input|tokens? \(?|prompt \()\D{0,30}?"
-    r"(\d[\d,]{2,})(?= ?(?:tokens|input|\)))",
+_ANSWER_LIMIT = re.compile(r"\bmax_(?:completion_|new_|output_)?tokens\b", re.IGNORECASE)
+_TOO_LARGE = re.compile(
+    r"too (?:large|big|high|many)|at most|exceed|greater|larger|less than|up to|"
+    r"maximum(?! context)|range",
     re.IGNORECASE,
 )
+_MESSAGES = re.compile(
+    r"\bmessages?\b|\broles?\b|\bassistant\b|\bhistory\b|\bturns?\b|reasoning_\w+|thinking_\w+|"
+    r"thinking blocks?",
+    re.IGNORECASE,
+)
+_ROLES = re.compile(r"\broles?\b|template|jinja", re.IGNORECASE)
+_POLICY = re.compile(r"polic|moderation|filter|safety|flagged", re.IGNORECASE)
+_NO_ROOM = re.compile(r"at least 1\b.{0,40}(?:got|not|is) -\d", re.IGNORECASE)
+_TITLE = re.compile(r"<(title|h1|body)[^>]*>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What came instead of an answer; status 0: in the middle of one."""
+    """What came instead of an answer; status 0: it came as a stream of its own."""
 
     status: int
     message: str
@@ -67,6 +56,7 @@ class Refusal:
     location: str = ""
     num_prompt: int | None = None
     num_context: int | None = None
+    is_page: bool = False  # a web page, made for people by something on the way
 
 
 class RefusedError(Exception):
@@ -79,17 +69,18 @@ class RefusedError(Exception):
 
 def read_refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refusal:
     """What a body says, whatever its shape."""
-    text = body.decode("utf-8", "replace")
+    text, is_page = body.decode("utf-8", "replace"), False
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        is_page = text.lstrip().startswith("<")
-        content = {"message": "" if is_page else text}
-    return _from_json(
-        content,
-        status,
+        is_page = text.lstrip("\ufeff \t\r\n").startswith("<")
+        content = {"message": _page_words(text) if is_page else text}
+    refusal = _from_json(content, status)
+    return replace(
+        refusal,
         retry_after=_seconds(headers.get("retry-after", "")),
         location=headers.get("location", ""),
+        is_page=is_page,
     )
 
 
@@ -98,18 +89,30 @@ def refusal_in_stream(content: Any) -> Refusal:
     return _from_json(content, 0)
 
 
-def _from_json(
-    content: Any, status: int, *, retry_after: float | None = None, location: str = ""
-) -> Refusal:
-    error = content.get("error", content) if isinstance(content, dict) else content
-    detail = error.get("detail") if isinstance(error, dict) else None
+def _page_words(page: str) -> str:
+    """The title of a web page, or how it begins."""
+    found = _TITLE.search(page[:MAX_PAGE])
+    words = unescape(_TAG.sub(" ", found[2] if found else page[:MAX_PAGE]))
+    return " ".join(words.split())
+
+
+def _from_json(content: Any, status: int) -> Refusal:
+    error = content
+    if isinstance(content, dict) and isinstance(content.get("error"), dict | str):
+        error = content["error"]
+    elif isinstance(content, list) and content and isinstance(content[0], dict):
+        error = content[0].get("error", content[0])  # one vendor sends a list of one
     fields: list[str] = []
+    if isinstance(choice := _first_choice_error(content), dict | str):
+        error = choice
+    detail = error.get("detail") if isinstance(error, dict) else None
     if isinstance(detail, list):  # FastAPI names each field that it does not take
         complaints = [complaint for complaint in detail if isinstance(complaint, dict)]
-        fields = [str(complaint["loc"][-1]) for complaint in complaints if complaint.get("loc")]
-        error = {"message": "; ".join(str(complaint.get("msg", "")) for complaint in complaints)}
-    elif isinstance(detail, str):
-        error = {"message": detail}
+        for complaint in complaints:
+            fields += _path(complaint.get("loc"))
+        error = {"message": "; ".join(map(_complaint, complaints))}
+    elif isinstance(detail, str | dict):
+        error = detail
     if not isinstance(error, dict):
         error = {"message": error if isinstance(error, str) else ""}
     if isinstance(param := error.get("param"), str):
@@ -119,11 +122,29 @@ def _from_json(
         message=shorten(whole(str(error.get("message") or "")), MAX_WORDS),
         code=f"{error.get('code') or ''} {error.get('type') or ''}".strip(),
         fields=tuple(fields),
-        retry_after=retry_after,
-        location=location,
         num_prompt=_number(error.get("n_prompt_tokens")),
         num_context=_number(error.get("n_ctx")),
     )
+
+
+def _complaint(complaint: dict[str, Any]) -> str:
+    """What FastAPI says of a field, which its words alone do not name."""
+    words, path = str(complaint.get("msg") or ""), _path(complaint.get("loc"))
+    return f"{path[0]}: {words}" if path and path[0] not in words else words
+
+
+def _first_choice_error(content: Any) -> Any:
+    """An error that stands in the first choice of a chunk."""
+    choices = content.get("choices") if isinstance(content, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    has_own = isinstance(content, dict) and content.get("error")
+    return first.get("error") if isinstance(first, dict) and not has_own else None
+
+
+def _path(location: Any) -> list[str]:
+    """The names on the way to a field: `["body", "messages", 1, "name"]`, the last one first."""
+    names = location if isinstance(location, list) else []
+    return [name for name in reversed(names) if isinstance(name, str) and name != "body"]
 
 
 def _number(value: Any) -> int | None:
@@ -142,125 +163,46 @@ def _seconds(value: str) -> float | None:
     return max(0.0, (at - datetime.now(UTC)).total_seconds())
 
 
-def refused_field(refusal: Refusal, names: Sequence[str]) -> str | None:
+def refused_field(
+    refusal: Refusal, names: Sequence[str], statuses: Sequence[int] = (400, 422)
+) -> str | None:
     """Which of the fields of a request a server does not take; None when it is not about one."""
-    if refusal.status not in (400, 422) or is_context_full(refusal):
+    if refusal.status not in statuses or is_context_full(refusal):
         return None
     for name in names:
-        if name in refusal.fields or re.search(rf"(?<!\w){name}(?!\w)", refusal.message):
+        if name in refusal.fields or re.search(rf"(?<!\w){re.escape(name)}(?!\w)", refusal.message):
             return name
     return None
 
 
+def is_about_messages(refusal: Refusal) -> bool:
+    """Is it what the conversation holds that is refused, and not how it is to be answered?"""
+    if refusal.status not in (400, 422, 500) or is_context_full(refusal) or is_about_limit(refusal):
+        return False
+    words = " ".join((refusal.message, *refusal.fields))
+    if refusal.status == 500 and not _ROLES.search(words):
+        return False  # it has failed at something else
+    return bool(_MESSAGES.search(words)) and not is_about_policy(refusal)
+
+
+def is_about_policy(refusal: Refusal) -> bool:
+    """Is it a filter of what may be said that refuses?"""
+    return bool(_POLICY.search(" ".join((refusal.code, refusal.message, *refusal.fields))))
+
+
+def is_about_limit(refusal: Refusal) -> bool:
+    """Is it the limit of the answer that is too large, and not the conversation?"""
+    words = " ".join((refusal.message, *refusal.fields))
+    if refusal.status not in (0, 400, 422, 500) or _NO_ROOM.search(words):
+        return False
+    return bool(_ANSWER_LIMIT.search(words) and _TOO_LARGE.search(words))
+
+
 def is_context_full(refusal: Refusal) -> bool:
     if refusal.status == 413:
-        return True
-    if refusal.status not in (0, 400, 422, 500):
+        return not refusal.is_page
+    if refusal.status not in (0, 400, 422, 500) or is_about_limit(refusal):
         return False
-    return bool(_CONTEXT.search(f"{refusal.code} {refusal.message}"))
-
-
-def explain(
-    refusal: Refusal, remote: RemoteModel, key: str | None, offered: Sequence[str] = ()
-) -> ChatcacheError:
-    """The error that a person sees. `offered`: the models that the server has, where it told."""
-    host = remote.profile.host
-    says = _quoted(refusal.message, key)
-    if 300 <= refusal.status < 400:
-        there = shorten(refusal.location, MAX_WORDS) or "another place"
-        return UnavailableError(
-            f"{host} sends its callers on to {there}. That is not followed: your key and your"
-            " messages would go there.",
-            f"If it is right, set remote.{remote.profile.name}.base_url to it.",
-        )
-    if is_context_full(refusal):
-        return _context_full(refusal, host, says)
-    if refusal.status in (401, 403):
-        return _not_allowed(remote, host, says)
-    if refusal.status == 404 or "model_not_found" in refusal.code:
-        return _not_found(remote, host, says, offered)
-    if refusal.status == 429:
-        return UnavailableError(
-            f"{host} takes no more requests for now (429).{says}", _when(refusal)
-        )
-    if refusal.status >= 500:
-        return UnavailableError(f"{host} failed ({refusal.status}).{says}", _when(refusal))
-    if refusal.status == 0:
-        return UnavailableError(
-            f"{host} broke the answer off with an error.{says}", "What was written is kept."
-        )
-    name = refused_field(refusal, tuple(OPTION_OF_FIELD))
-    if name is not None:
-        option = OPTION_OF_FIELD[name]
-        return UnavailableError(
-            f"{host} does not take {name} ({refusal.status}).{says}",
-            f"Leave {option} out: `/set {option} default`, or no --{option.replace('_', '-')}.",
-        )
-    return UnavailableError(
-        f"{host} refused the request ({refusal.status}).{says}", "See what the server logs."
-    )
-
-
-def _context_full(refusal: Refusal, host: str, says: str) -> ChatcacheError:
-    limit, asked = refusal.num_context, refusal.num_prompt
-    if limit is None and (found := _LIMIT.search(refusal.message)):
-        limit = int(found[1].replace(",", ""))
-    if asked is None:
-        numbers = (int(digits.replace(",", "")) for digits in _ASKED.findall(refusal.message))
-        asked = next((number for number in numbers if number != limit), None)
-    hint = "Start a new chat, or fork at an earlier turn."
-    if limit is not None and asked is not None:
-        return ContextFullError(
-            f"The conversation has {plural(asked, 'token')}, the model at {host} takes {limit:,}.",
-            hint,
-        )
-    return ContextFullError(f"The conversation is too long for the model at {host}.{says}", hint)
-
-
-def _not_allowed(remote: RemoteModel, host: str, says: str) -> ChatcacheError:
-    profile = remote.profile
-    if profile.api_key_env is None:
-        hint = f"Name the variable that has it: remote.{profile.name}.api_key_env in config.toml."
-        return UnavailableError(f"{host} wants a key, and the profile has none.{says}", hint)
-    return UnavailableError(
-        f"{host} does not accept the key of ${profile.api_key_env}.{says}",
-        "Check it, and that it may use this model.",
-    )
-
-
-def _not_found(remote: RemoteModel, host: str, says: str, offered: Sequence[str]) -> ChatcacheError:
-    name = remote.model or ""
-    if not name:
-        hint = f"Check remote.{remote.profile.name}.base_url (often it ends in /v1)."
-        return NotFoundError(f"{host} has no OpenAI-compatible API there (404).{says}", hint)
-    if not offered:
-        hint = f"Check the name, and remote.{remote.profile.name}.base_url (often it ends in /v1)."
-        return NotFoundError(f"{host} has no model {name!r}, or no such API.{says}", hint)
-    if name in offered:
-        return NotFoundError(f"{host} does not answer with {name!r}.{says}", "Choose another one.")
-    return NotFoundError(
-        f"{host} has no model {name!r}.", did_you_mean(name, offered) or names_words(offered)
-    )
-
-
-def names_words(offered: Sequence[str]) -> str:
-    """`It has a, b, c and 12 more.`"""
-    shown = ", ".join(one_line(name) for name in offered[:MAX_NAMES])
-    more = len(offered) - MAX_NAMES
-    return f"It has {shown} and {more:,} more." if more > 0 else f"It has {shown}."
-
-
-def _when(refusal: Refusal) -> str:
-    if refusal.retry_after is None:
-        return "Try again in a while."
-    return f"It asks to be left alone for {plural(round(refusal.retry_after), 'second')}."
-
-
-def _quoted(words: str, key: str | None) -> str:
-    """` It says: ...`, without the key, which some servers repeat."""
-    if key:
-        words = words.replace(key, "[key]")
-    words = shorten(words, MAX_WORDS)
-    if not words:
-        return ""
-    return f" It says: {words}" + ("" if words[-1] in ".!?…" else ".")
+    words = f"{refusal.code} {refusal.message}"
+    no_room = _ANSWER_LIMIT.search(words) and _NO_ROOM.search(words)
+    return bool(no_room or _CONTEXT.search(words))

@@ -24,7 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chatcache import sqlite_file
 from chatcache.cache.files.names import file_name, parse_name
+from chatcache.sqlite_failures import SQLITE_FAILURES, is_damage, primary_code
 from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
@@ -32,8 +34,9 @@ log = logging.getLogger(__name__)
 FILE_NAME = "index-2.sqlite3"
 _LOG_NAME = f"{FILE_NAME}-wal"
 _OLD_NAME = "index-1.bin"  # of earlier versions, which noted the first ids of each segment
-FILE_NAMES = (FILE_NAME, _LOG_NAME, f"{FILE_NAME}-shm", _OLD_NAME)
+FILE_NAMES = (FILE_NAME, _LOG_NAME, f"{FILE_NAME}-shm", f"{FILE_NAME}-journal", _OLD_NAME)
 _SECONDS_TO_WAIT = 1.0  # for another process that writes a row
+_SECONDS_OF_A_LOCK = 60.0  # no row takes that long
 _TRIES = 5
 _NO_PARENT = ""
 _SCHEMA = """
@@ -222,7 +225,7 @@ class SegmentIndex:
         with self._lock:
             try:
                 return self._in_use().execute(sql, values).fetchall()
-            except sqlite3.Error as error:
+            except SQLITE_FAILURES as error:
                 self._failed(error)
                 return []
 
@@ -243,14 +246,14 @@ class SegmentIndex:
                 with connection:  # which rolls back what fails
                     connection.execute("BEGIN IMMEDIATE")
                     yield connection
-            except (sqlite3.Error, OverflowError) as error:
+            except SQLITE_FAILURES as error:
                 self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         """Go on without what could not be read or noted. A file that is damaged is removed, so
         that the next opening makes it again."""
         log.warning("the index %s: %s", self._path, error)
-        if _is_damage(error):
+        if _is_unusable(error):
             if not self._is_reader:
                 self._remove_files(*FILE_NAMES)
             self.close()
@@ -260,23 +263,31 @@ class SegmentIndex:
         for _ in range(_TRIES):
             try:
                 return _connected(self._path)
-            except (sqlite3.Error, OSError) as error:
+            except (*SQLITE_FAILURES, OSError) as error:
                 log.warning("the index %s cannot be opened: %s", self._path, error)
-                if _is_damage(error):
+                if _is_unusable(error):
                     self._remove_files(*FILE_NAMES)
+                self._drop_abandoned_lock()
                 time.sleep(_SECONDS_TO_WAIT / 50)
         return None
+
+    def _drop_abandoned_lock(self) -> None:
+        """What a killed process has left where files cannot be locked."""
+        lock = sqlite_file.lock_directory(self._path)
+        with contextlib.suppress(OSError):
+            if time.time() - lock.stat().st_mtime > _SECONDS_OF_A_LOCK:
+                lock.rmdir()
 
     def _to_read(self) -> sqlite3.Connection | None:
         """Where no log lies beside it, nobody writes the file: it is read without making one."""
         is_still = "" if self._log_path.exists() else "&immutable=1"
         uri = f"{self._path.absolute().as_uri()}?mode=ro{is_still}"
-        try:
-            connection = _connect(uri, uri=True)
+        with contextlib.suppress(*SQLITE_FAILURES), contextlib.ExitStack() as stack:
+            connection = stack.enter_context(contextlib.closing(_connect(uri, uri=True)))
             connection.execute(f"{_ROW} LIMIT 1").fetchone()
-        except sqlite3.Error:
-            return None
-        return connection
+            stack.pop_all()
+            return connection
+        return None
 
     def _go_on_in_memory(self) -> None:
         copy = _connect(":memory:")
@@ -303,16 +314,15 @@ def _connect(place: str, *, uri: bool = False) -> sqlite3.Connection:
 
 
 def _connected(path: Path) -> sqlite3.Connection:
-    """A connection to the file, which only its owner reads. Raises sqlite3.Error and OSError."""
+    """A connection to the file, which only its owner reads. Raises SQLITE_FAILURES and OSError."""
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    connection = _connect(str(path))
+    connection = sqlite_file.connect(path, timeout=_SECONDS_TO_WAIT)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA secure_delete = ON")
         connection.executescript(_SCHEMA)
-    except sqlite3.Error:
+    except SQLITE_FAILURES:
         connection.close()
         raise
     return connection
@@ -331,14 +341,13 @@ def _row(values: Sequence[Any]) -> IndexRow | None:
         parent = str(parent) or None
         row = IndexRow(segment_id, parent, start, stop, ids, int(num_bytes), bool(has_states), fork)
         return row if parse_name(file_name(row)) == (start, stop, segment_id) else None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
-def _is_damage(error: Exception) -> bool:
+def _is_unusable(error: BaseException) -> bool:
     """Whether the file is no index, or not the one that was written."""
-    damage = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in damage
+    return is_damage(error) or primary_code(error) in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

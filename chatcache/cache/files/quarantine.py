@@ -33,7 +33,8 @@ class Quarantine:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         target = self._directory / f"{namespace}-{path.name}"
         path.replace(target)
-        os.utime(target)
+        with contextlib.suppress(OSError):
+            os.utime(target)
         self._bound()
 
     def paths(self) -> list[Path]:

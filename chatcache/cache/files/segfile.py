@@ -25,8 +25,10 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from chatcache.cache.files.finite import are_finite
 from chatcache.cache.files.pace import PIECE_BYTES, Pace
 from chatcache.cache.segments import TensorSource
+from chatcache.os_failures import reason
 from chatcache.token_ids import BYTES_PER_ID, TokenIds
 
 FORMAT = "chatcache-kv"
@@ -161,6 +163,9 @@ class SegmentFile:
             raise SegmentMissingError(f"{path.name}: {error.strerror}") from error
         try:
             self._read_header()
+        except OSError as error:
+            os.close(self._fd)
+            raise _unreadable("the header", error) from error
         except BaseException:
             os.close(self._fd)
             raise
@@ -200,9 +205,12 @@ class SegmentFile:
         return size
 
     def verify(self) -> None:
-        """Compare every checksum. Raises SegmentDamagedError."""
+        """Compare every checksum, and look for NaN and infinities. Raises SegmentDamagedError."""
         for name, entry in self._tensors.items():
-            self.read_into(name, [memoryview(bytearray(entry.num_bytes))])
+            content = bytearray(entry.num_bytes)
+            self.read_into(name, [memoryview(content)])
+            if not are_finite(content, entry.dtype):
+                raise SegmentDamagedError(f"{name} has numbers that are not finite")
 
     def _entry(self, name: str) -> _TensorEntry:
         try:
@@ -217,7 +225,7 @@ class SegmentFile:
                 try:
                     num_read = os.preadv(self._fd, pending, offset)
                 except OSError as error:
-                    raise SegmentDamagedError(f"{name} cannot be read: {error.strerror}") from error
+                    raise _unreadable(name, error) from error
                 if num_read == 0:
                     raise SegmentDamagedError(f"the file ends within {name}")
                 offset += num_read
@@ -309,6 +317,12 @@ def _pieces(buffers: Iterable[memoryview], num_bytes: int) -> Iterator[memoryvie
             yield flat[begin : begin + num_bytes]
 
 
+def _unreadable(what: str, error: OSError) -> SegmentDamagedError | SegmentMissingError:
+    """Only a bad disk is damage; a network mount that is away comes back."""
+    kind = SegmentDamagedError if error.errno == errno.EIO else SegmentMissingError
+    return kind(f"{what} cannot be read: {reason(error)}")
+
+
 def _advance(pending: list[memoryview], num_read: int) -> list[memoryview]:
     """What is left of the buffers after `num_read` bytes have arrived."""
     for index, buffer in enumerate(pending):
@@ -316,8 +330,3 @@ def _advance(pending: list[memoryview], num_read: int) -> list[memoryview]:
             return [buffer[num_read:], *pending[index + 1 :]]
         num_read -= buffer.nbytes
     return []
-
-
-def is_out_of_space(error: OSError) -> bool:
-    """Whether a write failed because the disk or the quota is full."""
-    return error.errno in {errno.ENOSPC, errno.EDQUOT}

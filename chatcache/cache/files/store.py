@@ -171,7 +171,8 @@ class SegmentStore:
         with replacing(path, is_durable=True) as file:
             size = write_segment(file, header, tensors, pace)
             file.flush()
-            os.utime(file.fileno(), (last_used, last_used))
+            with contextlib.suppress(OSError):  # not all file systems let it be set
+                os.utime(file.fileno(), (last_used, last_used))
         self.index.add([_index_row(header, size)])
         return path, size
 
@@ -205,10 +206,10 @@ class SegmentStore:
     def quarantine(self, path: Path, inode: int = 0) -> None:
         """Set a damaged file aside, so that it is neither read again nor lost to inspection.
 
-        With the inode of the file that was read, one that another process has put in its place
-        since is left alone.
+        With the inode of the file that was read, a sound one that another process has put in its
+        place since is left alone.
         """
-        if inode and inode_of(path) != inode:
+        if inode and inode_of(path) != inode and _is_sound(path):
             return
         try:
             self._quarantine.put(path, self.namespace)
@@ -276,6 +277,19 @@ def inode_of(path: Path) -> int:
         return path.stat().st_ino
     except OSError:
         return 0
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether there is nothing to set aside. Read in full: some network mounts give the same file
+    another inode number now and then."""
+    try:
+        with SegmentFile(path) as file:
+            file.verify()
+    except SegmentDamagedError as error:
+        return isinstance(error, SegmentFormatError)
+    except SegmentMissingError:
+        pass
+    return True
 
 
 def _damaged(name: str, problem: str, inode: int = 0) -> LostSegment:

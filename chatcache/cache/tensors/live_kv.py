@@ -13,8 +13,8 @@ import weakref
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
 
 from chatcache.cache.tensors.blocks import DTYPES, KVBlock, LentBlock, TensorBlock, memory_of
 from chatcache.cache.tensors.layers import GrowingLayer

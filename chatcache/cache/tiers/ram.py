@@ -50,3 +50,12 @@ class RamTier:
                         self.notices.note_expired(entry)
                     length = entry.stop - entry.start
                     self.notices.tell_evicted([length], "RAM", is_expired=is_expired)
+
+    def forget_deleted(self, *, is_all: bool) -> None:
+        """Give up the segments whose files are gone; with `is_all`, what was never written as well.
+        What is held (pinned, leased) of the latter stays."""
+        with self.book.lock:
+            for entry in self.book.entries():
+                is_gone = not entry.path.exists() if entry.path is not None else is_all
+                if is_gone and not (entry.path is None and entry.is_held):
+                    self.book.remove(entry)

@@ -21,10 +21,11 @@ from chatcache.cache.book.entries import Entry
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.files.pace import Pace
-from chatcache.cache.files.segfile import SegmentHeader, is_out_of_space
+from chatcache.cache.files.segfile import SegmentHeader
 from chatcache.cache.segments import Block
 from chatcache.cache.tiers.disk import DiskTier
 from chatcache.cache.tiers.notices import Notices
+from chatcache.os_failures import OUT_OF_SPACE, reason
 
 log = logging.getLogger(__name__)
 
@@ -193,8 +194,7 @@ class Spiller:
         if isinstance(error, DiskFloorError):
             self._notices.warn_once("floor", f"new segments stay in RAM: {error}")
         else:
-            why = error.strerror or str(error)
-            text = f"tokens {entry.start:,}-{entry.stop:,} are not kept on disk: {why}"
+            text = f"tokens {entry.start:,}-{entry.stop:,} are not kept on disk: {reason(error)}"
             self._notices.warn(text)
         self._on_settled()
 
@@ -208,7 +208,7 @@ class Spiller:
         try:
             return store.write(header, block.sources(), entry.last_used, self.pace)
         except OSError as error:
-            if not is_out_of_space(error):
+            if error.errno not in OUT_OF_SPACE:
                 raise
         self._disk.enforce(bytes_wanted=2 * block.num_bytes)
         return store.write(header, block.sources(), entry.last_used, self.pace)

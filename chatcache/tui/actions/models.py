@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from chatcache.backends.base import ModelInfo
-from chatcache.formatting import one_line
+from chatcache.formatting import model_name
 from chatcache.frontend.model_choice import ModelChoice
 from chatcache.frontend.registry import key_words
 from chatcache.tui.parts.wiring import ChatParts
@@ -43,7 +43,7 @@ class ModelActions:
         if not name:
             return
         if choice.is_in_use(name, info) and self._status.failure is None:
-            self._stage.toast(f"{one_line(name)} is the model already.")
+            self._stage.toast(f"{model_name(name)} is the model already.")
             return
         self._chat.require_idle()
         if not await self._stage.ask(choice.must_download, name) or await self._may_download(name):
@@ -75,6 +75,9 @@ class ModelActions:
             self._stage.toast(words)
         if told := self._choice.privacy(info):
             await self._stage.show_note(told)
+        for remark in (*self._choice.remarks(info), self._chat.sampling.remark(info)):
+            if remark:
+                await self._stage.show_note(remark)
 
     def go_back(self) -> bool:
         """Have the model before the last switch answer again; False when nothing was switched."""

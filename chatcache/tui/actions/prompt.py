@@ -62,7 +62,7 @@ class PromptActions:
         if not argument:
             await self._params("")
             return
-        words = self._chat.set_parameter(argument)
+        words = self._chat.set_parameter(argument, self._panel.info)
         self._view.show_sampling()
         self._stage.toast(words)
 

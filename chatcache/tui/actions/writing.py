@@ -21,10 +21,14 @@ class WritingActions:
         }
 
     async def _attach(self, argument: str) -> None:
-        if not argument:
-            raise UsageError("The file is missing.", "Say /attach PATH, or type @ in a message.")
-        attachment = await self._stage.ask(files.read_attachment, argument)
-        self._composer.attach(attachment)
+        try:
+            if not argument:
+                hint = "Say /attach PATH, or type @ in a message."
+                raise UsageError("The file is missing.", hint)
+            attachment = await self._stage.ask(files.read_attachment, argument)
+            self._composer.attach(attachment)
+        finally:
+            self._composer.file_ended()
         self._composer.focus()
 
     async def find_files(self) -> None:
@@ -36,9 +40,9 @@ class WritingActions:
         self._composer.edit_outside()
 
     async def _history(self, argument: str) -> None:
-        here = list(reversed(self._composer.earlier))
+        here = list(reversed(self._composer.recall.texts))
         everywhere = await self._stage.ask(self._chat.service.recall.user_messages)
         texts = list(dict.fromkeys([*here, *everywhere]))
         text = await self._stage.push_screen_wait(HistoryScreen(texts, argument))
         if text is not None:
-            self._composer.set_text(text)
+            self._composer.take_earlier(text)

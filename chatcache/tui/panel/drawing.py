@@ -14,7 +14,8 @@ from rich.cells import cell_len
 
 from chatcache.backends.usage import Figures
 from chatcache.formatting import clean, duration, one_line, parameters, percent, rate, size
-from chatcache.frontend import servers
+from chatcache.frontend import reports, servers
+from chatcache.frontend.engines import panel_words
 from chatcache.frontend.figures import is_real_miss, reason_words, sign, sources
 from chatcache.tui.look.formatting import age, bar, clock_time, shorten, sparkline
 from chatcache.tui.panel.state import IdleTotals, PanelState
@@ -22,6 +23,7 @@ from chatcache.tui.panel.state import IdleTotals, PanelState
 if TYPE_CHECKING:
     from chatcache.backends.base import (
         CacheSnapshot,
+        EngineStatus,
         ModelInfo,
         SegmentRow,
         TierUse,
@@ -56,6 +58,7 @@ def lines(state: PanelState, width: int, now: float) -> list[Line]:
         _event_lines(state, width),
         _sampling_lines(state.sampling, width),
         _model_lines(state.info, width),
+        _engine_lines(state.engine, width),
     ]
     joined: list[Line] = []
     for part in parts:
@@ -292,7 +295,7 @@ def _model_lines(info: ModelInfo | None, width: int) -> Iterator[Line]:
     yield from _wrapped(one_line(info.model), width, style="")
     facts = [
         f"{parameters(info.num_parameters)} parameters",
-        info.dtype,
+        reports.dtype_words(info),
         info.device,
         f"{size(info.kv_bytes_per_token)} per token",
         f"context {info.max_context_tokens:,}",
@@ -302,6 +305,14 @@ def _model_lines(info: ModelInfo | None, width: int) -> Iterator[Line]:
     yield from _wrapped(" · ".join(facts), width)
     if info.cut != "any_token":
         yield from _wrapped(f"reuse: {one_line(info.cut_detail)}", width, style="strong")
+
+
+def _engine_lines(engine: EngineStatus | None, width: int) -> Iterator[Line]:
+    """Of an engine that several chats can use."""
+    if engine is None:
+        return
+    yield _heading("ENGINE", f"pid {engine.pid}", width)
+    yield from _wrapped(panel_words(engine), width)
 
 
 def _heading(left: str, right: str, width: int, strong_from: int | None = None) -> Line:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chatcache.backends.usage import CacheReport, Figures, Outcome, Timings, Usage
-from chatcache.formatting import duration, plural, size
+from chatcache.formatting import duration, model_name, plural, size
 
 if TYPE_CHECKING:
     from chatcache.backends.base import (
         CacheEvent,
         CacheSnapshot,
+        EngineStatus,
         IdleKind,
         ModelInfo,
         PrefillProgress,
@@ -110,6 +111,7 @@ class PanelState:
     decoding: Decoding | None = None
     restoring: RestoreBegan | None = None
     snapshot: CacheSnapshot | None = None
+    engine: EngineStatus | None = None
     ttfts: deque[float] = field(default_factory=lambda: deque(maxlen=40))
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=40))
     events: deque[CacheEvent] = field(default_factory=lambda: deque(maxlen=40))
@@ -117,7 +119,7 @@ class PanelState:
 
     @property
     def model_name(self) -> str:
-        return self.info.model if self.info else "assistant"
+        return model_name(self.info.model) if self.info else "assistant"
 
     @property
     def restore_words(self) -> str:

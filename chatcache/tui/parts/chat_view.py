@@ -11,12 +11,14 @@ import asyncio
 from chatcache.chat.figures import decode
 from chatcache.chat.views import TranscriptMessage
 from chatcache.errors import ChatcacheError
+from chatcache.formatting import model_name
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.options import ChatOptions
-from chatcache.frontend.remembered import NEW_CHAT, Drafts
+from chatcache.frontend.remembered import NEW_CHAT
 from chatcache.tui.hints import hints
 from chatcache.tui.messages import ChatShown
 from chatcache.tui.panel.state import PanelState
+from chatcache.tui.parts.drafts import DraftKeeper
 from chatcache.tui.stage import Stage
 from chatcache.tui.widgets.answer import AnswerMessage
 from chatcache.tui.widgets.bars import TitleBar
@@ -40,15 +42,13 @@ class ChatView:
         transcript: Transcript,
         composer: Composer,
         panel: PanelState,
+        drafts: DraftKeeper,
     ) -> None:
         self._stage, self._chat, self._options = stage, chat, options
         self._title, self._transcript, self._composer = title, transcript, composer
-        self._panel = panel
-        self._drafts = Drafts(options.drafts_path)
+        self._panel, self._drafts = panel, drafts
         self._is_opened = asyncio.Event()
-        self._draft_id = NEW_CHAT
         self._origin: str | None = None
-        self.editing_turn: int | None = None
 
     # Opening
 
@@ -81,9 +81,7 @@ class ChatView:
         To be called whenever another chat was opened or this one has another path."""
         messages = await self._stage.ask(self._chat.messages, WINDOW_TURNS)
         origin = await self._stage.ask(self._chat.origin)
-        self._keep_draft()
-        self.end_editing()
-        self._draft_id, self._origin = self._chat.session_id or NEW_CHAT, origin
+        self._origin = origin
         if messages:
             now = self._stage.now
             await self._transcript.show_blocks([make_block(message, now) for message in messages])
@@ -91,10 +89,8 @@ class ChatView:
             await self._show_welcome()
         answers = {m.turn: decode(m.result_json, m.finish_reason) for m in messages}
         self._panel.restart({turn: known for turn, known in answers.items() if known is not None})
-        self._composer.remember_all([m.text for m in messages if m.role == "user"])
-        draft = self._drafts.take(self._draft_id)
-        if self._is_opened.is_set() or not self._composer.text:  # what was typed before stays
-            self._composer.set_text(draft if text is None else text)
+        self._composer.recall.replace([m.text for m in messages if m.role == "user"])
+        self._show_written(text)
         self._composer.focus()
         self.show_title()
         self._stage.refresh_status()
@@ -103,6 +99,18 @@ class ChatView:
         if messages and messages[-1].role == "user":
             await self._stage.show_note("This message has no answer yet.", "/regen answers it.")
         self._stage.run(self._transcript.fill_up())
+
+    def _show_written(self, text: str | None) -> None:
+        """What is written here, and behind it what was typed for this chat while it was opened."""
+        ahead = self._drafts.leave()
+        self._composer.end_editing()
+        draft = self._drafts.enter(self._chat.session_id or NEW_CHAT)
+        written = draft if text is None else text
+        if ahead and (written or self._composer.full_text != ahead):
+            written = f"{written}\n\n{ahead}" if written else ahead
+        elif ahead:
+            return  # it stands there already, with the cursor in it
+        self._composer.set_text(written, is_message=text is not None)
 
     async def _show_welcome(self) -> None:
         keys = hints(WELCOME_KEYS, self._options.keys)
@@ -113,7 +121,7 @@ class ChatView:
         if self._chat.session is not None:
             return
         session = await self._stage.ask(self._chat.ensure_session)
-        self._draft_id = session.session_id
+        self._drafts.got_row(session.session_id)
         self.show_title()
         if self._chat.system_prompt:
             now = self._stage.now
@@ -130,8 +138,8 @@ class ChatView:
 
     async def show_rest(self) -> None:
         """Show what is left after a removal. What was written for a chat that is gone goes too."""
-        if self._chat.session_id != self._draft_id:
-            self.end_editing()
+        if self._chat.session_id != self._drafts.session_id:
+            self._composer.end_editing()
             self._composer.reset()
         await self.show()
 
@@ -145,40 +153,13 @@ class ChatView:
         self._panel.sampling = tuple(self._chat.sampling.words())
         self._stage.refresh_panel()
 
-    # Drafts
-
-    def _keep_draft(self) -> None:
-        if self.editing_turn is None and self._is_opened.is_set():
-            self._drafts.keep(self._draft_id, self._composer.full_text)
-
-    def save(self, queued: list[str]) -> None:
-        """Keep over a restart what is written, what waits behind a running turn, and which chat
-        this is."""
+    def note_left(self) -> None:
+        """Keep over a restart which chat this is."""
         self._chat.note_left(self._options.last_chat_path, self._stage.now)
-        if not self._is_opened.is_set():
-            return
-        if self.editing_turn is None:
-            waiting = [text for text in (*queued, self._composer.full_text) if text]
-            self._drafts.keep(self._draft_id, "\n\n".join(waiting))
-        self._drafts.save()
-
-    # Editing
 
     def begin_editing(self, turn: int, text: str) -> None:
-        self.editing_turn = turn
-        self._composer.add_class("-editing")
-        self._composer.border_title = f"editing turn {turn} · the original stays · Esc cancels"
-        self._composer.set_text(text)
+        self._composer.begin_editing(turn, text)
         self._composer.focus()
-
-    def end_editing(self) -> int | None:
-        """The turn that was being edited."""
-        turn, self.editing_turn = self.editing_turn, None
-        if turn is not None:
-            self._composer.remove_class("-editing")
-            self._composer.border_title = None
-            self._composer.reset()
-        return turn
 
     # Reading
 
@@ -223,7 +204,7 @@ def make_block(message: TranscriptMessage, now: float) -> MessageBlock:
         block = AnswerMessage(
             message.turn,
             message.text,
-            model=message.model or "",
+            model=model_name(message.model or ""),
             created_at=message.created_at,
             now=now,
             reasoning=message.reasoning or "",

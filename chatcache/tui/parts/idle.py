@@ -11,9 +11,8 @@ from textual.timer import Timer
 
 from chatcache.backends.base import IdleKind
 from chatcache.chat.finished import stable_part
-from chatcache.frontend import registry
 from chatcache.frontend.open_chat import OpenChat
-from chatcache.tui.parts.chat_view import ChatView
+from chatcache.frontend.registry import Prompt
 from chatcache.tui.parts.turns import Turns
 from chatcache.tui.stage import Stage
 from chatcache.tui.widgets.composer import Composer
@@ -27,11 +26,9 @@ ENOUGH_CHARACTERS = 64
 class IdleHooks:
     """The idle work of one chat screen. All methods belong to the screen's own thread."""
 
-    def __init__(
-        self, stage: Stage, chat: OpenChat, view: ChatView, turns: Turns, composer: Composer
-    ) -> None:
+    def __init__(self, stage: Stage, chat: OpenChat, turns: Turns, composer: Composer) -> None:
         self._stage, self._chat, self._idle = stage, chat, chat.service.idle
-        self._view, self._turns, self._composer = view, turns, composer
+        self._turns, self._composer = turns, composer
         self._typing: Timer | None = None
         self._highlighting: Timer | None = None
         self._asked_draft = ""
@@ -96,8 +93,8 @@ class IdleHooks:
     def _ask_draft(self) -> None:
         """Of a message: a command or the new text of an earlier turn is not prepared."""
         self._typing = None
-        meant = registry.parse(self._composer.full_text)
-        if not isinstance(meant, registry.Prompt) or self._view.editing_turn is not None:
+        meant = self._composer.meant()
+        if not isinstance(meant, Prompt) or self._composer.editing_turn is not None:
             return
         stable = stable_part(meant.text)
         if stable and stable != self._asked_draft:

@@ -14,6 +14,7 @@ from chatcache.backends.base import (
     BackendFailed,
     CacheEvent,
     CacheSnapshot,
+    EngineStatus,
     ModelLoading,
     ModelReady,
     Prepared,
@@ -71,6 +72,8 @@ class Listening:
             self._stage.post_message(SegmentsChanged(event.segments))
         elif isinstance(event, CacheEvent):
             self._panel.events.append(event)
+        elif isinstance(event, EngineStatus):
+            self._panel.engine = event
         elif isinstance(event, Prepared):
             self._panel.idle.note(event)
             self.restored()

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from chatcache.backends.base import PrefillProgress, TextDelta, TurnPlanned
+from chatcache.backends.base import PrefillProgress, TextDelta, TurnPlanned, TurnWaiting
 from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.figures import figures_of
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError, ContextFullError
+from chatcache.frontend.engines import waiting_words
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.messages import QueueEmptied, RestoreEnded
@@ -84,8 +85,11 @@ class Turns:
         self.running: RunningTurn | None = None
 
     @property
-    def queued_texts(self) -> list[str]:
-        return [user.text for user in self._queue]
+    def unsaved_texts(self) -> list[str]:
+        """The messages that are not on disk yet."""
+        running = self.running
+        first = [] if running is None or running.is_saved or not running.user else [running.user]
+        return [user.text for user in (*first, *self._queue)]
 
     @property
     def doing(self) -> str:
@@ -229,6 +233,10 @@ class Turns:
         elif isinstance(event, WaitingForModel):
             running.answer.show_waiting("waiting for the model")
             self._enter(running, "waiting")
+        elif isinstance(event, TurnWaiting):
+            if words := waiting_words(event):
+                running.answer.show_waiting(words)
+                self._enter(running, "waiting")
         elif isinstance(event, TurnPlanned):
             self._stage.post_message(RestoreEnded())
             panel.begin(event)
@@ -311,6 +319,8 @@ class Turns:
             running.answer.node_id = saved.node_id
             running.answer.show_figures(result)
         self._panel.finish(result, saved.turn)
+        if saved.remark:
+            await self._stage.show_note(saved.remark)
 
     async def _show_failure(self, running: RunningTurn, error: ChatcacheError) -> None:
         """Say what went wrong. Words that were not accepted go back to where they were written."""

@@ -6,6 +6,7 @@ from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.options import Backstage, ChatOptions
 from chatcache.tui.panel.state import PanelState
 from chatcache.tui.parts.chat_view import ChatView
+from chatcache.tui.parts.drafts import DraftKeeper
 from chatcache.tui.parts.idle import IdleHooks
 from chatcache.tui.parts.listening import Listening
 from chatcache.tui.parts.long_work import LongWork
@@ -30,6 +31,7 @@ class ChatParts:
         title: TitleBar,
         transcript: Transcript,
         composer: Composer,
+        drafts: DraftKeeper,
     ) -> None:
         self.stage, self.options, self.status, self.panel = stage, options, status, panel
         self.transcript, self.composer, self.desk = transcript, composer, backstage.desk
@@ -39,8 +41,9 @@ class ChatParts:
             personas=options.personas,
             is_busy=lambda: self.turns.running is not None,
         )
-        self.view = ChatView(stage, self.chat, options, title, transcript, composer, panel)
+        self.view = ChatView(stage, self.chat, options, title, transcript, composer, panel, drafts)
         self.turns = Turns(stage, self.chat, self.view, transcript, composer, panel)
-        self.idle = IdleHooks(stage, self.chat, self.view, self.turns, composer)
+        drafts.queued = lambda: self.turns.unsaved_texts
+        self.idle = IdleHooks(stage, self.chat, self.turns, composer)
         self.listening = Listening(stage, backstage.service.backend, status, panel)
         self.work = LongWork(stage)

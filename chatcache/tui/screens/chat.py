@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.events import Key
 from textual.screen import Screen
 from textual.widgets import Static
 
 from chatcache.errors import ChatcacheError
-from chatcache.frontend import registry
 from chatcache.frontend.options import ChatOptions
 from chatcache.tui import commands, late_imports, messages
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.hints import hints, status_ids
 from chatcache.tui.look import layout
+from chatcache.tui.parts.drafts import DraftKeeper
 from chatcache.tui.screens.chat_shape import Column, ShapedScreen
 from chatcache.tui.stage import Args, Result
 from chatcache.tui.status import BackendStatus
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from chatcache.tui.parts.wiring import ChatParts
 
 DOUBLE_PRESS_SECONDS = 0.6
+DIALOG_SECONDS = 0.5
 
 
 class ChatScreen(ShapedScreen):
@@ -54,9 +56,12 @@ class ChatScreen(ShapedScreen):
         super().__init__(layout.as_panel_mode(options.panel) or "full")
         self.options = options
         self.status = BackendStatus()
+        self.drafts = DraftKeeper(self, options.drafts_path)
         self._open_backstage = open_backstage
         self._parts: ChatParts | None = None
         self._is_open = asyncio.Event()
+        self._is_settled = asyncio.Event()  # not while a command may be about to open a dialog
+        self._is_settled.set()
         self._escaped_at = 0.0
 
     @property
@@ -87,6 +92,8 @@ class ChatScreen(ShapedScreen):
 
     def compose(self) -> ComposeResult:
         popup = CommandPopup()
+        composer = Composer(popup)
+        self.drafts.watch(composer)
         yield TitleBar(id="title-bar")
         yield FirstRunBar(id="first-run")
         with Horizontal(id="middle"):
@@ -95,7 +102,7 @@ class ChatScreen(ShapedScreen):
                 with Vertical(id="writing"):
                     yield CacheLine(id="cache-line")
                     yield popup
-                    yield Composer(popup)
+                    yield composer
             yield CachePanel(id="cache-panel")
         yield StatusBar(id="status-bar")
         yield Static(id="too-small", markup=False)
@@ -121,6 +128,8 @@ class ChatScreen(ShapedScreen):
         self._is_open.set()
         self.run(self.parts.listening.begin())
         self.run(self.parts.view.open_first())
+        for note in await self.ask(opened.service.store.untold):
+            self.toast(note)
         await self.ask(late_imports.load_rest)
         self.run(self.actions.models.offer_another(self.query_one(FirstRunBar)))
 
@@ -136,12 +145,14 @@ class ChatScreen(ShapedScreen):
             self.query_one(TitleBar),
             self.transcript,
             self.composer,
+            self.drafts,
         )
 
     def leave(self) -> None:
         """Keep what is written and the mode of the panel, and end what is being answered."""
+        self.drafts.keep_now()
         if self.is_open:
-            self.parts.view.save(self.parts.turns.queued_texts)
+            self.parts.view.note_left()
             self.parts.chat.service.stop()
         keep = self.options.keep_setting
         if keep is not None and self.kept_panel_mode != self.options.panel:
@@ -172,7 +183,17 @@ class ChatScreen(ShapedScreen):
         return await asyncio.to_thread(function, *args, **kwargs)
 
     async def push_screen_wait(self, screen: Screen[Result]) -> Result:
-        return await self.app.push_screen_wait(screen)
+        dismissed = self.app.push_screen(screen, wait_for_dismiss=True)
+        self._is_settled.set()
+        return await dismissed
+
+    async def wait_settled(self) -> None:
+        """Until it is clear where keys go: what is typed ahead of a dialog is not for the
+        composer."""
+        try:
+            await asyncio.wait_for(self._is_settled.wait(), DIALOG_SECONDS)
+        except TimeoutError:
+            self._is_settled.set()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
         self.run_worker(self._guarded(work), exit_on_error=False)
@@ -239,34 +260,35 @@ class ChatScreen(ShapedScreen):
 
     # What the user does
 
+    @on(messages.PromptRefused)
+    def _refused(self, message: messages.PromptRefused) -> None:
+        self.run(self.show_error(message.message, message.hint))
+
     @on(messages.PromptSubmitted)
     def _submitted(self, message: messages.PromptSubmitted) -> None:
-        meant = registry.parse(message.text)
-        if isinstance(meant, registry.Unknown):
-            self.run(self.show_error(f"There is no command /{meant.word}.", meant.hint))
-            return
-        self.composer.reset()
-        if isinstance(meant, registry.Call):
-            self._run_command(meant.command.id, meant.argument)
-        else:
-            self.query_one(FirstRunBar).hide()
-            self.composer.remember(meant.text)
-            self.run(self._say(meant.text))
+        self.query_one(FirstRunBar).hide()
+        self.drafts.wait_with(message.text)
+        self.run(self._say(message.text, message.turn))
 
-    async def _say(self, text: str) -> None:
-        """A message, or the new text of the one that is being edited."""
+    async def _say(self, text: str, turn: int | None) -> None:
+        """A message, or the new text of the one that was edited."""
         await self._opened()
-        turn = self.parts.view.end_editing()
         if turn is None:
             self.parts.turns.send(text)
         else:
             self.parts.turns.edit(turn, text)
+        self.drafts.waited_with(text)
 
-    def _run_command(self, command_id: str, argument: str = "") -> None:
+    def _run_command(self, command_id: str, argument: str = "", *, is_typed: bool = False) -> None:
         async def run() -> None:
-            await self._opened()
-            await self.actions.handlers[command_id](argument)
+            try:
+                await self._opened()
+                await self.actions.handlers[command_id](argument)
+            finally:
+                self._is_settled.set()
 
+        self.drafts.command_began("" if is_typed else self.composer.full_text)
+        self._is_settled.clear()
         self.run(run())
 
     async def _opened(self) -> None:
@@ -276,7 +298,7 @@ class ChatScreen(ShapedScreen):
 
     @on(messages.CommandChosen)
     def _command_chosen(self, message: messages.CommandChosen) -> None:
-        self._run_command(message.command_id, message.argument)
+        self._run_command(message.command_id, message.argument, is_typed=message.is_typed)
 
     @on(messages.FilesWanted)
     def _files_wanted(self) -> None:
@@ -285,6 +307,13 @@ class ChatScreen(ShapedScreen):
             await self.actions.writing.find_files()
 
         self.run(find())
+
+    def on_key(self, event: Key) -> None:
+        """What is typed while a message has the focus, and is no key of its, is writing."""
+        if event.is_printable and event.key not in self.active_bindings:
+            event.stop()
+            self.composer.focus()
+            self.composer.post_message(event)
 
     def on_descendant_focus(self) -> None:
         """The keys that work on a message are shown while one has the focus."""
@@ -301,6 +330,7 @@ class ChatScreen(ShapedScreen):
     @on(Composer.Edited)
     def _edited(self) -> None:
         self._escaped_at = 0.0
+        self.drafts.edited()
         if self.is_open:
             self.parts.idle.edited()
 
@@ -316,7 +346,7 @@ class ChatScreen(ShapedScreen):
             return
         if not composer.has_focus:
             composer.focus()
-        elif self.is_open and self.parts.view.end_editing() is not None:
+        elif composer.end_editing() is not None:
             return
         elif not composer.text:
             now = time.monotonic()

@@ -9,19 +9,20 @@ from textual import on
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static, TextArea
 
 from chatcache.formatting import clean
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import MUTED
+from chatcache.tui.screens.modal import Dialog
+from chatcache.tui.widgets.fields import LineField, TextField
 
 if TYPE_CHECKING:
     from chatcache.chat.service import ChatService
     from chatcache.chat.views import SessionSummary
 
 
-class ConfirmScreen(ModalScreen[bool]):
+class ConfirmScreen(Dialog[bool]):
     """True only for an explicit yes."""
 
     BINDINGS = bindings("confirm")
@@ -49,7 +50,7 @@ class ConfirmScreen(ModalScreen[bool]):
         self.dismiss(is_yes)
 
 
-class AskTextScreen(ModalScreen[str | None]):
+class AskTextScreen(Dialog[str | None]):
     """Returns the text, None when it was left or is empty."""
 
     BINDINGS = bindings("ask")
@@ -61,7 +62,7 @@ class AskTextScreen(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Static(self._title_text, classes="dialog-title", markup=False)
-            yield Input(self._text, compact=True)
+            yield LineField(self._text, compact=True)
             yield Static("Enter save · Esc leave", classes="dialog-keys", markup=False)
 
     @on(Input.Submitted)
@@ -70,7 +71,7 @@ class AskTextScreen(ModalScreen[str | None]):
         self.dismiss(event.value.strip() or None)
 
 
-class SystemPromptScreen(ModalScreen[str | None]):
+class SystemPromptScreen(Dialog[str | None]):
     """Returns the text to use from now on, None when it was left alone."""
 
     BINDINGS = bindings("system")
@@ -82,7 +83,7 @@ class SystemPromptScreen(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Static("System prompt", classes="dialog-title", markup=False)
-            yield TextArea(self._text, placeholder="none", highlight_cursor_line=False)
+            yield TextField(self._text, placeholder="none", highlight_cursor_line=False)
             yield Static(self._cost, classes="note", markup=False)
             yield Static("Ctrl+S save · Esc leave it", classes="dialog-keys", markup=False)
 

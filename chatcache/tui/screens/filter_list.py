@@ -6,7 +6,7 @@ is, how it is drawn and what choosing it means is for the screen that inherits.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -15,20 +15,21 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.events import Resize
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.look.formatting import MUTED, gist, shorten
+from chatcache.tui.screens.modal import Dialog
+from chatcache.tui.widgets.fields import LineField
 
 MAX_ROWS = 500
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class FilterListScreen(ModalScreen[Result | None], Generic[Item, Result]):
+class FilterListScreen(Dialog[Result | None], Generic[Item, Result]):
     """Type to filter, arrows to move, Enter to choose, Esc to leave."""
 
     BINDINGS = bindings("list")
@@ -85,7 +86,7 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Item, Result]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Static(Content(self.title_text), classes="dialog-title", markup=False)
-            yield Input(self._initial_query, placeholder=self.placeholder, compact=True)
+            yield LineField(self._initial_query, placeholder=self.placeholder, compact=True)
             yield Static("", classes="columns", markup=False)
             yield OptionList(markup=False, compact=True)
             yield Static("", classes="preview", markup=False)
@@ -156,7 +157,11 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Item, Result]):
         if not self._shown:
             text = self.empty_text if not words else "no match"
             self.query_one(".preview", Static).update(Content.styled(text, MUTED))
-        self.call_after_refresh(self._draw_again)
+        self._when_drawn(self._draw_again)
+
+    def _when_drawn(self, callback: Callable[[], None]) -> None:
+        """Call it once the dialog is on the screen, unless it has been closed by then."""
+        self.call_after_refresh(lambda: callback() if self.query(OptionList) else None)
 
     def _draw_again(self) -> None:
         """Rows that were drawn before the dialog had its size are drawn for the one it has."""
@@ -198,9 +203,9 @@ class FilterListScreen(ModalScreen[Result | None], Generic[Item, Result]):
             self.query_one(".preview", Static).update(self.preview(item))
 
     def on_resize(self, event: Resize) -> None:
-        self.call_after_refresh(self._show_keys)
+        self._when_drawn(self._show_keys)
         if self.is_loaded:
-            self.call_after_refresh(self._draw_again)
+            self._when_drawn(self._draw_again)
 
     def _choose(self) -> None:
         if (item := self.highlighted) is not None:

@@ -7,19 +7,19 @@ from collections.abc import Iterator, Mapping
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from chatcache.frontend.registry import CHATS, COMMANDS, KEYS, SCOPE_TITLES, TALK, VIEW, key_words
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import MUTED, TITLE
+from chatcache.tui.screens.modal import Dialog
 
 _KEY_COLUMN, _KEYS_OF_COMMAND = 32, 14
 _SLASH_COLUMN = 2 + max(len(command.usage) for command in COMMANDS)
 _TWO_LINES_BELOW = 112
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Dialog[None]):
     """Scrolls; any of its keys closes it."""
 
     BINDINGS = bindings("help")

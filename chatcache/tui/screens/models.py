@@ -10,7 +10,7 @@ from textual.content import Content
 from chatcache.backends.base import ModelInfo
 from chatcache.backends.local.model.shelf import ShelfModel, is_hub_id
 from chatcache.errors import ChatcacheError
-from chatcache.formatting import one_line, parameters, size
+from chatcache.formatting import model_name, one_line, parameters, size
 from chatcache.frontend import reports
 from chatcache.frontend.model_choice import TO_FETCH, ModelChoice
 from chatcache.frontend.server_shelf import merged, unreachable
@@ -85,11 +85,12 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
 
     def draw(self, model: ShelfModel, width: int) -> Content:
         mark = "● " if model.name == self._current else "  "
+        name = mark + model_name(model.name)
         if model.problem:
             about = f", about {size(model.num_bytes)}" if model.num_bytes else ""
-            return _problem_line(f"{mark}{model.name}", model.problem + about, width)
+            return _problem_line(name, model.problem + about, width)
         return _line(
-            f"{mark}{model.name}",
+            name,
             model.place,
             parameters(model.num_parameters) if model.num_parameters else "",
             size(model.num_bytes) if model.num_bytes else "",
@@ -101,14 +102,15 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
         if model.name == self._current and self._info is not None:
             return Content.styled(reports.model(self._info).replace("\n  ", "\n"), MUTED)
         if model.problem and model.problem != TO_FETCH:
-            return Content.styled(one_line(model.problem), MUTED)
+            return Content.styled(one_line(f"{model.problem} {model.advice}"), MUTED)
         fetched = "Before a download its exact size is asked, and then you."
         reuse = f"Reuse: {one_line(model.reuse)}." if model.reuse else fetched
-        return Content.assemble((reuse, MUTED), "\n", self._consequence)
+        where = f"{one_line(model.name)}\n" if model.place == "directory" else ""
+        return Content.assemble((where + reuse, MUTED), "\n", self._consequence)
 
     def choose(self, model: ShelfModel) -> None:
         if model.problem and model.problem != TO_FETCH:
-            self.say(one_line(model.problem))
+            self.say(one_line(f"{model.problem} {model.advice}"))
         else:
             self.dismiss(model.name)
 
@@ -126,7 +128,7 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
             error = as_user_error(failure)
             self.say(f"{error.message} {error.hint}")
         else:
-            self.say(f"{one_line(model.name)} is loaded at every start from now on.")
+            self.say(f"{model_name(model.name)} is loaded at every start from now on.")
 
 
 def _line(

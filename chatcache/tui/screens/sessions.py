@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widgets import Input, OptionList
 
 from chatcache.chat.views import SearchHit, SessionSummary
-from chatcache.formatting import one_line
+from chatcache.formatting import model_name, one_line
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import MUTED, age, padded, shorten
 from chatcache.tui.screens.dialogs import rename_chat
@@ -96,7 +96,7 @@ class SessionsScreen(FilterListScreen[SessionSummary, str]):
         query = self.query_text.strip()
         if query != self._searched:
             self._searched, self._hits = query, {}
-            if len(query) >= _MIN_SEARCH:
+            if len(query) >= _MIN_SEARCH or not query.isascii():  # 京 is a whole word
                 self.do(self._find(query))
 
     async def _find(self, query: str) -> None:
@@ -129,7 +129,7 @@ class SessionsScreen(FilterListScreen[SessionSummary, str]):
 
     def preview(self, session: SessionSummary) -> Content:
         origin = self._sessions.get(session.forked_from or "")
-        facts = [f"on {one_line(session.model)}" if session.model else "not answered yet"]
+        facts = [f"on {model_name(session.model)}" if session.model else "not answered yet"]
         if session.forked_from:
             facts.append(f"forked from {one_line(origin.name)}" if origin else "a fork")
         if session.session_id == self._current_id:

@@ -15,7 +15,7 @@ from textual.content import Content
 from chatcache.backends.base import CostEstimate
 from chatcache.chat.branches import Branch, BranchTree, Removal, TreeRow
 from chatcache.chat.views import SessionSummary
-from chatcache.formatting import one_line, plural
+from chatcache.formatting import model_name, one_line, plural
 from chatcache.frontend import figures
 from chatcache.frontend.lens import added_tokens, where_words
 from chatcache.frontend.open_chat import OpenChat
@@ -145,7 +145,7 @@ class TreeScreen(FilterListScreen[TreeRow, TreeChoice]):
         if any(session.session_id == self._tree.main_id for session in branch.sessions):
             facts.append("★ main: the others came from it")
         if branch.model:
-            facts.append(f"on {one_line(branch.model)}")
+            facts.append(f"on {model_name(branch.model)}")
         return Content.assemble(
             (" · ".join(facts), MUTED),
             "\n",

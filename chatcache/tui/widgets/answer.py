@@ -13,7 +13,7 @@ from textual.widgets.markdown import MarkdownStream
 
 from chatcache.backends.usage import Figures
 from chatcache.formatting import clean, one_line, plural
-from chatcache.frontend.figures import footer, is_real_miss
+from chatcache.frontend.figures import ENDINGS, footer, is_real_miss
 from chatcache.tui.look.formatting import MUTED, shorten
 from chatcache.tui.look.markdown import ChatMarkdown
 from chatcache.tui.widgets.bars import progress_content
@@ -143,8 +143,7 @@ class AnswerMessage(MessageBlock):
 
     def _footer_content(self) -> Content:
         if self.figures is None:
-            ending = {"stopped": "stopped, /continue goes on", "length": "length limit"}
-            return Content.styled(ending.get(self.finish_reason or "", ""), MUTED)
+            return Content.styled(ENDINGS.get(self.finish_reason or "", ""), MUTED)
         style = "$text-warning" if is_real_miss(self.figures) else MUTED
         return Content.styled(footer(self.figures), style)
 

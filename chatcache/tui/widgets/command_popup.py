@@ -45,6 +45,7 @@ class CommandPopup(OptionList, can_focus=False):
     def __init__(self) -> None:
         super().__init__(id="command-popup", markup=False)
         self._offers: list[Offer] = []
+        self._has_moved = False
 
     @property
     def is_open(self) -> bool:
@@ -52,14 +53,22 @@ class CommandPopup(OptionList, can_focus=False):
 
     @property
     def chosen(self) -> Offer | None:
-        index = self.highlighted
-        return None if index is None or index >= len(self._offers) else self._offers[index]
+        """The row that the person moved to; None as long as nobody moved."""
+        return self.suggested if self._has_moved else None
+
+    @property
+    def suggested(self) -> Offer | None:
+        """The row that Tab takes."""
+        index = self.highlighted or 0
+        return self._offers[index] if index < len(self._offers) else None
 
     def show(self, offers: Sequence[Offer]) -> None:
         """Offer these; none closes the list."""
+        was_open = self.is_open
         self.display = bool(offers)
-        if list(offers) == self._offers:
+        if list(offers) == self._offers and was_open:
             return
+        self._has_moved = False
         self._offers = list(offers)
         beside = self.screen.query_one("#writing").size.width  # never over the panel
         room = min(_MAX_WIDTH, beside - _BORDER - _PADDING)
@@ -67,8 +76,8 @@ class CommandPopup(OptionList, can_focus=False):
         has_hints = any(offer.hint and offer.command for offer in offers)
         width = min(max(_LABEL_WIDTH, room * 2 // 5) if has_hints else room, longest)
         self.set_options(Option(_drawn(offer, width, room - width)) for offer in offers)
-        if offers:
-            self.highlighted = 0
+        # Enter sends a message, whatever files it might name: none is marked unasked.
+        self.highlighted = 0 if offers and offers[0].command is not None else None
         rows = max(1, min(MAX_ROWS, len(offers), self.app.size.height - _BESIDE))
         self.styles.max_height = rows + _BORDER
         self.styles.offset = (0, -rows - _BORDER)
@@ -78,7 +87,9 @@ class CommandPopup(OptionList, can_focus=False):
 
     def move(self, step: int) -> None:
         if self._offers:
-            self.highlighted = ((self.highlighted or 0) + step) % len(self._offers)
+            self._has_moved = True
+            before = -1 if self.highlighted is None and step > 0 else self.highlighted or 0
+            self.highlighted = (before + step) % len(self._offers)
 
 
 def _drawn(offer: Offer, width: int, room: int) -> Content:

@@ -160,14 +160,15 @@ class Transcript(VerticalScroll, can_focus=False):
     # Walking
 
     def walk(self, step: int) -> bool:
-        """Move the focus one message up or down, from the end; False behind the last one."""
+        """Move the focus one message up or down, from the end; False behind the last one,
+        and where there is none."""
         blocks = self.blocks
         focused = self.screen.focused
         if isinstance(focused, MessageBlock) and focused in blocks:
             index = blocks.index(focused) + step
         else:
             index = len(blocks) - 1 if step < 0 else len(blocks)
-        if index >= len(blocks):
+        if not blocks or index >= len(blocks):
             return False
         blocks[max(0, index)].focus()
         return True

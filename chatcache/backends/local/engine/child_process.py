@@ -10,12 +10,14 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sysconfig
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
-from chatcache.backends.local.engine.wire import Channel, channel_pair
+from chatcache.backends.local.engine.channel import Channel
+from chatcache.backends.local.engine.codec import Codec
 from chatcache.logs import open_private
 
 log = logging.getLogger(__name__)
@@ -24,31 +26,51 @@ EXIT_SECONDS = 5.0
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 
 
+class ChildProcess(subprocess.Popen[bytes]):
+    """A process of ours, which may outlive us: forgetting it is no mistake."""
+
+    def __del__(self) -> None:
+        pass
+
+
 def start_process(
-    command: Sequence[str], log_path: Path
-) -> tuple[subprocess.Popen[bytes], Channel]:
-    """Run `command --fd N`; returns the process and our end of its channel. Raises OSError."""
-    channel, theirs = channel_pair()
+    command: Sequence[str], log_path: Path, descriptors: Sequence[int], *, is_staying: bool = False
+) -> ChildProcess:
+    """Run `command` with `descriptors` open. Raises OSError.
+
+    One that `is_staying` has a session of its own: closing the terminal does not reach it."""
     log_file = open_log(log_path)
     try:
         with _interrupts_blocked():
-            process = subprocess.Popen(
-                [*command, "--fd", str(theirs.fileno())],
+            return ChildProcess(
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
-                pass_fds=[theirs.fileno()],
+                pass_fds=descriptors,
                 env=_environment(),
                 cwd=_working_directory(),
+                start_new_session=is_staying,
             )
+    finally:
+        if log_file != subprocess.DEVNULL:
+            os.close(log_file)
+
+
+def start_with_channel(
+    command: Sequence[str], log_path: Path, codec: Codec
+) -> tuple[ChildProcess, Channel]:
+    """Run `command --fd N`; returns the process and our end of its channel. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    try:
+        descriptor = theirs.fileno()
+        process = start_process([*command, "--fd", str(descriptor)], log_path, [descriptor])
     except OSError:
-        channel.close()
+        ours.close()
         raise
     finally:
         theirs.close()
-        if log_file != subprocess.DEVNULL:
-            os.close(log_file)
-    return process, channel
+    return process, Channel(ours, codec)
 
 
 @contextlib.contextmanager

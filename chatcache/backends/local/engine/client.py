@@ -1,51 +1,52 @@
-"""The local backend as the front end sees it: starts the engine process and talks to it.
+"""The local backend as the front end sees it: finds or starts an engine and talks to it.
 
-Owns: the life of the engine (start, restart after a crash, end) and the routing of its events. No
-torch here: everything that computes is in the other process.
+Owns the life of the connection (opening, a new engine after one that died or left, the end) and the
+routing of its events. No torch here: everything that computes is in the other process.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import logging
-import queue
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from chatcache import __version__
 from chatcache.backends.base import (
     BackendEvent,
     BackendFailed,
     CacheEvent,
     CostEstimate,
+    EngineUse,
+    ModelLoading,
     ModelReady,
     Prepare,
     TurnEvent,
-    TurnFailed,
-    TurnFinished,
     TurnRequest,
     TurnStream,
 )
 from chatcache.backends.life import BackendLife, closed_error
-from chatcache.backends.local.engine.child_process import (
-    EXIT_SECONDS,
-    end_process,
-    exit_words,
-    start_process,
-)
+from chatcache.backends.local.engine.channel import ChannelClosedError
+from chatcache.backends.local.engine.child_process import EXIT_SECONDS, end_process
+from chatcache.backends.local.engine.deaths import Deaths
+from chatcache.backends.local.engine.opening import OpenedEngine, open_own, open_resident
+from chatcache.backends.local.engine.pending import Pending
+from chatcache.backends.local.engine.residence import Residence
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.engine.wire import (
+    PROTOCOL,
+    Accepted,
     CancelPrepare,
-    Channel,
-    ChannelClosedError,
-    CloseEngine,
     CostsEstimated,
     EstimateCosts,
+    Goodbye,
+    Hello,
+    Leave,
     PrepareTurn,
+    Refused,
     RunTurn,
     SpillAll,
     StopTurn,
@@ -55,79 +56,83 @@ from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
 
-ENGINE_MODULE = "chatcache.backends.local.engine.server"
-MAX_RESTARTS = 3
-RESTART_WINDOW_SECONDS = 60.0
+ENGINE_MODULE = "chatcache.backends.local.engine.process"
+COMMAND = (sys.executable, "-P", "-m", ENGINE_MODULE)
 DRAIN_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class _Engine:
-    """One engine process and our end of its channel."""
-
-    process: subprocess.Popen[bytes]
-    channel: Channel
+MAX_UNHEARD = 50  # engines in a row that were found and said nothing
 
 
 class LocalBackend(BackendLife):
     """A `Backend` on a model of this machine, in a process of its own.
 
-    `command` starts the engine; tests give one that needs no model.
+    `residence` says where an engine lives that other front ends use as well, and that may outlive
+    this one; None: the engine is this front end's own, and ends with it. `command` starts an
+    engine; tests give one that needs no model. `front_end` is what others are told of this one.
     """
 
     def __init__(
         self,
         settings: EngineSettings,
+        residence: Residence | None = None,
         *,
-        command: Sequence[str] = (sys.executable, "-P", "-m", ENGINE_MODULE),
+        front_end: str = "",
+        command: Sequence[str] = COMMAND,
         drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         super().__init__()
         self._settings = settings
+        self._residence = residence
+        self._front_end = front_end
         self._command = tuple(command)
         self._drain_seconds = drain_seconds
-        self._engine: _Engine | None = None
+        self._engine: OpenedEngine | None = None
         self._readers: list[threading.Thread] = []
-        self._deaths: deque[float] = deque()
-        self._turns: dict[str, tuple[TurnRequest, TurnStream]] = {}
-        self._calls: dict[int, queue.SimpleQueue[CostsEstimated]] = {}
-        self._call_ids = itertools.count()
+        self._deaths = Deaths(settings.model, settings.log_path)
+        self._pending = Pending()
+        self._goodbye: str | None = None
+        self._is_accepted = False
+        self._num_unheard = 0
+        self._use: EngineUse | None = None
+        self._wanted_at = 0.0
 
     def start(self) -> None:
         """Begin to load; returns at once. Does nothing when the engine is there already."""
         with self._changed:
             if self._state in ("idle", "failed"):
-                self._start_engine()
-        self._announce_failed_start()
+                self._open_engine()
 
     def ask(self, request: TurnRequest) -> TurnStream:
         """Begin a turn; it waits for the model to be loaded. Never raises."""
         turn_id = request.turn_id
-        stream = TurnStream(lambda: self._stop(turn_id))
         with self._changed:
+            stream = self._pending.add(request, lambda: self._stop(turn_id))
             if self._state == "closed":
-                stream.end(TurnFailed(turn_id, closed_error()))
-                return stream
-            self._turns[turn_id] = (request, stream)
-            if self._state in ("idle", "failed"):
-                self._start_engine()  # which sends the turns that wait
+                self._pending.fail(closed_error())
+            elif self._state in ("idle", "failed"):
+                self._open_engine()  # which sends the turns that wait
             else:
                 self._send(RunTurn(request))
         return stream
 
     def _stop(self, turn_id: str) -> None:
         with self._changed:
-            if turn_id in self._turns:
+            if self._pending.has(turn_id):
                 self._send(StopTurn(turn_id))
+
+    def engine_use(self) -> EngineUse | None:
+        """How this front end came to its engine; None before it did."""
+        with self._changed:
+            use = self._use
+            if use is None:
+                return None
+            return EngineUse(use.is_resident, use.is_started, self._pending.waited_ms, use.load_ms)
 
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """The cost of continuing each journal. Raises UnavailableError while loading."""
-        answers: queue.SimpleQueue[CostsEstimated] = queue.SimpleQueue()
         with self._changed:
             if self._state != "ready":
                 raise UnavailableError("The model is not loaded yet.", "Wait until it is.")
-            call_id = next(self._call_ids)
-            self._calls[call_id] = answers
+            call_id, answers = self._pending.call()
             self._send(EstimateCosts(call_id, tuple(journals)))
         answer = answers.get()
         if answer.error is not None:
@@ -137,7 +142,7 @@ class LocalBackend(BackendLife):
     def prepare(self, request: Prepare) -> bool:
         """Begin idle work; False when a turn runs or the model is not ready."""
         with self._changed:
-            is_idle = self._state == "ready" and not self._turns
+            is_idle = self._state == "ready" and not self._pending.has_turns
             if is_idle:
                 self._send(PrepareTurn(request))
             return is_idle
@@ -157,42 +162,47 @@ class LocalBackend(BackendLife):
             return is_ready
 
     def close(self) -> None:
-        """Write out what is still to be spilled, then end the engine. May be called again."""
+        """Leave. An engine that ends with this front end writes out what is still to be spilled
+        before this returns; one that stays does so by itself. May be called again."""
         with self._changed:
             is_first = self._state != "closed"
             was_ready = self._state == "ready"
             engine = self._engine
             self._state, self._error = "closed", None
-            if engine is not None and was_ready:
-                self._send(CloseEngine())
+            self._send(Leave())
             self._changed.notify_all()
         if engine is not None and is_first:
-            end_process(engine.process, self._drain_seconds if was_ready else 0.0)
+            self._see_off(engine, was_ready=was_ready)
+        self._join_readers()
+        with self._changed:
+            self._pending.fail(closed_error())
+
+    def _see_off(self, engine: OpenedEngine, *, was_ready: bool) -> None:
+        """Wait for an engine that ends with us, but not for ever."""
+        patience = self._drain_seconds if was_ready else 0.0
+        if not engine.is_resident and engine.process is not None:
+            end_process(engine.process, patience)
+        elif self._stays():
+            engine.channel.close()
+        else:
+            self._join_readers(patience)  # it closes the connection when it stays, or has ended
+            engine.channel.close()
+
+    def _join_readers(self, timeout: float | None = None) -> None:
         for reader in self._readers:
             if reader is not threading.current_thread():  # a listener may close us
-                reader.join()
-        if engine is None:
-            self._fail_pending(closed_error())
+                reader.join(timeout)
 
-    # the engine process; all of these are called with the lock held
+    def _stays(self) -> bool:
+        return self._residence is not None and self._residence.keep_alive_seconds != 0.0
 
-    def _start_engine(self) -> None:
+    # the engine
+
+    def _open_engine(self) -> None:
+        """With the lock held. A thread finds or starts an engine, and then reads its events."""
         self._state, self._info, self._error = "loading", None, None
-        try:
-            process, channel = start_process(self._command, self._settings.log_path)
-        except OSError as error:
-            hint = f"Check that {self._command[0]} can be run, and the memory that is free."
-            self._fail(EngineDiedError(f"The engine could not be started: {error.strerror}.", hint))
-            return
-        self._engine = _Engine(process, channel)
-        self._send(self._settings)
-        for request, stream in self._turns.values():
-            self._send(RunTurn(request))
-            if stream.is_stopped:  # perhaps when there was no engine to tell it to
-                self._send(StopTurn(request.turn_id))
-        reader = threading.Thread(
-            target=self._read, args=(self._engine,), name="engine-events", daemon=True
-        )
+        self._engine, self._wanted_at = None, time.monotonic()
+        reader = threading.Thread(target=self._be_served, name="engine-events", daemon=True)
         self._readers = [old for old in self._readers if old.is_alive()] + [reader]
         reader.start()
 
@@ -205,104 +215,171 @@ class LocalBackend(BackendLife):
         except ChannelClosedError:
             log.info("the engine is gone, %s was not delivered", type(message).__name__)
 
-    # events; in the thread that reads the channel
+    # in the thread that reads
 
-    def _read(self, engine: _Engine) -> None:
+    def _be_served(self) -> None:
+        """By one engine after the other, until there is no need of one, or no hope."""
+        is_again = True
+        while is_again:
+            try:
+                engine = self._open()
+            except OSError as error:
+                hint = f"Check that {self._command[0]} can be run, and the memory that is free."
+                why = error.strerror or str(error)
+                self._give_up(EngineDiedError(f"The engine could not be started: {why}.", hint))
+                return
+            if engine is None:
+                return
+            is_again = self._read(engine)
+
+    def _open(self) -> OpenedEngine | None:
+        """None: nobody wants it any more. Raises OSError."""
+        residence, engine = self._residence, None
+        if residence is not None:
+            try:
+                engine = open_resident(
+                    self._settings, residence, self._command, lambda: self._state == "loading"
+                )
+            except OSError as error:
+                why = f"{error.filename or residence.directory}: {error.strerror or error}"
+                text = f"the engine of this chat is its own, and does not stay ({why})"
+                self._listeners.tell(CacheEvent(time.time(), "warning", text))
+                residence = None
+        if residence is None:
+            engine = open_own(self._settings, self._command)
+        if engine is None:
+            return None
+        keep_alive = 0.0 if residence is None else residence.keep_alive_seconds
+        with self._changed:
+            self._engine, self._goodbye, self._is_accepted = engine, None, False
+            self._send(Hello(PROTOCOL, __version__, self._front_end, self._settings, keep_alive))
+            if self._state == "closed":  # while it was opened
+                self._send(Leave())
+            for message in self._pending.messages():
+                self._send(message)
+        return engine
+
+    def _read(self, engine: OpenedEngine) -> bool:
+        """Take what the engine says, to its end; returns whether there is to be another."""
         while True:
             try:
                 message = engine.channel.receive()
             except ChannelClosedError:
                 break
             if isinstance(message, TurnEvent):
-                self._on_turn_event(message)
+                with self._changed:
+                    self._pending.take(message)
             elif isinstance(message, BackendEvent):
-                self._on_backend_event(message)
+                self._on_backend_event(message, engine)
             elif isinstance(message, CostsEstimated):
-                self._on_costs(message)
-        self._on_engine_end(engine)
+                with self._changed:
+                    self._pending.answer(message)
+            elif isinstance(message, Refused):
+                self._on_refused(message)
+            elif isinstance(message, Goodbye):
+                self._goodbye = message.reason
+            elif isinstance(message, Accepted):
+                self._is_accepted, self._num_unheard = True, 0
+                if message.note:
+                    self._listeners.tell(CacheEvent(time.time(), "warning", message.note))
+        return self._on_engine_end(engine)
 
-    def _on_turn_event(self, event: TurnEvent) -> None:
-        with self._changed:
-            if event.turn_id not in self._turns:
-                return
-            _, stream = self._turns[event.turn_id]
-            if isinstance(event, (TurnFinished, TurnFailed)):
-                del self._turns[event.turn_id]
-                stream.end(event)
-            else:
-                stream.put(event)
-
-    def _on_costs(self, costs: CostsEstimated) -> None:
-        with self._changed:
-            answers = self._calls.pop(costs.call_id, None)
-        if answers is not None:
-            answers.put(costs)
-
-    def _on_backend_event(self, event: BackendEvent) -> None:
+    def _on_backend_event(self, event: BackendEvent, engine: OpenedEngine) -> None:
         with self._changed:
             # What the last spills came to is still told; the rest is of no use any more.
             if self._state == "closed" and not isinstance(event, CacheEvent):
                 return
             if isinstance(event, ModelReady):
+                load_ms = 1000 * (time.monotonic() - self._wanted_at)
+                self._use = EngineUse(engine.is_resident, engine.is_started, 0.0, load_ms)
                 self._state, self._info = "ready", event.info
             elif isinstance(event, BackendFailed):
                 self._fail(event.error)
             self._changed.notify_all()
         self._listeners.tell(event)
 
+    def _on_refused(self, refused: Refused) -> None:
+        """Asked again there is another engine, unless we do not understand each other."""
+        self._goodbye = refused.detail
+        if refused.reason == "protocol":
+            error = UnavailableError(
+                f"The engine that is running cannot be used: {refused.detail}.",
+                "`chatcache engine stop --all` ends it.",
+            )
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        with self._changed:
+            if self._state == "closed":
+                self._pending.fail(closed_error())
+                return
+            self._fail(error)
+        self._listeners.tell(BackendFailed(error))
+
     def _fail(self, error: Exception) -> None:
         """There is no engine, and there will be none until somebody asks again."""
         self._state, self._info, self._error = "failed", None, error
-        self._fail_pending(error)
+        self._pending.fail(error)
         self._changed.notify_all()
 
-    def _fail_pending(self, error: Exception) -> None:
-        turns, self._turns = self._turns, {}
-        for turn_id, (_, stream) in turns.items():
-            stream.end(TurnFailed(turn_id, error))
-        calls, self._calls = self._calls, {}
-        for call_id, answers in calls.items():
-            answers.put(CostsEstimated(call_id, error=error))
-
-    def _on_engine_end(self, engine: _Engine) -> None:
-        """The channel ended: after close(), after a failed load, or because the engine died."""
-        code = end_process(engine.process, EXIT_SECONDS)
+    def _on_engine_end(self, engine: OpenedEngine) -> bool:
+        """The channel ended: after close(), after a failed load, in good order, or because the
+        engine died. Returns whether there is to be another engine."""
         engine.channel.close()
+        code = self._exit_code(engine)
         with self._changed:
-            if self._engine is not engine:
-                return
+            if self._engine is not engine:  # somebody has asked again meanwhile
+                return False
             self._engine = None
             if self._state == "closed":
-                self._fail_pending(closed_error())
+                self._pending.fail(closed_error())
             if self._state in ("closed", "failed"):
-                return
+                return False
+            if self._goodbye is not None:
+                return self._on_goodbye(self._goodbye)
+            if not self._is_accepted and code in (None, 0) and self._num_unheard < MAX_UNHEARD:
+                self._num_unheard += 1  # it was about to end when it was found
+                return True
             event = self._note_death(code)
         self._listeners.tell(event)
         with self._changed:
-            if event.will_restart and self._state == "loading":
-                self._start_engine()
-        if event.will_restart:
-            self._announce_failed_start()
+            return event.will_restart and self._state == "loading"
 
-    def _announce_failed_start(self) -> None:
-        """Tell the listeners of an engine that could not even be started."""
-        with self._changed:
-            error = self._error
-        if error is not None:
-            self._listeners.tell(BackendFailed(error))
+    def _exit_code(self, engine: OpenedEngine) -> int | None:
+        """Of the process, if it is ours and has ended; one that is ours alone is made to end."""
+        if engine.process is None:
+            return None
+        if not engine.is_resident:
+            return end_process(engine.process, EXIT_SECONDS)
+        if self._state == "closed" and self._goodbye is None:
+            # It stays. Its end is taken note of: we may be here longer.
+            threading.Thread(target=engine.process.wait, name="engine-exit", daemon=True).start()
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return engine.process.wait(EXIT_SECONDS)
+        return None
 
-    def _note_death(self, code: int) -> BackendFailed:
-        """Tell the turn in progress, and decide whether to try again."""
-        error = EngineDiedError(
-            f"The engine process ended unexpectedly ({exit_words(code)}).",
-            f"Nothing that was said is lost; {self._settings.log_path} may tell why.",
-        )
-        now = time.monotonic()
-        self._deaths.append(now)
-        while now - self._deaths[0] > RESTART_WINDOW_SECONDS:
-            self._deaths.popleft()
-        will_restart = len(self._deaths) <= MAX_RESTARTS
-        self._fail(error)
-        if will_restart:
-            self._state, self._error = "loading", None
-        return BackendFailed(error, will_restart=will_restart)
+    def _on_goodbye(self, reason: str) -> bool:
+        """It ended in good order. What it has not begun is asked of the next engine; without such
+        there is none until somebody asks."""
+        error = EngineDiedError(f"The engine has ended: {reason}.", "It starts with the next turn.")
+        self._pending.fail(error, only_begun=True)
+        self._state, self._info, self._wanted_at = "loading", None, time.monotonic()
+        if not self._is_accepted or self._pending.has_turns:
+            return True
+        self._state = "idle"
+        self._changed.notify_all()
+        self._listeners.tell(ModelLoading(f"{reason}; it starts with the next message"))
+        return False
+
+    def _note_death(self, code: int | None) -> BackendFailed:
+        """Tell the turns in progress, and decide whether to try again."""
+        was_loading = self._state == "loading"
+        death = self._deaths.note(code, time.monotonic(), was_loading=was_loading)
+        if death.may_restart:
+            self._pending.fail(death.error, only_begun=True)
+            self._state, self._info = "loading", None
+            self._changed.notify_all()
+        else:
+            self._fail(death.error)
+        return BackendFailed(death.error, will_restart=death.may_restart)

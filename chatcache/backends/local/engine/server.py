@@ -1,66 +1,49 @@
-"""The engine process: owns torch, the model and its KV, and answers one front end.
+"""The engine: owns the model and its KV, and answers all front ends, one turn at a time.
 
-The main thread loads and computes; a reader thread takes messages, so that a stop acts at once.
-What native code prints goes to the log, which is this process's stdout and stderr. When the front
-end is gone the channel ends, and so does this process, after it has written out what is to be kept.
+Owns the one thread that loads and computes. Who is there is the reception's affair, what is done
+next the schedule's, how long an unused engine stays the lifetime's.
 """
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import logging
 import os
-import queue
-import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
 from typing import Protocol
 
 from chatcache.backends.base import (
     BackendEvent,
     BackendFailed,
     CostEstimate,
-    ModelInfo,
-    ModelLoading,
     ModelReady,
     Prepare,
     Prepared,
+    RestoreBegan,
     TurnEvent,
     TurnFailed,
     TurnFinished,
     TurnRequest,
 )
+from chatcache.backends.local.engine import wire
+from chatcache.backends.local.engine.codec import portable
+from chatcache.backends.local.engine.lifetime import Lifetime
+from chatcache.backends.local.engine.reception import Loaded, Reception
+from chatcache.backends.local.engine.residence import HeldPlace
+from chatcache.backends.local.engine.schedule import Chore, End, Idle, Left, Question, Turn
 from chatcache.backends.local.engine.settings import EngineSettings
-from chatcache.backends.local.engine.wire import (
-    CancelPrepare,
-    Channel,
-    ChannelClosedError,
-    CloseEngine,
-    CostsEstimated,
-    EstimateCosts,
-    PrepareTurn,
-    RunTurn,
-    SpillAll,
-    StopTurn,
-    portable,
-)
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
 
 LOAD_FAILED = 3
-_ORPHAN_SECONDS = 60.0  # for writing out after the front end died
+HELLO_SECONDS = 30.0  # whoever starts an engine says at once what for
+DRAIN_SECONDS = 60.0
 
 
-class Runner(Protocol):
+class Runner(Loaded, Protocol):
     """What runs turns; see `turn_runner.TurnRunner`."""
-
-    @property
-    def info(self) -> ModelInfo: ...
 
     def run(self, request: TurnRequest, stop: threading.Event) -> Iterator[TurnEvent]:
         """The events of a turn; the error of a TurnFailed is a ChatcacheError."""
@@ -73,77 +56,148 @@ class Runner(Protocol):
 
     def spill(self, segment_id: str | None = None) -> int: ...
 
+    def forget_deleted(self, *, is_all: bool) -> None: ...
+
     def close(self) -> None: ...
 
 
-FromHost = RunTurn | EstimateCosts | PrepareTurn | SpillAll | CloseEngine
 Emit = Callable[[BackendEvent], None]
-RunnerFactory = Callable[[Emit], Runner]
+RunnerFactory = Callable[[EngineSettings, Emit], Runner]
 
 
 class EngineServer:
-    """Serves one channel until it is closed."""
+    """Serves front ends until it has no reason to stay. `place` is where it is found; None: it
+    was given its only front end."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._inbox: queue.SimpleQueue[FromHost] = queue.SimpleQueue()
-        self._deferred: deque[FromHost] = deque()
-        self._stops: dict[str, threading.Event] = {}
-        self._is_loading = threading.Event()
-        self._wanted_prepare: str | None = None
+    def __init__(self, lifetime: Lifetime, place: HeldPlace | None = None) -> None:
+        self._lifetime = lifetime
+        self._place = place
+        self.reception = Reception(lifetime, self.end, is_resident=place is not None)
+        self._front_ends = self.reception.front_ends
+        self._schedule = self.reception.schedule
+        self._client = 0  # the front end that something is done for
+
+    def end(self, reason: str, *, stops_turn: bool = True) -> None:
+        """Stop what is in progress, or wait for the turn; write out what is to be kept, end. By any
+        thread, but not by a signal's handler."""
+        self._schedule.end(reason, stops_turn=stops_turn)
+        if self._place is not None:
+            self._place.hide()  # whoever comes waits for the next engine, and does not ask this one
+        if self.reception.loaded is None:  # nothing is worth loading then
+            self._say_goodbye(reason)
+            self._vacate()
+            os._exit(0)
 
     def serve(self, factory: RunnerFactory) -> int:
-        """Load with `factory`, then answer until the end. Returns the exit code."""
-        self._is_loading.set()
-        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        """Load with `factory` what the first front end wants, then answer. Returns an exit code."""
+        settings = self.reception.wait_for_settings(HELLO_SECONDS)
+        if settings is None:
+            self._vacate()
+            return 0
+        log.info("engine for %s", settings.model)
         try:
-            runner = factory(self._send)
+            runner = factory(settings, self._emit)
         except Exception as error:
             log.exception("loading failed")
-            self._send(BackendFailed(_as_load_error(error)))
+            if self._place is not None:
+                self._place.hide()
+            self._front_ends.tell(BackendFailed(_as_load_error(error)))
+            for connected in self._front_ends.all():
+                connected.close()
+            self._vacate()
             return LOAD_FAILED
-        self._is_loading.clear()
+        reason = "it failed"
         try:
-            self._send(ModelReady(runner.info))
-            while not isinstance(message := self._next(), CloseEngine):
-                if isinstance(message, EstimateCosts):
-                    self._estimate(runner, message)
-                elif isinstance(message, PrepareTurn):
-                    self._prepare(runner, message.request)
-                elif isinstance(message, SpillAll):
-                    runner.spill(message.segment_id)
-                else:
-                    self._run(runner, message.request)
+            with self.reception.lock:
+                self.reception.loaded = runner
+                self._lifetime.is_model_outdated = runner.is_outdated
+            self._front_ends.tell(ModelReady(runner.info))
+            self.reception.tell_status()
+            reason = self._work(runner)
         finally:
-            runner.close()
+            self._finish(runner, reason)
         return 0
 
-    def _next(self) -> FromHost:
-        return self._deferred.popleft() if self._deferred else self._inbox.get()
+    def _work(self, runner: Runner) -> str:
+        """Until there is a reason to end; returns it."""
+        while True:
+            step = self._schedule.next(self._lifetime.tick_seconds())
+            if isinstance(step, Turn):
+                self._run(runner, step)
+            elif isinstance(step, Idle):
+                self._prepare(runner, step)
+            elif isinstance(step, Question):
+                self._answer(runner, step)
+            elif isinstance(step, Chore):
+                self._do(runner, step)
+            elif isinstance(step, Left):
+                self.reception.left(step.client)
+            elif isinstance(step, End):
+                return step.reason
+            else:
+                with self.reception.lock:  # nobody comes in between
+                    if (reason := self._lifetime.why_end()) is not None:
+                        self._schedule.end(reason)
 
-    def _run(self, runner: Runner, request: TurnRequest) -> None:
-        """One turn. Between its events the cheap questions of the front end are answered."""
-        stop = self._stops[request.turn_id]
+    def _finish(self, runner: Runner, reason: str) -> None:
+        log.info("the engine ends: %s", reason)
+        watchdog = threading.Timer(DRAIN_SECONDS, os._exit, args=(1,))
+        watchdog.daemon = True
+        watchdog.start()
+        if self._place is not None:
+            self._place.hide()
+        try:
+            runner.close()
+        finally:
+            self._say_goodbye(reason)
+            self._vacate()
+            watchdog.cancel()
+
+    def _vacate(self) -> None:
+        if self._place is not None:
+            self._place.vacate()
+
+    def _say_goodbye(self, reason: str) -> None:
+        for connected in self._front_ends.all():
+            connected.send(wire.Goodbye(reason))
+            connected.close()
+
+    def _run(self, runner: Runner, turn: Turn) -> None:
+        """One turn. Between its events the cheap questions of all front ends are answered."""
+        turn_id, send = turn.request.turn_id, self._begin(turn.client, turn.request.turn_id)
+        self.reception.tell_waiting()
         is_ended = False
         try:
-            for event in runner.run(request, stop):
-                self._send(event)
-                is_ended = isinstance(event, (TurnFinished, TurnFailed))
+            for event in runner.run(turn.request, turn.stop):
+                if is_ended := isinstance(event, (TurnFinished, TurnFailed)):
+                    self._schedule.answered()
+                send(event)
                 self._answer_questions(runner)
         except Exception as error:
-            log.exception("turn %s failed", request.turn_id)
-            self._send(TurnFailed(request.turn_id, portable(error)))
+            log.exception("turn %s failed", turn_id)
+            self._schedule.answered()
+            send(TurnFailed(turn_id, portable(error)))
         else:
             if not is_ended:
                 problem = UnavailableError("The engine ended the turn without a result.")
-                self._send(TurnFailed(request.turn_id, problem))
-        finally:
-            del self._stops[request.turn_id]
+                self._schedule.answered()
+                send(TurnFailed(turn_id, problem))
+        self._client = 0
 
-    def _prepare(self, runner: Runner, request: Prepare) -> None:
+    def _begin(self, client: int, turn_id: str = "") -> Callable[[object], None]:
+        """Something is done for this front end from now on; returns how it is told."""
+        self._client = client
+        connected = self._front_ends.get(client)
+        if connected is None:
+            return lambda event: None
+        connected.begin(turn_id)
+        return connected.send
+
+    def _prepare(self, runner: Runner, idle: Idle) -> None:
         """Idle work, until it is done or something else is wanted."""
+        send, request = self._begin(idle.client), idle.request
         prepared = Prepared(request.prepare_id, request.kind, was_cancelled=True)
-        work = runner.prepare(request, lambda: self._wanted_prepare == request.prepare_id)
+        work = runner.prepare(request, lambda: self._schedule.is_wanted(idle))
         try:
             while True:
                 next(work)
@@ -152,80 +206,48 @@ class EngineServer:
             prepared = end.value
         except Exception:
             log.exception("idle work failed")
-        self._send(prepared)
+        send(prepared)
+        self._client = 0
 
     def _answer_questions(self, runner: Runner) -> None:
-        """Estimates and spills that wait in the inbox; everything else stays in order."""
-        while not self._inbox.empty():
-            message = self._inbox.get()
-            if isinstance(message, EstimateCosts):
-                self._estimate(runner, message)
-            elif isinstance(message, SpillAll):
-                runner.spill(message.segment_id)
-            else:
-                self._deferred.append(message)
+        for question in self._schedule.questions():
+            self._answer(runner, question)
 
-    def _estimate(self, runner: Runner, question: EstimateCosts) -> None:
+    def _answer(self, runner: Runner, question: Question) -> None:
+        message = question.message
         try:
-            answer = CostsEstimated(question.call_id, tuple(runner.estimate(question.journals)))
+            if isinstance(message, wire.EstimateCosts):
+                estimates = tuple(runner.estimate(message.journals))
+                self._reply(question, wire.CostsEstimated(message.call_id, estimates))
+            elif isinstance(message, wire.SpillAll):
+                runner.spill(message.segment_id)
         except Exception as error:
-            log.exception("estimate failed")
-            answer = CostsEstimated(question.call_id, error=portable(error))
-        self._send(answer)
+            log.exception("%s failed", type(message).__name__)
+            if isinstance(message, wire.EstimateCosts):
+                failed = wire.CostsEstimated(message.call_id, error=portable(error))
+                self._reply(question, failed)
 
-    def _send(self, message: object) -> None:
-        """Tell the front end; if it is gone there is nobody to tell, and the reader ends this."""
-        with suppress(ChannelClosedError):
-            self._channel.send(message)
-
-    def _read(self) -> None:
-        """Take messages until the front end closes, asks to close, or dies."""
-        while True:
+    def _do(self, runner: Runner, chore: Chore) -> None:
+        if isinstance(chore.message, wire.ForgetDeleted):
             try:
-                message = self._channel.receive()
-            except ChannelClosedError:
-                self._leave_orphaned()
-                return
-            if isinstance(message, StopTurn):
-                # The turn may end at this very moment, in the other thread.
-                if (stop := self._stops.get(message.turn_id)) is not None:
-                    stop.set()
-            elif isinstance(message, PrepareTurn):
-                self._wanted_prepare = message.request.prepare_id
-                self._inbox.put(message)
-            elif isinstance(message, CancelPrepare):
-                self._wanted_prepare = None
-            elif isinstance(message, RunTurn):
-                self._wanted_prepare = None
-                self._stops[message.request.turn_id] = threading.Event()
-                self._inbox.put(message)
-            elif isinstance(message, (EstimateCosts, SpillAll)):
-                self._inbox.put(message)
-            elif isinstance(message, CloseEngine):
-                self._close()
+                runner.forget_deleted(is_all=chore.message.is_all)
+            except Exception:
+                log.exception("forgetting failed")
+        chore.is_done.set()
 
-    def _close(self) -> None:
-        self._wanted_prepare = None
-        for stop in list(self._stops.values()):
-            stop.set()
-        self._inbox.put(CloseEngine())
+    def _reply(self, question: Question, answer: wire.CostsEstimated) -> None:
+        if (connected := self._front_ends.get(question.client)) is not None:
+            connected.send(answer)
 
-    def _leave_orphaned(self) -> None:
-        """The front end is gone. Nothing is worth loading then; what was computed is kept."""
-        if self._is_loading.is_set():
-            os._exit(0)
-        self._close()
-        watchdog = threading.Timer(_ORPHAN_SECONDS, os._exit, args=(1,))
-        watchdog.daemon = True
-        watchdog.start()
+    # what is told
 
-
-def build_runner(settings: EngineSettings, emit: Emit) -> Runner:
-    """Import torch, load the model, open its cache."""
-    emit(ModelLoading("starting torch"))
-    from chatcache.backends.local.run import assemble
-
-    return assemble.build_runner(assemble.load(settings, emit), settings, emit)
+    def _emit(self, event: BackendEvent) -> None:
+        """What belongs to a turn, or to idle work, is told to whom it is done for."""
+        if isinstance(event, (RestoreBegan, Prepared)):
+            if (connected := self._front_ends.get(self._client)) is not None:
+                connected.send(event)
+            return
+        self._front_ends.tell(event)
 
 
 def _as_load_error(error: Exception) -> Exception:
@@ -235,43 +257,3 @@ def _as_load_error(error: Exception) -> Exception:
         f"The engine could not start: {type(error).__name__}: {error}.",
         "The engine's log has the details.",
     )
-
-
-def start(arguments: Sequence[str] | None = None) -> Channel:
-    """Prepare this process and return its channel; the first message on it is the settings."""
-    parser = argparse.ArgumentParser(prog="chatcache-engine")
-    parser.add_argument("--fd", type=int, required=True)
-    options = parser.parse_args(arguments)
-    faulthandler.enable()
-    # The terminal sends these to the whole group; the front end decides what they mean.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    os.set_inheritable(options.fd, False)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
-    )
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    return Channel(options.fd)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The life of an engine process."""
-    channel = start(arguments)
-    try:
-        settings = channel.receive()
-    except ChannelClosedError:
-        return 0
-    if not isinstance(settings, EngineSettings):
-        raise TypeError(f"expected EngineSettings first, got {type(settings).__name__}")
-    if settings.is_offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    log.info("engine for %s", settings.model)
-    return EngineServer(channel).serve(lambda emit: build_runner(settings, emit))
-
-
-if __name__ == "__main__":
-    exit_code = main()
-    logging.shutdown()
-    # Everything is written out; tearing down torch's threads and modules only takes time.
-    os._exit(exit_code)

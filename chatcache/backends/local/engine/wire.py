@@ -1,27 +1,45 @@
-"""The messages between the front end and its engine process, and the channel they travel on.
+"""The messages between front ends and an engine; `PROTOCOL.md`, beside this, tells the protocol.
 
-Owns: framing and locking. Both ends are our own processes on one socket pair, so messages are
-pickled dataclasses; nothing that came from a file or a network is ever unpickled here.
+Frozen dataclasses of text, ids and numbers; tensors never cross. How they become bytes is in
+`codec.py`, how these travel in `channel.py`.
 """
 
 from __future__ import annotations
 
-import socket
-import threading
+import typing
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from typing import Literal
 
 from chatcache.backends.base import (
     BackendEvent,
     CostEstimate,
+    EngineStatus,
     Prepare,
     TurnEvent,
     TurnRequest,
 )
-from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.backends.local.engine.codec import Codec
+from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.token_ids import TokenIds
 
+PROTOCOL = 1  # raised by a change that an older peer would misunderstand
+
 # front end -> engine
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message of a front end. It is one until it leaves; others only ask or end.
+
+    `keep_alive_seconds` is how long the engine stays after its last front end (None: for ever); the
+    one that leaves last decides.
+    """
+
+    protocol: int
+    version: str
+    front_end: str
+    settings: EngineSettings
+    keep_alive_seconds: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +49,7 @@ class RunTurn:
 
 @dataclass(frozen=True, slots=True)
 class StopTurn:
-    """Belongs to one turn: one that comes too late stops nothing."""
+    """Belongs to one turn of this front end: one that comes too late stops nothing."""
 
     turn_id: str
 
@@ -44,14 +62,14 @@ class EstimateCosts:
 
 @dataclass(frozen=True, slots=True)
 class PrepareTurn:
-    """Idle work. What comes after it ends it, except for questions about costs."""
+    """Idle work, in the place of what this front end wanted before. Turns end it."""
 
     request: Prepare
 
 
 @dataclass(frozen=True, slots=True)
 class CancelPrepare:
-    """End idle work."""
+    """End the idle work of this front end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +80,74 @@ class SpillAll:
 
 
 @dataclass(frozen=True, slots=True)
-class CloseEngine:
-    """Finish: stop the turn in progress, write out what is to be kept, end."""
+class Leave:
+    """The last message of a front end. Its turns are stopped, and end with their last event."""
 
 
-ToEngine = RunTurn | StopTurn | EstimateCosts | PrepareTurn | CancelPrepare | SpillAll | CloseEngine
+@dataclass(frozen=True, slots=True)
+class AskStatus:
+    """Answered with an EngineStatus, at once, also while a turn is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndEngine:
+    """Stop the turn in progress, write out what is to be kept, tell everyone, end."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetDeleted:
+    """Give up in memory what has been deleted on disk; `is_all`: whatever is in memory. Answered
+    with Forgotten, after the turn in progress."""
+
+    is_all: bool = False
+
+
+ToEngine = (
+    Hello
+    | RunTurn
+    | StopTurn
+    | EstimateCosts
+    | PrepareTurn
+    | CancelPrepare
+    | SpillAll
+    | Leave
+    | AskStatus
+    | EndEngine
+    | ForgetDeleted
+)
 
 # engine -> front end; besides these, all events of turns and of the backend
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The answer to Hello. `note` is for the person: what is not as their settings say."""
+
+    protocol: int
+    version: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The other answer to Hello; then the engine closes the connection, and mostly ends.
+
+    "protocol": it speaks another one. "ending": it is about to end. "changed": its model or its
+    package is not what it was. "settings": the front end wants another engine of this model, and
+    nobody else is there. Asked again, there is a new engine, but for "protocol".
+    """
+
+    reason: Literal["protocol", "ending", "changed", "settings"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The engine ends, in good order. Turns that it has not begun can be asked of the next one."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,49 +157,13 @@ class CostsEstimated:
     error: Exception | None = None
 
 
-FromEngine = TurnEvent | BackendEvent | CostsEstimated
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """It is done."""
 
 
-class ChannelClosedError(Exception):
-    """The other process is gone, or closed its end."""
+FromEngine = Accepted | Refused | Goodbye | CostsEstimated | Forgotten | TurnEvent | BackendEvent
 
+CODEC = Codec([*typing.get_args(ToEngine), *typing.get_args(FromEngine)])
 
-class Channel:
-    """One end of the pair. Any thread may send; one thread receives."""
-
-    def __init__(self, file_descriptor: int) -> None:
-        self._connection = Connection(file_descriptor)
-        self._send_lock = threading.Lock()
-
-    def send(self, message: object) -> None:
-        """Raises ChannelClosedError if nobody is there to receive."""
-        with self._send_lock:
-            try:
-                self._connection.send(message)
-            except OSError as error:
-                raise ChannelClosedError from error
-
-    def receive(self) -> object:
-        """Block for the next message. Raises ChannelClosedError at the end."""
-        try:
-            message: object = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise ChannelClosedError from error
-        return message
-
-    def close(self) -> None:
-        with self._send_lock:
-            self._connection.close()
-
-
-def channel_pair() -> tuple[Channel, socket.socket]:
-    """Our end, and the socket whose descriptor the engine process inherits."""
-    ours, theirs = socket.socketpair()
-    return Channel(ours.detach()), theirs
-
-
-def portable(error: Exception) -> Exception:
-    """`error`, or for one that another process may not be able to rebuild, its text."""
-    if isinstance(error, ChatcacheError):
-        return error
-    return UnavailableError(f"The engine failed: {type(error).__name__}: {error}")
+__all__ = ["CODEC", "PROTOCOL", "EngineStatus", "FromEngine", "ToEngine"]

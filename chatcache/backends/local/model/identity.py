@@ -7,6 +7,7 @@ equal for different weights, so content is what counts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -17,7 +18,11 @@ from typing import Any
 from chatcache.atomic_write import write_atomically
 
 _HUB_BLOB = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 _BLOCK_BYTES = 1 << 22
+_REMEMBERED_TOKENIZERS = 32
+_TOKENIZER_SUFFIXES = frozenset({".jinja", ".json", ".model", ".tiktoken", ".txt"})
+_ORIGIN_SUFFIXES = _TOKENIZER_SUFFIXES | {".safetensors", ""}  # "": of the hub's `refs`
 _SAMPLES = 64
 # Fields of a config that say where it came from, not what the model computes.
 _NOT_COMPUTED = frozenset(
@@ -102,12 +107,7 @@ class HashBook:
         if not self._is_changed or self._path is None:
             return
         entries = {path: entry for path, entry in self._entries.items() if Path(path).exists()}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_atomically(self._path, json.dumps(entries).encode())
-        except OSError:
-            return
-        self._is_changed = False
+        self._is_changed = not _save(self._path, entries)
 
 
 class FileWatch:
@@ -116,8 +116,13 @@ class FileWatch:
     Weights that need no conversion are mapped from their file, so whoever writes into it changes
     the model in memory, and the keys and values that it computes."""
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    def __init__(self, files: Iterable[Path], origin: OriginWatch | None = None) -> None:
         self._stamps = {file: _stamp(file) for file in map(Path.resolve, files)}
+        self._origin = origin
+
+    def is_outdated(self) -> bool:
+        """Whether the model's name leads to another model by now."""
+        return self._origin is not None and self._origin.is_changed()
 
     def changed(self) -> Path | None:
         """A file that was written to. One that was removed, or replaced by another one of its name,
@@ -132,6 +137,29 @@ class FileWatch:
         return None
 
 
+class OriginWatch:
+    """What a name of a model, and of an adapter, led to when it was loaded. Another revision from
+    the hub, a file that was replaced, and one that is missing, make it another model."""
+
+    def __init__(self, model: Path, adapter: Path | None) -> None:
+        self._directories = [model] if adapter is None else [model, adapter]
+        if model.parent.name == "snapshots":  # of the hub's cache, where `refs` says which counts
+            self._directories.append(model.parent.with_name("refs"))
+        self._files = self._found()
+
+    def is_changed(self) -> bool:
+        return self._found() != self._files
+
+    def _found(self) -> dict[Path, list[Any]]:
+        found: dict[Path, list[Any]] = {}
+        for directory in self._directories:
+            with contextlib.suppress(OSError):
+                for file in directory.iterdir():
+                    if file.suffix in _ORIGIN_SUFFIXES:
+                        found[file] = _stamp(file)
+        return found
+
+
 def parameters_id(named_tensors: Iterable[tuple[str, Any]]) -> str:
     """A digest of parameters in memory: names, shapes, dtypes, integer sums, and samples for order.
 
@@ -143,7 +171,7 @@ def parameters_id(named_tensors: Iterable[tuple[str, Any]]) -> str:
         flat = _as_integers(tensor.detach())
         stride = max(1, flat.numel() // _SAMPLES)
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
-        digest.update(str(int(flat.sum())).encode())
+        digest.update(str(_sum(flat)).encode())
         digest.update(str(flat[::stride][:_SAMPLES].tolist()).encode())
     return digest.hexdigest()
 
@@ -158,6 +186,37 @@ def tokenizer_id(tokenizer: Any) -> str:
     content = json.loads(backend.to_str())
     parts = ("normalizer", "pre_tokenizer", "decoder", "added_tokens", "model")
     return _digest(json.dumps(content.get(part), sort_keys=True) for part in parts)
+
+
+def remembered_tokenizer_id(tokenizer: Any, path: Path, directory: Path | None) -> str:
+    """`tokenizer_id` of the tokenizer in the model directory `path`, remembered in `directory`.
+
+    That of a large one takes tenths of a second. It is known by what makes it: the contents of the
+    files that a tokenizer may be read from, and the versions of who reads them."""
+    if directory is None:
+        return tokenizer_id(tokenizer)
+    book = directory / "tokenizers.json"
+    key = _tokenizer_key(path, type(tokenizer).__name__)
+    entries = _load_object(book)
+    known = entries.pop(key, None)
+    if not (isinstance(known, str) and _DIGEST.fullmatch(known)):
+        known = tokenizer_id(tokenizer)
+        kept = dict(list(entries.items())[1 - _REMEMBERED_TOKENIZERS :])
+        _save(book, kept | {key: known})
+    return known
+
+
+def _tokenizer_key(path: Path, kind: str) -> str:
+    import tokenizers
+    import transformers
+
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{kind}|{tokenizers.__version__}|{transformers.__version__}".encode())
+    for file in sorted(path.iterdir()):
+        if file.suffix in _TOKENIZER_SUFFIXES and file.is_file():
+            digest.update(f"|{file.name}|{file.stat().st_size}|".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def config_id(config: Mapping[str, Any]) -> str:
@@ -182,6 +241,12 @@ def _as_integers(tensor: Any) -> Any:
     return flat.view(same_width[flat.element_size()])
 
 
+def _sum(flat: Any) -> int:
+    """The sum of integers, modulo 2**64. numpy makes it at the speed of memory; torch takes ten
+    times as long to widen what is narrower than 64 bits."""
+    return int(flat.numpy().sum(dtype="int64") if flat.device.type == "cpu" else flat.sum())
+
+
 def _stamp(path: Path) -> list[Any]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ino]
@@ -189,19 +254,29 @@ def _stamp(path: Path) -> list[Any]:
 
 def _load_entries(path: Path | None) -> dict[str, list[Any]]:
     """The remembered hashes; a book that is missing or damaged is an empty one."""
-    if path is None:
-        return {}
+    return {
+        name: entry
+        for name, entry in ({} if path is None else _load_object(path)).items()
+        if isinstance(entry, list) and len(entry) == 4 and _HUB_BLOB.fullmatch(str(entry[3]))
+    }
+
+
+def _load_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    if not isinstance(content, dict):
-        return {}
-    return {
-        name: entry
-        for name, entry in content.items()
-        if isinstance(entry, list) and len(entry) == 4 and _HUB_BLOB.fullmatch(str(entry[3]))
-    }
+    return content if isinstance(content, dict) else {}
+
+
+def _save(path: Path, entries: Mapping[str, Any]) -> bool:
+    """Whether the entries are on disk now; where they cannot be it costs time only."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(path, json.dumps(entries).encode())
+    except OSError:
+        return False
+    return True
 
 
 def _digest(parts: Iterable[str]) -> str:

@@ -16,15 +16,22 @@ import torch
 import transformers
 
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local.model import identity, resolve
+from chatcache.backends.local.model import files, identity, resolve
+from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
+from chatcache.backends.local.model.generation import (
+    context_limit,
+    end_token_ids,
+    sampling_defaults,
+)
+from chatcache.backends.local.model.libraries import import_rest
+from chatcache.backends.local.model.loadable import check_adapter
 from chatcache.backends.local.model.progress import (
     Progress,
-    download,
+    fetch,
     first_line,
     reported_progress,
 )
 from chatcache.backends.local.model.tuning import tune
-from chatcache.backends.local.prompt.template import ChatTemplate
 from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
@@ -39,7 +46,6 @@ DTYPES = {
 }
 
 _BUILTIN_DESCRIPTION = "the small model that comes with chatcache"
-_NO_LIMIT = 10**9  # tokenizers without a limit claim 10**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class LoadedModel:
     adapter_id: str
     load_ms: float
     watch: identity.FileWatch
+    stored_dtype: torch.dtype  # that it was saved in
 
     def check_files(self) -> None:
         """Raises UnavailableError if the weights in memory may no longer be what was loaded."""
@@ -117,21 +124,19 @@ def load_model(
     """
     began = time.perf_counter()
     path = _find(name, progress, is_offline=offline)
-    _check_adapter(adapter)
+    check_adapter(adapter)
     remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
-    tokenizer_id = identity.tokenizer_id(tokenizer)
-    place = choose_device(device)
+    tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
     config = load_config(path)
-    chosen = choose_dtype(dtype, config, place, resolve.count_parameters(path))
-    watch = identity.FileWatch(resolve.weight_files(path))
+    place, stored = choose_device(device), stored_dtype(config)
+    chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
+    watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
     with reported_progress(progress):
-        model = _load_weights(path, config, chosen, place)
-    if adapter is not None:
-        model = _apply_adapter(model, adapter)
+        model = _with_adapter(_load_weights(path, config, chosen, place), adapter)
     weights_id = identity.weights_id(
-        resolve.weight_files(path),
+        files.weight_files(path),
         remembered,
         lambda done, total: progress(ModelLoading("hashing the weights", done, total)),
     )
@@ -149,7 +154,7 @@ def load_model(
         device=place,
         max_context_tokens=context_limit(text_config, tokenizer),
         end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
-        generation_defaults=_generation_defaults(model.generation_config),
+        generation_defaults=sampling_defaults(model.generation_config),
         weights_id=weights_id,
         parameters_id=identity.parameters_id(model.state_dict().items()),
         tokenizer_id=tokenizer_id,
@@ -158,6 +163,7 @@ def load_model(
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
+        stored_dtype=stored,
     )
 
 
@@ -165,7 +171,7 @@ def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
     """The directory of a model, downloaded if need be, whose files have been looked at."""
     progress(ModelLoading("looking for the model"))
     found = resolve.resolve_model(name, is_offline=is_offline)
-    path = found if isinstance(found, Path) else download(found, progress)
+    path = found if isinstance(found, Path) else fetch(found, progress)
     resolve.check_model_dir(path)
     return path
 
@@ -177,10 +183,10 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
     kind = wanted.partition(":")[0]
     if not available.get(kind, False):
-        usable = ", ".join(kind for kind, is_there in available.items() if is_there)
+        usable = ", ".join(f"--device {kind}" for kind, is_there in available.items() if is_there)
         raise UnavailableError(
             f"This machine has no device {wanted!r} that torch can use.",
-            f"Use --device auto, or one of: {usable}.",
+            f"Use --device auto, or {usable}.",
         )
     return torch.device(wanted)
 
@@ -195,12 +201,18 @@ def choose_dtype(
         return "auto"
     if num_parameters < SMALL_MODEL_PARAMETERS:
         return torch.float32
-    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    if not isinstance(stored, torch.dtype):
-        stored = DTYPES.get(str(stored).removeprefix("torch."), torch.float32)
+    stored = stored_dtype(config)
     if device.type != "cpu" or stored is torch.float32:
         return stored
     return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+
+
+def stored_dtype(config: Any) -> torch.dtype:
+    """The dtype that a model was saved in; float32 if its config does not say."""
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    if isinstance(stored, torch.dtype):
+        return stored
+    return DTYPES.get(str(stored).removeprefix("torch."), torch.float32)
 
 
 def has_fast_bfloat16() -> bool:
@@ -220,11 +232,12 @@ def has_fast_bfloat16() -> bool:
 
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer of a model directory. Raises ModelLoadError."""
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
+        load_config(path)  # which a tokenizer reads too, and which may be what is wrong
         raise ModelLoadError(
             f"The tokenizer in {path} cannot be loaded: {first_line(error)}.",
             "Download the model again, or choose another with --model.",
@@ -233,7 +246,7 @@ def load_tokenizer(path: Path) -> Any:
 
 def load_config(path: Path) -> Any:
     """The config of a model directory. Raises ModelLoadError."""
-    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -246,8 +259,18 @@ def load_config(path: Path) -> Any:
 
 
 def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+    """The model on its device; what it lacks of the libraries is imported."""
+    try:
+        return _try_to_load(path, config, dtype, device)
+    except ModelLoadError:
+        if not import_rest():
+            raise
+    return _try_to_load(path, config, dtype, device)
+
+
+def _try_to_load(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
     """The model on its device, with torch's own attention kernel where it has one."""
-    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     def load(kernel: str) -> tuple[Any, dict[str, Any]]:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -274,18 +297,34 @@ def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: tor
         model = model.eval().requires_grad_(False).to(device)
     except ModelLoadError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UnavailableError(
-            f"The model in {path} does not fit into the memory of {device}.",
-            "Choose a smaller model, or --dtype bfloat16.",
-        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise UnavailableError(
+                f"The model in {path} does not fit into the memory of {device}.",
+                f"Choose a smaller model, or --dtype bfloat16.{without_gpu(error)}",
+            ) from error
         log.exception("loading %s failed", path)
-        raise ModelLoadError(
-            f"The model in {path} cannot be loaded: {first_line(error)}.",
-            "The log has the details; choose another model with --model.",
-        ) from error
+        raise _load_error(path, config, error) from error
     return model
+
+
+def _load_error(path: Path, config: Any, error: Exception) -> ModelLoadError:
+    """What transformers and torch say, in words that a person can do something with."""
+    if "ignore_mismatched_sizes" in str(error):
+        return ModelLoadError(
+            f"The weights in {path} have other shapes than config.json says.",
+            "The files belong to different models; download it again.",
+        )
+    if isinstance(error, KeyError) and f'"{error.args[0]}"' in config.to_json_string():
+        return ModelLoadError(
+            f"{path / 'config.json'} names {error.args[0]!r}, which this version of transformers "
+            "does not know.",
+            "A newer chatcache may know it; choose another model with --model.",
+        )
+    return ModelLoadError(
+        f"The model in {path} cannot be loaded: {first_line(error)}.",
+        f"The log has the details; choose another model with --model.{without_gpu(error)}",
+    )
 
 
 def _check_complete(path: Path, info: dict[str, Any]) -> None:
@@ -298,22 +337,10 @@ def _check_complete(path: Path, info: dict[str, Any]) -> None:
         )
 
 
-def _check_adapter(directory: Path | None) -> None:
+def _with_adapter(model: Any, directory: Path | None) -> Any:
+    """The model with an adapter, if there is one, merged in: as fast as without."""
     if directory is None:
-        return
-    if not directory.is_dir():
-        raise ModelLoadError(
-            f"The adapter directory {directory} does not exist.", "Check --adapter."
-        )
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (directory / name).is_file():
-            raise ModelLoadError(
-                f"{directory} is no adapter: {name} is missing.", "Name a directory saved by peft."
-            )
-
-
-def _apply_adapter(model: Any, directory: Path) -> Any:
-    """The model with an adapter merged in: as fast as without."""
+        return model
     try:
         from peft import PeftModel  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
@@ -329,39 +356,6 @@ def _apply_adapter(model: Any, directory: Path) -> Any:
             "Check that it was trained on this model.",
         ) from error
     return merged.eval().requires_grad_(False)
-
-
-# figures
-
-
-def context_limit(config: Any, tokenizer: Any) -> int:
-    limit = getattr(config, "max_position_embeddings", None)
-    if not limit:
-        limit = min(int(getattr(tokenizer, "model_max_length", _NO_LIMIT)), _NO_LIMIT)
-    return int(limit)
-
-
-def end_token_ids(generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:
-    """What ends an answer: by the generation config, the tokenizer, and the chat template."""
-    ends: set[Any] = set(ChatTemplate(tokenizer).turn_end_ids())
-    declared = (
-        getattr(generation, "eos_token_id", None),
-        getattr(config.get_text_config(), "eos_token_id", None),
-        tokenizer.eos_token_id,
-    )
-    for entry in declared:
-        ends.update(entry if isinstance(entry, (list, tuple)) else [entry])
-    return frozenset(int(token_id) for token_id in ends if token_id is not None)
-
-
-def _generation_defaults(generation: Any) -> SamplingParams:
-    """How the model's publisher samples; greedy unless they say to sample."""
-    names = ["repetition_penalty", "max_new_tokens"]
-    is_sampling = bool(getattr(generation, "do_sample", None))
-    if is_sampling:
-        names += ["temperature", "top_p", "top_k", "min_p"]
-    values = {name: getattr(generation, name, None) for name in names}
-    return SamplingParams(**values) if is_sampling else SamplingParams(temperature=0.0, **values)
 
 
 def _has_mps() -> bool:

@@ -1,4 +1,4 @@
-"""What downloading and loading a model tells meanwhile, and what goes wrong on the network.
+"""What downloading and loading a model tells meanwhile.
 
 Owns: the bars of transformers and huggingface_hub, turned into `ModelLoading` events, and the
 download of one model into the Hugging Face cache.
@@ -14,7 +14,8 @@ from typing import Any
 
 from chatcache.backends.base import ModelLoading
 from chatcache.backends.local.model import resolve
-from chatcache.errors import NotFoundError, UnavailableError
+from chatcache.backends.local.model.hub import asking_hub
+from chatcache.backends.local.model.loadable import obstacle
 
 Progress = Callable[[ModelLoading], None]
 
@@ -73,16 +74,25 @@ def reported_progress(progress: Progress) -> Iterator[None]:
         transformers_logging.set_tqdm_hook(previous)
 
 
+def fetch(repo_id: str, progress: Progress) -> Path:
+    """Download a model; its weights only when what describes it says that it can be loaded.
+
+    Raises ModelLoadError for one that cannot, and what `download` raises."""
+    described = download(repo_id, progress, has_weights=False)
+    if (found := obstacle(described, has_weights=False)) is not None:
+        raise found.error()
+    return download(repo_id, progress)
+
+
 def download(repo_id: str, progress: Progress, *, has_weights: bool = True) -> Path:
     """Fetch a model from the hub into the Hugging Face cache; returns its directory.
 
-    Without weights only what describes the model is fetched.
+    Without weights only what describes the model is fetched. Raises ChatcacheError.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     progress(ModelLoading(f"downloading {repo_id}"))
-    try:
+    with asking_hub(repo_id):
         return Path(
             snapshot_download(
                 repo_id,
@@ -94,21 +104,6 @@ def download(repo_id: str, progress: Progress, *, has_weights: bool = True) -> P
                 tqdm_class=_download_bar(repo_id, progress),
             )
         )
-    except GatedRepoError as error:
-        raise UnavailableError(
-            f"The model {repo_id!r} may be downloaded only after its terms are accepted.",
-            f"Accept them at https://huggingface.co/{repo_id}, then run 'hf auth login'.",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise NotFoundError(
-            f"Hugging Face has no model {repo_id!r} that you may see.",
-            "Check the spelling; for a private model run 'hf auth login'.",
-        ) from error
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
-        raise UnavailableError(
-            f"The model {repo_id!r} cannot be downloaded: {first_line(error)}.",
-            "Check the network and the free space, or use --model builtin.",
-        ) from error
 
 
 def _download_bar(repo_id: str, progress: Progress) -> type[Any]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from chatcache.backends.local.model import resolve
+from chatcache.backends.local.model import files, resolve
 from chatcache.backends.local.model.cut_policy import cut_policy
-from chatcache.backends.local.model.progress import first_line
+from chatcache.backends.local.model.hub import asking_hub
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.places import path_of
 
@@ -25,7 +25,8 @@ Place = Literal["built in", "hub", "directory", "server"]
 
 @dataclass(frozen=True, slots=True)
 class ShelfModel:
-    """One model. `reuse` says where its K and V can be cut; `problem` why it cannot be used."""
+    """One model. `reuse` says where its K and V can be cut; `problem` why it cannot be used, and
+    `advice` what then."""
 
     name: str
     place: Place
@@ -34,6 +35,7 @@ class ShelfModel:
     num_bytes: int = 0
     reuse: str = ""
     problem: str = ""
+    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class ModelFiles:
 
     @property
     def architecture(self) -> str:
-        return resolve.architecture_of(self.config)
+        return files.architecture_of(self.config)
 
 
 def files_of(name: str) -> ModelFiles:
@@ -57,7 +59,7 @@ def files_of(name: str) -> ModelFiles:
         raise UnavailableError(f"The model {name!r} is not on this machine.", "Download it first.")
     resolve.check_model_dir(path)
     config = json.loads((path / "config.json").read_bytes())
-    return ModelFiles(path, config, resolve.count_parameters(path), resolve.count_bytes(path))
+    return ModelFiles(path, config, files.count_parameters(path), files.count_bytes(path))
 
 
 def shelf(used_before: Iterable[str] = ()) -> list[ShelfModel]:
@@ -81,17 +83,13 @@ def is_hub_id(name: str) -> bool:
 
 
 def download_bytes(repo_id: str) -> int:
-    """How much a download would fetch. Raises UnavailableError when the hub does not answer."""
+    """How much a download would fetch. Raises ChatcacheError when the hub does not say."""
     from huggingface_hub import HfApi
 
-    try:
+    with asking_hub(repo_id):
         info = HfApi().model_info(repo_id, files_metadata=True)
-    except Exception as error:
-        raise UnavailableError(
-            f"The hub says nothing of {repo_id!r}: {first_line(error)}.",
-            "Check the spelling and the network; a private model needs `hf auth login`.",
-        ) from error
-    return sum(file.size or 0 for file in info.siblings or () if _is_fetched(file.rfilename))
+        files = [(file.rfilename, file.size or 0) for file in info.siblings or ()]
+    return sum(size for name, size in files if _is_fetched(name))
 
 
 def _is_fetched(name: str) -> bool:
@@ -100,25 +98,25 @@ def _is_fetched(name: str) -> bool:
 
 
 def is_directory(name: str) -> bool:
-    """Is this the path of a directory with a model in it?"""
-    return os.sep in name and (path_of(name) / "config.json").is_file()
+    """Is this the path of a directory, with a model in it or without?"""
+    return os.sep in name and path_of(name).is_dir()
 
 
 def _looked_at(name: str, place: Place) -> ShelfModel:
     try:
-        files = files_of(name)
-        text_config = files.config.get("text_config") or files.config
+        found = files_of(name)
+        text_config = found.config.get("text_config") or found.config
         policy = cut_policy(SimpleNamespace(**text_config))
         return ShelfModel(
             name=name,
             place=place,
-            architecture=files.architecture,
-            num_parameters=files.num_parameters,
-            num_bytes=files.num_bytes,
+            architecture=found.architecture,
+            num_parameters=found.num_parameters,
+            num_bytes=found.num_bytes,
             reuse=policy.detail if policy.is_cuttable else f"nothing is reused: {policy.detail}",
         )
     except ChatcacheError as error:
-        return ShelfModel(name, place, problem=error.message)
+        return ShelfModel(name, place, problem=error.message, advice=error.hint)
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         # A config is what its publisher wrote; one that means nothing must not hide the others.
         return ShelfModel(name, place, problem=f"its config.json makes no sense: {error!r}")

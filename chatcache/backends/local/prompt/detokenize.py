@@ -92,17 +92,23 @@ class CharacterStream:
 
 
 class Detokenizer:
-    """The text of an answer, id by id. Special tokens are not shown, except those in `shown`.
+    """The text of an answer, id by id. Special tokens and `ends` are not shown, except those in
+    `shown`.
 
     `context` are the last ids of an answer that is continued.
     """
 
     def __init__(
-        self, tokenizer: Any, *, shown: Collection[str] = (), context: Sequence[int] = ()
+        self,
+        tokenizer: Any,
+        *,
+        shown: Collection[str] = (),
+        context: Sequence[int] = (),
+        ends: Collection[int] = (),
     ) -> None:
         added = tokenizer.added_tokens_decoder
         visible = {id_ for id_, token in added.items() if token.content in shown}
-        self._hidden = special_ids(tokenizer) - visible
+        self._hidden = special_ids(tokenizer).union(ends) - visible
         self._stream = CharacterStream(plain_decode(tokenizer), self._tail(context))
         self._replacement_ids = _encode_inside(tokenizer, REPLACEMENT)
 

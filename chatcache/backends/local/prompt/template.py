@@ -10,22 +10,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
+from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError
 
-from chatcache.backends.base import ChatMessage
+from chatcache.backends.base import ChatMessage, ThinkSwitch
 from chatcache.backends.local.prompt.reasoning import ReasoningFormat, reasoning_format
 from chatcache.backends.local.prompt.symbols import SymbolCodec, any_of, break_controls, breaker
+from chatcache.backends.local.prompt.thinking import Thinking, Variables, find_switch
 from chatcache.errors import ModelLoadError, UnavailableError
 
-# For models that were never taught a chat format.
+# For models that were never taught a chat format. Models begin an answer with a space.
 PLAIN_TEMPLATE = (
     "{%- if bos_token is defined and bos_token %}{{- bos_token }}{%- endif %}"
     "{%- for message in messages %}"
     "{%- if message['role'] == 'system' %}{{- message['content'] + '\\n\\n' }}"
     "{%- elif message['role'] == 'user' %}{{- 'User: ' + message['content'] + '\\n' }}"
-    "{%- else %}{{- 'Assistant: ' + message['content'] + '\\n' }}{%- endif %}"
+    "{%- else %}{{- 'Assistant:' + ('' if message['content'].startswith(' ') else ' ') }}"
+    "{{- message['content'] + '\\n' }}{%- endif %}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- 'Assistant:' }}{%- endif %}"
 )
@@ -55,7 +58,7 @@ class ChatTemplate:
         self._clock = clock
         self.source = template_source(tokenizer)
         self.codec = SymbolCodec(tokenizer, self.source)
-        self.reasoning: ReasoningFormat = reasoning_format(self.codec.controls)
+        self.reasoning: ReasoningFormat = reasoning_format(self.codec.controls, self.source)
         # Tokens such as <tool_call> are produced by the model and shown: whole in answers.
         never_text = self.codec.specials | {
             tag for tag in self.reasoning.tags if tag in self.codec.controls
@@ -108,18 +111,22 @@ class ChatTemplate:
         return replace(render, text=tail, contents=render.contents[1:]) if tail else None
 
     def turn_end_ids(self) -> frozenset[int]:
-        """The control token that the template writes right behind an answer, if it does."""
+        """The control token that the template writes right behind an answer: an end mark or, if it
+        has none, the beginning of the next turn."""
         probe = _PLACEHOLDERS[0]
         try:
             text = self.render(
                 [ChatMessage("user", "u"), ChatMessage("assistant", probe)],
                 add_generation_prompt=False,
             ).text
+            rest = text.rpartition(probe)[2].strip() if probe in text else ""
+            if not rest:
+                tail = self.render_after_answer([ChatMessage("user", "u")])
+                rest = "" if tail is None else tail.text.strip()
         except UnavailableError:
             return frozenset()
-        rest = text.rpartition(probe)[2].lstrip() if probe in text else ""
         first = next(self.codec.segments(rest), None)
-        if first is None or first.token_id is None or first.text not in self.codec.specials:
+        if first is None or first.token_id is None or first.text in self.reasoning.tags:
             return frozenset()
         return frozenset({first.token_id})
 
@@ -143,9 +150,21 @@ class ChatTemplate:
         return folded, text
 
     def _apply(self, messages: Sequence[ChatMessage], think: bool | None, add: bool) -> str:
+        return self._write(messages, self._thinking.variables(think), add)
+
+    @property
+    def think_switch(self) -> ThinkSwitch:
+        """Whether the template reads what it is told of thinking."""
+        return self._thinking.switch
+
+    @cached_property
+    def _thinking(self) -> Thinking:
+        asked = [ChatMessage("user", "u")]
+        return find_switch(self.source, lambda variables: self._write(asked, variables, add=True))
+
+    def _write(self, messages: Sequence[ChatMessage], variables: Variables, add: bool) -> str:
         """Run the template. It is code of the model's publisher: anything may come out of it."""
         conversation = [_as_dict(message) for message in messages]
-        variables = {} if think is None else {"enable_thinking": think, "thinking": think}
         try:
             with _template_time(self._clock):
                 return str(
@@ -167,7 +186,10 @@ class ChatTemplate:
             raise UnavailableError(
                 f"The model's chat template does not accept this conversation: "
                 f"{str(error).rstrip('.')}.",
-                "Edit the message it complains about, or choose another model.",
+                # Only what a template raises on purpose is about the conversation.
+                "Edit the message it complains about, or choose another model."
+                if type(error) is TemplateError
+                else "It wants what it is not given here, or is broken: choose another model.",
             ) from error
 
     def marked(self, message: ChatMessage, marker: str) -> ChatMessage:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
-from transformers import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig
 
 from chatcache.backends.base import BackendEvent, ModelInfo, RestoreBegan
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
+from chatcache.backends.local.model.failures import naming_gpu
 from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.progress import Progress
+from chatcache.backends.local.model.remarks import dtype_word, remarks
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.idle import IdleWork
@@ -27,21 +31,25 @@ from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.live_kv import LiveKV
+from chatcache.errors import NotFiniteError
+from chatcache.machine import allowance
 
 
 def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     """The model that the settings name. Raises what `load_model` raises."""
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
-    return load_model(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        adapter=settings.adapter,
-        offline=settings.is_offline,
-        cache_dir=settings.cache_dir,
-        progress=progress,
-    )
+    num_threads = settings.num_threads or allowance().num_threads
+    if settings.num_threads is not None or num_threads < torch.get_num_threads():
+        torch.set_num_threads(num_threads)
+    with naming_gpu():
+        return load_model(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            adapter=settings.adapter,
+            offline=settings.is_offline,
+            cache_dir=settings.cache_dir,
+            progress=progress,
+        )
 
 
 def build_runner(
@@ -57,7 +65,14 @@ def build_runner(
     fields = loaded.namespace_fields(precision)
     namespace = namespace_id(fields)
     rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
-    info = _describe(loaded, cut, fields, warm_up(cut, path, rates), path.kv.checkpoint_bytes)
+    with naming_gpu():
+        kv_bytes = warm_up(cut, path, rates)
+    planner = TurnPlanner(loaded)
+    info = replace(
+        _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes),
+        remarks=tuple(remarks(loaded, is_dtype_chosen=settings.dtype != "auto")),
+        think_switch=planner.think_switch,
+    )
     reporter = CacheReporter(emit, path)
     prefixes = reporter.prefixes = PrefixCache(
         settings.cache_dir,
@@ -80,7 +95,6 @@ def build_runner(
         loaded.model.config,
         on_restore=lambda num_tokens, num_bytes: emit(RestoreBegan(num_tokens, num_bytes)),
     )
-    planner = TurnPlanner(loaded)
     max_context = loaded.max_context_tokens
     idle = IdleWork(
         planner,
@@ -130,12 +144,14 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
     if not cut.is_cuttable:
         return 0
     forward, live = path.forward, path.kv
-    forward(live, [0], 0)
+    with suppress(NotFiniteError):  # a turn may be fine; where it is not, it says so
+        forward(live, [0], 0)
     num_bytes = live.num_bytes
     if not rates.is_measured:
         live.truncate(0)
         began = time.perf_counter()
-        forward(live, [0] * MIN_MEASURED_TOKENS, 0)
+        with suppress(NotFiniteError):
+            forward(live, [0] * MIN_MEASURED_TOKENS, 0)
         rates.note_prefill(MIN_MEASURED_TOKENS, time.perf_counter() - began)
     live.truncate(0)
     return num_bytes
@@ -166,4 +182,5 @@ def _describe(
         namespace_fields=fields,
         description=loaded.description,
         load_ms=loaded.load_ms,
+        stored_dtype=dtype_word(loaded.stored_dtype),
     )

@@ -100,22 +100,31 @@ class CheckpointContext(LiveContext):
 
     def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
         """Keep what is live of this path, in segments that end at the checkpoints taken on the way
-        and at its end. `boundaries` are not asked: states cannot be had anywhere else."""
+        and at its end. `boundaries` are not asked: states cannot be had anywhere else.
+
+        Where more is live than `ids`, only what ends at an earlier checkpoint can be kept."""
         path = self.path
         held = path.kv.num_tokens
-        if path.kv.is_torn or held > len(ids):
-            self.path.forget()
-            return 0
-        path.hold(ids, held)
         taken, self._checkpoints = self._checkpoints, {}
-        if held > path.computed_from:
-            taken[held] = path.kv.copy_states()
-        path.num_kept = held
+        is_whole = held <= len(ids)
+        if not is_whole:
+            taken = {at: states for at, states in taken.items() if at <= len(ids)}
+            held = max(taken, default=0)
+        if path.kv.is_torn or held == 0:
+            path.forget()
+            return 0
 
         def export(start: int, stop: int) -> TensorBlock:
             return path.kv.export(start, stop, taken[stop])
 
-        num_bytes = self.prefixes.commit(path.ids, sorted(taken), export, path.computed_from)
+        if is_whole:
+            path.hold(ids, held)
+            if held > path.computed_from:
+                taken[held] = path.kv.copy_states()
+            path.num_kept = held
+        num_bytes = self.prefixes.commit(ids[:held], sorted(taken), export, path.computed_from)
+        if not is_whole:
+            path.forget()
         path.forget_unsettled()
         return num_bytes
 

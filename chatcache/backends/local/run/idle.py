@@ -18,7 +18,7 @@ from chatcache.backends.base import Prepare, Prepared, TurnRequest
 from chatcache.backends.local.run.any_token import MIN_PART_TOKENS
 from chatcache.backends.local.run.live_context import LiveContext
 from chatcache.backends.local.run.turn import TurnPlanner
-from chatcache.errors import UnavailableError
+from chatcache.errors import NotFiniteError, UnavailableError
 from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,8 @@ class IdleWork:
                 done = yield from self._work(request, is_wanted, done)
             except UnavailableError as error:
                 log.info("idle work ended: %s", error)
+                if isinstance(error, NotFiniteError):
+                    self.context.path.forget()
             except Exception:
                 log.exception("idle work failed")
                 self.context.path.forget()

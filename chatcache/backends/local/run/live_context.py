@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.views import CostEstimate
-from chatcache.errors import UnavailableError
+from chatcache.errors import NotFiniteError, UnavailableError
 from chatcache.token_ids import NO_IDS, TokenIds
 
 
@@ -54,7 +56,8 @@ class Forward:
         """Append the ids at positions from `start`; returns the logits `[1, vocab]` of the last.
 
         Raises UnavailableError when the device is out of memory; the cache then holds an unknown
-        number of the new tokens and must be truncated to `start`.
+        number of the new tokens and must be truncated to `start`. Raises NotFiniteError when the
+        logits are no numbers; nothing of the cache is of any use then.
         """
         options = dict(self._options)
         if self._has_positions:
@@ -63,8 +66,25 @@ class Forward:
         ids = torch.tensor([list(token_ids)], device=self._device)
         with memory_for(start + len(token_ids)):
             output = self._model(input_ids=ids, **{self._cache_name: cache}, **options)
-        logits: torch.Tensor = output.logits[:, -1]
+            logits: torch.Tensor = output.logits[:, -1]
+            # The largest tells: NaN wins over any number, and an overflow is infinite. Minus
+            # infinity is fine where not all are: such a token is never chosen.
+            is_finite = math.isfinite(logits.max().item())
+        if not is_finite:
+            raise _not_finite(self._model.dtype)
         return logits
+
+
+def _not_finite(dtype: torch.dtype) -> NotFiniteError:
+    hints = {
+        torch.float16: "Choose --dtype bfloat16, which has room for larger numbers.",
+        torch.bfloat16: "Choose --dtype float32; if that does not help, the weights are damaged.",
+    }
+    return NotFiniteError(
+        f"The model computed numbers that are not finite (NaN or infinite) in "
+        f"{str(dtype).removeprefix('torch.')}: an answer would mean nothing.",
+        hints.get(dtype, "Its weights are damaged: download it again, or choose another model."),
+    )
 
 
 def chunks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
@@ -79,13 +99,12 @@ def memory_for(num_tokens: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        words = str(error)
-        if not (is_memory or "not enough memory" in words or "out of memory" in words):
+        if not is_out_of_memory(error):
             raise
         raise UnavailableError(
             f"There is not enough memory for a context of {num_tokens:,} tokens.",
-            "Shorten the conversation, use a smaller model, or choose --dtype bfloat16.",
+            "Shorten the conversation, use a smaller model, or choose --dtype bfloat16."
+            f"{without_gpu(error)}",
         ) from error
 
 

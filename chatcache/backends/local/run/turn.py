@@ -6,6 +6,7 @@ Computes nothing with the model, and changes nothing in the cache.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,16 +27,21 @@ from chatcache.backends.base import (
 )
 from chatcache.backends.local.model.loader import LoadedModel
 from chatcache.backends.local.prompt.detokenize import Detokenizer
+from chatcache.backends.local.prompt.harmony import TextPiece
 from chatcache.backends.local.prompt.planner import PromptPlan, PromptPlanner
 from chatcache.backends.local.prompt.reasoning import (
+    HARMONY,
+    KNOWN,
+    LoneClosing,
     ReasoningSplitter,
-    TextPiece,
     reasoning_format,
     shown_tokens,
 )
-from chatcache.backends.local.prompt.template import common_length
+from chatcache.backends.local.prompt.stops import StopWatch, stop_texts
+from chatcache.backends.local.prompt.template import common_length, template_source
 from chatcache.backends.local.run.live_context import Reuse
 from chatcache.errors import ContextFullError, UnavailableError
+from chatcache.formatting import model_name
 from chatcache.token_ids import NO_IDS, TokenIds
 
 
@@ -64,6 +70,7 @@ class TurnState:
     first_token_at: float | None = None
     last_token_at: float | None = None
     num_decoded: int = 0
+    num_sound: int | None = None  # tokens of the answer, before it began to repeat itself
     logits: torch.Tensor | None = None
 
     @property
@@ -115,7 +122,9 @@ class TurnPlanner:
         self._loaded = loaded
         self._planner = PromptPlanner(loaded.tokenizer, end_token_ids=loaded.end_token_ids)
         self._generation_prompts: dict[bool | None, TokenIds] = {}
+        self._stop_texts = stop_texts(self._planner.template)
         self.control_ids = frozenset(self._planner.codec.control_ids)
+        self.think_switch = self._planner.template.think_switch
 
     def prompt(self, request: TurnRequest) -> PromptPlan:
         """Raises UnavailableError if the template refuses the messages, or the weights changed."""
@@ -137,13 +146,24 @@ class TurnPlanner:
         room = max_tokens - len(plan.ids)
         if room <= 0:
             raise ContextFullError(
-                f"The conversation has {len(plan.ids):,} tokens, but {self._loaded.name} reads at "
-                f"most {max_tokens:,}.",
+                f"The conversation has {len(plan.ids):,} tokens, but "
+                f"{model_name(self._loaded.name)} reads at most {max_tokens:,}.",
                 "Fork from an earlier turn, start a new chat, or shorten the message.",
                 len(plan.ids),
                 max_tokens,
             )
         return TurnState(request, plan, room, began)
+
+    def answer(self, state: TurnState) -> GeneratedAnswer:
+        """What takes in the answer to a planned turn."""
+        loaded = self._loaded
+        return GeneratedAnswer(
+            loaded.tokenizer,
+            state.plan,
+            state.request.turn_id,
+            stop_texts=self._stop_texts,
+            end_token_ids=loaded.end_token_ids,
+        )
 
     def message_ends(self, plan: PromptPlan, think: bool | None) -> tuple[int, int]:
         """Where the system prompt and the last message end.
@@ -169,17 +189,40 @@ class TurnPlanner:
 
 
 class GeneratedAnswer:
-    """Push ids, get text events; afterwards `result`."""
+    """Push ids, get text events; afterwards `result`.
 
-    def __init__(self, tokenizer: Any, plan: PromptPlan, turn_id: str):
+    `stop_texts` begin another turn: what stands in front of them is the answer."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        plan: PromptPlan,
+        turn_id: str,
+        *,
+        stop_texts: Sequence[str] = (),
+        end_token_ids: frozenset[int] = frozenset(),
+    ):
         self._turn_id = turn_id
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-        style = reasoning_format(added)
+        style = reasoning_format(added, template_source(tokenizer))
         context = plan.ids if plan.continues_answer else ()
-        self._detokenizer = Detokenizer(tokenizer, shown=shown_tokens(style), context=context)
-        self._splitter = ReasoningSplitter(
-            style, is_open=plan.opens_reasoning, is_continued=plan.continues_answer
+        self._detokenizer = Detokenizer(
+            tokenizer, shown=shown_tokens(style), context=context, ends=end_token_ids
         )
+        self._end_token_ids = end_token_ids
+        is_continued = plan.continues_answer
+        self._stops = StopWatch(stop_texts, is_continued=is_continued) if stop_texts else None
+        self._text_ends: list[int] = []  # characters after each id
+        # What the prompt has opened ends with its own mark; what a model opens may be any of them.
+        is_known = style is HARMONY or plan.opens_reasoning
+        self._splitter = ReasoningSplitter(
+            *((style,) if is_known else (style, *KNOWN)),
+            is_open=plan.opens_reasoning,
+            is_continued=plan.continues_answer,
+        )
+        # Some models think without opening it, and only close it.
+        can_be_unopened = not (plan.opens_reasoning or plan.continues_answer)
+        self._lone = LoneClosing(style, is_strict=True) if can_be_unopened else None
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self.token_ids: list[int] = []
@@ -189,13 +232,32 @@ class GeneratedAnswer:
         """Take the next id; yields the text that is certain now."""
         self.token_ids.append(token_id)
         text = self._detokenizer.push(token_id)
+        if token_id in self._end_token_ids:
+            self.finish_reason = "stop"
+        if self._stops is not None:
+            self._text_ends.append(len(text) + (self._text_ends[-1] if self._text_ends else 0))
+            text = self._stops.push(text)
+            if self._stops.end is not None:
+                self.finish_reason = "stop"
         if text:
             yield from self._emit(self._splitter.push(text))
 
     def close(self) -> Iterator[TextDelta]:
         """The text that was held back, once nothing follows."""
-        pieces = [*self._splitter.push(self._detokenizer.finish()), *self._splitter.finish()]
+        text = self._detokenizer.finish()
+        if self._stops is not None:
+            text = self._stops.push(text) + self._stops.finish()
+        pieces = [*self._splitter.push(text), *self._splitter.finish()]
         yield from self._emit(pieces)
+        if self._lone is not None:
+            yield from self._tell(self._lone.finish())
+
+    def drop_next_turn(self) -> bool:
+        """Take back the ids that begin another turn; whether there were any."""
+        if self._stops is None or self._stops.end is None:
+            return False
+        del self.token_ids[bisect_right(self._text_ends, self._stops.end) :]
+        return True
 
     def result(self, usage: Usage, timings: Timings, cache: CacheReport) -> TurnResult:
         return TurnResult(
@@ -209,6 +271,20 @@ class GeneratedAnswer:
         )
 
     def _emit(self, pieces: Sequence[TextPiece]) -> Iterator[TextDelta]:
+        if self._lone is None or any(piece.is_reasoning for piece in pieces):
+            if self._lone is not None:
+                pieces, self._lone = [*self._lone.finish(), *pieces], None
+            yield from self._tell(pieces)
+            return
+        was_found = self._lone.reasoning is not None
+        found = [part for piece in pieces for part in self._lone.push(piece.text)]
+        yield from self._tell(found)
+        if self._lone.reasoning is not None and not was_found:
+            # What was taken for the answer was reasoning.
+            self._reasoning = [self._lone.reasoning] if self._lone.reasoning else []
+            self._text = [piece.text for piece in found if not piece.is_reasoning]
+
+    def _tell(self, pieces: Sequence[TextPiece]) -> Iterator[TextDelta]:
         for piece in pieces:
             (self._reasoning if piece.is_reasoning else self._text).append(piece.text)
             yield TextDelta(self._turn_id, piece.text, piece.is_reasoning, len(self.token_ids))

@@ -31,14 +31,17 @@ from chatcache.backends.base import (
     TurnRequest,
     TurnResult,
 )
+from chatcache.backends.local.model.failures import without_gpu
 from chatcache.backends.local.model.loader import LoadedModel
 from chatcache.backends.local.run.idle import IdleWork
 from chatcache.backends.local.run.live_context import LiveContext, LivePath
+from chatcache.backends.local.run.loops import LoopWatch
 from chatcache.backends.local.run.reasons import TurnExplainer
 from chatcache.backends.local.run.sampling import Sampler, with_defaults
 from chatcache.backends.local.run.turn import GeneratedAnswer, TurnPlanner, TurnState
+from chatcache.backends.usage import DEFAULT_NEW_TOKENS
 from chatcache.cache.prefix import PrefixCache
-from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.errors import ChatcacheError, NotFiniteError, UnavailableError
 from chatcache.formatting import size
 from chatcache.token_ids import TokenIds
 
@@ -90,6 +93,9 @@ class TurnRunner:
         try:
             with self.context.prefixes.computing():
                 yield from self._run(request, stop)
+        except NotFiniteError as error:
+            self.context.path.forget()
+            yield TurnFailed(request.turn_id, error)
         except ChatcacheError as error:
             yield TurnFailed(request.turn_id, error)
         except Exception as error:
@@ -99,7 +105,7 @@ class TurnRunner:
                 request.turn_id,
                 UnavailableError(
                     f"The model failed: {type(error).__name__}: {error}",
-                    f"The traceback is in {self.log_path}.",
+                    f"The traceback is in {self.log_path}.{without_gpu(error)}",
                 ),
             )
 
@@ -128,6 +134,17 @@ class TurnRunner:
         """Have written what is in memory alone; returns the bytes that will be."""
         return self.context.prefixes.spill(segment_id)
 
+    def forget_deleted(self, *, is_all: bool) -> None:
+        """Give up in memory what has been deleted on disk, or all that is in memory. Between
+        turns: nothing is live afterwards."""
+        self.context.path.forget()
+        self.context.prefixes.forget_deleted(is_all=is_all)
+        self.reporter.show()
+
+    def is_outdated(self) -> bool:
+        """Whether the files that the model was loaded from are other ones by now."""
+        return self.loaded.watch.is_outdated()
+
     def close(self) -> None:
         """Write out what is still to be spilled."""
         self.context.prefixes.close()
@@ -140,11 +157,12 @@ class TurnRunner:
         self._reuse(state)
         yield _planned(state)
         yield from self._prefill(state, stop)
-        answer = GeneratedAnswer(self.loaded.tokenizer, state.plan, request.turn_id)
+        answer = self.planner.answer(state)
         try:
             yield from self._decode(state, answer, stop)
         except UnavailableError as error:
-            result = self._finish(state, answer)
+            is_sound = not isinstance(error, NotFiniteError)
+            result = self._finish(state, answer, may_keep=is_sound)
             yield TurnFailed(request.turn_id, error, result if answer.token_ids else None)
             return
         yield TurnFinished(request.turn_id, self._finish(state, answer))
@@ -187,32 +205,43 @@ class TurnRunner:
             return
         params = with_defaults(state.request.sampling, self.loaded.generation_defaults)
         sampler = Sampler(params, state.plan.ids, self.loaded.device)
-        limit = min(params.max_new_tokens or state.room, state.room)
+        limit = min(params.max_new_tokens or DEFAULT_NEW_TOKENS, state.room)
         position, logits = len(state.plan.ids), state.logits
+        loops = LoopWatch()
         while True:
             token_id = sampler.choose(logits)
             state.note_token()
             yield from answer.push(token_id)
-            if token_id in self.loaded.end_token_ids:
-                answer.finish_reason = "stop"
-            elif len(answer.token_ids) >= limit:
-                answer.finish_reason = "length"
-            elif stop.is_set():
-                answer.finish_reason = "stopped"
+            if answer.finish_reason is None:
+                if loops.push(token_id):
+                    answer.finish_reason, state.num_sound = "loop", loops.num_sound
+                elif len(answer.token_ids) >= limit:
+                    answer.finish_reason = "length"
+                elif stop.is_set():
+                    answer.finish_reason = "stopped"
             if answer.finish_reason is not None:
                 break
             logits = self.context.step(token_id, position)
             position += 1
         yield from answer.close()
-        if position < self.loaded.max_context_tokens:
+        # States cannot go back to where the answer ended.
+        has_ended_before = self.info.cut != "turn_boundary" and answer.drop_next_turn()
+        is_kept = not has_ended_before and state.num_sound is None
+        if is_kept and position < self.loaded.max_context_tokens:
             # Once the last token has been read, too, the KV holds exactly the journal.
             self.context.step(token_id, position)
 
-    def _finish(self, state: TurnState, answer: GeneratedAnswer) -> TurnResult:
-        """Commit what is new, and put the figures together."""
+    def _finish(
+        self, state: TurnState, answer: GeneratedAnswer, *, may_keep: bool = True
+    ) -> TurnResult:
+        """Commit what is new, if it may be kept, and put the figures together."""
         ids = state.plan.ids[: state.computed_to] + TokenIds(answer.token_ids)
         bytes_written = 0
-        if state.request.use_cache:
+        if state.num_sound is not None:  # K and V of a loop are worth neither memory nor disk
+            sound = state.computed_to + state.num_sound
+            self.explainer.stopped.append((ids, sound))
+            ids = ids[:sound]
+        if state.request.use_cache and may_keep:
             ends = (state.plan.system_tokens, len(state.plan.ids), len(ids))
             bytes_written = self.context.commit(ids, ends)
         else:

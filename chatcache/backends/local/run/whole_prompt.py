@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicCache
+from transformers.configuration_utils import PreTrainedConfig
 
 from chatcache.backends.local.run.live_context import LiveContext, PrefillStep, Reuse
 from chatcache.cache.views import CostEstimate

@@ -19,13 +19,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from chatcache.backends.base import ChatMessage
-from chatcache.backends.local.model import identity, resolve
+from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
+from chatcache.backends.local.model.generation import context_limit, end_token_ids
 from chatcache.backends.local.model.loader import (
     choose_device,
     choose_dtype,
-    context_limit,
-    end_token_ids,
     load_config,
     load_tokenizer,
 )
@@ -193,7 +192,7 @@ def probe_template(tokenizer: Any, ends: frozenset[int], system: str = SYSTEM) -
     knows_reasoning = (
         tags is HARMONY or tags.open in template.source or tags.open in template.codec.controls
     )
-    has_switch = _has_thinking_switch(rehearser)
+    has_switch = template.think_switch != "none"
     conversations = [
         Rehearsal("plain", "plain chat"),
         Rehearsal("system", "with a system prompt", system),
@@ -261,15 +260,6 @@ def _difference(rehearser: Rehearser, interval: Interval, base: str, later: str)
     return ChangeByItself(interval, position, text[:_SNIPPET_CHARACTERS])
 
 
-def _has_thinking_switch(rehearser: Rehearser) -> bool:
-    template = rehearser.planner.template
-    asked = [ChatMessage("user", "What is this?")]
-    try:
-        return template.render(asked, think=True).text != template.render(asked, think=False).text
-    except UnavailableError:
-        return False
-
-
 def _system_role(rehearser: Rehearser, rehearsed: Sequence[Rehearsed], system: str) -> SystemRole:
     """Where the template writes the system prompt."""
     with_system = next(found for found in rehearsed if found.rehearsal.name == "system")
@@ -297,7 +287,7 @@ def _leaked(rehearser: Rehearser, controls: Sequence[str]) -> tuple[str, ...]:
 
 def _num_parameters(path: Path) -> int | None:
     try:
-        return resolve.count_parameters(path)
+        return files.count_parameters(path)
     except ModelLoadError:
         return None
 
@@ -314,10 +304,10 @@ def _generation_config(path: Path) -> Any:
 def _with_measured(probe: ModelProbe, known: dict[str, str], cache_dir: Path) -> ModelProbe:
     """The report with the namespace that the model left behind, and the rates measured in it."""
     try:
-        files = resolve.weight_files(probe.path)
+        weights_files = files.weight_files(probe.path)
     except ModelLoadError:
         return probe
-    weights = identity.known_weights_id(files, cache_dir / "weights.json")
+    weights = identity.known_weights_id(weights_files, cache_dir / "weights.json")
     if weights is None:
         return probe
     wanted = known | {"weights": weights}

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chatcache.backends.base import BackendFailed, ModelLoading
+from chatcache.backends.local.engine.channel import ChannelClosedError
 from chatcache.backends.local.engine.child_process import (
     EXIT_SECONDS,
     end_process,
     exit_words,
-    start_process,
+    start_with_channel,
 )
+from chatcache.backends.local.engine.codec import Codec
 from chatcache.backends.local.engine.settings import EngineSettings
-from chatcache.backends.local.engine.wire import ChannelClosedError
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import EngineDiedError
 
@@ -77,6 +78,9 @@ class RecheckFinished:
 
 
 RecheckEvent = ModelLoading | RecheckStarted | SegmentCheck
+CODEC = Codec(
+    [RecheckRequest, ModelLoading, RecheckStarted, SegmentCheck, RecheckFinished, BackendFailed]
+)
 
 
 def recheck(request: RecheckRequest) -> Iterator[RecheckEvent]:
@@ -86,7 +90,7 @@ def recheck(request: RecheckRequest) -> Iterator[RecheckEvent]:
     iterator ends the process.
     """
     command = (sys.executable, "-P", "-m", CHILD_MODULE)
-    process, channel = start_process(command, request.settings.log_path)
+    process, channel = start_with_channel(command, request.settings.log_path, CODEC)
     is_finished = False
     try:
         channel.send(request)

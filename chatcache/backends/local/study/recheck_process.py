@@ -6,9 +6,9 @@ model keeps in a cold run is compared with the tensors of the same names in the 
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +18,15 @@ from typing import Any
 import torch
 
 from chatcache.backends.base import BackendFailed
-from chatcache.backends.local.engine.server import start
-from chatcache.backends.local.engine.wire import ChannelClosedError, portable
+from chatcache.backends.local.engine.channel import Channel, ChannelClosedError
+from chatcache.backends.local.engine.codec import portable
+from chatcache.backends.local.engine.process import inherited_socket, leave, prepare_process
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import LoadedModel
 from chatcache.backends.local.run.assemble import build_live, load
 from chatcache.backends.local.run.live_context import Forward, LivePath, chunks
 from chatcache.backends.local.study.recheck import (
+    CODEC,
     RecheckFinished,
     RecheckRequest,
     RecheckStarted,
@@ -42,7 +44,7 @@ from chatcache.cache.files.store import SegmentStore, StoredSegment
 from chatcache.cache.segments import Span
 from chatcache.cache.tensors.blocks import DTYPES, memory_of
 from chatcache.cache.tensors.int8 import SCALE_PREFIXES, are_scales_of, dequantise, scales_of
-from chatcache.errors import ChatcacheError
+from chatcache.errors import ChatcacheError, NotFiniteError
 from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
@@ -183,7 +185,10 @@ class Recomputer:
         except (SegmentDamagedError, SegmentMissingError):
             return None
         fresh = self._fresh
-        ours = fresh.forward(live, [next_id], stop)
+        try:
+            ours = fresh.forward(live, [next_id], stop)
+        except NotFiniteError:
+            return False
         cold = fresh.forward(fresh.kv, [next_id], stop)
         fresh.hold(chain.ids, 0 if fresh.kv.has_states else stop)
         return int(ours.argmax()) == int(cold.argmax())
@@ -278,7 +283,11 @@ def run(request: RecheckRequest, send: Callable[[object], None]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    channel = start(arguments)
+    parser = argparse.ArgumentParser(prog="chatcache-recheck")
+    parser.add_argument("--fd", type=int, required=True)
+    options = parser.parse_args(arguments)
+    prepare_process()
+    channel = Channel(inherited_socket(options.fd), CODEC)
     try:
         request: Any = channel.receive()
         try:
@@ -297,6 +306,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    exit_code = main()
-    logging.shutdown()
-    os._exit(exit_code)  # tearing torch down only takes time
+    leave(main())

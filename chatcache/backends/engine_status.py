@@ -1,0 +1,42 @@
+"""What is told of an engine process: to listings, to the panel, and to `ask --json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+EngineState = Literal["loading", "ready", "ending"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """An engine process as it is now. `memory_bytes` is what it holds that no file backs, and
+    `front_ends` are those connected to it. `keep_alive_seconds` is how long it stays without any
+    (None: for ever), `seconds_left` what is left of that (None: it is in use, or stays for ever).
+    """
+
+    pid: int
+    version: str
+    model: str
+    adapter: str | None
+    device: str
+    dtype: str
+    cache_dir: str
+    state: EngineState
+    started_at: float
+    memory_bytes: int
+    front_ends: tuple[str, ...]
+    is_answering: bool
+    keep_alive_seconds: float | None
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineUse:
+    """How a front end came to its engine. `is_resident`: it outlives the front end; `is_started`:
+    it was started by this one. `load_ms` was waited for the model, `wait_ms` for other chats."""
+
+    is_resident: bool
+    is_started: bool
+    wait_ms: float
+    load_ms: float

@@ -1,0 +1,1 @@
+"""What a terminal sends, understood without a UI toolkit: sequences, keys, layouts, clusters."""
