@@ -177,6 +177,8 @@ def perplexity(speaker: Speaker, seed: int, num_dialogues: int) -> float:
         token_ids = torch.tensor([row.token_ids])
         labels = torch.where(torch.tensor([row.is_answer]), token_ids, IGNORED)
         num_learned = int((labels != IGNORED).sum())
+        if num_learned == 0:  # another model answers all of it
+            continue
         loss = speaker.model(input_ids=token_ids, labels=labels).loss
         total += float(loss) * num_learned
         count += num_learned
