@@ -433,6 +433,25 @@ def test_an_answer_that_a_filter_ended_is_kept_and_it_is_said(remote: Remote) ->
     assert [words for words in told if "content filter" in words]
 
 
+@pytest.mark.parametrize(
+    ("thoughts", "finish", "words"),
+    [("hm", "stop", "thoughts only"), ("hm", "length", "still thinking"), ("", "stop", "nothing")],
+)
+def test_an_answer_without_words_is_remarked_on(
+    remote: Remote, thoughts: str, finish: str, words: str
+) -> None:
+    remote.server.plan(Stream("", reasoning=thoughts, finish=finish))
+    assert remote.result().text == ""
+    (told,) = (event.text for event in remote.heard if isinstance(event, CacheEvent))
+    assert words in told
+
+
+def test_what_a_filter_refuses_is_not_for_the_servers_log(remote: Remote) -> None:
+    refused = error("Rejected by our safety system.", code="content_policy_violation")
+    remote.server.plan(Status(400, refused))
+    assert "in other words" in (remote.failure().error.hint or "")
+
+
 def test_a_field_that_a_server_misses_is_named(remote: Remote) -> None:
     complaint = {"loc": ["body", "zebra"], "msg": "Field required", "type": "missing"}
     remote.server.plan(Status(422, {"detail": [complaint]}))

@@ -76,6 +76,11 @@ class ServerAnswer:
         return self._first_at is not None
 
     @property
+    def has_words(self) -> bool:
+        """Is there an answer beside what was thought?"""
+        return any(self._text)
+
+    @property
     def is_finished(self) -> bool:
         """Did the server say that this was all?"""
         return self.finish_said is not None or self._is_ended

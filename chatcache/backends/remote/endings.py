@@ -5,7 +5,7 @@ Knows the reasons that servers give, and whether anything was written. Asks noth
 
 from __future__ import annotations
 
-from chatcache.backends.remote.answer import ServerAnswer
+from chatcache.backends.remote.answer import TOO_LONG, ServerAnswer
 from chatcache.errors import UnavailableError
 
 CONTENT_FILTER = ("content_filter", "safety", "SAFETY")
@@ -44,7 +44,13 @@ def ending_remark(host: str, answer: ServerAnswer) -> str:
         return f"The content filter of {host} ended the answer."
     if answer.finish_said in TOOL_CALLS:
         return f"The model at {host} asked for a tool where the answer ends; there is none here."
-    return ""
+    if answer.has_words:
+        return ""
+    if not answer.is_begun:
+        return f"The model at {host} answered nothing at all."
+    if answer.finish_said in TOO_LONG:
+        return f"The model at {host} was still thinking when the limit of the answer was reached."
+    return f"The model at {host} wrote thoughts only, and no answer."
 
 
 def began_anew(host: str) -> UnavailableError:

@@ -13,6 +13,7 @@ from chatcache.backends.remote.refusal import (
     MAX_WORDS,
     Refusal,
     is_about_limit,
+    is_about_policy,
     is_context_full,
     refused_field,
 )
@@ -108,7 +109,9 @@ def explain(
             f"Leave {option} out: `/set {option} default`, or no --{option.replace('_', '-')}.",
         )
     hint = _what_to_do(refusal, remote)
-    if refusal.status == 400 and _KEY.search(refusal.message):
+    if refusal.status in (400, 422) and is_about_policy(refusal):
+        hint = "Its filter does not let this pass: say it in other words, or `/undo` it."
+    elif refusal.status == 400 and _KEY.search(refusal.message):
         key_name = remote.profile.api_key_env
         hint = f"It may be the key of ${key_name}." if key_name else "It may want a key."
     return UnavailableError(f"{host} refused the request ({refusal.status}).{says}", hint)
@@ -217,7 +220,7 @@ def names_words(offered: Sequence[str]) -> str:
 
 
 def _when(refusal: Refusal) -> str:
-    if refusal.retry_after is not None:
+    if refusal.retry_after is not None and round(refusal.retry_after) > 0:
         return f"It asks to be left alone for {plural(round(refusal.retry_after), 'second')}."
     if _NO_CREDIT.search(f"{refusal.code} {refusal.message}"):
         return "Waiting may not help: look at the credit and the limits of the account."

@@ -22,8 +22,8 @@ from chatcache.formatting import shorten
 MAX_WORDS = 240
 MAX_PAGE = 100_000
 _CONTEXT = re.compile(
-    r"context[ _](?:length|window|size)|maximum context|too many tokens|exceed_context|prompt is"
-    r" too long",
+    r"context[ _](?:length|window|size)|maximum context|too many tokens|exceed_context|"
+    r"prompt (?:is )?too long",
     re.IGNORECASE,
 )
 _ANSWER_LIMIT = re.compile(r"\bmax_(?:completion_|new_|output_)?tokens\b", re.IGNORECASE)
@@ -182,7 +182,12 @@ def is_about_messages(refusal: Refusal) -> bool:
     words = " ".join((refusal.message, *refusal.fields))
     if refusal.status == 500 and not _ROLES.search(words):
         return False  # it has failed at something else
-    return bool(_MESSAGES.search(words)) and not _POLICY.search(f"{refusal.code} {words}")
+    return bool(_MESSAGES.search(words)) and not is_about_policy(refusal)
+
+
+def is_about_policy(refusal: Refusal) -> bool:
+    """Is it a filter of what may be said that refuses?"""
+    return bool(_POLICY.search(" ".join((refusal.code, refusal.message, *refusal.fields))))
 
 
 def is_about_limit(refusal: Refusal) -> bool:

@@ -134,9 +134,7 @@ def load_model(
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
     watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
     with reported_progress(progress):
-        model = _load_weights(path, config, chosen, place)
-    if adapter is not None:
-        model = _apply_adapter(model, adapter)
+        model = _with_adapter(_load_weights(path, config, chosen, place), adapter)
     weights_id = identity.weights_id(
         files.weight_files(path),
         remembered,
@@ -339,8 +337,10 @@ def _check_complete(path: Path, info: dict[str, Any]) -> None:
         )
 
 
-def _apply_adapter(model: Any, directory: Path) -> Any:
-    """The model with an adapter merged in: as fast as without."""
+def _with_adapter(model: Any, directory: Path | None) -> Any:
+    """The model with an adapter, if there is one, merged in: as fast as without."""
+    if directory is None:
+        return model
     try:
         from peft import PeftModel  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
