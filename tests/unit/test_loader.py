@@ -320,6 +320,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (path / "tokenizer.json").write_text("{}"),
         "tokenizer in .* cannot be loaded",
     ),
+    "a size that is none": (
+        lambda path: reconfigure(path, hidden_size="64"),
+        r"config\.json describes no model .*'hidden_size': .*expected int",
+    ),
     "a dtype that is none": (
         lambda path: reconfigure(path, dtype="float7"),
         r"config\.json describes no model",

@@ -24,7 +24,7 @@ from chatcache.backends.base import EngineStatus, ModelLoading, TextDelta, TurnF
 from chatcache.backends.local.engine import control, process, room, wire
 from chatcache.backends.local.engine.lifetime import Lifetime
 from chatcache.backends.local.engine.reception import Reception
-from chatcache.backends.local.engine.residence import EnginePlace, HeldPlace
+from chatcache.backends.local.engine.residence import EnginePlace, HeldPlace, engines_directory
 from chatcache.backends.local.engine.server import EngineServer
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.chat.service import ChatService
@@ -216,6 +216,13 @@ def test_a_process_that_only_has_the_number_is_not_killed(
         innocent.communicate(b"\n")
         assert innocent.returncode == 0
         taken.close()
+
+
+def test_a_relative_runtime_directory_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert engines_directory(Path("/state"), {"XDG_RUNTIME_DIR": "."}) == Path("/state/engines")
 
 
 def test_an_engine_that_accepts_nobody_is_listed(

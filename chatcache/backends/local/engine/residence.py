@@ -206,8 +206,10 @@ def places(directory: Path) -> list[EnginePlace]:
 def engines_directory(state_dir: Path, environ: Mapping[str, str]) -> Path:
     """Where engines of this user live: in the directory that the system keeps for such things, or
     below `state_dir`; where the path is too long for a socket, in the temporary directory."""
-    runtime = environ.get("XDG_RUNTIME_DIR")
-    candidates = [Path(runtime) / "chatcache"] if runtime and _is_own(Path(runtime)) else []
+    runtime = Path(environ.get("XDG_RUNTIME_DIR", ""))
+    # A relative one is to be ignored, says its specification: every directory has its own.
+    is_usable = runtime.is_absolute() and _is_own(runtime)
+    candidates = [runtime / "chatcache"] if is_usable else []
     candidates.append(state_dir / "engines")
     length = 1 + _KEY_LENGTH + len(_SUFFIX)
     for directory in candidates:

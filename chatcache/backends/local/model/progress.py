@@ -126,11 +126,12 @@ def _download_bar(repo_id: str, progress: Progress) -> type[Any]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, without the full stop; behind the name of its class,
-    unless the message says enough by itself."""
+    """The first line of an error's message, with the next one where it ends in a colon, and without
+    the full stop; behind the name of its class, unless the message says enough by itself."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
-    text = lines[0].rstrip(".")
+    goes_on = lines[0].endswith(":") and len(lines) > 1
+    text = (f"{lines[0]} {lines[1].strip()}" if goes_on else lines[0]).rstrip(".")
     says_enough = isinstance(error, (OSError, RuntimeError, ValueError))
     return text if says_enough else f"{type(error).__name__}: {text}"
