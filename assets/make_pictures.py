@@ -71,6 +71,7 @@ def main() -> None:
         for name in ("DATA_DIR", "CACHE_DIR"):
             os.environ[f"CHATCACHE_{name}"] = str(Path(home) / name.lower())
         os.environ["CHATCACHE_CONFIG"] = str(Path(home) / "config.toml")
+        os.environ["CHATCACHE_KEEP_ALIVE"] = "none"  # no engine is left behind
         asyncio.run(talk(FIRST, "chat.svg"))
         asyncio.run(talk(LATER, "chat.svg"))
         asyncio.run(talk((), "fork.svg", after=("f4",)))
