@@ -61,13 +61,19 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
+    """Of one that has ended, and that nobody has taken note of yet, Linux tells its state; where a
+    container has no init that may be for ever."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return True
+    return state not in ("Z", "X")
 
 
 def _flush(fd: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,19 @@ def test_leftovers_are_removed_unless_their_process_runs(path: Path) -> None:
         path.with_name(name).touch()
     remove_leftovers(path.parent)
     assert {found.name for found in path.parent.iterdir()} == set(kept)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells the state")
+def test_what_a_process_left_goes_though_nobody_has_taken_note_of_its_end(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as ended:
+        assert ended.stdout is not None
+        assert ended.stdout.read() == b""  # it has ended, and waits for us
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        left = tmp_path / f".tmp-{ended.pid}-0123abcd"
+        left.touch()
+        remove_leftovers(tmp_path)
+        assert not left.exists()
+        mine = tmp_path / f".tmp-{os.getpid()}-0123abcd"
+        mine.touch()
+        remove_leftovers(tmp_path)
+        assert mine.exists()
