@@ -103,13 +103,15 @@ class PartialTable:
 
 
 def _process_start(pid: int) -> str:
-    """When a process started, in the kernel's ticks; "" where that cannot be read."""
+    """When a process that runs started, in the kernel's ticks; "" where that cannot be read, or it
+    has ended and nobody has taken note of it."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
     # The command in parentheses may contain anything; field 22 is the start time.
-    return fields.rpartition(")")[2].split()[19]
+    state, *rest = fields.rpartition(")")[2].split()
+    return "" if state in ("Z", "X") else rest[18]
 
 
 def _is_alive(owner: str, updated_at: float) -> bool:
