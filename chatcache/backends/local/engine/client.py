@@ -36,7 +36,7 @@ from chatcache.backends.local.engine.deaths import Deaths
 from chatcache.backends.local.engine.opening import OpenedEngine, open_own, open_resident
 from chatcache.backends.local.engine.pending import Pending
 from chatcache.backends.local.engine.residence import Residence
-from chatcache.backends.local.engine.room import weight_bytes
+from chatcache.backends.local.engine.room import engine_bytes
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.engine.wire import (
     PROTOCOL,
@@ -90,7 +90,7 @@ class LocalBackend(BackendLife):
         self._drain_seconds = drain_seconds
         self._engine: OpenedEngine | None = None
         self._readers: list[threading.Thread] = []
-        self._deaths = Deaths(settings.model, settings.log_path, partial(weight_bytes, settings))
+        self._deaths = Deaths(settings.model, settings.log_path, partial(engine_bytes, settings))
         self._num_memory_kills = 0
         self._pending = Pending()
         self._goodbye: str | None = None

@@ -21,6 +21,8 @@ from chatcache.formatting import model_name, size
 
 log = logging.getLogger(__name__)
 
+ENGINE_BYTES = 250 << 20  # without a model: torch and transformers
+
 IsShort = Callable[[int], bool]
 
 
@@ -42,6 +44,12 @@ def make_room(place: EnginePlace, settings: EngineSettings, is_short: IsShort | 
         log.info("process %s makes room for %s", engine.pid, settings.model)
         num_ended += end_engine(engine, NO_MEMORY)
     return num_ended
+
+
+def engine_bytes(settings: EngineSettings) -> int:
+    """What an engine with the model takes in memory, about; 0 for a model that is not here."""
+    weights = weight_bytes(settings)
+    return weights and weights + ENGINE_BYTES
 
 
 def weight_bytes(settings: EngineSettings) -> int:

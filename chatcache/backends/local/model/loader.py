@@ -49,7 +49,6 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-_NO_LIMIT = 1 << 40
 _BUILTIN_DESCRIPTION = "the small model that comes with chatcache"
 
 
@@ -149,7 +148,6 @@ def load_model(
     with reported_progress(progress):
         model = _with_adapter(_load_weights(path, config, chosen, place), adapter)
     weights_id = identity.weights_id(files.weight_files(path), remembered, _hashing(progress))
-    text = config.get_text_config()
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -158,10 +156,10 @@ def load_model(
         description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
         architecture=str((config.architectures or [config.model_type])[0]),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_layers=int(text.num_hidden_layers),
+        num_layers=int(config.get_text_config().num_hidden_layers),
         dtype=model.dtype,
         device=place,
-        max_context_tokens=min(context_limit(text, tokenizer), max_context or _NO_LIMIT),
+        max_context_tokens=context_limit(config.get_text_config(), tokenizer, max_context),
         end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
         generation_defaults=sampling_defaults(model.generation_config),
         weights_id=weights_id,
