@@ -147,8 +147,10 @@ class _Layout:
     def _compressed(self, base: str) -> torch.Tensor:
         packed, scales = self._get(f"{base}.weight_packed"), self._get(f"{base}.weight_scale")
         if packed.dtype == torch.uint8:
-            whole = self._get(f"{base}.weight_global_scale").float()
-            return _times(_small_floats(packed), scales.float() / whole)
+            scales = _scales(scales)
+            if f"{base}.weight_global_scale" in self._names:
+                scales = scales / self._get(f"{base}.weight_global_scale").float()
+            return _times(_small_floats(packed), scales)
         bits = self._quantization.bits
         num_rows, num_columns = (int(n) for n in self._get(f"{base}.weight_shape"))
         middle = 1 << (bits - 1)

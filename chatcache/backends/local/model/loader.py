@@ -143,9 +143,7 @@ def load_model(
     config = load_config(path)
     place, stored = choose_device(device), stored_dtype(config)
     form = form_of(path, config, place)
-    chosen = choose_dtype(dtype, config, place, count_weights(path))
-    if dtype == "auto":
-        chosen = memory.dtype_with_room(path, chosen, stored, place)
+    chosen = _dtype_with_room(dtype, path, config, place, memory)
     room = memory.look(name, path, chosen, place)
     watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
     with reported_progress(progress):
@@ -222,6 +220,16 @@ def choose_dtype(
     if device.type != "cpu" or stored is torch.float32:
         return stored
     return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+
+
+def _dtype_with_room(
+    wanted: str, path: Path, config: Any, device: torch.device, memory: MemoryCheck
+) -> torch.dtype | str:
+    """As `choose_dtype`, but "auto" is never one for which this machine is too small."""
+    chosen = choose_dtype(wanted, config, device, count_weights(path))
+    if wanted != "auto":
+        return chosen
+    return memory.dtype_with_room(path, chosen, stored_dtype(config), device)
 
 
 def stored_dtype(config: Any) -> torch.dtype:

@@ -22,6 +22,7 @@ _FORMATS = {
     "compressed-tensors": (
         *("", "dense", "pack-quantized", "int-quantized", "naive-quantized"),
         *("float-quantized", "nvfp4-pack-quantized"),
+        *("mxfp4-pack-quantized", "mxfp8-quantized"),
     ),
 }
 _UNPACKED = frozenset(
