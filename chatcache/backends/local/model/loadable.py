@@ -22,6 +22,7 @@ from chatcache.backends.local.model.files import (
     read_object,
     weight_files,
 )
+from chatcache.backends.local.model.stand_ins import stand_in
 from chatcache.errors import ModelLoadError
 
 ANEW = "Download the model again, or choose another with --model."
@@ -29,14 +30,6 @@ _COPY = "Choose a copy of it whose weights are safetensors files for transformer
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-# What stands in place of a file, by how it begins.
-_STAND_INS = (
-    (b"version https://git-lfs", "is only a pointer of git LFS, not the file itself"),
-    (b"# xet version", "is only a pointer of git Xet, not the file itself"),
-    (b"/annex/objects/", "is only a pointer of git-annex, not the file itself"),
-    (b"<!doctype html", "is a web page, not the file itself"),
-    (b"<html", "is a web page, not the file itself"),
-)
 _HEAD_BYTES = 64
 _DESCRIBING = (
     *("config.json", "generation_config.json", "chat_template.jinja", INDEX),
@@ -192,7 +185,7 @@ def _without_model(path: Path) -> Obstacle:
 def _stand_ins(files: Iterator[Path]) -> Iterator[Obstacle]:
     """Files that are only a pointer to what they should be, or the page of an error."""
     for file in files:
-        if file.is_file() and (words := _stand_in(file)):
+        if file.is_file() and (words := stand_in(file)):
             is_git = "pointer" in words
             yield Obstacle(
                 f"{file} {words}.",
@@ -200,15 +193,6 @@ def _stand_ins(files: Iterator[Path]) -> Iterator[Obstacle]:
                 if is_git
                 else "Download the model again, as files.",
             )
-
-
-def _stand_in(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            head = opened.read(_HEAD_BYTES).lstrip().lower()
-    except OSError:
-        return ""  # whoever reads it says so
-    return next((words for start, words in _STAND_INS if head.startswith(start)), "")
 
 
 # what the config says
