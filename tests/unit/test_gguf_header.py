@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chatcache.backends.local.model.gguf.cursor import MAX_HEADER_BYTES
-from chatcache.backends.local.model.gguf.header import GgufHeader, is_gguf, read_gguf, split_files
+from chatcache.backends.local.model.gguf.header import GgufHeader, read_gguf
 from chatcache.backends.local.model.gguf.types import FILE_TYPES, TENSOR_TYPES
 from chatcache.backends.local.packed.blocks import KINDS
 from chatcache.errors import ModelLoadError
@@ -212,10 +212,7 @@ def test_what_a_file_holds_is_told(tmp_path: Path) -> None:
     assert kind_of(tmp_path, ("general.architecture", "llama"), has_tensor=False) == "vocab"
 
 
-def test_the_parts_of_a_split_model_are_named_by_each_of_them(tmp_path: Path) -> None:
-    parts = split_files(tmp_path / "Big-00002-of-00003.gguf")
-    assert [part.name for part in parts] == [f"Big-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
-    assert split_files(tmp_path / "Big.gguf") == (tmp_path / "Big.gguf",)
+def test_a_part_of_a_model_says_which_one_it_is(tmp_path: Path) -> None:
     header = small_header().add_field("split.count", UINT32, 3).add_field("split.no", UINT32, 1)
     found = read_gguf(written(tmp_path / "part.gguf", header))
     assert (found.num_splits, found.split_index) == (3, 1)
@@ -329,8 +326,6 @@ def test_a_pipe_a_directory_and_nothing_are_no_files(tmp_path: Path) -> None:
     for name in ("pipe.gguf", ".", "missing.gguf"):
         with pytest.raises(ModelLoadError):
             read_gguf(tmp_path / name)
-    assert not is_gguf(tmp_path)
-    assert not is_gguf(tmp_path / "missing.gguf")
 
 
 def read_or_refuse(path: Path) -> GgufHeader | None:

@@ -8,7 +8,6 @@ header says anything that cannot be true is refused, before anything maps it int
 from __future__ import annotations
 
 import math
-import re
 import stat
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatcache.backends.local.model.gguf.cursor import BrokenHeaderError, Cursor, GgufArray, Value
+from chatcache.backends.local.model.gguf.parts import MAGIC
 from chatcache.backends.local.model.gguf.types import (
     FILE_TYPES,
     GUESSED_FILE_TYPE,
@@ -28,7 +28,6 @@ from chatcache.errors import ModelLoadError
 
 ANEW = "Download the file again, or choose another with --model."
 
-MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _OLD_MAGICS = (b"lmgg", b"fmgg", b"tjgg", b"algg")  # ggml, ggmf, ggjt, ggla: before 2023-08
 _DEFAULT_ALIGNMENT = 32
@@ -40,7 +39,6 @@ _MAX_KEY_BYTES = (1 << 16) - 1
 _MAX_TENSOR_NAME_BYTES = 256
 _MIN_FIELD_BYTES = 8 + 1 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8
-_SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,28 +171,6 @@ class GgufHeader:
         if is_said and (said in PLAIN_TYPES) == (most in PLAIN_TYPES):
             return said if said not in PLAIN_TYPES else most
         return most
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file begins like a GGUF file."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
-
-
-def split_files(path: Path) -> tuple[Path, ...]:
-    """All files of the model that `path` is a part of, in order; only itself if it is whole.
-
-    Told from the name alone (`NAME-00001-of-00003.gguf`): some may be missing."""
-    if (found := _SPLIT_NAME.fullmatch(path.name)) is None:
-        return (path,)
-    stem, _, total, suffix = found.groups()
-    count = min(int(total), _MAX_FIELDS)
-    return tuple(
-        path.with_name(f"{stem}-{number:05}-of-{total}{suffix}") for number in range(1, count + 1)
-    )
 
 
 def read_gguf(path: Path) -> GgufHeader:
