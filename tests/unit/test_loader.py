@@ -157,7 +157,7 @@ def test_the_builtin_model_is_found() -> None:
 def test_a_hub_model_in_the_cache_is_found(hub: Path, template_dir: Path) -> None:
     snapshot = put_in_hub(hub, "someone/tiny", template_dir)
     assert resolve.resolve_model("someone/tiny") == snapshot
-    assert resolve.cached_models() == ["someone/tiny"]
+    assert hub_cache.repositories() == ["someone/tiny"]
 
 
 def test_an_unfinished_download_is_no_model(hub: Path, template_dir: Path) -> None:

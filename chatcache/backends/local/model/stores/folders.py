@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from chatcache.backends.local.model.gguf.choice import GgufFile, models_among
 from chatcache.backends.local.model.gguf.parts import SUFFIX
 from chatcache.backends.local.model.stores.stored import StoredModel, StorePlace
+from chatcache.formatting import one_line, size
 from chatcache.places import path_of
 
 _DEPTH = 4  # PUBLISHER/REPOSITORY/FILE, and a folder for the parts of a large one
 _MAX_FILES = 20_000
+_MAX_NAMED = 20
 _UNFINISHED = (".part", ".incomplete", ".downloadinprogress", ".download", ".crdownload", ".tmp")
 _UNFINISHED_PREFIX = "downloading_"
 
@@ -51,10 +53,24 @@ def stored() -> Iterator[StoredModel]:
                 yield from _in_folder(folder, place)  # type: ignore[arg-type]
 
 
-def gguf_in(directory: Path) -> list[GgufFile]:
-    """The models among the files of a directory, not those in folders inside. Raises OSError."""
-    files = [(file.name, _size(file)) for file in directory.iterdir() if _is_named(file)]
-    return models_among(files)
+def gguf_below(directory: Path, max_depth: int = 1) -> list[GgufFile]:
+    """The models in a directory; where there are none, those further down. Raises OSError."""
+    for depth in range(1, max_depth + 1):
+        files = [path for path in _walk(directory, depth) if path.name.lower().endswith(SUFFIX)]
+        models = models_among(
+            (path.relative_to(directory).as_posix(), _size(path)) for path in files[:_MAX_FILES]
+        )
+        if models:
+            return models
+    return []
+
+
+def named(models: Sequence[GgufFile]) -> str:
+    """Models by their files, the smallest first."""
+    ordered = sorted(models, key=lambda model: model.num_bytes)
+    words = [f"{one_line(model.names[0])} ({size(model.num_bytes)})" for model in ordered]
+    more = len(words) - _MAX_NAMED
+    return ", ".join(words[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _in_folder(folder: Path, place: StorePlace) -> Iterator[StoredModel]:
@@ -102,10 +118,6 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
                 yield from list(_walk(path, depth - 1))
             except OSError:
                 continue
-
-
-def _is_named(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIX) and not path.is_dir()
 
 
 def _size(path: Path) -> int:
