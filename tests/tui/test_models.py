@@ -9,7 +9,8 @@ import pytest
 
 from chatcache.assets import pocket_dir
 from chatcache.backends.base import ModelLoading
-from chatcache.backends.local.model import resolve, shelf
+from chatcache.backends.local.model import hub_files, resolve, shelf
+from chatcache.backends.local.model.hub_files import HubModel
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import ModelLoadError
 from chatcache.tui.screens.dialogs import ConfirmScreen
@@ -104,7 +105,7 @@ async def test_a_model_that_fails_is_left_again(bench: Bench, shop: Shop, direct
 async def test_a_download_is_asked_for_shown_and_called_off(
     bench: Bench, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf, "download_bytes", lambda repo_id: 1_500_000_000)
+    monkeypatch.setattr(hub_files, "model_on_hub", lambda name: HubModel(name, name, 1_500_000_000))
     monkeypatch.setattr(resolve, "resolve_model", lambda name, is_offline: name)
     async with bench.run() as chat:
         await open_picker(chat)

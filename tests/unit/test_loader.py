@@ -24,6 +24,7 @@ from chatcache.backends.local.model.loader import (
     load_model,
 )
 from chatcache.backends.local.model.progress import ProgressBar, download
+from chatcache.backends.local.model.stores import hub_cache
 from chatcache.errors import ChatcacheError, ModelLoadError, NotFoundError, UnavailableError
 from tests.models import build_model_dir
 

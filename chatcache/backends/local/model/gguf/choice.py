@@ -15,7 +15,9 @@ from chatcache.backends.local.model.gguf.parts import SUFFIX, parts_of, stem
 from chatcache.formatting import one_line, size
 
 _WORD = re.compile(
-    r"(?:^|[-._ ])((?:(?:UD|i1)-)?(?:I?Q\d(?:_[0-9A-Z]+)*|TQ\d(?:_\d)?|BF16|FP?16|FP?32|[MN][XV]FP4(?:_MOE)?))"
+    r"(?:^|[-._ ])"
+    r"((?:(?:UD|i1)-)?"
+    r"(?:I?Q\d(?:_[0-9A-Z]+)*|TQ\d(?:_\d)?|BF16|FP?16|FP?32|(?:MX|NV)FP4(?:_MOE)?))"
     r"(?=$|[-._ ])",
     re.IGNORECASE,
 )
@@ -52,6 +54,12 @@ class GgufFile:
         return quantization_in(self.stem) or quantization_in(path.parent.name)
 
     @property
+    def typed_names(self) -> set[str]:
+        """What may be typed for its file, folded."""
+        files = {PurePosixPath(name).name for name in self.names}
+        return {name.casefold() for name in {self.stem, *self.names, *files}}
+
+    @property
     def words(self) -> str:
         """What somebody types to get it, and its size."""
         return f"{one_line(self.quantization or self.stem)} ({size(self.num_bytes)})"
@@ -60,7 +68,11 @@ class GgufFile:
 def quantization_in(name: str) -> str:
     """The last quantisation that a name without a suffix speaks of, in capitals; else ""."""
     found = _WORD.findall(name)
-    return found[-1].upper().replace("FP16", "F16").replace("FP32", "F32") if found else ""
+    return _spelt(found[-1]) if found else ""
+
+
+def _spelt(word: str) -> str:
+    return word.upper().replace("FP16", "F16").replace("FP32", "F32")
 
 
 def models_among(files: Iterable[tuple[str, int]]) -> list[GgufFile]:
@@ -81,21 +93,12 @@ def models_among(files: Iterable[tuple[str, int]]) -> list[GgufFile]:
 
 def matching(models: Iterable[GgufFile], wanted: str) -> list[GgufFile]:
     """Those that `wanted` names: a quantisation, or else a file, with its suffix or without."""
-    models = list(models)
-    word = quantization_in(wanted) or wanted.upper()
-    if quantization_in(wanted) == wanted.upper().replace("FP16", "F16").replace("FP32", "F32"):
-        exact = [model for model in models if model.quantization == word]
-        if exact or (
-            exact := [model for model in models if _PREFIX.sub("", model.quantization) == word]
-        ):
-            return exact
-    folded = wanted.casefold()
-    return [
-        model
-        for model in models
-        if folded in {model.stem.casefold(), *(name.casefold() for name in model.names)}
-        or folded in {PurePosixPath(name).name.casefold() for name in model.names}
-    ]
+    models, word, folded = list(models), _spelt(wanted), wanted.casefold()
+    # `UD-` and `i1-` say who quantised, and need not be typed where nothing is without them.
+    exact = [model for model in models if model.quantization == word]
+    alike = [model for model in models if _PREFIX.sub("", model.quantization) == word]
+    named = [model for model in models if folded in model.typed_names]
+    return exact or alike or named
 
 
 def preferred(models: Sequence[GgufFile]) -> GgufFile:
@@ -109,11 +112,11 @@ def preferred(models: Sequence[GgufFile]) -> GgufFile:
     return min(models, key=rank)
 
 
-def listed(models: Sequence[GgufFile]) -> str:
+def listed(models: Sequence[GgufFile], limit: int = _MAX_LISTED) -> str:
     """The models as a sentence lists them, the smallest first."""
     ordered = sorted(models, key=lambda model: model.num_bytes)
-    words = ", ".join(model.words for model in ordered[:_MAX_LISTED])
-    more = len(ordered) - _MAX_LISTED
+    more = len(ordered) - limit
+    words = ", ".join(model.words for model in ordered[:limit])
     return f"{words} and {more} more" if more > 0 else words
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from chatcache.backends.local.model.gguf.choice import GgufFile, models_among
 from chatcache.backends.local.model.gguf.parts import SUFFIX
-from chatcache.backends.local.model.stores.stored import StoredModel, StorePlace
+from chatcache.backends.local.model.stores.stored import Place, StoredModel
 from chatcache.formatting import one_line, size
 from chatcache.places import path_of
 
@@ -25,7 +25,7 @@ _UNFINISHED_PREFIX = "downloading_"
 
 
 def lm_studio() -> list[Path]:
-    """Where LM Studio keeps models: as its settings say, else where it did from its first version."""
+    """Where LM Studio keeps models: as its settings say, and where versions of it did."""
     home = _lm_studio_home()
     told = _told_folder(home / "settings.json")
     places = [told] if told is not None else [home / "models"]
@@ -45,12 +45,13 @@ def llama_cpp() -> list[Path]:
 def stored() -> Iterator[StoredModel]:
     """All models in these folders, each once."""
     seen: set[Path] = set()
-    for place, folders in (("LM Studio", lm_studio()), ("llama.cpp", llama_cpp())):
-        for folder in folders:
-            real = Path(os.path.realpath(folder))
-            if real not in seen:
-                seen.add(real)
-                yield from _in_folder(folder, place)  # type: ignore[arg-type]
+    places: list[tuple[Place, Path]] = [("LM Studio", folder) for folder in lm_studio()]
+    places += [("llama.cpp", folder) for folder in llama_cpp()]
+    for place, folder in places:
+        real = Path(os.path.realpath(folder))
+        if real not in seen:
+            seen.add(real)
+            yield from _in_folder(folder, place)
 
 
 def gguf_below(directory: Path, max_depth: int = 1) -> list[GgufFile]:
@@ -73,7 +74,7 @@ def named(models: Sequence[GgufFile]) -> str:
     return ", ".join(words[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _in_folder(folder: Path, place: StorePlace) -> Iterator[StoredModel]:
+def _in_folder(folder: Path, place: Place) -> Iterator[StoredModel]:
     files: dict[str, int] = {}
     unfinished: list[Path] = []
     try:
@@ -98,7 +99,7 @@ def _in_folder(folder: Path, place: StorePlace) -> Iterator[StoredModel]:
                 str(_finished(path)),
                 place,
                 num_bytes=_size(path),
-                problem="It is only half downloaded.",
+                problem=f"{_finished(path)} is only half downloaded.",
                 advice=f"{place} can go on with it.",
             )
 

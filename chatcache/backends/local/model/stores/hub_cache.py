@@ -47,6 +47,14 @@ def stored() -> Iterator[StoredModel]:
                     yield StoredModel(name, "hub", snapshot / model.names[0], model.num_bytes)
 
 
+def is_gguf_only(repo_id: str) -> bool:
+    """Are GGUF files all that is here of a repository?"""
+    found = snapshots(folder_of(repo_id))
+    return any(map(ggufs, found)) and not any(
+        True for snapshot in found for _ in snapshot.glob("*.safetensors")
+    )
+
+
 def folder_of(repo_id: str) -> Path:
     return _cache() / f"models--{repo_id.replace('/', '--')}"
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from chatcache.backends.local.model.stores.stored import StoredModel
 from chatcache.errors import ModelLoadError, NotFoundError, did_you_mean
-from chatcache.formatting import size
 from chatcache.places import path_of
 
 PREFIX = "ollama:"
@@ -101,7 +100,7 @@ def file_of_manifest(path: Path) -> Path | None:
 
 
 def stored() -> Iterator[StoredModel]:
-    """All models of all stores; one that cannot be used, and a store that cannot be read, say so."""
+    """All models of all stores; what cannot be used, and a store that cannot be read, says so."""
     seen = set()
     for store in stores():
         try:
@@ -201,7 +200,7 @@ def _blob(name: OllamaName, layer: dict[str, Any], store: Path) -> Path:
         expected = layer.get("size")
         if isinstance(expected, int) and expected != num_bytes:
             raise ModelLoadError(
-                f"The file of {name.full} has {size(num_bytes)} instead of {size(expected)}: {path}.",
+                f"The file of {name.full} has {num_bytes:,} bytes instead of {expected:,}: {path}.",
                 _anew(name),
             )
         return path

