@@ -43,7 +43,7 @@ def list_all(arguments: Namespace) -> int:
     settings = settings_of(arguments)
     chosen = settings.config.model.default
     servers = ServerShelf(settings.config.remotes)
-    stored = all_stored()
+    stored = all_stored(profiles=settings.config.remotes)
     if chosen not in {model.name for model in stored} and servers.find(chosen) is None:
         stored.insert(1, StoredModel(chosen, place_of(chosen)))
     models = [_summary(model, is_default=model.name == chosen) for model in stored]

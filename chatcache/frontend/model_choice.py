@@ -100,7 +100,7 @@ class ModelChoice:
     def at_hand(self) -> list[ShelfModel]:
         """The models of this machine and of the servers; no server is asked."""
         used_before = self._service.recall.models_used()
-        return [*shelf.shelf(used_before), *self.servers.models(used_before)]
+        return [*shelf.shelf(used_before, self.servers.remotes), *self.servers.models(used_before)]
 
     def suggested(self, models: Iterable[ShelfModel]) -> list[ShelfModel]:
         """What could be downloaded beside these, for somebody who knows no name."""

@@ -152,7 +152,7 @@ async def test_the_first_run_offers_another_model(
         shelf.ShelfModel("org/other", "hub"),
         shelf.ShelfModel("org/broken", "hub", problem="half of it is missing"),
     ]
-    monkeypatch.setattr(shelf, "shelf", lambda used_before=(): here)
+    monkeypatch.setattr(shelf, "shelf", lambda *_: here)
     async with bench.run() as chat:
         bar = chat.screen.query_one(FirstRunBar)
         await chat.until(lambda: bar.display)
@@ -161,7 +161,7 @@ async def test_the_first_run_offers_another_model(
         )
         await chat.press("escape")
         assert not bar.display
-    monkeypatch.setattr(shelf, "shelf", lambda used_before=(): here[:1])
+    monkeypatch.setattr(shelf, "shelf", lambda *_: here[:1])
     async with bench.run(NARROW) as chat:
         bar = chat.screen.query_one(FirstRunBar)
         await chat.until(lambda: bar.display)

@@ -168,7 +168,7 @@ def test_picture(
     options: dict[str, Any],
 ) -> None:
     if script in (first_run, models):
-        monkeypatch.setattr(shelf, "shelf", lambda used_before=(): SHELF)
+        monkeypatch.setattr(shelf, "shelf", lambda *_: SHELF)
         fake = still.backend
         still.backend = SwitchingBackend(lambda model: fake, "builtin")  # type: ignore[assignment]
     if options.get("theme") == "no-color":

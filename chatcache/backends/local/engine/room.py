@@ -44,11 +44,12 @@ def make_room(place: EnginePlace, settings: EngineSettings, is_short: IsShort | 
 
 def weight_bytes(settings: EngineSettings) -> int:
     """What the weights take, by the size of their files; 0 for a model that is not here."""
+    from chatcache.backends.local.model.gguf.parts import whole_parts
     from chatcache.backends.local.model.resolve import resolve_model
 
     try:
-        found = resolve_model(settings.model, is_offline=True)
-        files = Path(found).glob("*.safetensors")
+        found = Path(resolve_model(settings.model, is_offline=True))
+        files = whole_parts(found) if found.is_file() else found.glob("*.safetensors")
         return sum(file.stat().st_size for file in files)
     except (ChatcacheError, OSError):
         return 0

@@ -1,4 +1,4 @@
-"""Which files of a model the hub has, and which of them are fetched: safetensors, or one GGUF model.
+"""Which files of a model the hub has, and which are fetched: safetensors, or one GGUF model.
 
 Owns the choice, for a question before a download and for the download alike. Asks the hub; keeps
 nothing.

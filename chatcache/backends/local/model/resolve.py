@@ -1,7 +1,7 @@
 """Finds a model by name, without torch.
 
-Owns: what a model name can mean (`builtin`, `smollm2`, a directory, a GGUF file, a model of Ollama, a
-name on the hub), and whether the chat template changes by itself. What the latter costs a
+Owns: what a model name can mean (`builtin`, `smollm2`, a directory, a GGUF file, a model of Ollama,
+a name on the hub), and whether the chat template changes by itself. What the latter costs a
 conversation is told by `models probe`, which lets the template run. Whether what was found can be
 loaded is decided in `loadable`.
 """
@@ -20,7 +20,13 @@ from chatcache.backends.local.model.gguf.parts import SUFFIX, is_gguf, parts_of,
 from chatcache.backends.local.model.hub_name import HubName, hub_name
 from chatcache.backends.local.model.loadable import Obstacle, obstacle
 from chatcache.backends.local.model.stores import folders, hub_cache, ollama, package
-from chatcache.errors import ModelLoadError, NotFoundError, UnavailableError, did_you_mean
+from chatcache.errors import (
+    ChatcacheError,
+    ModelLoadError,
+    NotFoundError,
+    UnavailableError,
+    did_you_mean,
+)
 from chatcache.places import path_of
 
 BUILTIN = "builtin"
@@ -40,7 +46,7 @@ def resolve_model(name: str, *, is_offline: bool = False) -> Path | str:
     that has to be downloaded first.
 
     Raises NotFoundError for a name that means nothing, ModelLoadError for a directory or a file
-    that is missing, UnavailableError for a model that is not on this machine when the network is off.
+    that is missing, UnavailableError for a model that is not here when the network is off.
     """
     if name == BUILTIN:
         return pocket_dir()
@@ -64,6 +70,22 @@ def resolve_model(name: str, *, is_offline: bool = False) -> Path | str:
     if not is_of_hub and (os.sep in name or name.startswith(("~", ".")) or name.endswith(SUFFIX)):
         raise _nowhere(path)
     return _of_hub(name, is_offline=is_offline or _is_hub_offline())
+
+
+def one_name(name: str) -> str:
+    """Equal for the names of one GGUF model: the path of its first file where that is known without
+    asking anybody, else the name. Other names stay as they are."""
+    is_path = path_of(name).suffix.lower() == SUFFIX or os.sep in name
+    if name == package.SMOLLM2 or name.lower().startswith(ollama.PREFIX) or is_path:
+        try:
+            found = resolve_model(name, is_offline=True) if hub_name(name) is None else name
+        except ChatcacheError:
+            return name
+        if isinstance(found, Path) and found.is_file():
+            return os.path.realpath(found)
+    if (hub := hub_name(name)) is not None and hub.wanted:
+        return hub.of_file(hub.wanted.casefold())
+    return name
 
 
 def _of_hub(name: str, *, is_offline: bool) -> Path | str:

@@ -23,6 +23,7 @@ from chatcache.backends.local.model.stores import folders, hub_cache, ollama, pa
 from chatcache.backends.local.model.stores.stored import Place, StoredModel
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.places import path_of
+from chatcache.remotes import OLLAMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +86,19 @@ def _config_of(header: GgufHeader) -> dict[str, Any]:
     }
 
 
-def shelf(used_before: Iterable[str] = ()) -> list[ShelfModel]:
+def shelf(used_before: Iterable[str] = (), profiles: Container[str] = ()) -> list[ShelfModel]:
     """All models at hand. Of `used_before`, the names that are directories or files are looked
-    at."""
-    return [_of_store(stored) for stored in all_stored(used_before)]
+    at; `profiles` are the names of servers."""
+    return [_of_store(stored) for stored in all_stored(used_before, profiles)]
 
 
-def all_stored(used_before: Iterable[str] = ()) -> list[StoredModel]:
+def all_stored(used_before: Iterable[str] = (), profiles: Container[str] = ()) -> list[StoredModel]:
     """Where the models at hand are; their files have not been looked at."""
     found = [StoredModel(resolve.BUILTIN, "built in"), *package.stored(), *hub_cache.stored()]
     for repo_id in hub_cache.repositories():
         if not hub_cache.is_gguf_only(repo_id):
             found.append(StoredModel(repo_id, "hub"))
-    found += [*ollama.stored(), *folders.stored()]
+    found += [*ollama.stored(is_by_path=OLLAMA in profiles), *folders.stored()]
     known = {_real(stored) for stored in found if stored.path is not None}
     for name in used_before:
         place = place_of(name)

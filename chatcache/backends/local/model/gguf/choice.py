@@ -1,7 +1,7 @@
-"""Which of several GGUF files is meant: those of a repository, of a folder, by names and sizes alone.
+"""Which of several GGUF files is meant, in a repository or a folder, by names and sizes alone.
 
-Owns what the name of a file says of its quantisation, the grouping of parts, and which file is taken
-where none is named. Files are neither opened nor fetched here.
+Owns what the name of a file says of its quantisation, the grouping of parts, and which file is
+taken where none is named. Files are neither opened nor fetched here.
 """
 
 from __future__ import annotations

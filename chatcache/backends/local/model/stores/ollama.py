@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,10 @@ def file_of_manifest(path: Path) -> Path | None:
     return _file_of(OllamaName(*parts[-4:]), path, path.absolute().parents[4])
 
 
-def stored() -> Iterator[StoredModel]:
-    """All models of all stores; what cannot be used, and a store that cannot be read, says so."""
+def stored(*, is_by_path: bool = False) -> Iterator[StoredModel]:
+    """All models of all stores; what cannot be used, and a store that cannot be read, says so.
+
+    `is_by_path`: called by their manifests, where `ollama:` means a server."""
     seen = set()
     for store in stores():
         try:
@@ -114,7 +116,8 @@ def stored() -> Iterator[StoredModel]:
         for name, manifest in found:
             if name.full not in seen:
                 seen.add(name.full)
-                yield _looked_at(name, manifest, store)
+                row = _looked_at(name, manifest, store)
+                yield replace(row, name=str(manifest)) if is_by_path else row
 
 
 def stores() -> list[Path]:
