@@ -75,11 +75,10 @@ def _chosen(wanted: HubName, ggufs: Sequence[GgufFile]) -> GgufFile:
             f"{wanted.repo_id} has no GGUF files, so no {wanted.wanted!r}.",
             f"Leave out ':{wanted.wanted}', or name a repository with GGUF in its name.",
         )
+    there = listed([model for model in ggufs if not model.missing]) or "none that is whole"
     found = matching(ggufs, wanted.wanted) if wanted.wanted else [preferred(ggufs)]
     if not found:
-        raise NotFoundError(
-            f"{wanted.repo_id} has no {wanted.wanted!r}.", f"It has {listed(ggufs)}."
-        )
+        raise NotFoundError(f"{wanted.repo_id} has no {wanted.wanted!r}.", f"It has {there}.")
     if len(found) > 1:
         names = ", ".join(wanted.of_file(model.stem) for model in found)
         raise NotFoundError(
@@ -89,6 +88,6 @@ def _chosen(wanted: HubName, ggufs: Sequence[GgufFile]) -> GgufFile:
     if found[0].missing:
         raise ModelLoadError(
             f"{wanted.repo_id} lacks parts of that model: {', '.join(found[0].missing)}.",
-            f"Choose another: {listed([model for model in ggufs if not model.missing])}.",
+            f"Choose another: {there}.",
         )
     return found[0]
