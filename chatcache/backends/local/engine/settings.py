@@ -19,7 +19,14 @@ _ENVIRONMENT = (
     *("TORCH", "PYTORCH_", "OMP_", "MKL_", "KMP_", "GOMP_", "THP_"),
 )
 # What may differ between the front ends of one engine.
-_SHARED = ("ram_budget", "disk_budget", "policy", "num_threads", "prefill_chunk_tokens")
+_SHARED = (
+    "ram_budget",
+    "disk_budget",
+    "policy",
+    "num_threads",
+    "prefill_chunk_tokens",
+    "max_context",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,9 @@ class EngineSettings:
     policy: TierPolicy = field(default_factory=TierPolicy)
     num_threads: int | None = None
     prefill_chunk_tokens: int = 512
+    max_context: int | None = None  # tokens; None: as long as the model was made for
+    is_fit_checked: bool = True  # a model without room in memory is refused
+    engines_dir: Path | None = None  # where the other engines are found
 
     def key(self, environ: Mapping[str, str]) -> str:
         """Equal for front ends that can share an engine: the same model on the same device with

@@ -17,11 +17,12 @@ log = logging.getLogger(__name__)
 _NO_LIMIT = 10**9  # tokenizers without a limit claim 10**30
 
 
-def context_limit(config: Any, tokenizer: Any) -> int:
+def context_limit(config: Any, tokenizer: Any, wanted: int | None = None) -> int:
+    """The longest context of a model, in tokens; not more than `wanted`."""
     limit = getattr(config, "max_position_embeddings", None)
     if not limit:
         limit = min(int(getattr(tokenizer, "model_max_length", _NO_LIMIT)), _NO_LIMIT)
-    return int(limit)
+    return min(int(limit), wanted or _NO_LIMIT)
 
 
 def end_token_ids(generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:
