@@ -94,5 +94,7 @@ class ModelActions:
         """Call a download or a load off; False when nothing was switched."""
         if self._status.loading is None or not self.go_back():
             return False
-        self._stage.toast("Called off. The files that were downloaded as a whole are kept for the next time.")
+        self._stage.toast(
+            "Called off. The files that were downloaded as a whole are kept for the next time."
+        )
         return True
