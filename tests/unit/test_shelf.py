@@ -129,10 +129,10 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 PROGRAM = """
 import json
-from chatcache.backends.local.model import shelf
+from chatcache.backends.local.model.hub_files import model_on_hub
 from chatcache.backends.local.model.progress import download
 told = []
-size = shelf.download_bytes("me/tiny")
+size = model_on_hub("me/tiny").num_bytes
 path = download("me/tiny", lambda event: told.append((event.stage, event.done, event.total)))
 print(json.dumps({"size": size, "path": str(path), "told": told}))
 """
