@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,22 @@ from typing import Any
 import torch
 import transformers
 
+from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
+from chatcache.backends.local.model.fit import Fit
+from chatcache.backends.local.model.forms import Form, form_of
 from chatcache.backends.local.model.generation import (
     context_limit,
     end_token_ids,
+    generation_config,
     sampling_defaults,
 )
 from chatcache.backends.local.model.libraries import import_rest
 from chatcache.backends.local.model.loadable import check_adapter
+from chatcache.backends.local.model.memory_check import LOOK, MemoryCheck
+from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS, count_weights
 from chatcache.backends.local.model.progress import (
     Progress,
     fetch,
@@ -38,7 +45,6 @@ from chatcache.errors import ModelLoadError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-SMALL_MODEL_PARAMETERS = 100_000_000  # below this float32 costs little and greedy text is stable
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -74,6 +80,8 @@ class LoadedModel:
     load_ms: float
     watch: identity.FileWatch
     stored_dtype: torch.dtype  # that it was saved in
+    fit: Fit  # in the memory that there was
+    notes: tuple[str, ...] = ()  # what was done to it so that it could be loaded
 
     def check_files(self) -> None:
         """Raises UnavailableError if the weights in memory may no longer be what was loaded."""
@@ -115,12 +123,15 @@ def load_model(
     dtype: str = "auto",
     adapter: Path | None = None,
     offline: bool = False,
+    max_context: int | None = None,
+    memory: MemoryCheck = LOOK,
     cache_dir: Path | None = None,
     progress: Progress = lambda event: None,
 ) -> LoadedModel:
-    """Find, download if need be, and load a model. Hashes of weights are remembered in `cache_dir`.
+    """Find, download if need be, and load a model. Hashes of weights are remembered in `cache_dir`;
+    `memory` looks first whether there is room.
 
-    Raises NotFoundError, ModelLoadError (names the file) or UnavailableError.
+    Raises NotFoundError, ModelLoadError (names the file), NoRoomError or UnavailableError.
     """
     began = time.perf_counter()
     path = _find(name, progress, is_offline=offline)
@@ -131,16 +142,13 @@ def load_model(
     tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
     config = load_config(path)
     place, stored = choose_device(device), stored_dtype(config)
-    chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
+    form = form_of(path, config, place)
+    chosen = _dtype_with_room(dtype, path, config, place, memory)
+    room = memory.look(name, path, chosen, place)
     watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
     with reported_progress(progress):
-        model = _with_adapter(_load_weights(path, config, chosen, place), adapter)
-    weights_id = identity.weights_id(
-        files.weight_files(path),
-        remembered,
-        lambda done, total: progress(ModelLoading("hashing the weights", done, total)),
-    )
-    text_config = config.get_text_config()
+        model = _with_adapter(_load_weights(path, config, chosen, place, form), adapter)
+    weights_id = identity.weights_id(files.weight_files(path), remembered, _hashing(progress))
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -149,10 +157,10 @@ def load_model(
         description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
         architecture=str((config.architectures or [config.model_type])[0]),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_layers=int(text_config.num_hidden_layers),
+        num_layers=int(config.get_text_config().num_hidden_layers),
         dtype=model.dtype,
         device=place,
-        max_context_tokens=context_limit(text_config, tokenizer),
+        max_context_tokens=context_limit(config.get_text_config(), tokenizer, max_context),
         end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
         generation_defaults=sampling_defaults(model.generation_config),
         weights_id=weights_id,
@@ -164,7 +172,13 @@ def load_model(
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
         stored_dtype=stored,
+        fit=room,
+        notes=form.notes(name, model.dtype),
     )
+
+
+def _hashing(progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress(ModelLoading("hashing the weights", done, total))
 
 
 def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
@@ -197,7 +211,8 @@ def choose_dtype(
     """The dtype to load in; "auto" is the string for a quantised model, which brings its own."""
     if wanted != "auto":
         return DTYPES[wanted]
-    if getattr(config, "quantization_config", None) is not None:
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None and not (isinstance(settings, dict) and settings.get("dequantize")):
         return "auto"
     if num_parameters < SMALL_MODEL_PARAMETERS:
         return torch.float32
@@ -205,6 +220,16 @@ def choose_dtype(
     if device.type != "cpu" or stored is torch.float32:
         return stored
     return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+
+
+def _dtype_with_room(
+    wanted: str, path: Path, config: Any, device: torch.device, memory: MemoryCheck
+) -> torch.dtype | str:
+    """As `choose_dtype`, but "auto" is never one for which this machine is too small."""
+    chosen = choose_dtype(wanted, config, device, count_weights(path))
+    if wanted != "auto":
+        return chosen
+    return memory.dtype_with_room(path, chosen, stored_dtype(config), device)
 
 
 def stored_dtype(config: Any) -> torch.dtype:
@@ -220,11 +245,7 @@ def has_fast_bfloat16() -> bool:
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     if any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks):
         return True
-    try:
-        words = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
+    return machine.has_fast_bfloat16()
 
 
 # steps of loading
@@ -258,23 +279,34 @@ def load_config(path: Path) -> Any:
         ) from error
 
 
-def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+def _load_weights(
+    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device, form: Form
+) -> Any:
     """The model on its device; what it lacks of the libraries is imported."""
     try:
-        return _try_to_load(path, config, dtype, device)
+        return _try_to_load(path, config, dtype, device, form)
     except ModelLoadError:
         if not import_rest():
             raise
-    return _try_to_load(path, config, dtype, device)
+    return _try_to_load(path, config, dtype, device, form)
 
 
-def _try_to_load(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+def _try_to_load(
+    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device, form: Form
+) -> Any:
     """The model on its device, with torch's own attention kernel where it has one."""
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoModelForCausalLM,
+    )
 
     def load(kernel: str) -> tuple[Any, dict[str, Any]]:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
+        weights = form.weights(path, dtype)
+        source: Any = AutoModelForCausalLM
+        if weights is not None:
+            source = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        loaded: Any = source.from_pretrained(
+            path if weights is None else None,
             config=config,
             dtype=dtype,
             attn_implementation=kernel,
@@ -282,8 +314,11 @@ def _try_to_load(path: Path, config: Any, dtype: torch.dtype | str, device: torc
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            state_dict=weights,
         )
         model, info = loaded
+        if weights is not None:
+            model.generation_config = generation_config(path, config)
         return model, info
 
     try:

@@ -1,0 +1,1 @@
+"""Models in GGUF files: their headers, and what transformers makes of them."""
