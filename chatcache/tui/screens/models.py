@@ -21,6 +21,7 @@ from chatcache.tui.look.formatting import MUTED, padded, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen
 
 _PLACE, _PARAMETERS, _QUANTIZATION, _SIZE, _ARCHITECTURE = 10, 10, 9, 9, 24
+_ASKED_FIRST = "Before a download its exact size is asked, and then you."
 _ON_DISK = ("directory", "file", "LM Studio", "llama.cpp")
 
 
@@ -89,7 +90,8 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
         name = mark + model_name(model.name)
         if model.problem:
             about = f", about {size(model.num_bytes)}" if model.num_bytes else ""
-            return _problem_line(name, model.problem + about, width)
+            problem = model.problem.removeprefix(f"{model.name} ")  # the row says which it is
+            return _problem_line(name, problem + about, width)
         return _line(
             name,
             model.place,
@@ -105,11 +107,11 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
             return Content.styled(reports.model(self._info).replace("\n  ", "\n"), MUTED)
         if model.problem and model.problem != TO_FETCH:
             return Content.styled(one_line(f"{model.problem} {model.advice}"), MUTED)
-        reuse = f"Reuse: {one_line(model.reuse)}." if model.reuse else ""
-        if model.problem == TO_FETCH:
-            reuse = "Before a download its exact size is asked, and then you."
-        where = f"{one_line(model.name)}\n" if model.place in _ON_DISK else ""
-        return Content.assemble(((where + reuse).strip(), MUTED), "\n", self._consequence)
+        about = [one_line(model.name)] if model.place in _ON_DISK else []
+        about += [f"Reuse: {one_line(model.reuse)}."] if model.reuse else []
+        about += [_ASKED_FIRST] if model.problem == TO_FETCH else []
+        told = [Content.styled(line, MUTED) for line in about]
+        return Content("\n").join([*told, Content(self._consequence)])
 
     def choose(self, model: ShelfModel) -> None:
         if model.problem and model.problem != TO_FETCH:
