@@ -89,7 +89,8 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
         mark = "● " if model.name == self._current else "  "
         name = mark + model_name(model.name)
         if model.problem:
-            about = f", about {size(model.num_bytes)}" if model.num_bytes else ""
+            is_known = model.problem == TO_FETCH and model.num_bytes
+            about = f", about {size(model.num_bytes)}" if is_known else ""
             problem = model.problem.removeprefix(f"{model.name} ")  # the row says which it is
             return _problem_line(name, problem + about, width)
         return _line(
