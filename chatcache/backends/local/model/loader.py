@@ -6,7 +6,6 @@ wrong into an error that names the cause. Never runs code that came with a model
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,14 @@ import torch
 import transformers
 
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local.model import files, identity, resolve
-from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
+from chatcache.backends.local.model import identity, resolve
 from chatcache.backends.local.model.generation import (
     context_limit,
     end_token_ids,
+    read_generation_config,
     sampling_defaults,
 )
-from chatcache.backends.local.model.libraries import import_rest
+from chatcache.backends.local.model.gguf.loading import load_gguf
 from chatcache.backends.local.model.loadable import check_adapter
 from chatcache.backends.local.model.progress import (
     Progress,
@@ -31,12 +30,17 @@ from chatcache.backends.local.model.progress import (
     first_line,
     reported_progress,
 )
+from chatcache.backends.local.model.source import (
+    ModelSource,
+    check_takes_adapter,
+    open_source,
+)
 from chatcache.backends.local.model.tuning import tune
-from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
+from chatcache.backends.local.model.weights import load_weights, with_adapter
+from chatcache.backends.local.packed.modules import BlockLinear
+from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT, WEIGHTS_FORM
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
-
-log = logging.getLogger(__name__)
 
 SMALL_MODEL_PARAMETERS = 100_000_000  # below this float32 costs little and greedy text is stable
 DTYPES = {
@@ -45,6 +49,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+_PACKED_FORM = "blocks"
 _BUILTIN_DESCRIPTION = "the small model that comes with chatcache"
 
 
@@ -73,7 +78,10 @@ class LoadedModel:
     adapter_id: str
     load_ms: float
     watch: identity.FileWatch
-    stored_dtype: torch.dtype  # that it was saved in
+    stored_dtype: torch.dtype  # that it was saved in; of packed weights, that it runs in
+    quantization: str = ""  # the word for how its weights are packed
+    weights_form: str = EXACT
+    remarks: tuple[str, ...] = ()
 
     def check_files(self) -> None:
         """Raises UnavailableError if the weights in memory may no longer be what was loaded."""
@@ -88,7 +96,7 @@ class LoadedModel:
         """Everything that a namespace consists of; fields that start with `soft.` are for people.
 
         `precision`: how K and V are kept. What is exact has no such field, and never meets the
-        rest."""
+        rest; no more do weights that are multiplied as they are packed."""
         return {
             "weights": self.weights_id,
             "parameters": self.parameters_id,
@@ -100,6 +108,7 @@ class LoadedModel:
             "layout": LAYOUT_VERSION,
             "transformers": transformers.__version__,
             **({} if precision == EXACT else {PRECISION: precision}),
+            **({} if self.weights_form == EXACT else {WEIGHTS_FORM: self.weights_form}),
             # Its own class would take torch to the front end.
             SOFT + "torch": str(torch.__version__),
             SOFT + "device": str(self.device),
@@ -125,18 +134,22 @@ def load_model(
     began = time.perf_counter()
     path = _find(name, progress, is_offline=offline)
     check_adapter(adapter)
+    check_takes_adapter(path, adapter)
     remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
-    tokenizer = load_tokenizer(path)
-    tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
-    config = load_config(path)
+    source = open_source(path, cache_dir)
+    tokenizer = load_tokenizer(source.directory)
+    tokenizer_id = identity.remembered_tokenizer_id(tokenizer, source.directory, cache_dir)
+    config = load_config(source.directory)
     place, stored = choose_device(device), stored_dtype(config)
-    chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
-    watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
+    chosen = choose_dtype(dtype, config, place, source.num_parameters)
+    watch = identity.FileWatch(source.weight_files, identity.OriginWatch(path, adapter))
     with reported_progress(progress):
-        model = _with_adapter(_load_weights(path, config, chosen, place), adapter)
+        model, said = _load_weights(source, config, chosen, place)
+        model = with_adapter(model, adapter)
+    is_packed = any(isinstance(module, BlockLinear) for module in model.modules())
     weights_id = identity.weights_id(
-        files.weight_files(path),
+        source.weight_files,
         remembered,
         lambda done, total: progress(ModelLoading("hashing the weights", done, total)),
     )
@@ -148,7 +161,7 @@ def load_model(
         path=path,
         description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
         architecture=str((config.architectures or [config.model_type])[0]),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=_num_parameters(source, model),
         num_layers=int(text_config.num_hidden_layers),
         dtype=model.dtype,
         device=place,
@@ -163,8 +176,30 @@ def load_model(
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
-        stored_dtype=stored,
+        stored_dtype=model.dtype if is_packed else stored,
+        quantization=source.quantization,
+        weights_form=_PACKED_FORM if is_packed else EXACT,
+        remarks=(*source.remarks, *said),
     )
+
+
+def _load_weights(
+    source: ModelSource, config: Any, dtype: torch.dtype | str, device: torch.device
+) -> tuple[Any, tuple[str, ...]]:
+    """The model, and what somebody should know of its weights."""
+    if source.gguf is None:
+        return load_weights(source.path, config, dtype, device), ()
+    assert isinstance(dtype, torch.dtype)  # only safetensors bring one of their own
+    model, said = load_gguf(source.gguf, config, dtype, device)
+    model.generation_config = read_generation_config(source.directory) or model.generation_config
+    return model, said
+
+
+def _num_parameters(source: ModelSource, model: Any) -> int:
+    """Tied weights count once. What is packed has another size in memory."""
+    if source.gguf is not None:
+        return source.num_parameters
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
@@ -256,106 +291,6 @@ def load_config(path: Path) -> Any:
             f"knows: {first_line(error)}.",
             "A newer chatcache may know it; models that bring their own code are not run.",
         ) from error
-
-
-def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
-    """The model on its device; what it lacks of the libraries is imported."""
-    try:
-        return _try_to_load(path, config, dtype, device)
-    except ModelLoadError:
-        if not import_rest():
-            raise
-    return _try_to_load(path, config, dtype, device)
-
-
-def _try_to_load(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
-    """The model on its device, with torch's own attention kernel where it has one."""
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-
-    def load(kernel: str) -> tuple[Any, dict[str, Any]]:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=kernel,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        model, info = loaded
-        return model, info
-
-    try:
-        try:
-            model, info = load("sdpa")
-        except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error):
-                raise
-            model, info = load("eager")
-        _check_complete(path, info)
-        model = model.eval().requires_grad_(False).to(device)
-    except ModelLoadError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise UnavailableError(
-                f"The model in {path} does not fit into the memory of {device}.",
-                f"Choose a smaller model, or --dtype bfloat16.{without_gpu(error)}",
-            ) from error
-        log.exception("loading %s failed", path)
-        raise _load_error(path, config, error) from error
-    return model
-
-
-def _load_error(path: Path, config: Any, error: Exception) -> ModelLoadError:
-    """What transformers and torch say, in words that a person can do something with."""
-    if "ignore_mismatched_sizes" in str(error):
-        return ModelLoadError(
-            f"The weights in {path} have other shapes than config.json says.",
-            "The files belong to different models; download it again.",
-        )
-    if isinstance(error, KeyError) and f'"{error.args[0]}"' in config.to_json_string():
-        return ModelLoadError(
-            f"{path / 'config.json'} names {error.args[0]!r}, which this version of transformers "
-            "does not know.",
-            "A newer chatcache may know it; choose another model with --model.",
-        )
-    return ModelLoadError(
-        f"The model in {path} cannot be loaded: {first_line(error)}.",
-        f"The log has the details; choose another model with --model.{without_gpu(error)}",
-    )
-
-
-def _check_complete(path: Path, info: dict[str, Any]) -> None:
-    """Refuse a model of which transformers made up a part."""
-    missing = sorted(info.get("missing_keys") or ())
-    if missing:
-        raise ModelLoadError(
-            f"The weights in {path} lack {len(missing)} tensors, the first is {missing[0]}.",
-            "The files belong to another model or are incomplete; download it again.",
-        )
-
-
-def _with_adapter(model: Any, directory: Path | None) -> Any:
-    """The model with an adapter, if there is one, merged in: as fast as without."""
-    if directory is None:
-        return model
-    try:
-        from peft import PeftModel  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise UnavailableError(
-            "An adapter needs the package peft, which is not installed.",
-            "Run 'pip install peft' in chatcache's environment, or leave out --adapter.",
-        ) from error
-    try:
-        merged = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
-    except Exception as error:
-        raise ModelLoadError(
-            f"The adapter in {directory} does not fit the model: {first_line(error)}.",
-            "Check that it was trained on this model.",
-        ) from error
-    return merged.eval().requires_grad_(False)
 
 
 def _has_mps() -> bool:

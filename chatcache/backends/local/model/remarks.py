@@ -22,6 +22,7 @@ def remarks(loaded: LoadedModel, *, is_dtype_chosen: bool) -> Iterator[str]:
             f"{name} has no chat template: it gets a plain format (User:, Assistant:), and may not "
             "have been made for chats."
         )
+    yield from (f"{name}: {text}" for text in loaded.remarks)
     stored, dtype = loaded.stored_dtype, loaded.dtype
     is_small = loaded.num_parameters < SMALL_MODEL_PARAMETERS
     if is_dtype_chosen or is_small or dtype == stored:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chatcache.assets import pocket_dir
+from chatcache.backends.local.model.gguf.parts import is_gguf
 from chatcache.backends.local.model.loadable import obstacle
 from chatcache.errors import ModelLoadError, NotFoundError, UnavailableError, did_you_mean
 from chatcache.places import path_of
@@ -49,6 +50,8 @@ def resolve_model(name: str, *, is_offline: bool = False) -> Path | str:
         ) from error
     if is_dir:
         return _snapshot_in(path) or path
+    if is_file and is_gguf(path):
+        return path
     if is_file:
         is_in_model = (path.parent / "config.json").is_file()
         raise ModelLoadError(
@@ -139,6 +142,8 @@ def _snapshot_in(path: Path) -> Path | None:
 
 def check_model_dir(path: Path) -> None:
     """Raises ModelLoadError for what cannot be loaded: it says what it is, and what then."""
+    if path.is_file():
+        return  # its header says it
     if (problem := obstacle(path)) is not None:
         raise problem.error()
 

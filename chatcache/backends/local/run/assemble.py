@@ -183,4 +183,5 @@ def _describe(
         description=loaded.description,
         load_ms=loaded.load_ms,
         stored_dtype=dtype_word(loaded.stored_dtype),
+        quantization=loaded.quantization,
     )
