@@ -5,6 +5,7 @@
     ├── NotFoundError                   3   session, turn, model, file
     ├── UnavailableError                4   the model or the server cannot serve
     │   ├── ModelLoadError                  a directory or a weight file is missing or broken
+    │   ├── NoRoomError                     the model needs more memory than there is
     │   ├── NotFiniteError                  the model computed numbers that are none
     │   ├── ContextFullError                the prompt is longer than the model's context
     │   ├── EngineDiedError                 the engine process ended in the middle of something
@@ -56,6 +57,10 @@ class UnavailableError(ChatcacheError):
 
 class ModelLoadError(UnavailableError):
     """The model cannot be loaded; the message names the file."""
+
+
+class NoRoomError(UnavailableError):
+    """The model needs more memory than there is; nothing of it was loaded."""
 
 
 class NotFiniteError(UnavailableError):

@@ -53,24 +53,97 @@ def allowance(proc: Path = _PROC, groups: Path = _GROUPS) -> Allowance:
     return Allowance(min(cpus), num_host, min(memory), host_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """Something that bounds memory: the machine itself, a control group, a limit of the shell.
+
+    `available` bytes can be had without taking them from a program. `counts_files`: files that are
+    mapped count as well, though the system could read them again. `swap_bytes`: what could be moved
+    out of the machine's memory, at the cost of time."""
+
+    where: str
+    total: int
+    available: int
+    counts_files: bool = False
+    swap_bytes: int = 0
+
+
 def memory_left(proc: Path = _PROC.parent, groups: Path = _GROUPS) -> list[tuple[int, int]]:
     """Of the machine, and of each control group with a limit: the bytes that there are, and those
     that can be had without taking them from a program. What files are kept in memory can be."""
-    lines = (line.partition(":") for line in _words(proc / "meminfo").splitlines())
-    kib = {name: _number(rest.strip().partition(" ")[0]) or 0 for name, _, rest in lines}
-    found = [(kib.get("MemTotal", 0) << 10, kib.get("MemAvailable", 0) << 10)]
+    limits = [*_machine_limit(proc), *_group_limits(proc, groups)]
+    return [(limit.total, limit.available) for limit in limits]
+
+
+def memory_limits(proc: Path = _PROC.parent, groups: Path = _GROUPS) -> list[MemoryLimit]:
+    """Everything that bounds the memory of this process; nothing where the system tells nothing."""
+    return [
+        *_machine_limit(proc),
+        *_group_limits(proc, groups),
+        *_shell_memory(proc / "self"),
+    ]
+
+
+def has_fast_bfloat16(cpus: Path = _PROC.parent / "cpuinfo") -> bool:
+    """Whether this CPU says that it multiplies bfloat16 matrices in hardware."""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_words(cpus).split())
+
+
+def num_memory_kills(proc: Path = _PROC.parent, groups: Path = _GROUPS) -> int:
+    """How many processes the system has killed for memory so far, as far as it tells here."""
+    counts = [_fields(proc / "vmstat").get("oom_kill", 0)]
+    for group in _own_groups("memory", proc / "self", groups):
+        for name in ("memory.events", "memory.oom_control"):
+            counts.append(_fields(group / name).get("oom_kill", 0))
+    return max(counts)
+
+
+def _machine_limit(proc: Path) -> Iterator[MemoryLimit]:
+    kib = _fields(proc / "meminfo", ":")
+    if total := kib.get("MemTotal", 0) << 10:
+        available, swap = kib.get("MemAvailable", 0) << 10, kib.get("SwapFree", 0) << 10
+        yield MemoryLimit("this machine", total, available, swap_bytes=swap)
+
+
+def _group_limits(proc: Path, groups: Path) -> Iterator[MemoryLimit]:
+    host = next((limit.total for limit in _machine_limit(proc)), None)
+    if host is None:
+        return
     for group in _own_groups("memory", proc / "self", groups):
         for limit_name, used_name in (
             ("memory.max", "memory.current"),
+            ("memory.high", "memory.current"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),
         ):
             limit, used = (_number(_words(group / name)) for name in (limit_name, used_name))
-            if limit is not None and used is not None and limit <= found[0][0]:
-                stat = (line.split() for line in _words(group / "memory.stat").splitlines())
-                files = {words[0]: words[-1] for words in stat if words}
-                kept = _number(files.get("inactive_file", "")) or 0
-                found.append((limit, limit - used + kept))
-    return [pair for pair in found if pair[0]]
+            if limit is not None and used is not None and limit <= host:
+                left = limit - used + _kept_files(group)
+                yield MemoryLimit("its container or service", limit, max(0, min(left, limit)))
+
+
+def _kept_files(group: Path) -> int:
+    """Bytes of files that a group has in memory, and gives up when memory is wanted. In version 1
+    the figures of the groups inside are only in those that are called total."""
+    stat = _fields(group / "memory.stat")
+    names = ("inactive_file", "active_file")
+    return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in names)
+
+
+def _shell_memory(own: Path) -> Iterator[MemoryLimit]:
+    """`ulimit -v` bounds all addresses, those of mapped files too; `ulimit -d` the data alone."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    used = _fields(own / "status", ":")
+    for kind, option, name, counts_files in (
+        (resource.RLIMIT_AS, "-v", "VmSize", True),
+        (resource.RLIMIT_DATA, "-d", "VmData", False),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            left = max(0, limit - (used.get(name, 0) << 10))
+            yield MemoryLimit(f"the shell's limit (ulimit {option})", limit, left, counts_files)
 
 
 def _own_groups(controller: str, proc: Path, groups: Path) -> Iterator[Path]:
@@ -106,6 +179,13 @@ def _cpu_quotas(group: Path) -> Iterator[float]:
 def _number(words: str) -> int | None:
     """A whole number above 0; None for "max", "-1", and what means nothing."""
     return int(words) or None if words.isdecimal() and len(words) < 20 else None
+
+
+def _fields(file: Path, separator: str = " ") -> dict[str, int]:
+    """The numbers of a file with a name and a number in each line."""
+    lines = (line.partition(separator) for line in _words(file).splitlines())
+    numbers = {name: _number(rest.strip().partition(" ")[0]) for name, _, rest in lines}
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def _words(file: Path) -> str:

@@ -44,6 +44,13 @@ class ModelSection:
     """auto, float32, bfloat16 or float16. auto: float32 for a small model, else as the model was
     saved, if the device is quick with it."""
 
+    max_context: int | None = setting(None, whole(256), example=8192)
+    """The longest context, in tokens; a shorter one takes less memory. Left out: as long as the
+    model was made for."""
+
+    fit_check: bool = setting(True, flag)
+    """Do not load a model that the memory has surely no room for. Off: try it all the same."""
+
     offline: bool = setting(False, flag)
     """Never use the network: no download, no server but on this machine. Also HF_HUB_OFFLINE=1."""
 

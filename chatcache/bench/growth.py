@@ -21,10 +21,10 @@ from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.bench.chart import strip_chart
 from chatcache.bench.processes import Terminal, Typist, chat_command, home_environment
-from chatcache.bench.program import Watch, is_ready, prompt_of, send, shape_directory
+from chatcache.bench.program import Watch, is_ready, prompt_of, send
 from chatcache.bench.report import Say, milliseconds, p99
 from chatcache.bench.run import cpu_name, narrator, scratch
-from chatcache.bench.setup import load_models
+from chatcache.bench.setup import load_shape, shape_directory
 from chatcache.chat.conversation import Message
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
@@ -197,8 +197,7 @@ def _model(options: argparse.Namespace, directory: Path) -> str:
     """What the engine is started with."""
     if options.model is not None:
         return str(options.model)
-    models = load_models(None, options.shape or _SHAPE, options.dtype, options.threads)
-    return shape_directory(models, directory / "model")
+    return shape_directory(load_shape(options.shape or _SHAPE, options.dtype), directory / "model")
 
 
 def _cost(turn: int, saved: AnswerSaved, wall_ms: float) -> TurnCost:

@@ -3,6 +3,7 @@
 It calls the C API through llama-cpp-python, with llama.cpp's own defaults but for the threads, the
 length of the context and, for float32 weights, a float32 KV cache (its default is float16, as many
 bytes as bfloat16). Prompts go through `llama_decode` in batches of 2,048 (512 at a time inside).
+`pack` needs no model: it makes one file of another with llama.cpp's own quantiser.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
+
+from chatcache.bench.memory import Loading, forget_peak, process_memory
 
 _BATCH_TOKENS = 2048
 _TYPE_F32 = 0
@@ -25,8 +29,9 @@ class Llama:
     """One model, one context, one sequence. Times are seconds."""
 
     def __init__(self, path: str, *, num_threads: int, num_context: int, is_float32: bool):
-        self._api: Any = importlib.import_module("llama_cpp")
-        self._api.llama_backend_init()
+        self._api = _backend()
+        forget_peak()
+        self._before, began = process_memory(), time.perf_counter()
         self._model = self._api.llama_model_load_from_file(
             path.encode(), self._api.llama_model_default_params()
         )
@@ -42,6 +47,17 @@ class Llama:
         vocab = self._api.llama_model_get_vocab(self._model)
         self._num_vocab = int(self._api.llama_vocab_n_tokens(vocab))
         self._kept: ctypes.Array[ctypes.c_uint8] | None = None
+        self._load = time.perf_counter() - began
+        self._loaded = process_memory()
+
+    def loading(self, few: Sequence[int], many: Sequence[int]) -> dict[str, Any]:
+        """What loading took, and what this process holds after a few tokens and after many."""
+        first_token = self.cold(few)["seconds"]
+        used = process_memory()
+        self.cold(many)
+        return asdict(
+            Loading(self._load, first_token, self._before, self._loaded, used, process_memory())
+        )
 
     def cold(self, ids: Sequence[int]) -> dict[str, Any]:
         began = time.perf_counter()
@@ -136,6 +152,22 @@ class Llama:
         return int(numpy.ctypeslib.as_array(logits, shape=(self._num_vocab,)).argmax())
 
 
+def pack(source: str, target: str, mix: str) -> dict[str, Any]:
+    """Make a file of packed weights: `mix` is a name like Q4_K_M."""
+    api = _backend()
+    options = api.llama_model_quantize_default_params()
+    options.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{mix}")
+    if code := api.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(options)):
+        raise RuntimeError(f"llama_model_quantize failed with {code}")
+    return {}
+
+
+def _backend() -> Any:
+    api: Any = importlib.import_module("llama_cpp")
+    api.llama_backend_init()
+    return api
+
+
 def main() -> None:
     """Serve until stdin ends. What llama.cpp itself prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -145,7 +177,9 @@ def main() -> None:
         command = json.loads(line)
         name = command.pop("do")
         try:
-            if llama is None:
+            if name == "pack":
+                answer = pack(**command)
+            elif llama is None:
                 llama, answer = Llama(**command), {}
             else:
                 answer = getattr(llama, name)(**command)

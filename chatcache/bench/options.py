@@ -75,9 +75,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="chatcache bench", description=_SUMMARY, allow_abbrev=False)
     parser.add_argument("what", nargs="?", choices=("growth",), help=argparse.SUPPRESS)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--model", metavar="M", help="a model that is on this machine")
+    what.add_argument("--model", metavar="M", help="a model that is on this machine, FILE.gguf too")
     what.add_argument(
         "--shape", choices=sorted(SHAPES), help="random weights of this shape (qwen3-0.6b)"
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=("4bit", "8bit"),
+        help="measure the weights packed; llama.cpp gets Q4_K_M or Q8_0 of the same",
     )
     parser.add_argument("--tokens", type=_count, default=4096, help="length of the history")
     parser.add_argument("--runs", type=_count, default=5, help="repetitions of each row")
@@ -92,7 +97,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--against",
         type=_names,
         metavar="NAMES",
-        help="transformers (always), llama.cpp (default: if it is installed)",
+        help="transformers, llama.cpp (default: those that can run here)",
     )
     parser.add_argument(
         "--lengths",

@@ -7,7 +7,6 @@ is timed from the moment it is typed until its letter is in what the program wro
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import threading
 import time
@@ -17,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
-from transformers.utils import logging as progress
 
-from chatcache.assets import pocket_dir
 from chatcache.backends.base import (
     BackendEvent,
     ChatMessage,
@@ -67,7 +64,7 @@ class ProgramBench:
         self._models = models
         self._home = directory
         # A message leaves room for its own answer.
-        limit = models.loaded.model.config.get_text_config().max_position_embeddings
+        limit = models.tuned.config.max_position_embeddings
         self._tokens = min(tokens, limit - _SPARE_TOKENS)
         self._threads = threads
         self.rows: dict[str, Row] = {}
@@ -77,7 +74,7 @@ class ProgramBench:
         self._home.mkdir(parents=True)
         say("the program: --help, first paint")
         self._help()
-        model = self._models.source or shape_directory(self._models, self._home / "model")
+        model = self._models.source
         prompt = prompt_of(model, self._tokens)
         self._configure()
         for _ in range(_STARTS - 1):
@@ -92,7 +89,7 @@ class ProgramBench:
             model,
             prompt,
             home_environment(self._home / "starts"),
-            dtype=self._models.loaded.dtype_name,
+            dtype=self._models.tuned.dtype_name,
             threads=self._threads,
         )
         try:
@@ -161,7 +158,7 @@ class ProgramBench:
         writing = self._row("stop_decode", "stop, while it answers", "two steps")
         settings = EngineSettings(
             model=model,
-            dtype=self._models.loaded.dtype_name,
+            dtype=self._models.tuned.dtype_name,
             is_offline=True,
             num_threads=self._threads,
             cache_dir=self._home / "stop",
@@ -245,26 +242,6 @@ def send(terminal: Terminal, watch: Watch, prompt: str) -> None:
 def is_ready(words: str) -> bool:
     """Whether the chat says that its model is loaded."""
     return re.search(r"· (cpu|cuda|mps)\b|\bready\b", words) is not None
-
-
-def shape_directory(models: Models, directory: Path) -> str:
-    """The random weights as a model that a chat can load, with the built-in tokenizer.
-
-    Raises UnavailableError when the vocabulary of the shape is smaller than the tokenizer's.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(pocket_dir(), local_files_only=True)
-    if len(tokenizer) > models.loaded.vocab_size:
-        raise UnavailableError(
-            f"The rows of the program are left out: a vocabulary of {models.loaded.vocab_size:,} "
-            f"is too small for the built-in tokenizer.",
-            "Choose a larger shape.",
-        )
-    progress.disable_progress_bar()  # type: ignore[no-untyped-call]
-    models.loaded.model.save_pretrained(directory)
-    progress.enable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(pocket_dir() / name, directory / name)
-    return str(directory)
 
 
 def prompt_of(model: str, num_tokens: int) -> str:

@@ -21,10 +21,20 @@ _TITLE = 29
 _RATIO, _LIMIT = 8, 9
 _FIGURE_TITLE = 24
 
-Group = Literal["first token", "next token", "keeping", "sharing", "prefix", "command", "program"]
+Group = Literal[
+    "first token",
+    "next token",
+    "loading",
+    "keeping",
+    "sharing",
+    "prefix",
+    "command",
+    "program",
+]
 GROUPS: dict[Group, str] = {
     "first token": "Time to the first token",
     "next token": "One token of the answer",
+    "loading": "Loading, page cache warm",
     "keeping": "Keeping what was read",
     "sharing": "Forks and switches",
     "prefix": "A short prefix, cold disk",
@@ -118,7 +128,8 @@ class BenchResult:
 
 
 def as_json(result: BenchResult) -> dict[str, Any]:
-    """Milliseconds; `ratio` is transformers over chatcache, `of_limit` chatcache over the limit."""
+    """Milliseconds; `ratio` is transformers over chatcache (`ratio_llama_cpp` that of the other),
+    `of_limit` chatcache over the limit."""
     return {
         "conditions": result.conditions,
         "limits": {f"{name}_per_second": rate for name, rate in asdict(result.limits).items()},
@@ -171,13 +182,14 @@ def _number(seconds: float, is_long: bool) -> str:
 def _group_lines(heading: str, rows: Sequence[Row], result: BenchResult) -> list[str]:
     """A heading with the columns that the rows need, and two lines per row."""
     names = [name for name in COLUMNS if any(name in row.samples for row in rows)]
-    has_ratio = any(row.against for row in rows)
+    ratios = [_ratio(row, result) for row in rows]
+    has_ratio = any(ratio is not None for ratio in ratios)
     has_limit = any(row.limit is not None for row in rows)
     titles = "".join(name.rjust(_width(name)) for name in names)
     titles += f"{'ratio':>{_RATIO}}" * has_ratio + f"{'limit':>{_LIMIT}}" * has_limit
     lines = [f"{heading:<{_TITLE}}{titles}"]
-    for row in rows:
-        lines += _row_lines(row, names, _ratio(row, result), has_ratio=has_ratio)
+    for row, ratio in zip(rows, ratios, strict=True):
+        lines += _row_lines(row, names, ratio, has_ratio=has_ratio)
     return lines
 
 
@@ -217,13 +229,23 @@ def _spread(values: list[float] | None, middle: float | None) -> str:
 
 
 def _ratio(row: Row, result: BenchResult) -> float | None:
-    theirs = result.rows[row.against].median(TRANSFORMERS) if row.against else None
+    """Theirs over ours, for the contender that the conditions name."""
+    if result.conditions["ratio_of"] == LLAMA_CPP:
+        return _times(row.median(LLAMA_CPP), row)
+    return _of_transformers(row, result)
+
+
+def _of_transformers(row: Row, result: BenchResult) -> float | None:
+    return _times(result.rows[row.against].median(TRANSFORMERS) if row.against else None, row)
+
+
+def _times(theirs: float | None, row: Row) -> float | None:
     ours = row.median(CHATCACHE)
     return theirs / ours if theirs and ours else None
 
 
 def _row_json(row: Row, result: BenchResult) -> dict[str, Any]:
-    ours, llama = row.median(CHATCACHE), row.median(LLAMA_CPP)
+    ours = row.median(CHATCACHE)
     figures: dict[str, Any] = {
         contender: {
             "median_ms": 1000 * (row.median(contender) or 0.0),
@@ -236,8 +258,8 @@ def _row_json(row: Row, result: BenchResult) -> dict[str, Any]:
     }
     figures["limit_ms"] = None if row.limit is None else 1000 * row.limit
     figures["of_limit"] = ours / row.limit if ours and row.limit else None
-    figures["ratio"] = _ratio(row, result)
-    figures["ratio_llama_cpp"] = llama / ours if llama and ours else None
+    figures["ratio"] = _of_transformers(row, result)
+    figures["ratio_llama_cpp"] = _times(row.median(LLAMA_CPP), row)
     figures["bound_by"] = row.bound_by
     return figures
 
@@ -271,14 +293,20 @@ def _amount(value: float, unit: str) -> str:
 
 def _conditions(result: BenchResult) -> list[str]:
     known = result.conditions
-    return [
-        f"{known['model']}: {known['parameters']:,} parameters, {known['dtype']}",
-        f"{known['cpu']}, {plural(known['threads'], 'thread')}"[:WIDTH],
+    kinds = ", ".join(f"{kind} {size(num_bytes)}" for kind, num_bytes in known["weights"].items())
+    versions = f"torch {known['torch']}, transformers {known['transformers']}"
+    if known["llama_cpp"]:
+        versions += f", llama.cpp by llama-cpp-python {known['llama_cpp']}"
+    lines = [
+        f"{known['model']}: {known['parameters']:,} parameters, {kinds}; computed in "
+        f"{known['dtype']} by {known['kernels']}",
+        f"{known['cpu']}, {plural(known['threads'], 'thread')}, torch for {known['capability']}",
         f"history {known['tokens']:,} tokens, message {known['message_tokens']}; "
-        f"medians of {known['runs']}, least–most below",
-        f"torch {known['torch']}, transformers {known['transformers']}"
-        + (f", llama.cpp by llama-cpp-python {known['llama_cpp']}" if known["llama_cpp"] else ""),
+        f"medians of {known['runs']}, least–most below; ratio: of {known['ratio_of']}",
+        versions,
+        *(f"{name} runs {words}" for name, words in known["contenders"].items()),
     ]
+    return [part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent="  ")]
 
 
 def _limits_line(result: BenchResult) -> str:

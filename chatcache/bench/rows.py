@@ -18,16 +18,19 @@ from chatcache.formatting import size
 MESSAGE_TOKENS = 16
 DECODE_TOKENS = 24
 SHORT_TOKENS = 128
+MEDIUM_TOKENS = 512
 TELLING_BYTES = 16_000_000  # fewer bytes of K and V cannot be told from a process's own noise
 _WARM_UP_TOKENS = 256
-_MEMORY, _DISK, _WEIGHTS = "memory bandwidth", "disk bandwidth", "one pass over weights"
+_MEMORY, _DISK, _MATRICES = "memory bandwidth", "disk bandwidth", "matrix rate"
+_WEIGHTS = "one pass over weights"
 
 
 def core_rows(tokens: int) -> dict[str, Row]:
     """The rows without samples, in the order of the table."""
     short = min(SHORT_TOKENS, tokens)
     rows = [
-        Row("cold", f"cold, all {tokens:,} computed", "first token", "matrix rate", "cold"),
+        Row("cold", f"cold, all {tokens:,} computed", "first token", _MATRICES, "cold"),
+        Row("cold_512", f"cold, {MEDIUM_TOKENS} computed", "first token", _MATRICES, "cold_512"),
         Row("live", "next turn of an open chat", "first token", _WEIGHTS, "cold"),
         Row("ram", "resumed from RAM", "first token", "the message", "cold"),
         Row("disk", "from disk, page cache cold", "first token", _DISK, "cold"),
@@ -39,36 +42,34 @@ def core_rows(tokens: int) -> dict[str, Row]:
         Row("keep", "the history, in RAM", "keeping", _MEMORY),
         Row("spill", "on disk too (behind)", "keeping", _DISK),
     ]
-    return {row.name: row for row in rows}
+    return {row.name: row for row in rows if row.name != "cold_512" or tokens > MEDIUM_TOKENS}
 
 
 class Bench:
     """One run of the core on one model.
 
-    `loaded` is the model as transformers makes it, `tuned` the same as chatcache runs it.
+    `plain` is the model as transformers makes it, `tuned` the same as chatcache runs it.
     """
 
     def __init__(
         self,
-        loaded: BenchModel,
+        plain: BenchModel | None,
         tuned: BenchModel,
         directory: Path,
         tokens: int,
         llama: LlamaCpp | None = None,
     ):
         draw = random.Random(0)
-        self._loaded = loaded
         self.tuned = tuned
         self.directory = directory
         self._draw = draw
-        self.history = loaded.random_ids(draw, tokens)
-        self.theirs = Transformers(loaded)
+        self.history = tuned.random_ids(draw, tokens)
+        self.theirs = None if plain is None else Transformers(plain)
         self.llama = llama
         self.ours = Chatcache(tuned, directory)
-        self._contenders: dict[str, Transformers | LlamaCpp | Chatcache] = {
-            TRANSFORMERS: self.theirs,
-            **({} if llama is None else {LLAMA_CPP: llama}),
-            CHATCACHE: self.ours,
+        contenders = {TRANSFORMERS: self.theirs, LLAMA_CPP: llama, CHATCACHE: self.ours}
+        self._contenders = {
+            name: contender for name, contender in contenders.items() if contender is not None
         }
         self._returned = Chatcache(tuned, directory)
         self.rows = core_rows(tokens)
@@ -103,6 +104,8 @@ class Bench:
         for name, contender in self._contenders.items():
             contender.cold(self.history[:SHORT_TOKENS])
             self._add("short", name, contender.decode(DECODE_TOKENS))
+            if "cold_512" in self.rows:
+                self._add("cold_512", name, contender.cold(self.history[:MEDIUM_TOKENS]))
 
     def run_resumed(self) -> None:
         """Each row from the state that its name says; the message is new each time."""
@@ -128,12 +131,13 @@ class Bench:
 
     def label(self) -> Limits:
         """Measure the machine, and say what each row could be at best."""
-        limits = measure_limits(self.ours.files(), self._loaded.dtype)
-        tokens, weights = len(self.history), self._loaded.num_bytes
+        limits = measure_limits(self.ours.files(), self.tuned.dtype)
+        tokens, weights = len(self.history), self.tuned.weight_bytes
         message = self.rows["live"].median(CHATCACHE) or 0.0
         kv = self.bytes_written
         best = {
-            "cold": self._loaded.num_flops(tokens + MESSAGE_TOKENS) / limits.matmul,
+            "cold": self.tuned.num_flops(tokens + MESSAGE_TOKENS) / limits.matmul,
+            "cold_512": self.tuned.num_flops(MEDIUM_TOKENS) / limits.matmul,
             "live": weights / limits.memory_read,
             "fork": weights / limits.memory_read,
             "ram": message,  # nothing has to move
@@ -144,8 +148,8 @@ class Bench:
             "short": (weights + kv * min(SHORT_TOKENS, tokens) / tokens) / limits.memory_read,
             "keep": kv / limits.memory_copy,
         }
-        for name, seconds in best.items():
-            self.rows[name].limit = seconds
+        for name in best.keys() & self.rows.keys():
+            self.rows[name].limit = best[name]
         return limits
 
     def close(self) -> None:
@@ -154,7 +158,7 @@ class Bench:
 
     def message(self) -> list[int]:
         """A new message of random ids."""
-        return self._loaded.random_ids(self._draw, MESSAGE_TOKENS)
+        return self.tuned.random_ids(self._draw, MESSAGE_TOKENS)
 
     def _add(self, row: str, contender: str, seconds: float) -> None:
         self.rows[row].add(contender, seconds)
@@ -221,7 +225,8 @@ class Curve:
     def _run(self, history: list[int], ours: Chatcache, samples: dict[str, list[float]]) -> None:
         bench, llama = self._bench, self._bench.llama
         prompt = history + bench.message()
-        samples[f"{TRANSFORMERS}, {COLD}"].append(bench.theirs.cold(prompt))
+        if bench.theirs is not None:
+            samples[f"{TRANSFORMERS}, {COLD}"].append(bench.theirs.cold(prompt))
         if llama is not None:
             samples[f"{LLAMA_CPP}, {COLD}"].append(llama.cold(prompt))
             llama.keep(history)

@@ -17,22 +17,29 @@ import torch
 import transformers
 
 from chatcache.bench.chart import first_token_chart, first_token_svg
-from chatcache.bench.llamacpp import LlamaCpp, why_not
+from chatcache.bench.loading import LoadingBench
 from chatcache.bench.program import ProgramBench
-from chatcache.bench.report import LLAMA_CPP, BenchResult, Say, as_json, as_table
+from chatcache.bench.report import (
+    LLAMA_CPP,
+    TRANSFORMERS,
+    BenchResult,
+    Say,
+    as_json,
+    as_table,
+)
+from chatcache.bench.rivals import Rivals, find_rivals
 from chatcache.bench.rows import MESSAGE_TOKENS, Bench, Curve, default_lengths
-from chatcache.bench.setup import BenchModel, Models, load_models, note_rates
+from chatcache.bench.setup import Models, load_models, note_rates, weight_kinds
 from chatcache.bench.sharing import SharingBench
-from chatcache.errors import StorageError, UnavailableError, UsageError
+from chatcache.errors import StorageError, UnavailableError
 from chatcache.formatting import plural
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, tell people on stderr, and write one JSON object to stdout."""
     say = narrator(is_quiet=options.json)
-    models = load_models(options.model, options.shape, options.dtype, options.threads)
     with scratch(options.directory) as directory:
-        result = measure(models, directory, options, say)
+        result = measure(load_models(options, directory), directory, options, say)
     say("\n" + as_table(result))
     if result.curve:
         say("\n" + first_token_chart(result.curve))
@@ -45,15 +52,15 @@ def run(options: argparse.Namespace) -> int:
 
 def measure(models: Models, directory: Path, options: argparse.Namespace, say: Say) -> BenchResult:
     """Everything that the options ask for; `say` gets a line of progress per step."""
-    loaded, tuned, tokens, runs = models.loaded, models.tuned, options.tokens, options.runs
-    say(f"{loaded.name}: {loaded.num_parameters:,} parameters, {loaded.dtype}, {tokens:,} tokens")
+    tuned, tokens, runs = models.tuned, options.tokens, options.runs
+    say(f"{tuned.name}: {tuned.num_parameters:,} parameters, {tuned.dtype}, {tokens:,} tokens")
     lengths = default_lengths(tokens) if options.lengths is None else options.lengths
-    left_out: list[str] = []
+    rivals = find_rivals(models, directory, options, say)
     with contextlib.ExitStack() as stack:
-        llama = _llama(options, models, directory, max(tokens, *lengths, 0), left_out, say)
+        llama = rivals.start_llama_cpp(max(tokens, *lengths, 0))
         if llama is not None:
             stack.callback(llama.close)
-        bench = Bench(loaded, tuned, directory, tokens, llama)
+        bench = Bench(rivals.plain, tuned, directory, tokens, llama)
         stack.callback(bench.close)
         _run_core(bench, runs, say)
         say("forks, turns and short prefixes")
@@ -66,11 +73,12 @@ def measure(models: Models, directory: Path, options: argparse.Namespace, say: S
             points.append(curve.point(length))
         limits = bench.label()
         rows = {**bench.rows, **sharing.rows}
-        known = conditions(loaded, tokens, runs, has_llama=llama is not None)
         note_rates(models, bench.rows["cold"], tokens, bench.restores)
     figures = [*sharing.figures, *([bench.memory] if bench.memory else [])]
+    known = conditions(models, rivals, tokens, runs)
     result = BenchResult(known, limits, rows, bench.bytes_written, figures, points)
-    result.left_out = left_out
+    result.left_out = list(rivals.left_out)
+    _run_loading(models, directory, rivals, result, say)
     if not options.no_program:
         _run_program(models, directory, options, result, say)
     return result
@@ -86,6 +94,17 @@ def _run_core(bench: Bench, runs: int, say: Say) -> None:
         bench.run_resumed()
 
 
+def _run_loading(
+    models: Models, directory: Path, rivals: Rivals, result: BenchResult, say: Say
+) -> None:
+    """In processes of their own, after everything that computes in this one."""
+    say("loading")
+    loading = LoadingBench(models, directory, torch.get_num_threads(), rivals.llama_file)
+    loading.run(result.conditions["runs"])
+    result.rows.update(loading.rows)
+    result.figures += loading.figures()
+
+
 def _run_program(
     models: Models, directory: Path, options: argparse.Namespace, result: BenchResult, say: Say
 ) -> None:
@@ -96,28 +115,6 @@ def _run_program(
     except UnavailableError as error:
         result.left_out.append(error.message)
     result.rows.update(program.rows)
-
-
-def _llama(
-    options: argparse.Namespace,
-    models: Models,
-    directory: Path,
-    num_tokens: int,
-    left_out: list[str],
-    say: Say,
-) -> LlamaCpp | None:
-    """llama.cpp as a contender, if it can be one. Raises UsageError if it was asked for."""
-    if options.against is not None and LLAMA_CPP not in options.against:
-        return None
-    model = models.loaded.model
-    reason = why_not(model.config.get_text_config())
-    if reason is None:
-        say("llama.cpp: converting the weights")
-        return LlamaCpp(model, directory, num_tokens, torch.get_num_threads())
-    if options.against is not None:
-        raise UsageError(f"bench: llama.cpp cannot run here: {reason}.", "Leave --against out.")
-    left_out.append(f"llama.cpp is left out: {reason}.")
-    return None
 
 
 def narrator(*, is_quiet: bool) -> Say:
@@ -155,20 +152,27 @@ def _write_svg(path: Path, result: BenchResult) -> None:
         ) from error
 
 
-def conditions(loaded: BenchModel, tokens: int, runs: int, *, has_llama: bool) -> dict[str, Any]:
+def conditions(models: Models, rivals: Rivals, tokens: int, runs: int) -> dict[str, Any]:
+    tuned, has_llama = models.tuned, rivals.llama_file is not None
     return {
-        "model": loaded.name,
-        "parameters": loaded.num_parameters,
-        "dtype": loaded.dtype_name,
-        "device": str(loaded.device),
+        "model": tuned.name,
+        "parameters": tuned.num_parameters,
+        "quantize": models.quantize,
+        "weights": weight_kinds(tuned),
+        "dtype": tuned.dtype_name,
+        "kernels": models.kernels,
+        "device": str(tuned.device),
         "threads": torch.get_num_threads(),
         "tokens": tokens,
         "message_tokens": MESSAGE_TOKENS,
         "runs": runs,
         "cpu": cpu_name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "llama_cpp": importlib.metadata.version("llama-cpp-python") if has_llama else None,
+        "contenders": rivals.words,
+        "ratio_of": LLAMA_CPP if models.is_packed and has_llama else TRANSFORMERS,
     }
 
 

@@ -14,7 +14,7 @@ from chatcache.checks import OWN_ENGINE, Check
 from chatcache.config import Settings, load_settings
 from chatcache.configfile import write_default
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
-from chatcache.sections import DEVICES, DTYPES, SamplingSection
+from chatcache.sections import DEVICES, DTYPES, ModelSection, SamplingSection
 
 # The shared options that have a value, and the attribute that holds it.
 VALUE_OPTIONS = {
@@ -22,6 +22,7 @@ VALUE_OPTIONS = {
     "--adapter": "adapter",
     "--device": "device",
     "--dtype": "dtype",
+    "--max-context": "max_context",
     "--data-dir": "data_dir",
     "--cache-dir": "cache_dir",
     "--config": "config_file",
@@ -34,6 +35,8 @@ SETTING_OF_OPTION = {
     "adapter": "model.adapter",
     "device": "model.device",
     "dtype": "model.dtype",
+    "max_context": "model.max_context",
+    "fit_check": "model.fit_check",
     "offline": "model.offline",
     "keep_alive": "engine.keep_alive",
 }
@@ -95,6 +98,17 @@ class Parser(argparse.ArgumentParser):
         group = self.add_argument_group("device")
         group.add_argument("--device", choices=DEVICES, help="default: the fastest that is there")
         group.add_argument("--dtype", choices=DTYPES, help="default: what suits model and device")
+        check = ModelSection.__dataclass_fields__["max_context"].metadata["check"]
+        convert = number_option(check, int)
+        words = "tokens; default: as long as the model was made for"
+        group.add_argument("--max-context", metavar="N", type=convert, help=words)
+        group.add_argument(
+            "--no-fit-check",
+            dest="fit_check",
+            action="store_false",
+            default=None,
+            help="load a model even if the memory has no room for it",
+        )
         group.add_argument(
             "--offline", action="store_true", default=None, help="never ask the network"
         )

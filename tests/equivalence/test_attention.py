@@ -10,6 +10,7 @@ import torch
 
 from chatcache.backends.local.model import attention, tuning
 from chatcache.backends.local.model.attention import install, matmul_attention
+from chatcache.backends.local.model.families import TUNED_FAMILIES
 from tests.equivalence.engine import IdsEngine
 from tests.equivalence.families import VOCAB, family_model
 from tests.models import build_model
@@ -105,7 +106,7 @@ def test_what_the_kernel_does_not_know_is_refused(option: str) -> None:
         matmul_attention(torch.nn.Identity(), states, states, states, None, **{option: 4})
 
 
-@pytest.fixture(params=sorted(attention._FAMILIES))
+@pytest.fixture(params=sorted(TUNED_FAMILIES))
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A tiny model on the kernel, with a threshold so low that its own branches are taken."""
     overrides = {"sliding_window": None, "layer_types": None, "use_sliding_window": False}

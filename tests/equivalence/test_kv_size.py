@@ -10,6 +10,7 @@ from chatcache.backends.local.model.cut_policy import (
     CHECKPOINT_FAMILIES,
     STEPWISE_FAMILIES,
 )
+from chatcache.backends.local.model.needs import kv_bytes_per_token, text_config
 from chatcache.backends.local.run.live_context import Forward
 from chatcache.backends.local.study.probe import kv_values_per_token, layer_kinds
 from chatcache.cache.tensors.live_kv import LiveKV
@@ -29,6 +30,7 @@ def test_a_config_tells_what_a_model_keeps(family: str) -> None:
     Forward(model, torch.device("cpu"))(cache, list(range(1, NUM_TOKENS + 1)), 0)
     kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     assert kept == NUM_TOKENS * kv_values_per_token(config)
+    assert kept == NUM_TOKENS * kv_bytes_per_token(text_config(model.config.to_dict()), 1)
     assert sum(layer_kinds(config).values()) == config.num_hidden_layers
 
 

@@ -30,6 +30,7 @@ from chatcache.errors import StorageError, UsageError
 CORE = {
     "cold", "live", "ram", "disk", "warm", "fork", "switch", "decode", "short", "keep", "spill",
 }  # fmt: skip
+LOADING = {"loaded", "loaded_token"}
 SHARING = {"fork_session", "switch_forks", "prefix_64", "prefix_128", "prefix_256", "prefix_512"}
 FIGURES = {"switch_tokens", "switch_bytes", "turn_bytes"}
 QUICK = ["--shape", "tiny", "--tokens", "70", "--runs", "2", "--dtype", "float32", "--no-program"]
@@ -61,7 +62,7 @@ def test_the_last_line_is_one_json_object(
         capsys, *QUICK, "--against", "transformers", "--lengths", "16,70",
         "--svg", str(picture), "--directory", str(directory),
     )  # fmt: skip
-    assert set(result["rows"]) == CORE | SHARING
+    assert set(result["rows"]) == CORE | SHARING | LOADING
     assert result["conditions"]["tokens"] == 70
     per_token = 2 * 2 * 2 * 16 * 4
     assert result["bytes_written"] >= 70 * per_token
@@ -92,6 +93,10 @@ def test_llama_cpp_runs_in_turn_with_the_others(capsys: pytest.CaptureFixture[st
     for name in ("cold", "live", "ram", "disk", "warm", "decode", "short", "keep", "spill"):
         assert result["rows"][name]["llama.cpp"]["median_ms"] > 0
         assert result["rows"][name]["ratio_llama_cpp"] > 0
+        assert "transformers" not in result["rows"][name]  # it was not asked for
+    for contender in ("llama.cpp", "chatcache"):
+        loaded, token = (result["rows"][name][contender] for name in ("loaded", "loaded_token"))
+        assert 0 < loaded["min_ms"] < token["max_ms"]
     assert result["rows"]["cold"]["llama.cpp"]["samples"] == 2
     assert result["conditions"]["llama_cpp"]
     assert result["curve"] == []
@@ -103,7 +108,7 @@ def test_llama_cpp_runs_in_turn_with_the_others(capsys: pytest.CaptureFixture[st
 def test_without_llama_cpp_one_line_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatcache.bench.run.why_not", lambda config: "it is not installed")
+    monkeypatch.setattr("chatcache.bench.rivals.why_not", lambda config: "it is not installed")
     result, err = run_bench(capsys, *QUICK, "--runs", "1", "--lengths", "0")
     assert result["left_out"] == ["llama.cpp is left out: it is not installed."]
     assert "llama.cpp is left out: it is not installed." in err
@@ -128,10 +133,16 @@ def test_a_model_of_this_machine_learns_its_rates(
     assert known["restore_bytes_per_second"] > 0
 
 
+def test_long_prompts_have_a_row_of_512_tokens() -> None:
+    assert "cold_512" in core_rows(513)
+    assert "cold_512" not in core_rows(512)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--shape", "unknown"],
+        ["--quantize", "3bit"],
         ["--tokens", "0"],
         ["--tokens", "x"],
         ["--against", "nothing"],
@@ -163,8 +174,10 @@ def measured() -> BenchResult:
     rows["cold"].limit = 5.5
     conditions = {
         "model": "m", "parameters": 1_000_000, "dtype": "bfloat16", "cpu": "a processor",
+        "weights": {"Q4_K": 280_000_000, "Q6_K": 110_000_000}, "kernels": "its kernels",
+        "capability": "AVX2", "contenders": {"llama.cpp": "the same file"},
         "threads": 1, "tokens": 4096, "message_tokens": 16, "runs": 3, "torch": "2",
-        "transformers": "5", "llama_cpp": "0.3", "device": "cpu",
+        "transformers": "5", "llama_cpp": "0.3", "device": "cpu", "ratio_of": TRANSFORMERS,
     }  # fmt: skip
     figure = Figure(
         "turn_bytes", "written by a turn", 4_700_000, "bytes", 4_800_000, "40 new tokens"
@@ -182,7 +195,19 @@ def test_the_table_fits_a_terminal_and_says_medians_extremes_and_bounds() -> Non
     assert "192 x" in table  # resumed from RAM, against a cold prefill by transformers
     assert "next turn of an open chat" not in table  # it has no samples
     assert any("4.7 MB  at most 4.8 MB" in line for line in lines)
-    assert "1 thread\n" in table
+    assert "a processor, 1 thread, torch for AVX2\n" in table
+    assert "Q4_K 280 MB, Q6_K 110 MB; computed in bfloat16 by its\n  kernels\n" in table
+    assert "llama.cpp runs the same file\n" in table
+
+
+def test_the_ratio_of_packed_weights_is_that_of_llama_cpp_on_the_same_row() -> None:
+    result = measured()
+    result.conditions["ratio_of"] = LLAMA_CPP
+    table = as_table(result)
+    line = next(line for line in table.splitlines() if "resumed from RAM" in line)
+    assert line.split()[3:] == ["-", "90.0", "ms", "104", "ms", "0.9", "x"]
+    assert "ratio: of llama.cpp" in table.replace("\n  ", " ")
+    assert as_json(result)["rows"]["ram"]["ratio"] == pytest.approx(192, abs=1)  # as ever
 
 
 def test_the_slowest_key_in_a_hundred_is_what_counts() -> None:

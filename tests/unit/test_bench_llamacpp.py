@@ -14,7 +14,7 @@ import torch
 
 from chatcache.bench import llamacpp
 from chatcache.bench.gguf_file import refusal
-from chatcache.bench.llamacpp import LlamaCpp, why_not
+from chatcache.bench.llamacpp import LlamaCpp, converted, why_not
 from chatcache.errors import UnavailableError
 from tests.models import build_model
 
@@ -61,13 +61,19 @@ def model_of(family: str, **overrides: Any) -> Any:
     return model
 
 
+def started(model: Any, directory: Path, quantize: str | None = None) -> LlamaCpp:
+    weights = converted(model, directory, quantize)
+    is_float32 = quantize is None and model.dtype is torch.float32
+    return LlamaCpp(weights, directory, num_tokens=128, num_threads=1, is_float32=is_float32)
+
+
 @pytest.fixture(scope="module", params=["qwen3", "qwen2", "llama"])
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
     model = model_of(request.param)
     directory = tmp_path_factory.mktemp("llama")
-    llama = LlamaCpp(model, directory, num_tokens=128, num_threads=1)
+    llama = started(model, directory)
     yield Pair(model, llama)
     llama.close()
 
@@ -102,18 +108,35 @@ def test_every_way_of_resuming_holds_the_whole_history(pair: Pair) -> None:
 def test_bfloat16_weights_come_out_bit_for_bit(tmp_path: Path) -> None:
     gguf: Any = importlib.import_module("gguf")
     model = model_of("qwen3").to(torch.bfloat16)
-    llama = LlamaCpp(model, tmp_path, num_tokens=128, num_threads=1)
-    llama.close()
+    converted(model, tmp_path)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     written = torch.from_numpy(tensors["blk.0.ffn_up.weight"].data.copy()).view(torch.bfloat16)
     assert torch.equal(written, model.model.layers[0].mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize(("quantize", "kind"), [("4bit", "Q4_K"), ("8bit", "Q8_0")])
+def test_its_own_quantiser_packs_the_same_weights(quantize: str, kind: str, tmp_path: Path) -> None:
+    gguf: Any = importlib.import_module("gguf")
+    model = model_of("qwen3", hidden_size=256, intermediate_size=512)
+    llama = started(model, tmp_path, quantize)
+    llama.cold(HISTORY)
+    told, expected = torch.tensor(llama.logits()), Pair(model, llama).reference(HISTORY)
+    loading = llama.loading(MESSAGE, HISTORY)
+    llama.close()
+    (file,) = tmp_path.glob("*.gguf")
+    types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
+    assert kind in types
+    assert torch.corrcoef(torch.stack([told, expected]))[0, 1] > 0.9
+    assert loading.load > 0
+    assert loading.first_token > 0
+    assert (loading.before is None) == (loading.used is None)
 
 
 def test_what_is_not_converted_is_refused(tmp_path: Path) -> None:
     gpt2 = build_model("gpt2", vocab_size=VOCAB, eos_token_id=0, seed=1)
     assert "gpt2" in (refusal(gpt2.config) or "")
     with pytest.raises(UnavailableError, match="gpt2"):
-        LlamaCpp(gpt2, tmp_path, num_tokens=64, num_threads=1)
+        converted(gpt2, tmp_path)
     scaled = model_of("llama", rope_parameters={
         "rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0})  # fmt: skip
     assert "rope" in (refusal(scaled.config) or "")
@@ -125,7 +148,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_failure_in_the_process_is_a_sentence(tmp_path: Path) -> None:
-    llama = LlamaCpp(model_of("qwen3"), tmp_path, num_tokens=128, num_threads=1)
+    llama = started(model_of("qwen3"), tmp_path)
     with pytest.raises(UnavailableError, match="did not restore"):
         llama.from_disk(MESSAGE, is_page_cache_cold=False)
     llama.close()

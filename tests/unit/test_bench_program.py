@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from chatcache.bench import main, program
+from chatcache.bench.options import parse
 from chatcache.bench.processes import Terminal, Typist
 from chatcache.bench.program import ProgramBench
 from chatcache.bench.setup import load_models
@@ -49,7 +50,8 @@ def test_every_row_of_the_program_is_measured(
 ) -> None:
     monkeypatch.setattr(program, "_STARTS", 1)
     monkeypatch.setattr(program, "_STOPS", 1)
-    bench = ProgramBench(load_models(None, "tiny", "float32", 1), tmp_path / "program", 1200, 1)
+    options = parse(["--shape", "tiny", "--dtype", "float32", "--threads", "1"])
+    bench = ProgramBench(load_models(options, tmp_path), tmp_path / "program", 1200, 1)
     bench.run(lambda line: None)
     measured = {name for name, row in bench.rows.items() if row.samples}
     # A tiny model may be loaded, or have read, before the first key is typed.

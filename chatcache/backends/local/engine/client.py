@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from chatcache import __version__
 from chatcache.backends.base import (
@@ -35,6 +36,7 @@ from chatcache.backends.local.engine.deaths import Deaths
 from chatcache.backends.local.engine.opening import OpenedEngine, open_own, open_resident
 from chatcache.backends.local.engine.pending import Pending
 from chatcache.backends.local.engine.residence import Residence
+from chatcache.backends.local.engine.room import engine_bytes
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.engine.wire import (
     PROTOCOL,
@@ -52,6 +54,7 @@ from chatcache.backends.local.engine.wire import (
     StopTurn,
 )
 from chatcache.errors import EngineDiedError, UnavailableError
+from chatcache.machine import num_memory_kills
 from chatcache.token_ids import TokenIds
 
 log = logging.getLogger(__name__)
@@ -87,7 +90,8 @@ class LocalBackend(BackendLife):
         self._drain_seconds = drain_seconds
         self._engine: OpenedEngine | None = None
         self._readers: list[threading.Thread] = []
-        self._deaths = Deaths(settings.model, settings.log_path)
+        self._deaths = Deaths(settings.model, settings.log_path, partial(engine_bytes, settings))
+        self._num_memory_kills = 0
         self._pending = Pending()
         self._goodbye: str | None = None
         self._is_accepted = False
@@ -252,6 +256,7 @@ class LocalBackend(BackendLife):
         keep_alive = 0.0 if residence is None else residence.keep_alive_seconds
         with self._changed:
             self._engine, self._goodbye, self._is_accepted = engine, None, False
+            self._num_memory_kills = num_memory_kills()
             self._send(Hello(PROTOCOL, __version__, self._front_end, self._settings, keep_alive))
             if self._state == "closed":  # while it was opened
                 self._send(Leave())
@@ -375,7 +380,12 @@ class LocalBackend(BackendLife):
     def _note_death(self, code: int | None) -> BackendFailed:
         """Tell the turns in progress, and decide whether to try again."""
         was_loading = self._state == "loading"
-        death = self._deaths.note(code, time.monotonic(), was_loading=was_loading)
+        death = self._deaths.note(
+            code,
+            time.monotonic(),
+            was_loading=was_loading,
+            was_memory_full=num_memory_kills() > self._num_memory_kills,
+        )
         if death.may_restart:
             self._pending.fail(death.error, only_begun=True)
             self._state, self._info = "loading", None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from chatcache.backends.local.engine.lifetime import NO_MEMORY, memory_is_short
 from chatcache.backends.local.engine.residence import EnginePlace
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.errors import ChatcacheError
+from chatcache.formatting import model_name, size
 
 log = logging.getLogger(__name__)
+
+ENGINE_BYTES = 250 << 20  # without a model: torch and transformers
 
 IsShort = Callable[[int], bool]
 
@@ -42,16 +46,43 @@ def make_room(place: EnginePlace, settings: EngineSettings, is_short: IsShort | 
     return num_ended
 
 
+def engine_bytes(settings: EngineSettings) -> int:
+    """What an engine with the model takes in memory, about; 0 for a model that is not here."""
+    weights = weight_bytes(settings)
+    return weights and weights + ENGINE_BYTES
+
+
 def weight_bytes(settings: EngineSettings) -> int:
-    """What the weights take, by the size of their files; 0 for a model that is not here."""
+    """What the model takes in memory, as far as its files tell; 0 for one that is not here."""
+    from chatcache.backends.local.model.gguf.parts import parts_of
+    from chatcache.backends.local.model.needs import directory_needs, likely_dtype
     from chatcache.backends.local.model.resolve import resolve_model
 
     try:
-        found = resolve_model(settings.model, is_offline=True)
-        files = Path(found).glob("*.safetensors")
-        return sum(file.stat().st_size for file in files)
+        found = Path(resolve_model(settings.model, is_offline=True))
     except (ChatcacheError, OSError):
         return 0
+    try:
+        return directory_needs(found, likely_dtype(found, settings.dtype)).weights
+    except (ChatcacheError, OSError):
+        files = parts_of(found) if found.is_file() else found.glob("*.safetensors")
+        return sum(file.stat().st_size for file in files)
+
+
+def other_engines(directory: Path | None) -> str:
+    """A sentence on the engines, but this process, that hold memory; "" where there are none."""
+    try:
+        found = [] if directory is None else running_engines(directory)
+    except OSError:
+        return ""
+    told = [
+        f"{model_name(engine.status.model)} ({size(engine.status.memory_bytes)})"
+        for engine in found
+        if engine.status is not None and engine.status.memory_bytes and engine.pid != os.getpid()
+    ]
+    if not told:
+        return ""
+    return f"Engines hold memory too: {', '.join(told)}; `chatcache engine stop` ends them."
 
 
 def _is_unused(engine: RunningEngine) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from chatcache import __version__
+from chatcache.backends.local.model.resolve import one_name
 from chatcache.cache.book.policy import TierPolicy
 
 # What an engine takes from the environment. One that was started in another is another engine.
@@ -19,7 +20,14 @@ _ENVIRONMENT = (
     *("TORCH", "PYTORCH_", "OMP_", "MKL_", "KMP_", "GOMP_", "THP_"),
 )
 # What may differ between the front ends of one engine.
-_SHARED = ("ram_budget", "disk_budget", "policy", "num_threads", "prefill_chunk_tokens")
+_SHARED = (
+    "ram_budget",
+    "disk_budget",
+    "policy",
+    "num_threads",
+    "prefill_chunk_tokens",
+    "max_context",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,9 @@ class EngineSettings:
     policy: TierPolicy = field(default_factory=TierPolicy)
     num_threads: int | None = None
     prefill_chunk_tokens: int = 512
+    max_context: int | None = None  # tokens; None: as long as the model was made for
+    is_fit_checked: bool = True  # a model without room in memory is refused
+    engines_dir: Path | None = None  # where the other engines are found
 
     def key(self, environ: Mapping[str, str]) -> str:
         """Equal for front ends that can share an engine: the same model on the same device with
@@ -45,7 +56,7 @@ class EngineSettings:
         relevant = {name: environ[name] for name in environ if name.startswith(_ENVIRONMENT)}
         identity = [
             *(__version__, sys.executable, str(Path(__file__).parent)),
-            *(self.model, str(self.adapter), self.device, self.dtype),
+            *(one_name(self.model), str(self.adapter), self.device, self.dtype),
             os.path.realpath(self.cache_dir),
             sorted(relevant.items()),
         ]

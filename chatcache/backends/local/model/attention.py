@@ -21,6 +21,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from chatcache.backends.local.model.families import TUNED_FAMILIES
+
 NAME = "chatcache_matmul"
 
 # Measured (2 cores, bf16): behind fewer keys the stock kernel is as fast or faster, for a chunk and
@@ -31,14 +33,11 @@ MIN_KEYS_OF_ONE = 1280
 _BATCH_BYTES = 2_500_000
 # A block's scores should stay in the cache; longer blocks are quicker while they do.
 _BLOCK_BYTES = 512
-_FAMILIES = frozenset(
-    {"llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen3", "qwen3_moe", "smollm3"}
-)
 
 
 def is_tuned(config: Any) -> bool:
     """Whether this is a family whose code is known not to look into what is replaced here."""
-    return config.model_type in _FAMILIES
+    return config.model_type in TUNED_FAMILIES
 
 
 def install(model: Any, device: torch.device) -> str:

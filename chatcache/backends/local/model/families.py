@@ -31,3 +31,8 @@ CAUSAL_FAMILIES = frozenset(
     youtu zamba zamba2 zaya
     """.split()  # noqa: SIM905 (189 names read better as words)
 )
+
+# Those whose code is known not to look into what `attention` and `tuning` replace.
+TUNED_FAMILIES = frozenset(
+    {"llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen3", "qwen3_moe", "smollm3"}
+)

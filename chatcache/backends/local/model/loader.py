@@ -7,6 +7,7 @@ wrong into an error that names the cause. Never runs code that came with a model
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,21 @@ from typing import Any
 import torch
 import transformers
 
+from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import identity, resolve
+from chatcache.backends.local.model.fit import Fit
+from chatcache.backends.local.model.forms import form_of
 from chatcache.backends.local.model.generation import (
     context_limit,
     end_token_ids,
-    read_generation_config,
+    generation_config,
     sampling_defaults,
 )
 from chatcache.backends.local.model.gguf.loading import load_gguf
 from chatcache.backends.local.model.loadable import check_adapter
+from chatcache.backends.local.model.memory_check import LOOK, MemoryCheck
+from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS
 from chatcache.backends.local.model.progress import (
     Progress,
     fetch,
@@ -41,15 +47,15 @@ from chatcache.backends.local.packed.modules import BlockLinear
 from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT, WEIGHTS_FORM
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
+from chatcache.formatting import model_name
 
-SMALL_MODEL_PARAMETERS = 100_000_000  # below this float32 costs little and greedy text is stable
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
 
-_PACKED_FORM = "blocks"
+_PACKED_FORM = "blocks"  # multiplied as they lie in a GGUF file
 _BUILTIN_DESCRIPTION = "the small model that comes with chatcache"
 
 
@@ -79,9 +85,10 @@ class LoadedModel:
     load_ms: float
     watch: identity.FileWatch
     stored_dtype: torch.dtype  # that it was saved in; of packed weights, that it runs in
+    fit: Fit  # in the memory that there was
+    notes: tuple[str, ...] = ()  # what was done to it so that it could be loaded
     quantization: str = ""  # the word for how its weights are packed
     weights_form: str = EXACT
-    remarks: tuple[str, ...] = ()
 
     def check_files(self) -> None:
         """Raises UnavailableError if the weights in memory may no longer be what was loaded."""
@@ -96,7 +103,7 @@ class LoadedModel:
         """Everything that a namespace consists of; fields that start with `soft.` are for people.
 
         `precision`: how K and V are kept. What is exact has no such field, and never meets the
-        rest; no more do weights that are multiplied as they are packed."""
+        rest."""
         return {
             "weights": self.weights_id,
             "parameters": self.parameters_id,
@@ -124,36 +131,30 @@ def load_model(
     dtype: str = "auto",
     adapter: Path | None = None,
     offline: bool = False,
+    max_context: int | None = None,
+    memory: MemoryCheck = LOOK,
     cache_dir: Path | None = None,
     progress: Progress = lambda event: None,
 ) -> LoadedModel:
-    """Find, download if need be, and load a model. Hashes of weights are remembered in `cache_dir`.
+    """Find, download if need be, and load a model. What takes long is kept in `cache_dir`.
 
-    Raises NotFoundError, ModelLoadError (names the file) or UnavailableError.
+    Raises NotFoundError, ModelLoadError (names the file), NoRoomError or UnavailableError.
     """
     began = time.perf_counter()
-    path = _find(name, progress, is_offline=offline)
-    check_adapter(adapter)
-    check_takes_adapter(path, adapter)
+    path = _find(name, adapter, progress, is_offline=offline)
     remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
-    source = open_source(path, cache_dir)
-    tokenizer = load_tokenizer(source.directory)
-    tokenizer_id = identity.remembered_tokenizer_id(tokenizer, source.directory, cache_dir)
-    config = load_config(source.directory)
+    source = open_source(name, path, cache_dir)
+    tokenizer, config = load_tokenizer(source.directory), load_config(source.directory)
     place, stored = choose_device(device), stored_dtype(config)
-    chosen = choose_dtype(dtype, config, place, source.num_parameters)
+    chosen = _dtype_with_room(dtype, source, config, place, memory)
+    room = source.look(chosen, place, memory)
     watch = identity.FileWatch(source.weight_files, identity.OriginWatch(path, adapter))
     with reported_progress(progress):
-        model, said = _load_weights(source, config, chosen, place)
+        model, notes = _load_weights(source, config, chosen, place)
         model = with_adapter(model, adapter)
-    is_packed = any(isinstance(module, BlockLinear) for module in model.modules())
-    weights_id = identity.weights_id(
-        source.weight_files,
-        remembered,
-        lambda done, total: progress(ModelLoading("hashing the weights", done, total)),
-    )
-    text_config = config.get_text_config()
+    form = _weights_form(model)
+    weights_id = identity.weights_id(source.weight_files, remembered, _hashing(progress))
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -162,52 +163,41 @@ def load_model(
         description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
         architecture=str((config.architectures or [config.model_type])[0]),
         num_parameters=_num_parameters(source, model),
-        num_layers=int(text_config.num_hidden_layers),
+        num_layers=int(config.get_text_config().num_hidden_layers),
         dtype=model.dtype,
         device=place,
-        max_context_tokens=context_limit(text_config, tokenizer),
+        max_context_tokens=context_limit(config.get_text_config(), tokenizer, max_context),
         end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
         generation_defaults=sampling_defaults(model.generation_config),
         weights_id=weights_id,
         parameters_id=identity.parameters_id(model.state_dict().items()),
-        tokenizer_id=tokenizer_id,
+        tokenizer_id=identity.remembered_tokenizer_id(tokenizer, source.directory, cache_dir),
         config_id=identity.config_id(config.to_dict()),
         adapter_id=identity.adapter_id(adapter, remembered),
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
-        stored_dtype=model.dtype if is_packed else stored,
+        stored_dtype=stored if form == EXACT else model.dtype,
+        fit=room,
+        notes=notes,
         quantization=source.quantization,
-        weights_form=_PACKED_FORM if is_packed else EXACT,
-        remarks=(*source.remarks, *said),
+        weights_form=form,
     )
 
 
-def _load_weights(
-    source: ModelSource, config: Any, dtype: torch.dtype | str, device: torch.device
-) -> tuple[Any, tuple[str, ...]]:
-    """The model, and what somebody should know of its weights."""
-    if source.gguf is None:
-        return load_weights(source.path, config, dtype, device), ()
-    assert isinstance(dtype, torch.dtype)  # only safetensors bring one of their own
-    model, said = load_gguf(source.gguf, config, dtype, device)
-    model.generation_config = read_generation_config(source.directory) or model.generation_config
-    return model, said
+def _hashing(progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress(ModelLoading("hashing the weights", done, total))
 
 
-def _num_parameters(source: ModelSource, model: Any) -> int:
-    """Tied weights count once. What is packed has another size in memory."""
-    if source.gguf is not None:
-        return source.num_parameters
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
-    """The directory of a model, downloaded if need be, whose files have been looked at."""
+def _find(name: str, adapter: Path | None, progress: Progress, *, is_offline: bool) -> Path:
+    """The directory of a model, or its file, downloaded if need be; all that can be known before it
+    is loaded has been looked at."""
     progress(ModelLoading("looking for the model"))
     found = resolve.resolve_model(name, is_offline=is_offline)
     path = found if isinstance(found, Path) else fetch(found, progress)
     resolve.check_model_dir(path)
+    check_adapter(adapter)
+    check_takes_adapter(path, adapter)
     return path
 
 
@@ -232,7 +222,8 @@ def choose_dtype(
     """The dtype to load in; "auto" is the string for a quantised model, which brings its own."""
     if wanted != "auto":
         return DTYPES[wanted]
-    if getattr(config, "quantization_config", None) is not None:
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None and not (isinstance(settings, dict) and settings.get("dequantize")):
         return "auto"
     if num_parameters < SMALL_MODEL_PARAMETERS:
         return torch.float32
@@ -240,6 +231,16 @@ def choose_dtype(
     if device.type != "cpu" or stored is torch.float32:
         return stored
     return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+
+
+def _dtype_with_room(
+    wanted: str, source: ModelSource, config: Any, device: torch.device, memory: MemoryCheck
+) -> torch.dtype | str:
+    """As `choose_dtype`, but "auto" is never one for which this machine is too small."""
+    chosen = choose_dtype(wanted, config, device, source.num_parameters)
+    if wanted != "auto":
+        return chosen
+    return source.dtype_with_room(chosen, stored_dtype(config), device, memory)
 
 
 def stored_dtype(config: Any) -> torch.dtype:
@@ -255,11 +256,7 @@ def has_fast_bfloat16() -> bool:
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     if any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks):
         return True
-    try:
-        words = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
+    return machine.has_fast_bfloat16()
 
 
 # steps of loading
@@ -291,6 +288,33 @@ def load_config(path: Path) -> Any:
             f"knows: {first_line(error)}.",
             "A newer chatcache may know it; models that bring their own code are not run.",
         ) from error
+
+
+def _load_weights(
+    source: ModelSource, config: Any, dtype: torch.dtype | str, device: torch.device
+) -> tuple[Any, tuple[str, ...]]:
+    """The model, and what somebody should know of how it was loaded."""
+    if source.gguf is None:
+        form = form_of(source.path, config, device)
+        model = load_weights(source.path, config, dtype, device, form)
+        return model, form.notes(source.name, model.dtype)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError("only safetensors bring a dtype of their own")
+    model, said = load_gguf(source.gguf, config, dtype, device)
+    model.generation_config = generation_config(source.directory, config)
+    return model, tuple(f"{model_name(source.name)}: {text}" for text in (*source.remarks, *said))
+
+
+def _weights_form(model: Any) -> str:
+    is_packed = any(isinstance(module, BlockLinear) for module in model.modules())
+    return _PACKED_FORM if is_packed else EXACT
+
+
+def _num_parameters(source: ModelSource, model: Any) -> int:
+    """Tied weights count once. What is packed has another size in memory."""
+    if source.gguf is not None:
+        return source.num_parameters
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _has_mps() -> bool:

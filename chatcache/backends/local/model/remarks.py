@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import torch
 
-from chatcache.backends.local.model.loader import SMALL_MODEL_PARAMETERS, LoadedModel
+from chatcache.backends.local.model import fit
+from chatcache.backends.local.model.loader import LoadedModel
+from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS
 from chatcache.formatting import model_name
 
 
@@ -22,7 +24,9 @@ def remarks(loaded: LoadedModel, *, is_dtype_chosen: bool) -> Iterator[str]:
             f"{name} has no chat template: it gets a plain format (User:, Assistant:), and may not "
             "have been made for chats."
         )
-    yield from (f"{name}: {text}" for text in loaded.remarks)
+    yield from loaded.notes
+    if text := fit.remark(loaded.name, loaded.fit):
+        yield text
     stored, dtype = loaded.stored_dtype, loaded.dtype
     is_small = loaded.num_parameters < SMALL_MODEL_PARAMETERS
     if is_dtype_chosen or is_small or dtype == stored:

@@ -14,25 +14,34 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
+from chatcache.backends.local.model.forms import Form
+from chatcache.backends.local.model.generation import generation_config
 from chatcache.backends.local.model.libraries import import_rest
 from chatcache.backends.local.model.progress import first_line
 from chatcache.errors import ModelLoadError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-
-# Loads a model with an attention kernel of that name; gives what transformers says of it, too.
+# Loads a model with the attention kernel of that name; gives what transformers says of it, too.
 Load = Callable[[str], tuple[Any, dict[str, Any]]]
 
 
-def load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
-    """The model in a directory, on its device."""
+def load_weights(
+    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device, form: Form
+) -> Any:
+    """The model in a directory, on its device. Raises ModelLoadError or UnavailableError."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoModelForCausalLM,
+    )
 
     def load(kernel: str) -> tuple[Any, dict[str, Any]]:
-        from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
+        weights = form.weights(path, dtype)
+        source: Any = AutoModelForCausalLM
+        if weights is not None:
+            source = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        loaded: Any = source.from_pretrained(
+            path if weights is None else None,
             config=config,
             dtype=dtype,
             attn_implementation=kernel,
@@ -40,8 +49,11 @@ def load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torc
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            state_dict=weights,
         )
         model, info = loaded
+        if weights is not None:
+            model.generation_config = generation_config(path, config)
         return model, info
 
     return load_on_device(path, config, device, load)

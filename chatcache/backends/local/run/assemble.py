@@ -11,10 +11,13 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 from chatcache.backends.base import BackendEvent, ModelInfo, RestoreBegan
+from chatcache.backends.local.engine.room import other_engines
 from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.local.model import fit
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
 from chatcache.backends.local.model.failures import naming_gpu
 from chatcache.backends.local.model.loader import LoadedModel, load_model
+from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
@@ -46,6 +49,10 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
             device=settings.device,
             dtype=settings.dtype,
             adapter=settings.adapter,
+            max_context=settings.max_context,
+            memory=MemoryCheck(
+                settings.is_fit_checked, lambda: other_engines(settings.engines_dir)
+            ),
             offline=settings.is_offline,
             cache_dir=settings.cache_dir,
             progress=progress,
@@ -77,7 +84,7 @@ def build_runner(
     prefixes = reporter.prefixes = PrefixCache(
         settings.cache_dir,
         namespace,
-        ram_budget=settings.ram_budget,
+        ram_budget=fit.budget(loaded.fit, settings.ram_budget),
         disk_budget=settings.disk_budget,
         policy=settings.policy,
         is_spilling=cut.is_cuttable,

@@ -21,11 +21,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
-from chatcache.backends.local.model.generation import (
-    context_limit,
-    end_token_ids,
-    read_generation_config,
-)
+from chatcache.backends.local.model.generation import context_limit, end_token_ids
 from chatcache.backends.local.model.loader import (
     choose_device,
     choose_dtype,
@@ -139,7 +135,7 @@ def probe_model(
     if not isinstance(chosen, torch.dtype):  # a quantised model brings its own
         stored = getattr(text_config, "dtype", None)
         chosen = stored if isinstance(stored, torch.dtype) else torch.bfloat16
-    ends = end_token_ids(read_generation_config(path), config, tokenizer)
+    ends = end_token_ids(_generation_config(path), config, tokenizer)
     probe = ModelProbe(
         model=name,
         path=path,
@@ -293,6 +289,15 @@ def _num_parameters(path: Path) -> int | None:
     try:
         return files.count_parameters(path)
     except ModelLoadError:
+        return None
+
+
+def _generation_config(path: Path) -> Any:
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError):
         return None
 
 
