@@ -6,7 +6,6 @@ wrong into an error that names the cause. Never runs code that came with a model
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,32 +17,37 @@ import transformers
 
 from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local.model import files, identity, resolve
-from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
+from chatcache.backends.local.model import identity, resolve
 from chatcache.backends.local.model.fit import Fit
-from chatcache.backends.local.model.forms import Form, form_of
+from chatcache.backends.local.model.forms import form_of
 from chatcache.backends.local.model.generation import (
     context_limit,
     end_token_ids,
     generation_config,
     sampling_defaults,
 )
-from chatcache.backends.local.model.libraries import import_rest
+from chatcache.backends.local.model.gguf.loading import load_gguf
 from chatcache.backends.local.model.loadable import check_adapter
 from chatcache.backends.local.model.memory_check import LOOK, MemoryCheck
-from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS, count_weights
+from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS
 from chatcache.backends.local.model.progress import (
     Progress,
     fetch,
     first_line,
     reported_progress,
 )
+from chatcache.backends.local.model.source import (
+    ModelSource,
+    check_takes_adapter,
+    open_source,
+)
 from chatcache.backends.local.model.tuning import tune
-from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
+from chatcache.backends.local.model.weights import load_weights, with_adapter
+from chatcache.backends.local.packed.modules import BlockLinear
+from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT, WEIGHTS_FORM
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
-
-log = logging.getLogger(__name__)
+from chatcache.formatting import model_name
 
 DTYPES = {
     "float32": torch.float32,
@@ -51,6 +55,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+_PACKED_FORM = "blocks"  # multiplied as they lie in a GGUF file
 _BUILTIN_DESCRIPTION = "the small model that comes with chatcache"
 
 
@@ -79,9 +84,11 @@ class LoadedModel:
     adapter_id: str
     load_ms: float
     watch: identity.FileWatch
-    stored_dtype: torch.dtype  # that it was saved in
+    stored_dtype: torch.dtype  # that it was saved in; of packed weights, that it runs in
     fit: Fit  # in the memory that there was
     notes: tuple[str, ...] = ()  # what was done to it so that it could be loaded
+    quantization: str = ""  # the word for how its weights are packed
+    weights_form: str = EXACT
 
     def check_files(self) -> None:
         """Raises UnavailableError if the weights in memory may no longer be what was loaded."""
@@ -108,6 +115,7 @@ class LoadedModel:
             "layout": LAYOUT_VERSION,
             "transformers": transformers.__version__,
             **({} if precision == EXACT else {PRECISION: precision}),
+            **({} if self.weights_form == EXACT else {WEIGHTS_FORM: self.weights_form}),
             # Its own class would take torch to the front end.
             SOFT + "torch": str(torch.__version__),
             SOFT + "device": str(self.device),
@@ -128,27 +136,25 @@ def load_model(
     cache_dir: Path | None = None,
     progress: Progress = lambda event: None,
 ) -> LoadedModel:
-    """Find, download if need be, and load a model. Hashes of weights are remembered in `cache_dir`;
-    `memory` looks first whether there is room.
+    """Find, download if need be, and load a model. What takes long is kept in `cache_dir`.
 
     Raises NotFoundError, ModelLoadError (names the file), NoRoomError or UnavailableError.
     """
     began = time.perf_counter()
-    path = _find(name, progress, is_offline=offline)
-    check_adapter(adapter)
+    path = _find(name, adapter, progress, is_offline=offline)
     remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
-    tokenizer = load_tokenizer(path)
-    tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
-    config = load_config(path)
+    source = open_source(name, path, cache_dir)
+    tokenizer, config = load_tokenizer(source.directory), load_config(source.directory)
     place, stored = choose_device(device), stored_dtype(config)
-    form = form_of(path, config, place)
-    chosen = _dtype_with_room(dtype, path, config, place, memory)
-    room = memory.look(name, path, chosen, place)
-    watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
+    chosen = _dtype_with_room(dtype, source, config, place, memory)
+    room = source.look(chosen, place, memory)
+    watch = identity.FileWatch(source.weight_files, identity.OriginWatch(path, adapter))
     with reported_progress(progress):
-        model = _with_adapter(_load_weights(path, config, chosen, place, form), adapter)
-    weights_id = identity.weights_id(files.weight_files(path), remembered, _hashing(progress))
+        model, notes = _load_weights(source, config, chosen, place)
+        model = with_adapter(model, adapter)
+    form = _weights_form(model)
+    weights_id = identity.weights_id(source.weight_files, remembered, _hashing(progress))
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -156,7 +162,7 @@ def load_model(
         path=path,
         description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
         architecture=str((config.architectures or [config.model_type])[0]),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=_num_parameters(source, model),
         num_layers=int(config.get_text_config().num_hidden_layers),
         dtype=model.dtype,
         device=place,
@@ -165,15 +171,17 @@ def load_model(
         generation_defaults=sampling_defaults(model.generation_config),
         weights_id=weights_id,
         parameters_id=identity.parameters_id(model.state_dict().items()),
-        tokenizer_id=tokenizer_id,
+        tokenizer_id=identity.remembered_tokenizer_id(tokenizer, source.directory, cache_dir),
         config_id=identity.config_id(config.to_dict()),
         adapter_id=identity.adapter_id(adapter, remembered),
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
-        stored_dtype=stored,
+        stored_dtype=stored if form == EXACT else model.dtype,
         fit=room,
-        notes=form.notes(name, model.dtype),
+        notes=notes,
+        quantization=source.quantization,
+        weights_form=form,
     )
 
 
@@ -181,12 +189,15 @@ def _hashing(progress: Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress(ModelLoading("hashing the weights", done, total))
 
 
-def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
-    """The directory of a model, downloaded if need be, whose files have been looked at."""
+def _find(name: str, adapter: Path | None, progress: Progress, *, is_offline: bool) -> Path:
+    """The directory of a model, or its file, downloaded if need be; all that can be known before it
+    is loaded has been looked at."""
     progress(ModelLoading("looking for the model"))
     found = resolve.resolve_model(name, is_offline=is_offline)
     path = found if isinstance(found, Path) else fetch(found, progress)
     resolve.check_model_dir(path)
+    check_adapter(adapter)
+    check_takes_adapter(path, adapter)
     return path
 
 
@@ -223,13 +234,13 @@ def choose_dtype(
 
 
 def _dtype_with_room(
-    wanted: str, path: Path, config: Any, device: torch.device, memory: MemoryCheck
+    wanted: str, source: ModelSource, config: Any, device: torch.device, memory: MemoryCheck
 ) -> torch.dtype | str:
     """As `choose_dtype`, but "auto" is never one for which this machine is too small."""
-    chosen = choose_dtype(wanted, config, device, count_weights(path))
+    chosen = choose_dtype(wanted, config, device, source.num_parameters)
     if wanted != "auto":
         return chosen
-    return memory.dtype_with_room(path, chosen, stored_dtype(config), device)
+    return source.dtype_with_room(chosen, stored_dtype(config), device, memory)
 
 
 def stored_dtype(config: Any) -> torch.dtype:
@@ -280,117 +291,30 @@ def load_config(path: Path) -> Any:
 
 
 def _load_weights(
-    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device, form: Form
-) -> Any:
-    """The model on its device; what it lacks of the libraries is imported."""
-    try:
-        return _try_to_load(path, config, dtype, device, form)
-    except ModelLoadError:
-        if not import_rest():
-            raise
-    return _try_to_load(path, config, dtype, device, form)
+    source: ModelSource, config: Any, dtype: torch.dtype | str, device: torch.device
+) -> tuple[Any, tuple[str, ...]]:
+    """The model, and what somebody should know of how it was loaded."""
+    if source.gguf is None:
+        form = form_of(source.path, config, device)
+        model = load_weights(source.path, config, dtype, device, form)
+        return model, form.notes(source.name, model.dtype)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError("only safetensors bring a dtype of their own")
+    model, said = load_gguf(source.gguf, config, dtype, device)
+    model.generation_config = generation_config(source.directory, config)
+    return model, tuple(f"{model_name(source.name)}: {text}" for text in (*source.remarks, *said))
 
 
-def _try_to_load(
-    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device, form: Form
-) -> Any:
-    """The model on its device, with torch's own attention kernel where it has one."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        AutoModelForCausalLM,
-    )
-
-    def load(kernel: str) -> tuple[Any, dict[str, Any]]:
-        weights = form.weights(path, dtype)
-        source: Any = AutoModelForCausalLM
-        if weights is not None:
-            source = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        loaded: Any = source.from_pretrained(
-            path if weights is None else None,
-            config=config,
-            dtype=dtype,
-            attn_implementation=kernel,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            state_dict=weights,
-        )
-        model, info = loaded
-        if weights is not None:
-            model.generation_config = generation_config(path, config)
-        return model, info
-
-    try:
-        try:
-            model, info = load("sdpa")
-        except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error):
-                raise
-            model, info = load("eager")
-        _check_complete(path, info)
-        model = model.eval().requires_grad_(False).to(device)
-    except ModelLoadError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise UnavailableError(
-                f"The model in {path} does not fit into the memory of {device}.",
-                f"Choose a smaller model, or --dtype bfloat16.{without_gpu(error)}",
-            ) from error
-        log.exception("loading %s failed", path)
-        raise _load_error(path, config, error) from error
-    return model
+def _weights_form(model: Any) -> str:
+    is_packed = any(isinstance(module, BlockLinear) for module in model.modules())
+    return _PACKED_FORM if is_packed else EXACT
 
 
-def _load_error(path: Path, config: Any, error: Exception) -> ModelLoadError:
-    """What transformers and torch say, in words that a person can do something with."""
-    if "ignore_mismatched_sizes" in str(error):
-        return ModelLoadError(
-            f"The weights in {path} have other shapes than config.json says.",
-            "The files belong to different models; download it again.",
-        )
-    if isinstance(error, KeyError) and f'"{error.args[0]}"' in config.to_json_string():
-        return ModelLoadError(
-            f"{path / 'config.json'} names {error.args[0]!r}, which this version of transformers "
-            "does not know.",
-            "A newer chatcache may know it; choose another model with --model.",
-        )
-    return ModelLoadError(
-        f"The model in {path} cannot be loaded: {first_line(error)}.",
-        f"The log has the details; choose another model with --model.{without_gpu(error)}",
-    )
-
-
-def _check_complete(path: Path, info: dict[str, Any]) -> None:
-    """Refuse a model of which transformers made up a part."""
-    missing = sorted(info.get("missing_keys") or ())
-    if missing:
-        raise ModelLoadError(
-            f"The weights in {path} lack {len(missing)} tensors, the first is {missing[0]}.",
-            "The files belong to another model or are incomplete; download it again.",
-        )
-
-
-def _with_adapter(model: Any, directory: Path | None) -> Any:
-    """The model with an adapter, if there is one, merged in: as fast as without."""
-    if directory is None:
-        return model
-    try:
-        from peft import PeftModel  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise UnavailableError(
-            "An adapter needs the package peft, which is not installed.",
-            "Run 'pip install peft' in chatcache's environment, or leave out --adapter.",
-        ) from error
-    try:
-        merged = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
-    except Exception as error:
-        raise ModelLoadError(
-            f"The adapter in {directory} does not fit the model: {first_line(error)}.",
-            "Check that it was trained on this model.",
-        ) from error
-    return merged.eval().requires_grad_(False)
+def _num_parameters(source: ModelSource, model: Any) -> int:
+    """Tied weights count once. What is packed has another size in memory."""
+    if source.gguf is not None:
+        return source.num_parameters
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _has_mps() -> bool:

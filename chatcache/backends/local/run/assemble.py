@@ -190,4 +190,5 @@ def _describe(
         description=loaded.description,
         load_ms=loaded.load_ms,
         stored_dtype=dtype_word(loaded.stored_dtype),
+        quantization=loaded.quantization,
     )

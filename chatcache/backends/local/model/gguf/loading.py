@@ -1,0 +1,85 @@
+"""Loads a GGUF model: its matrices as they are in the file where that is known to be right, else
+unpacked by transformers.
+
+Owns the choice between the two, and what is said about it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from chatcache.backends.local.model.gguf.derived import GgufModel
+from chatcache.backends.local.model.gguf.weights import load_packed
+from chatcache.backends.local.model.weights import check_complete, load_on_device
+
+
+def load_gguf(
+    gguf_model: GgufModel, config: Any, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, tuple[str, ...]]:
+    """The model on its device, and what somebody should know of its weights.
+
+    Raises ModelLoadError or UnavailableError."""
+    header, word = gguf_model.header, str(dtype).removeprefix("torch.")
+    remarks: list[str] = []
+
+    def load(kernel: str) -> tuple[Any, dict[str, Any]]:
+        if not gguf_model.is_packed:
+            return _load_unpacked(gguf_model, config, dtype, kernel)
+        model, said = _load_packed(gguf_model, config, dtype, device, kernel)
+        remarks.extend(said)
+        return model, {}
+
+    model = load_on_device(header.path, config, device, load)
+    if device.type != "cpu" or not gguf_model.is_packed:
+        where = f"on {device.type}" if gguf_model.is_packed else f"for {header.architecture}"
+        remarks.append(
+            f"Its weights ({header.quantization}) are unpacked to {word} {where}, and take more "
+            "memory than the file."
+        )
+    return model, tuple(remarks)
+
+
+def _load_packed(
+    gguf_model: GgufModel, config: Any, dtype: torch.dtype, device: torch.device, kernel: str
+) -> tuple[Any, list[str]]:
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        skeleton = auto.from_config(config, dtype=dtype, attn_implementation=kernel)
+
+    def build(state: dict[str, torch.Tensor]) -> Any:
+        model, info = type(skeleton).from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            attn_implementation=kernel,
+            output_loading_info=True,
+        )
+        check_complete(gguf_model.header.path, info)
+        return model
+
+    return load_packed(gguf_model, build, skeleton, dtype, device)
+
+
+def _load_unpacked(
+    gguf_model: GgufModel, config: Any, dtype: torch.dtype, kernel: str
+) -> tuple[Any, dict[str, Any]]:
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    path = gguf_model.header.path
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        config=config,
+        dtype=dtype,
+        attn_implementation=kernel,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    model, info = loaded
+    return model, info
