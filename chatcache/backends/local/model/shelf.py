@@ -27,7 +27,6 @@ from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.places import path_of
 from chatcache.remotes import OLLAMA
 
-
 # Architectures of GGUF files whose name alone says where K and V can be cut.
 _TOLD_BY_NAME = PACKED_FAMILIES.keys() - {"phi3"}
 
