@@ -38,8 +38,8 @@ def weights_id(
 ) -> str:
     """A digest over the contents of weight files, in the given order.
 
-    The hub and Ollama name their files by their hash; of others a full hash is taken once and remembered in
-    the file `remembered` for as long as path, size, time and inode stay the same.
+    The hub and Ollama name their files by their hash; of others a full hash is taken once and
+    remembered in the file `remembered` for as long as path, size, time and inode stay the same.
     """
     book = HashBook(remembered)
     total = sum(file.stat().st_size for file in files)

@@ -134,6 +134,12 @@ def is_hub_id(name: str) -> bool:
     return hub_name(name) is not None
 
 
+def is_name(name: str) -> bool:
+    """Could this name a model, whether it is here or not?"""
+    is_local = place_of(name) != "hub" or os.sep in name or name.lower().endswith(SUFFIX)
+    return is_local or is_hub_id(name)
+
+
 def is_on_disk(name: str) -> bool:
     """Is this the path of a directory or a file, with a model in it or without?"""
     is_path = os.sep in name or name.lower().endswith(SUFFIX)
