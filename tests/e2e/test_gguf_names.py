@@ -61,3 +61,10 @@ def test_one_file_by_three_names_is_one_engine(home: Path, tmp_path: Path) -> No
     (row,) = [row for row in run_json("models", "list")["models"] if row["engines"]]
     assert (row["model"], row["place"], row["quantization"]) == ("smollm2", "package", "Q4_1")
     assert run_json("engine", "stop", "ollama:smol:135m")["stopped"] == 1
+
+
+def test_a_probe_reads_the_file(home: Path) -> None:
+    probe = run_json("models", "probe", "smollm2")
+    assert probe["parameters"] == 134_515_008
+    assert probe["cut"] == "any_token"
+    assert probe["path"] == str(package.find())
