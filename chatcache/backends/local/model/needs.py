@@ -26,7 +26,7 @@ _STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float
 # Bytes per weight: scale and minimum per block are in it.
 _QUANTIZED = {"8bit": 34 / 32, "4bit": 144 / 256}
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention")
-_OF_SENSES = re.compile(r"vision|visual|image|multi_modal|projector|connector|audio|sound")
+_OF_SENSES = re.compile(r"vision|visual|image|video|multi_modal|projector|connector|audio|sound")
 # Families whose heads all have K and V of their own.
 _ALL_HEADS = frozenset({"bloom", "codegen", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt"})
 
