@@ -8,6 +8,7 @@ loaded is decided in `loadable`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chatcache.assets import pocket_dir
+from chatcache.backends.local.model.gguf.header import read_gguf
 from chatcache.backends.local.model.gguf.parts import SUFFIX, is_gguf, parts_of, whole_parts
 from chatcache.backends.local.model.hub_name import HubName, hub_name
 from chatcache.backends.local.model.loadable import Obstacle, obstacle
@@ -233,15 +235,20 @@ def _is_hub_offline() -> bool:
 
 
 def read_template(path: Path) -> str | None:
-    """The default template in a model directory; None if there is none, or it cannot be read."""
+    """The default template of a model; None if there is none, or it cannot be read."""
+    if path.is_file():
+        try:
+            return read_gguf(path).text("tokenizer.chat_template")
+        except ModelLoadError:
+            return None
     try:
         return (path / "chat_template.jinja").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         pass  # Older models have it in their tokenizer's settings.
-    try:
-        template: Any = json.loads((path / "tokenizer_config.json").read_bytes())["chat_template"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    template: Any = None
+    for name in ("tokenizer_config.json", "chat_template.json"):  # the latter: models that also see
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            template = template or json.loads((path / name).read_bytes())["chat_template"]
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]
         template = {entry.get("name"): entry.get("template") for entry in entries}.get("default")

@@ -57,10 +57,11 @@ def _load_packed(
 def _load_unpacked(
     gguf_model: GgufModel, config: Any, dtype: torch.dtype, kernel: str
 ) -> tuple[Any, dict[str, Any]]:
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+    from transformers import modeling_gguf_pytorch_utils
 
+    reader: Any = modeling_gguf_pytorch_utils
     skeleton = _skeleton(config, dtype, kernel)
-    content = load_gguf_checkpoint(
+    content = reader.load_gguf_checkpoint(
         str(gguf_model.header.path),
         return_tensors=True,
         model_to_load=skeleton,
