@@ -19,7 +19,7 @@ from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import identity, resolve
 from chatcache.backends.local.model.fit import Fit
-from chatcache.backends.local.model.forms import form_of
+from chatcache.backends.local.model.forms import Form, form_of
 from chatcache.backends.local.model.generation import (
     context_limit,
     end_token_ids,
@@ -138,22 +138,22 @@ def load_model(
 ) -> LoadedModel:
     """Find, download if need be, and load a model. What takes long is kept in `cache_dir`.
 
-    Raises NotFoundError, ModelLoadError (names the file), NoRoomError or UnavailableError.
-    """
+    Raises NotFoundError, ModelLoadError (names the file), NoRoomError or UnavailableError."""
     began = time.perf_counter()
     path = _find(name, adapter, progress, is_offline=offline)
     remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
     source = open_source(name, path, cache_dir)
-    tokenizer, config = load_tokenizer(source.directory), load_config(source.directory)
-    place, stored = choose_device(device), stored_dtype(config)
+    tokenizer, place = load_tokenizer(source.directory), choose_device(device)
+    form = form_of(source.directory, load_config(source.directory), place)
+    config, stored = form.config, stored_dtype(form.config)
     chosen = _dtype_with_room(dtype, source, config, place, memory)
     room = source.look(chosen, place, memory)
     watch = identity.FileWatch(source.weight_files, identity.OriginWatch(path, adapter))
     with reported_progress(progress):
-        model, notes = _load_weights(source, config, chosen, place)
+        model, notes = _load_weights(source, chosen, place, form)
         model = with_adapter(model, adapter)
-    form = _weights_form(model)
+    weights_form = _weights_form(model)
     weights_id = identity.weights_id(source.weight_files, remembered, _hashing(progress))
     return LoadedModel(
         model=model,
@@ -177,11 +177,11 @@ def load_model(
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
-        stored_dtype=stored if form == EXACT else model.dtype,
+        stored_dtype=stored if weights_form == EXACT else model.dtype,
         fit=room,
         notes=notes,
         quantization=source.quantization,
-        weights_form=form,
+        weights_form=weights_form,
     )
 
 
@@ -291,17 +291,16 @@ def load_config(path: Path) -> Any:
 
 
 def _load_weights(
-    source: ModelSource, config: Any, dtype: torch.dtype | str, device: torch.device
+    source: ModelSource, dtype: torch.dtype | str, device: torch.device, form: Form
 ) -> tuple[Any, tuple[str, ...]]:
     """The model, and what somebody should know of how it was loaded."""
     if source.gguf is None:
-        form = form_of(source.path, config, device)
-        model = load_weights(source.path, config, dtype, device, form)
+        model = load_weights(source.path, dtype, device, form)
         return model, form.notes(source.name, model.dtype)
     if not isinstance(dtype, torch.dtype):
         raise TypeError("only safetensors bring a dtype of their own")
-    model, said = load_gguf(source.gguf, config, dtype, device)
-    model.generation_config = generation_config(source.directory, config)
+    model, said = load_gguf(source.gguf, form.config, dtype, device)
+    model.generation_config = generation_config(source.directory, form.config)
     return model, tuple(f"{model_name(source.name)}: {text}" for text in (*source.remarks, *said))
 
 

@@ -44,21 +44,10 @@ def load_gguf(
 def _load_packed(
     gguf_model: GgufModel, config: Any, dtype: torch.dtype, device: torch.device, kernel: str
 ) -> tuple[Any, list[str]]:
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-
-    auto: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        skeleton = auto.from_config(config, dtype=dtype, attn_implementation=kernel)
+    skeleton = _skeleton(config, dtype, kernel)
 
     def build(state: dict[str, torch.Tensor]) -> Any:
-        model, info = type(skeleton).from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=dtype,
-            attn_implementation=kernel,
-            output_loading_info=True,
-        )
+        model, info = _built(skeleton, config, state, dtype, kernel)
         check_complete(gguf_model.header.path, info)
         return model
 
@@ -68,18 +57,38 @@ def _load_packed(
 def _load_unpacked(
     gguf_model: GgufModel, config: Any, dtype: torch.dtype, kernel: str
 ) -> tuple[Any, dict[str, Any]]:
+    from transformers import modeling_gguf_pytorch_utils
+
+    reader: Any = modeling_gguf_pytorch_utils
+    skeleton = _skeleton(config, dtype, kernel)
+    content = reader.load_gguf_checkpoint(
+        str(gguf_model.header.path),
+        return_tensors=True,
+        model_to_load=skeleton,
+        torch_dtype=dtype,
+    )
+    return _built(skeleton, config, content["tensors"], dtype, kernel)
+
+
+def _skeleton(config: Any, dtype: torch.dtype, kernel: str) -> Any:
+    """The model without weights."""
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-    path = gguf_model.header.path
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto.from_config(config, dtype=dtype, attn_implementation=kernel)
+
+
+def _built(
+    skeleton: Any, config: Any, state: dict[str, torch.Tensor], dtype: torch.dtype, kernel: str
+) -> tuple[Any, dict[str, Any]]:
+    """The model with these weights, and what transformers says of it."""
+    loaded: tuple[Any, dict[str, Any]] = type(skeleton).from_pretrained(
+        None,
         config=config,
+        state_dict=state,
         dtype=dtype,
         attn_implementation=kernel,
-        local_files_only=True,
-        trust_remote_code=False,
         output_loading_info=True,
     )
-    model, info = loaded
-    return model, info
+    return loaded
