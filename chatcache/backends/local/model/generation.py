@@ -6,6 +6,7 @@ Such files are written by people: what makes no sense in them is passed over.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from chatcache.backends.base import SamplingParams
@@ -15,6 +16,16 @@ from chatcache.config import find_key
 log = logging.getLogger(__name__)
 
 _NO_LIMIT = 10**9  # tokenizers without a limit claim 10**30
+
+
+def read_generation_config(directory: Path) -> Any:
+    """None for a model that has none, or one that cannot be read."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError):
+        return None
 
 
 def context_limit(config: Any, tokenizer: Any, wanted: int | None = None) -> int:

@@ -24,6 +24,7 @@ from chatcache.backends.local.model.fit import Fit
 from chatcache.backends.local.model.generation import (
     context_limit,
     end_token_ids,
+    read_generation_config,
     sampling_defaults,
 )
 from chatcache.backends.local.model.libraries import import_rest
@@ -36,10 +37,18 @@ from chatcache.backends.local.model.progress import (
     first_line,
     reported_progress,
 )
+from chatcache.backends.local.model.quantized import (
+    Quantization,
+    QuantizedModel,
+    check_quantizable,
+    load_quantized,
+)
 from chatcache.backends.local.model.tuning import tune
-from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
+from chatcache.backends.local.packed.quantize import QUANTIZER_VERSION
+from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT, WEIGHTS_FORM
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
+from chatcache.sections import EXACT_WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +89,8 @@ class LoadedModel:
     stored_dtype: torch.dtype  # that it was saved in
     fit: Fit  # in the memory that there was
     notes: tuple[str, ...] = ()  # what was done to it so that it could be loaded
+    quantization: str = ""  # the word for how its weights are packed
+    weights_form: str = EXACT
 
     def check_files(self) -> None:
         """Raises UnavailableError if the weights in memory may no longer be what was loaded."""
@@ -94,7 +105,7 @@ class LoadedModel:
         """Everything that a namespace consists of; fields that start with `soft.` are for people.
 
         `precision`: how K and V are kept. What is exact has no such field, and never meets the
-        rest."""
+        rest; no more do weights that are multiplied as they are packed."""
         return {
             "weights": self.weights_id,
             "parameters": self.parameters_id,
@@ -106,6 +117,7 @@ class LoadedModel:
             "layout": LAYOUT_VERSION,
             "transformers": transformers.__version__,
             **({} if precision == EXACT else {PRECISION: precision}),
+            **({} if self.weights_form == EXACT else {WEIGHTS_FORM: self.weights_form}),
             # Its own class would take torch to the front end.
             SOFT + "torch": str(torch.__version__),
             SOFT + "device": str(self.device),
@@ -119,6 +131,7 @@ def load_model(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     adapter: Path | None = None,
     offline: bool = False,
     max_context: int | None = None,
@@ -143,11 +156,33 @@ def load_model(
     chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
     if dtype == "auto":
         chosen = memory.dtype_with_room(path, chosen, stored, place)
-    room = memory.look(name, path, chosen, place)
+    form = None if quantize == EXACT_WEIGHTS else quantize
+    if form is not None:
+        check_quantizable(name, form, config, place)
+    room = memory.look(name, path, chosen, place, form)
     watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
+    weights_id, adapter_id = "", identity.adapter_id(adapter, remembered)
+    if form is not None:  # else after the weights were read, which takes as long
+        weights_id = identity.weights_id(files.weight_files(path), remembered, _hashing(progress))
+    packed: QuantizedModel | None = None
     with reported_progress(progress):
-        model = _with_adapter(_load_weights(path, config, chosen, place), adapter)
-    weights_id = identity.weights_id(files.weight_files(path), remembered, _hashing(progress))
+        if form is None:
+            model = _with_adapter(_load_weights(path, config, chosen, place), adapter)
+        else:
+            packed = load_quantized(
+                Quantization(form, weights_id, adapter_id),
+                config,
+                lambda: _with_adapter(_load_weights(path, config, stored, place), adapter),
+                dtype=chosen,
+                cache_dir=cache_dir,
+                progress=progress,
+            )
+            model = packed.model
+            model.generation_config = read_generation_config(path) or model.generation_config
+    if packed is None:
+        weights_id = identity.weights_id(files.weight_files(path), remembered, _hashing(progress))
+    elif packed.file is not None:
+        watch.add(packed.file)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -155,7 +190,7 @@ def load_model(
         path=path,
         description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
         architecture=str((config.architectures or [config.model_type])[0]),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=_num_parameters(model, packed),
         num_layers=int(config.get_text_config().num_hidden_layers),
         dtype=model.dtype,
         device=place,
@@ -166,13 +201,23 @@ def load_model(
         parameters_id=identity.parameters_id(model.state_dict().items()),
         tokenizer_id=tokenizer_id,
         config_id=identity.config_id(config.to_dict()),
-        adapter_id=identity.adapter_id(adapter, remembered),
+        adapter_id=adapter_id,
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
-        stored_dtype=stored,
+        stored_dtype=stored if packed is None else chosen,
         fit=room,
+        notes=() if packed is None else packed.remarks,
+        quantization=form or "",
+        weights_form=EXACT if form is None else f"{form}/{QUANTIZER_VERSION}",
     )
+
+
+def _num_parameters(model: Any, packed: QuantizedModel | None) -> int:
+    """Tied weights count once. What is packed has another size in memory."""
+    if packed is not None:
+        return packed.num_parameters
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _hashing(progress: Progress) -> Callable[[int, int], None]:
