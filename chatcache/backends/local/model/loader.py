@@ -45,7 +45,7 @@ from chatcache.backends.local.model.quantized import (
 )
 from chatcache.backends.local.model.tuning import tune
 from chatcache.backends.local.packed.quantize import QUANTIZER_VERSION
-from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT, WEIGHTS_FORM
+from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, QUANTIZATION, SOFT, WEIGHTS_FORM
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
 from chatcache.sections import EXACT_WEIGHTS
@@ -123,6 +123,7 @@ class LoadedModel:
             SOFT + "device": str(self.device),
             SOFT + "threads": str(torch.get_num_threads()),
             SOFT + "name": self.name,
+            **({QUANTIZATION: self.quantization} if self.quantization else {}),
         }
 
 

@@ -1,6 +1,6 @@
 """Loads a model with its weights in 4 or 8 bits, which are made once and kept beside the cache.
 
-Owns `CACHE_DIR/quantized/KEY/model.safetensors`: when it is made, made anew, and removed. The key
+Owns `CACHE_DIR/quantized/KEY/model.safetensors`: when it is made, and made anew. The key
 is a digest of all that the bytes depend on. Whoever deletes it loses the time it takes to make.
 """
 
@@ -10,8 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,14 +35,12 @@ from chatcache.backends.local.packed.quantize import (
     is_quantizable,
     quantizing,
 )
+from chatcache.cache.files.quantized import FILE, QuantizedModels
 from chatcache.errors import UnavailableError
 from chatcache.os_failures import reason
 
 log = logging.getLogger(__name__)
 
-FOLDER, FILE = "quantized", "model.safetensors"
-UNUSED_DAYS = 30
-_USED = "used"
 _WORTH_SAYING = 0.2  # this share of the weights left exact
 
 
@@ -108,13 +104,17 @@ def load_quantized(
 ) -> QuantizedModel:
     """The model, with the blocks that are kept or with new ones. `load_exact` gives the model as it
     was saved. Raises UnavailableError for a model that has nothing to quantise."""
-    folder = None if cache_dir is None else cache_dir / FOLDER / wanted.key
+    shelf = None if cache_dir is None else QuantizedModels(cache_dir)
+    folder = None if shelf is None else shelf.folder(wanted.key)
     kept, remarks = _known(folder, wanted) if folder is not None else (None, [])
     if kept is None:
         kept = _made(wanted, load_exact(), folder, progress, remarks)
-    if folder is not None and kept.path is not None:
-        _note_use(folder)
-        remove_unused(folder.parent)
+    if shelf is not None and kept.path is not None:
+        shelf.note_use(kept.path.parent)
+        for file in shelf.unused():
+            with contextlib.suppress(OSError):
+                file.unlink()
+        shelf.tidy()
     remarks += _what_stayed_exact(kept)
     try:
         model = _installed(kept, config, dtype, "sdpa")
@@ -124,18 +124,6 @@ def load_quantized(
         model = _installed(kept, config, dtype, "eager")
     _check_runs(model)
     return QuantizedModel(model, _num_weights(kept), kept.path, tuple(remarks))
-
-
-def remove_unused(directory: Path, days: float = UNUSED_DAYS) -> int:
-    """Remove what no load has used for so long; returns the bytes. Never raises OSError."""
-    freed = 0
-    for folder in _folders(directory):
-        with contextlib.suppress(OSError):
-            stamp = folder / _USED if (folder / _USED).exists() else folder
-            if time.time() - stamp.stat().st_mtime > days * 86400:
-                freed += sum(file.stat().st_size for file in folder.iterdir())
-                shutil.rmtree(folder)
-    return freed
 
 
 # the kept file
@@ -156,17 +144,6 @@ def _known(folder: Path, wanted: Quantization) -> tuple[KeptWeights | None, list
         with contextlib.suppress(OSError):
             file.unlink()
         return None, [f"{file} was damaged: {error}. The weights were quantised again."]
-
-
-def _note_use(folder: Path) -> None:
-    """Beside the file, whose own time says whether somebody wrote into it."""
-    with contextlib.suppress(OSError):
-        (folder / _USED).touch(mode=0o600)
-
-
-def _folders(directory: Path) -> Iterator[Path]:
-    with contextlib.suppress(OSError):
-        yield from [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink()]
 
 
 # making
