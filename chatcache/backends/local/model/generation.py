@@ -18,22 +18,21 @@ log = logging.getLogger(__name__)
 _NO_LIMIT = 10**9  # tokenizers without a limit claim 10**30
 
 
-def read_generation_config(directory: Path) -> Any:
-    """None for a model that has none, or one that cannot be read."""
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError):
-        return None
-
-
 def context_limit(config: Any, tokenizer: Any, wanted: int | None = None) -> int:
     """The longest context of a model, in tokens; not more than `wanted`."""
     limit = getattr(config, "max_position_embeddings", None)
     if not limit:
         limit = min(int(getattr(tokenizer, "model_max_length", _NO_LIMIT)), _NO_LIMIT)
     return min(int(limit), wanted or _NO_LIMIT)
+
+
+def generation_config(path: Path, config: Any) -> Any:
+    """What a model directory says of generating; what its config says, where it says nothing."""
+    from transformers.generation.configuration_utils import GenerationConfig
+
+    if (path / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(path, local_files_only=True)
+    return GenerationConfig.from_model_config(config)
 
 
 def end_token_ids(generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:

@@ -120,8 +120,10 @@ class FileWatch:
         self._stamps = {file: _stamp(file) for file in map(Path.resolve, files)}
         self._origin = origin
 
-    def add(self, file: Path) -> None:
-        """Another file that weights are mapped from."""
+    def add(self, file: Path | None) -> None:
+        """Another file that weights are mapped from, if there is one."""
+        if file is None:
+            return
         real = file.resolve()
         self._stamps[real] = _stamp(real)
 

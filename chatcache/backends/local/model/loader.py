@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,17 @@ import transformers
 from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
-from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
 from chatcache.backends.local.model.fit import Fit
+from chatcache.backends.local.model.forms import Form, form_of
 from chatcache.backends.local.model.generation import (
     context_limit,
     end_token_ids,
-    read_generation_config,
+    generation_config,
     sampling_defaults,
 )
-from chatcache.backends.local.model.libraries import import_rest
 from chatcache.backends.local.model.loadable import check_adapter
 from chatcache.backends.local.model.memory_check import LOOK, MemoryCheck
-from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS
+from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS, count_weights
 from chatcache.backends.local.model.progress import (
     Progress,
     fetch,
@@ -38,14 +36,21 @@ from chatcache.backends.local.model.progress import (
     reported_progress,
 )
 from chatcache.backends.local.model.quantized import (
-    Quantization,
-    QuantizedModel,
-    check_quantizable,
+    QuantizedForm,
+    check_can_quantize,
     load_quantized,
 )
 from chatcache.backends.local.model.tuning import tune
+from chatcache.backends.local.model.weights import load_weights, with_adapter
 from chatcache.backends.local.packed.quantize import QUANTIZER_VERSION
-from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, QUANTIZATION, SOFT, WEIGHTS_FORM
+from chatcache.cache.book.namespace import (
+    EXACT,
+    LAYOUT_VERSION,
+    PRECISION,
+    QUANTIZATION,
+    SOFT,
+    WEIGHTS_FORM,
+)
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
 from chatcache.sections import EXACT_WEIGHTS
@@ -154,36 +159,21 @@ def load_model(
     tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
     config = load_config(path)
     place, stored = choose_device(device), stored_dtype(config)
-    chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
-    if dtype == "auto":
-        chosen = memory.dtype_with_room(path, chosen, stored, place)
-    form = None if quantize == EXACT_WEIGHTS else quantize
-    if form is not None:
-        check_quantizable(name, form, config, place)
-    room = memory.look(name, path, chosen, place, form)
+    form = form_of(path, config, place)
+    chosen = _dtype_with_room(dtype, path, config, place, memory)
+    packing = None if quantize == EXACT_WEIGHTS else quantize
+    if packing is not None:
+        check_can_quantize(packing, place)
+    room = memory.look(name, path, chosen, place, packing)
     watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
-    weights_id, adapter_id = "", identity.adapter_id(adapter, remembered)
-    if form is not None:  # else after the weights were read, which takes as long
-        weights_id = identity.weights_id(files.weight_files(path), remembered, _hashing(progress))
-    packed: QuantizedModel | None = None
+    origin = _Origin(path, config, form, adapter, remembered)
     with reported_progress(progress):
-        if form is None:
-            model = _with_adapter(_load_weights(path, config, chosen, place), adapter)
+        if packing is None:
+            weights = origin.exact(chosen, place, progress)
         else:
-            packed = load_quantized(
-                Quantization(form, weights_id, adapter_id),
-                config,
-                lambda: _with_adapter(_load_weights(path, config, stored, place), adapter),
-                dtype=chosen,
-                cache_dir=cache_dir,
-                progress=progress,
-            )
-            model = packed.model
-            model.generation_config = read_generation_config(path) or model.generation_config
-    if packed is None:
-        weights_id = identity.weights_id(files.weight_files(path), remembered, _hashing(progress))
-    elif packed.file is not None:
-        watch.add(packed.file)
+            weights = origin.packed(packing, chosen, stored, cache_dir, progress)
+    watch.add(weights.file)
+    model = weights.model
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -191,38 +181,85 @@ def load_model(
         path=path,
         description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
         architecture=str((config.architectures or [config.model_type])[0]),
-        num_parameters=_num_parameters(model, packed),
+        num_parameters=weights.num_parameters,
         num_layers=int(config.get_text_config().num_hidden_layers),
         dtype=model.dtype,
         device=place,
         max_context_tokens=context_limit(config.get_text_config(), tokenizer, max_context),
         end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
         generation_defaults=sampling_defaults(model.generation_config),
-        weights_id=weights_id,
+        weights_id=weights.weights_id,
         parameters_id=identity.parameters_id(model.state_dict().items()),
         tokenizer_id=tokenizer_id,
         config_id=identity.config_id(config.to_dict()),
-        adapter_id=adapter_id,
+        adapter_id=identity.adapter_id(adapter, remembered),
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=watch,
-        stored_dtype=stored if packed is None else chosen,
+        stored_dtype=stored if packing is None else model.dtype,
         fit=room,
-        notes=() if packed is None else packed.remarks,
-        quantization=form or "",
-        weights_form=EXACT if form is None else f"{form}/{QUANTIZER_VERSION}",
+        notes=(*form.notes(name, model.dtype), *weights.remarks),
+        quantization=packing or "",
+        weights_form=EXACT if packing is None else f"{packing}/{QUANTIZER_VERSION}",
     )
 
 
-def _num_parameters(model: Any, packed: QuantizedModel | None) -> int:
-    """Tied weights count once. What is packed has another size in memory."""
-    if packed is not None:
-        return packed.num_parameters
-    return sum(parameter.numel() for parameter in model.parameters())
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """A model with its weights. `file`: they are mapped from there, not from those of the model."""
+
+    model: Any
+    weights_id: str
+    num_parameters: int  # tied weights count once; what is packed has another size in memory
+    file: Path | None = None
+    remarks: tuple[str, ...] = ()
 
 
-def _hashing(progress: Progress) -> Callable[[int, int], None]:
-    return lambda done, total: progress(ModelLoading("hashing the weights", done, total))
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where weights come from: the files of a model, and an adapter."""
+
+    path: Path
+    config: Any
+    form: Form
+    adapter: Path | None
+    remembered: Path | None
+
+    def exact(self, dtype: torch.dtype | str, device: torch.device, progress: Progress) -> _Weights:
+        model = self._load(dtype, device)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        return _Weights(model, self._hash(progress), num_parameters)
+
+    def packed(
+        self,
+        packing: str,
+        dtype: torch.dtype | str,
+        stored: torch.dtype,
+        cache_dir: Path | None,
+        progress: Progress,
+    ) -> _Weights:
+        weights_id = self._hash(progress)
+        adapter_id = identity.adapter_id(self.adapter, self.remembered)
+        found = load_quantized(
+            QuantizedForm(packing, weights_id, adapter_id),
+            self.config,
+            lambda: self._load(stored, torch.device("cpu")),
+            dtype=dtype if isinstance(dtype, torch.dtype) else stored,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+        found.model.generation_config = generation_config(self.path, self.config)
+        return _Weights(found.model, weights_id, found.num_parameters, found.file, found.remarks)
+
+    def _load(self, dtype: torch.dtype | str, device: torch.device) -> Any:
+        model = load_weights(self.path, self.config, dtype, device, self.form)
+        return with_adapter(model, self.adapter)
+
+    def _hash(self, progress: Progress) -> str:
+        def tell(done: int, total: int) -> None:
+            progress(ModelLoading("hashing the weights", done, total))
+
+        return identity.weights_id(files.weight_files(self.path), self.remembered, tell)
 
 
 def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
@@ -255,7 +292,8 @@ def choose_dtype(
     """The dtype to load in; "auto" is the string for a quantised model, which brings its own."""
     if wanted != "auto":
         return DTYPES[wanted]
-    if getattr(config, "quantization_config", None) is not None:
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None and not (isinstance(settings, dict) and settings.get("dequantize")):
         return "auto"
     if num_parameters < SMALL_MODEL_PARAMETERS:
         return torch.float32
@@ -263,6 +301,16 @@ def choose_dtype(
     if device.type != "cpu" or stored is torch.float32:
         return stored
     return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+
+
+def _dtype_with_room(
+    wanted: str, path: Path, config: Any, device: torch.device, memory: MemoryCheck
+) -> torch.dtype | str:
+    """As `choose_dtype`, but "auto" is never one for which this machine is too small."""
+    chosen = choose_dtype(wanted, config, device, count_weights(path))
+    if wanted != "auto":
+        return chosen
+    return memory.dtype_with_room(path, chosen, stored_dtype(config), device)
 
 
 def stored_dtype(config: Any) -> torch.dtype:
@@ -310,106 +358,6 @@ def load_config(path: Path) -> Any:
             f"knows: {first_line(error)}.",
             "A newer chatcache may know it; models that bring their own code are not run.",
         ) from error
-
-
-def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
-    """The model on its device; what it lacks of the libraries is imported."""
-    try:
-        return _try_to_load(path, config, dtype, device)
-    except ModelLoadError:
-        if not import_rest():
-            raise
-    return _try_to_load(path, config, dtype, device)
-
-
-def _try_to_load(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
-    """The model on its device, with torch's own attention kernel where it has one."""
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-
-    def load(kernel: str) -> tuple[Any, dict[str, Any]]:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=kernel,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        model, info = loaded
-        return model, info
-
-    try:
-        try:
-            model, info = load("sdpa")
-        except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error):
-                raise
-            model, info = load("eager")
-        _check_complete(path, info)
-        model = model.eval().requires_grad_(False).to(device)
-    except ModelLoadError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise UnavailableError(
-                f"The model in {path} does not fit into the memory of {device}.",
-                f"Choose a smaller model, or --dtype bfloat16.{without_gpu(error)}",
-            ) from error
-        log.exception("loading %s failed", path)
-        raise _load_error(path, config, error) from error
-    return model
-
-
-def _load_error(path: Path, config: Any, error: Exception) -> ModelLoadError:
-    """What transformers and torch say, in words that a person can do something with."""
-    if "ignore_mismatched_sizes" in str(error):
-        return ModelLoadError(
-            f"The weights in {path} have other shapes than config.json says.",
-            "The files belong to different models; download it again.",
-        )
-    if isinstance(error, KeyError) and f'"{error.args[0]}"' in config.to_json_string():
-        return ModelLoadError(
-            f"{path / 'config.json'} names {error.args[0]!r}, which this version of transformers "
-            "does not know.",
-            "A newer chatcache may know it; choose another model with --model.",
-        )
-    return ModelLoadError(
-        f"The model in {path} cannot be loaded: {first_line(error)}.",
-        f"The log has the details; choose another model with --model.{without_gpu(error)}",
-    )
-
-
-def _check_complete(path: Path, info: dict[str, Any]) -> None:
-    """Refuse a model of which transformers made up a part."""
-    missing = sorted(info.get("missing_keys") or ())
-    if missing:
-        raise ModelLoadError(
-            f"The weights in {path} lack {len(missing)} tensors, the first is {missing[0]}.",
-            "The files belong to another model or are incomplete; download it again.",
-        )
-
-
-def _with_adapter(model: Any, directory: Path | None) -> Any:
-    """The model with an adapter, if there is one, merged in: as fast as without."""
-    if directory is None:
-        return model
-    try:
-        from peft import PeftModel  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise UnavailableError(
-            "An adapter needs the package peft, which is not installed.",
-            "Run 'pip install peft' in chatcache's environment, or leave out --adapter.",
-        ) from error
-    try:
-        merged = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
-    except Exception as error:
-        raise ModelLoadError(
-            f"The adapter in {directory} does not fit the model: {first_line(error)}.",
-            "Check that it was trained on this model.",
-        ) from error
-    return merged.eval().requires_grad_(False)
 
 
 def _has_mps() -> bool:

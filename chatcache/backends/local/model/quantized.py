@@ -45,7 +45,7 @@ _WORTH_SAYING = 0.2  # this share of the weights left exact
 
 
 @dataclass(frozen=True, slots=True)
-class Quantization:
+class QuantizedForm:
     """How a model is to be quantised, and what its bytes are made of."""
 
     form: str
@@ -77,15 +77,8 @@ class QuantizedModel:
     remarks: tuple[str, ...] = field(default=())
 
 
-def check_quantizable(name: str, form: str, config: Any, device: torch.device) -> None:
-    """Raises UnavailableError where a model cannot be quantised, whatever its weights are."""
-    packed = getattr(config, "quantization_config", None)
-    if packed is not None:
-        method = packed.get("quant_method") if isinstance(packed, dict) else None
-        raise UnavailableError(
-            f"{name} is quantised already{f' ({method})' if method else ''}.",
-            "Leave out --quantize (or set model.quantize to none).",
-        )
+def check_can_quantize(form: str, device: torch.device) -> None:
+    """Raises UnavailableError."""
     if device.type != "cpu":
         raise UnavailableError(
             f"Weights in {form} are computed with on the CPU only, not on {device.type}.",
@@ -94,7 +87,7 @@ def check_quantizable(name: str, form: str, config: Any, device: torch.device) -
 
 
 def load_quantized(
-    wanted: Quantization,
+    wanted: QuantizedForm,
     config: Any,
     load_exact: Callable[[], Any],
     *,
@@ -129,7 +122,7 @@ def load_quantized(
 # the kept file
 
 
-def _known(folder: Path, wanted: Quantization) -> tuple[KeptWeights | None, list[str]]:
+def _known(folder: Path, wanted: QuantizedForm) -> tuple[KeptWeights | None, list[str]]:
     """What is kept, unless it is missing or damaged."""
     file = folder / FILE
     try:
@@ -150,7 +143,7 @@ def _known(folder: Path, wanted: Quantization) -> tuple[KeptWeights | None, list
 
 
 def _made(
-    wanted: Quantization,
+    wanted: QuantizedForm,
     exact: Any,
     folder: Path | None,
     progress: Progress,
@@ -186,7 +179,7 @@ def _made(
 class _Work:
     """The weights of a model, and which of them become blocks."""
 
-    def __init__(self, wanted: Quantization, exact: Any, progress: Progress) -> None:
+    def __init__(self, wanted: QuantizedForm, exact: Any, progress: Progress) -> None:
         self._form, self._progress = wanted.form, progress
         self._state: dict[str, torch.Tensor] = _without_tied(exact)
         self._kinds = dict(self._chosen(exact))
