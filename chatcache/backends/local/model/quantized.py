@@ -182,8 +182,10 @@ class _Work:
     def __init__(self, wanted: QuantizedForm, exact: Any, progress: Progress) -> None:
         self._form, self._progress = wanted.form, progress
         self._state: dict[str, torch.Tensor] = _without_tied(exact)
-        self._kinds = dict(self._chosen(exact))
-        if not any(name.endswith(".weight") for name in self._kinds):
+        outer = {id(exact.get_input_embeddings()), id(exact.get_output_embeddings())}
+        self._kinds = dict(self._chosen(exact, outer))
+        inner = [f"{name}.weight" for name, m in exact.named_modules() if id(m) not in outer]
+        if self._kinds.keys().isdisjoint(inner):
             raise UnavailableError(
                 f"{type(exact).__name__} has no linear layers that can be quantised.",
                 "Leave out --quantize.",
@@ -223,12 +225,12 @@ class _Work:
         exact.sort(key=lambda name: -self._state[name].itemsize)
         return [*exact, *self._kinds]
 
-    def _chosen(self, exact: Any) -> Iterator[tuple[str, BlockKind]]:
+    def _chosen(self, exact: Any, outer: set[int]) -> Iterator[tuple[str, BlockKind]]:
+        """`outer`: embeddings and output layer, by identity."""
         num_layers = int(exact.config.get_text_config().num_hidden_layers)
-        outer = (exact.get_input_embeddings(), exact.get_output_embeddings())
         for module_name, module in exact.named_modules():
             name = f"{module_name}.weight"
-            is_outer = any(module is other for other in outer)
+            is_outer = id(module) in outer
             is_embedding = isinstance(module, torch.nn.Embedding)
             if not is_matrix(module) or name not in self._state or (is_embedding and not is_outer):
                 continue

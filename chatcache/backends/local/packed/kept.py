@@ -77,7 +77,7 @@ class KeptWriter:
         file.write(header)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        data = memoryview(tensor.contiguous().view(torch.uint8).reshape(-1).numpy())
+        data = tensor.contiguous().view(torch.uint8).reshape(-1).numpy().data
         self._checksums[name] = xxhash.xxh3_64_hexdigest(data)
         self._file.write(data)
 
@@ -152,7 +152,7 @@ def _parse(
     matrices, rest, end = {}, {}, start
     for name, entry in header.items():
         tensor = _tensor(mapped, start, entry)
-        if xxhash.xxh3_64_hexdigest(memoryview(tensor.reshape(-1).numpy())) != checksums[name]:
+        if xxhash.xxh3_64_hexdigest(tensor.reshape(-1).numpy().data) != checksums[name]:
             raise KeptDamagedError(f"the checksum of {name} is wrong")
         end = max(end, start + entry["data_offsets"][1])
         if name in kinds:
