@@ -22,7 +22,7 @@ from chatcache.backends.local.model.shelf import (
 )
 from chatcache.backends.local.model.stores.stored import StoredModel
 from chatcache.commands import ShellCommand, models_probe, models_remote
-from chatcache.commands.parser import Parser, settings_of
+from chatcache.commands.parser import MODEL_HELP, Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, UsageError
 from chatcache.formatting import model_name, size, table
@@ -130,7 +130,7 @@ def _parameters(count: int | None) -> str:
 
 
 def _configure_show(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=models_probe.MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_json()
 
 
@@ -152,7 +152,7 @@ def _configure_download(parser: Parser) -> None:
         "Fetch a model into the Hugging Face cache, where every program finds it. What has been\n"
         "fetched of it before is not fetched again."
     )
-    parser.add_argument("model", metavar="ORGANISATION/NAME", help="a model on the hub")
+    parser.add_argument("model", metavar="ORGANISATION/NAME[:QUANT]", help="a model on the hub")
     parser.add_argument(
         "--offline", action="store_true", default=None, help="only say whether it is here"
     )
@@ -187,7 +187,7 @@ def fetch_model(arguments: Namespace) -> int:
 
 COMMANDS = {
     "list": ShellCommand(
-        "the built-in model, those in the Hugging Face cache, and servers",
+        "the built-in model, those that programs of this machine have, and servers",
         Parser.add_json,
         list_all,
     ),

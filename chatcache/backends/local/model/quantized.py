@@ -38,6 +38,7 @@ from chatcache.backends.local.packed.quantize import (
 from chatcache.cache.files.quantized import FILE, QuantizedModels
 from chatcache.errors import UnavailableError
 from chatcache.os_failures import reason
+from chatcache.sections import EXACT_WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +78,16 @@ class QuantizedModel:
     remarks: tuple[str, ...] = field(default=())
 
 
-def check_can_quantize(form: str, device: torch.device) -> None:
-    """Raises UnavailableError."""
+def packing_of(quantize: str | None, device: torch.device) -> str | None:
+    """What is wanted by a setting; None: exact weights. Raises UnavailableError."""
+    if quantize in (None, EXACT_WEIGHTS):
+        return None
     if device.type != "cpu":
         raise UnavailableError(
-            f"Weights in {form} are computed with on the CPU only, not on {device.type}.",
+            f"Weights in {quantize} are computed with on the CPU only, not on {device.type}.",
             "Add --device cpu, or leave out --quantize.",
         )
+    return quantize
 
 
 def load_quantized(

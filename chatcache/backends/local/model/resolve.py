@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chatcache.assets import pocket_dir
+from chatcache.backends.local.model.gguf.header import read_gguf
 from chatcache.backends.local.model.gguf.parts import SUFFIX, is_gguf, parts_of, whole_parts
 from chatcache.backends.local.model.hub_name import HubName, hub_name
 from chatcache.backends.local.model.loadable import Obstacle, obstacle
@@ -233,7 +234,12 @@ def _is_hub_offline() -> bool:
 
 
 def read_template(path: Path) -> str | None:
-    """The default template in a model directory; None if there is none, or it cannot be read."""
+    """The default template of a model; None if there is none, or it cannot be read."""
+    if path.is_file():
+        try:
+            return read_gguf(path).text("tokenizer.chat_template")
+        except ModelLoadError:
+            return None
     try:
         return (path / "chat_template.jinja").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
