@@ -152,9 +152,7 @@ def load_model(
     began = time.perf_counter()
     path = _find(name, progress, is_offline=offline)
     check_adapter(adapter)
-    progress(ModelLoading("reading the tokenizer"))
-    tokenizer = load_tokenizer(path)
-    tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
+    tokenizer, tokenizer_id = _read_tokenizer(path, cache_dir, progress)
     config = load_config(path)
     place, stored = choose_device(device), stored_dtype(config)
     form = form_of(path, config, place)
@@ -192,6 +190,13 @@ def load_model(
         quantization=packing or "",
         weights_form=EXACT if packing is None else f"{packing}/{QUANTIZER_VERSION}",
     )
+
+
+def _read_tokenizer(path: Path, cache_dir: Path | None, progress: Progress) -> tuple[Any, str]:
+    """The tokenizer and its id."""
+    progress(ModelLoading("reading the tokenizer"))
+    tokenizer = load_tokenizer(path)
+    return tokenizer, identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
 
 
 @dataclass(frozen=True, slots=True)
