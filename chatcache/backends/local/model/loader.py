@@ -153,13 +153,13 @@ def load_model(
     path = _find(name, progress, is_offline=offline)
     check_adapter(adapter)
     tokenizer, tokenizer_id = _read_tokenizer(path, cache_dir, progress)
-    config = load_config(path)
-    place, stored = choose_device(device), stored_dtype(config)
-    form = form_of(path, config, place)
+    place = choose_device(device)
+    form = form_of(path, load_config(path), place)
+    config, stored = form.config, stored_dtype(form.config)
     chosen = _dtype_with_room(dtype, path, config, place, memory)
     packing = packing_of(quantize, place)
     room = memory.look(name, path, chosen, place, packing)
-    origin = _Origin(path, config, form, adapter, cache_dir)
+    origin = _Origin(path, form, adapter, cache_dir)
     weights = origin.weights(packing, chosen, stored, place, progress)
     model = weights.model
     return LoadedModel(
@@ -215,7 +215,6 @@ class _Origin:
     """Where weights come from: the files of a model, and an adapter."""
 
     path: Path
-    config: Any
     form: Form
     adapter: Path | None
     cache_dir: Path | None
@@ -253,13 +252,13 @@ class _Origin:
         weights_id = self._hash(progress)
         found = load_quantized(
             QuantizedForm(packing, weights_id, self.adapter_id),
-            self.config,
+            self.form.config,
             lambda: self._load(stored, torch.device("cpu")),
             dtype=dtype if isinstance(dtype, torch.dtype) else stored,
             cache_dir=self.cache_dir,
             progress=progress,
         )
-        found.model.generation_config = generation_config(self.path, self.config)
+        found.model.generation_config = generation_config(self.path, self.form.config)
         watch.add(found.file)
         return _Weights(found.model, weights_id, found.num_parameters, watch, found.remarks)
 
@@ -268,7 +267,7 @@ class _Origin:
         return None if self.cache_dir is None else self.cache_dir / "weights.json"
 
     def _load(self, dtype: torch.dtype | str, device: torch.device) -> Any:
-        model = load_weights(self.path, self.config, dtype, device, self.form)
+        model = load_weights(self.path, dtype, device, self.form)
         return with_adapter(model, self.adapter)
 
     def _hash(self, progress: Progress) -> str:
@@ -353,7 +352,12 @@ def load_tokenizer(path: Path) -> Any:
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = resolve.read_template(path)
+        return tokenizer
     except Exception as error:
         load_config(path)  # which a tokenizer reads too, and which may be what is wrong
         raise ModelLoadError(

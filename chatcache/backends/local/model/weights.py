@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
+from chatcache.backends.local.model.failures import is_out_of_memory, load_error, without_gpu
 from chatcache.backends.local.model.forms import Form
 from chatcache.backends.local.model.generation import generation_config
 from chatcache.backends.local.model.libraries import import_rest
@@ -22,22 +22,19 @@ from chatcache.errors import ModelLoadError, UnavailableError
 log = logging.getLogger(__name__)
 
 
-def load_weights(
-    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device, form: Form
-) -> Any:
+def load_weights(path: Path, dtype: torch.dtype | str, device: torch.device, form: Form) -> Any:
     """The model on its device; what it lacks of the libraries is imported."""
     try:
-        return _try_to_load(path, config, dtype, device, form)
+        return _try_to_load(path, dtype, device, form)
     except ModelLoadError:
         if not import_rest():
             raise
-    return _try_to_load(path, config, dtype, device, form)
+    return _try_to_load(path, dtype, device, form)
 
 
-def _try_to_load(
-    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device, form: Form
-) -> Any:
+def _try_to_load(path: Path, dtype: torch.dtype | str, device: torch.device, form: Form) -> Any:
     """The model on its device, with torch's own attention kernel where it has one."""
+    config = form.config
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         AutoModelForCausalLM,
@@ -58,6 +55,7 @@ def _try_to_load(
             trust_remote_code=False,
             output_loading_info=True,
             state_dict=weights,
+            key_mapping=form.key_mapping,
         )
         model, info = loaded
         if weights is not None:
@@ -82,27 +80,8 @@ def _try_to_load(
                 f"Choose a smaller model, or --dtype bfloat16.{without_gpu(error)}",
             ) from error
         log.exception("loading %s failed", path)
-        raise _load_error(path, config, error) from error
+        raise load_error(path, config, error) from error
     return model
-
-
-def _load_error(path: Path, config: Any, error: Exception) -> ModelLoadError:
-    """What transformers and torch say, in words that a person can do something with."""
-    if "ignore_mismatched_sizes" in str(error):
-        return ModelLoadError(
-            f"The weights in {path} have other shapes than config.json says.",
-            "The files belong to different models; download it again.",
-        )
-    if isinstance(error, KeyError) and f'"{error.args[0]}"' in config.to_json_string():
-        return ModelLoadError(
-            f"{path / 'config.json'} names {error.args[0]!r}, which this version of transformers "
-            "does not know.",
-            "A newer chatcache may know it; choose another model with --model.",
-        )
-    return ModelLoadError(
-        f"The model in {path} cannot be loaded: {first_line(error)}.",
-        f"The log has the details; choose another model with --model.{without_gpu(error)}",
-    )
 
 
 def _check_complete(path: Path, info: dict[str, Any]) -> None:
