@@ -19,6 +19,7 @@ PRECISION = "precision"
 WEIGHTS_FORM = "weights_form"
 EXACT = "exact"
 SOFT = "soft."
+QUANTIZATION = SOFT + "quantization"  # the word for how the weights are packed
 
 _REASONS: dict[str, Literal["model_changed", "adapter_changed", "settings_changed"]] = {
     "weights": "model_changed",

@@ -6,8 +6,8 @@ wrong into an error that names the cause. Never runs code that came with a model
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,35 +19,36 @@ from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import identity, resolve
 from chatcache.backends.local.model.fit import Fit
-from chatcache.backends.local.model.forms import Form, form_of
+from chatcache.backends.local.model.forms import form_of
 from chatcache.backends.local.model.generation import (
     context_limit,
     end_token_ids,
-    generation_config,
     sampling_defaults,
 )
-from chatcache.backends.local.model.gguf.loading import load_gguf
 from chatcache.backends.local.model.loadable import check_adapter
 from chatcache.backends.local.model.memory_check import LOOK, MemoryCheck
 from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS
-from chatcache.backends.local.model.progress import (
-    Progress,
-    fetch,
-    first_line,
-    reported_progress,
-)
+from chatcache.backends.local.model.origin import Origin
+from chatcache.backends.local.model.progress import Progress, fetch, first_line
+from chatcache.backends.local.model.quantized import packing_of
 from chatcache.backends.local.model.source import (
     ModelSource,
     check_takes_adapter,
     open_source,
 )
 from chatcache.backends.local.model.tuning import tune
-from chatcache.backends.local.model.weights import load_weights, with_adapter
-from chatcache.backends.local.packed.modules import BlockLinear
-from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT, WEIGHTS_FORM
+from chatcache.cache.book.namespace import (
+    EXACT,
+    LAYOUT_VERSION,
+    PRECISION,
+    QUANTIZATION,
+    SOFT,
+    WEIGHTS_FORM,
+)
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
-from chatcache.formatting import model_name
+
+log = logging.getLogger(__name__)
 
 DTYPES = {
     "float32": torch.float32,
@@ -55,7 +56,6 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-_PACKED_FORM = "blocks"  # multiplied as they lie in a GGUF file
 _BUILTIN_DESCRIPTION = "the small model that comes with chatcache"
 
 
@@ -84,7 +84,7 @@ class LoadedModel:
     adapter_id: str
     load_ms: float
     watch: identity.FileWatch
-    stored_dtype: torch.dtype  # that it was saved in; of packed weights, that it runs in
+    stored_dtype: torch.dtype  # that it was saved in
     fit: Fit  # in the memory that there was
     notes: tuple[str, ...] = ()  # what was done to it so that it could be loaded
     quantization: str = ""  # the word for how its weights are packed
@@ -103,7 +103,7 @@ class LoadedModel:
         """Everything that a namespace consists of; fields that start with `soft.` are for people.
 
         `precision`: how K and V are kept. What is exact has no such field, and never meets the
-        rest."""
+        rest; no more do weights that are multiplied as they are packed."""
         return {
             "weights": self.weights_id,
             "parameters": self.parameters_id,
@@ -121,6 +121,7 @@ class LoadedModel:
             SOFT + "device": str(self.device),
             SOFT + "threads": str(torch.get_num_threads()),
             SOFT + "name": self.name,
+            **({QUANTIZATION: self.quantization} if self.quantization else {}),
         }
 
 
@@ -129,6 +130,7 @@ def load_model(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     adapter: Path | None = None,
     offline: bool = False,
     max_context: int | None = None,
@@ -136,25 +138,24 @@ def load_model(
     cache_dir: Path | None = None,
     progress: Progress = lambda event: None,
 ) -> LoadedModel:
-    """Find, download if need be, and load a model. What takes long is kept in `cache_dir`.
+    """Find, download if need be, and load a model. Hashes of weights are remembered in `cache_dir`;
+    `memory` looks first whether there is room.
 
-    Raises NotFoundError, ModelLoadError (names the file), NoRoomError or UnavailableError."""
+    Raises NotFoundError, ModelLoadError (names the file), NoRoomError or UnavailableError.
+    """
     began = time.perf_counter()
     path = _find(name, adapter, progress, is_offline=offline)
-    remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
     source = open_source(name, path, cache_dir)
     tokenizer, place = load_tokenizer(source.directory), choose_device(device)
     form = form_of(source.directory, load_config(source.directory), place)
     config, stored = form.config, stored_dtype(form.config)
     chosen = _dtype_with_room(dtype, source, config, place, memory)
-    room = source.look(chosen, place, memory)
-    watch = identity.FileWatch(source.weight_files, identity.OriginWatch(path, adapter))
-    with reported_progress(progress):
-        model, notes = _load_weights(source, chosen, place, form)
-        model = with_adapter(model, adapter)
-    weights_form = _weights_form(model)
-    weights_id = identity.weights_id(source.weight_files, remembered, _hashing(progress))
+    packing = None if source.gguf is not None else packing_of(quantize, place)
+    room = source.look(chosen, place, memory, packing)
+    origin = Origin(source, form, adapter, cache_dir)
+    weights = origin.weights(packing, chosen, stored, place, progress)
+    model = weights.model
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -162,31 +163,27 @@ def load_model(
         path=path,
         description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
         architecture=str((config.architectures or [config.model_type])[0]),
-        num_parameters=_num_parameters(source, model),
+        num_parameters=weights.num_parameters,
         num_layers=int(config.get_text_config().num_hidden_layers),
         dtype=model.dtype,
         device=place,
         max_context_tokens=context_limit(config.get_text_config(), tokenizer, max_context),
         end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
         generation_defaults=sampling_defaults(model.generation_config),
-        weights_id=weights_id,
+        weights_id=weights.weights_id,
         parameters_id=identity.parameters_id(model.state_dict().items()),
         tokenizer_id=identity.remembered_tokenizer_id(tokenizer, source.directory, cache_dir),
         config_id=identity.config_id(config.to_dict()),
-        adapter_id=identity.adapter_id(adapter, remembered),
+        adapter_id=origin.adapter_id,
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
-        watch=watch,
-        stored_dtype=stored if weights_form == EXACT else model.dtype,
+        watch=weights.watch,
+        stored_dtype=stored if weights.form == EXACT else model.dtype,
         fit=room,
-        notes=notes,
-        quantization=source.quantization,
-        weights_form=weights_form,
+        notes=(*form.notes(name, model.dtype), *weights.remarks),
+        quantization=packing or source.quantization,
+        weights_form=weights.form,
     )
-
-
-def _hashing(progress: Progress) -> Callable[[int, int], None]:
-    return lambda done, total: progress(ModelLoading("hashing the weights", done, total))
 
 
 def _find(name: str, adapter: Path | None, progress: Progress, *, is_offline: bool) -> Path:
@@ -267,7 +264,12 @@ def load_tokenizer(path: Path) -> Any:
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = resolve.read_template(path)
+        return tokenizer
     except Exception as error:
         load_config(path)  # which a tokenizer reads too, and which may be what is wrong
         raise ModelLoadError(
@@ -288,32 +290,6 @@ def load_config(path: Path) -> Any:
             f"knows: {first_line(error)}.",
             "A newer chatcache may know it; models that bring their own code are not run.",
         ) from error
-
-
-def _load_weights(
-    source: ModelSource, dtype: torch.dtype | str, device: torch.device, form: Form
-) -> tuple[Any, tuple[str, ...]]:
-    """The model, and what somebody should know of how it was loaded."""
-    if source.gguf is None:
-        model = load_weights(source.path, dtype, device, form)
-        return model, form.notes(source.name, model.dtype)
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError("only safetensors bring a dtype of their own")
-    model, said = load_gguf(source.gguf, form.config, dtype, device)
-    model.generation_config = generation_config(source.directory, form.config)
-    return model, tuple(f"{model_name(source.name)}: {text}" for text in (*source.remarks, *said))
-
-
-def _weights_form(model: Any) -> str:
-    is_packed = any(isinstance(module, BlockLinear) for module in model.modules())
-    return _PACKED_FORM if is_packed else EXACT
-
-
-def _num_parameters(source: ModelSource, model: Any) -> int:
-    """Tied weights count once. What is packed has another size in memory."""
-    if source.gguf is not None:
-        return source.num_parameters
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _has_mps() -> bool:

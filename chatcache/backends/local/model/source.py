@@ -57,10 +57,16 @@ class ModelSource:
             return dtype
         return memory.dtype_with_room(self.path, dtype, stored, device)
 
-    def look(self, dtype: torch.dtype | str, device: torch.device, memory: MemoryCheck) -> Fit:
+    def look(
+        self,
+        dtype: torch.dtype | str,
+        device: torch.device,
+        memory: MemoryCheck,
+        packing: str | None,
+    ) -> Fit:
         """Whether there is room for it. Raises NoRoomError if surely not."""
         if self.gguf is None or not isinstance(dtype, torch.dtype):
-            return memory.look(self.name, self.path, dtype, device)
+            return memory.look(self.name, self.path, dtype, device, packing)
         text = text_config(read_object(self.directory / "config.json"))
         stays = device.type == "cpu" and self.gguf.is_packed
         needed = Needs(

@@ -22,6 +22,7 @@ from chatcache.errors import ModelLoadError, UnavailableError
 
 log = logging.getLogger(__name__)
 
+
 # Loads a model with the attention kernel of that name; gives what transformers says of it, too.
 Load = Callable[[str], tuple[Any, dict[str, Any]]]
 
@@ -60,8 +61,7 @@ def load_weights(path: Path, dtype: torch.dtype | str, device: torch.device, for
 
 
 def load_on_device(path: Path, config: Any, device: torch.device, load: Load) -> Any:
-    """The model on its device; what it lacks of the libraries is imported. Raises ModelLoadError or
-    UnavailableError."""
+    """The model on its device; what it lacks of the libraries is imported."""
     try:
         return _try_to_load(path, config, device, load)
     except ModelLoadError:

@@ -48,6 +48,7 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
             settings.model,
             device=settings.device,
             dtype=settings.dtype,
+            quantize=settings.quantize,
             adapter=settings.adapter,
             max_context=settings.max_context,
             memory=MemoryCheck(
