@@ -44,6 +44,7 @@ class GgufHub:
     files: dict[str, bytes]
     requested: list[str] = field(default_factory=list)
     listed: dict[str, int] = field(default_factory=dict)
+    architecture: str = "llama"
     url: str = ""
 
 
@@ -67,6 +68,7 @@ def hub() -> Iterator[GgufHub]:
                     "id": "me/tiny-GGUF",
                     "sha": COMMIT,
                     "tags": [],
+                    "gguf": {"total": 1, "architecture": served.architecture},
                     "siblings": [{"rfilename": name, "size": size} for name, size in entries],
                 }
                 if "/tree/" in path:
@@ -175,6 +177,14 @@ def test_what_the_hub_has_not_is_said(
     done = download(hub, tmp_path, name)
     assert done.returncode == code, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
+    assert not hub.requested
+
+
+def test_what_could_not_be_loaded_is_not_fetched(hub: GgufHub, tmp_path: Path) -> None:
+    hub.architecture = "rwkv7"
+    done = download(hub, tmp_path, "me/tiny-GGUF:Q4_K_M")
+    assert done.returncode == 4
+    assert "architecture 'rwkv7', which is not read" in done.stderr
     assert not hub.requested
 
 
