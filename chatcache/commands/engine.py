@@ -14,7 +14,7 @@ from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser
 from chatcache.commands.paths import paths_of
 from chatcache.errors import NotFoundError, UnavailableError, UsageError
-from chatcache.formatting import model_label, plural, size, table
+from chatcache.formatting import model_label, model_name, plural, size, table
 from chatcache.frontend.engines import stay_words
 from chatcache.frontend.shell_output import print_result
 from chatcache.places import path_of

@@ -59,7 +59,7 @@ def model_on_hub(name: str) -> HubModel:
 
 
 def _check_architecture(repo_id: str, told: object) -> None:
-    """Raises ModelLoadError for what could not be loaded once it is here, as far as the hub says."""
+    """Raises ModelLoadError for what could not be loaded afterwards, as far as the hub tells."""
     architecture = told.get("architecture") if isinstance(told, dict) else None
     known = PACKED_FAMILIES.keys() | UNPACKED_FAMILIES
     if isinstance(architecture, str) and architecture not in known:
