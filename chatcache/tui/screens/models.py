@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from textual.content import Content
 
 from chatcache.backends.base import ModelInfo
-from chatcache.backends.local.model.shelf import ShelfModel, is_name
+from chatcache.backends.local.model.shelf import ShelfModel, is_name, place_of
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import model_name, one_line, parameters, size
 from chatcache.frontend import reports
@@ -76,7 +76,8 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
         """What is typed may be a model that is not in the list."""
         found, typed = super().found(words), self.query_text.strip()
         is_meant = is_name(typed) or self._choice.servers.find(typed) is not None
-        if typed and typed not in self.items and is_meant:
+        is_beginning = bool(found) and place_of(typed) == "ollama"  # of a name in the list
+        if typed and typed not in self.items and is_meant and not is_beginning:
             found[typed] = self._choice.named(typed)
         return found
 
