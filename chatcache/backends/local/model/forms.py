@@ -6,13 +6,15 @@ it. Whether a form is known at all is decided in `loadable`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from chatcache.backends.local.model.bases import tokenizer_home
 from chatcache.backends.local.model.families import text_family
 from chatcache.backends.local.model.few_bits import unpacked_weights
 from chatcache.backends.local.model.files import read_header, read_object, weight_files
@@ -25,6 +27,8 @@ _TEXT_NAMES = {
     r"^(model\.)?(language_model|text_model)\.lm_head\.": "lm_head.",
     r"^(model\.)?(language_model|text_model)\.(model\.)?": "model.",
 }
+# What other programs leave in front of the names when they save the model that they had wrapped.
+_WRAPPERS = r"^(base_model\.model\.|module\.|_orig_mod\.|_forward_module\.)+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Form:
     is_unpacked: bool = False
     key_mapping: Mapping[str, str] | None = None
     is_text_part: bool = False
+    tokenizer_home: Path | None = None  # None: the tokenizer is the model's own
 
     def weights(self, path: Path, dtype: torch.dtype | str) -> dict[str, torch.Tensor] | None:
         """The weights to load in place of those in the files; None: these are fine."""
@@ -53,6 +58,11 @@ class Form:
             notes.append(
                 f"{model_name(name)} reads more than text; here its part for text is loaded, and "
                 "it sees no images and hears nothing."
+            )
+        if self.tokenizer_home is not None:
+            notes.append(
+                f"{model_name(name)} was saved without its tokenizer; it gets that of the model "
+                f"that it was trained from, in {self.tokenizer_home}."
             )
         if self.quantization is not None:
             word = str(dtype).removeprefix("torch.")
@@ -70,11 +80,15 @@ def form_of(path: Path, config: Any, device: torch.device) -> Form:
     On a GPU the packages that a method was made for compute with few bits, if they are there."""
     written = read_object(path / "config.json")
     quantization = quantization_of(written)
-    form = Form(config)
+    home = tokenizer_home(path)
+    form = Form(config, tokenizer_home=None if home == path else home)
+    names = [name for file in weight_files(path) for name in read_header(file)]
+    if any(re.match(_WRAPPERS, name) for name in names):
+        form = replace(form, key_mapping={_WRAPPERS: ""})
     if quantization is not None:
         form = _unpacked(form, quantization, device)
     family = text_family(written)
-    return form if family is None else _text_part(form, path, family)
+    return form if family is None else _text_part(form, names, family)
 
 
 def _unpacked(form: Form, quantization: Quantization, device: torch.device) -> Form:
@@ -92,7 +106,7 @@ def _unpacked(form: Form, quantization: Quantization, device: torch.device) -> F
     return replace(form, quantization=quantization, is_unpacked=True)
 
 
-def _text_part(form: Form, path: Path, family: str) -> Form:
+def _text_part(form: Form, names: Sequence[str], family: str) -> Form:
     """The part for text of a model that also sees, as a model of its own."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -110,7 +124,6 @@ def _text_part(form: Form, path: Path, family: str) -> Form:
         text.dtype = getattr(whole, "dtype", None)
     if settings := getattr(whole, "quantization_config", None):
         text.quantization_config = settings
-    names = (name for file in weight_files(path) for name in read_header(file))
     text.tie_word_embeddings = not any(".lm_head." in f".{name}" for name in names)
     return replace(form, config=text, key_mapping=_TEXT_NAMES, is_text_part=True)
 

@@ -13,6 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from chatcache.backends.local.model.bases import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    base_of_adapter,
+    base_of_model,
+    is_only_adapter,
+    lent_tokenizer,
+)
 from chatcache.backends.local.model.families import CAUSAL_FAMILIES, text_family
 from chatcache.backends.local.model.files import (
     INDEX,
@@ -31,8 +39,6 @@ from chatcache.formatting import one_line
 
 ANEW = "Download the model again, or choose another with --model."
 _COPY = "Choose a copy of it whose weights are safetensors files for transformers."
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _HEAD_BYTES = 64
 _DESCRIBING = (
@@ -139,7 +145,7 @@ def _obstacles(path: Path, has_weights: bool) -> Iterator[Obstacle]:
         yield from _gguf(path)
         return
     config_path = path / "config.json"
-    if not config_path.is_file() or _is_only_adapter(path):
+    if not config_path.is_file() or is_only_adapter(path):
         yield _without_model(path)
         return
     yield from _stand_ins(path / name for name in _DESCRIBING)
@@ -189,14 +195,9 @@ def _gguf(path: Path) -> Iterator[Obstacle]:
 # a directory that is something else
 
 
-def _is_only_adapter(path: Path) -> bool:
-    is_model = (path / WEIGHTS).is_file() or (path / INDEX).is_file()
-    return (path / ADAPTER_CONFIG).is_file() and not is_model
-
-
 def _without_model(path: Path) -> Obstacle:
     if (path / ADAPTER_CONFIG).is_file():
-        base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+        base = base_of_adapter(path)
         return Obstacle(
             f"{path} is an adapter for {base or 'a model'}, not a whole model: config.json or the "
             "weights are missing.",
@@ -317,7 +318,13 @@ def _weights(path: Path) -> Iterator[Obstacle]:
         yield Obstacle(f"{path} lacks weight files: {', '.join(missing)}.")
     yield from _stand_ins(iter(files))
     for file in files:
-        read_header(file)
+        if any(".lora_A." in name for name in read_header(file)):
+            yield Obstacle(
+                f"{file} holds a model with an adapter that is not merged into it.",
+                "Merge it with peft (merge_and_unload), or save the adapter alone and put it on "
+                "its model with --adapter.",
+                is_final=True,
+            )
 
 
 def _other_layout(path: Path) -> str | None:
@@ -350,8 +357,10 @@ def _tokenizer(path: Path, config: Mapping[str, Any]) -> Iterator[Obstacle]:
                 is_final=True,
             )
         return
-    base = config.get("_name_or_path")
-    of_base = f" ({base})" if isinstance(base, str) and base and base != str(path) else ""
+    if lent_tokenizer(path) is not None:
+        return
+    base = base_of_model(path)
+    of_base = "" if base is None else f" ({base})"
     yield Obstacle(
         f"{path} has no tokenizer: tokenizer.json is missing.",
         "Copy tokenizer.json and tokenizer_config.json into it from the model that it was trained "

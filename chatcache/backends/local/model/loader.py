@@ -19,6 +19,7 @@ import transformers
 from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
+from chatcache.backends.local.model.bases import tokenizer_home
 from chatcache.backends.local.model.failures import is_out_of_memory, load_error, without_gpu
 from chatcache.backends.local.model.fit import Fit
 from chatcache.backends.local.model.forms import Form, form_of
@@ -139,7 +140,7 @@ def load_model(
     remembered = None if cache_dir is None else cache_dir / "weights.json"
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
-    tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
+    tokenizer_id = identity.remembered_tokenizer_id(tokenizer, tokenizer_home(path), cache_dir)
     place = choose_device(device)
     form = form_of(path, load_config(path), place)
     config, stored = form.config, stored_dtype(form.config)
@@ -256,11 +257,12 @@ def load_tokenizer(path: Path) -> Any:
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
+        home = tokenizer_home(path)
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
+            home, local_files_only=True, trust_remote_code=False
         )
         if not tokenizer.chat_template:
-            tokenizer.chat_template = resolve.read_template(path)
+            tokenizer.chat_template = resolve.read_template(home)
         return tokenizer
     except Exception as error:
         load_config(path)  # which a tokenizer reads too, and which may be what is wrong
