@@ -219,3 +219,26 @@ def test_an_adapter_whose_base_is_nowhere_names_the_command(tmp_path: Path, hub:
     with pytest.raises(ModelLoadError, match="an adapter for /root/somebody/elses/model") as caught:
         compose.check_model(settings)
     assert f"--adapter {path}" in caught.value.hint
+
+
+def in_parts(path: Path) -> Path:
+    """Split the weights of a model into two files, without an index."""
+    file = path / "model.safetensors"
+    tensors = list(load_file(file).items())
+    for number, half in enumerate((tensors[:9], tensors[9:]), 1):
+        part = path / f"model-{number:05}-of-00002.safetensors"
+        save_file(dict(half), part, {"format": "pt"})
+    file.unlink()
+    return path
+
+
+def test_parts_without_an_index_are_loaded_if_all_are_there(tmp_path: Path) -> None:
+    plain, parted = build_model_dir(tmp_path / "plain"), in_parts(build_model_dir(tmp_path / "b"))
+    assert obstacle(parted) is None
+    with torch.no_grad():
+        expected = load_model(str(plain)).model(IDS).logits
+        assert torch.equal(load_model(str(parted)).model(IDS).logits, expected)
+    (parted / "model-00002-of-00002.safetensors").unlink()
+    found = obstacle(parted)
+    assert found is not None
+    assert "weight files without" in found.problem

@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from chatcache.backends.local.model.bases import tokenizer_home
 from chatcache.backends.local.model.families import text_family
 from chatcache.backends.local.model.few_bits import unpacked_weights
-from chatcache.backends.local.model.files import read_header, read_object, weight_files
+from chatcache.backends.local.model.files import (
+    has_no_index,
+    read_header,
+    read_object,
+    weight_files,
+)
 from chatcache.backends.local.model.loadable import lacking_packages
 from chatcache.backends.local.model.quantization import Quantization, quantization_of
 from chatcache.formatting import model_name
@@ -47,8 +53,10 @@ class Form:
 
     def weights(self, path: Path, dtype: torch.dtype | str) -> dict[str, torch.Tensor] | None:
         """The weights to load in place of those in the files; None: these are fine."""
-        if not self.is_unpacked or self.quantization is None or isinstance(dtype, str):
+        if isinstance(dtype, str):
             return None
+        if not self.is_unpacked or self.quantization is None:
+            return _plain_weights(path, dtype) if has_no_index(path) else None
         return unpacked_weights(path, self.quantization, dtype)
 
     def notes(self, name: str, dtype: torch.dtype) -> tuple[str, ...]:
@@ -134,3 +142,14 @@ def _plain_rope(rope: Any) -> Any:
         return rope
     plain = {name: value for name, value in rope.items() if not name.startswith("mrope")}
     return plain | ({"rope_type": "default"} if plain.get("rope_type") == "mrope" else {})
+
+
+def _plain_weights(path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights of the model in `path` in `dtype`, as they are named in its files."""
+    weights: dict[str, torch.Tensor] = {}
+    for file in weight_files(path):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                weight = opened.get_tensor(name)
+                weights[name] = weight.to(dtype) if weight.is_floating_point() else weight
+    return weights

@@ -29,10 +29,11 @@ from chatcache.backends.local.model.files import (
     read_header,
     read_object,
     weight_files,
+    weights_are_named,
 )
 from chatcache.backends.local.model.gguf.header import read_gguf
 from chatcache.backends.local.model.gguf.parts import stem, whole_parts
-from chatcache.backends.local.model.quantization import quantization_of
+from chatcache.backends.local.model.quantization import PACKAGES, quantization_of
 from chatcache.backends.local.model.stand_ins import stand_in
 from chatcache.errors import ModelLoadError
 from chatcache.formatting import one_line
@@ -71,24 +72,6 @@ _OTHER_TASKS = (
     *("ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification"),
     *("ForQuestionAnswering", "ForMultipleChoice", "ForImageClassification", "RewardModel"),
 )
-
-# By the name of a way to pack weights: what transformers needs to read it, beside itself.
-_PACKINGS: Mapping[str, tuple[str, ...]] = {
-    "awq": ("gptqmodel", "accelerate"),
-    "gptq": ("gptqmodel", "optimum"),
-    "bitsandbytes": ("bitsandbytes", "accelerate"),
-    "fp8": ("accelerate",),
-    "mxfp8": ("accelerate",),
-    "compressed-tensors": ("compressed_tensors",),
-    "torchao": ("torchao", "accelerate"),
-    "bitnet": ("accelerate",),
-    "fbgemm_fp8": ("fbgemm_gpu", "accelerate"),
-    "hqq": ("hqq",),
-    "quanto": ("optimum.quanto",),
-    "aqlm": ("aqlm", "accelerate"),
-    "eetq": ("eetq", "accelerate"),
-    "auto-round": ("auto_round",),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,14 +264,14 @@ def _packing(path: Path, config: Mapping[str, Any]) -> Obstacle | None:
             f"{where}, which needs {' and '.join(names)}, not installed here.",
             f"Run `pip install {' '.join(names)}` in chatcache's environment, or {other}.",
         )
-    is_known = found.method in _PACKINGS
+    is_known = found.method in PACKAGES
     problem = f"{where}, which cannot be read."
     return None if is_known else Obstacle(problem, f"{other[:1].upper()}{other[1:]}.")
 
 
 def lacking_packages(method: str) -> list[str]:
     """The packages that transformers needs for a way to pack weights, and that are not here."""
-    return [name for name in _PACKINGS.get(method, ()) if not _is_installed(name)]
+    return [name for name in PACKAGES.get(method, ()) if not _is_installed(name)]
 
 
 def _is_installed(name: str) -> bool:
@@ -302,7 +285,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _weights(path: Path) -> Iterator[Obstacle]:
-    if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
+    if not weights_are_named(path):
         found = _other_layout(path)
         parts = list(path.glob("*.safetensors"))
         if found is None and parts:
