@@ -198,6 +198,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         adapter=adapter,
         device=model.device,
         dtype=model.dtype,
+        quantize=model.quantize,
         max_context=model.max_context,
         is_fit_checked=model.fit_check,
         engines_dir=engines_directory(settings.paths),

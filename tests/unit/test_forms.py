@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from chatcache import compose
+from chatcache.backends.local.model import shelf
 from chatcache.backends.local.model.bases import ADAPTER_WEIGHTS
 from chatcache.backends.local.model.families import SEEING_FAMILIES
 from chatcache.backends.local.model.loadable import obstacle
@@ -20,6 +21,7 @@ from chatcache.backends.local.model.loader import load_model
 from chatcache.backends.local.model.needs import directory_needs
 from chatcache.backends.local.model.remarks import remarks
 from chatcache.backends.local.model.resolve import read_template
+from chatcache.backends.local.study.probe import probe_model
 from chatcache.config import load_settings
 from chatcache.errors import ModelLoadError
 from tests.models import CHATML_TEMPLATE, build_model_dir, build_tokenizer
@@ -242,3 +244,14 @@ def test_parts_without_an_index_are_loaded_if_all_are_there(tmp_path: Path) -> N
     found = obstacle(parted)
     assert found is not None
     assert "weight files without" in found.problem
+
+
+def test_lists_and_the_probe_know_the_part_for_text(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    config = seeing_config("qwen2_5_vl", len(tokenizer))
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert "any token" in shelf.at_hand(str(tmp_path)).reuse
+    probe = probe_model(str(tmp_path))
+    assert probe.cut.kind == "any_token"
+    assert probe.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4

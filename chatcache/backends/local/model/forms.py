@@ -26,6 +26,7 @@ from chatcache.backends.local.model.files import (
 )
 from chatcache.backends.local.model.loadable import lacking_packages
 from chatcache.backends.local.model.quantization import Quantization, quantization_of
+from chatcache.errors import ModelLoadError
 from chatcache.formatting import model_name
 
 # Where the part for text lies in a model that also sees, as any version of transformers wrote it.
@@ -75,8 +76,8 @@ class Form:
         if self.quantization is not None:
             word = str(dtype).removeprefix("torch.")
             notes.append(
-                f"The weights of {model_name(name)} were saved in few bits "
-                f"({self.quantization.words}) and run in {word}, which takes more memory than "
+                f"The weights of {model_name(name)} were saved in few bits, "
+                f"as {self.quantization.words}, and run in {word}, which takes more memory than "
                 "their files. --quantize 4bit keeps them small."
             )
         return tuple(notes)
@@ -90,13 +91,21 @@ def form_of(path: Path, config: Any, device: torch.device) -> Form:
     quantization = quantization_of(written)
     home = tokenizer_home(path)
     form = Form(config, tokenizer_home=None if home == path else home)
-    names = [name for file in weight_files(path) for name in read_header(file)]
+    names = _tensor_names(path)
     if any(re.match(_WRAPPERS, name) for name in names):
         form = replace(form, key_mapping={_WRAPPERS: ""})
     if quantization is not None:
         form = _unpacked(form, quantization, device)
     family = text_family(written)
     return form if family is None else _text_part(form, names, family)
+
+
+def _tensor_names(path: Path) -> list[str]:
+    """Nothing where the weights are not here, or broken: whoever loads them says so."""
+    try:
+        return [name for file in weight_files(path) for name in read_header(file)]
+    except ModelLoadError:
+        return []
 
 
 def _unpacked(form: Form, quantization: Quantization, device: torch.device) -> Form:
