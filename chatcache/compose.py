@@ -186,6 +186,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         adapter=None if model.adapter is None else adapter_dir(model.adapter).absolute(),
         device=model.device,
         dtype=model.dtype,
+        quantize=model.quantize,
         max_context=model.max_context,
         is_fit_checked=model.fit_check,
         engines_dir=engines_directory(settings.paths),
