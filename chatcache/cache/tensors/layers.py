@@ -141,15 +141,15 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.num_tokens = num_tokens
 
     @property
-    def is_initialized(self) -> bool:
+    def is_initialized(self) -> bool:  # type: ignore[override]
         return len(self.home.tensors) == 2
 
     @property
-    def keys(self) -> torch.Tensor | None:
+    def keys(self) -> torch.Tensor | None:  # type: ignore[override]
         return self.view("key") if self.is_initialized else None
 
     @property
-    def values(self) -> torch.Tensor | None:
+    def values(self) -> torch.Tensor | None:  # type: ignore[override]
         return self.view("value") if self.is_initialized else None
 
     def lend(self, borrower: Borrower, stop: int) -> Buffers:

@@ -7,6 +7,8 @@ computes it goes through the modules, as before.
 
 from __future__ import annotations
 
+import logging
+import weakref
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,12 @@ import torch
 from chatcache.backends.local.packed import kernels
 from chatcache.backends.local.packed.blocks import KINDS
 from chatcache.backends.local.packed.modules import BlockLinear
-from chatcache.backends.local.packed.step import JOB, LAYER, MATRIX, step_task
+from chatcache.backends.local.packed.step import JOB, LAYER, step_task
 from chatcache.backends.local.packed.team import BARRIER_WORDS, team
 from chatcache.cache.tensors.layers import Buffers
 from chatcache.cache.tensors.live_kv import LiveKV
+
+log = logging.getLogger(__name__)
 
 VERSION = "1"  # of the arithmetic: other bits, another number
 _FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
@@ -208,6 +212,20 @@ class DecodeStep:
             self._angles = start, np.ascontiguousarray(angles.numpy())
         table = self._angles[1]
         return int(table.ctypes.data) + table.strides[0] * (position - start)
+
+
+_STEPS: weakref.WeakKeyDictionary[torch.nn.Module, DecodeStep | None] = weakref.WeakKeyDictionary()
+
+
+def decode_step(model: Any) -> DecodeStep | None:
+    """The step of a model; None for one that goes through its modules."""
+    if model not in _STEPS:
+        try:
+            _STEPS[model] = DecodeStep(model)
+        except NotKnownError as error:
+            log.info("one token at a time goes through the modules: %s", error)
+            _STEPS[model] = None
+    return _STEPS[model]
 
 
 def _check(config: Any) -> None:

@@ -14,8 +14,7 @@ import torch
 from torch.nn.functional import linear
 
 from chatcache.backends.local.packed import kernels
-from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix
-from chatcache.backends.local.packed.decoders import GROUP
+from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix, PackedModule
 from chatcache.backends.local.packed.intrinsics import FLOAT_KINDS
 from chatcache.backends.local.packed.team import team
 
@@ -24,7 +23,7 @@ _SLAB_WEIGHTS = 1 << 22  # unpacked at a time
 _TARGETS = {torch.float32: KINDS["F32"].ggml_type, torch.bfloat16: KINDS["BF16"].ggml_type}
 
 
-class BlockLinear(torch.nn.Module):
+class BlockLinear(PackedModule):
     """`nn.Linear` with a packed weight. The results do not depend on the number of threads."""
 
     def __init__(self, matrix: BlockMatrix, bias: torch.Tensor | None = None):
@@ -52,7 +51,7 @@ class BlockLinear(torch.nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.kind.name}"
 
 
-class BlockEmbedding(torch.nn.Module):
+class BlockEmbedding(PackedModule):
     """`nn.Embedding` with a packed weight; gives vectors of `dtype`."""
 
     def __init__(self, matrix: BlockMatrix, dtype: torch.dtype, scale: float = 1.0):

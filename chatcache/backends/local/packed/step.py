@@ -283,7 +283,9 @@ def _step(address, thread, threads):  # type: ignore[no-untyped-def]
     record, sums_address, scores = job.record + own, job.sums + own, job.scores + own
     states = carray(floats_at(job.states), hidden)
     sums = carray(floats_at(sums_address), max(hidden, job.inner))
-    normal = carray(words_at(record), NUM_WORDS)[OWN_FLOATS]  # where this thread keeps normalised states
+    normal = carray(words_at(record), NUM_WORDS)[
+        OWN_FLOATS
+    ]  # where this thread keeps normalised states
     values = carray(floats_at(normal), hidden)
     for number in range(job.num_layers):
         layer = layers[number]
