@@ -17,6 +17,7 @@ from typing import Any
 
 from chatcache.backends.local.model import files, resolve
 from chatcache.backends.local.model.cut_policy import cut_policy
+from chatcache.backends.local.model.families import text_family
 from chatcache.backends.local.model.gguf.derived import open_model
 from chatcache.backends.local.model.gguf.known import PACKED_FAMILIES
 from chatcache.backends.local.model.gguf.parts import SUFFIX, whole_parts
@@ -196,5 +197,8 @@ def _looked_at(name: str, place: Place, path: Path | None = None) -> ShelfModel:
 def _reuse(found: ModelFiles) -> str:
     if found.quantization and found.architecture not in _TOLD_BY_NAME:
         return ""  # which the load tells
-    policy = cut_policy(SimpleNamespace(**(found.config.get("text_config") or found.config)))
+    fields = dict(found.config.get("text_config") or found.config)
+    if (family := text_family(found.config)) is not None:
+        fields["model_type"] = family
+    policy = cut_policy(SimpleNamespace(**fields))
     return policy.detail if policy.is_cuttable else f"nothing is reused: {policy.detail}"

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
+from chatcache.backends.local.model.forms import form_of
 from chatcache.backends.local.model.generation import context_limit, end_token_ids
 from chatcache.backends.local.model.gguf.derived import derived_directory, open_model, remarks_of
 from chatcache.backends.local.model.loader import (
@@ -130,12 +131,13 @@ def probe_model(
     import torch
 
     path = config_place(name, is_offline=is_offline)
-    is_file = path.is_file()
+    is_file, place = path.is_file(), choose_device(device)
     directory = derived_directory(open_model(path), cache_dir) if is_file else path
     tokenizer, config = load_tokenizer(directory), load_config(directory)
+    if not is_file:
+        config = form_of(path, config, place).config
     text_config = config.get_text_config()
     num_parameters = _num_parameters(path)
-    place = choose_device(device)
     chosen = choose_dtype(dtype, config, place, num_parameters or 1 << 40)
     if not isinstance(chosen, torch.dtype):  # a quantised model brings its own
         stored = getattr(text_config, "dtype", None)
