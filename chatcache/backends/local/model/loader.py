@@ -28,7 +28,7 @@ from chatcache.backends.local.model.generation import (
 from chatcache.backends.local.model.loadable import check_adapter
 from chatcache.backends.local.model.memory_check import LOOK, MemoryCheck
 from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS
-from chatcache.backends.local.model.origin import Origin
+from chatcache.backends.local.model.origin import WeightsOrigin
 from chatcache.backends.local.model.progress import Progress, fetch, first_line
 from chatcache.backends.local.model.quantized import packing_of
 from chatcache.backends.local.model.source import (
@@ -153,7 +153,7 @@ def load_model(
     chosen = _dtype_with_room(dtype, source, config, place, memory)
     packing = None if source.gguf is not None else packing_of(quantize, place)
     room = source.look(chosen, place, memory, packing)
-    origin = Origin(source, form, adapter, cache_dir)
+    origin = WeightsOrigin(source, form, adapter, cache_dir)
     weights = origin.weights(packing, chosen, stored, place, progress)
     model = weights.model
     return LoadedModel(
