@@ -41,7 +41,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class WeightsOrigin:
     """Where weights come from: the files of a model, and an adapter."""
 
     source: ModelSource
