@@ -18,6 +18,7 @@ import transformers
 from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import identity, resolve
+from chatcache.backends.local.model.bases import tokenizer_home
 from chatcache.backends.local.model.fit import Fit
 from chatcache.backends.local.model.forms import form_of
 from chatcache.backends.local.model.generation import (
@@ -172,7 +173,7 @@ def load_model(
         generation_defaults=sampling_defaults(model.generation_config),
         weights_id=weights.weights_id,
         parameters_id=identity.parameters_id(model.state_dict().items()),
-        tokenizer_id=identity.remembered_tokenizer_id(tokenizer, source.directory, cache_dir),
+        tokenizer_id=_tokenizer_id(tokenizer, source, cache_dir),
         config_id=identity.config_id(config.to_dict()),
         adapter_id=origin.adapter_id,
         attention=tune(model, place),  # last: it takes the weights out of reach
@@ -184,6 +185,11 @@ def load_model(
         quantization=packing or source.quantization,
         weights_form=weights.form,
     )
+
+
+def _tokenizer_id(tokenizer: Any, source: ModelSource, cache_dir: Path | None) -> str:
+    home = tokenizer_home(source.directory)
+    return identity.remembered_tokenizer_id(tokenizer, home, cache_dir)
 
 
 def _find(name: str, adapter: Path | None, progress: Progress, *, is_offline: bool) -> Path:
@@ -264,11 +270,12 @@ def load_tokenizer(path: Path) -> Any:
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
+        home = tokenizer_home(path)
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
+            home, local_files_only=True, trust_remote_code=False
         )
         if not tokenizer.chat_template:
-            tokenizer.chat_template = resolve.read_template(path)
+            tokenizer.chat_template = resolve.read_template(home)
         return tokenizer
     except Exception as error:
         load_config(path)  # which a tokenizer reads too, and which may be what is wrong
