@@ -4,26 +4,22 @@ A kernel is a C function of addresses. Those of rows (`product_rows`, `unpacked_
 per kind of block; a task runs in all threads of a team at once, each of which takes its share. What
 a task needs is an array of int64, described where it is made (`modules.py`, `step.py`).
 
-Compiled code is kept in a directory of its own (`keep_in`), named after all that it depends on, so
-that another version of these sources, or of numba, never runs it. The results do not depend on the
-number of threads: a row is always computed by one.
+Compiled code is kept (`compiled_code.py`). The results do not depend on the number of threads: a
+row is always computed by one.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numba import carray, cfunc, njit, types
 
-from chatcache.backends.local.packed import decoders, intrinsics, vectors
 from chatcache.backends.local.packed.blocks import KINDS
 from chatcache.backends.local.packed.decoders import DECODERS, GROUP
 from chatcache.backends.local.packed.intrinsics import (
@@ -50,23 +46,6 @@ _ROWS_AT_ONCE = 8  # of weights, while they are in the cache, with every row of 
 # What the words of a record of activations are. The last two are for tasks that keep records: which
 # group the activations are rounded for (0: none), and room for floats.
 FLOATS, INTEGERS, SCALES, SUMS, ROUNDED_FOR, OWN_FLOATS, _, NUM_WORDS = range(8)
-
-
-def keep_in(directory: Path) -> None:
-    """Keep compiled code below `directory`. To be called before anything is compiled; without it,
-    or where it cannot be written, code is compiled anew by each process."""
-    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
-    for module in (decoders, intrinsics, vectors):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    place = directory / digest.hexdigest()
-    try:
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        log.info("compiled kernels are not kept: %s", error)
-        return
-    numba.config.CACHE_DIR = str(place)
 
 
 def compiled(function: Callable[..., None], signature: Any) -> int:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from chatcache.backends.base import BackendEvent, ModelInfo, RestoreBegan
+from chatcache.backends.base import BackendEvent, ModelInfo, ModelLoading, RestoreBegan
 from chatcache.backends.local.engine.room import other_engines
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model import fit
@@ -20,6 +20,8 @@ from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
+from chatcache.backends.local.packed import compiled_code
+from chatcache.backends.local.packed.known import takes_step
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.idle import IdleWork
@@ -43,8 +45,9 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     num_threads = settings.num_threads or allowance().num_threads
     if settings.num_threads is not None or num_threads < torch.get_num_threads():
         torch.set_num_threads(num_threads)
+    has_kernels = compiled_code.keep_in(settings.cache_dir / "kernels")
     with naming_gpu():
-        return load_model(
+        loaded = load_model(
             settings.model,
             device=settings.device,
             dtype=settings.dtype,
@@ -58,6 +61,10 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
             cache_dir=settings.cache_dir,
             progress=progress,
         )
+        if not has_kernels and takes_step(loaded.model):
+            progress(ModelLoading("compiling for this processor, once"))
+            Forward(loaded.model, loaded.device).step()
+        return loaded
 
 
 def build_runner(
@@ -113,6 +120,7 @@ def build_runner(
     )
     explainer = TurnExplainer(info, cut, prefixes, idle)
     prefixes.open(fields)
+    path.forward.get_ready()
     reporter.show()
     return TurnRunner(loaded, info, planner, context, idle, explainer, reporter, settings.log_path)
 
@@ -153,8 +161,8 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
         return 0
     forward, live = path.forward, path.kv
     with suppress(NotFiniteError):  # a turn may be fine; where it is not, it says so
-        forward(live, [0], 0)
-    num_bytes = live.num_bytes
+        forward(live, [0, 0], 0)
+    num_bytes = live.num_bytes // 2
     if not rates.is_measured:
         live.truncate(0)
         began = time.perf_counter()
