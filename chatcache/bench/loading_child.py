@@ -18,7 +18,7 @@ import torch
 from chatcache.backends.local.model.resolve import BUILTIN
 from chatcache.bench.contenders import Chatcache
 from chatcache.bench.memory import Loading, forget_peak, process_memory
-from chatcache.bench.setup import load_chat, tuned_model
+from chatcache.bench.setup import load_tuned
 
 
 def measure(
@@ -32,13 +32,13 @@ def measure(
     many: list[int],
 ) -> Loading:
     """Load, then read a few tokens and many."""
-    first = tuned_model(load_chat(BUILTIN, directory, dtype=dtype, quantize=quantize))
+    first, _ = load_tuned(BUILTIN, directory, dtype=dtype, quantize=quantize)
     warm_up = Chatcache(first, directory / "first")
     warm_up.cold([0] * len(many))
     warm_up.decode(2)
     forget_peak()
     before, began = process_memory(), time.perf_counter()
-    loaded = tuned_model(load_chat(model, cache_dir, dtype=dtype, quantize=quantize))
+    loaded, _ = load_tuned(model, cache_dir, dtype=dtype, quantize=quantize)
     load, after = time.perf_counter() - began, process_memory()
     contender = Chatcache(loaded, directory / "second")
     first_token = contender.cold(few)
