@@ -139,11 +139,16 @@ def forget_in_memory(paths: Paths, *, is_all: bool = False) -> None:
 
 
 def _model_place(model: str) -> str:
-    """A model's name, that of a directory whole: an engine has another working directory."""
+    """A model's name, that of a directory or a file whole: an engine has another working directory.
+
+    Any part of a GGUF model stands for the first."""
+    from chatcache.backends.local.model.gguf.parts import parts_of
     from chatcache.places import path_of
 
     path = path_of(model)
-    return str(path.absolute()) if model != BUILTIN and path.is_dir() else model
+    if model == BUILTIN or not os.path.exists(path):  # noqa: PTH110 - it never raises
+        return model
+    return str(path.absolute() if path.is_dir() else parts_of(path.absolute())[0])
 
 
 def check_model(settings: Settings) -> None:

@@ -14,6 +14,10 @@ from collections.abc import Sequence
 # C0 and C1 controls except newline and tab, and the invisible characters that reorder a line.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
+# The end of a GGUF file's name, with the number of its part; a file called by its digest.
+_GGUF_SUFFIX = re.compile(r"(?<=[^/])(?:-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
+_BLOB = re.compile(r"(sha256-[0-9a-f]{12})[0-9a-f]{52}")
+
 
 def clean(text: str) -> str:
     """The text without anything that a terminal would act upon."""
@@ -26,14 +30,26 @@ def one_line(text: str) -> str:
 
 
 def model_name(model: str) -> str:
-    """The name of a model as it is shown: of a directory its own name, not the whole path to it.
+    """The name of a model as it is shown: of a directory or a GGUF file its own name, not the whole
+    path to it.
 
-    In the Hugging Face cache the name of the model is that of a folder further up."""
-    name = one_line(model)
+    In the Hugging Face cache the name of the model is that of a folder further up; in Ollama's
+    store that of the last folders."""
+    whole = one_line(model)
+    name = _GGUF_SUFFIX.sub("", whole)
+    is_file = name != whole and ":" not in name
     head, _, tail = name.partition("/")
-    if ":" in head or not (head in ("", ".", "..") or head.startswith("~") or "/" in tail):
+    is_path = head in ("", ".", "..") or head.startswith("~") or "/" in tail
+    if ":" in head or not (is_path or is_file):
         return name
     parts = [part for part in name.split("/") if part not in ("", ".", "..", "~")]
+    if is_file:
+        return parts[-1]
+    if len(parts) > 4 and parts[-5] == "manifests":
+        folders = [part for part in parts[-4:-1] if part not in ("registry.ollama.ai", "library")]
+        return f"ollama:{'/'.join(folders)}:{parts[-1]}"
+    if (blob := _BLOB.fullmatch(parts[-1] if parts else "")) is not None:
+        return blob[1]
     folder = next((part for part in parts if part.startswith("models--")), "")
     return folder.removeprefix("models--").replace("--", "/") or (parts[-1] if parts else name)
 

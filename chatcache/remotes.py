@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,9 +38,10 @@ ENDPOINT = "/chat/completions"
 # Pages that people copy the address of, in place of a name.
 HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/(\w[\w.-]*/\w[\w.-]*)"
-    r"(?::[\w.-]+)?(?:/(?:tree|blob|resolve|raw|discussions|commits?)\b.*)?/?(?:[?#].*)?",
+    r"(:[\w.-]+)?(?:/(?:tree|blob|resolve|raw|discussions|commits?)\b.*)?/?(?:[?#].*)?",
     re.IGNORECASE,
 )
+HUB_FILE = re.compile(r"/(?:blob|resolve|raw)/[^/]+/(?:[^?#]*/)?([\w.-]+)\.gguf", re.IGNORECASE)
 HUB_SECTIONS = ("datasets", "spaces", "docs", "models", "collections", "papers", "blog", "api")
 PORT = re.compile(r"\d{3,5}(?:/.*)?")
 OLLAMA_PAGE = re.compile(
@@ -52,6 +52,7 @@ OLLAMA_PAGE = re.compile(
 OLLAMA_TAG = re.compile(
     r"latest|(?:e?\d+(?:\.\d+)?(?:x\d+)?[bm]|instruct|chat|text|q\d)[\w.-]*", re.IGNORECASE
 )
+OLLAMA = "ollama"
 MAX_PRICE = 1e6
 TIMEOUT_SECONDS = 300
 
@@ -239,8 +240,8 @@ def remote_model(name: str, remotes: Remotes) -> RemoteModel | None:
     if colon and prefix in remotes:
         profile = remotes[prefix]
         return RemoteModel(profile, model.strip() or profile.model)
-    if Path(name).is_dir():
-        return None
+    if os.path.exists(name) or prefix.lower() == OLLAMA:  # noqa: PTH110 - it never raises
+        return None  # a model of Ollama is a file of this machine, unless a profile is called so
     if is_address(name):
         raise _address_error(name)
     if not colon or "/" in prefix or name.startswith((".", "~")):
@@ -261,9 +262,12 @@ def is_address(name: str) -> bool:
 
 
 def hub_model_of(address: str) -> str | None:
-    """The `ORGANISATION/NAME` in an address of the hub's pages; None when it is none of them."""
+    """The `ORGANISATION/NAME[:QUANT]` in an address of the hub's pages; None when it is none."""
     found = HUB_PAGE.fullmatch(address.strip())
-    return found[1] if found and found[1].partition("/")[0] not in HUB_SECTIONS else None
+    if found is None or found[1].partition("/")[0] in HUB_SECTIONS:
+        return None
+    file = HUB_FILE.search(address)
+    return found[1] + (f":{file[1]}" if file else found[2] or "")
 
 
 def _address_error(address: str) -> UsageError:
@@ -298,8 +302,9 @@ def _ollama(model: str, remotes: Remotes) -> str:
     if profile is not None:
         return f"Say --model {profile.name}:{model}"
     return (
-        f"`chatcache config set {SECTION}.ollama.base_url http://localhost:11434/v1`, then"
-        f" --model ollama:{model}"
+        f"--model {OLLAMA}:{model} loads the file that Ollama has on this machine; to have Ollama"
+        f" answer, `chatcache config set {SECTION}.box.base_url http://localhost:11434/v1`, then"
+        f" --model box:{model}"
     )
 
 

@@ -32,7 +32,8 @@ class ModelSection:
     """Which model answers, and on what."""
 
     default: str = setting("builtin", text)
-    """`builtin`, a directory with a model, a Hugging Face id, or PROFILE:NAME for a server."""
+    """`builtin`, a directory with a model, a GGUF file, `ollama:NAME`, a Hugging Face id, or
+    PROFILE:NAME for a server."""
 
     adapter: str | None = setting(None, text, example="/path/to/adapter")
     """A directory with a PEFT adapter to put on the model."""

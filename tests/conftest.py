@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from chatcache.backends.local.model.stores import folders, package
+
 MAX_WORKERS = 4
 _RUNTIME = Path(tempfile.gettempdir()) / f"ccrun-{os.getpid()}"
 SLOW_DIRECTORIES = ("crash", "e2e", "equivalence")
@@ -67,6 +69,8 @@ def live_in(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(_RUNTIME))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OLLAMA_MODELS", str(home / "ollama"))
+    monkeypatch.setenv("LLAMA_CACHE", str(home / "llama.cpp"))
     monkeypatch.setenv("PYTHONUTF8", "1")
 
 
@@ -85,6 +89,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir()
     live_in(home, monkeypatch)
     return home
+
+
+@pytest.fixture(autouse=True)
+def _no_models_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else is installed on this machine changes no list of models."""
+    monkeypatch.setattr(package, "stored", list)
+    monkeypatch.setattr(folders, "lm_studio", list)
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,19 @@ from chatcache.backends.base import EngineStatus, ModelLoading
 from chatcache.backends.local.engine.control import running_engines
 from chatcache.backends.local.model import files, resolve
 from chatcache.backends.local.model.progress import fetch
-from chatcache.backends.local.model.shelf import files_of
+from chatcache.backends.local.model.shelf import (
+    ModelFiles,
+    all_stored,
+    files_at,
+    files_of,
+    place_of,
+)
+from chatcache.backends.local.model.stores.stored import StoredModel
 from chatcache.commands import ShellCommand, models_probe, models_remote
-from chatcache.commands.parser import Parser, settings_of
+from chatcache.commands.parser import MODEL_HELP, Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, UsageError
-from chatcache.formatting import size, table
+from chatcache.formatting import model_name, size, table
 from chatcache.frontend.engines import stay_words
 from chatcache.frontend.server_shelf import ServerShelf
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
@@ -35,10 +42,11 @@ CONFIG_NAMES = {
 def list_all(arguments: Namespace) -> int:
     settings = settings_of(arguments)
     chosen = settings.config.model.default
-    known = [resolve.BUILTIN, chosen, *resolve.cached_models()]
     servers = ServerShelf(settings.config.remotes)
-    names = dict.fromkeys(name for name in known if servers.find(name) is None)
-    models = [_summary(name, is_default=name == chosen) for name in names]
+    stored = all_stored(profiles=settings.config.remotes)
+    if chosen not in {model.name for model in stored} and servers.find(chosen) is None:
+        stored.insert(1, StoredModel(chosen, place_of(chosen)))
+    models = [_summary(model, is_default=model.name == chosen) for model in stored]
     models += models_remote.rows(settings)
     engines, loaded = _running(settings), []
     for model in models:
@@ -50,16 +58,17 @@ def list_all(arguments: Namespace) -> int:
         return 0
     rows = [
         (
-            f"{model['model']}{' *' if model['default'] else ''}",
+            f"{model_name(model['model'])}{' *' if model['default'] else ''}",
             model["architecture"] or "",
             _parameters(model["parameters"]),
+            model["quantization"] or "",
             "" if model["bytes"] is None else size(model["bytes"]),
             stays,
             model["problem"] or model["path"],
         )
         for model, stays in zip(models, loaded, strict=True)
     ]
-    header = ("MODEL", "ARCHITECTURE", "PARAMETERS", "SIZE", "LOADED", "WHERE")
+    header = ("MODEL", "ARCHITECTURE", "PARAMETERS", "QUANT", "SIZE", "LOADED", "WHERE")
     print_line(table(header, rows, "PARAMETERS SIZE"))
     Narrator().note("* answers when no --model is given.")
     return 0
@@ -74,25 +83,35 @@ def _running(settings: Settings) -> list[EngineStatus]:
     return [engine.status for engine in found if engine.status is not None]
 
 
-def _summary(name: str, *, is_default: bool) -> dict[str, Any]:
+def _summary(stored: StoredModel, *, is_default: bool) -> dict[str, Any]:
     """One row of the list; a model that cannot be used says why."""
-    try:
-        return {**_details(name), "default": is_default, "problem": None, "advice": None}
-    except ChatcacheError as error:
-        nothing = dict.fromkeys(("path", "architecture", "parameters", "bytes"))
-        told = {"problem": error.message, "advice": error.hint}
-        return {"model": name, **nothing, "default": is_default, **told}
+    told: dict[str, Any] = {"problem": stored.problem, "advice": stored.advice}
+    if not stored.problem:
+        try:
+            found = files_of(stored.name) if stored.path is None else files_at(stored.path)
+            details = _details(stored.name, found)
+            return {**details, "place": stored.place, "default": is_default, **dict.fromkeys(told)}
+        except ChatcacheError as error:
+            told = {"problem": error.message, "advice": error.hint}
+    nothing = dict.fromkeys(("path", "architecture", "parameters", "bytes", "quantization"))
+    return {
+        "model": stored.name,
+        **nothing,
+        "place": stored.place,
+        "default": is_default,
+        **told,
+    }
 
 
-def _details(name: str) -> dict[str, Any]:
-    """What the files of a model say. Raises ChatcacheError when they are missing or broken."""
-    found = files_of(name)
+def _details(name: str, found: ModelFiles) -> dict[str, Any]:
+    """What the files of a model say."""
     return {
         "model": name,
         "path": str(found.path),
         "architecture": found.architecture,
         "parameters": found.num_parameters,
         "bytes": found.num_bytes,
+        "quantization": found.quantization or None,
         **{key: _from_config(found.config, names) for key, names in CONFIG_NAMES.items()},
     }
 
@@ -111,7 +130,7 @@ def _parameters(count: int | None) -> str:
 
 
 def _configure_show(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=models_probe.MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_json()
 
 
@@ -121,7 +140,7 @@ def show(arguments: Namespace) -> int:
         details = models_remote.details(remote, settings)
         rows = [(name, models_remote.words(value)) for name, value in details.items()]
     else:
-        details = _details(arguments.model)
+        details = _details(arguments.model, files_of(arguments.model))
         counts = {name: f"{details[name]:,}" for name in ("parameters", "bytes")}
         shown = (details | counts).items()
         rows = [(name, "unknown" if value is None else str(value)) for name, value in shown]
@@ -133,7 +152,7 @@ def _configure_download(parser: Parser) -> None:
         "Fetch a model into the Hugging Face cache, where every program finds it. What has been\n"
         "fetched of it before is not fetched again."
     )
-    parser.add_argument("model", metavar="ORGANISATION/NAME", help="a model on the hub")
+    parser.add_argument("model", metavar="ORGANISATION/NAME[:QUANT]", help="a model on the hub")
     parser.add_argument(
         "--offline", action="store_true", default=None, help="only say whether it is here"
     )
@@ -168,7 +187,7 @@ def fetch_model(arguments: Namespace) -> int:
 
 COMMANDS = {
     "list": ShellCommand(
-        "the built-in model, those in the Hugging Face cache, and servers",
+        "the built-in model, those that programs of this machine have, and servers",
         Parser.add_json,
         list_all,
     ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatcache.chat import date_warning
 from chatcache.commands import models_remote
-from chatcache.commands.parser import Parser, settings_of
+from chatcache.commands.parser import MODEL_HELP, Parser, settings_of
 from chatcache.commands.prompt import read_system
 from chatcache.formatting import one_line, plural, rate, size, table
 from chatcache.frontend.shell_output import Narrator, print_json, print_line
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from chatcache.backends.local.study.probe import ModelProbe, TemplateReport
     from chatcache.backends.local.study.rehearsal import Rehearsed, RehearsedTurn
 
-MODEL_HELP = "builtin, a directory, a Hugging Face id, or PROFILE:NAME of a server"
 CAUSE_WORDS = {
     "changes_by_itself": "the template writes the date, and it is another one",
     "system_prompt_moved": "the system prompt moves on to the newest message",

@@ -25,7 +25,8 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
         yield {
             "model": remote.name,
             "path": profile.base_url,
-            **dict.fromkeys(("architecture", "parameters", "bytes")),
+            **dict.fromkeys(("architecture", "parameters", "bytes", "quantization")),
+            "place": "server",
             "default": is_default,
             "problem": servers.row(remote).problem or None,
         }

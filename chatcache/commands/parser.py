@@ -40,6 +40,10 @@ SETTING_OF_OPTION = {
     "offline": "model.offline",
     "keep_alive": "engine.keep_alive",
 }
+MODEL_HELP = (
+    "builtin, smollm2, a directory, a GGUF file, ollama:NAME[:TAG], a Hugging Face id"
+    " (ORG/REPO[:QUANT]), or PROFILE:NAME of a server"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,7 +86,7 @@ class Parser(argparse.ArgumentParser):
         group.add_argument(
             "--model",
             metavar="M",
-            help="builtin, a directory, a Hugging Face id, or PROFILE:NAME of a server",
+            help=MODEL_HELP,
         )
         group.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to put on the model")
         group.add_argument(

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatcache.backends.local.model import resolve, shelf
+from chatcache.backends.local.model import hub_files, resolve, shelf
+from chatcache.backends.local.model.gguf.choice import GgufFile, listed
 from chatcache.backends.local.model.shelf import ShelfModel
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import ChatcacheError, UnavailableError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from chatcache.backends.base import ModelInfo
     from chatcache.chat.service import ChatService
 
+MAX_OTHERS = 8
 TO_FETCH = "to be downloaded from the hub"
 # Small, open, and reused after any token. The sizes are those of the weights when this was written;
 # the real one is asked before a download.
@@ -38,11 +40,13 @@ SUGGESTED: tuple[tuple[str, int], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A model that is not on this machine yet, and the room there is for it."""
+    """A model that is not on this machine yet, and the room there is for it. `name` says which of
+    the files of a repository it is, and `others` which there are beside it."""
 
     name: str
     num_bytes: int
     free_bytes: int
+    others: tuple[GgufFile, ...] = ()
 
     @property
     def question(self) -> str:
@@ -50,7 +54,8 @@ class Download:
 
     @property
     def detail(self) -> str:
-        return f"{size(self.num_bytes)} from the hub; {size(self.free_bytes)} are free."
+        text = f"{size(self.num_bytes)} from the hub; {size(self.free_bytes)} are free."
+        return f"{text} Others there: {listed(self.others, MAX_OTHERS)}." if self.others else text
 
 
 class ModelChoice:
@@ -95,7 +100,7 @@ class ModelChoice:
     def at_hand(self) -> list[ShelfModel]:
         """The models of this machine and of the servers; no server is asked."""
         used_before = self._service.recall.models_used()
-        return [*shelf.shelf(used_before), *self.servers.models(used_before)]
+        return [*shelf.shelf(used_before, self.servers.remotes), *self.servers.models(used_before)]
 
     def suggested(self, models: Iterable[ShelfModel]) -> list[ShelfModel]:
         """What could be downloaded beside these, for somebody who knows no name."""
@@ -112,7 +117,7 @@ class ModelChoice:
         """A model that was typed: a server's, a directory, or one of the hub to be fetched."""
         if (remote := self.servers.find(name)) is not None:
             return self.servers.row(remote)
-        if shelf.is_hub_id(name) and not shelf.is_directory(name):
+        if shelf.is_hub_id(name) and not shelf.is_on_disk(name):
             return ShelfModel(name, "hub", problem=TO_FETCH)
         return shelf.at_hand(name)
 
@@ -133,8 +138,9 @@ class ModelChoice:
         return not isinstance(resolve.resolve_model(name, is_offline=self._is_offline), Path)
 
     def download(self, name: str) -> Download:
-        """How much it is. Asks the hub; raises UnavailableError when it is silent."""
-        return Download(name, shelf.download_bytes(name), resolve.free_bytes())
+        """What it is, and how much. Asks the hub; raises UnavailableError when it is silent."""
+        model = hub_files.model_on_hub(name)
+        return Download(model.name, model.num_bytes, resolve.free_bytes(), model.others)
 
     def consequence(self, num_tokens: int) -> str:
         """What another model means for a chat of so many tokens."""

@@ -9,7 +9,8 @@ import pytest
 
 from chatcache.assets import pocket_dir
 from chatcache.backends.base import ModelLoading
-from chatcache.backends.local.model import resolve, shelf
+from chatcache.backends.local.model import hub_files, resolve, shelf
+from chatcache.backends.local.model.hub_files import HubModel
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import ModelLoadError
 from chatcache.tui.screens.dialogs import ConfirmScreen
@@ -104,7 +105,7 @@ async def test_a_model_that_fails_is_left_again(bench: Bench, shop: Shop, direct
 async def test_a_download_is_asked_for_shown_and_called_off(
     bench: Bench, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf, "download_bytes", lambda repo_id: 1_500_000_000)
+    monkeypatch.setattr(hub_files, "model_on_hub", lambda name: HubModel(name, name, 1_500_000_000))
     monkeypatch.setattr(resolve, "resolve_model", lambda name, is_offline: name)
     async with bench.run() as chat:
         await open_picker(chat)
@@ -151,7 +152,7 @@ async def test_the_first_run_offers_another_model(
         shelf.ShelfModel("org/other", "hub"),
         shelf.ShelfModel("org/broken", "hub", problem="half of it is missing"),
     ]
-    monkeypatch.setattr(shelf, "shelf", lambda used_before=(): here)
+    monkeypatch.setattr(shelf, "shelf", lambda *_: here)
     async with bench.run() as chat:
         bar = chat.screen.query_one(FirstRunBar)
         await chat.until(lambda: bar.display)
@@ -160,7 +161,7 @@ async def test_the_first_run_offers_another_model(
         )
         await chat.press("escape")
         assert not bar.display
-    monkeypatch.setattr(shelf, "shelf", lambda used_before=(): here[:1])
+    monkeypatch.setattr(shelf, "shelf", lambda *_: here[:1])
     async with bench.run(NARROW) as chat:
         bar = chat.screen.query_one(FirstRunBar)
         await chat.until(lambda: bar.display)

@@ -126,6 +126,10 @@ SHELF = [
     shelf.ShelfModel(
         "org/model", "hub", "LlamaForCausalLM", 1_200_000_000, 2_400_000_000, "any token"
     ),
+    shelf.ShelfModel(
+        *("ollama:qwen3:0.6b", "ollama", "qwen3", 751_632_384, 522_640_000),
+        quantization="Q4_K_M",
+    ),
     shelf.ShelfModel("org/broken", "hub", problem="model.safetensors is missing"),
 ]
 PERSONAS = {
@@ -168,7 +172,7 @@ def test_picture(
     options: dict[str, Any],
 ) -> None:
     if script in (first_run, models):
-        monkeypatch.setattr(shelf, "shelf", lambda used_before=(): SHELF)
+        monkeypatch.setattr(shelf, "shelf", lambda *_: SHELF)
         fake = still.backend
         still.backend = SwitchingBackend(lambda model: fake, "builtin")  # type: ignore[assignment]
     if options.get("theme") == "no-color":

@@ -47,6 +47,11 @@ def test_tools_have_nothing_to_say(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_checks_of_every_change_are_the_test_command_of_the_readme() -> None:
+    last = (ROOT / ".ci" / "run").read_text(encoding="utf-8").strip().splitlines()[-1]
+    assert f"```\n{last}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 @cache
 def package() -> dict[str, ast.Module]:
     """The syntax trees of the package's modules, by dotted name."""

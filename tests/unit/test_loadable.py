@@ -122,16 +122,20 @@ KINDS: dict[str, tuple[Change, str, str]] = {
         "Copy",
     ),
     "MLX": (
-        settings(quantization={"bits": 4}, quantization_config={"bits": 4, "group_size": 64}),
-        "quantised for MLX",
+        settings(quantization={"bits": 4, "mode": "mxfp4"}),
+        "quantised with MLX (mxfp4",
         "not quantised",
     ),
-    "awq": (packed("awq", bits=4), "quantised with awq", "not quantised"),
-    "gptq": (packed("gptq", bits=4), "quantised with gptq", "not quantised"),
-    "fp8": (packed("fp8"), "quantised with fp8", "not quantised"),
-    "bitsandbytes": (packed("bitsandbytes"), "quantised with bitsandbytes", "not quantised"),
-    "compressed": (packed("compressed-tensors"), "with compressed-tensors", "not quantised"),
-    "modelopt": (packed("modelopt"), "with modelopt, which cannot be read", "not quantised"),
+    "awq": (packed("awq", version="gemv"), "quantised with awq (gemv)", "not quantised"),
+    "gptq": (packed("gptq", bits=3), "quantised with gptq (3 bits)", "not quantised"),
+    "torchao": (packed("torchao"), "quantised with torchao", "not quantised"),
+    "hqq": (packed("hqq"), "quantised with hqq", "not quantised"),
+    "compressed": (
+        packed("compressed-tensors", format="marlin-24"),
+        "with compressed-tensors (marlin-24)",
+        "not quantised",
+    ),
+    "unknown": (packed("quark"), "with quark, which cannot be read", "not quantised"),
     "llava": (
         kind("llava", "LlavaForConditionalGeneration", **VISION),
         "LlavaForConditionalGeneration (llava) reads images",
@@ -246,7 +250,7 @@ def test_it_is_said_what_it_is_and_what_then(
 
 def test_what_is_installed_is_tried(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loadable, "_is_installed", lambda name: True)
-    for name in ("awq", "fp8", "sentencepiece", "tekken"):
+    for name in ("awq", "torchao", "sentencepiece", "tekken"):
         copy = Path(shutil.copytree(model, model.with_name(name)))
         KINDS[name][0](copy)
         assert obstacle(copy) is None
@@ -305,10 +309,10 @@ def test_what_no_download_mends_is_not_downloaded_again(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     folder = as_cached(hub, "me/tiny", model)
-    KINDS["awq"][0](folder / "snapshots" / "abc123")
-    with pytest.raises(ModelLoadError, match="quantised with awq"):
+    KINDS["hqq"][0](folder / "snapshots" / "abc123")
+    with pytest.raises(ModelLoadError, match="quantised with hqq"):
         resolve.resolve_model("me/tiny")
-    assert "quantised with awq" in shelf.at_hand("me/tiny").problem
+    assert "quantised with hqq" in shelf.at_hand("me/tiny").problem
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\0", "[" * 90_000, '{"model_type": 7}'])

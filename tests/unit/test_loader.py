@@ -24,6 +24,7 @@ from chatcache.backends.local.model.loader import (
     load_model,
 )
 from chatcache.backends.local.model.progress import ProgressBar, download
+from chatcache.backends.local.model.stores import hub_cache
 from chatcache.errors import ChatcacheError, ModelLoadError, NotFoundError, UnavailableError
 from tests.models import build_model_dir
 
@@ -157,7 +158,7 @@ def test_the_builtin_model_is_found() -> None:
 def test_a_hub_model_in_the_cache_is_found(hub: Path, template_dir: Path) -> None:
     snapshot = put_in_hub(hub, "someone/tiny", template_dir)
     assert resolve.resolve_model("someone/tiny") == snapshot
-    assert resolve.cached_models() == ["someone/tiny"]
+    assert hub_cache.repositories() == ["someone/tiny"]
 
 
 def test_an_unfinished_download_is_no_model(hub: Path, template_dir: Path) -> None:

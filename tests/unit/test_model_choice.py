@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from chatcache.assets import pocket_dir
-from chatcache.backends.local.model import resolve, shelf
+from chatcache.backends.local.model import hub_files, resolve
+from chatcache.backends.local.model.hub_files import HubModel
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
@@ -82,7 +83,7 @@ def test_a_name_is_looked_up_before_anything_is_left(
     assert models.must_download("some/model")
     with pytest.raises(NotFoundError, match="bulitin"):
         models.must_download("bulitin")
-    monkeypatch.setattr(shelf, "download_bytes", lambda repo_id: 1_500_000_000)
+    monkeypatch.setattr(hub_files, "model_on_hub", lambda name: HubModel(name, name, 1_500_000_000))
     download = models.download("some/model")
     assert download.question == "Download some/model?"
     assert download.detail.startswith("1.5 GB from the hub; ")

@@ -213,7 +213,6 @@ def test_an_address_in_place_of_a_name_says_how_to_make_a_profile() -> None:
         "https://hf.co/Qwen/Qwen3-0.6B?library=transformers",
         "HTTPS://huggingface.co/Qwen/Qwen3-0.6B/blob/main/config.json",
         "huggingface.co/Qwen/Qwen3-0.6B",
-        "hf.co/Qwen/Qwen3-0.6B:Q4_K_M",
         " https://huggingface.co/Qwen/Qwen3-0.6B#usage ",
     ],
 )
@@ -223,6 +222,30 @@ def test_the_page_of_a_model_says_the_name_of_the_model(address: str) -> None:
             remote_model(address, remotes)
         assert "is the page of a model on the hub" in raised.value.message
         assert raised.value.hint == "Name the model: --model Qwen/Qwen3-0.6B"
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("hf.co/Qwen/Qwen3-0.6B-GGUF:Q4_K_M", "Qwen/Qwen3-0.6B-GGUF:Q4_K_M"),
+        (
+            "https://huggingface.co/me/tiny-GGUF/blob/main/sub/tiny-Q8_0.gguf?download=true",
+            "me/tiny-GGUF:tiny-Q8_0",
+        ),
+    ],
+)
+def test_the_page_of_a_gguf_file_says_which_file(address: str, name: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        remote_model(address, {})
+    assert raised.value.hint == f"Name the model: --model {name}"
+
+
+def test_a_model_in_the_store_of_ollama_is_none_of_a_server() -> None:
+    assert remote_model("ollama:qwen3:0.6b", {}) is None
+    profile = RemoteProfile("ollama", "http://127.0.0.1:11434/v1")
+    remote = remote_model("ollama:qwen3:0.6b", {"ollama": profile})
+    assert remote is not None
+    assert remote.model == "qwen3:0.6b"
 
 
 @pytest.mark.parametrize(

@@ -129,10 +129,10 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 PROGRAM = """
 import json
-from chatcache.backends.local.model import shelf
+from chatcache.backends.local.model.hub_files import model_on_hub
 from chatcache.backends.local.model.progress import download
 told = []
-size = shelf.download_bytes("me/tiny")
+size = model_on_hub("me/tiny").num_bytes
 path = download("me/tiny", lambda event: told.append((event.stage, event.done, event.total)))
 print(json.dumps({"size": size, "path": str(path), "told": told}))
 """
@@ -190,7 +190,7 @@ def test_a_model_is_downloaded_once_by_a_command(hub: str, tmp_path: Path) -> No
 def test_what_cannot_be_loaded_is_not_downloaded(hub: str, tmp_path: Path) -> None:
     """What describes a model comes first; its gigabytes would be fetched for nothing."""
     config = Hub.directory / "config.json"
-    packed = {**json.loads(config.read_text()), "quantization_config": {"bits": 4}}
+    packed = {**json.loads(config.read_text()), "quantization_config": {"quant_method": "hqq"}}
     config.write_text(json.dumps(packed))
     done = subprocess.run(
         [sys.executable, "-m", "chatcache", "models", "download", "me/tiny"],
@@ -199,6 +199,6 @@ def test_what_cannot_be_loaded_is_not_downloaded(hub: str, tmp_path: Path) -> No
         text=True,
     )
     assert done.returncode == 4
-    assert "quantised for MLX" in done.stderr
+    assert "quantised with hqq" in done.stderr
     assert list((tmp_path / "hf").rglob("snapshots/*/config.json"))
     assert not list((tmp_path / "hf").rglob("*.safetensors"))

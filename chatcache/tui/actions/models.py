@@ -46,16 +46,18 @@ class ModelActions:
             self._stage.toast(f"{model_name(name)} is the model already.")
             return
         self._chat.require_idle()
-        if not await self._stage.ask(choice.must_download, name) or await self._may_download(name):
+        if await self._stage.ask(choice.must_download, name):
+            name = await self._to_download(name)
+        if name is not None:
             self._panel.snapshot, self._status.can_cancel = None, True
             await self._stage.ask(choice.switch, name)
 
-    async def _may_download(self, name: str) -> bool:
-        """Say how much it is, and ask."""
+    async def _to_download(self, name: str) -> str | None:
+        """Say which model it is, and how much, and ask; returns its name if it may be fetched."""
         download = await self._stage.ask(self._choice.download, name)
         detail = f"{download.detail} Esc stops it meanwhile."
         dialog = ConfirmScreen(download.question, detail, "Download", "Not now")
-        return await self._stage.push_screen_wait(dialog)
+        return download.name if await self._stage.push_screen_wait(dialog) else None
 
     async def offer_another(self, bar: FirstRunBar) -> None:
         """On the first run: say that there are other models than the built-in one."""
@@ -92,5 +94,7 @@ class ModelActions:
         """Call a download or a load off; False when nothing was switched."""
         if self._status.loading is None or not self.go_back():
             return False
-        self._stage.toast("Called off. What was downloaded is kept for the next time.")
+        self._stage.toast(
+            "Called off. The files that were downloaded as a whole are kept for the next time."
+        )
         return True

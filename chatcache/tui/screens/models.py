@@ -20,7 +20,8 @@ from chatcache.tui.failures import as_user_error
 from chatcache.tui.look.formatting import MUTED, padded, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen
 
-_PLACE, _PARAMETERS, _SIZE, _ARCHITECTURE = 10, 10, 9, 24
+_PLACE, _PARAMETERS, _QUANTIZATION, _SIZE, _ARCHITECTURE = 10, 10, 9, 9, 24
+_ON_DISK = ("directory", "file", "LM Studio", "llama.cpp")
 
 
 class ModelScreen(FilterListScreen[ShelfModel, str]):
@@ -28,7 +29,7 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
 
     BINDINGS = bindings("models")
     title_text = "Models"
-    placeholder = "type to filter; ORGANISATION/NAME or a directory for another one"
+    placeholder = "type to filter; ORGANISATION/NAME, a directory or a GGUF file for another"
     keys_text = "Enter switch to it · F6 load it at every start · Esc close"
     empty_text = "no such model here; ORGANISATION/NAME downloads one"
 
@@ -68,7 +69,7 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
         )
 
     def search_text(self, model: ShelfModel) -> str:
-        return f"{model.name} {model.architecture}"
+        return f"{model.name} {model.architecture} {model.quantization} {model.place}"
 
     def found(self, words: Sequence[str]) -> dict[str, ShelfModel]:
         """What is typed may be a model that is not in the list."""
@@ -81,7 +82,7 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
     # Drawing
 
     def columns(self, width: int) -> Content:
-        return _line("  model", "where", "parameters", "size", "architecture", width)
+        return _line("  model", "where", "parameters", "quant", "size", "architecture", width)
 
     def draw(self, model: ShelfModel, width: int) -> Content:
         mark = "● " if model.name == self._current else "  "
@@ -93,6 +94,7 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
             name,
             model.place,
             parameters(model.num_parameters) if model.num_parameters else "",
+            model.quantization,
             size(model.num_bytes) if model.num_bytes else "",
             model.architecture,
             width,
@@ -103,10 +105,11 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
             return Content.styled(reports.model(self._info).replace("\n  ", "\n"), MUTED)
         if model.problem and model.problem != TO_FETCH:
             return Content.styled(one_line(f"{model.problem} {model.advice}"), MUTED)
-        fetched = "Before a download its exact size is asked, and then you."
-        reuse = f"Reuse: {one_line(model.reuse)}." if model.reuse else fetched
-        where = f"{one_line(model.name)}\n" if model.place == "directory" else ""
-        return Content.assemble((where + reuse, MUTED), "\n", self._consequence)
+        reuse = f"Reuse: {one_line(model.reuse)}." if model.reuse else ""
+        if model.problem == TO_FETCH:
+            reuse = "Before a download its exact size is asked, and then you."
+        where = f"{one_line(model.name)}\n" if model.place in _ON_DISK else ""
+        return Content.assemble(((where + reuse).strip(), MUTED), "\n", self._consequence)
 
     def choose(self, model: ShelfModel) -> None:
         if model.problem and model.problem != TO_FETCH:
@@ -132,9 +135,17 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
 
 
 def _line(
-    name: str, place: str, parameters_: str, size_: str, architecture: str, width: int
+    name: str,
+    place: str,
+    parameters_: str,
+    quantization: str,
+    size_: str,
+    architecture: str,
+    width: int,
 ) -> Content:
-    tail = f"{parameters_:>{_PARAMETERS}}{size_:>{_SIZE}}"
+    tail = f"{quantization:>{_QUANTIZATION}}{size_:>{_SIZE}}"
+    if width >= 70:
+        tail = f"{parameters_:>{_PARAMETERS}}{tail}"
     if width >= 60:
         tail = f"{place:<{_PLACE}}{tail}"
     if width >= 90:

@@ -54,6 +54,7 @@ def engine_bytes(settings: EngineSettings) -> int:
 
 def weight_bytes(settings: EngineSettings) -> int:
     """What the model takes in memory, as far as its files tell; 0 for one that is not here."""
+    from chatcache.backends.local.model.gguf.parts import parts_of
     from chatcache.backends.local.model.needs import directory_needs, likely_dtype
     from chatcache.backends.local.model.resolve import resolve_model
 
@@ -64,7 +65,7 @@ def weight_bytes(settings: EngineSettings) -> int:
     try:
         return directory_needs(found, likely_dtype(found, settings.dtype)).weights
     except (ChatcacheError, OSError):
-        files = [found] if found.is_file() else found.glob("*.safetensors")
+        files = parts_of(found) if found.is_file() else found.glob("*.safetensors")
         return sum(file.stat().st_size for file in files)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from chatcache import __version__
+from chatcache.backends.local.model.resolve import one_name
 from chatcache.cache.book.policy import TierPolicy
 
 # What an engine takes from the environment. One that was started in another is another engine.
@@ -55,7 +56,7 @@ class EngineSettings:
         relevant = {name: environ[name] for name in environ if name.startswith(_ENVIRONMENT)}
         identity = [
             *(__version__, sys.executable, str(Path(__file__).parent)),
-            *(self.model, str(self.adapter), self.device, self.dtype),
+            *(one_name(self.model), str(self.adapter), self.device, self.dtype),
             os.path.realpath(self.cache_dir),
             sorted(relevant.items()),
         ]

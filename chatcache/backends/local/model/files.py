@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from chatcache.backends.local.model.gguf.header import read_gguf
+from chatcache.backends.local.model.gguf.parts import whole_parts
 from chatcache.errors import ModelLoadError
 
 WEIGHTS = "model.safetensors"
@@ -20,7 +22,10 @@ _MAX_HEADER_BYTES = 100_000_000
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a model in a fixed order. Raises ModelLoadError like the check."""
+    """The files with the weights of a model, safetensors in a directory or the parts of a GGUF
+    file, in a fixed order. Raises ModelLoadError like the check."""
+    if path.is_file():
+        return whole_parts(path)
     single = path / WEIGHTS
     if single.is_file():
         return [single]
@@ -33,6 +38,8 @@ def weight_files(path: Path) -> list[Path]:
 
 def count_parameters(path: Path) -> int:
     """The number of stored weights, from the file headers alone."""
+    if path.is_file():
+        return sum(read_gguf(part).num_parameters for part in whole_parts(path))
     total = 0
     for file in weight_files(path):
         total += sum(math.prod(tensor["shape"]) for tensor in read_header(file).values())

@@ -6,6 +6,7 @@ Such files are written by people: what makes no sense in them is passed over.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from chatcache.backends.base import SamplingParams
@@ -23,6 +24,15 @@ def context_limit(config: Any, tokenizer: Any, wanted: int | None = None) -> int
     if not limit:
         limit = min(int(getattr(tokenizer, "model_max_length", _NO_LIMIT)), _NO_LIMIT)
     return min(int(limit), wanted or _NO_LIMIT)
+
+
+def generation_config(path: Path, config: Any) -> Any:
+    """What a model directory says of generating; what its config says, where it says nothing."""
+    from transformers.generation.configuration_utils import GenerationConfig
+
+    if (path / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(path, local_files_only=True)
+    return GenerationConfig.from_model_config(config)
 
 
 def end_token_ids(generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:

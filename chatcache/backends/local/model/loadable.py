@@ -22,8 +22,12 @@ from chatcache.backends.local.model.files import (
     read_object,
     weight_files,
 )
+from chatcache.backends.local.model.gguf.header import read_gguf
+from chatcache.backends.local.model.gguf.parts import stem, whole_parts
+from chatcache.backends.local.model.quantization import quantization_of
 from chatcache.backends.local.model.stand_ins import stand_in
 from chatcache.errors import ModelLoadError
+from chatcache.formatting import one_line
 
 ANEW = "Download the model again, or choose another with --model."
 _COPY = "Choose a copy of it whose weights are safetensors files for transformers."
@@ -68,10 +72,11 @@ _PACKINGS: Mapping[str, tuple[str, ...]] = {
     "gptq": ("gptqmodel", "optimum"),
     "bitsandbytes": ("bitsandbytes", "accelerate"),
     "fp8": ("accelerate",),
-    "mxfp4": ("accelerate",),
     "mxfp8": ("accelerate",),
     "compressed-tensors": ("compressed_tensors",),
-    "torchao": ("torchao",),
+    "torchao": ("torchao", "accelerate"),
+    "bitnet": ("accelerate",),
+    "fbgemm_fp8": ("fbgemm_gpu", "accelerate"),
     "hqq": ("hqq",),
     "quanto": ("optimum.quanto",),
     "aqlm": ("aqlm", "accelerate"),
@@ -130,6 +135,9 @@ def check_adapter(directory: Path | None) -> None:
 
 def _obstacles(path: Path, has_weights: bool) -> Iterator[Obstacle]:
     """All that is in the way, what says most first."""
+    if path.is_file():
+        yield from _gguf(path)
+        return
     config_path = path / "config.json"
     if not config_path.is_file() or _is_only_adapter(path):
         yield _without_model(path)
@@ -147,6 +155,35 @@ def _obstacles(path: Path, has_weights: bool) -> Iterator[Obstacle]:
     if has_weights:
         yield from _weights(path)
     yield from _tokenizer(path, config)
+
+
+# a GGUF file
+
+_GGUF_KINDS = {
+    "adapter": "an adapter for a model",
+    "mmproj": "the part of a model that reads images or sound",
+    "imatrix": "statistics for quantising a model",
+    "vocab": "the vocabulary of a model",
+    "diffusion": "a model that makes images",
+}
+
+
+def _gguf(path: Path) -> Iterator[Obstacle]:
+    """Whether the parts of a GGUF model are there, are whole, and are a language model."""
+    headers = [read_gguf(part) for part in whole_parts(path)]
+    first = headers[0]
+    if first.kind != "model":
+        what = _GGUF_KINDS.get(first.kind, f"of the kind {one_line(first.kind)!r}")
+        advice = "Name the file of the model itself."
+        yield Obstacle(f"{path} is {what}, not a language model.", advice, True)
+    if first.num_splits != len(headers):
+        yield Obstacle(
+            f"{path} says that it is one of {first.num_splits} parts, and its name says "
+            f"{len(headers)}.",
+            f"Give all parts their names back, like {stem(path.name)}-00001-of-"
+            f"{first.num_splits:05}.gguf.",
+            True,
+        )
 
 
 # a directory that is something else
@@ -232,24 +269,25 @@ def _has_no_head(architecture: str, config: Mapping[str, Any]) -> bool:
 
 def _packing(path: Path, config: Mapping[str, Any]) -> Obstacle | None:
     """Weights packed into few bits, in a way that nothing here reads."""
-    text = config.get("text_config")
-    places = (config, text if isinstance(text, dict) else {})
-    packed = next((place[key] for place in places for key in _PACKED if place.get(key)), None)
-    if packed is None:
+    found = quantization_of(config)
+    if found is None or found.is_by_transformers or found.is_unpacked_here:
         return None
-    method = str(packed.get("quant_method") or "") if isinstance(packed, dict) else str(packed)
-    advice = "Choose a copy of it that is not quantised, such as one in bfloat16."
-    if not method:
-        return Obstacle(f"The weights in {path} are quantised for MLX, which is not here.", advice)
-    where = f"The weights in {path} are quantised with {method}"
-    lacking = [name for name in _PACKINGS.get(method, ()) if not _is_installed(name)]
-    if lacking:
-        need = f"needs {' and '.join(lacking)}, not installed here"
-        return Obstacle(f"{where}, which {need}.", advice)
-    return None if method in _PACKINGS else Obstacle(f"{where}, which cannot be read.", advice)
+    where = f"The weights in {path} are quantised with {found.words}"
+    other = "choose a copy of it that is not quantised, such as one in bfloat16"
+    if lacking := lacking_packages(found.method):
+        names = [_PACKAGE_NAMES.get(name, name.replace("_", "-")) for name in lacking]
+        return Obstacle(
+            f"{where}, which needs {' and '.join(names)}, not installed here.",
+            f"Run `pip install {' '.join(names)}` in chatcache's environment, or {other}.",
+        )
+    is_known = found.method in _PACKINGS
+    problem = f"{where}, which cannot be read."
+    return None if is_known else Obstacle(problem, f"{other[:1].upper()}{other[1:]}.")
 
 
-_PACKED = ("quantization_config", "quantization", "compression_config")
+def lacking_packages(method: str) -> list[str]:
+    """The packages that transformers needs for a way to pack weights, and that are not here."""
+    return [name for name in _PACKINGS.get(method, ()) if not _is_installed(name)]
 
 
 def _is_installed(name: str) -> bool:
@@ -330,7 +368,11 @@ def _is_object(file: Path) -> bool:
         return head.lstrip()[:1] == b"{" and opened.read().rstrip()[-1:] == b"}"
 
 
-_PACKAGE_NAMES = {"google.protobuf": "protobuf", "mistral_common": "mistral-common"}
+_PACKAGE_NAMES = {
+    "optimum.quanto": "optimum-quanto",
+    "google.protobuf": "protobuf",
+    "mistral_common": "mistral-common",
+}
 _SENTENCEPIECE = ("sentencepiece", "google.protobuf")
 
 

@@ -21,15 +21,17 @@ from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
 from chatcache.backends.local.model.fit import Fit
+from chatcache.backends.local.model.forms import Form, form_of
 from chatcache.backends.local.model.generation import (
     context_limit,
     end_token_ids,
+    generation_config,
     sampling_defaults,
 )
 from chatcache.backends.local.model.libraries import import_rest
 from chatcache.backends.local.model.loadable import check_adapter
 from chatcache.backends.local.model.memory_check import LOOK, MemoryCheck
-from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS
+from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS, count_weights
 from chatcache.backends.local.model.progress import (
     Progress,
     fetch,
@@ -140,13 +142,12 @@ def load_model(
     tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
     config = load_config(path)
     place, stored = choose_device(device), stored_dtype(config)
-    chosen = choose_dtype(dtype, config, place, files.count_parameters(path))
-    if dtype == "auto":
-        chosen = memory.dtype_with_room(path, chosen, stored, place)
+    form = form_of(path, config, place)
+    chosen = _dtype_with_room(dtype, path, config, place, memory)
     room = memory.look(name, path, chosen, place)
     watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
     with reported_progress(progress):
-        model = _with_adapter(_load_weights(path, config, chosen, place), adapter)
+        model = _with_adapter(_load_weights(path, config, chosen, place, form), adapter)
     weights_id = identity.weights_id(files.weight_files(path), remembered, _hashing(progress))
     return LoadedModel(
         model=model,
@@ -172,6 +173,7 @@ def load_model(
         watch=watch,
         stored_dtype=stored,
         fit=room,
+        notes=form.notes(name, model.dtype),
     )
 
 
@@ -209,7 +211,8 @@ def choose_dtype(
     """The dtype to load in; "auto" is the string for a quantised model, which brings its own."""
     if wanted != "auto":
         return DTYPES[wanted]
-    if getattr(config, "quantization_config", None) is not None:
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None and not (isinstance(settings, dict) and settings.get("dequantize")):
         return "auto"
     if num_parameters < SMALL_MODEL_PARAMETERS:
         return torch.float32
@@ -217,6 +220,16 @@ def choose_dtype(
     if device.type != "cpu" or stored is torch.float32:
         return stored
     return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+
+
+def _dtype_with_room(
+    wanted: str, path: Path, config: Any, device: torch.device, memory: MemoryCheck
+) -> torch.dtype | str:
+    """As `choose_dtype`, but "auto" is never one for which this machine is too small."""
+    chosen = choose_dtype(wanted, config, device, count_weights(path))
+    if wanted != "auto":
+        return chosen
+    return memory.dtype_with_room(path, chosen, stored_dtype(config), device)
 
 
 def stored_dtype(config: Any) -> torch.dtype:
@@ -266,23 +279,34 @@ def load_config(path: Path) -> Any:
         ) from error
 
 
-def _load_weights(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+def _load_weights(
+    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device, form: Form
+) -> Any:
     """The model on its device; what it lacks of the libraries is imported."""
     try:
-        return _try_to_load(path, config, dtype, device)
+        return _try_to_load(path, config, dtype, device, form)
     except ModelLoadError:
         if not import_rest():
             raise
-    return _try_to_load(path, config, dtype, device)
+    return _try_to_load(path, config, dtype, device, form)
 
 
-def _try_to_load(path: Path, config: Any, dtype: torch.dtype | str, device: torch.device) -> Any:
+def _try_to_load(
+    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device, form: Form
+) -> Any:
     """The model on its device, with torch's own attention kernel where it has one."""
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoModelForCausalLM,
+    )
 
     def load(kernel: str) -> tuple[Any, dict[str, Any]]:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
+        weights = form.weights(path, dtype)
+        source: Any = AutoModelForCausalLM
+        if weights is not None:
+            source = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        loaded: Any = source.from_pretrained(
+            path if weights is None else None,
             config=config,
             dtype=dtype,
             attn_implementation=kernel,
@@ -290,8 +314,11 @@ def _try_to_load(path: Path, config: Any, dtype: torch.dtype | str, device: torc
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            state_dict=weights,
         )
         model, info = loaded
+        if weights is not None:
+            model.generation_config = generation_config(path, config)
         return model, info
 
     try:

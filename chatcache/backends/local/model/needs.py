@@ -16,6 +16,7 @@ from typing import Any
 from chatcache.backends.local.model.families import TUNED_FAMILIES
 from chatcache.backends.local.model.files import count_bytes, read_header, read_object, weight_files
 from chatcache.backends.local.model.fit import Needs, WayOut
+from chatcache.backends.local.model.quantization import quantization_of
 from chatcache.machine import has_fast_bfloat16
 
 SMALL_MODEL_PARAMETERS = 100_000_000  # below this float32 costs little and greedy text is stable
@@ -85,6 +86,11 @@ def stored_weights(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str,
             yield _STORED.get(stored, stored), count
 
 
+def count_weights(path: Path) -> int:
+    """How many weights the model in `path` has, unpacked. Raises ModelLoadError."""
+    return sum(count for _, count in stored_weights(path, read_object(path / "config.json")))
+
+
 def likely_dtype(path: Path, wanted: str) -> str:
     """The dtype that an engine will choose, as far as files and the machine tell without torch."""
     if wanted != "auto":
@@ -140,18 +146,13 @@ def _has_experts(text: Mapping[str, Any]) -> bool:
 
 
 def _weights_per_element(config: Mapping[str, Any]) -> Mapping[str, int]:
-    """How many weights an element of each dtype holds in a model that was saved in fewer bits."""
-    places = (config, text_config(config))
-    packed = next((found for place in places if (found := place.get("quantization_config"))), None)
-    if not isinstance(packed, dict):
+    """How many weights an element of each dtype holds in a model that was saved in few bits."""
+    found = quantization_of(config)
+    if found is None:
         return {}
-    method = str(packed.get("quant_method") or "")
-    bits = packed.get("bits")
-    bits = bits if isinstance(bits, int) and 0 < bits <= 8 else 4
-    if method in ("gptq", "awq", "compressed-tensors", "auto-round"):
-        return {"I32": 32 // bits}
-    is_4bit = method == "mxfp4" or (method == "bitsandbytes" and packed.get("load_in_4bit"))
-    return {"U8": 2} if is_4bit else {}
+    if found.method in ("bitsandbytes", "modelopt", "mxfp4"):
+        return {"U8": 2}
+    return {"I32": 32 // (found.bits or 4), "U32": 32 // (found.bits or 4), "U8": 2}
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int:

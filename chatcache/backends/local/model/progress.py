@@ -6,6 +6,7 @@ download of one model into the Hugging Face cache.
 
 from __future__ import annotations
 
+import glob
 import io
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 from chatcache.backends.base import ModelLoading
 from chatcache.backends.local.model import resolve
 from chatcache.backends.local.model.hub import asking_hub
+from chatcache.backends.local.model.hub_files import model_on_hub
 from chatcache.backends.local.model.loadable import obstacle
 
 Progress = Callable[[ModelLoading], None]
@@ -74,14 +76,20 @@ def reported_progress(progress: Progress) -> Iterator[None]:
         transformers_logging.set_tqdm_hook(previous)
 
 
-def fetch(repo_id: str, progress: Progress) -> Path:
+def fetch(name: str, progress: Progress) -> Path:
     """Download a model; its weights only when what describes it says that it can be loaded.
 
-    Raises ModelLoadError for one that cannot, and what `download` raises."""
-    described = download(repo_id, progress, has_weights=False)
+    Returns its directory, or the first file of a GGUF model. Raises ModelLoadError for one that
+    cannot be loaded, and what `model_on_hub` and `download` raise."""
+    progress(ModelLoading(f"asking the hub for {name}"))
+    model = model_on_hub(name)
+    if model.gguf is not None:
+        patterns = [glob.escape(file) for file in model.gguf.names]
+        return _snapshot(model.repo_id, model.name, progress, patterns) / model.gguf.names[0]
+    described = download(name, progress, has_weights=False)
     if (found := obstacle(described, has_weights=False)) is not None:
         raise found.error()
-    return download(repo_id, progress)
+    return download(name, progress)
 
 
 def download(repo_id: str, progress: Progress, *, has_weights: bool = True) -> Path:
@@ -89,24 +97,33 @@ def download(repo_id: str, progress: Progress, *, has_weights: bool = True) -> P
 
     Without weights only what describes the model is fetched. Raises ChatcacheError.
     """
+    ignored = [*resolve.NOT_DOWNLOADED, *([] if has_weights else ["*.safetensors"])]
+    return _snapshot(repo_id, repo_id, progress, list(resolve.DOWNLOADED_FILES), ignored)
+
+
+def _snapshot(
+    repo_id: str,
+    name: str,
+    progress: Progress,
+    patterns: list[str],
+    ignored: list[str] | None = None,
+) -> Path:
+    """Fetch those files of a repository that are not here yet. `name` is told meanwhile."""
     from huggingface_hub import snapshot_download
 
-    progress(ModelLoading(f"downloading {repo_id}"))
+    progress(ModelLoading(f"downloading {name}"))
     with asking_hub(repo_id):
         return Path(
             snapshot_download(
                 repo_id,
-                allow_patterns=list(resolve.DOWNLOADED_FILES),
-                ignore_patterns=[
-                    *resolve.NOT_DOWNLOADED,
-                    *([] if has_weights else ["*.safetensors"]),
-                ],
-                tqdm_class=_download_bar(repo_id, progress),
+                allow_patterns=patterns,
+                ignore_patterns=ignored,
+                tqdm_class=_download_bar(name, progress),
             )
         )
 
 
-def _download_bar(repo_id: str, progress: Progress) -> type[Any]:
+def _download_bar(name: str, progress: Progress) -> type[Any]:
     """A tqdm class that reports bytes to `progress` and draws nothing."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -118,7 +135,7 @@ def _download_bar(repo_id: str, progress: Progress) -> type[Any]:
 
         def display(self, *arguments: Any, **options: Any) -> bool:
             if self.unit == "B":
-                stage = f"downloading {repo_id}"
+                stage = f"downloading {name}"
                 progress(ModelLoading(stage, int(self.n), int(self.total or 0)))
             return True
 

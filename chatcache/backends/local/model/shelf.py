@@ -1,4 +1,5 @@
-"""The models at hand: built-in, in the Hugging Face cache, and directories used before.
+"""The models at hand: built-in, in the Hugging Face cache, in the stores of other programs, and
+directories and files used before.
 
 Reads files alone: no weights, no torch. A model that cannot be used says why.
 """
@@ -7,26 +8,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 from chatcache.backends.local.model import files, resolve
 from chatcache.backends.local.model.cut_policy import cut_policy
-from chatcache.backends.local.model.hub import asking_hub
+from chatcache.backends.local.model.gguf.header import GgufHeader, read_gguf
+from chatcache.backends.local.model.gguf.parts import SUFFIX
+from chatcache.backends.local.model.hub_name import hub_name
+from chatcache.backends.local.model.stores import folders, hub_cache, ollama, package
+from chatcache.backends.local.model.stores.stored import Place, StoredModel
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.places import path_of
-
-Place = Literal["built in", "hub", "directory", "server"]
+from chatcache.remotes import OLLAMA
 
 
 @dataclass(frozen=True, slots=True)
 class ShelfModel:
-    """One model. `reuse` says where its K and V can be cut; `problem` why it cannot be used, and
-    `advice` what then."""
+    """One model. `quantization`: the word for how its weights are packed, as files and lists call
+    it. `reuse` says where its K and V can be cut; `problem` why it cannot be used, and `advice`
+    what then."""
 
     name: str
     place: Place
@@ -36,6 +40,7 @@ class ShelfModel:
     reuse: str = ""
     problem: str = ""
     advice: str = ""
+    quantization: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class ModelFiles:
     config: dict[str, Any]
     num_parameters: int
     num_bytes: int
+    quantization: str = ""
 
     @property
     def architecture(self) -> str:
@@ -57,66 +63,118 @@ def files_of(name: str) -> ModelFiles:
     path = resolve.resolve_model(name, is_offline=True)
     if not isinstance(path, Path):
         raise UnavailableError(f"The model {name!r} is not on this machine.", "Download it first.")
+    return files_at(path)
+
+
+def files_at(path: Path) -> ModelFiles:
+    """Of a model in a directory, or a GGUF file. Raises ModelLoadError."""
     resolve.check_model_dir(path)
+    num_parameters, num_bytes = files.count_parameters(path), files.count_bytes(path)
+    if path.is_file():
+        header = read_gguf(path)
+        return ModelFiles(path, _config_of(header), num_parameters, num_bytes, header.quantization)
     config = json.loads((path / "config.json").read_bytes())
-    return ModelFiles(path, config, files.count_parameters(path), files.count_bytes(path))
+    return ModelFiles(path, config, num_parameters, num_bytes)
 
 
-def shelf(used_before: Iterable[str] = ()) -> list[ShelfModel]:
-    """All models at hand. Of `used_before`, the names that are directories are looked at."""
-    directories = [name for name in used_before if is_directory(name)]
-    found = [_looked_at(resolve.BUILTIN, "built in")]
-    found += [_looked_at(name, "hub") for name in resolve.cached_models()]
-    return found + [_looked_at(name, "directory") for name in dict.fromkeys(directories)]
+def _config_of(header: GgufHeader) -> dict[str, Any]:
+    """The fields of a config that a header has, by their names there."""
+    return {
+        "model_type": header.architecture,
+        "num_hidden_layers": header.num_layers,
+        "max_position_embeddings": header.context_length,
+    }
+
+
+def shelf(used_before: Iterable[str] = (), profiles: Container[str] = ()) -> list[ShelfModel]:
+    """All models at hand. Of `used_before`, the names that are directories or files are looked
+    at; `profiles` are the names of servers."""
+    return [_of_store(stored) for stored in all_stored(used_before, profiles)]
+
+
+def all_stored(used_before: Iterable[str] = (), profiles: Container[str] = ()) -> list[StoredModel]:
+    """Where the models at hand are; their files have not been looked at."""
+    found = [StoredModel(resolve.BUILTIN, "built in"), *package.stored(), *hub_cache.stored()]
+    for repo_id in hub_cache.repositories():
+        if not hub_cache.is_gguf_only(repo_id):
+            found.append(StoredModel(repo_id, "hub"))
+    found += [*ollama.stored(is_by_path=OLLAMA in profiles), *folders.stored()]
+    known = {_real(stored) for stored in found if stored.path is not None}
+    for name in used_before:
+        place = place_of(name)
+        if place in ("directory", "file") and os.path.realpath(path_of(name)) not in known:
+            found.append(StoredModel(name, place))
+    once = {_real(stored): stored for stored in reversed(found)}  # a store may link into another
+    return [stored for stored in found if once.get(_real(stored)) is stored]
+
+
+def _real(stored: StoredModel) -> str:
+    return stored.name if stored.path is None else os.path.realpath(stored.path)
 
 
 def at_hand(name: str) -> ShelfModel:
     """One model by name, whether it is listed or not; `problem` when it is not here."""
-    if name == resolve.BUILTIN:
-        return _looked_at(name, "built in")
-    return _looked_at(name, "directory" if is_directory(name) else "hub")
+    return _looked_at(name, place_of(name))
 
 
 def is_hub_id(name: str) -> bool:
     """Could this be the name of a model on the hub?"""
-    return bool(resolve.HUB_ID.fullmatch(name))
+    return hub_name(name) is not None
 
 
-def download_bytes(repo_id: str) -> int:
-    """How much a download would fetch. Raises ChatcacheError when the hub does not say."""
-    from huggingface_hub import HfApi
-
-    with asking_hub(repo_id):
-        info = HfApi().model_info(repo_id, files_metadata=True)
-        files = [(file.rfilename, file.size or 0) for file in info.siblings or ()]
-    return sum(size for name, size in files if _is_fetched(name))
-
-
-def _is_fetched(name: str) -> bool:
-    is_wanted = any(fnmatch(name, pattern) for pattern in resolve.DOWNLOADED_FILES)
-    return is_wanted and not any(fnmatch(name, pattern) for pattern in resolve.NOT_DOWNLOADED)
-
-
-def is_directory(name: str) -> bool:
-    """Is this the path of a directory, with a model in it or without?"""
-    return os.sep in name and path_of(name).is_dir()
-
-
-def _looked_at(name: str, place: Place) -> ShelfModel:
+def is_on_disk(name: str) -> bool:
+    """Is this the path of a directory or a file, with a model in it or without?"""
+    is_path = os.sep in name or name.lower().endswith(SUFFIX)
     try:
-        found = files_of(name)
-        text_config = found.config.get("text_config") or found.config
-        policy = cut_policy(SimpleNamespace(**text_config))
+        return is_path and path_of(name).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def place_of(name: str) -> Place:
+    if name == resolve.BUILTIN:
+        return "built in"
+    if name == package.SMOLLM2:
+        return "package"
+    if is_on_disk(name):
+        return "directory" if path_of(name).is_dir() else "file"
+    return "ollama" if name.lower().startswith(ollama.PREFIX) else "hub"
+
+
+def _of_store(stored: StoredModel) -> ShelfModel:
+    """The row of a model, its file looked at."""
+    if stored.problem:
+        return ShelfModel(
+            stored.name,
+            stored.place,
+            num_bytes=stored.num_bytes,
+            problem=stored.problem,
+            advice=stored.advice,
+        )
+    row = _looked_at(stored.name, stored.place, stored.path)
+    return replace(row, num_bytes=row.num_bytes or stored.num_bytes)
+
+
+def _looked_at(name: str, place: Place, path: Path | None = None) -> ShelfModel:
+    """`path`: where it is, if that is known already."""
+    try:
+        found = files_of(name) if path is None else files_at(path)
         return ShelfModel(
             name=name,
             place=place,
             architecture=found.architecture,
             num_parameters=found.num_parameters,
             num_bytes=found.num_bytes,
-            reuse=policy.detail if policy.is_cuttable else f"nothing is reused: {policy.detail}",
+            reuse="" if found.quantization else _reuse(found.config),
+            quantization=found.quantization,
         )
     except ChatcacheError as error:
         return ShelfModel(name, place, problem=error.message, advice=error.hint)
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         # A config is what its publisher wrote; one that means nothing must not hide the others.
         return ShelfModel(name, place, problem=f"its config.json makes no sense: {error!r}")
+
+
+def _reuse(config: dict[str, Any]) -> str:
+    policy = cut_policy(SimpleNamespace(**(config.get("text_config") or config)))
+    return policy.detail if policy.is_cuttable else f"nothing is reused: {policy.detail}"

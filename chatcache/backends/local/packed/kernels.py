@@ -1,0 +1,278 @@
+"""The kernels of packed weights, compiled for this processor when they are first needed.
+
+A kernel is a C function of addresses. Those of rows (`product_rows`, `unpacked_rows`) exist once
+per kind of block; a task runs in all threads of a team at once, each of which takes its share. What
+a task needs is an array of int64, described where it is made (`modules.py`, `step.py`).
+
+Compiled code is kept in a directory of its own (`keep_in`), named after all that it depends on, so
+that another version of these sources, or of numba, never runs it. The results do not depend on the
+number of threads: a row is always computed by one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba import carray, cfunc, njit, types
+
+from chatcache.backends.local.packed import decoders, intrinsics, vectors
+from chatcache.backends.local.packed.blocks import KINDS
+from chatcache.backends.local.packed.decoders import DECODERS, GROUP
+from chatcache.backends.local.packed.intrinsics import (
+    FLOAT_KINDS,
+    call_rows,
+    float_dot,
+    floats_at,
+    integer_dot,
+    shorts_at,
+    unpack_blocks,
+    words_at,
+)
+
+log = logging.getLogger(__name__)
+
+PRODUCT_KINDS = frozenset(DECODERS) | FLOAT_KINDS
+_LARGEST = np.float32(16383.0)
+_ROWS = types.void(*[types.intp] * 6)
+_TASK = types.void(*[types.intp] * 3)
+_SUMS = {"reassoc", "contract", "nsz"}  # sums in any order; NaN and infinity stay what they are
+_ROWS_AT_ONCE = 8  # of weights, while they are in the cache, with every row of activations
+
+# What the words of a record of activations are.
+FLOATS, INTEGERS, SCALES, SUMS, NUM_WORDS = range(5)
+
+
+def keep_in(directory: Path) -> None:
+    """Keep compiled code below `directory`. To be called before anything is compiled; without it,
+    or where it cannot be written, code is compiled anew by each process."""
+    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
+    for module in (decoders, intrinsics, vectors):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    place = directory / digest.hexdigest()
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        log.info("compiled kernels are not kept: %s", error)
+        return
+    numba.config.CACHE_DIR = str(place)
+
+
+def compiled(function: Callable[..., None], signature: Any) -> int:
+    """The address of a C function; it lives as long as the process."""
+    is_kept = bool(numba.config.CACHE_DIR)
+    try:
+        made: Any = cfunc(signature, cache=is_kept)(function)
+    except (OSError, RuntimeError) as error:
+        log.info("compiled kernels are not kept: %s", error)
+        made = cfunc(signature)(function)
+    _COMPILED.append(made)
+    return int(made.address)
+
+
+_COMPILED: list[Any] = []
+
+
+def task(function: Callable[..., None]) -> int:
+    """The address of a task `(job, thread, num_threads)`."""
+    return compiled(function, _TASK)
+
+
+@functools.cache
+def product_rows(kind: int) -> int:
+    """`(weights, row_bytes, num_rows, num_columns, activations, out)`: the products of rows of
+    weights with one vector, float32 [num_rows]."""
+    num_weights = 1
+    if kind in FLOAT_KINDS:
+
+        def rows(weights, row_bytes, num_rows, num_columns, activations, out):  # type: ignore[no-untyped-def]
+            values = carray(words_at(activations), 4)
+            target = carray(floats_at(out), num_rows)
+            for row in range(num_rows):
+                target[row] = float_dot(
+                    kind, weights + row * row_bytes, values[FLOATS], num_columns
+                )
+
+    else:
+        num_weights = _group(kind)
+
+        def rows(weights, row_bytes, num_rows, num_columns, activations, out):  # type: ignore[no-untyped-def]
+            values = carray(words_at(activations), 4)
+            target = carray(floats_at(out), num_rows)
+            for row in range(num_rows):
+                target[row] = integer_dot(
+                    kind,
+                    weights + row * row_bytes,
+                    values[INTEGERS],
+                    values[SCALES],
+                    values[SUMS],
+                    num_columns // num_weights,
+                )
+
+    return compiled(rows, _ROWS)
+
+
+@functools.cache
+def unpacked_rows(kind: int, to: int) -> int:
+    """`(weights, row_bytes, num_rows, num_columns, out_row_bytes, out)`: rows of weights as F32 or
+    BF16 (`to`, a number of ggml's)."""
+    num_weights = _group(kind)
+
+    def rows(weights, row_bytes, num_rows, num_columns, out_row_bytes, out):  # type: ignore[no-untyped-def]
+        for row in range(num_rows):
+            source, target = weights + row * row_bytes, out + row * out_row_bytes
+            unpack_blocks(kind, to, source, target, num_columns // num_weights)
+
+    return compiled(rows, _ROWS)
+
+
+def group_of(kind: int) -> int:
+    """How many activations are rounded together for this kind of weights; 0: they stay floats."""
+    return 0 if kind in FLOAT_KINDS else _group(kind)
+
+
+def _group(kind: int) -> int:
+    return next(each.num_weights for each in KINDS.values() if each.ggml_type == kind)
+
+
+# what tasks are made of
+
+
+@njit(fastmath=_SUMS)
+def unsound(values: Any) -> Any:
+    """0, or NaN if there is a value that is no finite number."""
+    sound = np.float32(0.0)
+    for index in range(len(values)):
+        sound += values[index] * np.float32(0.0)
+    return sound
+
+
+@njit(fastmath=True)
+def _largest(values: Any) -> Any:
+    largest = np.float32(0.0)
+    for index in range(len(values)):
+        largest = max(largest, abs(values[index]))
+    return largest
+
+
+@njit(error_model="numpy")
+def round_activations(num_columns: Any, group: Any, record: Any) -> None:
+    """Fill the integers, scales and sums of a record from its floats. What is not finite makes its
+    scale NaN, so that no sum hides it."""
+    words = carray(words_at(record), 4)
+    values = carray(floats_at(words[FLOATS]), num_columns)
+    integers = carray(shorts_at(words[INTEGERS]), num_columns)
+    scales = carray(floats_at(words[SCALES]), num_columns // group)
+    sums = carray(floats_at(words[SUMS]), num_columns // GROUP)
+    for part in range(num_columns // group):
+        own = values[part * group : (part + 1) * group]
+        largest = _largest(own)
+        scale = largest / _LARGEST + unsound(own)
+        inverse = _LARGEST / largest if largest > np.float32(0.0) else np.float32(0.0)
+        scales[part] = scale
+        rounded = integers[part * group : (part + 1) * group]
+        for index in range(group):
+            rounded[index] = np.int16(np.rint(own[index] * inverse))
+        for run in range(group // GROUP):
+            total = np.int32(0)
+            for index in range(GROUP):
+                total += np.int32(rounded[run * GROUP + index])
+            sums[part * (group // GROUP) + run] = np.float32(total) * scale
+
+
+@njit
+def share(total: Any, thread: Any, num_threads: Any) -> Any:
+    """The part of a thread: from here to there."""
+    return total * thread // num_threads, total * (thread + 1) // num_threads
+
+
+# tasks of modules
+
+# The words of a product's job.
+(
+    P_FUNCTION,
+    P_WEIGHTS,
+    P_ROW_BYTES,
+    P_NUM_ROWS,
+    P_NUM_COLUMNS,
+    P_GROUP,
+    P_X,
+    P_NUM_X,
+    P_OUT,
+    P_RECORDS,
+    P_NUM_WORDS,
+) = range(11)
+
+
+def _product(job, thread, num_threads):  # type: ignore[no-untyped-def]
+    """All rows of `x`, float32 [num_x, num_columns], times a matrix: float32 [num_x, num_rows].
+
+    Every thread rounds the activations for itself: that is quicker than to wait for each other.
+    `records`: for each thread, `num_x` records."""
+    words = carray(words_at(job), P_NUM_WORDS)
+    num_rows, num_columns, num_x = words[P_NUM_ROWS], words[P_NUM_COLUMNS], words[P_NUM_X]
+    records = words[P_RECORDS] + 8 * 4 * num_x * thread
+    for number in range(num_x):
+        record = records + 8 * 4 * number
+        carray(words_at(record), 4)[FLOATS] = words[P_X] + 4 * num_columns * number
+        if words[P_GROUP]:
+            round_activations(num_columns, words[P_GROUP], record)
+    start, stop = share(num_rows, thread, num_threads)
+    for first in range(start, stop, _ROWS_AT_ONCE):
+        count = min(_ROWS_AT_ONCE, stop - first)
+        for number in range(num_x):
+            call_rows(
+                words[P_FUNCTION],
+                words[P_WEIGHTS] + words[P_ROW_BYTES] * first,
+                words[P_ROW_BYTES],
+                count,
+                num_columns,
+                records + 8 * 4 * number,
+                words[P_OUT] + 4 * (num_rows * number + first),
+            )
+
+
+# The words of an unpacking job.
+(
+    U_FUNCTION,
+    U_WEIGHTS,
+    U_ROW_BYTES,
+    U_NUM_ROWS,
+    U_NUM_COLUMNS,
+    U_OUT,
+    U_OUT_ROW_BYTES,
+    U_NUM_WORDS,
+) = range(8)
+
+
+def _unpack(job, thread, num_threads):  # type: ignore[no-untyped-def]
+    """A whole matrix, row by row."""
+    words = carray(words_at(job), U_NUM_WORDS)
+    start, stop = share(words[U_NUM_ROWS], thread, num_threads)
+    call_rows(
+        words[U_FUNCTION],
+        words[U_WEIGHTS] + words[U_ROW_BYTES] * start,
+        words[U_ROW_BYTES],
+        stop - start,
+        words[U_NUM_COLUMNS],
+        words[U_OUT_ROW_BYTES],
+        words[U_OUT] + words[U_OUT_ROW_BYTES] * start,
+    )
+
+
+@functools.cache
+def product_task() -> int:
+    return task(_product)
+
+
+@functools.cache
+def unpack_task() -> int:
+    return task(_unpack)

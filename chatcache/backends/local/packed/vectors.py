@@ -1,0 +1,127 @@
+"""Vector instructions for kernels: a thin layer over LLVM's, in terms of lanes.
+
+Vectors have a fixed number of lanes whatever the processor; LLVM splits them into registers as wide
+as this one has. Nothing is written for one processor, and nothing here knows what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+
+I8, I16, I32, I64 = (ir.IntType(width) for width in (8, 16, 32, 64))
+FLOAT, HALF = ir.FloatType(), ir.HalfType()
+
+
+def lanes(kind: Any, count: int) -> Any:
+    """The type of a vector."""
+    return ir.VectorType(kind, count)
+
+
+class Emitter:
+    """Emits vector instructions into one function under construction."""
+
+    def __init__(self, builder: Any):
+        self.b = builder
+
+    # values
+
+    def pointer(self, address: Any, kind: Any) -> Any:
+        return self.b.inttoptr(address, kind.as_pointer())
+
+    def load(self, pointer: Any, offset: int | Any, kind: Any) -> Any:
+        """`kind` from `offset` elements behind `pointer`; no alignment is assumed."""
+        if isinstance(offset, int):
+            offset = ir.Constant(I64, offset)
+        place = self.b.gep(pointer, [offset])
+        loaded = self.b.load(self.b.bitcast(place, kind.as_pointer()))
+        loaded.align = 1
+        return loaded
+
+    def store(self, value: Any, pointer: Any, offset: int) -> None:
+        """Write a vector `offset` elements behind `pointer`."""
+        place = self.b.gep(pointer, [ir.Constant(I64, offset)])
+        self.b.store(value, self.b.bitcast(place, value.type.as_pointer())).align = 1
+
+    def constant(self, value: float, like: Any) -> Any:
+        """A constant of the type of `like`, the same in all lanes."""
+        kind = getattr(like, "type", like)
+        is_vector = isinstance(kind, ir.VectorType)
+        return ir.Constant(kind, [value] * kind.count if is_vector else value)
+
+    def splat(self, scalar: Any, count: int) -> Any:
+        empty = ir.Constant(lanes(scalar.type, count), ir.Undefined)
+        first = self.b.insert_element(empty, scalar, ir.Constant(I32, 0))
+        return self.pick(first, [0] * count)
+
+    def pick(self, vector: Any, indices: Sequence[int]) -> Any:
+        """The lanes at `indices`, in this order."""
+        return self.both(vector, ir.Constant(vector.type, ir.Undefined), indices)
+
+    def both(self, first: Any, second: Any, indices: Sequence[int]) -> Any:
+        """Lanes of two vectors, those of the second counted behind those of the first."""
+        mask = ir.Constant(lanes(I32, len(indices)), list(indices))
+        return self.b.shuffle_vector(first, second, mask)
+
+    def joined(self, first: Any, second: Any) -> Any:
+        return self.both(first, second, range(2 * first.type.count))
+
+    # integers
+
+    def low(self, vector: Any, num_bits: int) -> Any:
+        """The lowest bits of each lane."""
+        return self.b.and_(vector, self.constant((1 << num_bits) - 1, vector))
+
+    def right(self, vector: Any, num_bits: int) -> Any:
+        return self.b.lshr(vector, self.constant(num_bits, vector)) if num_bits else vector
+
+    def left(self, vector: Any, num_bits: int) -> Any:
+        return self.b.shl(vector, self.constant(num_bits, vector)) if num_bits else vector
+
+    def masked(self, scalar: Any, mask: int) -> Any:
+        return self.b.and_(scalar, ir.Constant(scalar.type, mask))
+
+    def unsigned(self, vector: Any, kind: Any = I16) -> Any:
+        return self.b.zext(vector, lanes(kind, vector.type.count))
+
+    def signed(self, vector: Any, kind: Any = I16) -> Any:
+        return self.b.sext(vector, lanes(kind, vector.type.count))
+
+    def pair_products(self, first: Any, second: Any) -> Any:
+        """16-bit integers, multiplied lane by lane and added up by pairs, as 32-bit integers of
+        half as many lanes: one instruction on most processors, in this form."""
+        count = first.type.count
+        products = self.b.mul(self.signed(first, I32), self.signed(second, I32))
+        even = self.pick(products, range(0, count, 2))
+        return self.b.add(even, self.pick(products, range(1, count, 2)))
+
+    # floating point
+
+    def half(self, pointer: Any, offset: int) -> Any:
+        """A 16-bit float at `offset` bytes, as a float."""
+        return self.b.fpext(self.load(pointer, offset, HALF), FLOAT)
+
+    def floats(self, integers: Any) -> Any:
+        """Signed integers of any width, as floats."""
+        return self.b.sitofp(integers, lanes(FLOAT, integers.type.count))
+
+    def fma(self, first: Any, second: Any, added: Any) -> Any:
+        kind = first.type
+        name = f"llvm.fma.v{kind.count}f32"
+        module = self.b.module
+        function = module.globals.get(name)
+        if function is None:
+            function = ir.Function(module, ir.FunctionType(kind, [kind] * 3), name)
+        return self.b.call(function, [first, second, added])
+
+    def total(self, vector: Any) -> Any:
+        """The sum of all lanes (a power of two), halves first: the order is always the same."""
+        count = vector.type.count
+        while count > 2:
+            count //= 2
+            ahead = self.pick(vector, range(count))
+            vector = self.b.fadd(ahead, self.pick(vector, range(count, 2 * count)))
+        first, second = (self.b.extract_element(vector, ir.Constant(I32, lane)) for lane in (0, 1))
+        return self.b.fadd(first, second)
