@@ -34,13 +34,15 @@ from chatcache.backends.base import (
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.resolve import resolve_model
+from chatcache.bench.memory import ProcessMemory
 from chatcache.bench.processes import Terminal, Typist, chat_command, home_environment
-from chatcache.bench.report import CHATCACHE, Row, Say
+from chatcache.bench.report import CHATCACHE, Figure, Row, Say
 from chatcache.bench.setup import Models
 from chatcache.bench.starts import StartBench
 from chatcache.chat.store import SessionStore
 from chatcache.config import DATABASE_NAME
 from chatcache.errors import UnavailableError
+from chatcache.formatting import size
 from chatcache.token_ids import NO_IDS, TokenIds
 
 _STARTS = 3
@@ -68,6 +70,7 @@ class ProgramBench:
         self._tokens = min(tokens, limit - _SPARE_TOKENS)
         self._threads = threads
         self.rows: dict[str, Row] = {}
+        self.figures: list[Figure] = []
 
     def run(self, say: Say) -> None:
         """Raises UnavailableError where the model cannot be started."""
@@ -97,6 +100,8 @@ class ProgramBench:
         finally:
             starts.close()
         self.rows |= starts.rows
+        if starts.memory is not None:
+            self.figures.append(_memory_figure(starts.memory, self._models.file_bytes))
 
     def _row(self, name: str, title: str, bound_by: str, *, is_p99: bool = False) -> Row:
         return self.rows.setdefault(name, Row(name, title, "program", bound_by, is_p99=is_p99))
@@ -252,6 +257,15 @@ def prompt_of(model: str, num_tokens: int) -> str:
     per_text = len(tokenizer.encode(_TEXT, add_special_tokens=False))
     repeated = words * (num_tokens // per_text + 1)
     return " ".join(repeated[: len(words) * num_tokens // per_text])
+
+
+def _memory_figure(memory: ProcessMemory, file_bytes: int) -> Figure:
+    """All that an engine holds: the weights, and Python with its libraries."""
+    note = (
+        f"own {size(memory.anonymous)}, of files {size(memory.mapped)}, "
+        f"Pss {size(memory.proportional)}; weights on disk {size(file_bytes)}"
+    )
+    return Figure("engine_memory", "engine after a turn", memory.resident, "bytes", note=note)
 
 
 def _is_painted(words: str) -> bool:

@@ -117,6 +117,7 @@ def _run_program(
     except UnavailableError as error:
         result.left_out.append(error.message)
     result.rows.update(program.rows)
+    result.figures += program.figures
 
 
 def narrator(*, is_quiet: bool) -> Say:

@@ -8,6 +8,7 @@ script and reads the whole history again. The script is timed until it has print
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chatcache.backends.local.model.resolve import resolve_model
+from chatcache.bench.memory import ProcessMemory, process_memory
 from chatcache.bench.processes import chat_command
 from chatcache.bench.report import CHATCACHE, TRANSFORMERS, Row, Say
 from chatcache.errors import UnavailableError
@@ -69,10 +71,13 @@ class StartBench:
                 ("not_resident", "engine not resident", "imports, weights", "not_resident"),
             )
         }
+        self.memory: ProcessMemory | None = None  # of the engine, after one short turn
 
     def run(self, say: Say) -> None:
         """Raises UnavailableError where a command fails."""
         say("from the command to the first word")
+        self._seconds(self._ask("--new", _QUESTION))
+        self.memory = self._engine_memory()
         self._seconds(self._ask("--session", _SESSION, "-"), self._prompt)
         for _ in range(RUNS):
             for row, options in (("not_resident", ["--no-engine"]), ("resident", [])):
@@ -89,6 +94,17 @@ class StartBench:
             stderr=subprocess.DEVNULL,
             check=False,
         )
+
+    def _engine_memory(self) -> ProcessMemory | None:
+        """Of the engine that stays; None where the system does not tell."""
+        told = subprocess.run(
+            chat_command("engine", "list", "--json"),
+            env=self._environment,
+            capture_output=True,
+            check=True,
+        )
+        engines = json.loads(told.stdout)["engines"]
+        return process_memory(engines[0]["pid"]) if engines else None
 
     def _ask(self, *words: str) -> list[str]:
         options = ["--model", self._model, "--dtype", self._dtype, "--temperature", "0"]
