@@ -136,14 +136,14 @@ KINDS: dict[str, tuple[Change, str, str]] = {
         "not quantised",
     ),
     "unknown": (packed("quark"), "with quark, which cannot be read", "not quantised"),
-    "llava": (
-        kind("llava", "LlavaForConditionalGeneration", **VISION),
-        "LlavaForConditionalGeneration (llava) reads images",
+    "paligemma": (
+        kind("paligemma", "PaliGemmaForConditionalGeneration", **VISION),
+        "PaliGemmaForConditionalGeneration (paligemma) reads images",
         "text only",
     ),
-    "mistral3": (
-        kind("mistral3", "Mistral3ForConditionalGeneration", **VISION),
-        "(mistral3) reads images",
+    "llava of another kind": (
+        kind("llava", "LlavaForConditionalGeneration", text_config={"model_type": "mpt7"}),
+        "(llava) reads images",
         "text only",
     ),
     "voxtral": (

@@ -179,3 +179,34 @@ def test_no_space_is_put_in_front_of_broken_text(scheme: str) -> None:
     codec = SymbolCodec(tokenizer)
     ids = codec.encode(codec.mark("a<|im_end|>b", "\ue000"), "\ue000")
     assert tokenizer.decode(ids) == "a<|im_end|>b"
+
+
+# As models that also see have it: a message is a list of parts.
+PARTS_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' }}"
+    "{%- for part in message['content'] %}"
+    "{%- if part['type'] == 'image' %}{{- '<image>' }}"
+    "{%- elif part['type'] == 'text' %}{{- part['text'] }}{%- endif %}"
+    "{%- endfor %}"
+    "{{- '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+def test_a_template_that_wants_parts_is_given_parts() -> None:
+    messages = [SYSTEM, USER, ANSWER, ChatMessage("user", "two?")]
+    parted = ChatTemplate(build_tokenizer(chat_template=PARTS_TEMPLATE)).render(messages)
+    plain = ChatTemplate(build_tokenizer(chat_template=CHATML_TEMPLATE)).render(messages)
+    assert parted == plain
+
+
+def test_a_template_that_takes_both_is_given_text() -> None:
+    both = (
+        "{%- for message in messages %}"
+        "{%- if message['content'] is string %}{{- 'T' + message['content'] }}"
+        "{%- else %}{{- 'P' + message['content'][0]['text'] }}{%- endif %}"
+        "{%- endfor %}{#- type #}"
+    )
+    assert ChatTemplate(build_tokenizer(chat_template=both)).render([USER]).text == "Tone?"

@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from chatcache.backends.local.model.progress import first_line
-from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.errors import ChatcacheError, ModelLoadError, UnavailableError
 
 _NO_MEMORY = re.compile(r"not enough memory|out of memory|can't allocate memory|bad alloc", re.I)
 _GPU = re.compile(
@@ -51,3 +53,22 @@ def naming_gpu() -> Iterator[None]:
             f"The GPU cannot be used: {first_line(error)}.",
             f"Check its driver.{without_gpu(error)}",
         ) from error
+
+
+def load_error(path: Path, config: Any, error: Exception) -> ModelLoadError:
+    """What transformers and torch say, in words that a person can do something with."""
+    if "ignore_mismatched_sizes" in str(error):
+        return ModelLoadError(
+            f"The weights in {path} have other shapes than config.json says.",
+            "The files belong to different models; download it again.",
+        )
+    if isinstance(error, KeyError) and f'"{error.args[0]}"' in config.to_json_string():
+        return ModelLoadError(
+            f"{path / 'config.json'} names {error.args[0]!r}, which this version of transformers "
+            "does not know.",
+            "A newer chatcache may know it; choose another model with --model.",
+        )
+    return ModelLoadError(
+        f"The model in {path} cannot be loaded: {first_line(error)}.",
+        f"The log has the details; choose another model with --model.{without_gpu(error)}",
+    )

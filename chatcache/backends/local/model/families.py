@@ -6,6 +6,9 @@ library's own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 CAUSAL_FAMILIES = frozenset(
     """
     afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba bart beam bert bert-generation
@@ -36,3 +39,30 @@ CAUSAL_FAMILIES = frozenset(
 TUNED_FAMILIES = frozenset(
     {"llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen3", "qwen3_moe", "smollm3"}
 )
+
+# Models that read images or sound beside text, and whose part for text alone is a causal language
+# model that reads text as the whole does.
+SEEING_FAMILIES = frozenset(
+    """
+    gemma3 idefics3 internvl lfm2_vl llava llava_next llava_next_video llava_onevision mistral3
+    ovis2 qwen2_5_vl qwen2_vl qwen3_vl qwen3_vl_moe smolvlm video_llama_3 video_llava vipllava
+    """.split()  # noqa: SIM905
+)
+# What such a part is, where it has a name of its own: given text alone, its positions in an image
+# are the ordinary ones.
+TEXT_PARTS = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+
+
+def text_family(config: Mapping[str, Any]) -> str | None:
+    """The family of the part for text of a model that also sees; None: it is no such model."""
+    text = config.get("text_config")
+    if config.get("model_type") not in SEEING_FAMILIES or not isinstance(text, dict):
+        return None
+    family = str(text.get("model_type", "llama"))
+    family = TEXT_PARTS.get(family, family)
+    return family if family in CAUSAL_FAMILIES else None

@@ -6,26 +6,39 @@ it. Whether a form is known at all is decided in `loadable`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from chatcache.backends.local.model.families import text_family
 from chatcache.backends.local.model.few_bits import unpacked_weights
-from chatcache.backends.local.model.files import read_object
+from chatcache.backends.local.model.files import read_header, read_object, weight_files
 from chatcache.backends.local.model.loadable import lacking_packages
 from chatcache.backends.local.model.quantization import Quantization, quantization_of
 from chatcache.formatting import model_name
 
+# Where the part for text lies in a model that also sees, as any version of transformers wrote it.
+_TEXT_NAMES = {
+    r"^(model\.)?(language_model|text_model)\.lm_head\.": "lm_head.",
+    r"^(model\.)?(language_model|text_model)\.(model\.)?": "model.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How the weights of a checkpoint become ordinary ones. `is_unpacked`: here, not by
-    transformers."""
+    """What a checkpoint is, and how its weights become ordinary ones.
 
+    `config` describes what is loaded. `is_unpacked`: the weights are unpacked here. `key_mapping`:
+    other names for the tensors in the files, by regular expressions."""
+
+    config: Any
     quantization: Quantization | None = None
     is_unpacked: bool = False
+    key_mapping: Mapping[str, str] | None = None
+    is_text_part: bool = False
 
     def weights(self, path: Path, dtype: torch.dtype | str) -> dict[str, torch.Tensor] | None:
         """The weights to load in place of those in the files; None: these are fine."""
@@ -35,35 +48,76 @@ class Form:
 
     def notes(self, name: str, dtype: torch.dtype) -> tuple[str, ...]:
         """What somebody should know of it."""
-        if self.quantization is None:
-            return ()
-        word = str(dtype).removeprefix("torch.")
-        return (
-            f"The weights of {model_name(name)} were saved in few bits "
-            f"({self.quantization.words}) and run in {word}, which takes more memory than their "
-            "files. --quantize 4bit keeps them small.",
-        )
+        notes = []
+        if self.is_text_part:
+            notes.append(
+                f"{model_name(name)} reads more than text; here its part for text is loaded, and "
+                "it sees no images and hears nothing."
+            )
+        if self.quantization is not None:
+            word = str(dtype).removeprefix("torch.")
+            notes.append(
+                f"The weights of {model_name(name)} were saved in few bits "
+                f"({self.quantization.words}) and run in {word}, which takes more memory than "
+                "their files. --quantize 4bit keeps them small."
+            )
+        return tuple(notes)
 
 
 def form_of(path: Path, config: Any, device: torch.device) -> Form:
-    """The form of the checkpoint in `path`; `config`, that of transformers, is made to fit it.
+    """The form of the checkpoint in `path`; `config` is that of transformers, and may be changed.
 
     On a GPU the packages that a method was made for compute with few bits, if they are there."""
-    quantization = quantization_of(read_object(path / "config.json"))
-    if quantization is None:
-        return Form()
+    written = read_object(path / "config.json")
+    quantization = quantization_of(written)
+    form = Form(config)
+    if quantization is not None:
+        form = _unpacked(form, quantization, device)
+    family = text_family(written)
+    return form if family is None else _text_part(form, path, family)
+
+
+def _unpacked(form: Form, quantization: Quantization, device: torch.device) -> Form:
+    parts = {id(part): part for part in (form.config, form.config.get_text_config())}
+    packed = [part for part in parts.values() if getattr(part, "quantization_config", None)]
     if quantization.is_by_transformers:
-        for part in _with_settings(config):
+        for part in packed:
             part.quantization_config = {**quantization.settings, "dequantize": True}
-        return Form(quantization)
+        return replace(form, quantization=quantization)
     is_computed_with = device.type == "cuda" and not lacking_packages(quantization.method)
     if not quantization.is_unpacked_here or is_computed_with:
-        return Form()
-    for part in _with_settings(config):
+        return form
+    for part in packed:
         del part.quantization_config
-    return Form(quantization, is_unpacked=True)
+    return replace(form, quantization=quantization, is_unpacked=True)
 
 
-def _with_settings(config: Any) -> list[Any]:
-    parts = {id(part): part for part in (config, config.get_text_config())}
-    return [part for part in parts.values() if getattr(part, "quantization_config", None)]
+def _text_part(form: Form, path: Path, family: str) -> Form:
+    """The part for text of a model that also sees, as a model of its own."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    whole, text = form.config, form.config.get_text_config()
+    if text.model_type != family:
+        fields = text.to_dict()
+        del fields["model_type"]
+        if family == "qwen3_moe":  # what its model that sees does in any case
+            fields["norm_topk_prob"] = True
+        fields["rope_parameters"] = _plain_rope(fields.get("rope_parameters"))
+        text = CONFIG_MAPPING[family](**fields)
+    text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]]
+    if getattr(text, "dtype", None) is None:
+        text.dtype = getattr(whole, "dtype", None)
+    if settings := getattr(whole, "quantization_config", None):
+        text.quantization_config = settings
+    names = (name for file in weight_files(path) for name in read_header(file))
+    text.tie_word_embeddings = not any(".lm_head." in f".{name}" for name in names)
+    return replace(form, config=text, key_mapping=_TEXT_NAMES, is_text_part=True)
+
+
+def _plain_rope(rope: Any) -> Any:
+    """Rotary parameters without what is for images."""
+    if not isinstance(rope, dict):
+        return rope
+    plain = {name: value for name, value in rope.items() if not name.startswith("mrope")}
+    return plain | ({"rope_type": "default"} if plain.get("rope_type") == "mrope" else {})

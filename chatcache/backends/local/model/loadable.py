@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from chatcache.backends.local.model.families import CAUSAL_FAMILIES
+from chatcache.backends.local.model.families import CAUSAL_FAMILIES, text_family
 from chatcache.backends.local.model.files import (
     INDEX,
     WEIGHTS,
@@ -246,7 +246,7 @@ def _kind(path: Path, config: Mapping[str, Any]) -> Obstacle | None:
         what = "has an encoder and a decoder, where chatcache runs models that only go on with text"
     elif architecture.endswith(_OTHER_TASKS) or _has_no_head(architecture, config):
         what = "was made for another task than going on with a text"
-    elif family in CAUSAL_FAMILIES:
+    elif family in CAUSAL_FAMILIES or text_family(config) is not None:
         return None
     elif senses:
         what = f"reads {' and '.join(senses)} beside text, where chatcache runs models of text only"

@@ -19,7 +19,7 @@ import transformers
 from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
-from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
+from chatcache.backends.local.model.failures import is_out_of_memory, load_error, without_gpu
 from chatcache.backends.local.model.fit import Fit
 from chatcache.backends.local.model.forms import Form, form_of
 from chatcache.backends.local.model.generation import (
@@ -140,14 +140,14 @@ def load_model(
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
     tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
-    config = load_config(path)
-    place, stored = choose_device(device), stored_dtype(config)
-    form = form_of(path, config, place)
+    place = choose_device(device)
+    form = form_of(path, load_config(path), place)
+    config, stored = form.config, stored_dtype(form.config)
     chosen = _dtype_with_room(dtype, path, config, place, memory)
     room = memory.look(name, path, chosen, place)
     watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
     with reported_progress(progress):
-        model = _with_adapter(_load_weights(path, config, chosen, place, form), adapter)
+        model = _with_adapter(_load_weights(path, chosen, place, form), adapter)
     weights_id = identity.weights_id(files.weight_files(path), remembered, _hashing(progress))
     return LoadedModel(
         model=model,
@@ -256,7 +256,12 @@ def load_tokenizer(path: Path) -> Any:
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = resolve.read_template(path)
+        return tokenizer
     except Exception as error:
         load_config(path)  # which a tokenizer reads too, and which may be what is wrong
         raise ModelLoadError(
@@ -279,22 +284,19 @@ def load_config(path: Path) -> Any:
         ) from error
 
 
-def _load_weights(
-    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device, form: Form
-) -> Any:
+def _load_weights(path: Path, dtype: torch.dtype | str, device: torch.device, form: Form) -> Any:
     """The model on its device; what it lacks of the libraries is imported."""
     try:
-        return _try_to_load(path, config, dtype, device, form)
+        return _try_to_load(path, dtype, device, form)
     except ModelLoadError:
         if not import_rest():
             raise
-    return _try_to_load(path, config, dtype, device, form)
+    return _try_to_load(path, dtype, device, form)
 
 
-def _try_to_load(
-    path: Path, config: Any, dtype: torch.dtype | str, device: torch.device, form: Form
-) -> Any:
+def _try_to_load(path: Path, dtype: torch.dtype | str, device: torch.device, form: Form) -> Any:
     """The model on its device, with torch's own attention kernel where it has one."""
+    config = form.config
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         AutoModelForCausalLM,
@@ -315,6 +317,7 @@ def _try_to_load(
             trust_remote_code=False,
             output_loading_info=True,
             state_dict=weights,
+            key_mapping=form.key_mapping,
         )
         model, info = loaded
         if weights is not None:
@@ -339,27 +342,8 @@ def _try_to_load(
                 f"Choose a smaller model, or --dtype bfloat16.{without_gpu(error)}",
             ) from error
         log.exception("loading %s failed", path)
-        raise _load_error(path, config, error) from error
+        raise load_error(path, config, error) from error
     return model
-
-
-def _load_error(path: Path, config: Any, error: Exception) -> ModelLoadError:
-    """What transformers and torch say, in words that a person can do something with."""
-    if "ignore_mismatched_sizes" in str(error):
-        return ModelLoadError(
-            f"The weights in {path} have other shapes than config.json says.",
-            "The files belong to different models; download it again.",
-        )
-    if isinstance(error, KeyError) and f'"{error.args[0]}"' in config.to_json_string():
-        return ModelLoadError(
-            f"{path / 'config.json'} names {error.args[0]!r}, which this version of transformers "
-            "does not know.",
-            "A newer chatcache may know it; choose another model with --model.",
-        )
-    return ModelLoadError(
-        f"The model in {path} cannot be loaded: {first_line(error)}.",
-        f"The log has the details; choose another model with --model.{without_gpu(error)}",
-    )
 
 
 def _check_complete(path: Path, info: dict[str, Any]) -> None:

@@ -7,13 +7,14 @@ imports no torch: an engine asks before it loads, a front end for what it lists.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chatcache.backends.local.model.families import TUNED_FAMILIES
+from chatcache.backends.local.model.families import TUNED_FAMILIES, text_family
 from chatcache.backends.local.model.files import count_bytes, read_header, read_object, weight_files
 from chatcache.backends.local.model.fit import Needs, WayOut
 from chatcache.backends.local.model.quantization import quantization_of
@@ -25,6 +26,7 @@ _STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float
 # Bytes per weight: scale and minimum per block are in it.
 _QUANTIZED = {"8bit": 34 / 32, "4bit": 144 / 256}
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention")
+_OF_SENSES = re.compile(r"vision|visual|image|video|multi_modal|projector|connector|audio|sound")
 # Families whose heads all have K and V of their own.
 _ALL_HEADS = frozenset({"bloom", "codegen", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt"})
 
@@ -79,8 +81,11 @@ def ways_out(path: Path, dtype: str) -> list[WayOut]:
 def stored_weights(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """For each tensor the dtype that it was saved in, and how many weights it holds."""
     per_element = _weights_per_element(config)
+    is_text_part = text_family(config) is not None
     for file in weight_files(path):
-        for tensor in read_header(file).values():
+        for name, tensor in read_header(file).items():
+            if is_text_part and _OF_SENSES.search(name):
+                continue  # it is not loaded
             stored = str(tensor.get("dtype"))
             count = math.prod(tensor["shape"]) * per_element.get(stored, 1)
             yield _STORED.get(stored, stored), count

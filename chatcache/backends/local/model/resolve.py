@@ -8,6 +8,7 @@ loaded is decided in `loadable`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -244,10 +245,10 @@ def read_template(path: Path) -> str | None:
         return (path / "chat_template.jinja").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         pass  # Older models have it in their tokenizer's settings.
-    try:
-        template: Any = json.loads((path / "tokenizer_config.json").read_bytes())["chat_template"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    template: Any = None
+    for name in ("tokenizer_config.json", "chat_template.json"):  # the latter: models that also see
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            template = template or json.loads((path / name).read_bytes())["chat_template"]
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]
         template = {entry.get("name"): entry.get("template") for entry in entries}.get("default")

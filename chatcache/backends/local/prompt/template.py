@@ -7,7 +7,7 @@ what becomes of a system prompt that a template does not know. Knows nothing of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from functools import cached_property
@@ -32,6 +32,8 @@ PLAIN_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- 'Assistant:' }}{%- endif %}"
 )
+
+Entry = dict[str, Any]  # a message as templates know it
 
 # What stands for an answer where only its surroundings are wanted.
 _PLACEHOLDERS = ("xqzvk", "vkxqz", "qzkvx", "kxvzq")
@@ -165,6 +167,24 @@ class ChatTemplate:
     def _write(self, messages: Sequence[ChatMessage], variables: Variables, add: bool) -> str:
         """Run the template. It is code of the model's publisher: anything may come out of it."""
         conversation = [_as_dict(message) for message in messages]
+        if self._takes_parts:
+            conversation = [_in_parts(entry) for entry in conversation]
+        return self._run(conversation, variables, add)
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template, of a model that also sees, writes no text that is not a part."""
+        word = _PLACEHOLDERS[0]
+        if "content" not in self.source or "type" not in self.source:
+            return False
+        entry: Entry = {"role": "user", "content": word}
+        for form in (entry, _in_parts(entry)):
+            with suppress(UnavailableError):
+                if word in self._run([form], {}, add=True):
+                    return form is not entry
+        return False
+
+    def _run(self, conversation: list[Entry], variables: Variables, add: bool) -> str:
         try:
             with _template_time(self._clock):
                 return str(
@@ -242,8 +262,12 @@ def _is_repeated(system: str, tail: str, messages: Sequence[ChatMessage]) -> boo
     return bool(system) and tail.count(system) > said
 
 
-def _as_dict(message: ChatMessage) -> dict[str, str]:
-    entry = {"role": message.role, "content": message.text}
+def _in_parts(entry: Entry) -> Entry:
+    return {**entry, "content": [{"type": "text", "text": entry["content"]}]}
+
+
+def _as_dict(message: ChatMessage) -> Entry:
+    entry: Entry = {"role": message.role, "content": message.text}
     if message.reasoning is not None:
         entry["reasoning_content"] = message.reasoning
     return entry
