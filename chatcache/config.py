@@ -101,6 +101,7 @@ ENVIRONMENT = {
     "paths.cache_dir": "CHATCACHE_CACHE_DIR",
     "paths.config_file": "CHATCACHE_CONFIG",
     "model.default": "CHATCACHE_MODEL",
+    "model.quantize": "CHATCACHE_QUANTIZE",
     "model.offline": "HF_HUB_OFFLINE",
     "engine.keep_alive": "CHATCACHE_KEEP_ALIVE",
 }

@@ -54,6 +54,12 @@ def model_name(model: str) -> str:
     return folder.removeprefix("models--").replace("--", "/") or (parts[-1] if parts else name)
 
 
+def model_label(model: str, quantization: str) -> str:
+    """The name of a model with how its weights are packed: `Qwen3-0.6B · 4bit`."""
+    name = model_name(model)
+    return f"{name} · {quantization}" if quantization and quantization not in name else name
+
+
 def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 

@@ -23,6 +23,8 @@ from chatcache.checks import (
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+EXACT_WEIGHTS = "none"
+QUANTIZE = (EXACT_WEIGHTS, "4bit", "8bit")
 PANELS = ("full", "compact", "off")
 MAX_SEED = (1 << 64) - 1  # what torch takes
 
@@ -51,6 +53,10 @@ class ModelSection:
 
     fit_check: bool = setting(True, flag)
     """Do not load a model that the memory has surely no room for. Off: try it all the same."""
+
+    quantize: str = setting(EXACT_WEIGHTS, one_of(*QUANTIZE))
+    """none, 4bit or 8bit: a model of safetensors is turned into that once, and kept so beside the
+    cache. A quarter or half of the memory of bfloat16, and approximate. Also CHATCACHE_QUANTIZE."""
 
     offline: bool = setting(False, flag)
     """Never use the network: no download, no server but on this machine. Also HF_HUB_OFFLINE=1."""

@@ -103,7 +103,8 @@ class ModelInfo:
     """The model that a backend serves, once it is ready. Of a server's, 0 and "" are unknown.
 
     `stored_dtype` is the one that it was saved in. `remarks` are sentences that somebody should
-    read before it answers."""
+    read before it answers. `quantization` is the word for how its weights are packed, such as
+    Q4_K_M; "" for weights as they were trained."""
 
     model: str
     backend: Literal["local", "remote"]
@@ -125,6 +126,7 @@ class ModelInfo:
     stored_dtype: str = ""
     remarks: tuple[str, ...] = ()
     think_switch: ThinkSwitch = ""
+    quantization: str = ""
 
 
 @dataclass(frozen=True, slots=True)

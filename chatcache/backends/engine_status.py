@@ -13,6 +13,7 @@ class EngineStatus:
     """An engine process as it is now. `memory_bytes` is what it holds that no file backs, and
     `front_ends` are those connected to it. `keep_alive_seconds` is how long it stays without any
     (None: for ever), `seconds_left` what is left of that (None: it is in use, or stays for ever).
+    `quantization` is the word for how its weights are packed, if they are.
     """
 
     pid: int
@@ -29,6 +30,7 @@ class EngineStatus:
     is_answering: bool
     keep_alive_seconds: float | None
     seconds_left: float | None
+    quantization: str = ""
 
 
 @dataclass(frozen=True, slots=True)

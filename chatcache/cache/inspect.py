@@ -16,6 +16,7 @@ from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.files.names import id_of
 from chatcache.cache.files.ownership import check_readable
+from chatcache.cache.files.quantized import QuantizedModels
 from chatcache.cache.files.quarantine import Quarantine
 from chatcache.cache.files.segfile import (
     SegmentDamagedError,
@@ -95,6 +96,7 @@ class CacheInspector:
         self._disk_budget = disk_budget
         self._policy = policy
         self.quarantine = Quarantine(cache_dir)
+        self.quantized = QuantizedModels(cache_dir)
 
     def check_access(self) -> None:
         """Raises OSError if the segments belong to another user, or cannot be listed."""
@@ -159,8 +161,11 @@ class CacheInspector:
         return VerifyReport(num_checked, tuple(damaged), num_orphans, num_fixed)
 
     def collect_garbage(self) -> Removed:
-        """Remove orphans, what was set aside as damaged, and leftovers of killed writers."""
-        removed = remove_files([*self.orphans(), *self.quarantine.paths()])
+        """Remove orphans, what was set aside as damaged, quantised models that have not been used
+        for long, and leftovers of killed writers."""
+        doomed = [*self.orphans(), *self.quarantine.paths(), *self.quantized.unused()]
+        removed = remove_files(doomed)
+        self.quantized.tidy()
         for store in namespaces(self.cache_dir):
             store.forget_deleted()
             with contextlib.suppress(OSError):
@@ -172,9 +177,10 @@ class CacheInspector:
         return [path for store in namespaces(self.cache_dir) for path in _orphans(store)]
 
     def clear(self) -> Removed:
-        """Remove every segment. Conversations are not here and lose nothing but speed."""
+        """Remove every segment and quantised model. Conversations are not here and lose nothing
+        but speed."""
         doomed = [path for store in namespaces(self.cache_dir) for path in store.paths()]
-        removed = remove_files(doomed)
+        removed = remove_files([*doomed, *self.quantized.paths()])
         self.collect_garbage()
         return removed
 

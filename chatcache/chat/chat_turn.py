@@ -211,6 +211,7 @@ class ChatTurn:
             backend=info.backend if info else "local",
             result=result,
             remark=cut_warning.remark(self._store, task, info, result) if info else "",
+            quantization=info.quantization if info else "",
         )
 
 

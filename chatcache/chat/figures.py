@@ -41,6 +41,7 @@ def turn_report(saved: AnswerSaved) -> JsonObject:
         "turn": saved.turn,
         "node_id": saved.node_id,
         "model": saved.model,
+        "model_approximate": saved.quantization or None,
         "backend": saved.backend,
         "text": result.text,
         "reasoning": result.reasoning,

@@ -105,7 +105,8 @@ class WaitingForModel:
 @dataclass(frozen=True, slots=True)
 class AnswerSaved:
     """The answer, whole or stopped, is on disk. `node_id` is None when the turn is not kept;
-    `remark` is what somebody should know of it, "" mostly."""
+    `remark` is what somebody should know of it, "" mostly; `quantization` is how the weights of
+    the model are packed, "" for exact ones."""
 
     session_id: str
     session_name: str
@@ -115,6 +116,7 @@ class AnswerSaved:
     backend: str
     result: TurnResult
     remark: str = ""
+    quantization: str = ""
 
 
 ChatEvent = (

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from chatcache import compose
-from chatcache.cache.book.namespace import PRECISION, is_approximate
+from chatcache.cache.book.namespace import PRECISION, QUANTIZATION, is_approximate
 from chatcache.cache.inspect import CacheInspector, NamespaceUse
 from chatcache.cache.retention import dead_namespaces, forget_lost_pins, remove_namespace
 from chatcache.cache.views import SegmentRow, TierUse
@@ -45,6 +45,7 @@ def stats(arguments: Namespace) -> int:
         ram, disk = inspector.tiers()
         namespaces = inspector.namespaces()
         damaged = inspector.quarantine.use()
+        quantized = inspector.quantized.use()
     totals = _totals(settings)
     outcomes = {name: totals.outcomes.get(name, 0) for name in ("hit", "partial", "miss", "off")}
     if arguments.json:
@@ -53,6 +54,7 @@ def stats(arguments: Namespace) -> int:
                 "tiers": {"ram": _tier_json(ram), "disk": _tier_json(disk)},
                 "namespaces": [_namespace_json(use) for use in namespaces],
                 "quarantine": {"bytes": damaged.num_bytes, "segments": damaged.num_files},
+                "quantized": {"bytes": quantized.num_bytes, "models": quantized.num_models},
                 "hits": {
                     **outcomes,
                     "prompt_tokens": totals.prompt_tokens,
@@ -79,6 +81,10 @@ def stats(arguments: Namespace) -> int:
         print_line(
             f"set aside      {plural(damaged.num_files, 'damaged segment')},"
             f" {size(damaged.num_bytes)}; `chatcache cache gc` removes them"
+        )
+    if quantized.num_models:
+        print_line(
+            f"quantised      {plural(quantized.num_models, 'model')}, {size(quantized.num_bytes)}"
         )
     if namespaces:
         rows = [
@@ -119,7 +125,7 @@ def _namespace_json(use: NamespaceUse) -> dict[str, Any]:
 
 def _title(use: NamespaceUse) -> str:
     """What a namespace is called by people."""
-    names = [use.fields.get(key, "") for key in ("soft.name", "dtype", "soft.device")]
+    names = [use.fields.get(key, "") for key in ("soft.name", QUANTIZATION, "dtype", "soft.device")]
     return " ".join([*filter(None, names), *_label(use.fields)]) or "unknown"
 
 

@@ -13,7 +13,7 @@ from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser
 from chatcache.commands.paths import paths_of
 from chatcache.errors import NotFoundError, UnavailableError, UsageError
-from chatcache.formatting import model_name, plural, size, table
+from chatcache.formatting import model_label, plural, size, table
 from chatcache.frontend.engines import stay_words
 from chatcache.frontend.shell_output import print_result
 from chatcache.places import path_of
@@ -49,7 +49,7 @@ def _row(engine: RunningEngine) -> tuple[str, ...]:
     used_by = ", ".join(name or "a program" for name in status.front_ends)
     state = "loading" if status.state == "loading" else stay_words(status)
     memory = size(status.memory_bytes) if status.memory_bytes else ""
-    model = model_name(status.model)
+    model = model_label(status.model, status.quantization)
     return (model, str(status.pid), memory, state, used_by, status.cache_dir)
 
 
@@ -66,6 +66,7 @@ def as_json(engine: RunningEngine) -> dict[str, Any]:
         "adapter": status.adapter,
         "device": status.device,
         "dtype": status.dtype,
+        "quantization": status.quantization or None,
         "cache_dir": status.cache_dir,
         "version": status.version,
         "started_at": status.started_at,

@@ -14,7 +14,7 @@ from chatcache.checks import OWN_ENGINE, Check
 from chatcache.config import Settings, load_settings
 from chatcache.configfile import write_default
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
-from chatcache.sections import DEVICES, DTYPES, ModelSection, SamplingSection
+from chatcache.sections import DEVICES, DTYPES, QUANTIZE, ModelSection, SamplingSection
 
 # The shared options that have a value, and the attribute that holds it.
 VALUE_OPTIONS = {
@@ -22,6 +22,7 @@ VALUE_OPTIONS = {
     "--adapter": "adapter",
     "--device": "device",
     "--dtype": "dtype",
+    "--quantize": "quantize",
     "--max-context": "max_context",
     "--data-dir": "data_dir",
     "--cache-dir": "cache_dir",
@@ -35,6 +36,7 @@ SETTING_OF_OPTION = {
     "adapter": "model.adapter",
     "device": "model.device",
     "dtype": "model.dtype",
+    "quantize": "model.quantize",
     "max_context": "model.max_context",
     "fit_check": "model.fit_check",
     "offline": "model.offline",
@@ -102,6 +104,8 @@ class Parser(argparse.ArgumentParser):
         group = self.add_argument_group("device")
         group.add_argument("--device", choices=DEVICES, help="default: the fastest that is there")
         group.add_argument("--dtype", choices=DTYPES, help="default: what suits model and device")
+        words = "weights in 4 or 8 bits, made once and kept: less memory, approximate"
+        group.add_argument("--quantize", choices=QUANTIZE, help=words)
         check = ModelSection.__dataclass_fields__["max_context"].metadata["check"]
         convert = number_option(check, int)
         words = "tokens; default: as long as the model was made for"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from chatcache.formatting import model_name, plural, size
+from chatcache.formatting import model_label, plural, size
 
 if TYPE_CHECKING:
     from chatcache.backends.base import EngineStatus, TurnWaiting
@@ -24,7 +24,7 @@ def waiting_words(waiting: TurnWaiting) -> str:
 
 def summary(status: EngineStatus) -> str:
     """An engine in a few words: model, memory, how long it stays."""
-    parts = [model_name(status.model)]
+    parts = [model_label(status.model, status.quantization)]
     if status.memory_bytes:
         parts.append(size(status.memory_bytes))
     parts.append("loading" if status.state == "loading" else stay_words(status))

@@ -17,7 +17,7 @@ from chatcache.backends.local.model.gguf.choice import GgufFile, listed
 from chatcache.backends.local.model.shelf import ShelfModel
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import ChatcacheError, UnavailableError
-from chatcache.formatting import model_name, one_line, size
+from chatcache.formatting import model_label, model_name, one_line, size
 from chatcache.frontend import servers
 from chatcache.frontend.server_shelf import ServerShelf
 from chatcache.remotes import Remotes, check_reach, remote_model
@@ -164,7 +164,8 @@ class ModelChoice:
         before, self._before = self._before, None
         if before is None:
             return ""
-        return f"{model_name(info.model)} answers from now on. {self._kept(before)}".strip()
+        label = model_label(info.model, info.quantization)
+        return f"{label} answers from now on. {self._kept(before)}".strip()
 
     def privacy(self, info: ModelInfo) -> str:
         """Who gets to read the messages, said once per server; "" when there is nothing to say."""

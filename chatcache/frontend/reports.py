@@ -59,7 +59,7 @@ def model(info: ModelInfo) -> str:
     if info.backend == "remote":
         return "\n  ".join(servers.model_lines(info))
     lines = [
-        f"{fmt.one_line(info.model)}: {info.architecture}, {fmt.parameters(info.num_parameters)}"
+        f"{_title(info)}: {info.architecture}, {fmt.parameters(info.num_parameters)}"
         f" parameters, {info.num_layers} layers, {dtype_words(info)} on {info.device}",
         f"{fmt.size(info.kv_bytes_per_token)} of KV per token,"
         f" context of {info.max_context_tokens:,} tokens",
@@ -71,8 +71,14 @@ def model(info: ModelInfo) -> str:
     return "\n  ".join(lines)
 
 
+def _title(info: ModelInfo) -> str:
+    return " · ".join(filter(None, (fmt.one_line(info.model), info.quantization)))
+
+
 def dtype_words(info: ModelInfo) -> str:
     """The dtype that a model runs in, and the one that it was saved in where that is another."""
+    if info.quantization:
+        return f"{info.quantization}, approximate, computed in {info.dtype}"
     is_same = info.stored_dtype in ("", info.dtype)
     return info.dtype if is_same else f"{info.dtype} (saved in {info.stored_dtype})"
 

@@ -28,7 +28,7 @@ from chatcache.chat.figures import figures_of
 from chatcache.chat.service import ChatService
 from chatcache.chat.views import AnswerSaved, ChatEvent, WaitingForModel
 from chatcache.errors import EngineDiedError
-from chatcache.formatting import duration, model_name, plural, rate
+from chatcache.formatting import duration, model_label, plural, rate
 from chatcache.frontend import figures, servers
 from chatcache.frontend.engines import waiting_words
 from chatcache.frontend.sampling import Sampling
@@ -154,7 +154,8 @@ def watch_backend(
             share = f" {100 * event.done // event.total} %" if event.total else ""
             narrator.progress(f"{event.stage}{share}")
         elif isinstance(event, ModelReady):
-            narrator.progress(f"{model_name(event.info.model)} is ready")
+            label = model_label(event.info.model, event.info.quantization)
+            narrator.progress(f"{label} is ready")
             for remark in (*event.info.remarks, sampling().remark(event.info)):
                 if remark:
                     narrator.warn(remark)

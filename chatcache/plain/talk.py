@@ -11,7 +11,7 @@ from collections.abc import Callable
 from chatcache.backends.base import CacheSnapshot, ModelInfo
 from chatcache.chat.chat_turn import ChatTurn
 from chatcache.errors import ChatcacheError
-from chatcache.formatting import model_name, one_line
+from chatcache.formatting import model_label, one_line
 from chatcache.frontend.model_choice import ModelChoice
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.options import Backstage, ChatOptions
@@ -75,7 +75,7 @@ class Talk:
 
     def _speaker(self) -> str:
         info = self.model_info()
-        return model_name(info.model) if info else "Answer"
+        return model_label(info.model, info.quantization) if info else "Answer"
 
     def undone(self, text: str) -> None:
         """A message was taken back: its files go with the next one."""

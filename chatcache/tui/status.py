@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chatcache.errors import ChatcacheError
-from chatcache.formatting import model_name, one_line
+from chatcache.formatting import model_label, one_line
 
 if TYPE_CHECKING:
     from chatcache.backends.base import BackendEvent, ModelInfo, ModelLoading
@@ -74,7 +74,8 @@ class BackendStatus:
             return "no model"
         if self.info is None or self.loading is not None:
             return "loading"
-        return f"{model_name(self.info.model)} · {self.info.device}"
+        label = model_label(self.info.model, self.info.quantization)
+        return f"{label} · {self.info.device}"
 
     @property
     def failure_words(self) -> tuple[str, str]:

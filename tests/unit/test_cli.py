@@ -99,6 +99,7 @@ def test_ask_json_is_the_object_of_the_interface(run: Run) -> None:
         "turn",
         "node_id",
         "model",
+        "model_approximate",
         "backend",
         "text",
         "reasoning",
@@ -680,8 +681,8 @@ def test_the_tree_shows_where_sessions_part(run: Run) -> None:
 
 def test_cache_commands_on_an_empty_cache(run: Run) -> None:
     stats = run_json(run, "cache", "stats")
-    names = {"tiers", "namespaces", "quarantine", "hits", "saved_ms_total", "bytes_written_today"}
-    assert set(stats) == names
+    names = {"tiers", "namespaces", "quarantine", "quantized", "hits"}
+    assert set(stats) == names | {"saved_ms_total", "bytes_written_today"}
     assert set(stats["tiers"]["disk"]) == {"bytes", "budget_bytes", "segments"}
     verified = run_json(run, "cache", "verify")
     assert (verified["checked"], verified["damaged"], verified["fixed"]) == (0, [], 0)

@@ -16,11 +16,14 @@ from chatcache.token_ids import TokenIds
 
 LAYOUT_VERSION = "1"
 PRECISION = "precision"
+WEIGHTS_FORM = "weights_form"
 EXACT = "exact"
 SOFT = "soft."
+QUANTIZATION = SOFT + "quantization"  # the word for how the weights are packed
 
 _REASONS: dict[str, Literal["model_changed", "adapter_changed", "settings_changed"]] = {
     "weights": "model_changed",
+    WEIGHTS_FORM: "model_changed",
     "parameters": "model_changed",
     "config": "model_changed",
     "tokenizer": "model_changed",
@@ -38,9 +41,10 @@ _WORDS = {
     "layout": "the layout of the cache",
     "transformers": "the version of transformers",
     PRECISION: "how exactly K and V are kept",
+    WEIGHTS_FORM: "how the weights are packed",
 }
 # What a field means that is not there: it was introduced after the first namespaces.
-_ABSENT = {PRECISION: EXACT}
+_ABSENT = {PRECISION: EXACT, WEIGHTS_FORM: EXACT}
 
 
 def namespace_id(fields: Mapping[str, str]) -> str:

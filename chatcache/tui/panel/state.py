@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chatcache.backends.usage import CacheReport, Figures, Outcome, Timings, Usage
-from chatcache.formatting import duration, model_name, plural, size
+from chatcache.formatting import duration, model_label, plural, size
 
 if TYPE_CHECKING:
     from chatcache.backends.base import (
@@ -119,7 +119,7 @@ class PanelState:
 
     @property
     def model_name(self) -> str:
-        return model_name(self.info.model) if self.info else "assistant"
+        return model_label(self.info.model, self.info.quantization) if self.info else "assistant"
 
     @property
     def restore_words(self) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 from textual.widgets import Static
 
-from chatcache.formatting import clean, model_name, one_line, parameters
+from chatcache.formatting import clean, model_label, one_line, parameters
 from chatcache.tui.look.formatting import MUTED, TITLE
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Welcome(Static):
         if info is None:
             lines.append(Content("The model is being loaded. You can write already."))
         else:
-            name = model_name(info.model)
+            name = model_label(info.model, info.quantization)
             if info.num_parameters:
                 name += f", {parameters(info.num_parameters)} parameters"
             place = "at" if info.backend == "remote" else "on"

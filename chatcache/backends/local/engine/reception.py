@@ -275,6 +275,7 @@ class Reception:
             is_answering=self.schedule.is_answering,
             keep_alive_seconds=self._keep_alive_seconds(),
             seconds_left=lifetime.seconds_left,
+            quantization=info.quantization if info else "",
         )
 
     def _keep_alive_seconds(self) -> float | None:

@@ -18,6 +18,7 @@ from chatcache.backends.local.engine.residence import EnginePlace
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import model_name, size
+from chatcache.sections import EXACT_WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,11 @@ def engine_bytes(settings: EngineSettings) -> int:
 def weight_bytes(settings: EngineSettings) -> int:
     """What the model takes in memory, as far as its files tell; 0 for one that is not here."""
     from chatcache.backends.local.model.gguf.parts import parts_of
-    from chatcache.backends.local.model.needs import directory_needs, likely_dtype
+    from chatcache.backends.local.model.needs import (
+        directory_needs,
+        likely_dtype,
+        quantized_needs,
+    )
     from chatcache.backends.local.model.resolve import resolve_model
 
     try:
@@ -63,6 +68,8 @@ def weight_bytes(settings: EngineSettings) -> int:
     except (ChatcacheError, OSError):
         return 0
     try:
+        if settings.quantize != EXACT_WEIGHTS:
+            return quantized_needs(found, settings.quantize).weights
         return directory_needs(found, likely_dtype(found, settings.dtype)).weights
     except (ChatcacheError, OSError):
         files = parts_of(found) if found.is_file() else found.glob("*.safetensors")

@@ -40,6 +40,7 @@ class EngineSettings:
     adapter: Path | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str = "none"
     is_offline: bool = False
     ram_budget: int = 2 << 30
     disk_budget: int = 16 << 30
@@ -56,7 +57,7 @@ class EngineSettings:
         relevant = {name: environ[name] for name in environ if name.startswith(_ENVIRONMENT)}
         identity = [
             *(__version__, sys.executable, str(Path(__file__).parent)),
-            *(one_name(self.model), str(self.adapter), self.device, self.dtype),
+            *(one_name(self.model), str(self.adapter), self.device, self.dtype, self.quantize),
             os.path.realpath(self.cache_dir),
             sorted(relevant.items()),
         ]

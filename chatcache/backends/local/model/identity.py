@@ -120,6 +120,13 @@ class FileWatch:
         self._stamps = {file: _stamp(file) for file in map(Path.resolve, files)}
         self._origin = origin
 
+    def add(self, file: Path | None) -> None:
+        """Another file that weights are mapped from, if there is one."""
+        if file is None:
+            return
+        real = file.resolve()
+        self._stamps[real] = _stamp(real)
+
     def is_outdated(self) -> bool:
         """Whether the model's name leads to another model by now."""
         return self._origin is not None and self._origin.is_changed()

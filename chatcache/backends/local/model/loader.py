@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import transformers
 from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
-from chatcache.backends.local.model.failures import is_out_of_memory, load_error, without_gpu
+from chatcache.backends.local.model.bases import tokenizer_home
 from chatcache.backends.local.model.fit import Fit
 from chatcache.backends.local.model.forms import Form, form_of
 from chatcache.backends.local.model.generation import (
@@ -28,7 +27,6 @@ from chatcache.backends.local.model.generation import (
     generation_config,
     sampling_defaults,
 )
-from chatcache.backends.local.model.libraries import import_rest
 from chatcache.backends.local.model.loadable import check_adapter
 from chatcache.backends.local.model.memory_check import LOOK, MemoryCheck
 from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS, count_weights
@@ -38,8 +36,22 @@ from chatcache.backends.local.model.progress import (
     first_line,
     reported_progress,
 )
+from chatcache.backends.local.model.quantized import (
+    QuantizedForm,
+    load_quantized,
+    packing_of,
+)
 from chatcache.backends.local.model.tuning import tune
-from chatcache.cache.book.namespace import EXACT, LAYOUT_VERSION, PRECISION, SOFT
+from chatcache.backends.local.model.weights import load_weights, with_adapter
+from chatcache.backends.local.packed.quantize import QUANTIZER_VERSION
+from chatcache.cache.book.namespace import (
+    EXACT,
+    LAYOUT_VERSION,
+    PRECISION,
+    QUANTIZATION,
+    SOFT,
+    WEIGHTS_FORM,
+)
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
 
@@ -82,6 +94,8 @@ class LoadedModel:
     stored_dtype: torch.dtype  # that it was saved in
     fit: Fit  # in the memory that there was
     notes: tuple[str, ...] = ()  # what was done to it so that it could be loaded
+    quantization: str = ""  # the word for how its weights are packed
+    weights_form: str = EXACT
 
     def check_files(self) -> None:
         """Raises UnavailableError if the weights in memory may no longer be what was loaded."""
@@ -96,7 +110,7 @@ class LoadedModel:
         """Everything that a namespace consists of; fields that start with `soft.` are for people.
 
         `precision`: how K and V are kept. What is exact has no such field, and never meets the
-        rest."""
+        rest; no more do weights that are multiplied as they are packed."""
         return {
             "weights": self.weights_id,
             "parameters": self.parameters_id,
@@ -108,11 +122,13 @@ class LoadedModel:
             "layout": LAYOUT_VERSION,
             "transformers": transformers.__version__,
             **({} if precision == EXACT else {PRECISION: precision}),
+            **({} if self.weights_form == EXACT else {WEIGHTS_FORM: self.weights_form}),
             # Its own class would take torch to the front end.
             SOFT + "torch": str(torch.__version__),
             SOFT + "device": str(self.device),
             SOFT + "threads": str(torch.get_num_threads()),
             SOFT + "name": self.name,
+            **({QUANTIZATION: self.quantization} if self.quantization else {}),
         }
 
 
@@ -121,6 +137,7 @@ def load_model(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     adapter: Path | None = None,
     offline: bool = False,
     max_context: int | None = None,
@@ -136,19 +153,16 @@ def load_model(
     began = time.perf_counter()
     path = _find(name, progress, is_offline=offline)
     check_adapter(adapter)
-    remembered = None if cache_dir is None else cache_dir / "weights.json"
-    progress(ModelLoading("reading the tokenizer"))
-    tokenizer = load_tokenizer(path)
-    tokenizer_id = identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
+    tokenizer, tokenizer_id = _read_tokenizer(path, cache_dir, progress)
     place = choose_device(device)
     form = form_of(path, load_config(path), place)
     config, stored = form.config, stored_dtype(form.config)
     chosen = _dtype_with_room(dtype, path, config, place, memory)
-    room = memory.look(name, path, chosen, place)
-    watch = identity.FileWatch(files.weight_files(path), identity.OriginWatch(path, adapter))
-    with reported_progress(progress):
-        model = _with_adapter(_load_weights(path, chosen, place, form), adapter)
-    weights_id = identity.weights_id(files.weight_files(path), remembered, _hashing(progress))
+    packing = packing_of(quantize, place)
+    room = memory.look(name, path, chosen, place, packing)
+    origin = _Origin(path, form, adapter, cache_dir)
+    weights = origin.weights(packing, chosen, stored, place, progress)
+    model = weights.model
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -156,29 +170,112 @@ def load_model(
         path=path,
         description=_BUILTIN_DESCRIPTION if name == resolve.BUILTIN else "",
         architecture=str((config.architectures or [config.model_type])[0]),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=weights.num_parameters,
         num_layers=int(config.get_text_config().num_hidden_layers),
         dtype=model.dtype,
         device=place,
         max_context_tokens=context_limit(config.get_text_config(), tokenizer, max_context),
         end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
         generation_defaults=sampling_defaults(model.generation_config),
-        weights_id=weights_id,
+        weights_id=weights.weights_id,
         parameters_id=identity.parameters_id(model.state_dict().items()),
         tokenizer_id=tokenizer_id,
         config_id=identity.config_id(config.to_dict()),
-        adapter_id=identity.adapter_id(adapter, remembered),
+        adapter_id=origin.adapter_id,
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
-        watch=watch,
-        stored_dtype=stored,
+        watch=weights.watch,
+        stored_dtype=stored if packing is None else model.dtype,
         fit=room,
-        notes=form.notes(name, model.dtype),
+        notes=(*form.notes(name, model.dtype), *weights.remarks),
+        quantization=packing or "",
+        weights_form=EXACT if packing is None else f"{packing}/{QUANTIZER_VERSION}",
     )
 
 
-def _hashing(progress: Progress) -> Callable[[int, int], None]:
-    return lambda done, total: progress(ModelLoading("hashing the weights", done, total))
+def _read_tokenizer(path: Path, cache_dir: Path | None, progress: Progress) -> tuple[Any, str]:
+    """The tokenizer and its id."""
+    progress(ModelLoading("reading the tokenizer"))
+    tokenizer = load_tokenizer(path)
+    return tokenizer, identity.remembered_tokenizer_id(tokenizer, tokenizer_home(path), cache_dir)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """A model with its weights, and what is to be watched so that they stay what they are."""
+
+    model: Any
+    weights_id: str
+    num_parameters: int  # tied weights count once; what is packed has another size in memory
+    watch: identity.FileWatch
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where weights come from: the files of a model, and an adapter."""
+
+    path: Path
+    form: Form
+    adapter: Path | None
+    cache_dir: Path | None
+
+    @property
+    def adapter_id(self) -> str:
+        return identity.adapter_id(self.adapter, self._remembered)
+
+    def weights(
+        self,
+        packing: str | None,
+        dtype: torch.dtype | str,
+        stored: torch.dtype,
+        device: torch.device,
+        progress: Progress,
+    ) -> _Weights:
+        """In `dtype`, or packed; those that are packed are read as they were `stored`."""
+        changes = identity.OriginWatch(self.path, self.adapter)
+        watch = identity.FileWatch(files.weight_files(self.path), changes)
+        with reported_progress(progress):
+            if packing is not None:
+                return self._packed(packing, dtype, stored, watch, progress)
+            model = self._load(dtype, device)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        return _Weights(model, self._hash(progress), num_parameters, watch)
+
+    def _packed(
+        self,
+        packing: str,
+        dtype: torch.dtype | str,
+        stored: torch.dtype,
+        watch: identity.FileWatch,
+        progress: Progress,
+    ) -> _Weights:
+        weights_id = self._hash(progress)
+        found = load_quantized(
+            QuantizedForm(packing, weights_id, self.adapter_id),
+            self.form.config,
+            lambda: self._load(stored, torch.device("cpu")),
+            dtype=dtype if isinstance(dtype, torch.dtype) else stored,
+            cache_dir=self.cache_dir,
+            progress=progress,
+        )
+        found.model.generation_config = generation_config(self.path, self.form.config)
+        watch.add(found.file)
+        return _Weights(found.model, weights_id, found.num_parameters, watch, found.remarks)
+
+    @property
+    def _remembered(self) -> Path | None:
+        return None if self.cache_dir is None else self.cache_dir / "weights.json"
+
+    def _load(self, dtype: torch.dtype | str, device: torch.device) -> Any:
+        model = load_weights(self.path, dtype, device, self.form)
+        return with_adapter(model, self.adapter)
+
+    def _hash(self, progress: Progress) -> str:
+        def tell(done: int, total: int) -> None:
+            progress(ModelLoading("hashing the weights", done, total))
+
+        return identity.weights_id(files.weight_files(self.path), self._remembered, tell)
 
 
 def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
@@ -256,11 +353,12 @@ def load_tokenizer(path: Path) -> Any:
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
+        home = tokenizer_home(path)
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
+            home, local_files_only=True, trust_remote_code=False
         )
         if not tokenizer.chat_template:
-            tokenizer.chat_template = resolve.read_template(path)
+            tokenizer.chat_template = resolve.read_template(home)
         return tokenizer
     except Exception as error:
         load_config(path)  # which a tokenizer reads too, and which may be what is wrong
@@ -282,99 +380,6 @@ def load_config(path: Path) -> Any:
             f"knows: {first_line(error)}.",
             "A newer chatcache may know it; models that bring their own code are not run.",
         ) from error
-
-
-def _load_weights(path: Path, dtype: torch.dtype | str, device: torch.device, form: Form) -> Any:
-    """The model on its device; what it lacks of the libraries is imported."""
-    try:
-        return _try_to_load(path, dtype, device, form)
-    except ModelLoadError:
-        if not import_rest():
-            raise
-    return _try_to_load(path, dtype, device, form)
-
-
-def _try_to_load(path: Path, dtype: torch.dtype | str, device: torch.device, form: Form) -> Any:
-    """The model on its device, with torch's own attention kernel where it has one."""
-    config = form.config
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        AutoModelForCausalLM,
-    )
-
-    def load(kernel: str) -> tuple[Any, dict[str, Any]]:
-        weights = form.weights(path, dtype)
-        source: Any = AutoModelForCausalLM
-        if weights is not None:
-            source = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        loaded: Any = source.from_pretrained(
-            path if weights is None else None,
-            config=config,
-            dtype=dtype,
-            attn_implementation=kernel,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            state_dict=weights,
-            key_mapping=form.key_mapping,
-        )
-        model, info = loaded
-        if weights is not None:
-            model.generation_config = generation_config(path, config)
-        return model, info
-
-    try:
-        try:
-            model, info = load("sdpa")
-        except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error):
-                raise
-            model, info = load("eager")
-        _check_complete(path, info)
-        model = model.eval().requires_grad_(False).to(device)
-    except ModelLoadError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise UnavailableError(
-                f"The model in {path} does not fit into the memory of {device}.",
-                f"Choose a smaller model, or --dtype bfloat16.{without_gpu(error)}",
-            ) from error
-        log.exception("loading %s failed", path)
-        raise load_error(path, config, error) from error
-    return model
-
-
-def _check_complete(path: Path, info: dict[str, Any]) -> None:
-    """Refuse a model of which transformers made up a part."""
-    missing = sorted(info.get("missing_keys") or ())
-    if missing:
-        raise ModelLoadError(
-            f"The weights in {path} lack {len(missing)} tensors, the first is {missing[0]}.",
-            "The files belong to another model or are incomplete; download it again.",
-        )
-
-
-def _with_adapter(model: Any, directory: Path | None) -> Any:
-    """The model with an adapter, if there is one, merged in: as fast as without."""
-    if directory is None:
-        return model
-    try:
-        from peft import PeftModel  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise UnavailableError(
-            "An adapter needs the package peft, which is not installed.",
-            "Run 'pip install peft' in chatcache's environment, or leave out --adapter.",
-        ) from error
-    try:
-        merged = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
-    except Exception as error:
-        raise ModelLoadError(
-            f"The adapter in {directory} does not fit the model: {first_line(error)}.",
-            "Check that it was trained on this model.",
-        ) from error
-    return merged.eval().requires_grad_(False)
 
 
 def _has_mps() -> bool:

@@ -30,11 +30,20 @@ class MemoryCheck:
     limits: Callable[[], list[MemoryLimit]] = memory_limits
 
     def look(
-        self, name: str, path: Path, chosen: torch.dtype | str, device: torch.device
+        self,
+        name: str,
+        path: Path,
+        chosen: torch.dtype | str,
+        device: torch.device,
+        quantize: str | None = None,
     ) -> fit.Fit:
-        """Whether the model in `path` has room. Raises NoRoomError if surely not."""
+        """Whether the model in `path` has room, with its weights in 4 or 8 bits if `quantize` says
+        so. Raises NoRoomError if surely not."""
         dtype = _name(chosen)
         ways = needs.ways_out(path, dtype)
+        if quantize is not None:
+            needed = needs.quantized_needs(path, quantize)
+            return self.judge(name, needed, self.limits(), ways[-1:] if quantize != "4bit" else [])
         if device.type == "cuda":
             on_gpu = needs.device_needs(path, dtype)
             found = self.judge(name, on_gpu, _gpu_limits(device), ways, "--device cpu")

@@ -48,6 +48,7 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
             settings.model,
             device=settings.device,
             dtype=settings.dtype,
+            quantize=settings.quantize,
             adapter=settings.adapter,
             max_context=settings.max_context,
             memory=MemoryCheck(
@@ -190,4 +191,5 @@ def _describe(
         description=loaded.description,
         load_ms=loaded.load_ms,
         stored_dtype=dtype_word(loaded.stored_dtype),
+        quantization=loaded.quantization,
     )
