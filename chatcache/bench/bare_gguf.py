@@ -18,6 +18,7 @@ from chatcache.backends.local.model.gguf.parts import whole_parts
 from chatcache.backends.local.model.loader import choose_dtype
 from chatcache.backends.local.model.resolve import resolve_model
 from chatcache.backends.local.model.tuning import tune
+from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear, unpacked
 from chatcache.errors import UnavailableError
 from chatcache.formatting import size
 from chatcache.machine import memory_left
@@ -62,7 +63,31 @@ def why_not_unpacked(gguf: GgufModel, dtype: torch.dtype) -> str:
 
 
 def load_unpacked(gguf: GgufModel, dtype: torch.dtype) -> Any:
-    """The same weights as transformers runs them."""
+    """The same weights as transformers runs them: its own modules, nothing packed."""
     config = config_of(gguf.header, gguf.tensors)
-    model, _ = load_gguf(gguf, config, dtype, _CPU, is_unpacked=True)
+    model, _ = load_gguf(gguf, config, dtype, _CPU)
+    weights: dict[int, torch.nn.Parameter] = {}  # tied ones are held once
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, BlockLinear | BlockEmbedding):
+                matrix = child.matrix
+                at = matrix.data.data_ptr()
+                if at not in weights:
+                    weight = unpacked(matrix, dtype)
+                    weights[at] = torch.nn.Parameter(weight, requires_grad=False)
+                setattr(module, name, _plain_module(child, weights[at]))
     return model
+
+
+def _plain_module(
+    packed: BlockLinear | BlockEmbedding, weight: torch.nn.Parameter
+) -> torch.nn.Module:
+    if isinstance(packed, BlockEmbedding):
+        if packed.scale != 1.0:
+            weight = torch.nn.Parameter(weight * packed.scale, requires_grad=False)
+        return torch.nn.Embedding(*weight.shape, _weight=weight)
+    plain = torch.nn.Linear(packed.in_features, packed.out_features, bias=False, device="meta")
+    plain.weight = weight
+    bias = packed.get_buffer("bias") if packed._buffers.get("bias") is not None else None
+    plain.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+    return plain

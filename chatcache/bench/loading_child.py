@@ -1,7 +1,7 @@
 """Loads a model in a process of its own: one JSON object of options on stdin, one `Loading` back.
 
-The built-in model is loaded and run first, in the same way: what the libraries take of time and
-memory when they are first used is neither the model's nor counted.
+The built-in model is loaded and run first, and a product is made with each kind of blocks: what the
+libraries and the compiler take of time and memory is not the model's, and not counted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from pathlib import Path
 import torch
 
 from chatcache.backends.local.model.resolve import BUILTIN
+from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix
 from chatcache.bench.contenders import Chatcache
 from chatcache.bench.memory import Loading, forget_peak, process_memory
 from chatcache.bench.setup import load_tuned
+
+_COLUMNS = 1024
 
 
 def measure(
@@ -28,6 +31,7 @@ def measure(
     *,
     dtype: str,
     quantize: str | None,
+    kinds: list[str],
     few: list[int],
     many: list[int],
 ) -> Loading:
@@ -36,6 +40,7 @@ def measure(
     warm_up = Chatcache(first, directory / "first")
     warm_up.cold([0] * len(many))
     warm_up.decode(2)
+    _compile(kinds, first.dtype)
     forget_peak()
     before, began = process_memory(), time.perf_counter()
     loaded, _ = load_tuned(model, cache_dir, dtype=dtype, quantize=quantize)
@@ -50,6 +55,19 @@ def measure(
     return result
 
 
+def _compile(kinds: list[str], dtype: torch.dtype) -> None:
+    """Run a product with each kind of blocks, by few rows of activations and by many."""
+    if not any(kind in KINDS for kind in kinds):
+        return
+    from chatcache.backends.local.packed.modules import BlockLinear
+
+    for kind in (KINDS[name] for name in kinds if name in KINDS):
+        blocks = torch.zeros((64, kind.row_bytes(_COLUMNS)), dtype=torch.uint8)
+        linear = BlockLinear(BlockMatrix(kind, blocks, _COLUMNS))
+        for num_rows in (1, 64):
+            linear(torch.ones((num_rows, _COLUMNS), dtype=dtype))
+
+
 def main() -> None:
     """What libraries print goes to stderr."""
     options = json.loads(sys.stdin.read())
@@ -61,6 +79,7 @@ def main() -> None:
             Path(directory),
             dtype=options["dtype"],
             quantize=options["quantize"],
+            kinds=options["kinds"],
             few=options["few"],
             many=options["many"],
         )
