@@ -93,6 +93,7 @@ class ProgramBench:
             prompt,
             home_environment(self._home / "starts"),
             dtype=self._models.tuned.dtype_name,
+            quantize=self._models.quantize,
             threads=self._threads,
         )
         try:
@@ -107,9 +108,11 @@ class ProgramBench:
         return self.rows.setdefault(name, Row(name, title, "program", bound_by, is_p99=is_p99))
 
     def _configure(self) -> None:
-        threads = "" if self._threads is None else f"[model]\nthreads = {self._threads}\n"
+        model = "[model]\n" + ("" if self._threads is None else f"threads = {self._threads}\n")
+        if self._models.quantize is not None:
+            model += f'quantize = "{self._models.quantize}"\n'
         sampling = f"[sampling]\ntemperature = 0.0\nmax_new_tokens = {_ANSWER_TOKENS}\n"
-        (self._home / "config.toml").write_text(threads + sampling)
+        (self._home / "config.toml").write_text(model + sampling)
 
     def _help(self) -> None:
         row = self._row("help", "--help", "Python, imports")
@@ -164,6 +167,7 @@ class ProgramBench:
         settings = EngineSettings(
             model=model,
             dtype=self._models.tuned.dtype_name,
+            quantize=self._models.quantize or "none",
             is_offline=True,
             num_threads=self._threads,
             cache_dir=self._home / "stop",
@@ -171,6 +175,8 @@ class ProgramBench:
         )
         backend = LocalBackend(settings)
         try:
+            if self._models.is_packed:  # what is made of the files once is there from now on
+                _load_once(settings)
             backend.start()
             load.add(CHATCACHE, backend.wait_ready(_SECONDS).load_ms / 1000)
             for _ in range(_STOPS):
@@ -270,6 +276,15 @@ def _memory_figure(memory: ProcessMemory, file_bytes: int) -> Figure:
 
 def _is_painted(words: str) -> bool:
     return sum(letter.isalnum() for letter in words) >= _PAINTED_LETTERS
+
+
+def _load_once(settings: EngineSettings) -> None:
+    backend = LocalBackend(settings)
+    try:
+        backend.start()
+        backend.wait_ready(_SECONDS)
+    finally:
+        backend.close()
 
 
 def _stop_at(backend: LocalBackend, prompt: str, kind: type) -> float | None:

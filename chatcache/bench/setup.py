@@ -165,7 +165,9 @@ def load_tuned(
     tokenizer. Raises ModelLoadError, NotFoundError, UnavailableError, UsageError."""
     gguf = gguf_of(name)
     if gguf is None or gguf.header.has_tokenizer:
-        chat = load_model(name, dtype=dtype, device="cpu", offline=True, cache_dir=cache_dir)
+        chat = load_model(
+            name, dtype=dtype, device="cpu", quantize=quantize, offline=True, cache_dir=cache_dir
+        )
         return _described(name, chat.model, chat.num_parameters, chat.attention), chat
     model, attention = load_bare(gguf, dtype)
     return _described(name, model, gguf.num_parameters, attention), None

@@ -59,11 +59,12 @@ class StartBench:
         environment: Mapping[str, str],
         *,
         dtype: str,
+        quantize: str | None,
         threads: int | None,
     ) -> None:
         self._model, self._prompt = model, prompt
         self._environment = {**environment, "CHATCACHE_KEEP_ALIVE": "10m"}
-        self._dtype, self._threads = dtype, threads
+        self._dtype, self._threads, self._quantize = dtype, threads, quantize
         self.rows = {
             name: Row(name, title, "command", bound_by, against)
             for name, title, bound_by, against in (
@@ -108,6 +109,8 @@ class StartBench:
 
     def _ask(self, *words: str) -> list[str]:
         options = ["--model", self._model, "--dtype", self._dtype, "--temperature", "0"]
+        if self._quantize is not None:
+            options += ["--quantize", self._quantize]
         return chat_command("ask", *options, "--max-new-tokens", "1", "--quiet", *words)
 
     def _transformers(self) -> float:
