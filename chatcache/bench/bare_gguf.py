@@ -79,15 +79,14 @@ def load_unpacked(gguf: GgufModel, dtype: torch.dtype) -> Any:
     return model
 
 
-def _plain_module(
-    packed: BlockLinear | BlockEmbedding, weight: torch.nn.Parameter
-) -> torch.nn.Module:
+def _plain_module(packed: BlockLinear | BlockEmbedding, weight: torch.nn.Parameter) -> Any:
+    """The layer of torch that computes the same from unpacked weights."""
     if isinstance(packed, BlockEmbedding):
         if packed.scale != 1.0:
             weight = torch.nn.Parameter(weight * packed.scale, requires_grad=False)
-        return torch.nn.Embedding(*weight.shape, _weight=weight)
-    plain = torch.nn.Linear(packed.in_features, packed.out_features, bias=False, device="meta")
+        return torch.nn.Embedding.from_pretrained(weight)  # type: ignore[no-untyped-call]
+    bias = packed._buffers["bias"]
+    plain: Any = torch.nn.Linear(packed.in_features, packed.out_features, device="meta")
     plain.weight = weight
-    bias = packed.get_buffer("bias") if packed._buffers.get("bias") is not None else None
     plain.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
     return plain

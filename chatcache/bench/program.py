@@ -34,6 +34,7 @@ from chatcache.backends.base import (
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.resolve import resolve_model
+from chatcache.backends.local.model.source import open_source
 from chatcache.bench.memory import ProcessMemory
 from chatcache.bench.processes import Terminal, Typist, chat_command, home_environment
 from chatcache.bench.report import CHATCACHE, Figure, Row, Say
@@ -78,7 +79,7 @@ class ProgramBench:
         say("the program: --help, first paint")
         self._help()
         model = self._models.source
-        prompt = prompt_of(model, self._tokens)
+        prompt = self._prompt(self._tokens)
         self._configure()
         for _ in range(_STARTS - 1):
             self._start(model).close()
@@ -86,6 +87,9 @@ class ProgramBench:
         say("the program: stop")
         self._stop(model, prompt)
         self._first_words(model, prompt, say)
+
+    def _prompt(self, num_tokens: int) -> str:
+        return prompt_of(self._models.source, num_tokens, self._models.cache_dir)
 
     def _first_words(self, model: str, prompt: str, say: Say) -> None:
         starts = StartBench(
@@ -187,24 +191,24 @@ class ProgramBench:
                     seconds = _stop_at(backend, text, kind)
                     if seconds is not None:
                         row.add(CHATCACHE, seconds)
-            self._after_draft(backend, model)
+            self._after_draft(backend)
         except TimeoutError as error:
             raise UnavailableError("The engine did not start in time.", "Run doctor.") from error
         finally:
             backend.close()
 
-    def _after_draft(self, backend: LocalBackend, model: str) -> None:
+    def _after_draft(self, backend: LocalBackend) -> None:
         """Send a message whose words the engine has read while they were typed, all but the last,
         and one of which it has read nothing."""
         ready = self._row(
             "draft_ready", f"sent after a draft of {_DRAFT_TOKENS}", "two decode steps"
         )
         plain = self._row("draft_plain", "the same, not read ahead", "matrix rate")
-        question = ChatMessage("user", prompt_of(model, min(_DRAFT_TOKENS, self._tokens)))
+        question = ChatMessage("user", self._prompt(min(_DRAFT_TOKENS, self._tokens)))
         planned, result = _answered(backend, (question,))
         history = question, ChatMessage("assistant", result.text, result.reasoning)
         journal = planned.new_ids + result.answer_ids
-        text = prompt_of(model, _DRAFT_TOKENS)
+        text = self._prompt(_DRAFT_TOKENS)
         for number in range(2 * _STOPS):
             row, draft = plain, f"{number} is a number. {text}"
             if number % 2:
@@ -255,9 +259,11 @@ def is_ready(words: str) -> bool:
     return re.search(r"· (cpu|cuda|mps)\b|\bready\b", words) is not None
 
 
-def prompt_of(model: str, num_tokens: int) -> str:
-    """Text of about that many tokens for this model."""
+def prompt_of(model: str, num_tokens: int, cache_dir: Path | None = None) -> str:
+    """Text of about that many tokens for this model. `cache_dir` may have its tokenizer."""
     found = resolve_model(model, is_offline=True)
+    if isinstance(found, Path):
+        found = open_source(model, found, cache_dir).directory
     tokenizer: Any = AutoTokenizer.from_pretrained(found, local_files_only=True)
     words = _TEXT.split()
     per_text = len(tokenizer.encode(_TEXT, add_special_tokens=False))

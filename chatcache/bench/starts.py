@@ -84,7 +84,9 @@ class StartBench:
             for row, options in (("not_resident", ["--no-engine"]), ("resident", [])):
                 words = self._ask("--session", _SESSION, *options, _QUESTION)
                 self.rows[row].add(CHATCACHE, self._seconds(words))
-            self.rows["not_resident"].add(TRANSFORMERS, self._transformers())
+            seconds = self._transformers()
+            if seconds is not None:
+                self.rows["not_resident"].add(TRANSFORMERS, seconds)
 
     def close(self) -> None:
         """End the engine that the commands have left behind."""
@@ -113,12 +115,12 @@ class StartBench:
             options += ["--quantize", self._quantize]
         return chat_command("ask", *options, "--max-new-tokens", "1", "--quiet", *words)
 
-    def _transformers(self) -> float:
-        where = [
-            str(resolve_model(self._model, is_offline=True)),
-            self._dtype,
-            str(self._threads or 0),
-        ]
+    def _transformers(self) -> float | None:
+        """None for a GGUF file, which its documentation only unpacks."""
+        found = resolve_model(self._model, is_offline=True)
+        if isinstance(found, Path) and found.is_file():
+            return None
+        where = [str(found), self._dtype, str(self._threads or 0)]
         command = [sys.executable, "-c", _TRANSFORMERS, *where]
         return self._seconds(command, self._prompt, is_printing=True)
 
