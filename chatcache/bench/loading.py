@@ -18,7 +18,7 @@ from chatcache.bench.memory import Loading
 from chatcache.bench.processes import child_environment
 from chatcache.bench.report import CHATCACHE, LLAMA_CPP, Figure, Row
 from chatcache.bench.rows import MEDIUM_TOKENS, MESSAGE_TOKENS, TELLING_BYTES
-from chatcache.bench.setup import Models, weight_kinds
+from chatcache.bench.setup import Models
 from chatcache.errors import UnavailableError
 from chatcache.formatting import size
 
@@ -87,7 +87,6 @@ class LoadingBench:
             "cache_dir": str(self._models.cache_dir),
             "dtype": self._models.tuned.dtype_name,
             "quantize": self._models.quantize,
-            "kinds": list(weight_kinds(self._models.tuned)),
             "threads": self._num_threads,
             "few": self._few,
             "many": self._ids,
