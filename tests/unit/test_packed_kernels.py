@@ -22,10 +22,12 @@ def random_blocks(name: str, num_rows: int, num_columns: int, seed: int = 0) -> 
     data = random.integers(0, 256, (num_rows, kind.row_bytes(num_columns)), dtype=np.uint8)
     blocks = data.reshape(num_rows, -1, kind.num_bytes)
     halves = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
-    halves |= {"Q2_K": (80, 82), "Q3_K": (108,)}
+    halves |= {"Q2_K": (80, 82), "Q3_K": (108,), "TQ1_0": (52,), "TQ2_0": (64,)}
     if name in ("F32", "F16", "BF16"):
         wide = random.standard_normal((num_rows, num_columns)).astype(np.float32)
         data = gguf.quantize(wide, gguf.GGMLQuantizationType[name]).view(np.uint8)
+    elif name == "MXFP4":  # a power of two: the smallest ones, which are denormal, among them
+        blocks[:, :, 0] = random.choice([0, 1, 2, 100, 120, 127], blocks.shape[:2])
     else:
         for offset in halves.get(name, (0,)):
             scales = (random.random(blocks.shape[:2]) * 0.01).astype(np.float16)

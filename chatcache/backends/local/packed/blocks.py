@@ -47,6 +47,9 @@ _SIZES = (
     ("Q6_K", 14, 256, 210),
     ("IQ4_NL", 20, 32, 18),
     ("IQ4_XS", 23, 256, 136),
+    ("MXFP4", 39, 32, 17),
+    ("TQ1_0", 34, 256, 54),
+    ("TQ2_0", 35, 256, 66),
 )
 KINDS = {name: BlockKind(name, *numbers) for name, *numbers in _SIZES}
 KINDS_BY_TYPE = {kind.ggml_type: kind for kind in KINDS.values()}
@@ -77,3 +80,12 @@ class BlockMatrix:
     @property
     def num_bytes(self) -> int:
         return int(self.data.numel())
+
+
+class PackedModule(torch.nn.Module):
+    """A module whose weight is a matrix of blocks. What is one can be told without the kernels."""
+
+
+def is_packed(model: torch.nn.Module) -> bool:
+    """Whether a model has weights in blocks."""
+    return any(isinstance(module, PackedModule) for module in model.modules())

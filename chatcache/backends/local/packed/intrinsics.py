@@ -311,3 +311,56 @@ def pause(typing: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+# attention
+
+
+@intrinsic(prefer_literal=True)
+def weighted_rows(
+    typing: Any, kind: Any, weights: Any, rows: Any, num_rows: Any, width: Any, out: Any
+) -> Any:
+    """`out`, float32 [width], is the sum of rows (float type `kind`, contiguous) times a float32
+    weight each, first to last; `width` is a multiple of 16."""
+    arguments = [types.intp] * 5
+    return _emitting(types.void, arguments, _weighted_rows, kind.literal_value)
+
+
+def _weighted_rows(
+    emit: Emitter, number: int, weights: Any, rows: Any, num_rows: Any, width: Any, out: Any
+) -> None:
+    b, kind = emit.b, _WIDTHS[number]
+    weights, rows, out = (
+        emit.pointer(address, each)
+        for address, each in ((weights, FLOAT), (rows, kind), (out, FLOAT))
+    )
+    done: Any = ir.Constant(I64, 0)
+    # Columns in registers, many at a time, then few: rows are read once for each such strip.
+    for num_parts in (8, 4, 1):
+        strip = _LANES * num_parts
+        places = [cgutils.alloca_once(b, lanes(FLOAT, _LANES)) for _ in range(num_parts)]
+        num_strips = b.sdiv(b.sub(width, done), ir.Constant(I64, strip))
+        with cgutils.for_range(b, num_strips) as strips:
+            start = b.add(done, b.mul(strips.index, ir.Constant(I64, strip)))
+            for place in places:
+                b.store(_zeros(_LANES), place)
+            with cgutils.for_range(b, num_rows) as loop:
+                row = b.gep(rows, [b.add(b.mul(loop.index, width), start)])
+                weight = emit.splat(emit.load(weights, loop.index, FLOAT), _LANES)
+                for part, place in enumerate(places):
+                    values = _widened(emit, emit.load(row, _LANES * part, lanes(kind, _LANES)))
+                    b.store(emit.fma(values, weight, b.load(place)), place)
+            target = b.gep(out, [start])
+            for part, place in enumerate(places):
+                emit.store(b.load(place), target, _LANES * part)
+        done = b.add(done, b.mul(num_strips, ir.Constant(I64, strip)))
+
+
+@intrinsic
+def memory_at(typing: Any, address: Any) -> Any:
+    """A pointer to anything, for `carray` with a dtype."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.intp), codegen

@@ -11,6 +11,7 @@ number of threads: a row is always computed by one.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import logging
@@ -43,10 +44,12 @@ _LARGEST = np.float32(16383.0)
 _ROWS = types.void(*[types.intp] * 6)
 _TASK = types.void(*[types.intp] * 3)
 _SUMS = {"reassoc", "contract", "nsz"}  # sums in any order; NaN and infinity stay what they are
+_ALIGNED = 64
 _ROWS_AT_ONCE = 8  # of weights, while they are in the cache, with every row of activations
 
-# What the words of a record of activations are.
-FLOATS, INTEGERS, SCALES, SUMS, NUM_WORDS = range(5)
+# What the words of a record of activations are. The last two are for tasks that keep records: which
+# group the activations are rounded for (0: none), and room for floats.
+FLOATS, INTEGERS, SCALES, SUMS, ROUNDED_FOR, OWN_FLOATS, _, NUM_WORDS = range(8)
 
 
 def keep_in(directory: Path) -> None:
@@ -94,7 +97,7 @@ def product_rows(kind: int) -> int:
     if kind in FLOAT_KINDS:
 
         def rows(weights, row_bytes, num_rows, num_columns, activations, out):  # type: ignore[no-untyped-def]
-            values = carray(words_at(activations), 4)
+            values = carray(words_at(activations), NUM_WORDS)
             target = carray(floats_at(out), num_rows)
             for row in range(num_rows):
                 target[row] = float_dot(
@@ -105,7 +108,7 @@ def product_rows(kind: int) -> int:
         num_weights = _group(kind)
 
         def rows(weights, row_bytes, num_rows, num_columns, activations, out):  # type: ignore[no-untyped-def]
-            values = carray(words_at(activations), 4)
+            values = carray(words_at(activations), NUM_WORDS)
             target = carray(floats_at(out), num_rows)
             for row in range(num_rows):
                 target[row] = integer_dot(
@@ -167,7 +170,7 @@ def _largest(values: Any) -> Any:
 def round_activations(num_columns: Any, group: Any, record: Any) -> None:
     """Fill the integers, scales and sums of a record from its floats. What is not finite makes its
     scale NaN, so that no sum hides it."""
-    words = carray(words_at(record), 4)
+    words = carray(words_at(record), NUM_WORDS)
     values = carray(floats_at(words[FLOATS]), num_columns)
     integers = carray(shorts_at(words[INTEGERS]), num_columns)
     scales = carray(floats_at(words[SCALES]), num_columns // group)
@@ -186,6 +189,22 @@ def round_activations(num_columns: Any, group: Any, record: Any) -> None:
             for index in range(GROUP):
                 total += np.int32(rounded[run * GROUP + index])
             sums[part * (group // GROUP) + run] = np.float32(total) * scale
+
+
+def record_bytes(num_columns: int) -> int:
+    """Of a record and all that it points to, for so many activations."""
+    needed = 8 * NUM_WORDS + (2 + 4) * num_columns + 4 * -(-num_columns // GROUP)
+    return -(-needed // _ALIGNED) * _ALIGNED + 3 * _ALIGNED
+
+
+def make_record(address: int, num_columns: int, floats: int = 0) -> None:
+    """Write a record at an address with `record_bytes` behind it."""
+    words = (ctypes.c_int64 * NUM_WORDS).from_address(address)
+    place = address + 8 * NUM_WORDS
+    for word, size in ((INTEGERS, 2 * num_columns), (SCALES, 4 * num_columns), (SUMS, 0)):
+        words[word] = place
+        place += -(-size // _ALIGNED) * _ALIGNED
+    words[OWN_FLOATS] = floats
 
 
 @njit
@@ -208,8 +227,9 @@ def share(total: Any, thread: Any, num_threads: Any) -> Any:
     P_NUM_X,
     P_OUT,
     P_RECORDS,
+    P_RECORD_BYTES,
     P_NUM_WORDS,
-) = range(11)
+) = range(12)
 
 
 def _product(job, thread, num_threads):  # type: ignore[no-untyped-def]
@@ -219,10 +239,10 @@ def _product(job, thread, num_threads):  # type: ignore[no-untyped-def]
     `records`: for each thread, `num_x` records."""
     words = carray(words_at(job), P_NUM_WORDS)
     num_rows, num_columns, num_x = words[P_NUM_ROWS], words[P_NUM_COLUMNS], words[P_NUM_X]
-    records = words[P_RECORDS] + 8 * 4 * num_x * thread
+    records = words[P_RECORDS] + words[P_RECORD_BYTES] * num_x * thread
     for number in range(num_x):
-        record = records + 8 * 4 * number
-        carray(words_at(record), 4)[FLOATS] = words[P_X] + 4 * num_columns * number
+        record = records + words[P_RECORD_BYTES] * number
+        carray(words_at(record), NUM_WORDS)[FLOATS] = words[P_X] + 4 * num_columns * number
         if words[P_GROUP]:
             round_activations(num_columns, words[P_GROUP], record)
     start, stop = share(num_rows, thread, num_threads)
@@ -235,7 +255,7 @@ def _product(job, thread, num_threads):  # type: ignore[no-untyped-def]
                 words[P_ROW_BYTES],
                 count,
                 num_columns,
-                records + 8 * 4 * number,
+                records + words[P_RECORD_BYTES] * number,
                 words[P_OUT] + 4 * (num_rows * number + first),
             )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 
+I1 = ir.IntType(1)
 I8, I16, I32, I64 = (ir.IntType(width) for width in (8, 16, 32, 64))
 FLOAT, HALF = ir.FloatType(), ir.HalfType()
 
@@ -88,6 +89,27 @@ class Emitter:
 
     def signed(self, vector: Any, kind: Any = I16) -> Any:
         return self.b.sext(vector, lanes(kind, vector.type.count))
+
+    def bits(self, word: Any) -> Any:
+        """The bits of an integer as bytes, 0 or 1, the lowest first."""
+        width = word.type.width
+        return self.b.zext(self.b.bitcast(word, lanes(I1, width)), lanes(I8, width))
+
+    def looked_up(self, table: Sequence[int], codes: Any) -> Any:
+        """Of each byte, 0 to 15, the byte of a table of 16. Lane by lane, which LLVM makes into the
+        one instruction that many processors have for it."""
+        entries = ir.Constant(lanes(I8, 16), list(table))
+        parts = []
+        for start in range(0, codes.type.count, 16):
+            part = self.pick(codes, range(start, start + 16))
+            found = ir.Constant(part.type, ir.Undefined)
+            for lane in (ir.Constant(I32, number) for number in range(16)):
+                entry = self.b.extract_element(entries, self.b.extract_element(part, lane))
+                found = self.b.insert_element(found, entry, lane)
+            parts.append(found)
+        while len(parts) > 1:
+            parts = [self.joined(*parts[index : index + 2]) for index in range(0, len(parts), 2)]
+        return parts[0]
 
     def pair_products(self, first: Any, second: Any) -> Any:
         """16-bit integers, multiplied lane by lane and added up by pairs, as 32-bit integers of
