@@ -109,6 +109,19 @@ def has_fast_bfloat16(cpus: Path = _PROC.parent / "cpuinfo") -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_words(cpus).split())
 
 
+def is_crowded(num_threads: int, proc: Path = _PROC.parent, num_cpus: int | None = None) -> bool:
+    """Whether `num_threads` of ours would not have a CPU each at this moment, because other
+    programs want them. Of the whole machine, also in a container; not where nothing tells."""
+    # Three averages, then how many run or wait for a CPU, of how many that there are.
+    running = _number((_words(proc / "loadavg").split() + [""] * 4)[3].partition("/")[0])
+    room = (num_cpus or os.cpu_count() or 1) - num_threads
+    if running is None or running - 1 <= room:
+        return False
+    threads = (proc / "self" / "task").glob("*/stat")
+    own = sum(_words(thread).rpartition(")")[2].startswith(" R") for thread in threads)
+    return running - max(1, own) > room
+
+
 def num_memory_kills(proc: Path = _PROC.parent, groups: Path = _GROUPS) -> int:
     """How many processes the system has killed for memory so far, as far as it tells here."""
     counts = [_fields(proc / "vmstat").get("oom_kill", 0)]
