@@ -4,6 +4,7 @@ hub before it is needed. No weights are loaded.
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from chatcache import compose
 from chatcache.backends.base import EngineStatus, ModelLoading
 from chatcache.backends.local.engine.control import running_engines
 from chatcache.backends.local.model import files, resolve
+from chatcache.backends.local.model.outlook import outlook
 from chatcache.backends.local.model.progress import fetch
 from chatcache.backends.local.model.shelf import (
     ModelFiles,
@@ -21,7 +23,7 @@ from chatcache.backends.local.model.shelf import (
     place_of,
 )
 from chatcache.backends.local.model.stores.stored import StoredModel
-from chatcache.commands import ShellCommand, models_probe, models_remote
+from chatcache.commands import ShellCommand, models_perplexity, models_probe, models_remote
 from chatcache.commands.parser import MODEL_HELP, Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, UsageError
@@ -50,7 +52,7 @@ def list_all(arguments: Namespace) -> int:
     models += models_remote.rows(settings)
     engines, loaded = _running(settings), []
     for model in models:
-        found = [engine for engine in engines if engine.model in (model["model"], model["path"])]
+        found = [engine for engine in engines if _is_of(engine.model, model)]
         model["engines"] = [engine.pid for engine in found]
         loaded.append(", ".join(map(stay_words, found)))
     if arguments.json:
@@ -74,6 +76,15 @@ def list_all(arguments: Namespace) -> int:
     return 0
 
 
+def _is_of(name: str, row: dict[str, Any]) -> bool:
+    """Whether an engine of this model has that of a row."""
+    path = row["path"]
+    is_path = path is not None and os.sep in name
+    return name in (row["model"], path) or (
+        is_path and os.path.realpath(name) == os.path.realpath(path)
+    )
+
+
 def _running(settings: Settings) -> list[EngineStatus]:
     """The engines that stay; none where it is not safe to ask."""
     try:
@@ -93,7 +104,8 @@ def _summary(stored: StoredModel, *, is_default: bool) -> dict[str, Any]:
             return {**details, "place": stored.place, "default": is_default, **dict.fromkeys(told)}
         except ChatcacheError as error:
             told = {"problem": error.message, "advice": error.hint}
-    nothing = dict.fromkeys(("path", "architecture", "parameters", "bytes", "quantization"))
+    names = ("path", "architecture", "parameters", "bytes", "quantization", "memory_bytes", "room")
+    nothing = dict.fromkeys(names)
     return {
         "model": stored.name,
         **nothing,
@@ -105,6 +117,7 @@ def _summary(stored: StoredModel, *, is_default: bool) -> dict[str, Any]:
 
 def _details(name: str, found: ModelFiles) -> dict[str, Any]:
     """What the files of a model say."""
+    room = outlook(name, found.path)
     return {
         "model": name,
         "path": str(found.path),
@@ -112,6 +125,8 @@ def _details(name: str, found: ModelFiles) -> dict[str, Any]:
         "parameters": found.num_parameters,
         "bytes": found.num_bytes,
         "quantization": found.quantization or None,
+        "memory_bytes": None if room is None else room.num_bytes,
+        "room": None if room is None else room.verdict,
         **{key: _from_config(found.config, names) for key, names in CONFIG_NAMES.items()},
     }
 
@@ -142,6 +157,8 @@ def show(arguments: Namespace) -> int:
     else:
         details = _details(arguments.model, files_of(arguments.model))
         counts = {name: f"{details[name]:,}" for name in ("parameters", "bytes")}
+        if details["memory_bytes"] is not None:
+            counts["memory_bytes"] = f"{details['memory_bytes']:,}"
         shown = (details | counts).items()
         rows = [(name, "unknown" if value is None else str(value)) for name, value in shown]
     return print_result(details, table(("FIELD", "VALUE"), rows), as_json=arguments.json)
@@ -194,6 +211,11 @@ COMMANDS = {
     "show": ShellCommand("what the files or the profile of a model say", _configure_show, show),
     "probe": ShellCommand(
         "what a model will cost in a chat", models_probe.configure, models_probe.run
+    ),
+    "perplexity": ShellCommand(
+        "how well a model foretells a text, and what fewer bits cost",
+        models_perplexity.configure,
+        models_perplexity.run,
     ),
     "download": ShellCommand("fetch a model from the hub", _configure_download, fetch_model),
 }
