@@ -71,9 +71,7 @@ def build_runner(
     fields = loaded.namespace_fields(precision)
     namespace = namespace_id(fields)
     rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
-    threads = None
-    if loaded.device.type == "cpu" and settings.num_threads is None and torch.get_num_threads() > 1:
-        threads = Threads(torch.get_num_threads())
+    threads = _threads(loaded, settings)
     forward = Forward(loaded.model, loaded.device, threads)
     path = LivePath(forward, build_live(loaded, cut, precision))
     with naming_gpu():
@@ -120,6 +118,13 @@ def build_runner(
     prefixes.open(fields)
     reporter.show()
     return TurnRunner(loaded, info, planner, context, idle, explainer, reporter, settings.log_path)
+
+
+def _threads(loaded: LoadedModel, settings: EngineSettings) -> Threads | None:
+    """None: those that the user named, or a GPU, or there is nothing to choose."""
+    most = torch.get_num_threads()
+    is_free = loaded.device.type == "cpu" and settings.num_threads is None and most > 1
+    return Threads(most) if is_free else None
 
 
 def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exact") -> LiveKV:
