@@ -54,6 +54,11 @@ class MemoryCheck:
             name, needs.directory_needs(path, dtype, device.type), self.limits(), ways
         )
 
+    def judge_on(self, name: str, needed: fit.Needs, device: torch.device) -> fit.Fit:
+        """The verdict on what is `needed` on a device. Raises NoRoomError if there is no room."""
+        limits = _gpu_limits(device) if device.type == "cuda" else self.limits()
+        return self.judge(name, needed, limits, ())
+
     def judge(
         self,
         name: str,
