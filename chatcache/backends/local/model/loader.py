@@ -151,7 +151,7 @@ def load_model(
     Raises NotFoundError, ModelLoadError (names the file), NoRoomError or UnavailableError.
     """
     began = time.perf_counter()
-    path = _find(name, progress, is_offline=offline)
+    path = _find(name, progress, memory, is_offline=offline)
     check_adapter(adapter)
     tokenizer, tokenizer_id = _read_tokenizer(path, cache_dir, progress)
     place = choose_device(device)
@@ -278,11 +278,11 @@ class _Origin:
         return identity.weights_id(files.weight_files(self.path), self._remembered, tell)
 
 
-def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
+def _find(name: str, progress: Progress, memory: MemoryCheck, *, is_offline: bool) -> Path:
     """The directory of a model, downloaded if need be, whose files have been looked at."""
     progress(ModelLoading("looking for the model"))
     found = resolve.resolve_model(name, is_offline=is_offline)
-    path = found if isinstance(found, Path) else fetch(found, progress)
+    path = found if isinstance(found, Path) else fetch(found, progress, memory.before_download)
     resolve.check_model_dir(path)
     return path
 
