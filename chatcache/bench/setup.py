@@ -154,7 +154,9 @@ def load_chat(
     name: str, cache_dir: Path, *, dtype: str = "auto", quantize: str | None = None
 ) -> LoadedModel:
     """A model as a chat would load it. Raises ModelLoadError, NotFoundError, UnavailableError."""
-    return load_model(name, dtype=dtype, device="cpu", offline=True, cache_dir=cache_dir)
+    return load_model(
+        name, dtype=dtype, quantize=quantize, device="cpu", offline=True, cache_dir=cache_dir
+    )
 
 
 def note_rates(

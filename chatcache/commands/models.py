@@ -22,7 +22,7 @@ from chatcache.backends.local.model.shelf import (
     place_of,
 )
 from chatcache.backends.local.model.stores.stored import StoredModel
-from chatcache.commands import ShellCommand, models_probe, models_remote
+from chatcache.commands import ShellCommand, models_perplexity, models_probe, models_remote
 from chatcache.commands.parser import MODEL_HELP, Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, UsageError
@@ -201,6 +201,11 @@ COMMANDS = {
     "show": ShellCommand("what the files or the profile of a model say", _configure_show, show),
     "probe": ShellCommand(
         "what a model will cost in a chat", models_probe.configure, models_probe.run
+    ),
+    "perplexity": ShellCommand(
+        "how well a model foretells a text, and what fewer bits cost",
+        models_perplexity.configure,
+        models_perplexity.run,
     ),
     "download": ShellCommand("fetch a model from the hub", _configure_download, fetch_model),
 }

@@ -149,7 +149,7 @@ class OriginWatch:
     the hub, a file that was replaced, and one that is missing, make it another model."""
 
     def __init__(self, model: Path, adapter: Path | None) -> None:
-        self._directories = [model] if adapter is None else [model, adapter]
+        self._directories = [model]  # or the file of one if adapter is None else [model, adapter]
         if model.parent.name == "snapshots":  # of the hub's cache, where `refs` says which counts
             self._directories.append(model.parent.with_name("refs"))
         self._files = self._found()
@@ -161,6 +161,9 @@ class OriginWatch:
         found: dict[Path, list[Any]] = {}
         for directory in self._directories:
             with contextlib.suppress(OSError):
+                if directory.is_file():
+                    found[directory] = _stamp(directory)
+                    continue
                 for file in directory.iterdir():
                     if file.suffix in _ORIGIN_SUFFIXES:
                         found[file] = _stamp(file)
@@ -244,6 +247,8 @@ def _as_integers(tensor: Any) -> Any:
     import torch
 
     flat = tensor.contiguous().flatten()
+    if flat.dtype == torch.uint8 and flat.numel() % 8 == 0 and flat.storage_offset() % 8 == 0:
+        return flat.view(torch.int64)  # packed weights: summed at the speed of memory
     same_width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return flat.view(same_width[flat.element_size()])
 

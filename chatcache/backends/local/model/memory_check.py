@@ -69,6 +69,11 @@ class MemoryCheck:
                     "Choose a smaller model. --no-fit-check fetches it all the same.",
                 )
 
+    def judge_on(self, name: str, needed: fit.Needs, device: torch.device) -> fit.Fit:
+        """The verdict on what is `needed` on a device. Raises NoRoomError if there is no room."""
+        limits = _gpu_limits(device) if device.type == "cuda" else self.limits()
+        return self.judge(name, needed, limits, ())
+
     def judge(
         self,
         name: str,
