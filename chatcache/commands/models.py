@@ -4,6 +4,7 @@ hub before it is needed. No weights are loaded.
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def list_all(arguments: Namespace) -> int:
     models += models_remote.rows(settings)
     engines, loaded = _running(settings), []
     for model in models:
-        found = [engine for engine in engines if engine.model in (model["model"], model["path"])]
+        found = [engine for engine in engines if _is_of(engine.model, model)]
         model["engines"] = [engine.pid for engine in found]
         loaded.append(", ".join(map(stay_words, found)))
     if arguments.json:
@@ -73,6 +74,15 @@ def list_all(arguments: Namespace) -> int:
     print_line(table(header, rows, "PARAMETERS SIZE"))
     Narrator().note("* answers when no --model is given.")
     return 0
+
+
+def _is_of(name: str, row: dict[str, Any]) -> bool:
+    """Whether an engine of this model has that of a row."""
+    path = row["path"]
+    is_path = path is not None and os.sep in name
+    return name in (row["model"], path) or (
+        is_path and os.path.realpath(name) == os.path.realpath(path)
+    )
 
 
 def _running(settings: Settings) -> list[EngineStatus]:

@@ -17,7 +17,8 @@ from typing import Any
 
 from chatcache.atomic_write import write_atomically
 
-_HUB_BLOB = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_BLOB = re.compile(rf"(?:sha256-)?({_SHA256.pattern})")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _BLOCK_BYTES = 1 << 22
 _REMEMBERED_TOKENIZERS = 32
@@ -37,8 +38,8 @@ def weights_id(
 ) -> str:
     """A digest over the contents of weight files, in the given order.
 
-    The hub names its files by their hash; of others a full hash is taken once and remembered in
-    the file `remembered` for as long as path, size, time and inode stay the same.
+    The hub and Ollama name their files by their hash; of others a full hash is taken once and
+    remembered in the file `remembered` for as long as path, size, time and inode stay the same.
     """
     book = HashBook(remembered)
     total = sum(file.stat().st_size for file in files)
@@ -78,8 +79,9 @@ class HashBook:
     def known(self, file: Path) -> str | None:
         """The hash of a file if it can be told without reading it."""
         real = file.resolve()
-        if real.parent.name == "blobs" and _HUB_BLOB.fullmatch(real.name):
-            return real.name
+        blob = _BLOB.fullmatch(real.name)
+        if real.parent.name == "blobs" and blob is not None:
+            return blob[1]
         entry = self._entries.get(str(real))
         return str(entry[3]) if entry is not None and entry[:3] == _stamp(real) else None
 
@@ -269,7 +271,7 @@ def _load_entries(path: Path | None) -> dict[str, list[Any]]:
     return {
         name: entry
         for name, entry in ({} if path is None else _load_object(path)).items()
-        if isinstance(entry, list) and len(entry) == 4 and _HUB_BLOB.fullmatch(str(entry[3]))
+        if isinstance(entry, list) and len(entry) == 4 and _SHA256.fullmatch(str(entry[3]))
     }
 
 
