@@ -151,9 +151,10 @@ class OriginWatch:
     the hub, a file that was replaced, and one that is missing, make it another model."""
 
     def __init__(self, model: Path, adapter: Path | None) -> None:
-        self._directories = [model]  # or the file of one if adapter is None else [model, adapter]
-        if model.parent.name == "snapshots":  # of the hub's cache, where `refs` says which counts
-            self._directories.append(model.parent.with_name("refs"))
+        self._places = [model] if adapter is None else [model, adapter]
+        for place in model.parents:
+            if place.name == "snapshots":  # of the hub's cache, where `refs` says which counts
+                self._places.append(place.with_name("refs"))
         self._files = self._found()
 
     def is_changed(self) -> bool:
@@ -161,12 +162,12 @@ class OriginWatch:
 
     def _found(self) -> dict[Path, list[Any]]:
         found: dict[Path, list[Any]] = {}
-        for directory in self._directories:
+        for place in self._places:
             with contextlib.suppress(OSError):
-                if directory.is_file():
-                    found[directory] = _stamp(directory)
+                if place.is_file():
+                    found[place] = _stamp(place)
                     continue
-                for file in directory.iterdir():
+                for file in place.iterdir():
                     if file.suffix in _ORIGIN_SUFFIXES:
                         found[file] = _stamp(file)
         return found

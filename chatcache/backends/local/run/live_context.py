@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache
 
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
 from chatcache.backends.local.packed.known import takes_step
+from chatcache.backends.local.run.threads import Threads
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.live_kv import LiveKV
@@ -43,8 +44,10 @@ class Forward:
     whole prompt and has neither progress nor a stop between chunks.
     """
 
-    def __init__(self, model: Any, device: torch.device):
+    def __init__(self, model: Any, device: torch.device, threads: Threads | None = None):
+        """`threads` chooses those that compute; without it they are torch's, as they are."""
         self._model = model
+        self._threads = threads
         self._device = device
         self._step: Callable[[LiveKV, int, int], torch.Tensor] | None = None
         self._takes_step = takes_step(model)
@@ -63,6 +66,8 @@ class Forward:
         number of the new tokens and must be truncated to `start`. Raises NotFiniteError when the
         logits are no numbers; nothing of the cache is of any use then.
         """
+        if self._threads is not None:
+            self._threads.begin(len(token_ids))
         with memory_for(start + len(token_ids)):
             if self._takes_step and len(token_ids) == 1 and isinstance(cache, LiveKV):
                 logits = self.step()(cache, token_ids[0], start)
@@ -71,6 +76,8 @@ class Forward:
             # The largest tells: NaN wins over any number, and an overflow is infinite. Minus
             # infinity is fine where not all are: such a token is never chosen.
             is_finite = math.isfinite(logits.max().item())
+        if self._threads is not None:
+            self._threads.end()
         if not is_finite:
             raise _not_finite(self._model.dtype)
         return logits
