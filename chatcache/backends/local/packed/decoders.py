@@ -78,7 +78,7 @@ def _q5_1(emit: Emitter, block: Any) -> Decoded:
 
 def _iq4_nl(emit: Emitter, block: Any) -> Decoded:
     codes = _nibbles(emit, block, 2)
-    return Decoded([emit.signed(emit.looked_up(_UNEVEN, codes))], emit.half(block, 0))
+    return Decoded([emit.looked_up(_UNEVEN, codes)], emit.half(block, 0))
 
 
 def _mxfp4(emit: Emitter, block: Any) -> Decoded:
@@ -89,7 +89,7 @@ def _mxfp4(emit: Emitter, block: Any) -> Decoded:
     below = emit.b.shl(ir.Constant(I32, 0x00200000), exponent)
     is_below = emit.b.icmp_unsigned("<", exponent, ir.Constant(I32, 2))
     bits = emit.b.select(is_below, below, normal)
-    return Decoded([emit.signed(codes)], emit.b.bitcast(bits, FLOAT))
+    return Decoded([codes], emit.b.bitcast(bits, FLOAT))
 
 
 def _scaled(emit: Emitter, weights: list[Any], scales: Any, per_scale: int) -> list[Any]:
@@ -188,7 +188,7 @@ def _iq4_xs(emit: Emitter, block: Any) -> Decoded:
     weights = []
     for run in range(8):
         codes = _nibbles(emit, block, 8 + GROUP * run)
-        weights.append(emit.signed(emit.looked_up(_UNEVEN, codes)))
+        weights.append(emit.looked_up(_UNEVEN, codes))
     return Decoded(_scaled(emit, weights, scales, 32), emit.half(block, 0))
 
 

@@ -96,20 +96,30 @@ class Emitter:
         return self.b.zext(self.b.bitcast(word, lanes(I1, width)), lanes(I8, width))
 
     def looked_up(self, table: Sequence[int], codes: Any) -> Any:
-        """Of each byte, 0 to 15, the byte of a table of 16. Lane by lane, which LLVM makes into the
-        one instruction that many processors have for it."""
+        """For each byte of 32, 0 to 15, the entry of a table of 16, as 16-bit integers. Lane by
+        lane and by 16: LLVM makes that into the one instruction that many processors have."""
         entries = ir.Constant(lanes(I8, 16), list(table))
-        parts = []
-        for start in range(0, codes.type.count, 16):
-            part = self.pick(codes, range(start, start + 16))
-            found = ir.Constant(part.type, ir.Undefined)
+        halves = []
+        for start in (0, 16):
+            half = self.pick(codes, range(start, start + 16))
+            found = ir.Constant(half.type, ir.Undefined)
             for lane in (ir.Constant(I32, number) for number in range(16)):
-                entry = self.b.extract_element(entries, self.b.extract_element(part, lane))
+                entry = self.b.extract_element(entries, self.b.extract_element(half, lane))
                 found = self.b.insert_element(found, entry, lane)
-            parts.append(found)
-        while len(parts) > 1:
-            parts = [self.joined(*parts[index : index + 2]) for index in range(0, len(parts), 2)]
-        return parts[0]
+            halves.append(self._apart(found))
+        return self.signed(self.joined(*halves))
+
+    def _apart(self, vector: Any) -> Any:
+        """16 bytes that LLVM does not take for a part of something larger: no instruction."""
+        floats = lanes(FLOAT, 4)
+        fence = self._declared("llvm.arithmetic.fence.v4f32", floats, [floats])
+        return self.b.bitcast(self.b.call(fence, [self.b.bitcast(vector, floats)]), vector.type)
+
+    def _declared(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        function = self.b.module.globals.get(name)
+        if function is None:
+            function = ir.Function(self.b.module, ir.FunctionType(result, arguments), name)
+        return function
 
     def pair_products(self, first: Any, second: Any) -> Any:
         """16-bit integers, multiplied lane by lane and added up by pairs, as 32-bit integers of
@@ -131,11 +141,7 @@ class Emitter:
 
     def fma(self, first: Any, second: Any, added: Any) -> Any:
         kind = first.type
-        name = f"llvm.fma.v{kind.count}f32"
-        module = self.b.module
-        function = module.globals.get(name)
-        if function is None:
-            function = ir.Function(module, ir.FunctionType(kind, [kind] * 3), name)
+        function = self._declared(f"llvm.fma.v{kind.count}f32", kind, [kind] * 3)
         return self.b.call(function, [first, second, added])
 
     def total(self, vector: Any) -> Any:
