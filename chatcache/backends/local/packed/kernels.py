@@ -28,12 +28,18 @@ from chatcache.backends.local.packed.decoders import DECODERS, GROUP
 from chatcache.backends.local.packed.intrinsics import (
     FLOAT_KINDS,
     call_rows,
-    float_dot,
     floats_at,
-    integer_dot,
     shorts_at,
     unpack_blocks,
     words_at,
+)
+from chatcache.backends.local.packed.products import (
+    FLOATS,
+    INTEGERS,
+    SCALES,
+    SUMS,
+    float_dot,
+    integer_dots,
 )
 
 log = logging.getLogger(__name__)
@@ -44,9 +50,6 @@ _ROWS = types.void(*[types.intp] * 6)
 _TASK = types.void(*[types.intp] * 3)
 _SUMS = {"reassoc", "contract", "nsz"}  # sums in any order; NaN and infinity stay what they are
 _ROWS_AT_ONCE = 8  # of weights, while they are in the cache, with every row of activations
-
-# What the words of a record of activations are.
-FLOATS, INTEGERS, SCALES, SUMS, NUM_WORDS = range(5)
 
 
 def keep_in(directory: Path) -> None:
@@ -105,17 +108,10 @@ def product_rows(kind: int) -> int:
         num_weights = _group(kind)
 
         def rows(weights, row_bytes, num_rows, num_columns, activations, out):  # type: ignore[no-untyped-def]
-            values = carray(words_at(activations), 4)
-            target = carray(floats_at(out), num_rows)
+            num_blocks = num_columns // num_weights
             for row in range(num_rows):
-                target[row] = integer_dot(
-                    kind,
-                    weights + row * row_bytes,
-                    values[INTEGERS],
-                    values[SCALES],
-                    values[SUMS],
-                    num_columns // num_weights,
-                )
+                place = weights + row * row_bytes
+                integer_dots(kind, 1, place, activations, num_blocks, out + 4 * row, 0)
 
     return compiled(rows, _ROWS)
 

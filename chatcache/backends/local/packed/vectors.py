@@ -132,8 +132,16 @@ class Emitter:
     # floating point
 
     def half(self, pointer: Any, offset: int) -> Any:
-        """A 16-bit float at `offset` bytes, as a float."""
-        return self.b.fpext(self.load(pointer, offset, HALF), FLOAT)
+        """A 16-bit float at `offset` bytes."""
+        return self.load(pointer, offset, HALF)
+
+    def widened(self, scalars: Sequence[Any]) -> Any:
+        """Floats of 16 or 32 bits as a vector of 32-bit ones: they are widened together."""
+        kind = lanes(scalars[0].type, len(scalars))
+        vector = ir.Constant(kind, ir.Undefined)
+        for lane, scalar in enumerate(scalars):
+            vector = self.b.insert_element(vector, scalar, ir.Constant(I32, lane))
+        return vector if kind.element == FLOAT else self.b.fpext(vector, lanes(FLOAT, kind.count))
 
     def floats(self, integers: Any) -> Any:
         """Signed integers of any width, as floats."""
