@@ -110,7 +110,8 @@ def open_backend(settings: Settings, model: str | None = None, *, front_end: str
 
     engine = engine_settings(settings)
     if model not in (None, default):  # an adapter belongs to the model that it was trained on
-        engine = replace(engine, model=_model_place(model or default), adapter=None)
+        name, adapter = _with_adapter(model or default, None)
+        engine = replace(engine, model=name, adapter=adapter)
     return LocalBackend(engine, residence(settings), front_end=front_end)
 
 
@@ -151,6 +152,14 @@ def _model_place(model: str) -> str:
     return str(path.absolute() if path.is_dir() else parts_of(path.absolute())[0])
 
 
+def _with_adapter(model: str, adapter: Path | None) -> tuple[str, Path | None]:
+    """The place of a model and its adapter; one that is an adapter itself is put on its base."""
+    from chatcache.backends.local.model.bases import adapted
+
+    name, found = adapted(model, adapter)
+    return _model_place(name), None if found is None else found.absolute()
+
+
 def check_model(settings: Settings) -> None:
     """Look at the model's files, so that a wrong name fails at once and before anything is kept.
 
@@ -163,7 +172,8 @@ def check_model(settings: Settings) -> None:
     if (remote := remote_model(model.default, settings.config.remotes)) is not None:
         check_reach(remote.profile, is_offline=model.offline)
         return
-    found = resolve_model(model.default, is_offline=model.offline)
+    name = model.default if model.adapter is not None else _with_adapter(model.default, None)[0]
+    found = resolve_model(name, is_offline=model.offline)
     if isinstance(found, Path):
         check_model_dir(found)
 
@@ -180,10 +190,12 @@ def engine_settings(settings: Settings) -> EngineSettings:
     from chatcache.backends.local.engine.settings import EngineSettings
 
     model = settings.config.model
+    chosen = None if model.adapter is None else adapter_dir(model.adapter).absolute()
+    name, adapter = _with_adapter(model.default, chosen)
     ram_budget, disk_budget = budgets(settings)
     return EngineSettings(
-        model=_model_place(model.default),
-        adapter=None if model.adapter is None else adapter_dir(model.adapter).absolute(),
+        model=name,
+        adapter=adapter,
         device=model.device,
         dtype=model.dtype,
         quantize=model.quantize,

@@ -214,6 +214,7 @@ def _config(paths: Paths, load: Callable[[], Settings]) -> Finding:
 def _model(load: Callable[[], Settings]) -> Iterator[Finding]:
     """The model in use: whether it can be loaded, and what its chat template is like."""
     from chatcache.backends.local.model.loadable import obstacle
+    from chatcache.backends.local.model.outlook import outlook
     from chatcache.backends.local.model.resolve import resolve_model
 
     try:
@@ -231,6 +232,8 @@ def _model(load: Callable[[], Settings]) -> Iterator[Finding]:
         return
     if (hindrance := obstacle(found)) is None:
         yield Finding("model", "ok", model)
+        if room := outlook(model, found, config.model.dtype, config.model.quantize):
+            yield Finding("memory", room.status, room.detail, room.advice)
     else:
         yield Finding("model", "problem", hindrance.problem, hindrance.advice)
     yield _template(model, found)

@@ -233,3 +233,15 @@ def _packable(plain: Tensors, with_embedding: bool) -> Iterator[tuple[str, torch
     for name, weight in plain.items():
         if name.endswith("_proj.weight") or (with_embedding and "embed_tokens" in name):
             yield name, weight
+
+
+def mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Blocks, scales and value of weights `[experts, out, in]`, as gpt-oss has them."""
+    table = torch.tensor([*E2M1, *(-value for value in E2M1)])
+    parts = weight.float().reshape(*weight.shape[:-1], -1, 32)
+    exponents = (parts.abs().amax(-1) / 6).log2().ceil().clamp(-100, 100)
+    codes = (parts / exponents.exp2()[..., None])[..., None].sub(table).abs().argmin(-1)
+    pairs = codes.reshape(*codes.shape[:-1], 16, 2)
+    packed = (pairs[..., 0] | (pairs[..., 1] << 4)).to(torch.uint8)
+    value = (table[codes] * exponents.exp2()[..., None]).reshape(weight.shape)
+    return packed, (exponents + 127).to(torch.uint8), value

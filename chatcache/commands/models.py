@@ -12,6 +12,7 @@ from chatcache import compose
 from chatcache.backends.base import EngineStatus, ModelLoading
 from chatcache.backends.local.engine.control import running_engines
 from chatcache.backends.local.model import files, resolve
+from chatcache.backends.local.model.outlook import outlook
 from chatcache.backends.local.model.progress import fetch
 from chatcache.backends.local.model.shelf import (
     ModelFiles,
@@ -93,7 +94,8 @@ def _summary(stored: StoredModel, *, is_default: bool) -> dict[str, Any]:
             return {**details, "place": stored.place, "default": is_default, **dict.fromkeys(told)}
         except ChatcacheError as error:
             told = {"problem": error.message, "advice": error.hint}
-    nothing = dict.fromkeys(("path", "architecture", "parameters", "bytes", "quantization"))
+    names = ("path", "architecture", "parameters", "bytes", "quantization", "memory_bytes", "room")
+    nothing = dict.fromkeys(names)
     return {
         "model": stored.name,
         **nothing,
@@ -105,6 +107,7 @@ def _summary(stored: StoredModel, *, is_default: bool) -> dict[str, Any]:
 
 def _details(name: str, found: ModelFiles) -> dict[str, Any]:
     """What the files of a model say."""
+    room = outlook(name, found.path)
     return {
         "model": name,
         "path": str(found.path),
@@ -112,6 +115,8 @@ def _details(name: str, found: ModelFiles) -> dict[str, Any]:
         "parameters": found.num_parameters,
         "bytes": found.num_bytes,
         "quantization": found.quantization or None,
+        "memory_bytes": None if room is None else room.num_bytes,
+        "room": None if room is None else room.verdict,
         **{key: _from_config(found.config, names) for key, names in CONFIG_NAMES.items()},
     }
 
@@ -142,6 +147,8 @@ def show(arguments: Namespace) -> int:
     else:
         details = _details(arguments.model, files_of(arguments.model))
         counts = {name: f"{details[name]:,}" for name in ("parameters", "bytes")}
+        if details["memory_bytes"] is not None:
+            counts["memory_bytes"] = f"{details['memory_bytes']:,}"
         shown = (details | counts).items()
         rows = [(name, "unknown" if value is None else str(value)) for name, value in shown]
     return print_result(details, table(("FIELD", "VALUE"), rows), as_json=arguments.json)

@@ -147,3 +147,31 @@ def test_what_cannot_be_unpacked_names_the_way_out(
     with pytest.raises(ModelLoadError, match=words) as caught:
         load_model(str(path))
     assert advice in caught.value.hint
+
+
+def test_the_experts_of_gpt_oss_in_mxfp4_are_unpacked(tmp_path: Path) -> None:
+    sizes = {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_types": ["full_attention"] * 2,
+    }
+    path = build_model_dir(tmp_path / "packed", "gpt_oss", **sizes)
+    plain = build_model_dir(tmp_path / "plain", "gpt_oss", **sizes)
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    values = dict(tensors)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        weight = tensors.pop(name)  # [experts, in, out]; the blocks go along the inputs
+        blocks, scales, value = packers.mxfp4(weight.transpose(1, 2))
+        tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = blocks, scales
+        values[name] = value.transpose(1, 2).contiguous()
+    save_file(tensors, file, {"format": "pt"})
+    save_file(values, plain / "model.safetensors", {"format": "pt"})
+    config = path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | method("mxfp4")))
+    assert obstacle(path) is None
+    loaded, original = load_model(str(path), device="cpu"), load_model(str(plain), device="cpu")
+    with torch.no_grad():
+        expected, logits = original.model(IDS).logits, loaded.model(IDS).logits
+    assert loaded.dtype == torch.float32
+    assert torch.allclose(logits, expected, atol=1e-4), (logits - expected).abs().max()

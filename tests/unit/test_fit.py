@@ -15,6 +15,7 @@ from chatcache.backends.local.model import fit, memory_check, needs
 from chatcache.backends.local.model.fit import Needs, WayOut
 from chatcache.backends.local.model.loader import load_model
 from chatcache.backends.local.model.memory_check import MemoryCheck
+from chatcache.backends.local.model.outlook import ENGINE_BYTES, outlook
 from chatcache.backends.local.model.remarks import remarks
 from chatcache.errors import NoRoomError
 from chatcache.machine import MemoryLimit
@@ -119,7 +120,8 @@ def test_the_sentence_has_both_numbers_and_the_ways_that_fit() -> None:
         "--no-fit-check loads it all the same."
     )
     assert fit.advice(found, ways[1:2], limits, "An engine holds 5 GB.") == (
-        "Choose a smaller model (in 4 bits up to about 15 B parameters have room), or free memory. "
+        "Choose a smaller model or file (in 4 bits up to about 15 B parameters have room), or free "
+        "memory. "
         "An engine holds 5 GB. --no-fit-check loads it all the same."
     )
 
@@ -231,3 +233,30 @@ def test_the_memory_of_a_gpu_counts(model: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_shorter_context_can_be_chosen(model: Path) -> None:
     assert load_model(str(model), max_context=512).max_context_tokens == 512
     assert load_model(str(model), max_context=1 << 30).max_context_tokens == 4096
+
+
+# told without an engine
+
+
+@pytest.mark.parametrize(
+    ("available", "total", "status", "verdict"),
+    [(8, 16, "ok", "fits"), (0.2, 16, "note", "too large"), (0.2, 0.2, "problem", "too large")],
+)
+def test_the_outlook_of_a_model(
+    available: float, total: float, status: str, verdict: str, model: Path
+) -> None:
+    told = outlook("m", model, limits=[machine(total, available)])
+    assert told is not None
+    assert (told.status, told.verdict) == (status, verdict)
+    assert told.num_bytes > ENGINE_BYTES
+    assert bool(told.advice) is (status != "ok")
+    assert outlook("m", model / "nothing") is None
+
+
+def test_experts_are_not_promised_room_to_be_quantised(tmp_path: Path) -> None:
+    """They are put together before, and take twice the bytes of their file for a moment."""
+    path = build_model_dir(tmp_path, "qwen3_moe", num_experts=4, moe_intermediate_size=32)
+    made, unmade = (
+        needs.quantized_needs(path, "4bit", is_made=is_made) for is_made in (True, False)
+    )
+    assert unmade.held == 2 * needs.count_weights(path) > made.held == 0

@@ -70,6 +70,27 @@ def test_products_are_those_of_the_unpacked_weights(
 
 
 @pytest.mark.parametrize("name", KNOWN)
+def test_a_row_gives_the_same_bits_alone_and_among_others(name: str) -> None:
+    layer = BlockLinear(random_blocks(name, 37, 768))
+    states = torch.randn((MAX_FEW, 768), generator=torch.Generator().manual_seed(3))
+    alone = torch.cat([layer(row[None]) for row in states])
+    for num_rows in {2, 3, 5, MAX_FEW}:
+        assert torch.equal(layer(states[:num_rows]), alone[:num_rows])
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, 5, 6, 7])
+def test_a_row_may_have_any_number_of_blocks(name: str, num_blocks: int) -> None:
+    num_columns = num_blocks * max(KINDS[name].num_weights, 32)
+    matrix = random_blocks(name, 3, num_columns)
+    states = torch.randn((1, num_columns), generator=torch.Generator().manual_seed(4))
+    expected = states.double() @ reference(matrix).double().T
+    torch.testing.assert_close(
+        BlockLinear(matrix)(states).double(), expected, rtol=2e-3, atol=2e-3 * expected.abs().max()
+    )
+
+
+@pytest.mark.parametrize("name", KNOWN)
 def test_products_do_not_depend_on_the_number_of_threads(name: str) -> None:
     matrix = random_blocks(name, 61, 512)
     states = torch.randn((1, 512), generator=torch.Generator().manual_seed(2))

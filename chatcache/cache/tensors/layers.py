@@ -50,7 +50,7 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_compileable = False
 
     def __init__(self, number: int = 0) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        # Not the constructor of the class above, which sets the tensors: they are views of buffers.
         self.number = number
         self.num_tokens = 0
         self.home = Buffers(_GROWTH_TOKENS)
@@ -60,7 +60,6 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         for kind, states in (("key", key_states), ("value", value_states)):
             self.allocate(kind, states.shape[1], states.shape[3], states.dtype, states.device)
-        self.is_initialized = True
 
     def allocate(
         self, kind: str, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
@@ -99,7 +98,6 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
                 borrower.move(self.number, self.home)
         elif room < old.room:
             self._leave(old)
-        self._show()
 
     def _taken(self, room: int) -> Buffers:
         """Buffers like those at home: the spare ones, if they are of a fitting length, or new."""
@@ -141,12 +139,18 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def set_length(self, num_tokens: int) -> None:
         """Say how many tokens count. The buffer must hold them already."""
         self.num_tokens = num_tokens
-        self._show()
 
-    def _show(self) -> None:
-        self.is_initialized = len(self.home.tensors) == 2
-        if self.is_initialized:
-            self.keys, self.values = self.view("key"), self.view("value")
+    @property
+    def is_initialized(self) -> bool:  # type: ignore[override]
+        return len(self.home.tensors) == 2
+
+    @property
+    def keys(self) -> torch.Tensor | None:  # type: ignore[override]
+        return self.view("key") if self.is_initialized else None
+
+    @property
+    def values(self) -> torch.Tensor | None:  # type: ignore[override]
+        return self.view("value") if self.is_initialized else None
 
     def lend(self, borrower: Borrower, stop: int) -> Buffers:
         """Freeze all positions before `stop` for a borrower; returns the buffers."""

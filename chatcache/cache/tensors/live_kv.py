@@ -10,6 +10,7 @@ is loaded.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -60,6 +61,19 @@ class LiveKV(Cache):
         self._num_counted = 0
         self.has_states = any(has_states(layer) for layer in layers)
         self.is_torn = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def growing(self) -> Iterable[GrowingLayer]:
+        """The layers that keep K and V, in the order of the model."""
+        return self._growing.values()
 
     @property
     def num_tokens(self) -> int:

@@ -16,13 +16,12 @@ from chatcache.backends.local.engine.control import RunningEngine, end_engine, r
 from chatcache.backends.local.engine.lifetime import NO_MEMORY, memory_is_short
 from chatcache.backends.local.engine.residence import EnginePlace
 from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.local.model.outlook import ENGINE_BYTES
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import model_name, size
 from chatcache.sections import EXACT_WEIGHTS
 
 log = logging.getLogger(__name__)
-
-ENGINE_BYTES = 250 << 20  # without a model: torch and transformers
 
 IsShort = Callable[[int], bool]
 

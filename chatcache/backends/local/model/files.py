@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -18,6 +19,7 @@ from chatcache.errors import ModelLoadError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_NUMBERED = re.compile(r"model-(\d{1,6})-of-(\d{1,6})\.safetensors")
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -29,11 +31,37 @@ def weight_files(path: Path) -> list[Path]:
     single = path / WEIGHTS
     if single.is_file():
         return [single]
+    if not (path / INDEX).is_file() and (parts := _numbered_parts(path)):
+        return parts
     weight_map = read_object(path / INDEX).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise ModelLoadError(f"{path / INDEX} does not say which file has which weights.")
     return [path / name for name in sorted(set(names))]
+
+
+def weights_are_named(path: Path) -> bool:
+    """Whether it is clear which files of a directory are the weights of its model."""
+    is_described = (path / WEIGHTS).is_file() or (path / INDEX).is_file()
+    return is_described or bool(_numbered_parts(path))
+
+
+def has_no_index(path: Path) -> bool:
+    """Whether the weights are in several files, and nothing but their names says which ones."""
+    is_described = (path / WEIGHTS).is_file() or (path / INDEX).is_file()
+    return path.is_dir() and not is_described and bool(_numbered_parts(path))
+
+
+def _numbered_parts(path: Path) -> list[Path]:
+    """The files of weights that count themselves, if all of them are there."""
+    found = {
+        int(match[1]): (file, int(match[2]))
+        for file in path.glob("*.safetensors")
+        if (match := _NUMBERED.fullmatch(file.name))
+    }
+    totals = {total for _, total in found.values()}
+    is_whole = len(totals) == 1 and set(found) == set(range(1, max(totals) + 1))
+    return [found[number][0] for number in sorted(found)] if is_whole else []
 
 
 def count_parameters(path: Path) -> int:

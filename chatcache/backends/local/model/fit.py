@@ -142,7 +142,7 @@ def advice(found: Fit, ways: Sequence[WayOut], limits: Sequence[MemoryLimit], ot
     elif found.limit is not None:
         count = int(found.limit.available / _4BIT_BYTES_PER_WEIGHT / 1e9)
         what = f" (in 4 bits up to about {count} B parameters have room)" if count >= 1 else ""
-        sentences.append(f"Choose a smaller model{what}, or free memory.")
+        sentences.append(f"Choose a smaller model or file{what}, or free memory.")
     if others:
         sentences.append(others)
     return " ".join([*sentences, OVERRIDE])

@@ -13,6 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from chatcache.backends.local.model.bases import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    base_of_adapter,
+    base_of_model,
+    is_only_adapter,
+    lent_tokenizer,
+)
 from chatcache.backends.local.model.families import CAUSAL_FAMILIES, text_family
 from chatcache.backends.local.model.files import (
     INDEX,
@@ -21,18 +29,17 @@ from chatcache.backends.local.model.files import (
     read_header,
     read_object,
     weight_files,
+    weights_are_named,
 )
 from chatcache.backends.local.model.gguf.header import read_gguf
 from chatcache.backends.local.model.gguf.parts import stem, whole_parts
-from chatcache.backends.local.model.quantization import quantization_of
+from chatcache.backends.local.model.quantization import PACKAGES, quantization_of
 from chatcache.backends.local.model.stand_ins import stand_in
 from chatcache.errors import ModelLoadError
 from chatcache.formatting import one_line
 
 ANEW = "Download the model again, or choose another with --model."
 _COPY = "Choose a copy of it whose weights are safetensors files for transformers."
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _HEAD_BYTES = 64
 _DESCRIBING = (
@@ -65,24 +72,6 @@ _OTHER_TASKS = (
     *("ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification"),
     *("ForQuestionAnswering", "ForMultipleChoice", "ForImageClassification", "RewardModel"),
 )
-
-# By the name of a way to pack weights: what transformers needs to read it, beside itself.
-_PACKINGS: Mapping[str, tuple[str, ...]] = {
-    "awq": ("gptqmodel", "accelerate"),
-    "gptq": ("gptqmodel", "optimum"),
-    "bitsandbytes": ("bitsandbytes", "accelerate"),
-    "fp8": ("accelerate",),
-    "mxfp8": ("accelerate",),
-    "compressed-tensors": ("compressed_tensors",),
-    "torchao": ("torchao", "accelerate"),
-    "bitnet": ("accelerate",),
-    "fbgemm_fp8": ("fbgemm_gpu", "accelerate"),
-    "hqq": ("hqq",),
-    "quanto": ("optimum.quanto",),
-    "aqlm": ("aqlm", "accelerate"),
-    "eetq": ("eetq", "accelerate"),
-    "auto-round": ("auto_round",),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +128,7 @@ def _obstacles(path: Path, has_weights: bool) -> Iterator[Obstacle]:
         yield from _gguf(path)
         return
     config_path = path / "config.json"
-    if not config_path.is_file() or _is_only_adapter(path):
+    if not config_path.is_file() or is_only_adapter(path):
         yield _without_model(path)
         return
     yield from _stand_ins(path / name for name in _DESCRIBING)
@@ -189,14 +178,9 @@ def _gguf(path: Path) -> Iterator[Obstacle]:
 # a directory that is something else
 
 
-def _is_only_adapter(path: Path) -> bool:
-    is_model = (path / WEIGHTS).is_file() or (path / INDEX).is_file()
-    return (path / ADAPTER_CONFIG).is_file() and not is_model
-
-
 def _without_model(path: Path) -> Obstacle:
     if (path / ADAPTER_CONFIG).is_file():
-        base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+        base = base_of_adapter(path)
         return Obstacle(
             f"{path} is an adapter for {base or 'a model'}, not a whole model: config.json or the "
             "weights are missing.",
@@ -280,14 +264,14 @@ def _packing(path: Path, config: Mapping[str, Any]) -> Obstacle | None:
             f"{where}, which needs {' and '.join(names)}, not installed here.",
             f"Run `pip install {' '.join(names)}` in chatcache's environment, or {other}.",
         )
-    is_known = found.method in _PACKINGS
+    is_known = found.method in PACKAGES
     problem = f"{where}, which cannot be read."
     return None if is_known else Obstacle(problem, f"{other[:1].upper()}{other[1:]}.")
 
 
 def lacking_packages(method: str) -> list[str]:
     """The packages that transformers needs for a way to pack weights, and that are not here."""
-    return [name for name in _PACKINGS.get(method, ()) if not _is_installed(name)]
+    return [name for name in PACKAGES.get(method, ()) if not _is_installed(name)]
 
 
 def _is_installed(name: str) -> bool:
@@ -301,7 +285,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _weights(path: Path) -> Iterator[Obstacle]:
-    if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
+    if not weights_are_named(path):
         found = _other_layout(path)
         parts = list(path.glob("*.safetensors"))
         if found is None and parts:
@@ -317,7 +301,13 @@ def _weights(path: Path) -> Iterator[Obstacle]:
         yield Obstacle(f"{path} lacks weight files: {', '.join(missing)}.")
     yield from _stand_ins(iter(files))
     for file in files:
-        read_header(file)
+        if any(".lora_A." in name for name in read_header(file)):
+            yield Obstacle(
+                f"{file} holds a model with an adapter that is not merged into it.",
+                "Merge it with peft (merge_and_unload), or save the adapter alone and put it on "
+                "its model with --adapter.",
+                is_final=True,
+            )
 
 
 def _other_layout(path: Path) -> str | None:
@@ -350,8 +340,10 @@ def _tokenizer(path: Path, config: Mapping[str, Any]) -> Iterator[Obstacle]:
                 is_final=True,
             )
         return
-    base = config.get("_name_or_path")
-    of_base = f" ({base})" if isinstance(base, str) and base and base != str(path) else ""
+    if lent_tokenizer(path) is not None:
+        return
+    base = base_of_model(path)
+    of_base = "" if base is None else f" ({base})"
     yield Obstacle(
         f"{path} has no tokenizer: tokenizer.json is missing.",
         "Copy tokenizer.json and tokenizer_config.json into it from the model that it was trained "

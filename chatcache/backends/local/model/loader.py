@@ -18,6 +18,7 @@ import transformers
 from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
 from chatcache.backends.local.model import files, identity, resolve
+from chatcache.backends.local.model.bases import tokenizer_home
 from chatcache.backends.local.model.fit import Fit
 from chatcache.backends.local.model.forms import Form, form_of
 from chatcache.backends.local.model.generation import (
@@ -196,7 +197,7 @@ def _read_tokenizer(path: Path, cache_dir: Path | None, progress: Progress) -> t
     """The tokenizer and its id."""
     progress(ModelLoading("reading the tokenizer"))
     tokenizer = load_tokenizer(path)
-    return tokenizer, identity.remembered_tokenizer_id(tokenizer, path, cache_dir)
+    return tokenizer, identity.remembered_tokenizer_id(tokenizer, tokenizer_home(path), cache_dir)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,11 +353,12 @@ def load_tokenizer(path: Path) -> Any:
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
+        home = tokenizer_home(path)
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
+            home, local_files_only=True, trust_remote_code=False
         )
         if not tokenizer.chat_template:
-            tokenizer.chat_template = resolve.read_template(path)
+            tokenizer.chat_template = resolve.read_template(home)
         return tokenizer
     except Exception as error:
         load_config(path)  # which a tokenizer reads too, and which may be what is wrong

@@ -40,10 +40,10 @@ class MemoryCheck:
         """Whether the model in `path` has room, with its weights in 4 or 8 bits if `quantize` says
         so. Raises NoRoomError if surely not."""
         dtype = _name(chosen)
-        ways = needs.ways_out(path, dtype)
+        ways = needs.ways_out(path, dtype, can_quantize=device.type == "cpu")
         if quantize is not None:
             needed = needs.quantized_needs(path, quantize)
-            return self.judge(name, needed, self.limits(), ways[-1:] if quantize != "4bit" else [])
+            return self.judge(name, needed, self.limits(), ways[-1:] if quantize == "8bit" else [])
         if device.type == "cuda":
             on_gpu = needs.device_needs(path, dtype)
             found = self.judge(name, on_gpu, _gpu_limits(device), ways, "--device cpu")

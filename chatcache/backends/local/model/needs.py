@@ -59,23 +59,31 @@ def device_needs(path: Path, dtype: str) -> Needs:
     return replace(found, held=found.weights, mapped=0)
 
 
-def quantized_needs(path: Path, quantize: str) -> Needs:
-    """What it needs with the weights in 8 or 4 bits, about. Raises ModelLoadError."""
+def quantized_needs(path: Path, quantize: str, *, is_made: bool = True) -> Needs:
+    """What it needs with the weights in 8 or 4 bits, about; until they are made, what making them
+    takes as well. Raises ModelLoadError."""
     config = read_object(path / "config.json")
     text = text_config(config)
     count = sum(number for _, number in stored_weights(path, config))
+    # Those that are fine as they are stay mapped while they are read.
+    is_copied = quantization_of(config) is not None or _has_experts(text)
+    held = 0 if is_made or not is_copied else count * _SIZES["bfloat16"]
     per_token = kv_bytes_per_token(text, _SIZES["float32"])
-    return Needs(0, int(count * _QUANTIZED[quantize]), per_token, context_tokens(text))
+    return Needs(held, int(count * _QUANTIZED[quantize]), per_token, context_tokens(text))
 
 
-def ways_out(path: Path, dtype: str) -> list[WayOut]:
+def ways_out(path: Path, dtype: str, *, can_quantize: bool = True) -> list[WayOut]:
     """Smaller ways to load the model in `path`, the most exact first. Raises ModelLoadError."""
     ways = []
     if dtype == "auto":
         return []
     if _SIZES[dtype] > 2:
         ways.append(WayOut("--dtype bfloat16", directory_needs(path, "bfloat16")))
-    return ways + [WayOut(f"--quantize {name}", quantized_needs(path, name)) for name in _QUANTIZED]
+    if can_quantize:
+        for name in _QUANTIZED:
+            needed = quantized_needs(path, name, is_made=False)
+            ways.append(WayOut(f"--quantize {name}", needed))
+    return ways
 
 
 def stored_weights(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

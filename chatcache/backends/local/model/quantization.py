@@ -29,6 +29,24 @@ _UNPACKED = frozenset(
     {"gptq", "awq", "bitsandbytes", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", MLX}
 )
 
+# By the name of a way to pack weights: what transformers needs to read it, beside itself.
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "awq": ("gptqmodel", "accelerate"),
+    "gptq": ("gptqmodel", "optimum"),
+    "bitsandbytes": ("bitsandbytes", "accelerate"),
+    "fp8": ("accelerate",),
+    "mxfp8": ("accelerate",),
+    "compressed-tensors": ("compressed_tensors",),
+    "torchao": ("torchao", "accelerate"),
+    "bitnet": ("accelerate",),
+    "fbgemm_fp8": ("fbgemm_gpu", "accelerate"),
+    "hqq": ("hqq",),
+    "quanto": ("optimum.quanto",),
+    "aqlm": ("aqlm", "accelerate"),
+    "eetq": ("eetq", "accelerate"),
+    "auto-round": ("auto_round",),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Quantization:

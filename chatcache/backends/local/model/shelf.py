@@ -16,6 +16,7 @@ from typing import Any
 
 from chatcache.backends.local.model import files, resolve
 from chatcache.backends.local.model.cut_policy import cut_policy
+from chatcache.backends.local.model.families import text_family
 from chatcache.backends.local.model.gguf.header import GgufHeader, read_gguf
 from chatcache.backends.local.model.gguf.parts import SUFFIX
 from chatcache.backends.local.model.hub_name import hub_name
@@ -176,5 +177,8 @@ def _looked_at(name: str, place: Place, path: Path | None = None) -> ShelfModel:
 
 
 def _reuse(config: dict[str, Any]) -> str:
-    policy = cut_policy(SimpleNamespace(**(config.get("text_config") or config)))
+    fields = dict(config.get("text_config") or config)
+    if (family := text_family(config)) is not None:
+        fields["model_type"] = family
+    policy = cut_policy(SimpleNamespace(**fields))
     return policy.detail if policy.is_cuttable else f"nothing is reused: {policy.detail}"

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.model import attention
+from chatcache.backends.local.packed.blocks import is_packed
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,16 @@ _MIN_WEIGHTS = 1 << 16  # below this the call costs more than the weight
 
 
 def tune(model: Any, device: torch.device) -> str:
-    """Change `model` in place; returns the name of the attention kernel that it runs with.
+    """Change `model` in place; returns the names of what computes attention.
 
     The weights can no longer be read from the model afterwards: take their digest before.
     """
+    if is_packed(model):
+        from chatcache.backends.local.packed import decode
+
+        kernel = attention.install(model, device)
+        is_compiled = decode.decode_step(model) is not None
+        return f"{kernel}, step {decode.VERSION}" if is_compiled else kernel
     if attention.is_tuned(model.config.get_text_config()):
         pack_linears(model, device)
     return attention.install(model, device)

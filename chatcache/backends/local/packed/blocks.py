@@ -80,3 +80,12 @@ class BlockMatrix:
     @property
     def num_bytes(self) -> int:
         return int(self.data.numel())
+
+
+class PackedModule(torch.nn.Module):
+    """A module whose weight is a matrix of blocks. What is one can be told without the kernels."""
+
+
+def is_packed(model: torch.nn.Module) -> bool:
+    """Whether a model has weights in blocks."""
+    return any(isinstance(module, PackedModule) for module in model.modules())

@@ -203,6 +203,23 @@ def call_rows(
     return _calling(6)
 
 
+@intrinsic
+def call_several(
+    typing: Any,
+    function: Any,
+    weights: Any,
+    row_bytes: Any,
+    num_rows: Any,
+    num_columns: Any,
+    records: Any,
+    record_bytes: Any,
+    out: Any,
+    step: Any,
+) -> Any:
+    """Call a kernel of rows for several activations by its address."""
+    return _calling(8)
+
+
 def _calling(num_arguments: int) -> tuple[Any, Any]:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [I64] * num_arguments)
@@ -226,3 +243,13 @@ def pause(typing: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def memory_at(typing: Any, address: Any) -> Any:
+    """A pointer to anything, for `carray` with a dtype."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.intp), codegen

@@ -11,6 +11,7 @@ number of threads: a row is always computed by one.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import logging
@@ -28,6 +29,7 @@ from chatcache.backends.local.packed.decoders import DECODERS, GROUP
 from chatcache.backends.local.packed.intrinsics import (
     FLOAT_KINDS,
     call_rows,
+    call_several,
     floats_at,
     shorts_at,
     unpack_blocks,
@@ -36,6 +38,8 @@ from chatcache.backends.local.packed.intrinsics import (
 from chatcache.backends.local.packed.products import (
     FLOATS,
     INTEGERS,
+    NUM_WORDS,
+    OWN_FLOATS,
     SCALES,
     SUMS,
     float_dot,
@@ -47,8 +51,11 @@ log = logging.getLogger(__name__)
 PRODUCT_KINDS = frozenset(DECODERS) | FLOAT_KINDS
 _LARGEST = np.float32(16383.0)
 _ROWS = types.void(*[types.intp] * 6)
+_SEVERAL_ROWS = types.void(*[types.intp] * 8)
+_NUM_TOGETHER = 4  # kernels: for 1, 2, 4, and 8 vectors
 _TASK = types.void(*[types.intp] * 3)
 _SUMS = {"reassoc", "contract", "nsz"}  # sums in any order; NaN and infinity stay what they are
+_ALIGNED = 64
 _ROWS_AT_ONCE = 8  # of weights, while they are in the cache, with every row of activations
 
 
@@ -97,7 +104,7 @@ def product_rows(kind: int) -> int:
     if kind in FLOAT_KINDS:
 
         def rows(weights, row_bytes, num_rows, num_columns, activations, out):  # type: ignore[no-untyped-def]
-            values = carray(words_at(activations), 4)
+            values = carray(words_at(activations), NUM_WORDS)
             target = carray(floats_at(out), num_rows)
             for row in range(num_rows):
                 target[row] = float_dot(
@@ -111,9 +118,36 @@ def product_rows(kind: int) -> int:
             num_blocks = num_columns // num_weights
             for row in range(num_rows):
                 place = weights + row * row_bytes
-                integer_dots(kind, 1, place, activations, num_blocks, out + 4 * row, 0)
+                integer_dots(kind, 1, place, activations, 0, num_blocks, out + 4 * row, 0)
 
     return compiled(rows, _ROWS)
+
+
+def _product_of_several(kind: int, num_x: int) -> int:
+    """`(weights, row_bytes, num_rows, num_columns, records, record_bytes, out, step)`: the same
+    with so many vectors, each `step` floats behind the other in `out`."""
+    num_weights = _group(kind)
+
+    def rows(weights, row_bytes, num_rows, num_columns, records, record_bytes, out, step):  # type: ignore[no-untyped-def]
+        num_blocks = num_columns // num_weights
+        for row in range(num_rows):
+            place, target = weights + row * row_bytes, out + 4 * row
+            integer_dots(kind, num_x, place, records, record_bytes, num_blocks, target, step)
+
+    return compiled(rows, _SEVERAL_ROWS)
+
+
+@functools.cache
+def product_functions(kind: int, num_x: int) -> np.ndarray:
+    """Addresses of kernels for 1, 2, 4, 8 vectors at a time, as far as `num_x` of them need them;
+    0 where it is not needed, or where all are taken one by one."""
+    functions = np.zeros(_NUM_TOGETHER, dtype=np.int64)
+    functions[0] = product_rows(kind)
+    for power in range(1, _NUM_TOGETHER):
+        is_needed = num_x & (1 << power) or (power == _NUM_TOGETHER - 1 and num_x >> power)
+        if is_needed and kind not in FLOAT_KINDS:
+            functions[power] = _product_of_several(kind, 1 << power)
+    return functions
 
 
 @functools.cache
@@ -163,7 +197,7 @@ def _largest(values: Any) -> Any:
 def round_activations(num_columns: Any, group: Any, record: Any) -> None:
     """Fill the integers, scales and sums of a record from its floats. What is not finite makes its
     scale NaN, so that no sum hides it."""
-    words = carray(words_at(record), 4)
+    words = carray(words_at(record), NUM_WORDS)
     values = carray(floats_at(words[FLOATS]), num_columns)
     integers = carray(shorts_at(words[INTEGERS]), num_columns)
     scales = carray(floats_at(words[SCALES]), num_columns // group)
@@ -184,6 +218,22 @@ def round_activations(num_columns: Any, group: Any, record: Any) -> None:
             sums[part * (group // GROUP) + run] = np.float32(total) * scale
 
 
+def record_bytes(num_columns: int) -> int:
+    """Of a record and all that it points to, for so many activations."""
+    needed = 8 * NUM_WORDS + (2 + 4) * num_columns + 4 * -(-num_columns // GROUP)
+    return -(-needed // _ALIGNED) * _ALIGNED + 3 * _ALIGNED
+
+
+def make_record(address: int, num_columns: int, floats: int = 0) -> None:
+    """Write a record at an address with `record_bytes` behind it."""
+    words = (ctypes.c_int64 * NUM_WORDS).from_address(address)
+    place = address + 8 * NUM_WORDS
+    for word, size in ((INTEGERS, 2 * num_columns), (SCALES, 4 * num_columns), (SUMS, 0)):
+        words[word] = place
+        place += -(-size // _ALIGNED) * _ALIGNED
+    words[OWN_FLOATS] = floats
+
+
 @njit
 def share(total: Any, thread: Any, num_threads: Any) -> Any:
     """The part of a thread: from here to there."""
@@ -194,7 +244,7 @@ def share(total: Any, thread: Any, num_threads: Any) -> Any:
 
 # The words of a product's job.
 (
-    P_FUNCTION,
+    P_FUNCTIONS,
     P_WEIGHTS,
     P_ROW_BYTES,
     P_NUM_ROWS,
@@ -204,36 +254,53 @@ def share(total: Any, thread: Any, num_threads: Any) -> Any:
     P_NUM_X,
     P_OUT,
     P_RECORDS,
+    P_RECORD_BYTES,
     P_NUM_WORDS,
-) = range(11)
+) = range(12)
 
 
 def _product(job, thread, num_threads):  # type: ignore[no-untyped-def]
     """All rows of `x`, float32 [num_x, num_columns], times a matrix: float32 [num_x, num_rows].
 
     Every thread rounds the activations for itself: that is quicker than to wait for each other.
-    `records`: for each thread, `num_x` records."""
+    `functions`: those of `product_functions`; `records`: for each thread, `num_x` records."""
     words = carray(words_at(job), P_NUM_WORDS)
     num_rows, num_columns, num_x = words[P_NUM_ROWS], words[P_NUM_COLUMNS], words[P_NUM_X]
-    records = words[P_RECORDS] + 8 * 4 * num_x * thread
+    functions = carray(words_at(words[P_FUNCTIONS]), _NUM_TOGETHER)
+    records = words[P_RECORDS] + words[P_RECORD_BYTES] * num_x * thread
     for number in range(num_x):
-        record = records + 8 * 4 * number
-        carray(words_at(record), 4)[FLOATS] = words[P_X] + 4 * num_columns * number
+        record = records + words[P_RECORD_BYTES] * number
+        carray(words_at(record), NUM_WORDS)[FLOATS] = words[P_X] + 4 * num_columns * number
         if words[P_GROUP]:
             round_activations(num_columns, words[P_GROUP], record)
     start, stop = share(num_rows, thread, num_threads)
     for first in range(start, stop, _ROWS_AT_ONCE):
         count = min(_ROWS_AT_ONCE, stop - first)
-        for number in range(num_x):
-            call_rows(
-                words[P_FUNCTION],
-                words[P_WEIGHTS] + words[P_ROW_BYTES] * first,
-                words[P_ROW_BYTES],
-                count,
-                num_columns,
-                records + 8 * 4 * number,
-                words[P_OUT] + 4 * (num_rows * number + first),
-            )
+        number = 0
+        while number < num_x:
+            power = _NUM_TOGETHER - 1
+            while functions[power] == 0 or 1 << power > num_x - number:
+                power -= 1
+            weights = words[P_WEIGHTS] + words[P_ROW_BYTES] * first
+            record = records + words[P_RECORD_BYTES] * number
+            out = words[P_OUT] + 4 * (num_rows * number + first)
+            if power == 0:
+                call_rows(
+                    functions[0], weights, words[P_ROW_BYTES], count, num_columns, record, out
+                )
+            else:
+                call_several(
+                    functions[power],
+                    weights,
+                    words[P_ROW_BYTES],
+                    count,
+                    num_columns,
+                    record,
+                    words[P_RECORD_BYTES],
+                    out,
+                    num_rows,
+                )
+            number += 1 << power
 
 
 # The words of an unpacking job.

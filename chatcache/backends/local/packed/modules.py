@@ -14,8 +14,7 @@ import torch
 from torch.nn.functional import linear
 
 from chatcache.backends.local.packed import kernels
-from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix
-from chatcache.backends.local.packed.decoders import GROUP
+from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix, PackedModule
 from chatcache.backends.local.packed.intrinsics import FLOAT_KINDS
 from chatcache.backends.local.packed.team import team
 
@@ -24,7 +23,7 @@ _SLAB_WEIGHTS = 1 << 22  # unpacked at a time
 _TARGETS = {torch.float32: KINDS["F32"].ggml_type, torch.bfloat16: KINDS["BF16"].ggml_type}
 
 
-class BlockLinear(torch.nn.Module):
+class BlockLinear(PackedModule):
     """`nn.Linear` with a packed weight. The results do not depend on the number of threads."""
 
     def __init__(self, matrix: BlockMatrix, bias: torch.Tensor | None = None):
@@ -52,7 +51,7 @@ class BlockLinear(torch.nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.kind.name}"
 
 
-class BlockEmbedding(torch.nn.Module):
+class BlockEmbedding(PackedModule):
     """`nn.Embedding` with a packed weight; gives vectors of `dtype`."""
 
     def __init__(self, matrix: BlockMatrix, dtype: torch.dtype, scale: float = 1.0):
@@ -79,9 +78,10 @@ def multiplied(rows: torch.Tensor, matrix: BlockMatrix) -> torch.Tensor:
     x = rows.detach().float().contiguous()
     output = torch.empty((len(x), matrix.num_rows))
     threads = team(torch.get_num_threads())
+    memory, records, record_bytes = _records(threads.num_threads * len(x), matrix.num_columns)
     job = np.array(
         [
-            kernels.product_rows(matrix.kind.ggml_type),
+            kernels.product_functions(matrix.kind.ggml_type, len(x)).ctypes.data,
             matrix.data.data_ptr(),
             matrix.data.shape[1],
             matrix.num_rows,
@@ -90,11 +90,13 @@ def multiplied(rows: torch.Tensor, matrix: BlockMatrix) -> torch.Tensor:
             x.data_ptr(),
             len(x),
             output.data_ptr(),
-            _records(threads.num_threads, len(x), matrix.num_columns).ctypes.data,
+            records,
+            record_bytes,
         ],
         dtype=np.int64,
     )
     threads.run(kernels.product_task(), job.ctypes.data)
+    del memory  # which was in use up to here
     return output.to(rows.dtype)
 
 
@@ -151,26 +153,18 @@ _SLABS: dict[torch.dtype, torch.Tensor] = {}
 def _slab(dtype: torch.dtype, num_weights: int) -> torch.Tensor:
     slab = _SLABS.get(dtype)
     if slab is None or slab.numel() < num_weights:
-        slab = _SLABS[dtype] = torch.empty(num_weights, dtype=dtype)
+        with torch.inference_mode(False):  # one that was made within could not be used without
+            slab = _SLABS[dtype] = torch.empty(num_weights, dtype=dtype)
     return slab
 
 
 @functools.lru_cache(maxsize=256)
-def _records(num_threads: int, num_x: int, num_columns: int) -> np.ndarray:
-    """Room for the rounded activations of each thread, and where it is: int64 [threads, num_x, 4].
-
-    One product at a time uses it."""
-    room = 8 + (2 + 4) * num_columns + 4 * num_columns // GROUP  # words are 8 bytes at most
-    size = -(-room // 64) * 64
-    memory = torch.empty(num_threads * num_x * size, dtype=torch.uint8)
-    _KEPT.append(memory)
-    records = np.zeros((num_threads, num_x, kernels.NUM_WORDS), dtype=np.int64)
-    for number, record in enumerate(records.reshape(-1, kernels.NUM_WORDS)):
-        start = memory.data_ptr() + number * size
-        record[kernels.INTEGERS] = start
-        record[kernels.SCALES] = start + 2 * num_columns
-        record[kernels.SUMS] = start + 6 * num_columns
-    return records
-
-
-_KEPT: list[torch.Tensor] = []
+def _records(num_records: int, num_columns: int) -> tuple[np.ndarray, int, int]:
+    """Room for the rounded activations of each thread: the memory, the address of the first record
+    and the bytes from one to the next. One product at a time uses it."""
+    size = kernels.record_bytes(num_columns)
+    memory = np.zeros(num_records * size + 64, dtype=np.uint8)
+    address = -(-memory.ctypes.data // 64) * 64
+    for number in range(num_records):
+        kernels.make_record(address + number * size, num_columns)
+    return memory, address, size

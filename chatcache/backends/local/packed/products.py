@@ -25,8 +25,9 @@ _LANES = 16
 _STEP = 128
 _COLUMNS = 64  # of float weights, at a time
 
-# What the words of a record of activations are, in memory: addresses.
-FLOATS, INTEGERS, SCALES, SUMS, NUM_WORDS = range(5)
+# What the words of a record of activations are: addresses. The last are for tasks that keep
+# records: which group the activations are rounded for (0: none), and room for floats.
+FLOATS, INTEGERS, SCALES, SUMS, ROUNDED_FOR, OWN_FLOATS, _, NUM_WORDS = range(8)
 
 
 def _zeros(count: int) -> Any:
@@ -35,16 +36,24 @@ def _zeros(count: int) -> Any:
 
 @intrinsic(prefer_literal=True)
 def integer_dots(
-    typing: Any, kind: Any, num_x: Any, row: Any, records: Any, num_blocks: Any, out: Any, step: Any
+    typing: Any,
+    kind: Any,
+    num_x: Any,
+    row: Any,
+    records: Any,
+    record_bytes: Any,
+    num_blocks: Any,
+    out: Any,
+    step: Any,
 ) -> Any:
     """The products of a row of blocks of the constant `kind` with a constant number of rounded
     activations, in groups of a block's size: float32 at `out`, `step` of them apart."""
-    arguments = [types.intp] * 5
-    return emitting(types.void, arguments, _integer_dots, kind.literal_value, num_x.literal_value)
+    constants = kind.literal_value, num_x.literal_value
+    return emitting(types.void, [types.intp] * 6, _integer_dots, *constants)
 
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
+class _Underway:
     """Rounded activations, and where their sums are under way."""
 
     integers: Any
@@ -60,15 +69,18 @@ def _integer_dots(
     num_x: int,
     row: Any,
     records: Any,
+    record_bytes: Any,
     num_blocks: Any,
     out: Any,
     step: Any,
 ) -> None:
     kind, b = KINDS_BY_TYPE[number], emit.b
     row, out = emit.pointer(row, I8), emit.pointer(out, FLOAT)
-    words = emit.pointer(records, I64)
     at_once = max(1, _STEP // kind.num_weights)
-    rows = [_begun(emit, kind, words, at_once, x) for x in range(num_x)]
+    rows = []
+    for x in range(num_x):
+        record = b.add(records, b.mul(record_bytes, ir.Constant(I64, x)))
+        rows.append(_begun(emit, kind, emit.pointer(record, I64), at_once))
     num_steps = b.sdiv(num_blocks, ir.Constant(I64, at_once))
     with cgutils.for_range(b, num_steps) as loop:
         _add_blocks(emit, kind, row, b.mul(loop.index, ir.Constant(I64, at_once)), at_once, rows)
@@ -83,22 +95,22 @@ def _integer_dots(
         b.store(total, b.gep(out, [b.mul(step, ir.Constant(I64, x))]))
 
 
-def _begun(emit: Emitter, kind: BlockKind, words: Any, at_once: int, x: int) -> _Sums:
+def _begun(emit: Emitter, kind: BlockKind, words: Any, at_once: int) -> _Underway:
     def pointer(word: int, element: Any) -> Any:
-        return emit.pointer(emit.load(words, NUM_WORDS * x + word, I64), element)
+        return emit.pointer(emit.load(words, word, I64), element)
 
     products = cgutils.alloca_once_value(emit.b, _zeros(_LANES))
     minima = {
         count: cgutils.alloca_once_value(emit.b, _zeros(count * kind.num_weights // GROUP))
         for count in (at_once, 1)
     }
-    return _Sums(
+    return _Underway(
         pointer(INTEGERS, I16), pointer(SCALES, FLOAT), pointer(SUMS, FLOAT), products, minima
     )
 
 
 def _add_blocks(
-    emit: Emitter, kind: BlockKind, row: Any, first: Any, count: int, rows: list[_Sums]
+    emit: Emitter, kind: BlockKind, row: Any, first: Any, count: int, rows: list[_Underway]
 ) -> None:
     """The next blocks of a row of weights, with all rows of activations."""
     b, num_groups = emit.b, kind.num_weights // GROUP
@@ -142,7 +154,8 @@ def _paired(emit: Emitter, totals: list[Any], units: Any, number: int) -> tuple[
     half = _LANES // 2
     lower = [*range(half), *range(_LANES, _LANES + half)]
     upper = [lane + half for lane in lower]
-    total = emit.b.add(emit.both(*totals, lower), emit.both(*totals, upper))
+    first, second = totals
+    total = emit.b.add(emit.both(first, second, lower), emit.both(first, second, upper))
     return total, emit.pick(units, [number] * half + [number + 1] * half)
 
 
@@ -188,6 +201,46 @@ def _float_dot(emit: Emitter, number: int, row: Any, x: Any, num_columns: Any) -
     sums = [b.load(place) for place in places]
     total = b.fadd(b.fadd(sums[0], sums[1]), b.fadd(sums[2], sums[3]))
     return b.fadd(emit.total(total), b.load(rest))
+
+
+@intrinsic(prefer_literal=True)
+def weighted_rows(
+    typing: Any, kind: Any, weights: Any, rows: Any, num_rows: Any, width: Any, out: Any
+) -> Any:
+    """`out`, float32 [width], is the sum of rows (float type `kind`, contiguous) times a float32
+    weight each, first to last; `width` is a multiple of 16."""
+    arguments = [types.intp] * 5
+    return emitting(types.void, arguments, _weighted_rows, kind.literal_value)
+
+
+def _weighted_rows(
+    emit: Emitter, number: int, weights: Any, rows: Any, num_rows: Any, width: Any, out: Any
+) -> None:
+    b, kind = emit.b, WIDTHS[number]
+    weights, rows, out = (
+        emit.pointer(address, each)
+        for address, each in ((weights, FLOAT), (rows, kind), (out, FLOAT))
+    )
+    done: Any = ir.Constant(I64, 0)
+    # Columns in registers, many at a time, then few: rows are read once for each such strip.
+    for num_parts in (8, 4, 1):
+        strip = _LANES * num_parts
+        places = [cgutils.alloca_once(b, lanes(FLOAT, _LANES)) for _ in range(num_parts)]
+        num_strips = b.sdiv(b.sub(width, done), ir.Constant(I64, strip))
+        with cgutils.for_range(b, num_strips) as strips:
+            start = b.add(done, b.mul(strips.index, ir.Constant(I64, strip)))
+            for place in places:
+                b.store(_zeros(_LANES), place)
+            with cgutils.for_range(b, num_rows) as loop:
+                row = b.gep(rows, [b.add(b.mul(loop.index, width), start)])
+                weight = emit.splat(emit.load(weights, loop.index, FLOAT), _LANES)
+                for part, place in enumerate(places):
+                    values = _widened(emit, emit.load(row, _LANES * part, lanes(kind, _LANES)))
+                    b.store(emit.fma(values, weight, b.load(place)), place)
+            target = b.gep(out, [start])
+            for part, place in enumerate(places):
+                emit.store(b.load(place), target, _LANES * part)
+        done = b.add(done, b.mul(num_strips, ir.Constant(I64, strip)))
 
 
 def _widened(emit: Emitter, loaded: Any) -> Any:

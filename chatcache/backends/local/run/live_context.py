@@ -18,7 +18,7 @@ import contextlib
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
+from chatcache.backends.local.packed.blocks import is_packed
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.live_kv import LiveKV
@@ -44,6 +45,7 @@ class Forward:
     def __init__(self, model: Any, device: torch.device):
         self._model = model
         self._device = device
+        self._step = _step_of(model) if device.type == "cpu" else None
         accepted = inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in accepted:
@@ -59,20 +61,36 @@ class Forward:
         number of the new tokens and must be truncated to `start`. Raises NotFiniteError when the
         logits are no numbers; nothing of the cache is of any use then.
         """
-        options = dict(self._options)
-        if self._has_positions:
-            stop = start + len(token_ids)
-            options["position_ids"] = torch.arange(start, stop, device=self._device)[None]
-        ids = torch.tensor([list(token_ids)], device=self._device)
         with memory_for(start + len(token_ids)):
-            output = self._model(input_ids=ids, **{self._cache_name: cache}, **options)
-            logits: torch.Tensor = output.logits[:, -1]
+            if self._step is not None and len(token_ids) == 1 and isinstance(cache, LiveKV):
+                logits = self._step(cache, token_ids[0], start)
+            else:
+                logits = self._through_modules(cache, token_ids, start)
             # The largest tells: NaN wins over any number, and an overflow is infinite. Minus
             # infinity is fine where not all are: such a token is never chosen.
             is_finite = math.isfinite(logits.max().item())
         if not is_finite:
             raise _not_finite(self._model.dtype)
         return logits
+
+    def _through_modules(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
+        options = dict(self._options)
+        if self._has_positions:
+            stop = start + len(token_ids)
+            options["position_ids"] = torch.arange(start, stop, device=self._device)[None]
+        ids = torch.tensor([list(token_ids)], device=self._device)
+        output = self._model(input_ids=ids, **{self._cache_name: cache}, **options)
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+
+def _step_of(model: Any) -> Callable[[LiveKV, int, int], torch.Tensor] | None:
+    """A step for one token in compiled code, where weights are packed and the family is known."""
+    if not is_packed(model):
+        return None
+    from chatcache.backends.local.packed.decode import decode_step
+
+    return decode_step(model)
 
 
 def _not_finite(dtype: torch.dtype) -> NotFiniteError:

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
+from chatcache.backends.local.model.forms import form_of
 from chatcache.backends.local.model.generation import context_limit, end_token_ids
 from chatcache.backends.local.model.loader import (
     choose_device,
@@ -127,10 +128,10 @@ def probe_model(
     import torch
 
     path = config_dir(name, is_offline=is_offline)
-    tokenizer, config = load_tokenizer(path), load_config(path)
+    place = choose_device(device)
+    tokenizer, config = load_tokenizer(path), form_of(path, load_config(path), place).config
     text_config = config.get_text_config()
     num_parameters = _num_parameters(path)
-    place = choose_device(device)
     chosen = choose_dtype(dtype, config, place, num_parameters or 1 << 40)
     if not isinstance(chosen, torch.dtype):  # a quantised model brings its own
         stored = getattr(text_config, "dtype", None)
