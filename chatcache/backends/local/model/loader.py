@@ -145,7 +145,7 @@ def load_model(
     Raises NotFoundError, ModelLoadError (names the file), NoRoomError or UnavailableError.
     """
     began = time.perf_counter()
-    path = _find(name, adapter, progress, is_offline=offline)
+    path = _find(name, adapter, memory, progress, is_offline=offline)
     progress(ModelLoading("reading the tokenizer"))
     source = open_source(name, path, cache_dir)
     tokenizer, place = load_tokenizer(source.directory), choose_device(device)
@@ -181,7 +181,7 @@ def load_model(
         watch=weights.watch,
         stored_dtype=stored if weights.form == EXACT else model.dtype,
         fit=room,
-        notes=(*form.notes(name, model.dtype), *weights.remarks),
+        notes=(*form.notes(name, None if packing else model.dtype), *weights.remarks),
         quantization=packing or source.quantization,
         weights_form=weights.form,
     )
@@ -192,12 +192,14 @@ def _tokenizer_id(tokenizer: Any, source: ModelSource, cache_dir: Path | None) -
     return identity.remembered_tokenizer_id(tokenizer, home, cache_dir)
 
 
-def _find(name: str, adapter: Path | None, progress: Progress, *, is_offline: bool) -> Path:
+def _find(
+    name: str, adapter: Path | None, memory: MemoryCheck, progress: Progress, *, is_offline: bool
+) -> Path:
     """The directory of a model, or its file, downloaded if need be; all that can be known before it
     is loaded has been looked at."""
     progress(ModelLoading("looking for the model"))
     found = resolve.resolve_model(name, is_offline=is_offline)
-    path = found if isinstance(found, Path) else fetch(found, progress)
+    path = found if isinstance(found, Path) else fetch(found, progress, memory.before_download)
     resolve.check_model_dir(path)
     check_adapter(adapter)
     check_takes_adapter(path, adapter)

@@ -30,6 +30,7 @@ from chatcache.backends.local.model.loader import (
     load_config,
     load_tokenizer,
 )
+from chatcache.backends.local.model.needs import count_weights
 from chatcache.backends.local.model.stores import hub_cache
 from chatcache.backends.local.prompt.reasoning import HARMONY
 from chatcache.backends.local.prompt.template import common_length
@@ -301,7 +302,7 @@ def _leaked(rehearser: Rehearser, controls: Sequence[str]) -> tuple[str, ...]:
 
 def _num_parameters(path: Path) -> int | None:
     try:
-        return files.count_parameters(path)
+        return files.count_parameters(path) if path.is_file() else count_weights(path)
     except ModelLoadError:
         return None
 
