@@ -31,7 +31,7 @@ from chatcache.errors import ModelLoadError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # of what is written here: another number makes all of it anew
+_FORMAT = 2  # of what is written here: another number makes all of it anew
 _FOLDER = "gguf"
 _REMARKS = "remarks.json"
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", _REMARKS)
