@@ -22,6 +22,11 @@ def pocket_dir() -> Path:
     )
 
 
+def dialogues_file() -> Path:
+    """Dialogues like those that the built-in model has learnt from, none of which it has seen."""
+    return pocket_dir() / "dialogues.jsonl"
+
+
 def adapter_dir(name: str) -> Path:
     """What `--adapter` means: a directory, or else the name of an adapter of the built-in model.
 

@@ -139,25 +139,13 @@ def forget_in_memory(paths: Paths, *, is_all: bool = False) -> None:
     forget_deleted(engines_directory(paths), paths.cache_dir, is_all=is_all)
 
 
-def _model_place(model: str) -> str:
-    """A model's name, that of a directory or a file whole: an engine has another working directory.
-
-    Any part of a GGUF model stands for the first."""
-    from chatcache.backends.local.model.gguf.parts import parts_of
-    from chatcache.places import path_of
-
-    path = path_of(model)
-    if model == BUILTIN or not os.path.exists(path):  # noqa: PTH110 - it never raises
-        return model
-    return str(path.absolute() if path.is_dir() else parts_of(path.absolute())[0])
-
-
 def _with_adapter(model: str, adapter: Path | None) -> tuple[str, Path | None]:
     """The place of a model and its adapter; one that is an adapter itself is put on its base."""
     from chatcache.backends.local.model.bases import adapted
+    from chatcache.backends.local.model.resolve import whole_name
 
     name, found = adapted(model, adapter)
-    return _model_place(name), None if found is None else found.absolute()
+    return whole_name(name), None if found is None else found.absolute()
 
 
 def check_model(settings: Settings) -> None:

@@ -15,21 +15,25 @@ from pathlib import Path
 
 _PROC = Path("/proc/self")
 _GROUPS = Path("/sys/fs/cgroup")
+_PROCESSORS = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """`num_cpus` may be a part of one. `num_host_cpus` and `host_bytes` are all that there is."""
+    """`num_cpus` may be a part of one. `num_host_cpus` and `host_bytes` are all that there is.
+    `num_cores` of those that this process is bound to are physical; None where nothing tells."""
 
     num_cpus: float
     num_host_cpus: int
     memory_bytes: int
     host_bytes: int
+    num_cores: int | None = None
 
     @property
     def num_threads(self) -> int:
-        """As many as get a CPU each: more would wait for each other while they are held back."""
-        return max(1, int(self.num_cpus + 0.5))
+        """As many as get a core each: more would wait for each other while they are held back, and
+        the second thread of a core finds its units taken."""
+        return max(1, min(int(self.num_cpus + 0.5), self.num_cores or self.num_host_cpus))
 
     @property
     def is_less(self) -> bool:
@@ -37,8 +41,10 @@ class Allowance:
         return self.num_cpus < self.num_host_cpus or self.memory_bytes < self.host_bytes
 
 
-def allowance(proc: Path = _PROC, groups: Path = _GROUPS) -> Allowance:
-    """What may be used now. `proc` and `groups` are where Linux tells it."""
+def allowance(
+    proc: Path = _PROC, groups: Path = _GROUPS, processors: Path = _PROCESSORS
+) -> Allowance:
+    """What may be used now. `proc`, `groups` and `processors` are where Linux tells it."""
     num_host = os.cpu_count() or 1
     host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cpus, memory = [float(num_host)], [host_bytes, *_shell_limits()]
@@ -50,7 +56,7 @@ def allowance(proc: Path = _PROC, groups: Path = _GROUPS) -> Allowance:
         names = ("memory.max", "memory.high", "memory.limit_in_bytes")
         found = (_number(_words(group / name)) for name in names)
         memory += [limit for limit in found if limit is not None]
-    return Allowance(min(cpus), num_host, min(memory), host_bytes)
+    return Allowance(min(cpus), num_host, min(memory), host_bytes, _num_cores(processors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +90,36 @@ def memory_limits(proc: Path = _PROC.parent, groups: Path = _GROUPS) -> list[Mem
     ]
 
 
+def _num_cores(processors: Path) -> int | None:
+    """How many physical cores the CPUs of this process belong to; None where one does not say."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        topology = processors / f"cpu{cpu}" / "topology"
+        siblings = _words(topology / "core_cpus_list") or _words(topology / "thread_siblings_list")
+        if not siblings:
+            return None
+        cores.add(siblings)
+    return len(cores)
+
+
 def has_fast_bfloat16(cpus: Path = _PROC.parent / "cpuinfo") -> bool:
     """Whether this CPU says that it multiplies bfloat16 matrices in hardware."""
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_words(cpus).split())
+
+
+def is_crowded(num_threads: int, proc: Path = _PROC.parent, num_cpus: int | None = None) -> bool:
+    """Whether `num_threads` of ours would not have a CPU each at this moment, because other
+    programs want them. Of the whole machine, also in a container; not where nothing tells."""
+    # Three averages, then how many run or wait for a CPU, of how many that there are.
+    running = _number((_words(proc / "loadavg").split() + [""] * 4)[3].partition("/")[0])
+    room = (num_cpus or os.cpu_count() or 1) - num_threads
+    if running is None or running - 1 <= room:
+        return False
+    threads = (proc / "self" / "task").glob("*/stat")
+    own = sum(_words(thread).rpartition(")")[2].startswith(" R") for thread in threads)
+    return running - max(1, own) > room
 
 
 def num_memory_kills(proc: Path = _PROC.parent, groups: Path = _GROUPS) -> int:

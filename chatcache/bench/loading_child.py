@@ -1,16 +1,18 @@
 """Loads a model in a process of its own: one JSON object of options on stdin, one `Loading` back.
 
-The built-in model is loaded and run first, in the same way: what the libraries take of time and
-memory when they are first used is neither the model's nor counted.
+The built-in model is loaded and run first, so that torch and transformers are there. Times are
+those of the first load of the model, which may have to compile what multiplies its weights; memory
+is that of a second one, so that the compiler's is not taken for the model's.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -18,53 +20,47 @@ import torch
 from chatcache.backends.local.model.resolve import BUILTIN
 from chatcache.bench.contenders import Chatcache
 from chatcache.bench.memory import Loading, forget_peak, process_memory
-from chatcache.bench.setup import load_chat, tuned_model
+from chatcache.bench.setup import load_tuned
 
 
 def measure(
-    model: str,
+    name: str,
     cache_dir: Path,
     directory: Path,
+    prompts: tuple[list[int], list[int]],
     *,
     dtype: str,
-    quantize: str | None,
-    few: list[int],
-    many: list[int],
+    quantize: str | None = None,
 ) -> Loading:
-    """Load, then read a few tokens and many."""
-    first = tuned_model(load_chat(BUILTIN, directory, dtype=dtype, quantize=quantize))
-    warm_up = Chatcache(first, directory / "first")
-    warm_up.cold([0] * len(many))
-    warm_up.decode(2)
+    """Load, then read a few tokens and many; nothing of the model is left afterwards."""
     forget_peak()
     before, began = process_memory(), time.perf_counter()
-    loaded = tuned_model(load_chat(model, cache_dir, dtype=dtype, quantize=quantize))
-    load, after = time.perf_counter() - began, process_memory()
-    contender = Chatcache(loaded, directory / "second")
-    first_token = contender.cold(few)
+    model, _ = load_tuned(name, cache_dir, dtype=dtype, quantize=quantize)
+    load, loaded = time.perf_counter() - began, process_memory()
+    contender = Chatcache(model, directory)
+    first_token = contender.cold(prompts[0])
+    contender.decode(1)
     used = process_memory()
-    contender.cold(many)
-    result = Loading(load, first_token, before, after, used, process_memory())
+    contender.cold(prompts[1])
+    busy = process_memory()
     contender.close()
-    warm_up.close()
-    return result
+    return Loading(load, first_token, before, loaded, used, busy)
 
 
 def main() -> None:
     """What libraries print goes to stderr."""
-    options = json.loads(sys.stdin.read())
-    torch.set_num_threads(options["threads"])
-    with tempfile.TemporaryDirectory(prefix="chatcache-bench-") as directory:
-        result = measure(
-            options["model"],
-            Path(options["cache_dir"]),
-            Path(directory),
-            dtype=options["dtype"],
-            quantize=options["quantize"],
-            few=options["few"],
-            many=options["many"],
-        )
-    print(json.dumps(asdict(result)))
+    told = json.loads(sys.stdin.read())
+    torch.set_num_threads(told["threads"])
+    prompts, dtype = (told["few"], told["many"]), told["dtype"]
+    model, cache_dir, quantize = told["model"], Path(told["cache_dir"]), told["quantize"]
+    with tempfile.TemporaryDirectory(prefix="chatcache-bench-") as scratch:
+        at = Path(scratch)
+        measure(BUILTIN, at, at / "built-in", prompts, dtype=dtype)
+        gc.collect()
+        first = measure(model, cache_dir, at / "first", prompts, dtype=dtype, quantize=quantize)
+        gc.collect()
+        second = measure(model, cache_dir, at / "second", prompts, dtype=dtype, quantize=quantize)
+    print(json.dumps(asdict(replace(second, load=first.load, first_token=first.first_token))))
 
 
 if __name__ == "__main__":

@@ -34,13 +34,16 @@ from chatcache.backends.base import (
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.resolve import resolve_model
+from chatcache.backends.local.model.source import open_source
+from chatcache.bench.memory import ProcessMemory
 from chatcache.bench.processes import Terminal, Typist, chat_command, home_environment
-from chatcache.bench.report import CHATCACHE, Row, Say
+from chatcache.bench.report import CHATCACHE, Figure, Row, Say
 from chatcache.bench.setup import Models
 from chatcache.bench.starts import StartBench
 from chatcache.chat.store import SessionStore
 from chatcache.config import DATABASE_NAME
 from chatcache.errors import UnavailableError
+from chatcache.formatting import size
 from chatcache.token_ids import NO_IDS, TokenIds
 
 _STARTS = 3
@@ -68,6 +71,7 @@ class ProgramBench:
         self._tokens = min(tokens, limit - _SPARE_TOKENS)
         self._threads = threads
         self.rows: dict[str, Row] = {}
+        self.figures: list[Figure] = []
 
     def run(self, say: Say) -> None:
         """Raises UnavailableError where the model cannot be started."""
@@ -75,7 +79,7 @@ class ProgramBench:
         say("the program: --help, first paint")
         self._help()
         model = self._models.source
-        prompt = prompt_of(model, self._tokens)
+        prompt = self._prompt(self._tokens)
         self._configure()
         for _ in range(_STARTS - 1):
             self._start(model).close()
@@ -84,12 +88,16 @@ class ProgramBench:
         self._stop(model, prompt)
         self._first_words(model, prompt, say)
 
+    def _prompt(self, num_tokens: int) -> str:
+        return prompt_of(self._models.source, num_tokens, self._models.cache_dir)
+
     def _first_words(self, model: str, prompt: str, say: Say) -> None:
         starts = StartBench(
             model,
             prompt,
             home_environment(self._home / "starts"),
             dtype=self._models.tuned.dtype_name,
+            quantize=self._models.quantize,
             threads=self._threads,
         )
         try:
@@ -97,14 +105,18 @@ class ProgramBench:
         finally:
             starts.close()
         self.rows |= starts.rows
+        if starts.memory is not None:
+            self.figures.append(_memory_figure(starts.memory, self._models.file_bytes))
 
     def _row(self, name: str, title: str, bound_by: str, *, is_p99: bool = False) -> Row:
         return self.rows.setdefault(name, Row(name, title, "program", bound_by, is_p99=is_p99))
 
     def _configure(self) -> None:
-        threads = "" if self._threads is None else f"[model]\nthreads = {self._threads}\n"
+        model = "[model]\n" + ("" if self._threads is None else f"threads = {self._threads}\n")
+        if self._models.quantize is not None:
+            model += f'quantize = "{self._models.quantize}"\n'
         sampling = f"[sampling]\ntemperature = 0.0\nmax_new_tokens = {_ANSWER_TOKENS}\n"
-        (self._home / "config.toml").write_text(threads + sampling)
+        (self._home / "config.toml").write_text(model + sampling)
 
     def _help(self) -> None:
         row = self._row("help", "--help", "Python, imports")
@@ -159,6 +171,7 @@ class ProgramBench:
         settings = EngineSettings(
             model=model,
             dtype=self._models.tuned.dtype_name,
+            quantize=self._models.quantize or "none",
             is_offline=True,
             num_threads=self._threads,
             cache_dir=self._home / "stop",
@@ -166,6 +179,8 @@ class ProgramBench:
         )
         backend = LocalBackend(settings)
         try:
+            if self._models.is_packed:  # what is made of the files once is there from now on
+                _load_once(settings)
             backend.start()
             load.add(CHATCACHE, backend.wait_ready(_SECONDS).load_ms / 1000)
             for _ in range(_STOPS):
@@ -176,24 +191,24 @@ class ProgramBench:
                     seconds = _stop_at(backend, text, kind)
                     if seconds is not None:
                         row.add(CHATCACHE, seconds)
-            self._after_draft(backend, model)
+            self._after_draft(backend)
         except TimeoutError as error:
             raise UnavailableError("The engine did not start in time.", "Run doctor.") from error
         finally:
             backend.close()
 
-    def _after_draft(self, backend: LocalBackend, model: str) -> None:
+    def _after_draft(self, backend: LocalBackend) -> None:
         """Send a message whose words the engine has read while they were typed, all but the last,
         and one of which it has read nothing."""
         ready = self._row(
             "draft_ready", f"sent after a draft of {_DRAFT_TOKENS}", "two decode steps"
         )
         plain = self._row("draft_plain", "the same, not read ahead", "matrix rate")
-        question = ChatMessage("user", prompt_of(model, min(_DRAFT_TOKENS, self._tokens)))
+        question = ChatMessage("user", self._prompt(min(_DRAFT_TOKENS, self._tokens)))
         planned, result = _answered(backend, (question,))
         history = question, ChatMessage("assistant", result.text, result.reasoning)
         journal = planned.new_ids + result.answer_ids
-        text = prompt_of(model, _DRAFT_TOKENS)
+        text = self._prompt(_DRAFT_TOKENS)
         for number in range(2 * _STOPS):
             row, draft = plain, f"{number} is a number. {text}"
             if number % 2:
@@ -244,9 +259,11 @@ def is_ready(words: str) -> bool:
     return re.search(r"· (cpu|cuda|mps)\b|\bready\b", words) is not None
 
 
-def prompt_of(model: str, num_tokens: int) -> str:
-    """Text of about that many tokens for this model."""
+def prompt_of(model: str, num_tokens: int, cache_dir: Path | None = None) -> str:
+    """Text of about that many tokens for this model. `cache_dir` may have its tokenizer."""
     found = resolve_model(model, is_offline=True)
+    if isinstance(found, Path):
+        found = open_source(model, found, cache_dir).directory
     tokenizer: Any = AutoTokenizer.from_pretrained(found, local_files_only=True)
     words = _TEXT.split()
     per_text = len(tokenizer.encode(_TEXT, add_special_tokens=False))
@@ -254,8 +271,26 @@ def prompt_of(model: str, num_tokens: int) -> str:
     return " ".join(repeated[: len(words) * num_tokens // per_text])
 
 
+def _memory_figure(memory: ProcessMemory, file_bytes: int) -> Figure:
+    """All that an engine holds: the weights, and Python with its libraries."""
+    note = (
+        f"own {size(memory.anonymous)}, of files {size(memory.mapped)}, "
+        f"Pss {size(memory.proportional)}; weights on disk {size(file_bytes)}"
+    )
+    return Figure("engine_memory", "engine after a turn", memory.resident, "bytes", note=note)
+
+
 def _is_painted(words: str) -> bool:
     return sum(letter.isalnum() for letter in words) >= _PAINTED_LETTERS
+
+
+def _load_once(settings: EngineSettings) -> None:
+    backend = LocalBackend(settings)
+    try:
+        backend.start()
+        backend.wait_ready(_SECONDS)
+    finally:
+        backend.close()
 
 
 def _stop_at(backend: LocalBackend, prompt: str, kind: type) -> float | None:

@@ -79,7 +79,9 @@ def measure(models: Models, directory: Path, options: argparse.Namespace, say: S
     result = BenchResult(known, limits, rows, bench.bytes_written, figures, points)
     result.left_out = list(rivals.left_out)
     _run_loading(models, directory, rivals, result, say)
-    if not options.no_program:
+    if not models.has_tokenizer:
+        result.left_out.append("The rows of the program are left out: the file has no tokenizer.")
+    elif not options.no_program:
         _run_program(models, directory, options, result, say)
     return result
 
@@ -115,6 +117,7 @@ def _run_program(
     except UnavailableError as error:
         result.left_out.append(error.message)
     result.rows.update(program.rows)
+    result.figures += program.figures
 
 
 def narrator(*, is_quiet: bool) -> Say:
@@ -160,7 +163,7 @@ def conditions(models: Models, rivals: Rivals, tokens: int, runs: int) -> dict[s
         "quantize": models.quantize,
         "weights": weight_kinds(tuned),
         "dtype": tuned.dtype_name,
-        "kernels": models.kernels,
+        "kernels": tuned.kernels,
         "device": str(tuned.device),
         "threads": torch.get_num_threads(),
         "tokens": tokens,

@@ -22,16 +22,17 @@ from transformers.utils import logging as progress
 
 from chatcache.assets import pocket_dir
 from chatcache.backends.local.model.cut_policy import cut_policy
-from chatcache.backends.local.model.files import weight_files
+from chatcache.backends.local.model.gguf.derived import GgufModel
 from chatcache.backends.local.model.loader import DTYPES, LoadedModel, load_model
 from chatcache.backends.local.model.tuning import tune
 from chatcache.backends.local.packed.blocks import BlockKind
+from chatcache.bench.bare_gguf import gguf_of, load_bare, load_unpacked, why_not_unpacked
 from chatcache.bench.options import SHAPES
-from chatcache.bench.report import CHATCACHE, Row
+from chatcache.bench.report import CHATCACHE, TRANSFORMERS, Row
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.rates import RateBook
 from chatcache.config import load_settings
-from chatcache.errors import UnavailableError
+from chatcache.errors import UnavailableError, UsageError
 
 DEFAULT_SHAPE = "qwen3-0.6b"
 
@@ -39,7 +40,7 @@ DEFAULT_SHAPE = "qwen3-0.6b"
 @dataclass(frozen=True, slots=True)
 class BenchModel:
     """A model as it is run. `weight_bytes` are those that a decode step reads (tied embeddings
-    count once)."""
+    count once); `kernels` are words for what computes."""
 
     name: str
     model: Any
@@ -49,6 +50,7 @@ class BenchModel:
     num_parameters: int
     vocab_size: int
     weight_bytes: int
+    kernels: str = ""
 
     @property
     def config(self) -> Any:
@@ -77,10 +79,10 @@ class Models:
     """The same weights twice: as transformers makes the model, and as a turn runs it.
 
     `plain` is None where transformers cannot have them, for the reason `why_not_plain`. `source`
-    is what an engine is started with: a model's name or its directory. `gguf` is the file, if the
-    model is one. `cache_dir` is where its engine keeps what it made of it, `file_bytes` are the
-    weights on disk, `rates` is where chats with this model keep their rates; None for a shape.
-    `kernels` are words for what computes.
+    is what an engine is started with: a model's name or its directory; without a tokenizer there
+    can be none. `gguf` is the file, if the model is one. `cache_dir` is where its engine keeps
+    what it made of it, `file_bytes` are the weights on disk, `rates` is where chats with this
+    model keep their rates; None for a shape.
     """
 
     tuned: BenchModel
@@ -88,9 +90,9 @@ class Models:
     source: str
     cache_dir: Path
     file_bytes: int
-    kernels: str
     quantize: str | None = None
     gguf: Path | None = None
+    has_tokenizer: bool = True
     rates: Path | None = None
     why_not_plain: str = ""
 
@@ -116,9 +118,15 @@ def load_models(options: argparse.Namespace, directory: Path) -> Models:
     source, cache_dir = shape_directory(plain, directory / "model"), directory / "cache"
     if options.quantize is not None:
         return _packed_shape(plain, source, cache_dir, options)
-    tuned = replace(plain, model=copy.deepcopy(plain.model))
-    kernels = tune(tuned.model, tuned.device)
-    return Models(tuned, plain, source, cache_dir, plain.weight_bytes, kernels)
+    tuned = copy.deepcopy(plain.model)
+    kernels = tune(tuned, plain.device)
+    return Models(
+        tuned=replace(plain, model=tuned, kernels=kernels),
+        plain=plain,
+        source=source,
+        cache_dir=cache_dir,
+        file_bytes=plain.weight_bytes,
+    )
 
 
 def load_shape(name: str, dtype: str) -> BenchModel:
@@ -150,11 +158,19 @@ def shape_directory(plain: BenchModel, directory: Path) -> str:
     return str(directory)
 
 
-def load_chat(
+def load_tuned(
     name: str, cache_dir: Path, *, dtype: str = "auto", quantize: str | None = None
-) -> LoadedModel:
-    """A model as a chat would load it. Raises ModelLoadError, NotFoundError, UnavailableError."""
-    return load_model(name, dtype=dtype, device="cpu", offline=True, cache_dir=cache_dir)
+) -> tuple[BenchModel, LoadedModel | None]:
+    """A model as a chat would load it; without what a chat needs besides for a file that has no
+    tokenizer. Raises ModelLoadError, NotFoundError, UnavailableError, UsageError."""
+    gguf = gguf_of(name)
+    if gguf is None or gguf.header.has_tokenizer:
+        chat = load_model(
+            name, dtype=dtype, device="cpu", quantize=quantize, offline=True, cache_dir=cache_dir
+        )
+        return _described(name, chat.model, chat.num_parameters, chat.attention), chat
+    model, attention = load_bare(gguf, dtype)
+    return _described(name, model, gguf.num_parameters, attention), None
 
 
 def note_rates(
@@ -175,57 +191,68 @@ def note_rates(
 
 def _load_named(options: argparse.Namespace) -> Models:
     """A model as a chat would load it, and the same without what chatcache does to it."""
+    gguf = gguf_of(options.model)
+    if gguf is not None and options.quantize is not None:
+        raise UsageError(f"bench: {options.model} is packed already.", "Leave --quantize out.")
     cache_dir = load_settings().paths.cache_dir
-    chat = load_chat(options.model, cache_dir, dtype=options.dtype, quantize=options.quantize)
-    policy = cut_policy(chat.model.config.get_text_config())
+    tuned, chat = load_tuned(
+        options.model, cache_dir, dtype=options.dtype, quantize=options.quantize
+    )
+    policy = cut_policy(tuned.config)
     if policy.kind != "any_token":
         raise UnavailableError(
             f"The bench measures models that resume at any token: {policy.detail}.",
             "Choose another --model, or a --shape.",
         )
-    namespace = namespace_id(chat.namespace_fields())
-    return Models(
-        tuned=tuned_model(chat),
-        plain=_plain_named(chat),
-        source=options.model,
-        cache_dir=cache_dir,
-        file_bytes=sum(file.stat().st_size for file in weight_files(chat.path)),
-        kernels=chat.attention,
-        quantize=options.quantize,
-        rates=cache_dir / "segments" / namespace / "rates.json",
-    )
+    models = Models(tuned, None, options.model, cache_dir, tuned.weight_bytes, options.quantize)
+    if chat is not None:
+        namespace = namespace_id(chat.namespace_fields())
+        models = replace(models, rates=cache_dir / "segments" / namespace / "rates.json")
+    return _with_plain(models, gguf, chat, options)
 
 
-def _plain_named(chat: LoadedModel) -> BenchModel:
-    model = AutoModelForCausalLM.from_pretrained(
-        chat.path, dtype=chat.dtype, attn_implementation="sdpa", local_files_only=True
+def _with_plain(
+    models: Models, gguf: GgufModel | None, chat: LoadedModel | None, options: argparse.Namespace
+) -> Models:
+    """The same with what transformers runs. Of a GGUF file that is made only where it is wanted:
+    it takes several times the memory."""
+    tuned = models.tuned
+    if gguf is None:
+        assert chat is not None
+        return replace(models, plain=_plain(tuned.name, _stock(chat.path, chat.dtype)))
+    models = replace(
+        models,
+        gguf=gguf.header.path,
+        file_bytes=sum(file.stat().st_size for file in gguf.files),
+        has_tokenizer=chat is not None,
     )
-    return _plain(chat.name, model)
+    if options.against is not None and TRANSFORMERS not in options.against:
+        return models
+    reason = why_not_unpacked(gguf, tuned.dtype)
+    if reason:
+        return replace(models, why_not_plain=reason)
+    return replace(models, plain=_plain(tuned.name, load_unpacked(gguf, tuned.dtype)))
+
+
+def _stock(directory: Path, dtype: torch.dtype) -> Any:
+    """A model as the documentation of transformers loads it."""
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+    )
 
 
 def _packed_shape(
     plain: BenchModel, source: str, cache_dir: Path, options: argparse.Namespace
 ) -> Models:
     """The random weights packed, and as they were."""
-    chat = load_chat(source, cache_dir, dtype=options.dtype, quantize=options.quantize)
-    tuned = replace(tuned_model(chat), name=plain.name)
-    plain = replace(plain, model=plain.model.to(chat.dtype), dtype=chat.dtype)
+    tuned, _ = load_tuned(source, cache_dir, dtype=options.dtype, quantize=options.quantize)
     return Models(
-        tuned, plain, source, cache_dir, tuned.weight_bytes, chat.attention, options.quantize
-    )
-
-
-def tuned_model(chat: LoadedModel) -> BenchModel:
-    return BenchModel(
-        name=chat.name,
-        model=chat.model,
-        dtype=chat.dtype,
-        device=chat.device,
-        num_layers=chat.num_layers,
-        num_parameters=chat.num_parameters,
-        vocab_size=chat.model.config.get_text_config().vocab_size,
-        weight_bytes=sum(tensor.nbytes for tensor, _ in _packed_tensors(chat.model))
-        or chat.num_parameters * chat.dtype.itemsize,
+        tuned=replace(tuned, name=plain.name),
+        plain=replace(plain, model=plain.model.to(tuned.dtype), dtype=tuned.dtype),
+        source=source,
+        cache_dir=cache_dir,
+        file_bytes=tuned.weight_bytes,
+        quantize=options.quantize,
     )
 
 
@@ -256,15 +283,21 @@ def _packed_tensors(model: Any) -> list[tuple[torch.Tensor, str]]:
 
 
 def _plain(name: str, model: Any) -> BenchModel:
+    return _described(name, model, model.num_parameters(), "sdpa")
+
+
+def _described(name: str, model: Any, num_parameters: int, kernels: str) -> BenchModel:
     model.eval()
     config = model.config.get_text_config()
+    packed = sum(tensor.nbytes for tensor, _ in _packed_tensors(model))
     return BenchModel(
         name=name,
         model=model,
         dtype=model.dtype,
         device=model.device,
         num_layers=config.num_hidden_layers,
-        num_parameters=model.num_parameters(),
+        num_parameters=num_parameters,
         vocab_size=config.vocab_size,
-        weight_bytes=sum(parameter.nbytes for parameter in model.parameters()),
+        weight_bytes=packed or num_parameters * model.dtype.itemsize,
+        kernels=kernels,
     )

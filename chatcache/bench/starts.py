@@ -8,6 +8,7 @@ script and reads the whole history again. The script is timed until it has print
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chatcache.backends.local.model.resolve import resolve_model
+from chatcache.bench.memory import ProcessMemory, process_memory
 from chatcache.bench.processes import chat_command
 from chatcache.bench.report import CHATCACHE, TRANSFORMERS, Row, Say
 from chatcache.errors import UnavailableError
@@ -57,11 +59,12 @@ class StartBench:
         environment: Mapping[str, str],
         *,
         dtype: str,
+        quantize: str | None,
         threads: int | None,
     ) -> None:
         self._model, self._prompt = model, prompt
         self._environment = {**environment, "CHATCACHE_KEEP_ALIVE": "10m"}
-        self._dtype, self._threads = dtype, threads
+        self._dtype, self._threads, self._quantize = dtype, threads, quantize
         self.rows = {
             name: Row(name, title, "command", bound_by, against)
             for name, title, bound_by, against in (
@@ -69,16 +72,21 @@ class StartBench:
                 ("not_resident", "engine not resident", "imports, weights", "not_resident"),
             )
         }
+        self.memory: ProcessMemory | None = None  # of the engine, after one short turn
 
     def run(self, say: Say) -> None:
         """Raises UnavailableError where a command fails."""
         say("from the command to the first word")
+        self._seconds(self._ask("--new", _QUESTION))
+        self.memory = self._engine_memory()
         self._seconds(self._ask("--session", _SESSION, "-"), self._prompt)
         for _ in range(RUNS):
             for row, options in (("not_resident", ["--no-engine"]), ("resident", [])):
                 words = self._ask("--session", _SESSION, *options, _QUESTION)
                 self.rows[row].add(CHATCACHE, self._seconds(words))
-            self.rows["not_resident"].add(TRANSFORMERS, self._transformers())
+            seconds = self._transformers()
+            if seconds is not None:
+                self.rows["not_resident"].add(TRANSFORMERS, seconds)
 
     def close(self) -> None:
         """End the engine that the commands have left behind."""
@@ -90,16 +98,29 @@ class StartBench:
             check=False,
         )
 
+    def _engine_memory(self) -> ProcessMemory | None:
+        """Of the engine that stays; None where the system does not tell."""
+        told = subprocess.run(
+            chat_command("engine", "list", "--json"),
+            env=self._environment,
+            capture_output=True,
+            check=True,
+        )
+        engines = json.loads(told.stdout)["engines"]
+        return process_memory(engines[0]["pid"]) if engines else None
+
     def _ask(self, *words: str) -> list[str]:
         options = ["--model", self._model, "--dtype", self._dtype, "--temperature", "0"]
+        if self._quantize is not None:
+            options += ["--quantize", self._quantize]
         return chat_command("ask", *options, "--max-new-tokens", "1", "--quiet", *words)
 
-    def _transformers(self) -> float:
-        where = [
-            str(resolve_model(self._model, is_offline=True)),
-            self._dtype,
-            str(self._threads or 0),
-        ]
+    def _transformers(self) -> float | None:
+        """None for a GGUF file, which its documentation only unpacks."""
+        found = resolve_model(self._model, is_offline=True)
+        if isinstance(found, Path) and found.is_file():
+            return None
+        where = [str(found), self._dtype, str(self._threads or 0)]
         command = [sys.executable, "-c", _TRANSFORMERS, *where]
         return self._seconds(command, self._prompt, is_printing=True)
 

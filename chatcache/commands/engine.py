@@ -9,11 +9,12 @@ from typing import Any
 
 from chatcache import compose
 from chatcache.backends.local.engine.control import RunningEngine, end_engine, running_engines
+from chatcache.backends.local.model.resolve import one_name
 from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser
 from chatcache.commands.paths import paths_of
 from chatcache.errors import NotFoundError, UnavailableError, UsageError
-from chatcache.formatting import model_label, plural, size, table
+from chatcache.formatting import model_label, model_name, plural, size, table
 from chatcache.frontend.engines import stay_words
 from chatcache.frontend.shell_output import print_result
 from chatcache.places import path_of
@@ -123,7 +124,9 @@ def _is_of(engine: RunningEngine, word: str) -> bool:
     names = {engine.place.key, str(engine.pid)}
     if engine.status is not None:
         model = engine.status.model
-        names |= {model, Path(model).name, str(engine.status.pid)}
+        names |= {model, Path(model).name, model_name(model), str(engine.status.pid)}
+        if one_name(model) == one_name(word):
+            return True
         if Path(model).is_absolute() and os.path.realpath(path_of(word)) == os.path.realpath(model):
             return True
     return word in names

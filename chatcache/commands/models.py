@@ -4,6 +4,7 @@ hub before it is needed. No weights are loaded.
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from chatcache.backends.local.model.shelf import (
     place_of,
 )
 from chatcache.backends.local.model.stores.stored import StoredModel
-from chatcache.commands import ShellCommand, models_probe, models_remote
+from chatcache.commands import ShellCommand, models_perplexity, models_probe, models_remote
 from chatcache.commands.parser import MODEL_HELP, Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, UsageError
@@ -51,7 +52,7 @@ def list_all(arguments: Namespace) -> int:
     models += models_remote.rows(settings)
     engines, loaded = _running(settings), []
     for model in models:
-        found = [engine for engine in engines if engine.model in (model["model"], model["path"])]
+        found = [engine for engine in engines if _is_of(engine.model, model)]
         model["engines"] = [engine.pid for engine in found]
         loaded.append(", ".join(map(stay_words, found)))
     if arguments.json:
@@ -73,6 +74,15 @@ def list_all(arguments: Namespace) -> int:
     print_line(table(header, rows, "PARAMETERS SIZE"))
     Narrator().note("* answers when no --model is given.")
     return 0
+
+
+def _is_of(name: str, row: dict[str, Any]) -> bool:
+    """Whether an engine of this model has that of a row."""
+    path = row["path"]
+    is_path = path is not None and os.sep in name
+    return name in (row["model"], path) or (
+        is_path and os.path.realpath(name) == os.path.realpath(path)
+    )
 
 
 def _running(settings: Settings) -> list[EngineStatus]:
@@ -201,6 +211,11 @@ COMMANDS = {
     "show": ShellCommand("what the files or the profile of a model say", _configure_show, show),
     "probe": ShellCommand(
         "what a model will cost in a chat", models_probe.configure, models_probe.run
+    ),
+    "perplexity": ShellCommand(
+        "how well a model foretells a text, and what fewer bits cost",
+        models_perplexity.configure,
+        models_perplexity.run,
     ),
     "download": ShellCommand("fetch a model from the hub", _configure_download, fetch_model),
 }

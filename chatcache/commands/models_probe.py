@@ -159,6 +159,7 @@ def _conversation_row(rehearsed: Rehearsed) -> tuple[str, ...]:
 def _warnings(probe: ModelProbe, system: str | None) -> Iterator[str]:
     """What somebody who is about to use the model should know, the worst first."""
     template = probe.template
+    yield from probe.remarks
     if template.leaked:
         yield (
             "Text that people type or paste can act as a control token with this model:"

@@ -87,8 +87,9 @@ class ModelChoice:
         return backend
 
     def current(self, info: ModelInfo | None) -> str:
-        """The model in use. `PROFILE:` has got the name of the server's only model."""
-        name = self._backend.model
+        """The model in use. `PROFILE:` has got the name of the server's only model; a path is
+        whole, as in lists."""
+        name = resolve.whole_name(self._backend.model)
         is_nameless = name.endswith(":") and info is not None and info.model.startswith(name)
         return info.model if info is not None and is_nameless else name
 

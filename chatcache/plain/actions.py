@@ -333,9 +333,9 @@ class PlainActions:
             say(f"{model_name(argument)} answers from now on. {consequence}".rstrip())
             return
         for model in models.at_hand():
-            held = model.problem or ", ".join(
-                [model.architecture, *([size(model.num_bytes)] if model.num_bytes else [])]
-            )
+            num_bytes = size(model.num_bytes) if model.num_bytes else ""
+            words = (model.architecture, model.quantization, num_bytes)
+            held = model.problem or ", ".join(filter(None, words))
             say(f"{one_line(model.name)}: {model.place}, {one_line(held)}.")
         say("Say /model NAME; a name of the hub is downloaded.")
 

@@ -18,6 +18,7 @@ from chatcache.tui.screens.models import ModelScreen
 from chatcache.tui.status import BackendStatus
 from chatcache.tui.widgets.bars import FirstRunBar
 from tests.fakes import FakeBackend
+from tests.gguf_files import small_header
 from tests.tui.conftest import NARROW, Bench, Chat
 
 
@@ -195,3 +196,21 @@ def test_the_time_left_comes_from_what_was_fetched() -> None:
     assert status.seconds_left == pytest.approx(6.0)
     status.absorb(ModelLoading("reading the weights", 1, 2), 5.0)
     assert status.seconds_left is None
+
+
+async def test_models_of_other_programs_are_named_or_say_why_not(
+    bench: Bench, shop: Shop, home: Path
+) -> None:
+    folder = home / "llama.cpp"
+    folder.mkdir()
+    (folder / "tiny-Q4_0.gguf").write_bytes(small_header().file_bytes())
+    async with bench.run() as chat:
+        await open_picker(chat)
+        await chat.until(lambda: "tiny-Q4_0" in chat.text and "llama.cpp" in chat.text)
+        await chat.press(*"ollama:gone")
+        await chat.until(lambda: "no 'gone:latest' on this machine" in chat.text)
+        await chat.press("enter")
+        await chat.until(lambda: "ollama pull gone:latest" in chat.text)
+        await chat.press("escape")
+        await chat.say(f"/model {folder}")
+        assert shop.made[-1].info.model == str(folder)

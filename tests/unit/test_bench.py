@@ -12,6 +12,7 @@ import pytest
 
 from chatcache.bench import limits, main
 from chatcache.bench.chart import first_token_chart, first_token_svg, strip_chart
+from chatcache.bench.gguf_file import write_gguf
 from chatcache.bench.limits import Limits
 from chatcache.bench.report import (
     CHATCACHE,
@@ -26,6 +27,7 @@ from chatcache.bench.report import (
 )
 from chatcache.bench.rows import core_rows
 from chatcache.errors import StorageError, UsageError
+from tests.models import build_model
 
 CORE = {
     "cold", "live", "ram", "disk", "warm", "fork", "switch", "decode", "short", "keep", "spill",
@@ -34,6 +36,7 @@ LOADING = {"loaded", "loaded_token"}
 SHARING = {"fork_session", "switch_forks", "prefix_64", "prefix_128", "prefix_256", "prefix_512"}
 FIGURES = {"switch_tokens", "switch_bytes", "turn_bytes"}
 QUICK = ["--shape", "tiny", "--tokens", "70", "--runs", "2", "--dtype", "float32", "--no-program"]
+HAS_GGUF = importlib.util.find_spec("gguf") is not None
 HAS_LLAMA = all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
 
 
@@ -101,6 +104,55 @@ def test_llama_cpp_runs_in_turn_with_the_others(capsys: pytest.CaptureFixture[st
     assert result["conditions"]["llama_cpp"]
     assert result["curve"] == []
     assert "llama.cpp" in err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_limits", "home")
+@pytest.mark.skipif(not HAS_GGUF, reason="the package gguf is not installed")
+def test_a_gguf_file_is_measured_without_its_tokenizer(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """And with llama.cpp, where it is installed, on the very file."""
+    model = build_model(
+        "llama", vocab_size=97, eos_token_id=0, seed=1, num_key_value_heads=2, hidden_size=64
+    )
+    file = tmp_path / "measured.gguf"
+    write_gguf(model.half(), file)
+    result, err = run_bench(
+        capsys, "--model", str(file), "--tokens", "70", "--runs", "1", "--lengths", "0",
+        "--threads", "1",
+    )  # fmt: skip
+    assert result["conditions"]["contenders"]["transformers"].startswith("the weights unpacked")
+    assert result["conditions"]["weights"]["F16"] > 0
+    for name in ("cold", "decode", "loaded", "ram", "disk"):
+        assert result["rows"][name]["chatcache"]["median_ms"] > 0
+    assert result["rows"]["cold"]["transformers"]["median_ms"] > 0
+    if HAS_LLAMA:
+        assert result["conditions"]["contenders"]["llama.cpp"] == "the same file"
+        assert result["conditions"]["ratio_of"] == "llama.cpp"
+        assert result["rows"]["loaded"]["llama.cpp"]["median_ms"] > 0
+    assert "the file has no tokenizer" in err
+    with pytest.raises(UsageError, match="packed already"):
+        main(["--model", str(file), "--quantize", "4bit"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_limits", "home")
+def test_weights_are_packed_and_say_of_what_kind_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result, _ = run_bench(
+        capsys, "--model", "builtin", "--quantize", "8bit", "--tokens", "70", "--runs", "1",
+        "--lengths", "0", "--threads", "1", "--no-program", "--against", "transformers",
+    )  # fmt: skip
+    known = result["conditions"]
+    assert known["quantize"] == "8bit"
+    assert known["weights"]["Q8_0"] > 0
+    assert known["contenders"] == {
+        "transformers": "the weights before they were packed, in float32"
+    }
+    assert known["ratio_of"] == "transformers"
+    assert result["rows"]["loaded"]["chatcache"]["median_ms"] > 0
 
 
 @pytest.mark.slow

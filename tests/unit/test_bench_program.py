@@ -56,6 +56,7 @@ def test_every_row_of_the_program_is_measured(
     measured = {name for name, row in bench.rows.items() if row.samples}
     # A tiny model may be loaded, or have read, before the first key is typed.
     assert measured >= {"help", "paint", "load", "stop_prefill", "draft_plain", "draft_ready"}
+    assert [figure.name for figure in bench.figures] == ["engine_memory"]
     assert set(bench.rows) - measured <= {"echo_loading", "echo_prefill", "stop_decode"}
 
 

@@ -91,6 +91,22 @@ def test_a_new_revision_of_a_hub_model_and_a_retrained_adapter_are_seen(tmp_path
     assert watch.is_changed()
 
 
+def test_a_new_revision_and_another_file_of_a_gguf_model_are_seen(tmp_path: Path) -> None:
+    file = tmp_path / "snapshots" / "1234" / "Q4_0" / "tiny-Q4_0.gguf"
+    refs = tmp_path / "refs"
+    for directory in (file.parent, refs):
+        directory.mkdir(parents=True)
+    file.write_bytes(b"GGUF")
+    (refs / "main").write_text("1234")
+    watch = OriginWatch(file, None)
+    assert not watch.is_changed()
+    (refs / "main").write_text("567890")
+    assert watch.is_changed()
+    watch = OriginWatch(file, None)
+    file.write_bytes(b"GGUF, but another")
+    assert watch.is_changed()
+
+
 def namespace_of(engine: Engine) -> str:
     return engine.runner.info.namespace
 

@@ -175,3 +175,14 @@ def test_the_experts_of_gpt_oss_in_mxfp4_are_unpacked(tmp_path: Path) -> None:
         expected, logits = original.model(IDS).logits, loaded.model(IDS).logits
     assert loaded.dtype == torch.float32
     assert torch.allclose(logits, expected, atol=1e-4), (logits - expected).abs().max()
+
+
+def test_few_bits_of_others_can_become_few_bits_of_ours(tmp_path: Path) -> None:
+    path = build_model_dir(tmp_path / "model", hidden_size=256)
+    packers.repack(path, packers.gptq(4), method("gptq", bits=4, group_size=32))
+    exact = load_model(str(path), device="cpu")
+    loaded = load_model(str(path), device="cpu", quantize="8bit", cache_dir=tmp_path / "cache")
+    with torch.no_grad():
+        expected, logits = exact.model(IDS).logits, loaded.model(IDS).logits
+    assert torch.nn.functional.cosine_similarity(logits, expected, dim=-1).min() > 0.99
+    assert not any("few bits" in text for text in remarks(loaded, is_dtype_chosen=False))

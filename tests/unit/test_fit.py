@@ -194,7 +194,7 @@ def exactly(num_bytes: int, total: int | None = None) -> MemoryLimit:
 def test_what_has_no_room_is_refused_before_its_weights_are_read(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatcache.backends.local.model.loader.load_weights", None)
+    monkeypatch.setattr("chatcache.backends.local.model.origin.load_weights", None)
     with pytest.raises(NoRoomError) as caught:
         load_model(str(model), dtype="float32", memory=check_with(exactly(weight_bytes(model))))
     assert "needs" in caught.value.message

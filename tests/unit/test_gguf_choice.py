@@ -111,6 +111,10 @@ def test_any_part_leads_to_all(tmp_path: Path) -> None:
         assert parts_of(tmp_path / name) == expected
         assert whole_parts(tmp_path / name) == expected
     assert stem(names[1]) == "Big"
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / names[0]
+    link.symlink_to(tmp_path / names[0])
+    assert whole_parts(link) == expected
     (tmp_path / names[0]).unlink()
     with pytest.raises(ModelLoadError, match=r"lacks Big-00001-of-00003\.gguf"):
         whole_parts(tmp_path / names[2])

@@ -44,6 +44,7 @@ class GgufHub:
     files: dict[str, bytes]
     requested: list[str] = field(default_factory=list)
     listed: dict[str, int] = field(default_factory=dict)
+    architecture: str = "llama"
     url: str = ""
 
 
@@ -67,6 +68,7 @@ def hub() -> Iterator[GgufHub]:
                     "id": "me/tiny-GGUF",
                     "sha": COMMIT,
                     "tags": [],
+                    "gguf": {"total": 1, "architecture": served.architecture},
                     "siblings": [{"rfilename": name, "size": size} for name, size in entries],
                 }
                 if "/tree/" in path:
@@ -108,7 +110,7 @@ def hub() -> Iterator[GgufHub]:
         server.shutdown()
 
 
-def download(hub: GgufHub, tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def models(hub: GgufHub, tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.url,
@@ -118,11 +120,15 @@ def download(hub: GgufHub, tmp_path: Path, *words: str) -> subprocess.CompletedP
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     return subprocess.run(
-        [sys.executable, "-m", "chatcache", "models", "download", *words],
+        [sys.executable, "-m", "chatcache", "models", *words],
         env=environment,
         capture_output=True,
         text=True,
     )
+
+
+def download(hub: GgufHub, tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return models(hub, tmp_path, "download", *words)
 
 
 def test_the_quantisation_that_was_named_is_fetched_alone(hub: GgufHub, tmp_path: Path) -> None:
@@ -174,6 +180,14 @@ def test_what_the_hub_has_not_is_said(
     assert not hub.requested
 
 
+def test_what_could_not_be_loaded_is_not_fetched(hub: GgufHub, tmp_path: Path) -> None:
+    hub.architecture = "rwkv7"
+    done = download(hub, tmp_path, "me/tiny-GGUF:Q4_K_M")
+    assert done.returncode == 4
+    assert "architecture 'rwkv7', which is not read" in done.stderr
+    assert not hub.requested
+
+
 def test_two_files_of_one_quantisation_are_told_apart(hub: GgufHub, tmp_path: Path) -> None:
     hub.files["other-Q4_K_M.gguf"] = GGUF
     done = download(hub, tmp_path, "me/tiny-GGUF:Q4_K_M")
@@ -211,6 +225,13 @@ def test_a_download_that_was_called_off_goes_on_with_the_next_part(
     hub.files[second] = content
     download(hub, tmp_path, "me/tiny-GGUF:F16")
     assert hub.requested == [second]
+
+
+def test_a_probe_does_not_fetch_a_whole_file(hub: GgufHub, tmp_path: Path) -> None:
+    done = models(hub, tmp_path, "probe", "me/tiny-GGUF")
+    assert done.returncode == 4
+    assert "`chatcache models download me/tiny-GGUF:Q4_K_M` fetches it (1.1 kB)." in done.stderr
+    assert not hub.requested
 
 
 # what is in the cache

@@ -44,12 +44,15 @@ def test_a_file_that_changed_is_hashed_again(tmp_path: Path, keeps_size: bool) -
     assert identity.weights_id([weights], book) != before
 
 
-def test_hub_files_are_known_by_their_names(tmp_path: Path) -> None:
-    blobs = tmp_path / "blobs"
-    blobs.mkdir()
-    (blobs / ("ab" * 32)).write_bytes(b"not what was hashed")
+@pytest.mark.parametrize("prefix", ["", "sha256-"], ids=["hub", "ollama"])
+def test_files_of_the_hub_and_of_ollama_are_known_by_their_names(
+    tmp_path: Path, prefix: str
+) -> None:
+    blob = tmp_path / "blobs" / (prefix + "ab" * 32)
+    blob.parent.mkdir()
+    blob.write_bytes(b"not what was hashed")
     link = tmp_path / "model.safetensors"
-    link.symlink_to(blobs / ("ab" * 32))
+    link.symlink_to(blob)
     assert HashBook(None).sha256(link) == "ab" * 32
 
 

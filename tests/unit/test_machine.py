@@ -121,6 +121,55 @@ def test_threads_get_a_cpu_each(num_cpus: float, num_threads: int) -> None:
     assert Allowance(num_cpus, 64, 1, 1).num_threads == num_threads
 
 
+def cpus_of(place: Path, siblings: list[str], name: str = "core_cpus_list") -> Path:
+    """The CPUs of a machine, each with those that share its core."""
+    for cpu, shared in enumerate(siblings):
+        topology = place / f"cpu{cpu}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / name).write_text(shared + "\n")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("siblings", "bound_to", "quota", "num_threads"),
+    [
+        (["0", "1"], {0, 1}, "max 100000", 2),  # two cores
+        ([f"{cpu % 8},{cpu % 8 + 8}" for cpu in range(16)], set(range(16)), "max", 8),  # a laptop
+        ([f"{cpu % 8},{cpu % 8 + 8}" for cpu in range(16)], {0, 8, 1}, "max", 2),
+        (["0-1", "0-1", "2-3", "2-3"], {0, 1, 2, 3}, "max", 2),  # siblings beside each other
+        ([str(cpu) for cpu in range(8)], {0, 2, 5}, "max", 3),  # bound to three of eight
+        ([str(cpu) for cpu in range(8)], set(range(8)), "150000 100000", 2),  # a container
+        ([f"{cpu % 8},{cpu % 8 + 8}" for cpu in range(16)], set(range(16)), "400000 100000", 4),
+        ([str(cpu) for cpu in range(4)], set(range(4)), "max", 4),  # ARM: a thread per core
+    ],
+)
+@pytest.mark.parametrize("name", ["core_cpus_list", "thread_siblings_list"])
+def test_threads_get_a_core_each(
+    siblings: list[str],
+    bound_to: set[int],
+    quota: str,
+    num_threads: int,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: bound_to)
+    monkeypatch.setattr(os, "cpu_count", lambda: len(siblings))
+    proc, groups = tree(tmp_path, "0::/\n", {"cpu.max": quota})
+    found = allowance(proc, groups, cpus_of(tmp_path / "cpus", siblings, name))
+    assert found.num_threads == num_threads
+
+
+def test_where_nothing_tells_of_cores_each_cpu_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    proc, groups = tree(tmp_path, "0::/\n", {})
+    found = allowance(proc, groups, cpus_of(tmp_path / "cpus", ["0-1", "0-1"]))
+    assert (found.num_cores, found.num_threads) == (None, 4)
+
+
 def test_limits_of_a_shell_count() -> None:
     """In a process of its own: a limit cannot be taken back."""
     program = (

@@ -127,3 +127,14 @@ def test_a_server_keeps_its_cache_by_itself(models: ModelChoice) -> None:
     models.switch("far:")
     assert models.current(fake_model_info("far:small")) == "far:small"
     assert models.is_in_use("far:small", fake_model_info("far:small"))
+
+
+def test_the_model_in_use_is_found_by_its_whole_path(
+    models: ModelChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        (tmp_path / f"Big-0000{number}-of-00002.gguf").touch()
+    models.switch("Big-00002-of-00002.gguf")
+    assert models.current(None) == str(tmp_path / "Big-00001-of-00002.gguf")
+    assert models.is_in_use(str(tmp_path / "Big-00001-of-00002.gguf"), None)

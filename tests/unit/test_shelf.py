@@ -202,3 +202,25 @@ def test_what_cannot_be_loaded_is_not_downloaded(hub: str, tmp_path: Path) -> No
     assert "quantised with hqq" in done.stderr
     assert list((tmp_path / "hf").rglob("snapshots/*/config.json"))
     assert not list((tmp_path / "hf").rglob("*.safetensors"))
+
+
+def test_what_could_never_be_loaded_is_not_downloaded(hub: str, tmp_path: Path) -> None:
+    """The machine is too small for it, whatever is done to it."""
+    program = (
+        "from chatcache.backends.local.model.loader import load_model\n"
+        "from chatcache.backends.local.model.memory_check import MemoryCheck\n"
+        "from chatcache.machine import MemoryLimit\n"
+        "check = MemoryCheck(limits=lambda: [MemoryLimit('this machine', 1_000_000, 900_000)])\n"
+        "try:\n    load_model('me/tiny', memory=check)\n"
+        "except Exception as error:\n    print(type(error).__name__, error.message, error.hint)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=reaching(hub, tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("NoRoomError me/tiny would be a download of"), done.stderr
+    assert "of this machine" in done.stdout
+    assert "--no-fit-check" in done.stdout
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))

@@ -28,6 +28,7 @@ class RateBook:
         self.prefill_tokens_per_second: float | None = None
         self.restore_bytes_per_second: float | None = None
         self.is_measured = False
+        self.step_seconds: dict[int, float] = {}  # of one token, by the number of threads
         if path is not None:
             self._load(path)
 
@@ -83,6 +84,7 @@ class RateBook:
             "prefill_tokens_per_second": self.prefill_tokens_per_second,
             "restore_bytes_per_second": self.restore_bytes_per_second,
             "is_measured": self.is_measured,
+            "step_seconds": self.step_seconds,
         }
         with contextlib.suppress(OSError):
             write_atomically(self._path, json.dumps(content).encode())
@@ -93,12 +95,23 @@ class RateBook:
             self.prefill_tokens_per_second = _positive(content["prefill_tokens_per_second"])
             self.restore_bytes_per_second = _positive(content["restore_bytes_per_second"])
             self.is_measured = content["is_measured"] is True
+            self.step_seconds = _by_count(content.get("step_seconds"))
         except (OSError, ValueError, KeyError, TypeError):
             return
 
 
 def _average(before: float | None, rate: float) -> float:
     return rate if before is None else before + _WEIGHT * (rate - before)
+
+
+def _by_count(value: object) -> dict[int, float]:
+    """Seconds by a number of threads; nothing where any of it is no such thing."""
+    try:
+        found = {int(count): _positive(seconds) for count, seconds in dict(value or {}).items()}  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        return {}
+    seconds = {count: time for count, time in found.items() if time is not None}
+    return seconds if len(seconds) == len(found) else {}
 
 
 def _positive(value: object) -> float | None:

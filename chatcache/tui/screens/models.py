@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from textual.content import Content
 
 from chatcache.backends.base import ModelInfo
-from chatcache.backends.local.model.shelf import ShelfModel, is_hub_id
+from chatcache.backends.local.model.shelf import ShelfModel, is_name, place_of
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import model_name, one_line, parameters, size
 from chatcache.frontend import reports
@@ -21,6 +21,7 @@ from chatcache.tui.look.formatting import MUTED, padded, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen
 
 _PLACE, _PARAMETERS, _QUANTIZATION, _SIZE, _ARCHITECTURE = 10, 10, 9, 9, 24
+_ASKED_FIRST = "Before a download its exact size is asked, and then you."
 _ON_DISK = ("directory", "file", "LM Studio", "llama.cpp")
 
 
@@ -74,8 +75,9 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
     def found(self, words: Sequence[str]) -> dict[str, ShelfModel]:
         """What is typed may be a model that is not in the list."""
         found, typed = super().found(words), self.query_text.strip()
-        is_name = is_hub_id(typed) or "/" in typed or self._choice.servers.find(typed) is not None
-        if typed and typed not in self.items and is_name:
+        is_meant = is_name(typed) or self._choice.servers.find(typed) is not None
+        is_beginning = bool(found) and place_of(typed) == "ollama"  # of a name in the list
+        if typed and typed not in self.items and is_meant and not is_beginning:
             found[typed] = self._choice.named(typed)
         return found
 
@@ -88,8 +90,10 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
         mark = "● " if model.name == self._current else "  "
         name = mark + model_name(model.name)
         if model.problem:
-            about = f", about {size(model.num_bytes)}" if model.num_bytes else ""
-            return _problem_line(name, model.problem + about, width)
+            is_known = model.problem == TO_FETCH and model.num_bytes
+            about = f", about {size(model.num_bytes)}" if is_known else ""
+            problem = model.problem.removeprefix(f"{model.name} ")  # the row says which it is
+            return _problem_line(name, problem + about, width)
         return _line(
             name,
             model.place,
@@ -105,11 +109,11 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
             return Content.styled(reports.model(self._info).replace("\n  ", "\n"), MUTED)
         if model.problem and model.problem != TO_FETCH:
             return Content.styled(one_line(f"{model.problem} {model.advice}"), MUTED)
-        reuse = f"Reuse: {one_line(model.reuse)}." if model.reuse else ""
-        if model.problem == TO_FETCH:
-            reuse = "Before a download its exact size is asked, and then you."
-        where = f"{one_line(model.name)}\n" if model.place in _ON_DISK else ""
-        return Content.assemble(((where + reuse).strip(), MUTED), "\n", self._consequence)
+        about = [one_line(model.name)] if model.place in _ON_DISK else []
+        about += [f"Reuse: {one_line(model.reuse)}."] if model.reuse else []
+        about += [_ASKED_FIRST] if model.problem == TO_FETCH else []
+        told = [Content.styled(line, MUTED) for line in about]
+        return Content("\n").join([*told, Content(self._consequence)])
 
     def choose(self, model: ShelfModel) -> None:
         if model.problem and model.problem != TO_FETCH:

@@ -5,6 +5,7 @@ Owns reading its name from the files, and finding it on this machine. No torch; 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -56,9 +57,9 @@ def base_of_model(path: Path) -> str | None:
 def directory_of(name: str) -> Path | None:
     """Where a model is on this machine, by its directory or its name on the hub; None: it is not
     here."""
-    path = path_of(name)
-    if path.is_dir():
-        return path
+    with contextlib.suppress(OSError):  # a name that is too long for a path
+        if (path := path_of(name)).is_dir():
+            return path
     if not _HUB_NAME.fullmatch(name):
         return None
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -92,8 +93,8 @@ def tokenizer_home(path: Path) -> Path:
 
 def adapted(model: str, adapter: Path | None) -> tuple[str, Path | None]:
     """`model` and `adapter`; where the model named is an adapter, its base and the adapter."""
-    path = path_of(model)
-    if adapter is not None or os.sep not in model or not is_only_adapter(path):
+    path = directory_of(model) if "/" in model or os.sep in model else None
+    if adapter is not None or path is None or not is_only_adapter(path):
         return model, adapter
     if not (path / ADAPTER_WEIGHTS).is_file():
         return model, adapter

@@ -60,8 +60,8 @@ class Form:
             return _plain_weights(path, dtype) if has_no_index(path) else None
         return unpacked_weights(path, self.quantization, dtype)
 
-    def notes(self, name: str, dtype: torch.dtype) -> tuple[str, ...]:
-        """What somebody should know of it."""
+    def notes(self, name: str, dtype: torch.dtype | None) -> tuple[str, ...]:
+        """What somebody should know of it. `dtype` None: it runs in few bits again."""
         notes = []
         if self.is_text_part:
             notes.append(
@@ -73,7 +73,7 @@ class Form:
                 f"{model_name(name)} was saved without its tokenizer; it gets that of the model "
                 f"that it was trained from, in {self.tokenizer_home}."
             )
-        if self.quantization is not None:
+        if self.quantization is not None and dtype is not None:
             word = str(dtype).removeprefix("torch.")
             notes.append(
                 f"The weights of {model_name(name)} were saved in few bits, "

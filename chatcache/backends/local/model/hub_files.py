@@ -18,9 +18,11 @@ from chatcache.backends.local.model.gguf.choice import (
     models_among,
     preferred,
 )
+from chatcache.backends.local.model.gguf.known import PACKED_FAMILIES, UNPACKED_FAMILIES
 from chatcache.backends.local.model.hub import asking_hub
 from chatcache.backends.local.model.hub_name import HubName, hub_name
 from chatcache.errors import ModelLoadError, NotFoundError
+from chatcache.formatting import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,23 @@ def model_on_hub(name: str) -> HubModel:
     if not wanted.wanted and (is_safetensors or not ggufs):
         return HubModel(name, wanted.repo_id, sum(size for file, size in files if is_fetched(file)))
     chosen = _chosen(wanted, ggufs)
+    _check_architecture(wanted.repo_id, info.gguf)
     others = tuple(model for model in ggufs if model != chosen)
     return HubModel(
         wanted.of_file(word_for(chosen, ggufs)), wanted.repo_id, chosen.num_bytes, chosen, others
     )
+
+
+def _check_architecture(repo_id: str, told: object) -> None:
+    """Raises ModelLoadError for what could not be loaded afterwards, as far as the hub tells."""
+    architecture = told.get("architecture") if isinstance(told, dict) else None
+    known = PACKED_FAMILIES.keys() | UNPACKED_FAMILIES
+    if isinstance(architecture, str) and architecture not in known:
+        raise ModelLoadError(
+            f"{repo_id} has a model of the architecture {one_line(architecture)!r}, which is not "
+            "read from GGUF files.",
+            f"Choose a copy of it as safetensors; these are read: {', '.join(sorted(known))}.",
+        )
 
 
 def is_fetched(file: str) -> bool:

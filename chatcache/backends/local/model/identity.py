@@ -17,7 +17,8 @@ from typing import Any
 
 from chatcache.atomic_write import write_atomically
 
-_HUB_BLOB = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_BLOB = re.compile(rf"(?:sha256-)?({_SHA256.pattern})")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _BLOCK_BYTES = 1 << 22
 _REMEMBERED_TOKENIZERS = 32
@@ -37,8 +38,8 @@ def weights_id(
 ) -> str:
     """A digest over the contents of weight files, in the given order.
 
-    The hub names its files by their hash; of others a full hash is taken once and remembered in
-    the file `remembered` for as long as path, size, time and inode stay the same.
+    The hub and Ollama name their files by their hash; of others a full hash is taken once and
+    remembered in the file `remembered` for as long as path, size, time and inode stay the same.
     """
     book = HashBook(remembered)
     total = sum(file.stat().st_size for file in files)
@@ -78,8 +79,9 @@ class HashBook:
     def known(self, file: Path) -> str | None:
         """The hash of a file if it can be told without reading it."""
         real = file.resolve()
-        if real.parent.name == "blobs" and _HUB_BLOB.fullmatch(real.name):
-            return real.name
+        blob = _BLOB.fullmatch(real.name)
+        if real.parent.name == "blobs" and blob is not None:
+            return blob[1]
         entry = self._entries.get(str(real))
         return str(entry[3]) if entry is not None and entry[:3] == _stamp(real) else None
 
@@ -149,9 +151,10 @@ class OriginWatch:
     the hub, a file that was replaced, and one that is missing, make it another model."""
 
     def __init__(self, model: Path, adapter: Path | None) -> None:
-        self._directories = [model] if adapter is None else [model, adapter]
-        if model.parent.name == "snapshots":  # of the hub's cache, where `refs` says which counts
-            self._directories.append(model.parent.with_name("refs"))
+        self._places = [model] if adapter is None else [model, adapter]
+        for place in model.parents:
+            if place.name == "snapshots":  # of the hub's cache, where `refs` says which counts
+                self._places.append(place.with_name("refs"))
         self._files = self._found()
 
     def is_changed(self) -> bool:
@@ -159,9 +162,12 @@ class OriginWatch:
 
     def _found(self) -> dict[Path, list[Any]]:
         found: dict[Path, list[Any]] = {}
-        for directory in self._directories:
+        for place in self._places:
             with contextlib.suppress(OSError):
-                for file in directory.iterdir():
+                if place.is_file():
+                    found[place] = _stamp(place)
+                    continue
+                for file in place.iterdir():
                     if file.suffix in _ORIGIN_SUFFIXES:
                         found[file] = _stamp(file)
         return found
@@ -244,6 +250,8 @@ def _as_integers(tensor: Any) -> Any:
     import torch
 
     flat = tensor.contiguous().flatten()
+    if flat.dtype == torch.uint8 and flat.numel() % 8 == 0 and flat.storage_offset() % 8 == 0:
+        return flat.view(torch.int64)  # packed weights: summed at the speed of memory
     same_width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return flat.view(same_width[flat.element_size()])
 
@@ -264,7 +272,7 @@ def _load_entries(path: Path | None) -> dict[str, list[Any]]:
     return {
         name: entry
         for name, entry in ({} if path is None else _load_object(path)).items()
-        if isinstance(entry, list) and len(entry) == 4 and _HUB_BLOB.fullmatch(str(entry[3]))
+        if isinstance(entry, list) and len(entry) == 4 and _SHA256.fullmatch(str(entry[3]))
     }
 
 

@@ -31,12 +31,10 @@ from chatcache.backends.local.model.files import (
     weight_files,
     weights_are_named,
 )
-from chatcache.backends.local.model.gguf.header import read_gguf
-from chatcache.backends.local.model.gguf.parts import stem, whole_parts
+from chatcache.backends.local.model.gguf.derived import open_model
 from chatcache.backends.local.model.quantization import PACKAGES, quantization_of
 from chatcache.backends.local.model.stand_ins import stand_in
 from chatcache.errors import ModelLoadError
-from chatcache.formatting import one_line
 
 ANEW = "Download the model again, or choose another with --model."
 _COPY = "Choose a copy of it whose weights are safetensors files for transformers."
@@ -125,7 +123,7 @@ def check_adapter(directory: Path | None) -> None:
 def _obstacles(path: Path, has_weights: bool) -> Iterator[Obstacle]:
     """All that is in the way, what says most first."""
     if path.is_file():
-        yield from _gguf(path)
+        open_model(path)
         return
     config_path = path / "config.json"
     if not config_path.is_file() or is_only_adapter(path):
@@ -144,35 +142,6 @@ def _obstacles(path: Path, has_weights: bool) -> Iterator[Obstacle]:
     if has_weights:
         yield from _weights(path)
     yield from _tokenizer(path, config)
-
-
-# a GGUF file
-
-_GGUF_KINDS = {
-    "adapter": "an adapter for a model",
-    "mmproj": "the part of a model that reads images or sound",
-    "imatrix": "statistics for quantising a model",
-    "vocab": "the vocabulary of a model",
-    "diffusion": "a model that makes images",
-}
-
-
-def _gguf(path: Path) -> Iterator[Obstacle]:
-    """Whether the parts of a GGUF model are there, are whole, and are a language model."""
-    headers = [read_gguf(part) for part in whole_parts(path)]
-    first = headers[0]
-    if first.kind != "model":
-        what = _GGUF_KINDS.get(first.kind, f"of the kind {one_line(first.kind)!r}")
-        advice = "Name the file of the model itself."
-        yield Obstacle(f"{path} is {what}, not a language model.", advice, True)
-    if first.num_splits != len(headers):
-        yield Obstacle(
-            f"{path} says that it is one of {first.num_splits} parts, and its name says "
-            f"{len(headers)}.",
-            f"Give all parts their names back, like {stem(path.name)}-00001-of-"
-            f"{first.num_splits:05}.gguf.",
-            True,
-        )
 
 
 # a directory that is something else

@@ -17,33 +17,27 @@ import transformers
 
 from chatcache import machine
 from chatcache.backends.base import ModelLoading, SamplingParams
-from chatcache.backends.local.model import files, identity, resolve
+from chatcache.backends.local.model import identity, resolve
 from chatcache.backends.local.model.bases import tokenizer_home
 from chatcache.backends.local.model.fit import Fit
-from chatcache.backends.local.model.forms import Form, form_of
+from chatcache.backends.local.model.forms import form_of
 from chatcache.backends.local.model.generation import (
     context_limit,
     end_token_ids,
-    generation_config,
     sampling_defaults,
 )
 from chatcache.backends.local.model.loadable import check_adapter
 from chatcache.backends.local.model.memory_check import LOOK, MemoryCheck
-from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS, count_weights
-from chatcache.backends.local.model.progress import (
-    Progress,
-    fetch,
-    first_line,
-    reported_progress,
-)
-from chatcache.backends.local.model.quantized import (
-    QuantizedForm,
-    load_quantized,
-    packing_of,
+from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS
+from chatcache.backends.local.model.origin import WeightsOrigin
+from chatcache.backends.local.model.progress import Progress, fetch, first_line
+from chatcache.backends.local.model.quantized import packing_of
+from chatcache.backends.local.model.source import (
+    ModelSource,
+    check_takes_adapter,
+    open_source,
 )
 from chatcache.backends.local.model.tuning import tune
-from chatcache.backends.local.model.weights import load_weights, with_adapter
-from chatcache.backends.local.packed.quantize import QUANTIZER_VERSION
 from chatcache.cache.book.namespace import (
     EXACT,
     LAYOUT_VERSION,
@@ -54,6 +48,7 @@ from chatcache.cache.book.namespace import (
 )
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
+from chatcache.sections import EXACT_WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -151,16 +146,16 @@ def load_model(
     Raises NotFoundError, ModelLoadError (names the file), NoRoomError or UnavailableError.
     """
     began = time.perf_counter()
-    path = _find(name, progress, is_offline=offline)
-    check_adapter(adapter)
-    tokenizer, tokenizer_id = _read_tokenizer(path, cache_dir, progress)
-    place = choose_device(device)
-    form = form_of(path, load_config(path), place)
+    path = _find(name, adapter, memory, progress, is_offline=offline)
+    progress(ModelLoading("reading the tokenizer"))
+    source = open_source(name, path, cache_dir)
+    tokenizer, place = load_tokenizer(source.directory), choose_device(device)
+    form = form_of(source.directory, load_config(source.directory), place)
     config, stored = form.config, stored_dtype(form.config)
-    chosen = _dtype_with_room(dtype, path, config, place, memory)
-    packing = packing_of(quantize, place)
-    room = memory.look(name, path, chosen, place, packing)
-    origin = _Origin(path, form, adapter, cache_dir)
+    chosen = _dtype_with_room(dtype, source, config, place, memory)
+    packing, said = _packing(quantize, source, place)
+    room = source.look(chosen, place, memory, packing)
+    origin = WeightsOrigin(source, form, adapter, cache_dir)
     weights = origin.weights(packing, chosen, stored, place, progress)
     model = weights.model
     return LoadedModel(
@@ -179,111 +174,48 @@ def load_model(
         generation_defaults=sampling_defaults(model.generation_config),
         weights_id=weights.weights_id,
         parameters_id=identity.parameters_id(model.state_dict().items()),
-        tokenizer_id=tokenizer_id,
+        tokenizer_id=_tokenizer_id(tokenizer, source, cache_dir),
         config_id=identity.config_id(config.to_dict()),
         adapter_id=origin.adapter_id,
         attention=tune(model, place),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=weights.watch,
-        stored_dtype=stored if packing is None else model.dtype,
+        stored_dtype=stored if weights.form == EXACT else model.dtype,
         fit=room,
-        notes=(*form.notes(name, model.dtype), *weights.remarks),
-        quantization=packing or "",
-        weights_form=EXACT if packing is None else f"{packing}/{QUANTIZER_VERSION}",
+        notes=(*form.notes(name, None if packing else model.dtype), *weights.remarks, *said),
+        quantization=packing or source.quantization,
+        weights_form=weights.form,
     )
 
 
-def _read_tokenizer(path: Path, cache_dir: Path | None, progress: Progress) -> tuple[Any, str]:
-    """The tokenizer and its id."""
-    progress(ModelLoading("reading the tokenizer"))
-    tokenizer = load_tokenizer(path)
-    return tokenizer, identity.remembered_tokenizer_id(tokenizer, tokenizer_home(path), cache_dir)
+def _packing(
+    quantize: str | None, source: ModelSource, device: torch.device
+) -> tuple[str | None, list[str]]:
+    """How the weights are to be packed, and what to say to who wants it of a file that is packed as
+    it comes."""
+    if source.gguf is None:
+        return packing_of(quantize, device), []
+    if quantize in (None, EXACT_WEIGHTS):
+        return None, []
+    return None, [f"Its weights stay in {source.quantization}: {quantize} is for safetensors."]
 
 
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    """A model with its weights, and what is to be watched so that they stay what they are."""
-
-    model: Any
-    weights_id: str
-    num_parameters: int  # tied weights count once; what is packed has another size in memory
-    watch: identity.FileWatch
-    remarks: tuple[str, ...] = ()
+def _tokenizer_id(tokenizer: Any, source: ModelSource, cache_dir: Path | None) -> str:
+    home = tokenizer_home(source.directory)
+    return identity.remembered_tokenizer_id(tokenizer, home, cache_dir)
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """Where weights come from: the files of a model, and an adapter."""
-
-    path: Path
-    form: Form
-    adapter: Path | None
-    cache_dir: Path | None
-
-    @property
-    def adapter_id(self) -> str:
-        return identity.adapter_id(self.adapter, self._remembered)
-
-    def weights(
-        self,
-        packing: str | None,
-        dtype: torch.dtype | str,
-        stored: torch.dtype,
-        device: torch.device,
-        progress: Progress,
-    ) -> _Weights:
-        """In `dtype`, or packed; those that are packed are read as they were `stored`."""
-        changes = identity.OriginWatch(self.path, self.adapter)
-        watch = identity.FileWatch(files.weight_files(self.path), changes)
-        with reported_progress(progress):
-            if packing is not None:
-                return self._packed(packing, dtype, stored, watch, progress)
-            model = self._load(dtype, device)
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        return _Weights(model, self._hash(progress), num_parameters, watch)
-
-    def _packed(
-        self,
-        packing: str,
-        dtype: torch.dtype | str,
-        stored: torch.dtype,
-        watch: identity.FileWatch,
-        progress: Progress,
-    ) -> _Weights:
-        weights_id = self._hash(progress)
-        found = load_quantized(
-            QuantizedForm(packing, weights_id, self.adapter_id),
-            self.form.config,
-            lambda: self._load(stored, torch.device("cpu")),
-            dtype=dtype if isinstance(dtype, torch.dtype) else stored,
-            cache_dir=self.cache_dir,
-            progress=progress,
-        )
-        found.model.generation_config = generation_config(self.path, self.form.config)
-        watch.add(found.file)
-        return _Weights(found.model, weights_id, found.num_parameters, watch, found.remarks)
-
-    @property
-    def _remembered(self) -> Path | None:
-        return None if self.cache_dir is None else self.cache_dir / "weights.json"
-
-    def _load(self, dtype: torch.dtype | str, device: torch.device) -> Any:
-        model = load_weights(self.path, dtype, device, self.form)
-        return with_adapter(model, self.adapter)
-
-    def _hash(self, progress: Progress) -> str:
-        def tell(done: int, total: int) -> None:
-            progress(ModelLoading("hashing the weights", done, total))
-
-        return identity.weights_id(files.weight_files(self.path), self._remembered, tell)
-
-
-def _find(name: str, progress: Progress, *, is_offline: bool) -> Path:
-    """The directory of a model, downloaded if need be, whose files have been looked at."""
+def _find(
+    name: str, adapter: Path | None, memory: MemoryCheck, progress: Progress, *, is_offline: bool
+) -> Path:
+    """The directory of a model, or its file, downloaded if need be; all that can be known before it
+    is loaded has been looked at."""
     progress(ModelLoading("looking for the model"))
     found = resolve.resolve_model(name, is_offline=is_offline)
-    path = found if isinstance(found, Path) else fetch(found, progress)
+    path = found if isinstance(found, Path) else fetch(found, progress, memory.before_download)
     resolve.check_model_dir(path)
+    check_adapter(adapter)
+    check_takes_adapter(path, adapter)
     return path
 
 
@@ -320,13 +252,13 @@ def choose_dtype(
 
 
 def _dtype_with_room(
-    wanted: str, path: Path, config: Any, device: torch.device, memory: MemoryCheck
+    wanted: str, source: ModelSource, config: Any, device: torch.device, memory: MemoryCheck
 ) -> torch.dtype | str:
     """As `choose_dtype`, but "auto" is never one for which this machine is too small."""
-    chosen = choose_dtype(wanted, config, device, count_weights(path))
+    chosen = choose_dtype(wanted, config, device, source.num_parameters)
     if wanted != "auto":
         return chosen
-    return memory.dtype_with_room(path, chosen, stored_dtype(config), device)
+    return source.dtype_with_room(chosen, stored_dtype(config), device, memory)
 
 
 def stored_dtype(config: Any) -> torch.dtype:

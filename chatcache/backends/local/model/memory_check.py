@@ -15,7 +15,11 @@ import torch
 
 from chatcache.backends.local.model import fit, needs
 from chatcache.errors import NoRoomError
+from chatcache.formatting import size
 from chatcache.machine import MemoryLimit, memory_limits
+
+# Of the bytes of a file: weights of 16 bits take so much in the fewest bits that there are here.
+_LEAST_SHARE = 4.5 / 16
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,22 @@ class MemoryCheck:
         return self.judge(
             name, needs.directory_needs(path, dtype, device.type), self.limits(), ways
         )
+
+    def before_download(self, name: str, num_bytes: int, is_packed: bool) -> None:
+        """Raises NoRoomError for a model of which nothing could ever be loaded here."""
+        for limit in self.limits() if self.is_refusing else ():
+            least = num_bytes if is_packed else int(num_bytes * _LEAST_SHARE)
+            if least > limit.total:
+                raise NoRoomError(
+                    f"{name} would be a download of {size(num_bytes)}, and needs at least "
+                    f"{size(least)} of memory, more than the {size(limit.total)} of {limit.where}.",
+                    "Choose a smaller model. --no-fit-check fetches it all the same.",
+                )
+
+    def judge_on(self, name: str, needed: fit.Needs, device: torch.device) -> fit.Fit:
+        """The verdict on what is `needed` on a device. Raises NoRoomError if there is no room."""
+        limits = _gpu_limits(device) if device.type == "cuda" else self.limits()
+        return self.judge(name, needed, limits, ())
 
     def judge(
         self,

@@ -15,6 +15,7 @@ from typing import Any
 
 from chatcache.backends.base import ModelLoading
 from chatcache.backends.local.model import resolve
+from chatcache.backends.local.model.bases import is_only_adapter
 from chatcache.backends.local.model.hub import asking_hub
 from chatcache.backends.local.model.hub_files import model_on_hub
 from chatcache.backends.local.model.loadable import obstacle
@@ -76,18 +77,26 @@ def reported_progress(progress: Progress) -> Iterator[None]:
         transformers_logging.set_tqdm_hook(previous)
 
 
-def fetch(name: str, progress: Progress) -> Path:
-    """Download a model; its weights only when what describes it says that it can be loaded.
+def fetch(
+    name: str,
+    progress: Progress,
+    check: Callable[[str, int, bool], None] = lambda name, num_bytes, is_packed: None,
+) -> Path:
+    """Download a model; its weights only when what describes it says that it can be loaded, and
+    when `check`, which is told its bytes and whether these are GGUF's, does not raise.
 
     Returns its directory, or the first file of a GGUF model. Raises ModelLoadError for one that
     cannot be loaded, and what `model_on_hub` and `download` raise."""
     progress(ModelLoading(f"asking the hub for {name}"))
     model = model_on_hub(name)
+    check(name, model.num_bytes, model.gguf is not None)
     if model.gguf is not None:
         patterns = [glob.escape(file) for file in model.gguf.names]
         return _snapshot(model.repo_id, model.name, progress, patterns) / model.gguf.names[0]
     described = download(name, progress, has_weights=False)
     if (found := obstacle(described, has_weights=False)) is not None:
+        if is_only_adapter(described):  # small; what is advised works then
+            download(name, progress)
         raise found.error()
     return download(name, progress)
 

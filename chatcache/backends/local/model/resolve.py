@@ -74,6 +74,16 @@ def resolve_model(name: str, *, is_offline: bool = False) -> Path | str:
     return _of_hub(name, is_offline=is_offline or _is_hub_offline())
 
 
+def whole_name(name: str) -> str:
+    """A model's name, that of a directory or a file whole: an engine has another working directory.
+
+    Any part of a GGUF model stands for the first."""
+    path = path_of(name)
+    if name in (BUILTIN, package.SMOLLM2) or not os.path.exists(path):  # noqa: PTH110 - never raises
+        return name
+    return str(path.absolute() if path.is_dir() else parts_of(path.absolute())[0])
+
+
 def one_name(name: str) -> str:
     """Equal for the names of one GGUF model: the path of its first file where that is known without
     asking anybody, else the name. Other names stay as they are."""

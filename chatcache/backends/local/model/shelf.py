@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +18,18 @@ from typing import Any
 from chatcache.backends.local.model import files, resolve
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.families import text_family
-from chatcache.backends.local.model.gguf.header import GgufHeader, read_gguf
-from chatcache.backends.local.model.gguf.parts import SUFFIX
+from chatcache.backends.local.model.gguf.derived import open_model
+from chatcache.backends.local.model.gguf.known import PACKED_FAMILIES
+from chatcache.backends.local.model.gguf.parts import SUFFIX, whole_parts
 from chatcache.backends.local.model.hub_name import hub_name
 from chatcache.backends.local.model.stores import folders, hub_cache, ollama, package
 from chatcache.backends.local.model.stores.stored import Place, StoredModel
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.places import path_of
 from chatcache.remotes import OLLAMA
+
+# Architectures of GGUF files whose name alone says where K and V can be cut.
+_TOLD_BY_NAME = PACKED_FAMILIES.keys() - {"phi3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +74,29 @@ def files_of(name: str) -> ModelFiles:
 
 def files_at(path: Path) -> ModelFiles:
     """Of a model in a directory, or a GGUF file. Raises ModelLoadError."""
-    resolve.check_model_dir(path)
-    num_parameters, num_bytes = files.count_parameters(path), files.count_bytes(path)
     if path.is_file():
-        header = read_gguf(path)
-        return ModelFiles(path, _config_of(header), num_parameters, num_bytes, header.quantization)
+        parts = [part.stat() for part in whole_parts(path)]
+        return _gguf_files(path, tuple((part.st_size, part.st_mtime_ns) for part in parts))
+    resolve.check_model_dir(path)
     config = json.loads((path / "config.json").read_bytes())
-    return ModelFiles(path, config, num_parameters, num_bytes)
+    return ModelFiles(path, config, files.count_parameters(path), files.count_bytes(path))
 
 
-def _config_of(header: GgufHeader) -> dict[str, Any]:
-    """The fields of a config that a header has, by their names there."""
-    return {
-        "model_type": header.architecture,
+@lru_cache(maxsize=256)
+def _gguf_files(path: Path, stamps: tuple[tuple[int, int], ...]) -> ModelFiles:
+    """Remembered for as long as the files stay as they are: a header with a large vocabulary takes
+    a tenth of a second, and lists are long."""
+    model = open_model(path)
+    header = model.header
+    family = PACKED_FAMILIES.get(header.architecture, header.architecture)
+    config = {
+        "model_type": family,
+        "architectures": [header.architecture],
         "num_hidden_layers": header.num_layers,
         "max_position_embeddings": header.context_length,
     }
+    num_bytes = sum(num_bytes for num_bytes, _ in stamps)
+    return ModelFiles(path, config, model.num_parameters, num_bytes, header.quantization)
 
 
 def shelf(used_before: Iterable[str] = (), profiles: Container[str] = ()) -> list[ShelfModel]:
@@ -121,6 +133,12 @@ def at_hand(name: str) -> ShelfModel:
 def is_hub_id(name: str) -> bool:
     """Could this be the name of a model on the hub?"""
     return hub_name(name) is not None
+
+
+def is_name(name: str) -> bool:
+    """Could this name a model, whether it is here or not?"""
+    is_local = place_of(name) != "hub" or os.sep in name or name.lower().endswith(SUFFIX)
+    return is_local or is_hub_id(name)
 
 
 def is_on_disk(name: str) -> bool:
@@ -166,7 +184,7 @@ def _looked_at(name: str, place: Place, path: Path | None = None) -> ShelfModel:
             architecture=found.architecture,
             num_parameters=found.num_parameters,
             num_bytes=found.num_bytes,
-            reuse="" if found.quantization else _reuse(found.config),
+            reuse=_reuse(found),
             quantization=found.quantization,
         )
     except ChatcacheError as error:
@@ -176,9 +194,11 @@ def _looked_at(name: str, place: Place, path: Path | None = None) -> ShelfModel:
         return ShelfModel(name, place, problem=f"its config.json makes no sense: {error!r}")
 
 
-def _reuse(config: dict[str, Any]) -> str:
-    fields = dict(config.get("text_config") or config)
-    if (family := text_family(config)) is not None:
+def _reuse(found: ModelFiles) -> str:
+    if found.quantization and found.architecture not in _TOLD_BY_NAME:
+        return ""  # which the load tells
+    fields = dict(found.config.get("text_config") or found.config)
+    if (family := text_family(found.config)) is not None:
         fields["model_type"] = family
     policy = cut_policy(SimpleNamespace(**fields))
     return policy.detail if policy.is_cuttable else f"nothing is reused: {policy.detail}"

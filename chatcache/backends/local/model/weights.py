@@ -7,6 +7,7 @@ code that came with a model.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,12 @@ from chatcache.errors import ModelLoadError, UnavailableError
 log = logging.getLogger(__name__)
 
 
+# Loads a model with the attention kernel of that name; gives what transformers says of it, too.
+Load = Callable[[str], tuple[Any, dict[str, Any]]]
+
+
 def load_weights(path: Path, dtype: torch.dtype | str, device: torch.device, form: Form) -> Any:
-    """The model on its device; what it lacks of the libraries is imported."""
-    try:
-        return _try_to_load(path, dtype, device, form)
-    except ModelLoadError:
-        if not import_rest():
-            raise
-    return _try_to_load(path, dtype, device, form)
-
-
-def _try_to_load(path: Path, dtype: torch.dtype | str, device: torch.device, form: Form) -> Any:
-    """The model on its device, with torch's own attention kernel where it has one."""
+    """The model in a directory, on its device. Raises ModelLoadError or UnavailableError."""
     config = form.config
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -62,6 +57,21 @@ def _try_to_load(path: Path, dtype: torch.dtype | str, device: torch.device, for
             model.generation_config = generation_config(path, config)
         return model, info
 
+    return load_on_device(path, config, device, load)
+
+
+def load_on_device(path: Path, config: Any, device: torch.device, load: Load) -> Any:
+    """The model on its device; what it lacks of the libraries is imported."""
+    try:
+        return _try_to_load(path, config, device, load)
+    except ModelLoadError:
+        if not import_rest():
+            raise
+    return _try_to_load(path, config, device, load)
+
+
+def _try_to_load(path: Path, config: Any, device: torch.device, load: Load) -> Any:
+    """The model on its device, with torch's own attention kernel where it has one."""
     try:
         try:
             model, info = load("sdpa")
@@ -69,7 +79,7 @@ def _try_to_load(path: Path, dtype: torch.dtype | str, device: torch.device, for
             if "scaled_dot_product_attention" not in str(error):
                 raise
             model, info = load("eager")
-        _check_complete(path, info)
+        check_complete(path, info)
         model = model.eval().requires_grad_(False).to(device)
     except ModelLoadError:
         raise
@@ -84,7 +94,7 @@ def _try_to_load(path: Path, dtype: torch.dtype | str, device: torch.device, for
     return model
 
 
-def _check_complete(path: Path, info: dict[str, Any]) -> None:
+def check_complete(path: Path, info: dict[str, Any]) -> None:
     """Refuse a model of which transformers made up a part."""
     missing = sorted(info.get("missing_keys") or ())
     if missing:

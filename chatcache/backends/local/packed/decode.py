@@ -232,11 +232,12 @@ def _check(config: Any) -> None:
     rotary = getattr(config, "rope_parameters", None) or {}
     kinds = set(getattr(config, "layer_types", None) or ())
     window = None if kinds else getattr(config, "sliding_window", None)
+    activation = getattr(config, "hidden_act", None)  # some families name it otherwise
     for is_known, what in (
         (config.model_type in _FAMILIES, config.model_type),
         (rotary.get("rope_type", "default") in _STATIC_ROTARY, rotary.get("rope_type")),
         (rotary.get("partial_rotary_factor", 1.0) == 1.0, "partial rotary embedding"),
-        (config.hidden_act == "silu", config.hidden_act),
+        (activation == "silu", activation),
         (kinds <= {"full_attention"} and not window, "a window"),
     ):
         if not is_known:

@@ -25,6 +25,7 @@ from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.idle import IdleWork
 from chatcache.backends.local.run.live_context import Forward, LiveContext, LivePath
 from chatcache.backends.local.run.reasons import TurnExplainer
+from chatcache.backends.local.run.threads import Threads, use
 from chatcache.backends.local.run.turn import TurnPlanner
 from chatcache.backends.local.run.turn_runner import CacheReporter, TurnRunner
 from chatcache.backends.local.run.whole_prompt import WholePromptContext
@@ -40,9 +41,7 @@ from chatcache.machine import allowance
 
 def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     """The model that the settings name. Raises what `load_model` raises."""
-    num_threads = settings.num_threads or allowance().num_threads
-    if settings.num_threads is not None or num_threads < torch.get_num_threads():
-        torch.set_num_threads(num_threads)
+    use(settings.num_threads or min(allowance().num_threads, torch.get_num_threads()))
     with naming_gpu():
         return load_model(
             settings.model,
@@ -69,12 +68,16 @@ def build_runner(
     between them."""
     cut = cut_policy(loaded.model.config.get_text_config())
     precision = settings.policy.precision
-    path = LivePath(Forward(loaded.model, loaded.device), build_live(loaded, cut, precision))
     fields = loaded.namespace_fields(precision)
     namespace = namespace_id(fields)
     rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
+    threads = _threads(loaded, settings)
+    forward = Forward(loaded.model, loaded.device, threads)
+    path = LivePath(forward, build_live(loaded, cut, precision))
     with naming_gpu():
         kv_bytes = warm_up(cut, path, rates)
+        if threads is not None and cut.is_cuttable:
+            threads.settle(rates, lambda: _first_step(path))
     planner = TurnPlanner(loaded)
     info = replace(
         _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes),
@@ -115,6 +118,13 @@ def build_runner(
     prefixes.open(fields)
     reporter.show()
     return TurnRunner(loaded, info, planner, context, idle, explainer, reporter, settings.log_path)
+
+
+def _threads(loaded: LoadedModel, settings: EngineSettings) -> Threads | None:
+    """None: those that the user named, or a GPU, or there is nothing to choose."""
+    most = torch.get_num_threads()
+    is_free = loaded.device.type == "cpu" and settings.num_threads is None and most > 1
+    return Threads(most) if is_free else None
 
 
 def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exact") -> LiveKV:
@@ -163,6 +173,12 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
         rates.note_prefill(MIN_MEASURED_TOKENS, time.perf_counter() - began)
     live.truncate(0)
     return num_bytes
+
+
+def _first_step(path: LivePath) -> None:
+    with suppress(NotFiniteError):
+        path.forward(path.kv, [0], 0)
+    path.kv.truncate(0)
 
 
 def _describe(

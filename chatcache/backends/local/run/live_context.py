@@ -27,6 +27,7 @@ from transformers.cache_utils import Cache
 
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
 from chatcache.backends.local.packed.blocks import is_packed
+from chatcache.backends.local.run.threads import Threads
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.live_kv import LiveKV
@@ -42,8 +43,10 @@ class Forward:
     whole prompt and has neither progress nor a stop between chunks.
     """
 
-    def __init__(self, model: Any, device: torch.device):
+    def __init__(self, model: Any, device: torch.device, threads: Threads | None = None):
+        """`threads` chooses those that compute; without it they are torch's, as they are."""
         self._model = model
+        self._threads = threads
         self._device = device
         self._step = _step_of(model) if device.type == "cpu" else None
         accepted = inspect.signature(model.forward).parameters
@@ -69,6 +72,8 @@ class Forward:
             # The largest tells: NaN wins over any number, and an overflow is infinite. Minus
             # infinity is fine where not all are: such a token is never chosen.
             is_finite = math.isfinite(logits.max().item())
+        if self._threads is not None:
+            self._threads.end()
         if not is_finite:
             raise _not_finite(self._model.dtype)
         return logits

@@ -23,12 +23,15 @@ from chatcache.backends.local.model import files, identity, resolve
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
 from chatcache.backends.local.model.forms import form_of
 from chatcache.backends.local.model.generation import context_limit, end_token_ids
+from chatcache.backends.local.model.gguf.derived import derived_directory, open_model, remarks_of
 from chatcache.backends.local.model.loader import (
     choose_device,
     choose_dtype,
     load_config,
     load_tokenizer,
 )
+from chatcache.backends.local.model.needs import count_weights
+from chatcache.backends.local.model.stores import hub_cache
 from chatcache.backends.local.prompt.reasoning import HARMONY
 from chatcache.backends.local.prompt.template import common_length
 from chatcache.backends.local.study.rehearsal import (
@@ -42,7 +45,7 @@ from chatcache.cache.book.namespace import is_approximate
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.files.store import namespaces
 from chatcache.errors import ModelLoadError, UnavailableError
-from chatcache.places import path_of
+from chatcache.formatting import size
 
 Interval = Literal["render", "second", "minute", "hour", "day"]
 SystemRole = Literal["first", "moved", "folded", "refused"]
@@ -107,6 +110,7 @@ class ModelProbe:
     cut: CutPolicy
     max_context_tokens: int
     template: TemplateReport
+    remarks: tuple[str, ...] = ()
     namespace: str | None = None
     prefill_tokens_per_second: float | None = None
     restore_tokens_per_second: float | None = None
@@ -127,16 +131,19 @@ def probe_model(
     """Look at a model. Raises NotFoundError, ModelLoadError or UnavailableError."""
     import torch
 
-    path = config_dir(name, is_offline=is_offline)
-    place = choose_device(device)
-    tokenizer, config = load_tokenizer(path), form_of(path, load_config(path), place).config
+    path = config_place(name, is_offline=is_offline)
+    is_file, place = path.is_file(), choose_device(device)
+    directory = derived_directory(open_model(path), cache_dir) if is_file else path
+    tokenizer, config = load_tokenizer(directory), load_config(directory)
+    if not is_file:
+        config = form_of(path, config, place).config
     text_config = config.get_text_config()
     num_parameters = _num_parameters(path)
     chosen = choose_dtype(dtype, config, place, num_parameters or 1 << 40)
     if not isinstance(chosen, torch.dtype):  # a quantised model brings its own
         stored = getattr(text_config, "dtype", None)
         chosen = stored if isinstance(stored, torch.dtype) else torch.bfloat16
-    ends = end_token_ids(_generation_config(path), config, tokenizer)
+    ends = end_token_ids(_generation_config(directory), config, tokenizer)
     probe = ModelProbe(
         model=name,
         path=path,
@@ -150,6 +157,7 @@ def probe_model(
         cut=cut_policy(text_config),
         max_context_tokens=context_limit(text_config, tokenizer),
         template=probe_template(tokenizer, ends, system or SYSTEM),
+        remarks=remarks_of(directory) if is_file else (),
     )
     if cache_dir is None:
         return probe
@@ -162,21 +170,27 @@ def probe_model(
     return _with_measured(probe, known, cache_dir)
 
 
-def config_dir(name: str, *, is_offline: bool) -> Path:
-    """The directory with the config and the tokenizer of a model; its weights may be missing.
+def config_place(name: str, *, is_offline: bool) -> Path:
+    """The directory with the config and the tokenizer of a model, whose weights may be missing; or
+    a GGUF file, which has both.
 
     Of a hub model that is not on this machine only these small files are fetched.
     """
-    if path_of(name).is_dir():
-        return path_of(name)
-    snapshot = None if name == resolve.BUILTIN else resolve.cached_snapshot(name)
-    if snapshot is not None and (snapshot / "config.json").is_file():
-        return snapshot
+    if name != resolve.BUILTIN and not hub_cache.is_gguf_only(name):
+        snapshot = resolve.cached_snapshot(name)
+        if snapshot is not None and (snapshot / "config.json").is_file():
+            return snapshot
     found = resolve.resolve_model(name, is_offline=is_offline)
     if isinstance(found, Path):
         return found
+    from chatcache.backends.local.model.hub_files import model_on_hub
     from chatcache.backends.local.model.progress import download
 
+    if (model := model_on_hub(found)).gguf is not None:
+        raise UnavailableError(
+            f"{model.name} has its config and its tokenizer in the file itself, which is not here.",
+            f"`chatcache models download {model.name}` fetches it ({size(model.num_bytes)}).",
+        )
     return download(found, lambda event: None, has_weights=False)
 
 
@@ -288,7 +302,7 @@ def _leaked(rehearser: Rehearser, controls: Sequence[str]) -> tuple[str, ...]:
 
 def _num_parameters(path: Path) -> int | None:
     try:
-        return files.count_parameters(path)
+        return files.count_parameters(path) if path.is_file() else count_weights(path)
     except ModelLoadError:
         return None
 

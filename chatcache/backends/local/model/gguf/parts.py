@@ -44,6 +44,10 @@ def whole_parts(path: Path) -> list[Path]:
     """`parts_of`, all of them there. Raises ModelLoadError, naming those that are missing."""
     parts = parts_of(path)
     missing = [part.name for part in parts if not part.is_file()]
+    if missing and path.is_symlink() and len(parts) > 1:
+        beside = parts_of(path.resolve())  # the others may lie where the link leads to
+        if len(beside) == len(parts) and all(part.is_file() for part in beside):
+            return beside
     if missing:
         raise ModelLoadError(
             f"{path} is one of {len(parts)} parts, and lacks {', '.join(missing)}."

@@ -248,5 +248,6 @@ def _instead(wanted: OllamaName) -> str:
     there = [name.full for store in stores() for name, _ in _manifests(store)]
     near = did_you_mean(wanted.full, there)
     listed = ", ".join(dict.fromkeys(there[:_MAX_LISTED]))
-    has = f"It has {listed}." if there else "It has none at all."
+    closed = [row.problem for row in stored() if row.name == PREFIX]
+    has = f"It has {listed}." if there else (closed or ["It has none at all."])[0]
     return " ".join(part for part in (near, has, _PULL.format(wanted.short)) if part)

@@ -1,0 +1,64 @@
+"""Which GGUF files hold a model that can be talked to; and what the others are.
+
+Owns the architectures, and the sentences on what is none of them. Torch-free, so that lists of
+models, downloads and the loading itself ask here, and say the same.
+"""
+
+from __future__ import annotations
+
+from chatcache.backends.local.model.gguf.header import GgufHeader
+from chatcache.errors import ModelLoadError
+
+# Architectures whose matrices are those of transformers, at most with their rows in another order:
+# by the name in a file, that of transformers. Their weights stay as they are in the file.
+PACKED_FAMILIES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "phi3": "phi3",
+    "starcoder2": "starcoder2",
+}
+# Those that transformers reads by itself, into weights that take two or four bytes each.
+UNPACKED_FAMILIES = frozenset(
+    {"qwen3moe", "qwen2moe", "qwen35", "lfm2", "stablelm", "gpt2", "falcon"}
+)
+
+_OTHER_KINDS = {
+    "adapter": "is an adapter for a model, not a whole model",
+    "mmproj": "is the part of a model that reads images or sound, not the model itself",
+    "imatrix": "holds measurements for quantising a model, not the model itself",
+    "vocab": "holds a vocabulary only, without weights",
+    "diffusion": "is a model that makes images",
+}
+_ANOTHER = "Choose the model's own file: a GGUF with a language model."
+
+
+def check_known(header: GgufHeader) -> None:
+    """Raises ModelLoadError for a file whose model is not run here, and says what it is."""
+    kind, architecture = header.kind, header.architecture
+    if kind != "model":
+        what = _OTHER_KINDS.get(kind, f"is of the kind {kind!r:.40}, not a model")
+        raise ModelLoadError(f"{header.path} {what}.", _ANOTHER)
+    if not architecture:
+        raise ModelLoadError(f"{header.path} does not say which architecture it has.", _ANOTHER)
+    if architecture not in PACKED_FAMILIES and architecture not in UNPACKED_FAMILIES:
+        raise ModelLoadError(
+            f"{header.path} has a model of the architecture {architecture!r:.60}, which is not "
+            "read from GGUF files.",
+            "Choose a copy of the model as safetensors, or another model; "
+            f"these are read: {', '.join(sorted(PACKED_FAMILIES.keys() | UNPACKED_FAMILIES))}.",
+        )
+    if header.integer(header.of_model("expert_count")) and architecture in PACKED_FAMILIES:
+        raise ModelLoadError(
+            f"{header.path} has a mixture of experts in the architecture {architecture!r}, which "
+            "is not read from GGUF files.",
+            "Choose a copy of the model as safetensors, or another model.",
+        )
+    if architecture in UNPACKED_FAMILIES and header.num_splits > 1:
+        raise ModelLoadError(
+            f"{header.path} is split over several files, which is not read for the architecture "
+            f"{architecture!r}.",
+            "Join them with `llama-gguf-split --merge`, or choose a copy in one file.",
+        )

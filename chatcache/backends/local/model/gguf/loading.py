@@ -1,0 +1,94 @@
+"""Loads a GGUF model: its matrices as they are in the file where that is known to be right, else
+unpacked by transformers.
+
+Owns the choice between the two, and what is said about it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from chatcache.backends.local.model.gguf.derived import GgufModel
+from chatcache.backends.local.model.gguf.weights import load_packed
+from chatcache.backends.local.model.weights import check_complete, load_on_device
+
+
+def load_gguf(
+    gguf_model: GgufModel, config: Any, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, tuple[str, ...]]:
+    """The model on its device, and what somebody should know of its weights.
+
+    Raises ModelLoadError or UnavailableError."""
+    header, word = gguf_model.header, str(dtype).removeprefix("torch.")
+    remarks: list[str] = []
+
+    def load(kernel: str) -> tuple[Any, dict[str, Any]]:
+        if not gguf_model.is_packed:
+            return _load_unpacked(gguf_model, config, dtype, kernel)
+        model, said = _load_packed(gguf_model, config, dtype, device, kernel)
+        remarks.extend(said)
+        return model, {}
+
+    model = load_on_device(header.path, config, device, load)
+    if device.type != "cpu" or not gguf_model.is_packed:
+        where = f"on {device.type}" if gguf_model.is_packed else f"for {header.architecture}"
+        remarks.append(
+            f"Its weights ({header.quantization}) are unpacked to {word} {where}, and take more "
+            "memory than the file."
+        )
+    return model, tuple(remarks)
+
+
+def _load_packed(
+    gguf_model: GgufModel, config: Any, dtype: torch.dtype, device: torch.device, kernel: str
+) -> tuple[Any, list[str]]:
+    skeleton = _skeleton(config, dtype, kernel)
+
+    def build(state: dict[str, torch.Tensor]) -> Any:
+        model, info = _built(skeleton, config, state, dtype, kernel)
+        check_complete(gguf_model.header.path, info)
+        return model
+
+    return load_packed(gguf_model, build, skeleton, dtype, device)
+
+
+def _load_unpacked(
+    gguf_model: GgufModel, config: Any, dtype: torch.dtype, kernel: str
+) -> tuple[Any, dict[str, Any]]:
+    from transformers import modeling_gguf_pytorch_utils
+
+    reader: Any = modeling_gguf_pytorch_utils
+    skeleton = _skeleton(config, dtype, kernel)
+    content = reader.load_gguf_checkpoint(
+        str(gguf_model.header.path),
+        return_tensors=True,
+        model_to_load=skeleton,
+        torch_dtype=dtype,
+    )
+    return _built(skeleton, config, content["tensors"], dtype, kernel)
+
+
+def _skeleton(config: Any, dtype: torch.dtype, kernel: str) -> Any:
+    """The model without weights."""
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto.from_config(config, dtype=dtype, attn_implementation=kernel)
+
+
+def _built(
+    skeleton: Any, config: Any, state: dict[str, torch.Tensor], dtype: torch.dtype, kernel: str
+) -> tuple[Any, dict[str, Any]]:
+    """The model with these weights, and what transformers says of it."""
+    loaded: tuple[Any, dict[str, Any]] = type(skeleton).from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=dtype,
+        attn_implementation=kernel,
+        output_loading_info=True,
+    )
+    return loaded

@@ -1,0 +1,52 @@
+"""Conversations on quantised weights: a resumed one has the bits of the one that never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatcache.backends.local.model.loader import load_model
+from tests.equivalence.engine import (
+    FIRST,
+    OTHER,
+    SECOND,
+    THIRD,
+    Factory,
+    assert_same_bits,
+    three_turns,
+)
+from tests.models import build_model_dir
+
+SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
+
+
+@pytest.fixture(scope="module", params=["4bit", "8bit"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    place: Path = tmp_path_factory.mktemp("quantized")
+    directory = build_model_dir(place / "model", num_hidden_layers=2, **SHAPE)
+    return load_model(str(directory), quantize=request.param, cache_dir=place / "cache").model
+
+
+def test_resumed_from_ram_and_from_disk_is_never_stopped(engine: Factory) -> None:
+    opened = engine()
+    _, two, three = three_turns(opened, 6, is_last_kept=False)
+    again = engine().turn(two.ids + THIRD, 6, is_kept=False)
+    assert again.reuse.disk_tokens == again.reuse.num_tokens == len(two.ids)
+    assert_same_bits(again, three)
+    opened.forget_live()
+    again = opened.turn(two.ids + THIRD, 6, is_kept=False)
+    assert (again.reuse.num_tokens, again.reuse.disk_tokens) == (len(two.ids), 0)
+    assert_same_bits(again, three)
+
+
+def test_switching_between_forks_and_back_changes_nothing(engine: Factory) -> None:
+    one, two, three = three_turns(engine("straight"), 6, is_last_kept=False)
+    forked = engine()
+    forked.turn(FIRST, 6)
+    forked.turn(one.ids + SECOND, 6)
+    forked.turn(one.ids + OTHER, 9)
+    again = forked.turn(two.ids + THIRD, 6)
+    assert again.reuse.num_tokens == len(two.ids)
+    assert_same_bits(again, three)
