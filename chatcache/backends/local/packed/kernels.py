@@ -4,7 +4,7 @@ A kernel is a C function of addresses. Those of rows (`product_rows`, `unpacked_
 per kind of block; a task runs in all threads of a team at once, each of which takes its share. What
 a task needs is an array of int64, described where it is made (`modules.py`, `step.py`).
 
-Compiled code is kept in a directory of its own (`keep_in`), named after all that it depends on, so
+Compiled code is kept in a directory of its own (`kernel_store.py`), named after all that it depends on, so
 that another version of these sources, or of numba, never runs it. The results do not depend on the
 number of threads: a row is always computed by one.
 """
@@ -23,7 +23,6 @@ import numba
 import numpy as np
 from numba import carray, cfunc, njit, types
 
-from chatcache.backends.local.packed import decoders, intrinsics, vectors
 from chatcache.backends.local.packed.blocks import KINDS
 from chatcache.backends.local.packed.decoders import DECODERS, GROUP
 from chatcache.backends.local.packed.intrinsics import (
@@ -35,6 +34,7 @@ from chatcache.backends.local.packed.intrinsics import (
     unpack_blocks,
     words_at,
 )
+from chatcache.backends.local.packed.kernel_store import STORE
 from chatcache.backends.local.packed.products import (
     FLOATS,
     INTEGERS,
@@ -59,30 +59,27 @@ _ALIGNED = 64
 _ROWS_AT_ONCE = 8  # of weights, while they are in the cache, with every row of activations
 
 
-def keep_in(directory: Path) -> None:
-    """Keep compiled code below `directory`. To be called before anything is compiled; without it,
-    or where it cannot be written, code is compiled anew by each process."""
+@functools.cache
+def _version() -> str:
+    """Of all that compiled code depends on, beside the processor."""
     digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
-    for module in (decoders, intrinsics, vectors):
-        digest.update(Path(str(module.__file__)).read_bytes())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    place = directory / digest.hexdigest()
-    try:
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        log.info("compiled kernels are not kept: %s", error)
-        return
-    numba.config.CACHE_DIR = str(place)
+    return digest.hexdigest()
 
 
 def compiled(function: Callable[..., None], signature: Any) -> int:
     """The address of a C function; it lives as long as the process."""
-    is_kept = bool(numba.config.CACHE_DIR)
-    try:
-        made: Any = cfunc(signature, cache=is_kept)(function)
-    except (OSError, RuntimeError) as error:
-        log.info("compiled kernels are not kept: %s", error)
+    made: Any = None
+    place = STORE.open(_version())
+    if place is not None:
+        numba.config.CACHE_DIR = str(place)
+        try:
+            made = cfunc(signature, cache=True)(function)
+            STORE.seal()
+        except (OSError, RuntimeError) as error:
+            STORE.give_up(error)
+    if made is None:
         made = cfunc(signature)(function)
     _COMPILED.append(made)
     return int(made.address)

@@ -20,6 +20,7 @@ from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
+from chatcache.backends.local.packed.kernel_store import STORE
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.idle import IdleWork
@@ -42,6 +43,7 @@ from chatcache.machine import allowance
 def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     """The model that the settings name. Raises what `load_model` raises."""
     use(settings.num_threads or min(allowance().num_threads, torch.get_num_threads()))
+    STORE.keep_in(settings.cache_dir / "kernels")
     with naming_gpu():
         return load_model(
             settings.model,
