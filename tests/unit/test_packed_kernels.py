@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix
+from chatcache.backends.local.packed.computing import MAX_FEW, unpacked
 from chatcache.backends.local.packed.kernels import PRODUCT_KINDS
-from chatcache.backends.local.packed.modules import MAX_FEW, BlockEmbedding, BlockLinear, unpacked
+from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear
 
 KNOWN = sorted(name for name, kind in KINDS.items() if kind.ggml_type in PRODUCT_KINDS)
 

@@ -4,9 +4,9 @@ A kernel is a C function of addresses. Those of rows (`product_rows`, `unpacked_
 per kind of block; a task runs in all threads of a team at once, each of which takes its share. What
 a task needs is an array of int64, described where it is made (`modules.py`, `step.py`).
 
-Compiled code is kept in a directory of its own (`kernel_store.py`), named after all that it depends on, so
-that another version of these sources, or of numba, never runs it. The results do not depend on the
-number of threads: a row is always computed by one.
+Compiled code is kept (`kernel_store.py`) under a name of all that it depends on, so that another
+version of these sources, or of numba, never runs it. The results do not depend on the number of
+threads: a row is always computed by one.
 """
 
 from __future__ import annotations

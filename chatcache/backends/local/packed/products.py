@@ -249,5 +249,5 @@ def _widened(emit: Emitter, loaded: Any) -> Any:
     if kind == FLOAT:
         return loaded
     if kind == HALF:
-        return emit.b.fpext(loaded, lanes(FLOAT, count))
+        return emit.halves(loaded)
     return emit.b.bitcast(emit.left(emit.unsigned(loaded, I32), 16), lanes(FLOAT, count))

@@ -6,14 +6,26 @@ as this one has. Nothing is written for one processor, and nothing here knows wh
 
 from __future__ import annotations
 
+import functools
+import platform
 from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba.core.registry import cpu_target
 
 I1 = ir.IntType(1)
 I8, I16, I32, I64 = (ir.IntType(width) for width in (8, 16, 32, 64))
 FLOAT, HALF = ir.FloatType(), ir.HalfType()
+
+
+@functools.cache
+def _converts_halves() -> bool:
+    """Whether the processor that code is compiled for has an instruction for 16-bit floats."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    return "+f16c" in features.split(",")
 
 
 def lanes(kind: Any, count: int) -> Any:
@@ -141,15 +153,30 @@ class Emitter:
         vector = ir.Constant(kind, ir.Undefined)
         for lane, scalar in enumerate(scalars):
             vector = self.b.insert_element(vector, scalar, ir.Constant(I32, lane))
-        return vector if kind.element == FLOAT else self.b.fpext(vector, lanes(FLOAT, kind.count))
+        return vector if kind.element == FLOAT else self.halves(vector)
+
+    def halves(self, vector: Any) -> Any:
+        """16-bit floats as 32-bit ones. Without an instruction for it LLVM calls a function that
+        may not be there; so the bits are moved, and the exponent put right, denormal ones too."""
+        floats = lanes(FLOAT, vector.type.count)
+        if _converts_halves():
+            return self.b.fpext(vector, floats)
+        bits = self.unsigned(self.b.bitcast(vector, lanes(I16, vector.type.count)), I32)
+        sign = self.left(self.right(bits, 15), 31)
+        size = self.b.bitcast(self.left(self.low(bits, 15), 13), floats)
+        size = self.b.bitcast(self.b.fmul(size, self.constant(2.0**112, size)), bits.type)
+        is_odd = self.b.icmp_unsigned(">=", self.low(bits, 15), self.constant(0x7C00, bits))
+        odd = self.b.or_(self.left(self.low(bits, 10), 13), self.constant(0x7F800000, bits))
+        return self.b.bitcast(self.b.or_(sign, self.b.select(is_odd, odd, size)), floats)
 
     def floats(self, integers: Any) -> Any:
         """Signed integers of any width, as floats."""
         return self.b.sitofp(integers, lanes(FLOAT, integers.type.count))
 
     def fma(self, first: Any, second: Any, added: Any) -> Any:
+        """`first * second + added`, rounded once where the processor can."""
         kind = first.type
-        function = self._declared(f"llvm.fma.v{kind.count}f32", kind, [kind] * 3)
+        function = self._declared(f"llvm.fmuladd.v{kind.count}f32", kind, [kind] * 3)
         return self.b.call(function, [first, second, added])
 
     def total(self, vector: Any) -> Any:
