@@ -151,3 +151,50 @@ def _blocks(weights: np.ndarray[Any, Any], kind: Any) -> np.ndarray[Any, Any]:
         scale = random.uniform(0.0005, 0.001, len(blocks)).astype(np.float16)
         blocks[:, place : place + 2] = scale.view(np.uint8).reshape(-1, 2)
     return blocks.reshape(weights.shape[0], -1)
+
+
+def write_experts(path: Path) -> Any:
+    """Write a mixture of experts in float32; the model with these weights."""
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        vocab_size=256 + len(_SPECIAL) + 1,
+        hidden_size=256,
+        intermediate_size=512,
+        moe_intermediate_size=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=512,
+        norm_topk_prob=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(7)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.1)
+    writer = gguf.GGUFWriter(path, "qwen3moe")
+    _add_config(writer, config, "qwen3moe")
+    writer.add_expert_count(4)
+    writer.add_expert_used_count(2)
+    writer.add_expert_feed_forward_length(64)
+    _add_tokenizer(writer)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3MOE, 2)
+    for name, tensor in model.state_dict().items():
+        weights, block = tensor.numpy(), f"blk.{name.split('.')[2]}" if ".experts." in name else ""
+        if name.endswith("gate_up_proj"):
+            writer.add_tensor(f"{block}.ffn_gate_exps.weight", weights[:, :64].copy())
+            writer.add_tensor(f"{block}.ffn_up_exps.weight", weights[:, 64:].copy())
+        elif block:
+            writer.add_tensor(f"{block}.ffn_down_exps.weight", weights)
+        else:
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weights)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model

@@ -18,7 +18,8 @@ from chatcache.backends.local.model.gguf.parts import whole_parts
 from chatcache.backends.local.model.loader import choose_dtype
 from chatcache.backends.local.model.resolve import resolve_model
 from chatcache.backends.local.model.tuning import tune
-from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear, unpacked
+from chatcache.backends.local.packed.computing import unpacked
+from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear
 from chatcache.errors import UnavailableError
 from chatcache.formatting import size
 from chatcache.machine import memory_left

@@ -35,7 +35,9 @@ Cause = Literal["system_prompt_changed", "turn_edited"]
 
 _SUMMARY = (
     "SELECT s.session_id, s.name, n.turn, n.num_tokens, n.path_model, s.updated_us, s.forked_from,"
-    f" n.node_id, substr(n.text, 1, {PREVIEW_LENGTH}), s.history_mode, s.is_pinned"
+    f" n.node_id, substr(n.text, 1, {PREVIEW_LENGTH}), s.history_mode, s.is_pinned,"
+    " (SELECT json_extract(k.fields, '$.\"soft.quantization\"') FROM answers a JOIN namespaces k"
+    "  ON k.namespace_id = a.namespace_id WHERE a.node = s.tip)"
     " FROM sessions s LEFT JOIN nodes n ON n.seq = s.tip"
 )
 _NEWEST = " ORDER BY s.updated_us DESC, s.number DESC"
@@ -279,7 +281,7 @@ class SessionTable:
 
 def _summary(row: Row) -> SessionSummary:
     session_id, name, turn, num_tokens, model, updated_us, forked_from, node_id, text, *flags = row
-    mode, is_pinned = flags
+    mode, is_pinned, quantization = flags
     preview = text or ""
     if not preview.isprintable():
         preview = "".join(char if char.isprintable() else " " for char in preview)
@@ -295,4 +297,5 @@ def _summary(row: Row) -> SessionSummary:
         preview,
         mode,
         bool(is_pinned),
+        quantization or "",
     )

@@ -20,7 +20,8 @@ from chatcache.token_ids import TokenIds
 
 @dataclass(frozen=True, slots=True)
 class SessionSummary:
-    """One row of the session list. `updated_at` is Unix time; `tokens` is the journal's length."""
+    """One row of the session list. `updated_at` is Unix time; `tokens` is the journal's length;
+    `quantization` is how the weights were packed that wrote the last answer."""
 
     session_id: str
     name: str
@@ -33,6 +34,7 @@ class SessionSummary:
     preview: str = ""
     history_mode: HistoryMode = "canonical"
     is_pinned: bool = False
+    quantization: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from chatcache.commands.session_files import (
     opened,
 )
 from chatcache.commands.session_tree import draw_tree, held_kv, tree_json
-from chatcache.formatting import clean, model_name, moment, plural, shorten, table
+from chatcache.formatting import clean, model_label, moment, plural, shorten, table
 from chatcache.frontend.changes import HISTORY_MODES, MODE_WORDS
 from chatcache.frontend.shell_output import (
     Narrator,
@@ -57,7 +57,7 @@ def list_all(arguments: Namespace) -> int:
             shorten(session.name, NAME_WIDTH),
             f"{session.num_turns:,}",
             f"{session.num_tokens:,}",
-            model_name(session.model or ""),
+            model_label(session.model or "", session.quantization),
             moment(session.updated_at, now),
             session.session_id,
         )

@@ -14,7 +14,7 @@ from chatcache.backends.local.model.gguf.derived import derived_directory, open_
 from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear
 from chatcache.errors import ModelLoadError, UnavailableError
-from tests.gguf_models import FAMILIES, write_model
+from tests.gguf_models import FAMILIES, write_experts, write_model
 
 IDS = torch.tensor([[256, 10, 200, 33, 7, 91, 5, 5, 64, 128, 250, 11, 12]])
 # The activations of a product are rounded to 16 bits where weights are multiplied as they lie.
@@ -83,6 +83,14 @@ def test_a_type_that_nothing_multiplies_becomes_another_and_that_is_said(
     found = loaded(path)
     assert difference(found.model, expected) < 0.05  # Q8_0 rounds once more
     assert any(kind in note and "Q8_0" in note for note in found.notes)
+
+
+def test_experts_are_unpacked_and_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    expected = write_experts(path)
+    found = loaded(path)
+    assert difference(found.model, expected) < 1e-5
+    assert any("unpacked" in note for note in found.notes)
 
 
 def test_scaled_positions_are_read(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix
+from chatcache.backends.local.packed.computing import max_few, unpacked
 from chatcache.backends.local.packed.kernels import PRODUCT_KINDS
-from chatcache.backends.local.packed.modules import MAX_FEW, BlockEmbedding, BlockLinear, unpacked
+from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear
 
 KNOWN = sorted(name for name, kind in KINDS.items() if kind.ggml_type in PRODUCT_KINDS)
 
@@ -49,7 +50,7 @@ def test_unpacking_gives_the_bits_of_the_reference(name: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("name", KNOWN)
-@pytest.mark.parametrize("num_rows", [1, 3, MAX_FEW, MAX_FEW + 1, 40])
+@pytest.mark.parametrize("num_rows", [1, 3, 8, 16, 17, 40])
 @pytest.mark.parametrize("outlier", [1.0, 50.0])
 def test_products_are_those_of_the_unpacked_weights(
     name: str, num_rows: int, outlier: float
@@ -67,6 +68,28 @@ def test_products_are_those_of_the_unpacked_weights(
     got = BlockLinear(matrix)(states)
     assert got.shape == expected.shape
     assert ((got - expected).abs() <= bound + float_error).all()
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_row_gives_the_same_bits_alone_and_among_others(name: str) -> None:
+    layer = BlockLinear(random_blocks(name, 37, 768))
+    most = max_few(KINDS[name], torch.float32)
+    states = torch.randn((most, 768), generator=torch.Generator().manual_seed(3))
+    alone = torch.cat([layer(row[None]) for row in states])
+    for num_rows in (2, 3, 5, 7, most):
+        assert torch.equal(layer(states[:num_rows]), alone[:num_rows])
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, 5, 6, 7])
+def test_a_row_may_have_any_number_of_blocks(name: str, num_blocks: int) -> None:
+    num_columns = num_blocks * max(KINDS[name].num_weights, 32)
+    matrix = random_blocks(name, 3, num_columns)
+    states = torch.randn((1, num_columns), generator=torch.Generator().manual_seed(4))
+    expected = states.double() @ reference(matrix).double().T
+    torch.testing.assert_close(
+        BlockLinear(matrix)(states).double(), expected, rtol=2e-3, atol=2e-3 * expected.abs().max()
+    )
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -20,6 +20,7 @@ from chatcache.chat.chat_turn import ChatTurn
 from chatcache.chat.figures import figures_of
 from chatcache.chat.views import AnswerSaved, ChatEvent, UserMessageSaved, WaitingForModel
 from chatcache.errors import ChatcacheError, ContextFullError
+from chatcache.formatting import model_label
 from chatcache.frontend.engines import waiting_words
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.failures import as_user_error
@@ -315,7 +316,7 @@ class Turns:
             if running.kind != "continue":
                 await running.answer.settle(saved.result.text, saved.result.reasoning)
             running.answer.turn = saved.turn
-            running.answer.name_model(saved.model)
+            running.answer.name_model(model_label(saved.model, saved.quantization))
             running.answer.node_id = saved.node_id
             running.answer.show_figures(result)
         self._panel.finish(result, saved.turn)

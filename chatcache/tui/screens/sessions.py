@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widgets import Input, OptionList
 
 from chatcache.chat.views import SearchHit, SessionSummary
-from chatcache.formatting import model_name, one_line
+from chatcache.formatting import model_label, one_line
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import MUTED, age, padded, shorten
 from chatcache.tui.screens.dialogs import rename_chat
@@ -129,7 +129,8 @@ class SessionsScreen(FilterListScreen[SessionSummary, str]):
 
     def preview(self, session: SessionSummary) -> Content:
         origin = self._sessions.get(session.forked_from or "")
-        facts = [f"on {model_name(session.model)}" if session.model else "not answered yet"]
+        label = model_label(session.model or "", session.quantization)
+        facts = [f"on {label}" if session.model else "not answered yet"]
         if session.forked_from:
             facts.append(f"forked from {one_line(origin.name)}" if origin else "a fork")
         if session.session_id == self._current_id:

@@ -48,6 +48,7 @@ from chatcache.cache.book.namespace import (
 )
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
+from chatcache.sections import EXACT_WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def load_model(
     form = form_of(source.directory, load_config(source.directory), place)
     config, stored = form.config, stored_dtype(form.config)
     chosen = _dtype_with_room(dtype, source, config, place, memory)
-    packing = None if source.gguf is not None else packing_of(quantize, place)
+    packing, said = _packing(quantize, source, place)
     room = source.look(chosen, place, memory, packing)
     origin = WeightsOrigin(source, form, adapter, cache_dir)
     weights = origin.weights(packing, chosen, stored, place, progress)
@@ -181,10 +182,22 @@ def load_model(
         watch=weights.watch,
         stored_dtype=stored if weights.form == EXACT else model.dtype,
         fit=room,
-        notes=(*form.notes(name, None if packing else model.dtype), *weights.remarks),
+        notes=(*form.notes(name, None if packing else model.dtype), *weights.remarks, *said),
         quantization=packing or source.quantization,
         weights_form=weights.form,
     )
+
+
+def _packing(
+    quantize: str | None, source: ModelSource, device: torch.device
+) -> tuple[str | None, list[str]]:
+    """How the weights are to be packed, and what to say to who wants it of a file that is packed as
+    it comes."""
+    if source.gguf is None:
+        return packing_of(quantize, device), []
+    if quantize in (None, EXACT_WEIGHTS):
+        return None, []
+    return None, [f"Its weights stay in {source.quantization}: {quantize} is for safetensors."]
 
 
 def _tokenizer_id(tokenizer: Any, source: ModelSource, cache_dir: Path | None) -> str:

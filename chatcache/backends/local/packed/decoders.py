@@ -25,12 +25,18 @@ GROUP = 16  # weights that share a minimum
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One block: `runs` are int16 [32] each, in the order of the columns; `scale` is a float;
-    `minima`, where a kind has such, float [number of weights / 16]."""
+    """One block: `runs` are int16 [32] each, in the order of the columns; `scale` is a float of 16
+    or 32 bits. `minima`, where a kind has such: one like the scale, or float32 [weights / 16]."""
 
     runs: list[Any]
     scale: Any
     minima: Any | None = None
+
+    def all_minima(self, emit: Emitter) -> Any | None:
+        """One for every 16 weights."""
+        if self.minima is None or isinstance(self.minima.type, ir.VectorType):
+            return self.minima
+        return emit.pick(emit.widened([self.minima]), [0] * (RUN * len(self.runs) // GROUP))
 
 
 Decoder = Callable[[Emitter, Any], Decoded]
@@ -42,18 +48,24 @@ def _nibbles(emit: Emitter, block: Any, offset: int) -> Any:
     return emit.joined(emit.low(packed, 4), emit.right(packed, 4))
 
 
+def _wide_nibbles(emit: Emitter, block: Any, offset: int) -> Any:
+    """The same as 16-bit integers."""
+    packed = emit.unsigned(emit.load(block, offset, lanes(I8, 16)))
+    return emit.joined(emit.low(packed, 4), emit.right(packed, 4))
+
+
 def _less(emit: Emitter, weights: Any, middle: int) -> Any:
     """Unsigned bytes less the middle of their range, as 16-bit integers."""
     return emit.signed(emit.b.sub(weights, emit.constant(middle, weights)))
 
 
 def _q4_0(emit: Emitter, block: Any) -> Decoded:
-    return Decoded([_less(emit, _nibbles(emit, block, 2), 8)], emit.half(block, 0))
+    weights = _wide_nibbles(emit, block, 2)
+    return Decoded([emit.b.sub(weights, emit.constant(8, weights))], emit.half(block, 0))
 
 
 def _q4_1(emit: Emitter, block: Any) -> Decoded:
-    minima = emit.splat(emit.half(block, 2), 2)
-    return Decoded([emit.unsigned(_nibbles(emit, block, 4))], emit.half(block, 0), minima)
+    return Decoded([_wide_nibbles(emit, block, 4)], emit.half(block, 0), emit.half(block, 2))
 
 
 def _q8_0(emit: Emitter, block: Any) -> Decoded:
@@ -71,14 +83,13 @@ def _q5_0(emit: Emitter, block: Any) -> Decoded:
 
 
 def _q5_1(emit: Emitter, block: Any) -> Decoded:
-    minima = emit.splat(emit.half(block, 2), 2)
     weights = emit.unsigned(_with_fifth_bits(emit, block, 4))
-    return Decoded([weights], emit.half(block, 0), minima)
+    return Decoded([weights], emit.half(block, 0), emit.half(block, 2))
 
 
 def _iq4_nl(emit: Emitter, block: Any) -> Decoded:
     codes = _nibbles(emit, block, 2)
-    return Decoded([emit.signed(emit.looked_up(_UNEVEN, codes))], emit.half(block, 0))
+    return Decoded([emit.looked_up(_UNEVEN, codes)], emit.half(block, 0))
 
 
 def _mxfp4(emit: Emitter, block: Any) -> Decoded:
@@ -89,7 +100,7 @@ def _mxfp4(emit: Emitter, block: Any) -> Decoded:
     below = emit.b.shl(ir.Constant(I32, 0x00200000), exponent)
     is_below = emit.b.icmp_unsigned("<", exponent, ir.Constant(I32, 2))
     bits = emit.b.select(is_below, below, normal)
-    return Decoded([emit.signed(codes)], emit.b.bitcast(bits, FLOAT))
+    return Decoded([codes], emit.b.bitcast(bits, FLOAT))
 
 
 def _scaled(emit: Emitter, weights: list[Any], scales: Any, per_scale: int) -> list[Any]:
@@ -122,7 +133,7 @@ def _six_bit_scales(emit: Emitter, block: Any) -> tuple[Any, Any]:
         emit.b.or_(emit.masked(emit.right(words[2], 4), 0x0F0F0F0F), upper(words[1])),
     )
     spread = emit.floats(emit.unsigned(emit.pick(minima, [run // 2 for run in range(16)]), I32))
-    unit = emit.splat(emit.b.fneg(emit.half(block, 2)), 16)
+    unit = emit.b.fneg(emit.pick(emit.widened([emit.half(block, 2)]), [0] * 16))
     return emit.unsigned(scales), emit.b.fmul(spread, unit)
 
 
@@ -156,7 +167,7 @@ def _quarters(emit: Emitter, block: Any, offset: int) -> list[Any]:
 def _q2_k(emit: Emitter, block: Any) -> Decoded:
     both = emit.load(block, 0, lanes(I8, 16))
     weights = [emit.unsigned(values) for values in _quarters(emit, block, 16)]
-    unit = emit.splat(emit.b.fneg(emit.half(block, 82)), 16)
+    unit = emit.b.fneg(emit.pick(emit.widened([emit.half(block, 82)]), [0] * 16))
     minima = emit.b.fmul(emit.floats(emit.unsigned(emit.right(both, 4), I32)), unit)
     scales = emit.unsigned(emit.low(both, 4))
     return Decoded(_scaled(emit, weights, scales, 16), emit.half(block, 80), minima)
@@ -188,7 +199,7 @@ def _iq4_xs(emit: Emitter, block: Any) -> Decoded:
     weights = []
     for run in range(8):
         codes = _nibbles(emit, block, 8 + GROUP * run)
-        weights.append(emit.signed(emit.looked_up(_UNEVEN, codes)))
+        weights.append(emit.looked_up(_UNEVEN, codes))
     return Decoded(_scaled(emit, weights, scales, 32), emit.half(block, 0))
 
 

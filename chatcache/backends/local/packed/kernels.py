@@ -4,16 +4,19 @@ A kernel is a C function of addresses. Those of rows (`product_rows`, `unpacked_
 per kind of block; a task runs in all threads of a team at once, each of which takes its share. What
 a task needs is an array of int64, described where it is made (`modules.py`, `step.py`).
 
-Compiled code is kept (`compiled_code.py`). The results do not depend on the number of threads: a
-row is always computed by one.
+Compiled code is kept (`kernel_store.py`) under a name of all that it depends on, so that another
+version of these sources, or of numba, never runs it. The results do not depend on the number of
+threads: a row is always computed by one.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -25,12 +28,22 @@ from chatcache.backends.local.packed.decoders import DECODERS, GROUP
 from chatcache.backends.local.packed.intrinsics import (
     FLOAT_KINDS,
     call_rows,
-    float_dot,
+    call_several,
     floats_at,
-    integer_dot,
     shorts_at,
     unpack_blocks,
     words_at,
+)
+from chatcache.backends.local.packed.kernel_store import STORE
+from chatcache.backends.local.packed.products import (
+    FLOATS,
+    INTEGERS,
+    NUM_WORDS,
+    OWN_FLOATS,
+    SCALES,
+    SUMS,
+    float_dot,
+    integer_dots,
 )
 
 log = logging.getLogger(__name__)
@@ -38,23 +51,35 @@ log = logging.getLogger(__name__)
 PRODUCT_KINDS = frozenset(DECODERS) | FLOAT_KINDS
 _LARGEST = np.float32(16383.0)
 _ROWS = types.void(*[types.intp] * 6)
+_SEVERAL_ROWS = types.void(*[types.intp] * 8)
+_NUM_TOGETHER = 4  # kernels: for 1, 2, 4, and 8 vectors
 _TASK = types.void(*[types.intp] * 3)
 _SUMS = {"reassoc", "contract", "nsz"}  # sums in any order; NaN and infinity stay what they are
 _ALIGNED = 64
 _ROWS_AT_ONCE = 8  # of weights, while they are in the cache, with every row of activations
 
-# What the words of a record of activations are. The last two are for tasks that keep records: which
-# group the activations are rounded for (0: none), and room for floats.
-FLOATS, INTEGERS, SCALES, SUMS, ROUNDED_FOR, OWN_FLOATS, _, NUM_WORDS = range(8)
+
+@functools.cache
+def _version() -> str:
+    """Of all that compiled code depends on, beside the processor."""
+    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def compiled(function: Callable[..., None], signature: Any) -> int:
     """The address of a C function; it lives as long as the process."""
-    is_kept = bool(numba.config.CACHE_DIR)
-    try:
-        made: Any = cfunc(signature, cache=is_kept)(function)
-    except (OSError, RuntimeError) as error:
-        log.info("compiled kernels are not kept: %s", error)
+    made: Any = None
+    place = STORE.open(_version())
+    if place is not None:
+        numba.config.CACHE_DIR = str(place)
+        try:
+            made = cfunc(signature, cache=True)(function)
+            STORE.seal()
+        except (OSError, RuntimeError) as error:
+            STORE.give_up(error)
+    if made is None:
         made = cfunc(signature)(function)
     _COMPILED.append(made)
     return int(made.address)
@@ -87,19 +112,39 @@ def product_rows(kind: int) -> int:
         num_weights = _group(kind)
 
         def rows(weights, row_bytes, num_rows, num_columns, activations, out):  # type: ignore[no-untyped-def]
-            values = carray(words_at(activations), NUM_WORDS)
-            target = carray(floats_at(out), num_rows)
+            num_blocks = num_columns // num_weights
             for row in range(num_rows):
-                target[row] = integer_dot(
-                    kind,
-                    weights + row * row_bytes,
-                    values[INTEGERS],
-                    values[SCALES],
-                    values[SUMS],
-                    num_columns // num_weights,
-                )
+                place = weights + row * row_bytes
+                integer_dots(kind, 1, place, activations, 0, num_blocks, out + 4 * row, 0)
 
     return compiled(rows, _ROWS)
+
+
+def _product_of_several(kind: int, num_x: int) -> int:
+    """`(weights, row_bytes, num_rows, num_columns, records, record_bytes, out, step)`: the same
+    with so many vectors, each `step` floats behind the other in `out`."""
+    num_weights = _group(kind)
+
+    def rows(weights, row_bytes, num_rows, num_columns, records, record_bytes, out, step):  # type: ignore[no-untyped-def]
+        num_blocks = num_columns // num_weights
+        for row in range(num_rows):
+            place, target = weights + row * row_bytes, out + 4 * row
+            integer_dots(kind, num_x, place, records, record_bytes, num_blocks, target, step)
+
+    return compiled(rows, _SEVERAL_ROWS)
+
+
+@functools.cache
+def product_functions(kind: int, num_x: int) -> np.ndarray:
+    """Addresses of kernels for 1, 2, 4, 8 vectors at a time, as far as `num_x` of them need them;
+    0 where it is not needed, or where all are taken one by one."""
+    functions = np.zeros(_NUM_TOGETHER, dtype=np.int64)
+    functions[0] = product_rows(kind)
+    for power in range(1, _NUM_TOGETHER):
+        is_needed = num_x & (1 << power) or (power == _NUM_TOGETHER - 1 and num_x >> power)
+        if is_needed and kind not in FLOAT_KINDS:
+            functions[power] = _product_of_several(kind, 1 << power)
+    return functions
 
 
 @functools.cache
@@ -196,7 +241,7 @@ def share(total: Any, thread: Any, num_threads: Any) -> Any:
 
 # The words of a product's job.
 (
-    P_FUNCTION,
+    P_FUNCTIONS,
     P_WEIGHTS,
     P_ROW_BYTES,
     P_NUM_ROWS,
@@ -215,9 +260,10 @@ def _product(job, thread, num_threads):  # type: ignore[no-untyped-def]
     """All rows of `x`, float32 [num_x, num_columns], times a matrix: float32 [num_x, num_rows].
 
     Every thread rounds the activations for itself: that is quicker than to wait for each other.
-    `records`: for each thread, `num_x` records."""
+    `functions`: those of `product_functions`; `records`: for each thread, `num_x` records."""
     words = carray(words_at(job), P_NUM_WORDS)
     num_rows, num_columns, num_x = words[P_NUM_ROWS], words[P_NUM_COLUMNS], words[P_NUM_X]
+    functions = carray(words_at(words[P_FUNCTIONS]), _NUM_TOGETHER)
     records = words[P_RECORDS] + words[P_RECORD_BYTES] * num_x * thread
     for number in range(num_x):
         record = records + words[P_RECORD_BYTES] * number
@@ -227,16 +273,31 @@ def _product(job, thread, num_threads):  # type: ignore[no-untyped-def]
     start, stop = share(num_rows, thread, num_threads)
     for first in range(start, stop, _ROWS_AT_ONCE):
         count = min(_ROWS_AT_ONCE, stop - first)
-        for number in range(num_x):
-            call_rows(
-                words[P_FUNCTION],
-                words[P_WEIGHTS] + words[P_ROW_BYTES] * first,
-                words[P_ROW_BYTES],
-                count,
-                num_columns,
-                records + words[P_RECORD_BYTES] * number,
-                words[P_OUT] + 4 * (num_rows * number + first),
-            )
+        number = 0
+        while number < num_x:
+            power = _NUM_TOGETHER - 1
+            while functions[power] == 0 or 1 << power > num_x - number:
+                power -= 1
+            weights = words[P_WEIGHTS] + words[P_ROW_BYTES] * first
+            record = records + words[P_RECORD_BYTES] * number
+            out = words[P_OUT] + 4 * (num_rows * number + first)
+            if power == 0:
+                call_rows(
+                    functions[0], weights, words[P_ROW_BYTES], count, num_columns, record, out
+                )
+            else:
+                call_several(
+                    functions[power],
+                    weights,
+                    words[P_ROW_BYTES],
+                    count,
+                    num_columns,
+                    record,
+                    words[P_RECORD_BYTES],
+                    out,
+                    num_rows,
+                )
+            number += 1 << power
 
 
 # The words of an unpacking job.

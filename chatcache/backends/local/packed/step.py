@@ -20,21 +20,19 @@ from chatcache.backends.local.packed.blocks import KINDS
 from chatcache.backends.local.packed.intrinsics import (
     bits_of_float,
     call_rows,
-    float_dot,
     float_of_bits,
     floats_at,
     memory_at,
-    weighted_rows,
     words_at,
 )
-from chatcache.backends.local.packed.kernels import (
+from chatcache.backends.local.packed.kernels import round_activations, share, task
+from chatcache.backends.local.packed.products import (
     FLOATS,
     NUM_WORDS,
     OWN_FLOATS,
     ROUNDED_FOR,
-    round_activations,
-    share,
-    task,
+    float_dot,
+    weighted_rows,
 )
 from chatcache.backends.local.packed.team import barrier
 

@@ -6,14 +6,26 @@ as this one has. Nothing is written for one processor, and nothing here knows wh
 
 from __future__ import annotations
 
+import functools
+import platform
 from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba.core.registry import cpu_target
 
 I1 = ir.IntType(1)
 I8, I16, I32, I64 = (ir.IntType(width) for width in (8, 16, 32, 64))
 FLOAT, HALF = ir.FloatType(), ir.HalfType()
+
+
+@functools.cache
+def _converts_halves() -> bool:
+    """Whether the processor that code is compiled for has an instruction for 16-bit floats."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    return "+f16c" in features.split(",")
 
 
 def lanes(kind: Any, count: int) -> Any:
@@ -96,20 +108,30 @@ class Emitter:
         return self.b.zext(self.b.bitcast(word, lanes(I1, width)), lanes(I8, width))
 
     def looked_up(self, table: Sequence[int], codes: Any) -> Any:
-        """Of each byte, 0 to 15, the byte of a table of 16. Lane by lane, which LLVM makes into the
-        one instruction that many processors have for it."""
+        """For each byte of 32, 0 to 15, the entry of a table of 16, as 16-bit integers. Lane by
+        lane and by 16: LLVM makes that into the one instruction that many processors have."""
         entries = ir.Constant(lanes(I8, 16), list(table))
-        parts = []
-        for start in range(0, codes.type.count, 16):
-            part = self.pick(codes, range(start, start + 16))
-            found = ir.Constant(part.type, ir.Undefined)
+        halves = []
+        for start in (0, 16):
+            half = self.pick(codes, range(start, start + 16))
+            found = ir.Constant(half.type, ir.Undefined)
             for lane in (ir.Constant(I32, number) for number in range(16)):
-                entry = self.b.extract_element(entries, self.b.extract_element(part, lane))
+                entry = self.b.extract_element(entries, self.b.extract_element(half, lane))
                 found = self.b.insert_element(found, entry, lane)
-            parts.append(found)
-        while len(parts) > 1:
-            parts = [self.joined(*parts[index : index + 2]) for index in range(0, len(parts), 2)]
-        return parts[0]
+            halves.append(self._apart(found))
+        return self.signed(self.joined(*halves))
+
+    def _apart(self, vector: Any) -> Any:
+        """16 bytes that LLVM does not take for a part of something larger: no instruction."""
+        floats = lanes(FLOAT, 4)
+        fence = self._declared("llvm.arithmetic.fence.v4f32", floats, [floats])
+        return self.b.bitcast(self.b.call(fence, [self.b.bitcast(vector, floats)]), vector.type)
+
+    def _declared(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        function = self.b.module.globals.get(name)
+        if function is None:
+            function = ir.Function(self.b.module, ir.FunctionType(result, arguments), name)
+        return function
 
     def pair_products(self, first: Any, second: Any) -> Any:
         """16-bit integers, multiplied lane by lane and added up by pairs, as 32-bit integers of
@@ -122,20 +144,39 @@ class Emitter:
     # floating point
 
     def half(self, pointer: Any, offset: int) -> Any:
-        """A 16-bit float at `offset` bytes, as a float."""
-        return self.b.fpext(self.load(pointer, offset, HALF), FLOAT)
+        """A 16-bit float at `offset` bytes."""
+        return self.load(pointer, offset, HALF)
+
+    def widened(self, scalars: Sequence[Any]) -> Any:
+        """Floats of 16 or 32 bits as a vector of 32-bit ones: they are widened together."""
+        kind = lanes(scalars[0].type, len(scalars))
+        vector = ir.Constant(kind, ir.Undefined)
+        for lane, scalar in enumerate(scalars):
+            vector = self.b.insert_element(vector, scalar, ir.Constant(I32, lane))
+        return vector if kind.element == FLOAT else self.halves(vector)
+
+    def halves(self, vector: Any) -> Any:
+        """16-bit floats as 32-bit ones. Without an instruction for it LLVM calls a function that
+        may not be there; so the bits are moved, and the exponent put right, denormal ones too."""
+        floats = lanes(FLOAT, vector.type.count)
+        if _converts_halves():
+            return self.b.fpext(vector, floats)
+        bits = self.unsigned(self.b.bitcast(vector, lanes(I16, vector.type.count)), I32)
+        sign = self.left(self.right(bits, 15), 31)
+        size = self.b.bitcast(self.left(self.low(bits, 15), 13), floats)
+        size = self.b.bitcast(self.b.fmul(size, self.constant(2.0**112, size)), bits.type)
+        is_odd = self.b.icmp_unsigned(">=", self.low(bits, 15), self.constant(0x7C00, bits))
+        odd = self.b.or_(self.left(self.low(bits, 10), 13), self.constant(0x7F800000, bits))
+        return self.b.bitcast(self.b.or_(sign, self.b.select(is_odd, odd, size)), floats)
 
     def floats(self, integers: Any) -> Any:
         """Signed integers of any width, as floats."""
         return self.b.sitofp(integers, lanes(FLOAT, integers.type.count))
 
     def fma(self, first: Any, second: Any, added: Any) -> Any:
+        """`first * second + added`, rounded once where the processor can."""
         kind = first.type
-        name = f"llvm.fma.v{kind.count}f32"
-        module = self.b.module
-        function = module.globals.get(name)
-        if function is None:
-            function = ir.Function(module, ir.FunctionType(kind, [kind] * 3), name)
+        function = self._declared(f"llvm.fmuladd.v{kind.count}f32", kind, [kind] * 3)
         return self.b.call(function, [first, second, added])
 
     def total(self, vector: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
@@ -20,7 +22,7 @@ from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
-from chatcache.backends.local.packed import compiled_code
+from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
 from chatcache.backends.local.packed.known import takes_step
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
@@ -44,7 +46,8 @@ from chatcache.machine import allowance
 def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     """The model that the settings name. Raises what `load_model` raises."""
     use(settings.num_threads or min(allowance().num_threads, torch.get_num_threads()))
-    has_kernels = compiled_code.keep_in(settings.cache_dir / "kernels")
+    kernels = Path(os.environ.get(KERNELS_VARIABLE) or settings.cache_dir / "kernels")
+    STORE.keep_in(kernels)
     with naming_gpu():
         loaded = load_model(
             settings.model,
@@ -60,7 +63,7 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
             cache_dir=settings.cache_dir,
             progress=progress,
         )
-        if not has_kernels and takes_step(loaded.model):
+        if not STORE.has_kernels and takes_step(loaded.model):
             progress(ModelLoading("compiling for this processor, once"))
             Forward(loaded.model, loaded.device).step()
         return loaded
@@ -75,12 +78,11 @@ def build_runner(
     between them."""
     cut = cut_policy(loaded.model.config.get_text_config())
     precision = settings.policy.precision
-    fields = loaded.namespace_fields(precision)
-    namespace = namespace_id(fields)
+    namespace = namespace_id(fields := loaded.namespace_fields(precision))
     rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
     threads = _threads(loaded, settings)
-    forward = Forward(loaded.model, loaded.device, threads)
-    path = LivePath(forward, build_live(loaded, cut, precision))
+    live = build_live(loaded, cut, precision)
+    path = LivePath(Forward(loaded.model, loaded.device, threads), live)
     with naming_gpu():
         kv_bytes = warm_up(cut, path, rates)
         if threads is not None and cut.is_cuttable:
@@ -113,12 +115,12 @@ def build_runner(
         loaded.model.config,
         on_restore=lambda num_tokens, num_bytes: emit(RestoreBegan(num_tokens, num_bytes)),
     )
-    max_context = loaded.max_context_tokens
+    longest = loaded.max_context_tokens
     idle = IdleWork(
         planner,
         context,
         max_chunk=chunk,
-        max_context=min(max_context, cut.max_tokens or max_context),
+        max_context=min(longest, cut.max_tokens or longest),
         can_compute=cut.kind == "any_token",
     )
     explainer = TurnExplainer(info, cut, prefixes, idle)

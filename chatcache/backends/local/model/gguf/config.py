@@ -17,6 +17,7 @@ from chatcache.errors import ModelLoadError
 # Layers at which a Gemma divides the scores by another number than its head size.
 _WIDE_GEMMAS = {"gemma2": 46, "gemma3": 62}
 _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+_DTYPES = {"F32": "float32", "F16": "float16"}
 _ANOTHER = "Choose another model, or a copy of this one as safetensors."
 
 
@@ -61,6 +62,8 @@ def config_of(header: GgufHeader, tensors: Sequence[GgufTensor]) -> Any:
     _add_rope(header, fields, by_name)
     config = AutoConfig.for_model(family, **fields)
     config.architectures = [_class_name(config)]
+    # What is quantised was bfloat16 before, for nearly every model there is.
+    config.dtype = _DTYPES.get(header.quantization, "bfloat16")
     return config
 
 

@@ -31,7 +31,7 @@ from chatcache.errors import ModelLoadError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # of what is written here: another number makes all of it anew
+_FORMAT = 3  # of what is written here: another number makes all of it anew
 _FOLDER = "gguf"
 _REMARKS = "remarks.json"
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", _REMARKS)
@@ -196,8 +196,30 @@ def _make(model: GgufModel, place: Path) -> None:
         file.chmod(0o600)
 
 
+# Sizes that transformers does not take from a file: its name of each, by that in the file.
+_SIZES = {
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
+
+
 def _own_config(model: GgufModel) -> Any:
-    """As transformers alone makes it."""
+    """As transformers makes it, with the sizes of experts."""
+    header = model.header
+    if header.text(header.of_model("rope.scaling.type")) not in (None, "none"):
+        raise ModelLoadError(
+            f"{header.path} scales its positions, which is not read for {header.architecture}.",
+            "Choose a copy of the model as safetensors, or another model.",
+        )
+    config = _config_by_transformers(model)
+    for key, name in _SIZES.items():
+        size = header.integer(header.of_model(key))
+        if size is not None and hasattr(config, name):
+            setattr(config, name, size)
+    return config
+
+
+def _config_by_transformers(model: GgufModel) -> Any:
     from transformers import AutoConfig
 
     path = model.header.path

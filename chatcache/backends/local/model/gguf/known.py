@@ -21,9 +21,7 @@ PACKED_FAMILIES = {
     "starcoder2": "starcoder2",
 }
 # Those that transformers reads by itself, into weights that take two or four bytes each.
-UNPACKED_FAMILIES = frozenset(
-    {"qwen3moe", "qwen2moe", "qwen35", "lfm2", "stablelm", "gpt2", "falcon"}
-)
+UNPACKED_FAMILIES = frozenset({"qwen3moe"})
 
 _OTHER_KINDS = {
     "adapter": "is an adapter for a model, not a whole model",
