@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from chatcache.backends.local.model.stores import folders, package
+from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
 
 MAX_WORKERS = 4
 _RUNTIME = Path(tempfile.gettempdir()) / f"ccrun-{os.getpid()}"
@@ -26,6 +27,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # What tests start again and again is compiled once.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+KERNELS = Path(__file__).parent.parent / ".pytest_cache" / "kernels"
+KERNELS.parent.mkdir(exist_ok=True)
+os.environ[KERNELS_VARIABLE] = str(KERNELS)
+STORE.keep_in(KERNELS)
 # How long an example takes says nothing where several processes share the cores.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")

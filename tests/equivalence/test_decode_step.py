@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix
-from chatcache.backends.local.packed.decode import DecodeStep, NotKnownError, decode_step
+from chatcache.backends.local.packed.decode import DecodeStep
 from chatcache.backends.local.packed.install import is_matrix, replace_with_blocks
+from chatcache.backends.local.packed.known import UnknownStepError, takes_step
 from chatcache.cache.tensors.live_kv import LiveKV
 
 SIZES: dict[str, Any] = {
@@ -187,6 +188,6 @@ def test_numbers_that_are_not_finite_are_not_hidden() -> None:
 )
 def test_what_is_different_goes_through_the_modules(config: Any) -> None:
     model = build(config, torch.float32, None)
-    with pytest.raises(NotKnownError):
+    with pytest.raises(UnknownStepError):
         DecodeStep(model)
-    assert decode_step(model) is None
+    assert not takes_step(model)

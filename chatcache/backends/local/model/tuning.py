@@ -21,6 +21,7 @@ import torch
 
 from chatcache.backends.local.model import attention
 from chatcache.backends.local.packed.blocks import is_packed
+from chatcache.backends.local.packed.known import VERSION, takes_step
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +33,10 @@ def tune(model: Any, device: torch.device) -> str:
 
     The weights can no longer be read from the model afterwards: take their digest before.
     """
-    if is_packed(model):
-        from chatcache.backends.local.packed import decode
-
-        kernel = attention.install(model, device)
-        is_compiled = decode.decode_step(model) is not None
-        return f"{kernel}, step {decode.VERSION}" if is_compiled else kernel
-    if attention.is_tuned(model.config.get_text_config()):
+    if not is_packed(model) and attention.is_tuned(model.config.get_text_config()):
         pack_linears(model, device)
-    return attention.install(model, device)
+    kernel = attention.install(model, device)
+    return f"{kernel}, step {VERSION}" if takes_step(model) else kernel
 
 
 class PackedLinear(torch.nn.Module):

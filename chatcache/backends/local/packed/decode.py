@@ -1,13 +1,12 @@
-"""Which models can take a decode step in compiled code, and the step on a live KV.
+"""The decode step of one model, on its live KV.
 
-transformers' modules cost more than the arithmetic of a small model when there is one row of
-activations. `DecodeStep.of` looks at every module of a model; what is not exactly as `step.py`
-computes it goes through the modules, as before.
+Owns the job that `step.py` reads: where each weight is, and where the cache keeps K and V. Which
+models are known is `known.py`'s business.
 """
 
 from __future__ import annotations
 
-import logging
+import threading
 import weakref
 from typing import Any
 
@@ -16,35 +15,26 @@ import torch
 
 from chatcache.backends.local.packed import kernels
 from chatcache.backends.local.packed.blocks import KINDS
+from chatcache.backends.local.packed.known import UnknownStepError, check, size_of
 from chatcache.backends.local.packed.modules import BlockLinear
 from chatcache.backends.local.packed.step import JOB, LAYER, step_task
 from chatcache.backends.local.packed.team import BARRIER_WORDS, team
 from chatcache.cache.tensors.layers import Buffers
 from chatcache.cache.tensors.live_kv import LiveKV
 
-log = logging.getLogger(__name__)
-
-VERSION = "1"  # of the arithmetic: other bits, another number
-_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
-_STATIC_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})  # the same at any length
 _POSITIONS = 256  # rotary angles computed at once
-_LANES = 16
 _FLOATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 _MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-
-
-class NotKnownError(ValueError):
-    """A model is not one that can take this step; the message says what is different."""
 
 
 class DecodeStep:
     """Appends one token to a live KV and gives the scores of the next. Not thread-safe."""
 
     def __init__(self, model: Any):
-        """Raises NotKnownError."""
+        """Raises UnknownStepError."""
         config = model.config.get_text_config()
-        _check(config)
+        check(model)
         self._config, self._base = config, model.model
         self._kept: list[Any] = []  # whose memory the job points to
         self._homes: list[Buffers | None] = [None] * config.num_hidden_layers
@@ -69,7 +59,8 @@ class DecodeStep:
         logits = torch.empty((1, int(job["vocab"])))
         job["logits"] = logits.data_ptr()
         team(self._num_threads).run(self._task, self._job.ctypes.data)
-        kv.set_length(position + 1)
+        for layer in kv.growing:
+            layer.set_length(position + 1)
         return logits
 
     # what stays the same
@@ -82,10 +73,8 @@ class DecodeStep:
         job["num_heads"] = config.num_attention_heads
         job["num_kv_heads"] = config.num_key_value_heads
         job["head_dim"], job["inner"] = first.head_dim, config.intermediate_size
-        job["vocab"] = _size(model.lm_head)[0]
+        job["vocab"] = size_of(model.lm_head)[0]
         job["epsilon"], job["scale"] = self._base.norm.variance_epsilon, first.scaling
-        if first.head_dim % _LANES:
-            raise NotKnownError(f"heads of {first.head_dim} are not whole vectors")
         queries = config.num_attention_heads * first.head_dim
         keys = config.num_key_value_heads * first.head_dim
         hidden, inner = config.hidden_size, config.intermediate_size
@@ -111,14 +100,14 @@ class DecodeStep:
         job["barrier"] = barrier.ctypes.data
 
     def _put_matrix(self, words: Any, module: Any, shape: tuple[int, int]) -> None:
-        if _size(module) != shape:
-            raise NotKnownError(f"a matrix is {_size(module)}, not {shape}")
+        if size_of(module) != shape:
+            raise UnknownStepError(f"a matrix is {size_of(module)}, not {shape}")
         if isinstance(module, BlockLinear):
             kind, weights = module.kind, module.matrix.data
         else:
             kind, weights = KINDS[_FLOATS[module.weight.dtype]], module.weight.detach()
         if kind.ggml_type not in kernels.PRODUCT_KINDS or not weights.is_contiguous():
-            raise NotKnownError(f"there is no kernel for {kind.name}")
+            raise UnknownStepError(f"there is no kernel for {kind.name}")
         self._kept.append(weights)
         words["function"] = kernels.product_rows(kind.ggml_type)
         words["weights"], words["group"] = weights.data_ptr(), kernels.group_of(kind.ggml_type)
@@ -133,12 +122,8 @@ class DecodeStep:
         if all(has_norms):
             words["q_norm"] = self._norm(layer.self_attn.q_norm)
             words["k_norm"] = self._norm(layer.self_attn.k_norm)
-        if layer.self_attn.scaling != self._base.layers[0].self_attn.scaling:
-            raise NotKnownError("layers scale their scores differently")
 
     def _norm(self, module: Any) -> int:
-        if module.variance_epsilon != self._base.norm.variance_epsilon:
-            raise NotKnownError("norms have different epsilons")
         return self._keep(module.weight)
 
     def _keep(self, tensor: torch.Tensor) -> int:
@@ -214,38 +199,13 @@ class DecodeStep:
         return int(table.ctypes.data) + table.strides[0] * (position - start)
 
 
-_STEPS: weakref.WeakKeyDictionary[torch.nn.Module, DecodeStep | None] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+_STEPS: weakref.WeakKeyDictionary[torch.nn.Module, DecodeStep] = weakref.WeakKeyDictionary()
 
 
-def decode_step(model: Any) -> DecodeStep | None:
-    """The step of a model; None for one that goes through its modules."""
-    if model not in _STEPS:
-        try:
+def decode_step(model: Any) -> DecodeStep:
+    """The step of a model, made once. Raises UnknownStepError."""
+    with _LOCK:
+        if model not in _STEPS:
             _STEPS[model] = DecodeStep(model)
-        except NotKnownError as error:
-            log.info("one token at a time goes through the modules: %s", error)
-            _STEPS[model] = None
-    return _STEPS[model]
-
-
-def _check(config: Any) -> None:
-    rotary = getattr(config, "rope_parameters", None) or {}
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = None if kinds else getattr(config, "sliding_window", None)
-    activation = getattr(config, "hidden_act", None)  # some families name it otherwise
-    for is_known, what in (
-        (config.model_type in _FAMILIES, config.model_type),
-        (rotary.get("rope_type", "default") in _STATIC_ROTARY, rotary.get("rope_type")),
-        (rotary.get("partial_rotary_factor", 1.0) == 1.0, "partial rotary embedding"),
-        (activation == "silu", activation),
-        (kinds <= {"full_attention"} and not window, "a window"),
-    ):
-        if not is_known:
-            raise NotKnownError(f"this step does not know {what}")
-
-
-def _size(module: Any) -> tuple[int, int]:
-    is_plain = type(module) is torch.nn.Linear and module.weight.device.type == "cpu"
-    if not isinstance(module, BlockLinear) and not is_plain:
-        raise NotKnownError(f"{type(module).__name__} is no linear layer that is known")
-    return int(module.out_features), int(module.in_features)
+        return _STEPS[model]

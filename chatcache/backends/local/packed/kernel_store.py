@@ -18,6 +18,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+KERNELS_VARIABLE = "CHATCACHE_KERNELS_DIR"  # another place than the cache directory
 _SUFFIX = ".b2"
 _UNUSED_SECONDS = 7 * 24 * 3600.0
 
@@ -32,6 +33,11 @@ class KernelStore:
     def keep_in(self, directory: Path | None) -> None:
         """Keep kernels below `directory` from now on; to be called before the first is compiled."""
         self._directory, self._place = directory, None
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether kernels of some version are kept: a process can have them without compiling."""
+        return self._directory is not None and any(self._directory.glob("*/*"))
 
     def open(self, version: str) -> Path | None:
         """Where kernels of this version are, without those that are damaged; None if nowhere."""

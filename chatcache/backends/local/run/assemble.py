@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from chatcache.backends.base import BackendEvent, ModelInfo, RestoreBegan
+from chatcache.backends.base import BackendEvent, ModelInfo, ModelLoading, RestoreBegan
 from chatcache.backends.local.engine.room import other_engines
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model import fit
@@ -20,7 +22,8 @@ from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
-from chatcache.backends.local.packed.kernel_store import STORE
+from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
+from chatcache.backends.local.packed.known import takes_step
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.idle import IdleWork
@@ -43,9 +46,10 @@ from chatcache.machine import allowance
 def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     """The model that the settings name. Raises what `load_model` raises."""
     use(settings.num_threads or min(allowance().num_threads, torch.get_num_threads()))
-    STORE.keep_in(settings.cache_dir / "kernels")
+    kernels = Path(os.environ.get(KERNELS_VARIABLE) or settings.cache_dir / "kernels")
+    STORE.keep_in(kernels)
     with naming_gpu():
-        return load_model(
+        loaded = load_model(
             settings.model,
             device=settings.device,
             dtype=settings.dtype,
@@ -59,6 +63,10 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
             cache_dir=settings.cache_dir,
             progress=progress,
         )
+        if not STORE.has_kernels and takes_step(loaded.model):
+            progress(ModelLoading("compiling for this processor, once"))
+            Forward(loaded.model, loaded.device).step()
+        return loaded
 
 
 def build_runner(
@@ -70,12 +78,11 @@ def build_runner(
     between them."""
     cut = cut_policy(loaded.model.config.get_text_config())
     precision = settings.policy.precision
-    fields = loaded.namespace_fields(precision)
-    namespace = namespace_id(fields)
+    namespace = namespace_id(fields := loaded.namespace_fields(precision))
     rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
     threads = _threads(loaded, settings)
-    forward = Forward(loaded.model, loaded.device, threads)
-    path = LivePath(forward, build_live(loaded, cut, precision))
+    live = build_live(loaded, cut, precision)
+    path = LivePath(Forward(loaded.model, loaded.device, threads), live)
     with naming_gpu():
         kv_bytes = warm_up(cut, path, rates)
         if threads is not None and cut.is_cuttable:
@@ -108,16 +115,17 @@ def build_runner(
         loaded.model.config,
         on_restore=lambda num_tokens, num_bytes: emit(RestoreBegan(num_tokens, num_bytes)),
     )
-    max_context = loaded.max_context_tokens
+    longest = loaded.max_context_tokens
     idle = IdleWork(
         planner,
         context,
         max_chunk=chunk,
-        max_context=min(max_context, cut.max_tokens or max_context),
+        max_context=min(longest, cut.max_tokens or longest),
         can_compute=cut.kind == "any_token",
     )
     explainer = TurnExplainer(info, cut, prefixes, idle)
     prefixes.open(fields)
+    path.forward.get_ready()
     reporter.show()
     return TurnRunner(loaded, info, planner, context, idle, explainer, reporter, settings.log_path)
 
@@ -165,8 +173,8 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
         return 0
     forward, live = path.forward, path.kv
     with suppress(NotFiniteError):  # a turn may be fine; where it is not, it says so
-        forward(live, [0], 0)
-    num_bytes = live.num_bytes
+        forward(live, [0, 0], 0)
+    num_bytes = live.num_bytes // 2
     if not rates.is_measured:
         live.truncate(0)
         began = time.perf_counter()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
-from chatcache.backends.local.packed.blocks import is_packed
+from chatcache.backends.local.packed.known import takes_step
 from chatcache.backends.local.run.threads import Threads
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
@@ -48,7 +49,8 @@ class Forward:
         self._model = model
         self._threads = threads
         self._device = device
-        self._step = _step_of(model) if device.type == "cpu" else None
+        self._step: Callable[[LiveKV, int, int], torch.Tensor] | None = None
+        self._takes_step = takes_step(model)
         accepted = inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in accepted:
@@ -64,9 +66,11 @@ class Forward:
         number of the new tokens and must be truncated to `start`. Raises NotFiniteError when the
         logits are no numbers; nothing of the cache is of any use then.
         """
+        if self._threads is not None:
+            self._threads.begin(len(token_ids))
         with memory_for(start + len(token_ids)):
-            if self._step is not None and len(token_ids) == 1 and isinstance(cache, LiveKV):
-                logits = self._step(cache, token_ids[0], start)
+            if self._takes_step and len(token_ids) == 1 and isinstance(cache, LiveKV):
+                logits = self.step()(cache, token_ids[0], start)
             else:
                 logits = self._through_modules(cache, token_ids, start)
             # The largest tells: NaN wins over any number, and an overflow is infinite. Minus
@@ -78,6 +82,20 @@ class Forward:
             raise _not_finite(self._model.dtype)
         return logits
 
+    def step(self) -> Callable[[LiveKV, int, int], torch.Tensor]:
+        """What computes one token in compiled code; made at first use, because what it needs is
+        imported and compiled then."""
+        if self._step is None:
+            from chatcache.backends.local.packed.decode import decode_step
+
+            self._step = decode_step(self._model)
+        return self._step
+
+    def get_ready(self) -> None:
+        """Make what the first step will need, in a thread of its own."""
+        if self._takes_step:
+            threading.Thread(target=self.step, name="get-ready").start()
+
     def _through_modules(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
         options = dict(self._options)
         if self._has_positions:
@@ -87,15 +105,6 @@ class Forward:
         output = self._model(input_ids=ids, **{self._cache_name: cache}, **options)
         logits: torch.Tensor = output.logits[:, -1]
         return logits
-
-
-def _step_of(model: Any) -> Callable[[LiveKV, int, int], torch.Tensor] | None:
-    """A step for one token in compiled code, where weights are packed and the family is known."""
-    if not is_packed(model):
-        return None
-    from chatcache.backends.local.packed.decode import decode_step
-
-    return decode_step(model)
 
 
 def _not_finite(dtype: torch.dtype) -> NotFiniteError:

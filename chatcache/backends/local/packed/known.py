@@ -1,0 +1,85 @@
+"""Which models can take a decode step in compiled code (`step.py`).
+
+Every module is looked at: what is not exactly as the step computes it goes through transformers'
+modules. Nothing is compiled or imported for the answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from chatcache.backends.local.packed.blocks import PackedModule
+
+VERSION = "1"  # of the arithmetic: other bits, another number
+_LANES = 16
+_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+_STATIC_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})  # the same at any length
+
+
+class UnknownStepError(ValueError):
+    """A model is not one that can take this step; the message says what is different."""
+
+
+def takes_step(model: Any) -> bool:
+    """Whether one token at a time can go through compiled code."""
+    try:
+        check(model)
+    except UnknownStepError:
+        return False
+    return True
+
+
+def check(model: Any) -> None:
+    """Raises UnknownStepError."""
+    config = model.config.get_text_config()
+    _check_config(config, model.dtype)
+    try:
+        _check_modules(model)
+    except AttributeError as error:
+        raise UnknownStepError(f"it is built in another way: {error}") from error
+
+
+def _check_modules(model: Any) -> None:
+    base, first = model.model, model.model.layers[0].self_attn
+    size_of(model.lm_head)
+    for layer in base.layers:
+        block, mlp = layer.self_attn, layer.mlp
+        for module in (block.q_proj, block.k_proj, block.v_proj, block.o_proj):
+            size_of(module)
+        for module in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+            size_of(module)
+        norms = [layer.input_layernorm, layer.post_attention_layernorm]
+        norms += [getattr(block, name) for name in ("q_norm", "k_norm") if hasattr(block, name)]
+        if {norm.variance_epsilon for norm in norms} != {base.norm.variance_epsilon}:
+            raise UnknownStepError("norms have different epsilons")
+        if block.scaling != first.scaling:
+            raise UnknownStepError("layers scale their scores differently")
+    if first.head_dim % _LANES:
+        raise UnknownStepError(f"heads of {first.head_dim} are not whole vectors")
+
+
+def _check_config(config: Any, dtype: torch.dtype) -> None:
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = None if kinds else getattr(config, "sliding_window", None)
+    activation = getattr(config, "hidden_act", None)
+    for is_known, what in (
+        (dtype in (torch.float32, torch.bfloat16), dtype),
+        (config.model_type in _FAMILIES, config.model_type),
+        (rotary.get("rope_type", "default") in _STATIC_ROTARY, rotary.get("rope_type")),
+        (rotary.get("partial_rotary_factor", 1.0) == 1.0, "partial rotary embedding"),
+        (activation == "silu", activation),
+        (kinds <= {"full_attention"} and not window, "a window"),
+    ):
+        if not is_known:
+            raise UnknownStepError(f"this step does not know {what}")
+
+
+def size_of(module: Any) -> tuple[int, int]:
+    """Rows and columns of a linear layer on a CPU, exact or packed. Raises UnknownStepError."""
+    is_plain = type(module) is torch.nn.Linear and module.weight.device.type == "cpu"
+    if not isinstance(module, PackedModule) and not is_plain:
+        raise UnknownStepError(f"{type(module).__name__} is no linear layer that is known")
+    return int(module.out_features), int(module.in_features)
