@@ -37,7 +37,7 @@ _SUMMARY = (
     "SELECT s.session_id, s.name, n.turn, n.num_tokens, n.path_model, s.updated_us, s.forked_from,"
     f" n.node_id, substr(n.text, 1, {PREVIEW_LENGTH}), s.history_mode, s.is_pinned,"
     " (SELECT json_extract(k.fields, '$.\"soft.quantization\"') FROM answers a JOIN namespaces k"
-    "  ON k.namespace_id = a.namespace_id WHERE a.node = s.tip)"
+    "  ON k.namespace_id = a.namespace_id WHERE a.node = s.tip AND json_valid(k.fields))"
     " FROM sessions s LEFT JOIN nodes n ON n.seq = s.tip"
 )
 _NEWEST = " ORDER BY s.updated_us DESC, s.number DESC"

@@ -550,6 +550,7 @@ def test_a_report_has_the_names_that_scripts_rely_on(open_service: Open) -> None
         "turn",
         "node_id",
         "model",
+        "model_approximate",
         "backend",
         "text",
         "reasoning",

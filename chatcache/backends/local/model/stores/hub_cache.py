@@ -63,11 +63,11 @@ def snapshots(folder: Path) -> list[Path]:
     """The snapshots of a repository, that of `main` first, then the newest."""
     try:
         commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):  # no text, or a name that no path can have
         commit = ""
     try:
         found = [path for path in (folder / "snapshots").iterdir() if path.is_dir()]
-    except OSError:
+    except (OSError, ValueError):
         found = []
     return sorted(found, key=lambda path: (path.name == commit, path.stat().st_mtime), reverse=True)
 
