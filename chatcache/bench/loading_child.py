@@ -1,8 +1,9 @@
 """Loads a model in a process of its own: one JSON object of options on stdin, one `Loading` back.
 
 The built-in model is loaded and run first, so that torch and transformers are there. Times are
-those of the first load of the model, which may have to compile what multiplies its weights; memory
-is that of a second one, so that the compiler's is not taken for the model's.
+those of the first load of the model, with what multiplies its weights compiled before, as after the
+first start of an engine; memory is that of a second one, so that the compiler's is not taken for
+the model's.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> None:
     model, cache_dir, quantize = told["model"], Path(told["cache_dir"]), told["quantize"]
     with tempfile.TemporaryDirectory(prefix="chatcache-bench-") as scratch:
         at = Path(scratch)
-        measure(BUILTIN, at, at / "built-in", prompts, dtype=dtype)
+        measure(BUILTIN, cache_dir, at / "built-in", prompts, dtype=dtype)
         gc.collect()
         first = measure(model, cache_dir, at / "first", prompts, dtype=dtype, quantize=quantize)
         gc.collect()

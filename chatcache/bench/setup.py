@@ -26,6 +26,7 @@ from chatcache.backends.local.model.gguf.derived import GgufModel
 from chatcache.backends.local.model.loader import DTYPES, LoadedModel, load_model
 from chatcache.backends.local.model.tuning import tune
 from chatcache.backends.local.packed.blocks import BlockKind
+from chatcache.backends.local.packed.kernel_store import STORE
 from chatcache.bench.bare_gguf import gguf_of, load_bare, load_unpacked, why_not_unpacked
 from chatcache.bench.options import SHAPES
 from chatcache.bench.report import CHATCACHE, TRANSFORMERS, Row
@@ -163,6 +164,7 @@ def load_tuned(
 ) -> tuple[BenchModel, LoadedModel | None]:
     """A model as a chat would load it; without what a chat needs besides for a file that has no
     tokenizer. Raises ModelLoadError, NotFoundError, UnavailableError, UsageError."""
+    STORE.keep_in(cache_dir / "kernels")
     gguf = gguf_of(name)
     if gguf is None or gguf.header.has_tokenizer:
         chat = load_model(
