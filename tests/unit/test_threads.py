@@ -90,6 +90,18 @@ def test_where_others_want_the_cores_threads_sleep_until_they_do_not() -> None:
         assert torch.equal(product(), expected)
 
 
+def test_where_kernels_share_the_cores_threads_sleep_on_a_quiet_machine_too() -> None:
+    use(2)
+    threads = Threads(2, is_crowded=lambda count: False, is_shared=True)
+    expected = product()
+    for now in (0.0, 10.0):
+        assert not threads.look(now)
+        assert num_sleepers() == 1
+        assert torch.equal(product(), expected)
+    threads._sleep.end()
+    assert num_sleepers() == 0
+
+
 def test_a_moment_is_no_crowd() -> None:
     looks = iter([True, True, True, True, False])
     assert not Threads(2, is_crowded=lambda count: next(looks)).look(0.0)

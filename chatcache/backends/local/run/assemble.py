@@ -22,6 +22,7 @@ from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
+from chatcache.backends.local.packed.blocks import is_packed
 from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
 from chatcache.backends.local.packed.known import takes_step
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
@@ -134,7 +135,7 @@ def _threads(loaded: LoadedModel, settings: EngineSettings) -> Threads | None:
     """None: those that the user named, or a GPU, or there is nothing to choose."""
     most = torch.get_num_threads()
     is_free = loaded.device.type == "cpu" and settings.num_threads is None and most > 1
-    return Threads(most) if is_free else None
+    return Threads(most, is_shared=is_packed(loaded.model)) if is_free else None
 
 
 def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exact") -> LiveKV:

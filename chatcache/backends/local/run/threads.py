@@ -26,10 +26,20 @@ _MOST_SLEEPERS = 128
 
 
 class Threads:
-    """Not thread-safe: it belongs to the engine's main thread. `most` threads compute at most."""
+    """Not thread-safe: it belongs to the engine's main thread. `most` threads compute at most.
 
-    def __init__(self, most: int, is_crowded: Callable[[int], bool] = is_crowded):
+    `is_shared`: kernels of packed weights compute on the same cores between OpenMP's products, so
+    its threads always sleep there: awake they would take turns with the kernels' own."""
+
+    def __init__(
+        self,
+        most: int,
+        is_crowded: Callable[[int], bool] = is_crowded,
+        *,
+        is_shared: bool = False,
+    ):
         self.most = most
+        self._is_shared = is_shared
         self._chooser = ThreadChooser(counts_to_try(most), {})
         self._is_crowded = is_crowded
         self._sleep = Sleep()
@@ -84,7 +94,10 @@ class Threads:
             if look:
                 time.sleep(_MOMENT)
             if not self._is_crowded(self.most):
-                self._sleep.end()
+                if self._is_shared:
+                    self._sleep.begin(self.most)
+                else:
+                    self._sleep.end()
                 self._next_look = now + _LOOK_SECONDS
                 return False
         self._sleep.begin(self.most)
