@@ -16,7 +16,7 @@ import torch
 from chatcache.backends.local.model.gguf.derived import GgufModel
 from chatcache.backends.local.model.gguf.header import GgufHeader, GgufTensor
 from chatcache.backends.local.packed.blocks import KINDS, KINDS_BY_TYPE, BlockMatrix
-from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear
+from chatcache.backends.local.packed.install import replace_with_blocks
 from chatcache.errors import ModelLoadError
 
 ANEW = "Download the file again, or choose another with --model."
@@ -58,12 +58,11 @@ def load_packed(
             state[target] = torch.zeros((), dtype=dtype).expand(tensor.shape)
     model = build(state)
     for target, tensor in matrices.items():
-        _replace(model, target, source.matrix(tensor), dtype)
+        replace_with_blocks(model, target.rpartition(".")[0], source.matrix(tensor), dtype)
     tied = getattr(model, "all_tied_weights_keys", {}) if matrices else {}
     for target, origin in tied.items():
         if origin in matrices:
-            _replace(model, target, source.matrix(matrices[origin]), dtype)
-    return model, source.remarks
+X    return model, source.remarks
 
 
 class _MappedTensors:
@@ -216,19 +215,6 @@ def _is_matrix(skeleton: Any, target: str) -> bool:
     module = skeleton.get_submodule(place)
     is_plain = type(module) is torch.nn.Linear or isinstance(module, torch.nn.Embedding)
     return name == "weight" and is_plain
-
-
-def _replace(model: Any, target: str, matrix: BlockMatrix, dtype: torch.dtype) -> None:
-    """Put a packed matrix in the place of a layer of the model."""
-    place, _, _ = target.rpartition(".")
-    module = model.get_submodule(place)
-    if isinstance(module, torch.nn.Embedding):
-        scale = getattr(module, "embed_scale", None)
-        factor = 1.0 if scale is None else float(torch.as_tensor(scale).to(dtype))
-        model.set_submodule(place, BlockEmbedding(matrix, dtype, factor))
-    else:
-        bias = None if module.bias is None else module.bias.detach()
-        model.set_submodule(place, BlockLinear(matrix, bias))
 
 
 # other kinds of blocks
