@@ -62,7 +62,9 @@ def load_packed(
     tied = getattr(model, "all_tied_weights_keys", {}) if matrices else {}
     for target, origin in tied.items():
         if origin in matrices:
-X    return model, source.remarks
+            matrix = source.matrix(matrices[origin])
+            replace_with_blocks(model, target.rpartition(".")[0], matrix, dtype)
+    return model, source.remarks
 
 
 class _MappedTensors:
