@@ -10,6 +10,8 @@ FinishReason = Literal["stop", "length", "stopped", "loop"]
 # An answer of a model of this machine ends here, where neither its publisher nor the user has set a
 # limit: what goes on longer is seldom an answer.
 DEFAULT_NEW_TOKENS = 4096
+# Where K and V lie.
+Tier = Literal["ram", "disk"]
 Outcome = Literal["hit", "partial", "miss", "off"]
 Reason = Literal[
     "new_user_turn",

@@ -22,7 +22,7 @@ from chatcache.formatting import (
 from chatcache.frontend import desk, figures, files, keycheck, servers
 from chatcache.frontend.changes import SystemChange
 from chatcache.frontend.editor import edit_text
-from chatcache.frontend.lens import heading, lens
+from chatcache.frontend.lens.turns import heading, lens
 from chatcache.frontend.open_chat import as_turn
 from chatcache.frontend.progress import unheard
 from chatcache.frontend.registry import COMMANDS, Command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chatcache.backends.base import CostEstimate
 from chatcache.chat.views import ForkPoint
-from chatcache.frontend.lens import heading, lens
+from chatcache.frontend.lens.turns import heading, lens
 from chatcache.tui.screens.chat import ChatScreen
 from chatcache.tui.screens.lens import LensScreen
 from tests.tui.conftest import NARROW, Bench

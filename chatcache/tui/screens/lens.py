@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.chat.views import ForkPoint
-from chatcache.frontend.lens import LensRow, heading, lens
+from chatcache.frontend.lens.turns import LensRow, heading, lens
 from chatcache.tui.look.formatting import MUTED, bar, gist, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen
 

@@ -17,7 +17,7 @@ from chatcache.chat.branches import Branch, BranchTree, Removal, TreeRow
 from chatcache.chat.views import SessionSummary
 from chatcache.formatting import model_name, one_line, plural
 from chatcache.frontend import figures
-from chatcache.frontend.lens import added_tokens, where_words
+from chatcache.frontend.lens.turns import added_tokens, where_words
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import MUTED, TITLE, age, padded, shorten

@@ -1,0 +1,66 @@
+"""What a view of the lens shows, before anybody draws it: lines of marked text, sentences, data.
+
+Owns the form that the screen, plain mode, `chatcache lens` and its pictures share. Knows no
+toolkit and no colours: a mark says what a text means, and each of them draws it in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+# What a text is. Never colour alone: every fate has a letter too (`LETTERS`).
+Mark = Literal[
+    "",
+    "muted",
+    "strong",
+    "title",
+    "ram",
+    "disk",
+    "computed",
+    "written",
+    "control",
+    "cut",
+    "chosen",
+    "warning",
+]
+LETTERS: Mapping[Mark, str] = {
+    "ram": "R",
+    "disk": "D",
+    "computed": "C",
+    "written": "W",
+    "control": "X",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a line. `heat` from 0 to 1 is drawn as a shade behind the text."""
+
+    text: str
+    mark: Mark = ""
+    heat: float | None = None
+
+
+Line = tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One view, drawn for a width in cells.
+
+    `sentences` say the same to who cannot see it: no boxes, no columns, no colour. `data` is the
+    JSON of `chatcache lens --view NAME --json`. `keys` are what can be pressed here, in words.
+    """
+
+    title: str
+    lines: tuple[Line, ...]
+    sentences: tuple[str, ...]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    keys: str = ""
+
+
+def line(*parts: str | Span) -> Line:
+    """A line of texts and spans."""
+    return tuple(Span(part) if isinstance(part, str) else part for part in parts)
