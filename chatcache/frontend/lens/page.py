@@ -35,7 +35,7 @@ LETTERS: Mapping[Mark, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class MarkedText:
+class Marked:
     """A piece of a line. `heat` from 0 to 1 is drawn as a shade behind the text."""
 
     text: str
@@ -43,7 +43,7 @@ class MarkedText:
     heat: float | None = None
 
 
-Line = tuple[MarkedText, ...]
+Line = tuple[Marked, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,6 @@ class Page:
     keys: str = ""
 
 
-def line(*parts: str | MarkedText) -> Line:
-    """A line of texts and spans."""
-    return tuple(MarkedText(part) if isinstance(part, str) else part for part in parts)
+def line(*parts: str | Marked) -> Line:
+    """A line of texts and marked texts."""
+    return tuple(Marked(part) if isinstance(part, str) else part for part in parts)
