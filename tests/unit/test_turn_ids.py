@@ -15,7 +15,7 @@ from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import TurnOptions
 from chatcache.chat.views import AnswerSaved
 from chatcache.config import DATABASE_NAME
-from chatcache.errors import NotFoundError, UnavailableError
+from chatcache.errors import ModelLoadError, NotFoundError, UnavailableError
 from chatcache.token_ids import NO_IDS, TokenIds
 from tests.fakes import FakeBackend
 
@@ -76,7 +76,8 @@ def test_a_question_that_was_read_and_not_answered_has_a_prompt_alone(
     session = service.create_session().session_id
     answer(service.send(session, "one"))
     backend.fail_at = "answer"
-    list(service.send(session, "two"))
+    with pytest.raises(ModelLoadError):
+        list(service.send(session, "two"))
     found = service.turn_ids(session)
     assert found is not None
     assert (found.turn, found.namespace_id, found.answer) == (2, "", NO_IDS)

@@ -96,17 +96,7 @@ def build_runner(
         think_switch=planner.think_switch,
     )
     reporter = CacheReporter(emit, path)
-    prefixes = reporter.prefixes = PrefixCache(
-        settings.cache_dir,
-        namespace,
-        ram_budget=fit.budget(loaded.fit, settings.ram_budget),
-        disk_budget=settings.disk_budget,
-        policy=settings.policy,
-        is_spilling=cut.is_cuttable,
-        needs_states=cut.needs_states,
-        on_event=reporter.note,
-        may_keep=lambda: loaded.watch.changed() is None,
-    )
+    prefixes = reporter.prefixes = _prefix_cache(loaded, settings, cut, namespace, reporter.note)
     chunk = settings.prefill_chunk_tokens
     context = build_context(
         cut,
@@ -132,6 +122,26 @@ def build_runner(
     answers = Answers(Vocabulary(loaded.tokenizer, planner.codec, loaded.name), context)
     return TurnRunner(
         loaded, info, planner, context, idle, explainer, reporter, answers, settings.log_path
+    )
+
+
+def _prefix_cache(
+    loaded: LoadedModel,
+    settings: EngineSettings,
+    cut: CutPolicy,
+    namespace: str,
+    on_event: Callable[[str, str], None],
+) -> PrefixCache:
+    return PrefixCache(
+        settings.cache_dir,
+        namespace,
+        ram_budget=fit.budget(loaded.fit, settings.ram_budget),
+        disk_budget=settings.disk_budget,
+        policy=settings.policy,
+        is_spilling=cut.is_cuttable,
+        needs_states=cut.needs_states,
+        on_event=on_event,
+        may_keep=lambda: loaded.watch.changed() is None,
     )
 
 
