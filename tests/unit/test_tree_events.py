@@ -82,7 +82,7 @@ def test_two_chats_share_an_edge_that_is_split(make: Callable[..., Bench]) -> No
     assert [edge.num_below for edge in shape.edges] == [2, 2, 1, 1, 1, 1]
     assert [edge.is_live for edge in shape.edges] == [True, True, False, False, True, True]
     assert [edge.hits for edge in shape.edges] == [1, 1, 1, 0, 0, 0]
-    assert sum(edge.num_bytes for edge in shape.edges) == 34 * BYTES_PER_TOKEN
+    assert sum(edge.num_bytes for edge in shape.edges) == 36 * BYTES_PER_TOKEN
     assert {edge.tiers for edge in shape.edges} == {("ram",)}
 
 
