@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chatcache.cache.book.eviction import Candidate
+from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.policy import is_over
 from chatcache.cache.segments import Block, Span
 from chatcache.cache.views import SegmentRow, TierRun, num_tokens_of
@@ -69,6 +70,24 @@ class Entry:
             last_used=self.last_used,
             hits=self.hits,
         )
+
+
+def new_entry(
+    namespace: str, path: TokenIds, start: int, block: Block, now: float, *, can_spill: bool
+) -> Entry:
+    """The segment that a block is, which holds a path from `start` on."""
+    return Entry(
+        segment_id=chain_digest(namespace, start, path),
+        parent_id=None,
+        start=start,
+        stop=len(path),
+        token_ids=path[start:],
+        num_bytes=block.num_bytes,
+        last_used=now,
+        block=block,
+        can_spill=can_spill,
+        has_states=block.has_states,
+    )
 
 
 @dataclass(frozen=True, slots=True)
