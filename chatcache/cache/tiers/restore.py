@@ -6,12 +6,14 @@ up, and the live KV holds exactly the tokens before it. What may be restored was
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from chatcache.cache.book.entries import Entry, Lease, RestoreResult
 from chatcache.cache.book.segment_book import SegmentBook
+from chatcache.cache.book.transfer_rate import NO_TRANSFER, Transfer
 from chatcache.cache.files.reader import read_segment, read_states
 from chatcache.cache.files.segfile import (
     SegmentDamagedError,
@@ -39,6 +41,11 @@ class _Source:
     @property
     def start(self) -> int:
         return 0 if self._entry is None else self._entry.start
+
+    def bytes_of(self, num_tokens: int) -> int:
+        """About how many bytes so many of its tokens take."""
+        entry = self._entry
+        return 0 if entry is None else entry.num_bytes * num_tokens // (entry.stop - entry.start)
 
     def note_read(self, book: SegmentBook, span: Span, num_bytes: int) -> None:
         if self._entry is not None:
@@ -72,14 +79,17 @@ def restore_tokens(
     """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens."""
     position, bytes_read = start, 0
     runs = [TierRun(start, "ram")]
+    transfers: dict[Tier, Transfer] = {}
     for span in lease.spans:
         if span.stop <= position:
             continue
         source = _Source(book, give_up, span.segment_id)
+        began = time.perf_counter()
         try:
             if source.block is not None:
                 sink.load(source.block, source.start, position, span.stop)
                 tier: Tier = "ram"
+                num_bytes = source.bytes_of(span.stop - position)
             elif source.path is not None:
                 num_bytes = read_segment(source.path, lease.ids, sink, position, span)
                 source.note_read(book, replace(span, start=position), num_bytes)
@@ -89,11 +99,16 @@ def restore_tokens(
         except (SegmentDamagedError, SegmentMissingError) as error:
             sink.set_length(position)
             is_damage = source.failed(error)
-            return RestoreResult(position, joined(runs), bytes_read, str(error), is_damage)
+            return RestoreResult(
+                position, joined(runs), bytes_read, str(error), is_damage, transfers
+            )
         position = span.stop
         runs.append(TierRun(position, tier))
         sink.set_length(position)
-    return RestoreResult(position, joined(runs), bytes_read)
+        transfers[tier] = transfers.get(tier, NO_TRANSFER).plus(
+            num_bytes, time.perf_counter() - began
+        )
+    return RestoreResult(position, joined(runs), bytes_read, transfers=transfers)
 
 
 def restore_states(book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSink) -> RestoreResult:
@@ -102,6 +117,7 @@ def restore_states(book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSin
     if span is None:
         return RestoreResult(0, (), 0)
     source = _Source(book, give_up, span.segment_id)
+    began = time.perf_counter()
     try:
         if source.block is not None:
             sink.load_states(source.block)
@@ -111,4 +127,5 @@ def restore_states(book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSin
             raise SegmentMissingError("it was evicted")
     except (SegmentDamagedError, SegmentMissingError) as error:
         return RestoreResult(0, (), 0, str(error), source.failed(error))
-    return RestoreResult(span.stop, (), num_bytes)
+    read: dict[Tier, Transfer] = {"disk": NO_TRANSFER.plus(num_bytes, time.perf_counter() - began)}
+    return RestoreResult(span.stop, (), num_bytes, transfers=read)
