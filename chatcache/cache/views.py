@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +10,7 @@ from chatcache.token_ids import NO_IDS, TokenIds
 
 # Where K and V lie.
 Tier = Literal["ram", "disk"]
+TIERS: tuple[Tier, ...] = ("ram", "disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +149,38 @@ class TreeEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class TreeSegment:
+    """A segment that holds K and V of edges."""
+
+    segment_id: str
+    tiers: tuple[Tier, ...]
+    num_bytes: int
+    hits: int
+    last_used: float = 0.0
+    is_pinned: bool = False
+
+
+def tiers_of(segments: Iterable[TreeSegment]) -> tuple[Tier, ...]:
+    """Where any of them lies."""
+    found = {tier for segment in segments for tier in segment.tiers}
+    return tuple(tier for tier in TIERS if tier in found)
+
+
+def ends_below(parents: Sequence[int]) -> list[int]:
+    """How many ends of paths share each edge, for the numbers of the edges above, parents first."""
+    found = [0] * len(parents)
+    for number in range(len(parents) - 1, -1, -1):
+        found[number] = found[number] or 1
+        if parents[number] >= 0:
+            found[parents[number]] += found[number]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
 class TreeShape:
-    """`num_more` segments lie on disk that are not shown."""
+    """`segments` are those that the edges name. `num_more` lie on disk that are not shown."""
 
     edges: tuple[TreeEdge, ...]
     events: tuple[TreeEvent, ...] = field(default=())
+    segments: tuple[TreeSegment, ...] = ()
     num_more: int = 0
