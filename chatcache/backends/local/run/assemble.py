@@ -33,6 +33,8 @@ from chatcache.backends.local.run.threads import threads_for, use
 from chatcache.backends.local.run.turn import TurnPlanner
 from chatcache.backends.local.run.turn_runner import CacheReporter, TurnRunner
 from chatcache.backends.local.run.whole_prompt import WholePromptContext
+from chatcache.backends.local.study.answers import Answers
+from chatcache.backends.local.study.pieces import Vocabulary
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.policy import Precision
 from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
@@ -94,17 +96,7 @@ def build_runner(
         think_switch=planner.think_switch,
     )
     reporter = CacheReporter(emit, path)
-    prefixes = reporter.prefixes = PrefixCache(
-        settings.cache_dir,
-        namespace,
-        ram_budget=fit.budget(loaded.fit, settings.ram_budget),
-        disk_budget=settings.disk_budget,
-        policy=settings.policy,
-        is_spilling=cut.is_cuttable,
-        needs_states=cut.needs_states,
-        on_event=reporter.note,
-        may_keep=lambda: loaded.watch.changed() is None,
-    )
+    prefixes = reporter.prefixes = _prefix_cache(loaded, settings, cut, namespace, reporter.note)
     chunk = settings.prefill_chunk_tokens
     context = build_context(
         cut,
@@ -127,7 +119,30 @@ def build_runner(
     prefixes.open(fields)
     path.forward.get_ready()
     reporter.show()
-    return TurnRunner(loaded, info, planner, context, idle, explainer, reporter, settings.log_path)
+    answers = Answers(Vocabulary(loaded.tokenizer, planner.codec, loaded.name), context)
+    return TurnRunner(
+        loaded, info, planner, context, idle, explainer, reporter, answers, settings.log_path
+    )
+
+
+def _prefix_cache(
+    loaded: LoadedModel,
+    settings: EngineSettings,
+    cut: CutPolicy,
+    namespace: str,
+    on_event: Callable[[str, str], None],
+) -> PrefixCache:
+    return PrefixCache(
+        settings.cache_dir,
+        namespace,
+        ram_budget=fit.budget(loaded.fit, settings.ram_budget),
+        disk_budget=settings.disk_budget,
+        policy=settings.policy,
+        is_spilling=cut.is_cuttable,
+        needs_states=cut.needs_states,
+        on_event=on_event,
+        may_keep=lambda: loaded.watch.changed() is None,
+    )
 
 
 def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exact") -> LiveKV:
