@@ -199,12 +199,15 @@ class PrefixCache:
     # one turn
 
     @contextlib.contextmanager
-    def acquire(self, ids: TokenIds, limit: int, min_part: int = 0) -> Iterator[Lease]:
+    def acquire(
+        self, ids: TokenIds, limit: int, min_part: int = 0, *, is_hit: bool = True
+    ) -> Iterator[Lease]:
         """Hold the longest prefix of at most `limit` tokens while the block runs.
 
         Of a segment that is used in part, at least `min_part` tokens must be: a cut at the end of
         a segment is where the conversation itself was cut, so what follows is computed in the
-        same pieces as it was, with the same bits; a cut elsewhere has to pay for itself.
+        same pieces as it was, with the same bits; a cut elsewhere has to pay for itself. Without
+        `is_hit` it is no use of its own: that of a turn which has acquired before.
         """
         self._refresh()
         with contextlib.ExitStack() as stack:
@@ -214,12 +217,12 @@ class PrefixCache:
                 held = [self._book[s.segment_id] for s in (*spans, checkpoint) if s is not None]
                 now = self._clock()
                 for entry in held:
-                    entry.hits += 1
+                    entry.hits += is_hit
                     entry.last_used = now
                 stack.callback(self._touch, held, now)
                 stack.enter_context(self._book.held(held))
                 on_disk = self._on_disk(spans)
-                if spans:
+                if spans and is_hit:
                     self._book.log.note_hit(ids, spans, "disk" if on_disk else "ram")
                 lease = Lease(ids, spans, num_matched, checkpoint, on_disk)
             yield lease

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from chatcache.backends.local.run.live_context import LiveContext
 from chatcache.backends.local.study.pieces import Vocabulary
-from chatcache.backends.local.study.tree import tree_shape
 from chatcache.backends.questions import (
     Answer,
     AskTree,
@@ -37,6 +36,6 @@ class Answers:
         if isinstance(question, Tokenize) and not question.model:
             return self.vocabulary.tokenize(question.text)
         if isinstance(question, AskTree):
-            return tree_shape(question, self.context.prefixes, self.context.path.ids)
+            return self.context.prefixes.tree(self.context.path.ids, question.num_events)
         yield
         raise UnavailableError("This engine cannot answer that yet.", "A newer chatcache may.")
