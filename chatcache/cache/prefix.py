@@ -36,6 +36,7 @@ from chatcache.cache.tiers.notices import Notices
 from chatcache.cache.tiers.ram import RamTier
 from chatcache.cache.tiers.restore import adopt_tokens, restore_states, restore_tokens
 from chatcache.cache.tiers.spiller import Spiller
+from chatcache.cache.tiers.vram import VramTier
 from chatcache.cache.views import SegmentRow, TierUse
 from chatcache.os_failures import reason
 from chatcache.token_ids import NO_IDS, TokenIds
@@ -56,6 +57,7 @@ class PrefixCache:
         *,
         ram_budget: int,
         disk_budget: int,
+        vram_budget: int = 0,
         is_spilling: bool = True,
         needs_states: bool = False,
         policy: TierPolicy | None = None,
@@ -76,6 +78,7 @@ class PrefixCache:
         self._attacher = Attacher(self._book, self._disk)
         self._spiller = Spiller(self._book, self._disk, *common, self._enforce_ram)
         self._ram = RamTier(self._book, self._spiller, ram_budget, *common)
+        self.vram = VramTier(self._book, vram_budget, *common)
         self._lifetimes = Lifetimes(self._book, self._disk, self._spiller, *common)
 
     @property
@@ -348,7 +351,7 @@ class PrefixCache:
     def _on_disk(self, spans: Sequence[Span]) -> tuple[int, int] | None:
         """Where the first span starts that has to be read, and the bytes of all such files."""
         pairs = [(span, self._book[span.segment_id]) for span in spans]
-        read = [(span, entry) for span, entry in pairs if entry.block is None]
+        read = [(span, entry) for span, entry in pairs if not entry.is_in_memory]
         return (read[0][0].start, sum(entry.disk_bytes for _, entry in read)) if read else None
 
     def _touch(self, entries: Sequence[Entry], now: float) -> None:

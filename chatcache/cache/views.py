@@ -21,6 +21,7 @@ class SegmentRow:
     is_pinned: bool
     last_used: float
     hits: int
+    in_vram: bool = False
 
     @property
     def num_tokens(self) -> int:

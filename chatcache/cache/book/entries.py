@@ -8,14 +8,15 @@ from pathlib import Path
 
 from chatcache.cache.book.eviction import Candidate
 from chatcache.cache.book.policy import is_over
-from chatcache.cache.segments import Block, Span
+from chatcache.cache.segments import Block, Resident, Span
 from chatcache.cache.views import SegmentRow
 from chatcache.token_ids import TokenIds
 
 
 @dataclass(slots=True)
 class Entry:
-    """A segment that is in RAM (`block`), on disk (`path`), or both."""
+    """A segment that is in the memory of a device (`resident`), in RAM (`block`), on disk (`path`),
+    or several of these."""
 
     segment_id: str
     parent_id: str | None
@@ -33,6 +34,12 @@ class Entry:
     is_pending: bool = False
     is_pinned: bool = False
     has_states: bool = False
+    resident: Resident | None = None
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether it can be gone on with without a read from disk."""
+        return self.block is not None or self.resident is not None
 
     @property
     def is_held(self) -> bool:
@@ -68,6 +75,7 @@ class Entry:
             is_pinned=self.is_pinned,
             last_used=self.last_used,
             hits=self.hits,
+            in_vram=self.resident is not None,
         )
 
 
@@ -116,7 +124,8 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """How far a restore got. `problem` is why it ended before the end of the lease."""
+    """How far a restore got. `problem` is why it ended before the end of the lease. `vram_tokens`
+    of those from RAM lay on the device already."""
 
     num_tokens: int
     ram_tokens: int
@@ -124,3 +133,4 @@ class RestoreResult:
     bytes_read: int
     problem: str | None = None
     is_damage: bool = False
+    vram_tokens: int = 0

@@ -10,7 +10,7 @@ is loaded.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -45,8 +45,9 @@ class LiveKV(Cache):
         dtype: torch.dtype,
         device: torch.device,
         config: PreTrainedConfig | None = None,
+        new_layer: Callable[[], GrowingLayer] = GrowingLayer,
     ):
-        plain = [GrowingLayer() for _ in range(num_layers)]
+        plain = [new_layer() for _ in range(num_layers)]
         layers: list[Any] = layers_for(config) if config is not None else [*plain]
         super().__init__(layers=layers)
         self._growing = {
@@ -165,7 +166,7 @@ class LiveKV(Cache):
         is_full = all(5 * self.num_tokens >= 4 * home.room for home in homes)
         return is_full and all(8 * (start - home.frozen_to) <= stop - start for home in homes)
 
-    def lend(self, start: int, stop: int) -> LentBlock | None:
+    def lend(self, start: int, stop: int) -> TensorBlock | None:
         """Tokens `start` to `stop` where they lie, frozen up to `stop`; None: a copy is better."""
         if not self._may_lend(start, stop):
             return None
@@ -226,6 +227,9 @@ class LiveKV(Cache):
         if staged is not None:
             layer, kind = self._locate(name)
             layer.view(kind, start, start + staged.shape[1])[0].copy_(staged)
+
+    def flush(self) -> None:
+        """What was loaded is here already."""
 
     def set_length(self, num_tokens: int) -> None:
         """All layers now hold `num_tokens` tokens: what was loaded or read in place counts."""

@@ -18,7 +18,7 @@ from chatcache.cache.files.segfile import (
     SegmentMissingError,
 )
 from chatcache.cache.files.store import inode_of
-from chatcache.cache.segments import Block, KVSink
+from chatcache.cache.segments import Block, KVSink, LostBlockError, Resident
 
 # A segment, what is wrong with it, and the inode of its file if it is the file that is damaged.
 GiveUp = Callable[[Entry, str, int | None], None]
@@ -31,6 +31,7 @@ class _Source:
         self._give_up = give_up
         self._entry = book.get(segment_id)
         self.block: Block | None = None if self._entry is None else self._entry.block
+        self.resident: Resident | None = None if self._entry is None else self._entry.resident
         self.path: Path | None = None if self._entry is None else self._entry.path
         self._inode = 0 if self.path is None else inode_of(self.path)
 
@@ -64,27 +65,36 @@ def restore_tokens(
     book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSink, start: int
 ) -> RestoreResult:
     """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens."""
-    position, ram, disk, bytes_read = start, 0, 0, 0
+    restored = _bring_tokens(book, give_up, lease, sink, start)
+    sink.flush()
+    return restored
+
+
+def _bring_tokens(
+    book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSink, start: int
+) -> RestoreResult:
+    position, ram, disk, bytes_read, vram = start, 0, 0, 0, 0
     for span in lease.spans:
         if span.stop <= position:
             continue
         source = _Source(book, give_up, span.segment_id)
         try:
-            if source.block is not None:
-                sink.load(source.block, source.start, position, span.stop)
+            if source.resident is not None or source.block is not None:
+                sink.load(source.resident or source.block, source.start, position, span.stop)
                 ram += span.stop - position
+                vram += span.stop - position if source.resident is not None else 0
             elif source.path is not None:
                 bytes_read += read_segment(source.path, lease.ids, sink, position, span)
                 disk += span.stop - position
             else:
                 raise SegmentMissingError("it was evicted")
-        except (SegmentDamagedError, SegmentMissingError) as error:
+        except (SegmentDamagedError, SegmentMissingError, LostBlockError) as error:
             sink.set_length(position)
             is_damage = source.failed(error)
-            return RestoreResult(position, ram, disk, bytes_read, str(error), is_damage)
+            return RestoreResult(position, ram, disk, bytes_read, str(error), is_damage, vram)
         position = span.stop
         sink.set_length(position)
-    return RestoreResult(position, ram, disk, bytes_read)
+    return RestoreResult(position, ram, disk, bytes_read, vram_tokens=vram)
 
 
 def restore_states(book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSink) -> RestoreResult:
