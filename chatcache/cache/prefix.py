@@ -20,8 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from chatcache.cache.book.entries import Entry, Lease, Lookup, RestoreResult
-from chatcache.cache.book.namespace import chain_digest
+from chatcache.cache.book.entries import Entry, Lease, Lookup, RestoreResult, new_entry
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.book.radix import MatchResult
 from chatcache.cache.book.segment_book import SegmentBook
@@ -257,7 +256,9 @@ class PrefixCache:
             if start >= stop or (held >= stop and not self._lacks_states(upto)):
                 continue
             try:
-                entry = self._new_entry(upto, start, export(start, stop))
+                block, now = export(start, stop), self._clock()
+                has_room = block.num_bytes < self._disk.budget
+                entry = new_entry(self.namespace, upto, start, block, now, can_spill=has_room)
             except (MemoryError, RuntimeError) as error:  # torch says the latter
                 why = str(error).partition("\n")[0] or "the memory is full"
                 self._notices.warn(f"tokens {start:,}-{stop:,} are not kept: {why}")
@@ -366,20 +367,6 @@ class PrefixCache:
         with self._book.lock:
             _, _, checkpoint = self._match(ids)
         return checkpoint is None or checkpoint.stop < len(ids)
-
-    def _new_entry(self, ids: TokenIds, start: int, block: Block) -> Entry:
-        return Entry(
-            segment_id=chain_digest(self.namespace, start, ids),
-            parent_id=None,
-            start=start,
-            stop=len(ids),
-            token_ids=ids[start:],
-            num_bytes=block.num_bytes,
-            last_used=self._clock(),
-            block=block,
-            can_spill=block.num_bytes < self._disk.budget,
-            has_states=block.has_states,
-        )
 
     def _spill_path(self, ids: TokenIds) -> int:
         """Have written what is in RAM alone of a path, if that is due after each turn."""

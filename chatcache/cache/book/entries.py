@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chatcache.cache.book.eviction import Candidate
+from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.policy import is_over
 from chatcache.cache.segments import Block, Resident, Span
-from chatcache.cache.views import SegmentRow
+from chatcache.cache.views import SegmentRow, TierRun, num_tokens_of
 from chatcache.token_ids import TokenIds
 
 
@@ -79,6 +80,24 @@ class Entry:
         )
 
 
+def new_entry(
+    namespace: str, path: TokenIds, start: int, block: Block, now: float, *, can_spill: bool
+) -> Entry:
+    """The segment that a block is, which holds a path from `start` on."""
+    return Entry(
+        segment_id=chain_digest(namespace, start, path),
+        parent_id=None,
+        start=start,
+        stop=len(path),
+        token_ids=path[start:],
+        num_bytes=block.num_bytes,
+        last_used=now,
+        block=block,
+        can_spill=can_spill,
+        has_states=block.has_states,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """What is held of a prompt: tokens per tier. A snapshot; acquire a lease to rely on it."""
@@ -124,13 +143,16 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """How far a restore got. `problem` is why it ended before the end of the lease. `vram_tokens`
-    of those from RAM lay on the device already."""
+    """How far a restore got. `problem` is why it ended before the end of the lease.
+
+    `runs` are all tokens that are held now; those that were held before it are in RAM."""
 
     num_tokens: int
-    ram_tokens: int
-    disk_tokens: int
+    runs: tuple[TierRun, ...]
     bytes_read: int
     problem: str | None = None
     is_damage: bool = False
-    vram_tokens: int = 0
+
+    @property
+    def disk_tokens(self) -> int:
+        return num_tokens_of(self.runs, "disk")

@@ -35,7 +35,7 @@ LETTERS: Mapping[Mark, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Marked:
     """A piece of a line. `heat` from 0 to 1 is drawn as a shade behind the text."""
 
     text: str
@@ -43,7 +43,7 @@ class Span:
     heat: float | None = None
 
 
-Line = tuple[Span, ...]
+Line = tuple[Marked, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,6 @@ class Page:
     keys: str = ""
 
 
-def line(*parts: str | Span) -> Line:
-    """A line of texts and spans."""
-    return tuple(Span(part) if isinstance(part, str) else part for part in parts)
+def line(*parts: str | Marked) -> Line:
+    """A line of texts and marked texts."""
+    return tuple(Marked(part) if isinstance(part, str) else part for part in parts)
