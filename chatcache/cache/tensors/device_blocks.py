@@ -15,7 +15,7 @@ import torch
 from chatcache.cache.segments import LostBlockError, TensorSource
 from chatcache.cache.tensors.blocks import sources_of
 from chatcache.cache.tensors.link import Event, Stream
-from chatcache.cache.tensors.slabs import Piece, Slabs
+from chatcache.cache.tensors.slabs import SlabPiece, Slabs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class SlabTensors:
     """Contiguous tensors by name, and the pieces of slabs that they are views of."""
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[SlabPiece] = field(default_factory=list)
 
     @property
     def num_bytes(self) -> int:
@@ -129,7 +129,7 @@ def carve_tensors(
 
 
 def _cut(
-    piece: Piece, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
+    piece: SlabPiece, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     numbers = piece.memory.view(dtype)
     tensors, start = {}, 0

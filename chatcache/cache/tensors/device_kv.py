@@ -278,8 +278,6 @@ class DeviceKV(LiveKV):
         layer, kind = self._locate(name)
         layer.allocate(kind, shape[0], shape[2], self._dtype, self._device)
         stop = start + shape[1]
-        if stop > layer.home.room:
-            self.flush()  # what counts already comes along to other buffers
         layer.claim(start, stop)
         if (found := tuple(layer.slot(kind, start, stop).shape)) != shape:
             raise ValueError(f"{name} is {list(shape)}, the model wants {list(found)}")

@@ -22,7 +22,7 @@ _MOST_PER_BUDGET = 1.25  # of the budget: the tier is over it for moments, and s
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
-class Piece:
+class SlabPiece:
     """Bytes of a slab, as long as this object lives: whoever reads the memory keeps it."""
 
     memory: torch.Tensor
@@ -89,7 +89,7 @@ class Slabs:
             self._take_back()
             return self.num_used_bytes + num_bytes <= self._budget
 
-    def carve(self, num_bytes: int) -> Piece:
+    def carve(self, num_bytes: int) -> SlabPiece:
         """Raises MemoryError or RuntimeError when there is no memory at all."""
         wanted = max(1, -(-num_bytes // _ALIGNMENT)) * _ALIGNMENT
         while True:
@@ -98,7 +98,7 @@ class Slabs:
                 if (found := self._find(wanted) or self._grown(wanted)) is not None:
                     return self._piece(*found, wanted, num_bytes)
             if not self._reclaim():
-                return Piece(torch.empty(num_bytes, dtype=torch.uint8))
+                return SlabPiece(torch.empty(num_bytes, dtype=torch.uint8))
 
     def check(self) -> list[str]:
         """Everything that is wrong with the book-keeping; empty when it is sound."""
@@ -145,8 +145,8 @@ class Slabs:
             slab.give(wanted, size)
         return slab, 0
 
-    def _piece(self, slab: _Slab, start: int, taken: int, num_bytes: int) -> Piece:
+    def _piece(self, slab: _Slab, start: int, taken: int, num_bytes: int) -> SlabPiece:
         self.num_used_bytes += taken
-        piece = Piece(slab.memory[start : start + num_bytes])
+        piece = SlabPiece(slab.memory[start : start + num_bytes])
         weakref.finalize(piece, self._returned.append, (slab, start, start + taken)).atexit = False
         return piece
