@@ -149,6 +149,19 @@ def test_memory_of_a_block_that_is_given_up_is_not_used_before_its_copies_have_e
     assert holds(live, [*range(20, 28), *range(60, 68)])
 
 
+def test_runs_of_several_blocks_come_together() -> None:
+    live = device_kv()
+    append(live, list(range(20)))
+    blocks = [(live.export(start, start + 5), start) for start in range(0, 20, 5)]
+    live.truncate(0)
+    for block, start in blocks:
+        live.load(block, start, start, start + 5)
+        live.set_length(start + 5)
+    read_file(live, [20, 21], 20)
+    live.flush()
+    assert holds(live, list(range(22)))
+
+
 def test_a_file_is_read_by_way_of_slabs_and_then_held_there() -> None:
     link = LazyLink()
     live = device_kv(link)
@@ -300,13 +313,8 @@ class DeviceAndGiven(RuleBasedStateMachine):
         else:
             self.live.load(found.block, found.start, start, len(found.path))
             self.live.set_length(len(found.path))
-            if share > 0.5:  # another run behind it may come first
-                self.live.flush()
+            self.live.flush()
             self.path = found.path
-
-    @rule()
-    def flush(self) -> None:
-        self.live.flush()
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -321,7 +329,6 @@ class DeviceAndGiven(RuleBasedStateMachine):
 
     @rule()
     def look_at_live(self) -> None:
-        self.live.flush()
         assert holds(self.live, self.path)
 
     @invariant()

@@ -161,6 +161,7 @@ class DeviceKV(LiveKV):
             layer.arrive()
 
     def _runs(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        self.flush()
         return {
             f"{kind}.{number}": layer.view(kind, start, stop)[0]
             for number, layer in self._growing.items()
