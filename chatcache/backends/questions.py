@@ -1,16 +1,18 @@
 """What can be asked of a model and its cache beside turns, and the answers: for the lens.
 
-A question never changes what the cache holds, and nothing that it computes is kept. The engine
-answers one between turns. Like everything a backend is asked: text, ids and numbers, immutable,
-free of torch.
+A question never changes what the cache holds, and nothing that it computes is kept. Those that
+need no computing are answered at once, the others between turns. Like everything a backend is
+asked: text, ids and numbers, immutable, free of torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-from chatcache.backends.usage import Tier as Tier
+from chatcache.cache.views import TreeChange as TreeChange
+from chatcache.cache.views import TreeEdge as TreeEdge
+from chatcache.cache.views import TreeEvent as TreeEvent
+from chatcache.cache.views import TreeShape as TreeShape
 from chatcache.token_ids import NO_IDS, TokenIds
 
 # tokens
@@ -157,8 +159,6 @@ class NextTokens:
 
 # the tree
 
-TreeChange = Literal["inserted", "split", "evicted", "spilled", "restored", "hit", "given_up"]
-
 
 @dataclass(frozen=True, slots=True)
 class AskTree:
@@ -167,49 +167,12 @@ class AskTree:
     num_events: int = 64
 
 
-@dataclass(frozen=True, slots=True)
-class TreeEdge:
-    """One edge: tokens `start` to `stop` of all paths through it.
-
-    `parent` is the number of the edge above, -1 at the root; edges are numbered in the order of
-    `TreeShape.edges`, parents first. `num_below` are the ends of paths below it that share it.
-    Times are Unix time."""
-
-    parent: int
-    start: int
-    ids: TokenIds
-    tiers: tuple[Tier, ...]
-    num_bytes: int
-    num_below: int
-    hits: int
-    last_used: float
-    is_pinned: bool = False
-    is_live: bool = False
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.ids)
-
-
-@dataclass(frozen=True, slots=True)
-class TreeEvent:
-    """One change: tokens `start` to `stop` of the path that ends with `tail`, its last ids."""
-
-    number: int
-    at: float
-    change: TreeChange
-    start: int
-    stop: int
-    tier: Tier | None = None
-    tail: TokenIds = NO_IDS
-    num_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TreeShape:
-    edges: tuple[TreeEdge, ...]
-    events: tuple[TreeEvent, ...] = field(default=())
-
-
 Question = DescribeTokens | Tokenize | DescribeModel | AskAttention | AskNextTokens | AskTree
 Answer = TokenPieces | ModelShape | AttentionRows | NextTokens | TreeShape
+
+
+def is_quick(question: Question) -> bool:
+    """Whether it is answered at once, also during a turn: nothing is computed or loaded for it."""
+    if isinstance(question, Tokenize):
+        return not question.model
+    return not isinstance(question, (AskAttention, AskNextTokens))

@@ -35,8 +35,9 @@ from chatcache.cache.tiers.notices import Notices
 from chatcache.cache.tiers.ram import RamTier
 from chatcache.cache.tiers.restore import adopt_tokens, restore_states, restore_tokens
 from chatcache.cache.tiers.spiller import Spiller
+from chatcache.cache.tiers.tree import tree_shape
 from chatcache.cache.tiers.vram import VramTier
-from chatcache.cache.views import SegmentRow, TierUse
+from chatcache.cache.views import SegmentRow, TierUse, TreeShape
 from chatcache.os_failures import reason
 from chatcache.token_ids import NO_IDS, TokenIds
 
@@ -71,7 +72,7 @@ class PrefixCache:
         self._cache_dir, self._policy, self._clock = cache_dir, policy, clock
         self._needs_states, self._may_keep = needs_states, may_keep
         self._notices = Notices(on_event)
-        self._book = SegmentBook()
+        self._book = SegmentBook(clock)
         common = (policy, self._notices, clock)
         self._disk = DiskTier(cache_dir, namespace, self._book, disk_budget, *common)
         self._attacher = Attacher(self._book, self._disk)
@@ -183,6 +184,13 @@ class PrefixCache:
             live_ids = {span.segment_id for span in self._reach(live).spans}
             return segment_rows(self._book, self._disk, live_ids, limit)
 
+    def tree(self, live: TokenIds = NO_IDS, num_events: int = 0) -> TreeShape:
+        """The tree with what no prompt has reached yet, and its last changes, the oldest first;
+        the edges of the path `live` are marked. Changes nothing."""
+        self._refresh()
+        with self._book.lock:
+            return tree_shape(self._book, self._disk, live, num_events)
+
     def use(self) -> tuple[TierUse, TierUse]:
         """RAM and disk: bytes used, budget, number of segments. Disk counts all namespaces."""
         disk = self._disk
@@ -213,7 +221,10 @@ class PrefixCache:
                     entry.last_used = now
                 stack.callback(self._touch, held, now)
                 stack.enter_context(self._book.held(held))
-                lease = Lease(ids, spans, num_matched, checkpoint, self._on_disk(spans))
+                on_disk = self._on_disk(spans)
+                if spans:
+                    self._book.log.note_hit(ids, spans, "disk" if on_disk else "ram")
+                lease = Lease(ids, spans, num_matched, checkpoint, on_disk)
             yield lease
 
     def adopt(self, lease: Lease, sink: KVSink, start: int) -> int:
@@ -225,13 +236,13 @@ class PrefixCache:
         """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens.
 
         Stops at the first segment that is gone or damaged, which is set aside."""
-        return restore_tokens(self._book, self._give_up, lease, sink, start)
+        return restore_tokens(self._book, self._disk.lose, lease, sink, start)
 
     def restore_states(self, lease: Lease, sink: KVSink) -> RestoreResult:
         """Bring the checkpoint at the end of the lease into `sink`, which holds all its tokens.
 
         A segment that is gone or damaged is set aside, and the states are left as they were."""
-        return restore_states(self._book, self._give_up, lease, sink)
+        return restore_states(self._book, self._disk.lose, lease, sink)
 
     def commit(
         self,
@@ -279,6 +290,8 @@ class PrefixCache:
                 entry = self._book[span.segment_id]
                 if entry.block is None and (span.start, span.stop) == (entry.start, entry.stop):
                     entry.block = lend(span.start, span.stop)
+                    if entry.block is not None:
+                        self._book.log.note("restored", entry, "ram")
         self._enforce_ram()
 
     def forget_deleted(self, *, is_all: bool) -> None:
@@ -378,13 +391,3 @@ class PrefixCache:
                 wanted += [span.segment_id for span in self._book.ending_on(ids)]
             entries = [self._book[segment_id] for segment_id in dict.fromkeys(wanted)]
             return sum(self._spiller.submit(entry) for entry in entries if entry.can_spill)
-
-    def _give_up(self, entry: Entry, problem: str, damaged_inode: int | None) -> None:
-        with self._book.lock:
-            if damaged_inode is None:
-                self._disk.store.index.remove([entry.segment_id])  # it is not looked for again
-            else:
-                self._disk.set_aside(
-                    LostSegment(entry.segment_id, entry.start, entry.stop, problem, damaged_inode)
-                )
-            self._book.remove(entry)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from chatcache.cache.segments import LostBlockError
-from chatcache.cache.tensors.blocks import TensorBlock
-from chatcache.cache.tensors.device_blocks import ResidentBlock, SlabBlock
+from chatcache.cache.tensors.blocks import ResidentBlock, TensorBlock
+from chatcache.cache.tensors.device_blocks import SlabBlock
 from chatcache.cache.tensors.device_kv import DeviceKV
 from tests.lazy_link import LazyLink
 from tests.unit.test_live_kv import (

@@ -110,6 +110,17 @@ class LentBlock:
         self.homes[number] = home
 
 
+@dataclass(frozen=True, slots=True)
+class ResidentBlock:
+    """A run that stays on the device that the model computes on, a contiguous tensor per name."""
+
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
 def sources_of(tensors: Mapping[str, torch.Tensor]) -> list[TensorSource]:
     """Tensors in host memory as a segment file wants them; the memory is shared."""
     return [

@@ -1,6 +1,6 @@
-"""K and V of a run of tokens beside a device: in slabs of host memory, or on the device itself.
+"""K and V of a run of tokens in slabs of host memory, for a model on a device of its own.
 
-Both are immutable. What is on its way into a slab is waited for by whoever reads it.
+Immutable. What is on its way there is waited for by whoever reads it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,6 @@ from chatcache.cache.segments import LostBlockError, TensorSource
 from chatcache.cache.tensors.blocks import sources_of
 from chatcache.cache.tensors.link import Event, Stream
 from chatcache.cache.tensors.slabs import SlabPiece, Slabs
-
-
-@dataclass(frozen=True, slots=True)
-class ResidentBlock:
-    """A run that stays on the device: contiguous tensors by name (`key.0`, `value.0`, ...), each
-    `[num_kv_heads, num_tokens, head_dim]`."""
-
-    tensors: Mapping[str, torch.Tensor]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 @dataclass(slots=True)

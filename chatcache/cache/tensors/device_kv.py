@@ -22,13 +22,8 @@ from typing import Any
 import torch
 
 from chatcache.cache.segments import LostBlockError
-from chatcache.cache.tensors.blocks import DTYPES, TensorBlock, memory_of
-from chatcache.cache.tensors.device_blocks import (
-    ResidentBlock,
-    SlabBlock,
-    SlabTensors,
-    carve_tensors,
-)
+from chatcache.cache.tensors.blocks import DTYPES, ResidentBlock, TensorBlock, memory_of
+from chatcache.cache.tensors.device_blocks import SlabBlock, SlabTensors, carve_tensors
 from chatcache.cache.tensors.layers import GrowingLayer
 from chatcache.cache.tensors.link import Event, InFlight, Link, Stream, copy_run
 from chatcache.cache.tensors.live_kv import LiveKV
@@ -147,14 +142,6 @@ class DeviceKV(LiveKV):
         self._read = {run: read for run, read in self._read.items() if run[1] <= num_tokens}
         super().truncate(num_tokens)
 
-    @torch.inference_mode()
-    def reside(self, start: int, stop: int) -> ResidentBlock:
-        """A copy of live tokens that stays on the device. Raises torch.OutOfMemoryError."""
-        form = torch.contiguous_format
-        return ResidentBlock(
-            {name: run.clone(memory_format=form) for name, run in self._runs(start, stop).items()}
-        )
-
     def arrive(self) -> None:
         """All that is on its way is there for whatever the model computes from now on."""
         for layer in self._arriving.values():
@@ -162,11 +149,7 @@ class DeviceKV(LiveKV):
 
     def _runs(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         self.flush()
-        return {
-            f"{kind}.{number}": layer.view(kind, start, stop)[0]
-            for number, layer in self._growing.items()
-            for kind in ("key", "value")
-        }
+        return super()._runs(start, stop)
 
     # down
 

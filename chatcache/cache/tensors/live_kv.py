@@ -17,7 +17,14 @@ import torch
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 
-from chatcache.cache.tensors.blocks import DTYPES, KVBlock, LentBlock, TensorBlock, memory_of
+from chatcache.cache.tensors.blocks import (
+    DTYPES,
+    KVBlock,
+    LentBlock,
+    ResidentBlock,
+    TensorBlock,
+    memory_of,
+)
 from chatcache.cache.tensors.layers import GrowingLayer
 from chatcache.cache.tensors.recurrent import (
     copy_states,
@@ -150,12 +157,27 @@ class LiveKV(Cache):
         or the buffers themselves, frozen up to `stop`."""
         if lent := self.lend(start, stop):
             return lent
-        tensors = {}
-        for index, layer in self._growing.items():
-            for kind in ("key", "value"):
-                view = layer.view(kind, start, stop)[0]
-                tensors[f"{kind}.{index}"] = view.to("cpu", copy=True).contiguous()
+        tensors = {
+            name: run.to("cpu", copy=True).contiguous()
+            for name, run in self._runs(start, stop).items()
+        }
         return KVBlock(tensors, states or {})
+
+    @torch.inference_mode()
+    def reside(self, start: int, stop: int) -> ResidentBlock:
+        """A copy of tokens `start` to `stop` where the model computes."""
+        form = torch.contiguous_format
+        return ResidentBlock(
+            {name: run.clone(memory_format=form) for name, run in self._runs(start, stop).items()}
+        )
+
+    def _runs(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        """Tokens `start` to `stop` where they lie, `[num_kv_heads, num_tokens, head_dim]` each."""
+        return {
+            f"{kind}.{number}": layer.view(kind, start, stop)[0]
+            for number, layer in self._growing.items()
+            for kind in ("key", "value")
+        }
 
     def _may_lend(self, start: int, stop: int) -> bool:
         """Whether lending would keep little more than the run itself in memory: few tokens before

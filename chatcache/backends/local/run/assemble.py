@@ -33,12 +33,17 @@ from chatcache.backends.local.run.threads import threads_for, use
 from chatcache.backends.local.run.turn import TurnPlanner
 from chatcache.backends.local.run.turn_runner import CacheReporter, TurnRunner
 from chatcache.backends.local.run.whole_prompt import WholePromptContext
+from chatcache.backends.local.study.answers import Answers
+from chatcache.backends.local.study.pieces import Vocabulary
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.policy import Precision
 from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.int8 import Int8KV
+from chatcache.cache.tensors.link import CudaLink, Link
 from chatcache.cache.tensors.live_kv import LiveKV
+from chatcache.checks import num_bytes
 from chatcache.errors import NotFiniteError
 from chatcache.machine import allowance
 
@@ -81,7 +86,8 @@ def build_runner(
     namespace = namespace_id(fields := loaded.namespace_fields(precision))
     rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
     threads = threads_for(loaded.model, loaded.device, is_fixed=settings.num_threads is not None)
-    live = build_live(loaded, cut, precision)
+    link = link_to(loaded.device)
+    live = build_live(loaded, cut, precision, link, fit.budget(loaded.fit, settings.ram_budget))
     path = LivePath(Forward(loaded.model, loaded.device, threads), live)
     with naming_gpu():
         kv_bytes = warm_up(cut, path, rates)
@@ -94,17 +100,13 @@ def build_runner(
         think_switch=planner.think_switch,
     )
     reporter = CacheReporter(emit, path)
-    prefixes = reporter.prefixes = PrefixCache(
-        settings.cache_dir,
-        namespace,
-        ram_budget=fit.budget(loaded.fit, settings.ram_budget),
-        disk_budget=settings.disk_budget,
-        policy=settings.policy,
-        is_spilling=cut.is_cuttable,
-        needs_states=cut.needs_states,
-        on_event=reporter.note,
-        may_keep=lambda: loaded.watch.changed() is None,
+    vram_budget = _vram_budget(live, link, settings)
+    prefixes = reporter.prefixes = _prefix_cache(
+        loaded, settings, cut, namespace, vram_budget, reporter.note
     )
+    path.give_way = prefixes.vram.give_up
+    if isinstance(live, DeviceKV):
+        live.warn = lambda text: reporter.note("warning", text)
     chunk = settings.prefill_chunk_tokens
     context = build_context(
         cut,
@@ -127,13 +129,60 @@ def build_runner(
     prefixes.open(fields)
     path.forward.get_ready()
     reporter.show()
-    return TurnRunner(loaded, info, planner, context, idle, explainer, reporter, settings.log_path)
+    answers = Answers(Vocabulary(loaded.tokenizer, planner.codec, loaded.name), context)
+    return TurnRunner(
+        loaded, info, planner, context, idle, explainer, reporter, answers, settings.log_path
+    )
 
 
-def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exact") -> LiveKV:
+def _prefix_cache(
+    loaded: LoadedModel,
+    settings: EngineSettings,
+    cut: CutPolicy,
+    namespace: str,
+    vram_budget: int,
+    on_event: Callable[[str, str], None],
+) -> PrefixCache:
+    return PrefixCache(
+        settings.cache_dir,
+        namespace,
+        ram_budget=fit.budget(loaded.fit, settings.ram_budget),
+        vram_budget=vram_budget,
+        disk_budget=settings.disk_budget,
+        policy=settings.policy,
+        is_spilling=cut.is_cuttable,
+        needs_states=cut.needs_states,
+        on_event=on_event,
+        may_keep=lambda: loaded.watch.changed() is None,
+    )
+
+
+def link_to(device: torch.device) -> Link | None:
+    """To a device with memory of its own; None: there is none, or its copies cannot be queued."""
+    return CudaLink(device) if device.type == "cuda" else None
+
+
+def _vram_budget(live: LiveKV, link: Link | None, settings: EngineSettings) -> int:
+    if link is None or not isinstance(live, DeviceKV):
+        return 0
+    return num_bytes(settings.vram_budget, link.num_free_bytes)
+
+
+def build_live(
+    loaded: LoadedModel,
+    cut: CutPolicy,
+    precision: Precision = "exact",
+    link: Link | None = None,
+    ram_budget: int = 0,
+) -> LiveKV:
     """An empty live KV; with the states of the layers where the model has such.
 
-    `precision`: how its blocks keep K and V."""
+    `precision`: how its blocks keep K and V. With a `link` they are in slabs for it, of about
+    `ram_budget` bytes, unless the kind of the model or of the blocks wants them otherwise."""
+    if link is not None and cut.kind == "any_token" and precision == "exact":
+        return DeviceKV(
+            loaded.num_layers, loaded.dtype, loaded.device, link=link, slab_budget=ram_budget
+        )
     config = loaded.model.config if cut.needs_states else None
     kind = Int8KV if precision == "int8" else LiveKV
     return kind(loaded.num_layers, loaded.dtype, loaded.device, config)
