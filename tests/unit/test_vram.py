@@ -159,7 +159,7 @@ def test_what_lies_on_the_device_alone_is_gone_with_it(tmp_path: Path, time: Tim
     cache = open_cache(
         tmp_path,
         time,
-        ram_budget=RUN_BYTES,
+        ram_budget=3 * RUN_BYTES // 2,
         is_spilling=False,
         on_event=lambda kind, text: told.append(text),
     )

@@ -98,6 +98,7 @@ class DeviceKV(LiveKV):
         slab_budget: int,
         slab_bytes: int = SLAB_BYTES,
     ):
+        self.link = link
         self._compute = link.compute
         super().__init__(num_layers, dtype, device, new_layer=self._new_layer)
         self._arriving = {

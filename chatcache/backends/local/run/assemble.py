@@ -26,6 +26,7 @@ from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
 from chatcache.backends.local.packed.known import takes_step
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
+from chatcache.backends.local.run.chunk_choice import ChunkChoice
 from chatcache.backends.local.run.idle import IdleWork
 from chatcache.backends.local.run.live_context import Forward, LiveContext, LivePath
 from chatcache.backends.local.run.reasons import TurnExplainer
@@ -84,15 +85,19 @@ def build_runner(
     cut = cut_policy(loaded.model.config.get_text_config())
     precision = settings.policy.precision
     namespace = namespace_id(fields := loaded.namespace_fields(precision))
-    rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
+    directory = settings.cache_dir / "segments" / namespace
+    rates = RateBook(directory / "rates.json")
+    chunk_choice = ChunkChoice(loaded, directory)
     threads = threads_for(loaded.model, loaded.device, is_fixed=settings.num_threads is not None)
-    link = link_to(loaded.device)
-    live = build_live(loaded, cut, precision, link, fit.budget(loaded.fit, settings.ram_budget))
+    ram_budget = fit.budget(loaded.fit, settings.ram_budget)
+    live = build_live(loaded, cut, precision, link_to(loaded.device), ram_budget)
     path = LivePath(Forward(loaded.model, loaded.device, threads), live)
     with naming_gpu():
         kv_bytes = warm_up(cut, path, rates)
         if threads is not None and cut.is_cuttable:
             threads.settle(rates, lambda: _first_step(path))
+        if cut.is_cuttable and chunk_choice.is_open:
+            chunk_choice.measure(lambda num_tokens: _seconds(path, num_tokens))
     planner = TurnPlanner(loaded)
     info = replace(
         _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes),
@@ -100,14 +105,9 @@ def build_runner(
         think_switch=planner.think_switch,
     )
     reporter = CacheReporter(emit, path)
-    vram_budget = _vram_budget(live, link, settings)
-    prefixes = reporter.prefixes = _prefix_cache(
-        loaded, settings, cut, namespace, vram_budget, reporter.note
-    )
-    path.give_way = prefixes.vram.give_up
-    if isinstance(live, DeviceKV):
-        live.warn = lambda text: reporter.note("warning", text)
-    chunk = settings.prefill_chunk_tokens
+    prefixes = _prefix_cache(loaded, settings, cut, namespace, path, reporter.note)
+    reporter.prefixes = prefixes
+    chunk = settings.prefill_chunk_tokens or chunk_choice.num_tokens
     context = build_context(
         cut,
         path,
@@ -140,10 +140,14 @@ def _prefix_cache(
     settings: EngineSettings,
     cut: CutPolicy,
     namespace: str,
-    vram_budget: int,
+    path: LivePath,
     on_event: Callable[[str, str], None],
 ) -> PrefixCache:
-    return PrefixCache(
+    live, vram_budget = path.kv, 0
+    if isinstance(live, DeviceKV):
+        live.warn = lambda text: on_event("warning", text)
+        vram_budget = num_bytes(settings.vram_budget, live.link.num_free_bytes)
+    prefixes = PrefixCache(
         settings.cache_dir,
         namespace,
         ram_budget=fit.budget(loaded.fit, settings.ram_budget),
@@ -155,17 +159,13 @@ def _prefix_cache(
         on_event=on_event,
         may_keep=lambda: loaded.watch.changed() is None,
     )
+    path.give_way = prefixes.vram.give_up
+    return prefixes
 
 
 def link_to(device: torch.device) -> Link | None:
     """To a device with memory of its own; None: there is none, or its copies cannot be queued."""
     return CudaLink(device) if device.type == "cuda" else None
-
-
-def _vram_budget(live: LiveKV, link: Link | None, settings: EngineSettings) -> int:
-    if link is None or not isinstance(live, DeviceKV):
-        return 0
-    return num_bytes(settings.vram_budget, link.num_free_bytes)
 
 
 def build_live(
@@ -217,14 +217,20 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
     with suppress(NotFiniteError):  # a turn may be fine; where it is not, it says so
         forward(live, [0, 0], 0)
     num_bytes = live.num_bytes // 2
-    if not rates.is_measured:
-        live.truncate(0)
-        began = time.perf_counter()
-        with suppress(NotFiniteError):
-            forward(live, [0] * MIN_MEASURED_TOKENS, 0)
-        rates.note_prefill(MIN_MEASURED_TOKENS, time.perf_counter() - began)
     live.truncate(0)
+    if not rates.is_measured:
+        rates.note_prefill(MIN_MEASURED_TOKENS, _seconds(path, MIN_MEASURED_TOKENS))
     return num_bytes
+
+
+def _seconds(path: LivePath, num_tokens: int) -> float:
+    """How long the model reads so many tokens; nothing is live afterwards."""
+    began = time.perf_counter()
+    with suppress(NotFiniteError):
+        path.forward(path.kv, [0] * num_tokens, 0)
+    seconds = time.perf_counter() - began
+    path.kv.truncate(0)
+    return seconds
 
 
 def _first_step(path: LivePath) -> None:
