@@ -19,6 +19,7 @@ from chatcache.chat.costs import CostBook, OfflineCost
 from chatcache.chat.forget import Doomed, ForgetKV
 from chatcache.chat.idle import ALL_IDLE_WORK, IdleOptions, TurnPreparer
 from chatcache.chat.node_table import StoredNode
+from chatcache.chat.readings import TurnReading, read_turn
 from chatcache.chat.recall import Recall
 from chatcache.chat.search import search
 from chatcache.chat.store import SessionStore
@@ -240,6 +241,11 @@ class ChatService:
     def session_journal(self, session_id: str) -> SessionJournal | None:
         """The token ids of a session's path; None when no model has read it."""
         return self._costs.journal(self._store.sessions.tip(session_id))
+
+    def reading(self, session_id: str, turn: int | None = None) -> TurnReading:
+        """What was read and written in a turn (None: the last), with the ids of the model that
+        answered it. Raises NotFoundError for a turn that is not there."""
+        return read_turn(self._store, session_id, self._store.sessions.tip(session_id), turn)
 
     def costs(self, session_ids: Sequence[str]) -> list[CostEstimate | None]:
         """What continuing each session would cost; None where nothing is known."""
