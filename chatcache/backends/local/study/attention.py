@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.model.cut_policy import CutPolicy
-from chatcache.backends.local.run.live_context import Forward, chunks
+from chatcache.backends.local.run.live_context import Forward
 from chatcache.backends.local.study.beside import Beside, Footing
 from chatcache.backends.questions import AskAttention, AttentionRows
 from chatcache.errors import UnavailableError, UsageError
@@ -75,7 +75,7 @@ class AttentionStudy:
         if not 0 <= first <= last < num_ids:
             raise UsageError(
                 f"There are no tokens {first} to {last} in a path of {plural(num_ids, 'token')}.",
-                f"Choose positions from 0 to {num_ids - 1}." if num_ids else "Say something first.",
+                f"Choose positions from 0 to {num_ids - 1}.",
             )
         most = min(MAX_ROWS, MAX_NUMBERS // (last + 1))
         if last - first + 1 > most:
@@ -86,6 +86,11 @@ class AttentionStudy:
         if not self._cut.is_cuttable:
             raise UnavailableError(
                 f"The K of this model cannot be gone on from: {self._cut.detail}.",
+                "Choose another model to see what its tokens attend to.",
+            )
+        if not any(True for _ in self._beside.live.path.kv.growing):
+            raise UnavailableError(
+                "This model has no attention: its layers sum the past up in a state.",
                 "Choose another model to see what its tokens attend to.",
             )
         most_tokens = self._cut.max_tokens
@@ -113,7 +118,11 @@ class AttentionStudy:
                 output = self._forward.output(
                     footing.cache, ids[start:stop], start, output_attentions=True
                 )
-            told = [weights[0] for weights in output.attentions or () if weights is not None]
+            told = [
+                weights[0]
+                for weights in getattr(output, "attentions", None) or ()
+                if weights is not None
+            ]
             if not told:
                 raise UnavailableError(
                     "This model does not tell its attention.", "Choose another model to see it."
