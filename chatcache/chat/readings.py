@@ -44,7 +44,7 @@ class MessageRun:
 
 @dataclass(frozen=True, slots=True)
 class TurnReading:
-    """One turn of a session, as the model that answered it saw it.
+    """One turn of a session, as the model that answered it saw it, in the namespace that it did so.
 
     `prompt_ids` are what it read, `answer_ids` what it wrote; both are empty, and `unknown` says
     why, where nobody can tell. `history_ids` were read and written before the turn, on the line
@@ -59,6 +59,7 @@ class TurnReading:
     answer: str
     model: str = ""
     tokenizer_id: str = ""
+    namespace_id: str = ""
     figures: Figures | None = None
     prompt_ids: TokenIds = NO_IDS
     answer_ids: TokenIds = NO_IDS
@@ -93,6 +94,7 @@ def read_turn(
         question=question.node.text,
         answer=answer.node.text if answer else "",
         model=(answer.node.message.model or "") if answer else "",
+        namespace_id=(found[answer.seq].namespace_id or "") if answer and figures else "",
         figures=figures,
     )
     if figures is not None and figures.is_remote:

@@ -33,7 +33,6 @@ from chatcache.chat.tasks import (
 )
 from chatcache.chat.transcripts import fork_points, transcript, variants_of
 from chatcache.chat.treekeeper import TreeKeeper
-from chatcache.chat.turn_ids import turn_ids
 from chatcache.chat.views import (
     ForkPoint,
     ForkResult,
@@ -41,7 +40,6 @@ from chatcache.chat.views import (
     SessionJournal,
     SessionSummary,
     TranscriptMessage,
-    TurnIds,
 )
 from chatcache.errors import NotFoundError, UnavailableError, UsageError
 
@@ -251,11 +249,6 @@ class ChatService:
         """What continuing each session would cost; None where nothing is known."""
         tips = [self._store.sessions.tip(session_id) for session_id in session_ids]
         return self._costs.of_tips(tips)
-
-    def turn_ids(self, session_id: str, turn: int | None = None) -> TurnIds | None:
-        """The token ids of a turn, the last one if none is named: the prompt as the model read it,
-        and the answer. None when no model has read it."""
-        return turn_ids(self._store, self._store.sessions.tip(session_id), turn)
 
     def study(self, question: Question, timeout: float | None = None) -> Answer:
         """What the model or its cache has to say; see `Backend.study`."""

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from chatcache.backends.base import SamplingParams
+from chatcache.backends.questions import DescribeModel, TokenPieces
 from chatcache.chat import readings
 from chatcache.chat.readings import TurnReading
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
 from chatcache.chat.tasks import TurnOptions
 from chatcache.config import DATABASE_NAME
-from chatcache.errors import NotFoundError
+from chatcache.errors import NotFoundError, UnavailableError
 from tests.fakes import FakeBackend
 from tests.toymodel import render
 
@@ -57,6 +58,8 @@ def test_every_turn_of_a_chat_is_read_as_the_model_read_it(
         check(reading, backend)
         assert reading.prompt_ids.to_list() == render(request.messages)
         assert (reading.turn, reading.num_turns) == (turn, 3)
+        assert reading.namespace_id == backend.info.namespace
+        assert reading.tokenizer_id == backend.info.tokenizer_id
         assert [run.roles for run in reading.messages] == [
             ((0, "system"),),
             *(((each, role),) for each in range(1, turn + 1) for role in ("user", "assistant")),
@@ -139,6 +142,7 @@ def test_an_answer_that_goes_on_was_read_to_where_it_stopped(
     reading = service.reading(session_id)
     check(reading, backend)
     assert reading.prompt_ids == first.ids
+    assert reading.prompt_ids.to_list() == render(backend.requests[1].messages, is_continued=True)
     assert [run.roles for run in reading.messages] == [
         ((1, "user"),),
         ((1, "assistant"),),
@@ -162,7 +166,15 @@ def test_a_question_without_an_answer_is_read_as_far_as_it_is_known(
     reading = service.reading(session_id)
     assert reading.prompt_ids.to_list() == render(backend.requests[-1].messages)
     assert (reading.answer_ids, reading.figures) == (reading.ids[:0], None)
+    assert reading.namespace_id == ""
     backend.fail_at = None
     say(service, session_id, "three")  # two questions in one message
     check(service.reading(session_id), backend)
     assert service.reading(session_id).messages[-2].roles == ((2, "user"), (3, "user"))
+
+
+def test_questions_are_passed_on(service: ChatService, backend: FakeBackend) -> None:
+    with pytest.raises(UnavailableError):
+        service.study(DescribeModel())
+    backend.study_answers[DescribeModel] = TokenPieces((), tokenizer="chars")
+    assert service.study(DescribeModel()) == TokenPieces((), tokenizer="chars")

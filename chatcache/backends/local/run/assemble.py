@@ -26,6 +26,7 @@ from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
 from chatcache.backends.local.packed.known import takes_step
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
+from chatcache.backends.local.run.chunk_choice import ChunkChoice
 from chatcache.backends.local.run.idle import IdleWork
 from chatcache.backends.local.run.live_context import Forward, LiveContext, LivePath
 from chatcache.backends.local.run.reasons import TurnExplainer
@@ -86,7 +87,9 @@ def build_runner(
     cut = cut_policy(loaded.model.config.get_text_config())
     precision = settings.policy.precision
     namespace = namespace_id(fields := loaded.namespace_fields(precision))
-    rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
+    directory = settings.cache_dir / "segments" / namespace
+    rates = RateBook(directory / "rates.json")
+    chunk_choice = ChunkChoice(loaded, directory)
     threads = threads_for(loaded.model, loaded.device, is_fixed=settings.num_threads is not None)
     live = build_live(loaded, cut, precision)
     path = LivePath(Forward(loaded.model, loaded.device, threads), live)
@@ -94,6 +97,8 @@ def build_runner(
         kv_bytes = warm_up(cut, path, rates)
         if threads is not None and cut.is_cuttable:
             threads.settle(rates, lambda: _first_step(path))
+        if cut.is_cuttable and chunk_choice.is_open:
+            chunk_choice.measure(lambda num_tokens: _seconds(path, num_tokens))
     planner = TurnPlanner(loaded)
     info = replace(
         _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes),
@@ -102,7 +107,7 @@ def build_runner(
     )
     reporter = CacheReporter(emit, path)
     prefixes = reporter.prefixes = _prefix_cache(loaded, settings, cut, namespace, reporter.note)
-    chunk = settings.prefill_chunk_tokens
+    chunk = settings.prefill_chunk_tokens or chunk_choice.num_tokens
     context = build_context(
         cut,
         path,
@@ -220,14 +225,20 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
     with suppress(NotFiniteError):  # a turn may be fine; where it is not, it says so
         forward(live, [0, 0], 0)
     num_bytes = live.num_bytes // 2
-    if not rates.is_measured:
-        live.truncate(0)
-        began = time.perf_counter()
-        with suppress(NotFiniteError):
-            forward(live, [0] * MIN_MEASURED_TOKENS, 0)
-        rates.note_prefill(MIN_MEASURED_TOKENS, time.perf_counter() - began)
     live.truncate(0)
+    if not rates.is_measured:
+        rates.note_prefill(MIN_MEASURED_TOKENS, _seconds(path, MIN_MEASURED_TOKENS))
     return num_bytes
+
+
+def _seconds(path: LivePath, num_tokens: int) -> float:
+    """How long the model reads so many tokens; nothing is live afterwards."""
+    began = time.perf_counter()
+    with suppress(NotFiniteError):
+        path.forward(path.kv, [0] * num_tokens, 0)
+    seconds = time.perf_counter() - began
+    path.kv.truncate(0)
+    return seconds
 
 
 def _first_step(path: LivePath) -> None:
