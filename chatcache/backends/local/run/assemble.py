@@ -129,7 +129,7 @@ def build_runner(
     prefixes.open(fields)
     path.forward.get_ready()
     reporter.show()
-    answers = _answers(loaded, settings, cut, context, planner, info)
+    answers = _answers(loaded, settings, cut, idle, info)
     return TurnRunner(
         loaded, info, planner, context, idle, explainer, reporter, answers, settings.log_path
     )
@@ -139,13 +139,13 @@ def _answers(
     loaded: LoadedModel,
     settings: EngineSettings,
     cut: CutPolicy,
-    context: LiveContext,
-    planner: TurnPlanner,
+    idle: IdleWork,
     info: ModelInfo,
 ) -> Answers:
-    vocabulary = Vocabulary(loaded.tokenizer, planner.codec, loaded.name)
-    path, config = context.path, loaded.model.config
-    chunk = settings.prefill_chunk_tokens
+    """They compute at the pace of idle work, on which a turn does not wait long."""
+    vocabulary = Vocabulary(loaded.tokenizer, idle.planner.codec, loaded.name)
+    context, config = idle.context, loaded.model.config
+    path = context.path
 
     def make() -> LiveContext:
         live = build_live(loaded, cut, settings.policy.precision)
@@ -153,9 +153,9 @@ def _answers(
             path.forward(live, [0], 0)
             live.truncate(0)
         beside = LivePath(path.forward, live)
-        return build_context(cut, beside, context.prefixes, context.rates, chunk, config)
+        return build_context(cut, beside, context.prefixes, context.rates, idle.max_chunk, config)
 
-    beside = Beside(context, make, chunk)
+    beside = Beside(context, make, idle.chunk)
     return Answers(
         vocabulary=vocabulary,
         vocabularies=Vocabularies(settings.cache_dir, is_offline=settings.is_offline),

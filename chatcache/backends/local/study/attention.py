@@ -118,11 +118,8 @@ class AttentionStudy:
                 output = self._forward.output(
                     footing.cache, ids[start:stop], start, output_attentions=True
                 )
-            told = [
-                weights[0]
-                for weights in getattr(output, "attentions", None) or ()
-                if weights is not None
-            ]
+            layers = getattr(output, "attentions", None) or ()
+            told = [weights[0] for weights in layers if weights is not None]
             if not told:
                 raise UnavailableError(
                     "This model does not tell its attention.", "Choose another model to see it."

@@ -30,11 +30,11 @@ class Footing:
 @dataclass(frozen=True, slots=True)
 class Beside:
     """`make` gives an empty context on a KV of its own, of the same kind as the `live` one;
-    `chunk`: the most tokens that are given to the model at once."""
+    `chunk`: how many tokens are given to the model at once, which a turn may have to wait for."""
 
     live: LiveContext
     make: Callable[[], LiveContext]
-    chunk: int
+    chunk: Callable[[], int]
 
     def up_to(self, ids: TokenIds, num_tokens: int) -> Generator[None, None, Footing]:
         """What the last of `ids` are computed behind: its first `num_tokens`."""
@@ -42,7 +42,7 @@ class Beside:
         num_live = self.live.num_readable(ids)
         if num_live and num_live >= self.live.prefixes.lookup(ids).num_tokens:
             cache = BehindKV(self.live.path.kv, num_live)
-            for start, stop in chunks(num_live, num_tokens, self.chunk):
+            for start, stop in chunks(num_live, num_tokens, self.chunk()):
                 yield
                 self.live.path.forward(cache, ids[start:stop], start)
             return Footing(cache, num_tokens, num_live)
@@ -50,7 +50,7 @@ class Beside:
         start = self._restore(context.path, ids)
         if start < num_tokens:
             yield
-            for _ in context.prefill(ids, start, self.chunk):
+            for _ in context.prefill(ids, start, self.chunk()):
                 yield
         return Footing(context.path.kv, num_tokens, start)
 
@@ -58,7 +58,7 @@ class Beside:
         """The logits behind a path of which nothing that is held can be used."""
         logits = torch.empty(0)
         yield
-        for step in self._empty().prefill(ids, 0, self.chunk):
+        for step in self._empty().prefill(ids, 0, self.chunk()):
             logits = step.logits
             yield
         return logits
