@@ -94,7 +94,8 @@ def _bring_tokens(
                 tier = "ram"
             elif source.path is not None:
                 num_bytes = read_segment(source.path, lease.ids, sink, position, span)
-                source.note_read(book, replace(span, start=position), num_bytes)
+                if lease.is_use:
+                    source.note_read(book, replace(span, start=position), num_bytes)
                 bytes_read, tier = bytes_read + num_bytes, "disk"
             else:
                 raise SegmentMissingError("it was evicted")
