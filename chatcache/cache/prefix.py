@@ -193,11 +193,8 @@ class PrefixCache:
 
     def use(self) -> tuple[TierUse, TierUse]:
         """RAM and disk: bytes used, budget, number of segments. Disk counts all namespaces."""
-        disk = self._disk
         with self._book.lock:
-            in_ram = self._book.in_ram()
-            ram = TierUse(sum(e.num_bytes for e in in_ram), self._ram.budget, len(in_ram))
-            return ram, TierUse(disk.num_bytes, disk.budget, disk.num_segments)
+            return self._ram.use(), self._disk.use()
 
     # one turn
 
