@@ -8,9 +8,9 @@ from typing import Literal
 
 from chatcache.token_ids import NO_IDS, TokenIds
 
-# Where K and V lie.
-Tier = Literal["ram", "disk"]
-TIERS: tuple[Tier, ...] = ("ram", "disk")
+# Where K and V lie. What is in the memory of a GPU ("vram") counts as held in RAM.
+Tier = Literal["vram", "ram", "disk"]
+TIERS: tuple[Tier, ...] = ("vram", "ram", "disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class SegmentRow:
     is_pinned: bool
     last_used: float
     hits: int
+    in_vram: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -129,7 +130,8 @@ class TreeEvent:
     """One change: tokens `start` to `stop` of the path that ends with `tail`, its last ids.
 
     What the tiers mean: "inserted" in RAM (computed) or on disk (found there); "spilled" to disk;
-    "evicted" from it; "restored" from disk into the live context, or in RAM again. `segments` are
+    "evicted" from it; "restored" from disk into the live context, or kept in RAM or on the device
+    from there. `segments` are
     those that it happened to, and `parent` the one before. Of one of which nothing `is_gone`
     remains, `ids` are its own. `cut` is where an edge was split."""
 

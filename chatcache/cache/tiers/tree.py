@@ -14,7 +14,7 @@ from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.files.index import IndexRow
 from chatcache.cache.files.names import file_name
 from chatcache.cache.tiers.disk import DiskTier
-from chatcache.cache.views import Tier, TreeEdge, TreeSegment, TreeShape, ends_below, tiers_of
+from chatcache.cache.views import TreeEdge, TreeSegment, TreeShape, ends_below, tiers_of
 from chatcache.token_ids import TokenIds
 
 MAX_UNREACHED = 500
@@ -81,11 +81,9 @@ def _path(row: IndexRow, book: SegmentBook, unreached: Mapping[str, IndexRow]) -
 
 
 def _segment(entry: Entry) -> TreeSegment:
-    in_ram: tuple[Tier, ...] = () if entry.block is None else ("ram",)
-    on_disk: tuple[Tier, ...] = () if entry.path is None else ("disk",)
     return TreeSegment(
         entry.segment_id,
-        in_ram + on_disk,
+        entry.tiers,
         entry.num_bytes,
         entry.hits,
         entry.last_used,

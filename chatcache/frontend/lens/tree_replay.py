@@ -66,7 +66,7 @@ class _Tree:
             self._take_off(segment_id)
         elif event.is_gone:
             self._put_back(event, segment_id)
-        elif event.change == "spilled" or (event.change, event.tier) == ("restored", "ram"):
+        elif event.change == "spilled" or (event.change == "restored" and event.tier != "disk"):
             self._change(segment_id, without=event.tier)
         elif event.change != "restored":
             self._change(segment_id, also=event.tier)

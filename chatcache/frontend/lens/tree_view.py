@@ -33,12 +33,6 @@ _SHOWN_IDS = 48  # of an edge, more than a line has room for
 _MAX_LEAD = 16
 _WIDE = 60  # cells that all columns need
 _MIN_TEXT = 8
-_MARKS: Mapping[tuple[str, ...], Mark] = {
-    ("ram",): "ram",
-    ("ram", "disk"): "ram",
-    ("disk",): "disk",
-    (): "computed",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +83,10 @@ def page(facts: TreeFacts, width: int, state: TreeState = NOW) -> Page:
     if event is None:
         lines += _last_events(facts, width)
     notes = [ASK_FOR_MODEL] if not facts.pieces and shape.edges else []
-    lines += [
-        line(Marked(part, "muted")) for note in (LEGEND, *notes) for part in flow(note, width)
-    ]
+    has_vram = any("vram" in edge.tiers for edge in shape.edges)
+    legend = f"V VRAM · {LEGEND}" if has_vram else LEGEND
+    for note in (legend, *notes):
+        lines += [line(Marked(part, "muted")) for part in flow(note, width)]
     return Page(
         TITLE,
         tuple(lines),
@@ -117,7 +112,7 @@ def tree_lines(
     first, last = _window(len(shape.edges), rows, chosen)
     leads = _leads(shape.edges)
     signs = signs or {}
-    columns = f"{'WHERE':<11} {'SHARED':>6} {'HITS':>4} {'USED':>6}" if width >= _WIDE else "IN"
+    columns = f"{'WHERE':<11} {'SHARED':>6} {'HITS':>4} {'USED':>6}" if width >= _WIDE else "IN "
     lines = [line(Marked(f"  {'TOKENS':>6} {columns} PL TEXT", "muted"))]
     if first:
         lines.append(line(Marked(f"  ... {first:,} more above", "muted")))
@@ -202,20 +197,25 @@ def _edge_line(
     flags = ("P" if edge.is_pinned else "") + ("L" if edge.is_live else "")
     shared = f"{edge.num_below:,}" if edge.num_below > 1 else ""
     hits = f"{edge.hits:,}" if edge.hits else ""
-    place, figures = f"{words.place(edge):<11}", f" {flags:<2} "
-    if width < _WIDE:
-        place = place[:2]
-    else:
+    place, figures = f"{words.letters(edge):<3}", f" {flags:<2} "
+    if width >= _WIDE:
+        place += f"{words.place(edge):<8}"
         figures = f" {shared:>6} {hits:>4} {words.age(edge.last_used, now):>6}{figures}"
     before = f"{pointer} {len(edge.ids):>6,} "
     room = max(_MIN_TEXT, width - fmt.width(before + place + figures + lead))
     return line(
         Marked(before, mark),
-        Marked(place, _MARKS[edge.tiers]),
+        Marked(place, _mark(edge)),
         figures,
         Marked(lead, "muted"),
         Marked(words.shown(edge.ids, pieces, room), mark),
     )
+
+
+def _mark(edge: TreeEdge) -> Mark:
+    if "ram" in edge.tiers or "vram" in edge.tiers:
+        return "ram"
+    return "disk" if edge.tiers else "computed"
 
 
 def _summary(facts: TreeFacts, shape: TreeShape) -> str:

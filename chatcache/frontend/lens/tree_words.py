@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from chatcache import formatting as fmt
 from chatcache.backends.questions import TokenPiece, TreeChange, TreeEdge, TreeEvent
 from chatcache.cache.views import Tier
+from chatcache.frontend.lens import visible
 from chatcache.token_ids import TokenIds
 
 Pieces = Mapping[int, TokenPiece]
@@ -23,27 +24,24 @@ SIGNS: Mapping[TreeChange, str] = {
     "given_up": "x",
 }
 CONTROL = "[X]"
-_PLACES: Mapping[tuple[Tier, ...], tuple[str, str]] = {
-    ("ram",): ("R ", "RAM"),
-    ("disk",): ("D ", "disk"),
-    ("ram", "disk"): ("RD", "RAM+disk"),
-    (): ("C ", "nowhere"),
-}
-_WHITE_SPACE = str.maketrans({" ": "·", "\n": "↵", "\t": "→"})
+_LETTERS: Mapping[Tier, str] = {"vram": "V", "ram": "R", "disk": "D"}
+_NAMES: Mapping[Tier, str] = {"vram": "VRAM", "ram": "RAM", "disk": "disk"}
+_PLACES: Mapping[Tier, str] = {"vram": "in VRAM", "ram": "in RAM", "disk": "on disk"}
+
+
+def letters(edge: TreeEdge) -> str:
+    return "".join(_LETTERS[tier] for tier in edge.tiers) or "C"
 
 
 def place(edge: TreeEdge) -> str:
-    """Letters and words: `RD RAM+disk`."""
-    return " ".join(_PLACES[edge.tiers])
+    """In a word: `RAM+disk`."""
+    names = [_NAMES[tier] for tier in edge.tiers]
+    return "+".join(names) if len(names) < 3 else "all"
 
 
 def place_words(edge: TreeEdge) -> str:
-    return {
-        (): "in no tier, so it is to be computed again",
-        ("ram",): "in RAM",
-        ("disk",): "on disk",
-        ("ram", "disk"): "in RAM and on disk",
-    }[edge.tiers]
+    places = " and ".join(_PLACES[tier] for tier in edge.tiers)
+    return places or "in no tier, so it is to be computed again"
 
 
 def age(last_used: float, now: float) -> str:
@@ -68,7 +66,7 @@ def shown(ids: TokenIds, pieces: Pieces, cells: int) -> str:
         elif piece.is_control:
             text += CONTROL
         else:
-            text += fmt.clean(piece.text.translate(_WHITE_SPACE))
+            text += visible.shown(piece.text)
         if fmt.width(text) > cells:
             return fmt.shorten(text, cells)
     return text if len(ids) <= cells + 1 else fmt.shorten(f"{text}…", cells)
@@ -89,24 +87,30 @@ def event_words(event: TreeEvent, pieces: Pieces) -> str:
     tokens = f"{fmt.plural(stop - start, 'token')} ({start:,}-{stop:,})"
     bytes_ = fmt.size(event.num_bytes)
     gone = "in no tier any more: to be computed again"
-    texts: Mapping[tuple[TreeChange, Tier | None], str] = {
-        ("inserted", "ram"): f"{tokens} were computed and joined the tree, in RAM, {bytes_}",
-        ("inserted", "disk"): f"{tokens} were found on disk, {bytes_}",
-        ("split", None): f"the edge of {tokens} was split behind token {event.cut:,}: paths part"
-        " there. Arithmetic on positions; no K and V were moved or copied",
-        ("spilled", "disk"): f"{tokens} were written to disk, {bytes_}",
-        ("restored", "disk"): f"{tokens} were read from disk, {bytes_}",
-        ("restored", "ram"): f"{tokens} are in RAM again, {bytes_}",
-        ("evicted", "ram"): f"{tokens} were evicted from RAM, {bytes_}: "
-        + (gone if event.is_gone else "still on disk"),
-        ("evicted", "disk"): f"{tokens} were evicted from disk, {bytes_}: "
-        + (gone if event.is_gone else "still in RAM"),
-        ("hit", "ram"): f"a prompt went on behind {tokens}: all from RAM",
-        ("hit", "disk"): f"a prompt went on behind {tokens}: partly from disk",
+    if event.change == "split":
+        return (
+            f"the edge of {tokens} was split behind token {event.cut:,}: paths part there."
+            " Arithmetic on positions; no K and V were moved or copied"
+        )
+    name = _NAMES[event.tier or "disk"]
+    left = gone if event.is_gone else "in another tier still"
+    texts: Mapping[TreeChange, str] = {
+        "inserted": f"{tokens} were computed and joined the tree, {bytes_} in RAM",
+        "spilled": f"{tokens} were written to disk, {bytes_}",
+        "restored": f"{tokens} were kept in {name}, {bytes_}",
+        "evicted": f"{tokens} were evicted from {name}, {bytes_}: {left}",
+        "hit": f"a prompt went on behind {tokens}, from {name}",
+        "given_up": f"{tokens} were given up: the file is gone or damaged",
     }
-    text = texts.get((event.change, event.tier), f"{tokens} were given up: the file is gone or bad")
+    text = texts[event.change]
+    if event.tier == "disk" and event.change == "inserted":
+        text = f"{tokens} were found on disk, {bytes_}"
+    elif event.tier == "disk" and event.change == "restored":
+        text = f"{tokens} were read from disk, {bytes_}"
+    elif event.tier == "disk" and event.change == "hit":
+        text = f"a prompt went on behind {tokens}, in part from disk"
     tail = spoken(event.tail, pieces, 24) if pieces else ""
-    return f"{text}; they end with {tail}" if tail and event.change != "split" else text
+    return f"{text}; they end with {tail}" if tail else text
 
 
 def clock(at: float) -> str:
