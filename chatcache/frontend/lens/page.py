@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from chatcache import formatting as fmt
+
 # What a text is. Never colour alone: every fate has a letter too (`LETTERS`).
 Mark = Literal[
     "",
@@ -64,3 +66,33 @@ class Page:
 def line(*parts: str | Span) -> Line:
     """A line of texts and spans."""
     return tuple(Span(part) if isinstance(part, str) else part for part in parts)
+
+
+def text_of(drawn: Line) -> str:
+    return "".join(span.text for span in drawn)
+
+
+def flow(text: str, width: int, indent: str = "") -> list[str]:
+    """A text on lines of at most `width` cells, broken between words; those behind the first begin
+    with `indent`. A word that is longer than a line is broken within."""
+    lines, current, is_empty = [], "", True
+    for word in fmt.one_line(text).split():
+        room = width - fmt.width(current) - (0 if is_empty else 1)
+        if not is_empty and fmt.width(word) > room:
+            lines.append(current)
+            current, is_empty = indent, True
+        while fmt.width(word) > (room := max(1, width - fmt.width(current))) and is_empty:
+            head = _head(word, room)
+            lines.append(current + head)
+            current, word = indent, word[len(head) :]
+        current += word if is_empty else f" {word}"
+        is_empty = False
+    return [*lines, current]
+
+
+def _head(word: str, cells: int) -> str:
+    """As much of a word as fits, and one character at least."""
+    end = 1
+    while end < len(word) and fmt.width(word[: end + 1]) <= cells:
+        end += 1
+    return word[:end]

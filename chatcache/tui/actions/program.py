@@ -12,6 +12,8 @@ from chatcache.errors import ChatcacheError, UsageError, did_you_mean
 from chatcache.formatting import plural
 from chatcache.frontend import keycheck, servers
 from chatcache.frontend.desk import required, spill
+from chatcache.frontend.lens.lens import Lens
+from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.progress import Report
 from chatcache.tui.look import layout
 from chatcache.tui.messages import PanelModeChosen
@@ -68,15 +70,10 @@ class ProgramActions:
 
     async def _lens(self, argument: str) -> None:
         self._chat.require_session()
-        shown, info = self._panel.figures, self._panel.info
         if self._is_remote:
             self._stage.toast(servers.NO_LENS)
-        picker = LensScreen(
-            self._chat.fork_points,
-            info.max_context_tokens if info else None,
-            shown.cache.diverged_at if shown and shown.cached_tokens else None,
-        )
-        turn = await self._stage.push_screen_wait(picker)
+        lens = Lens(LensSource(self._chat.service, self._chat.session_id), argument)
+        turn = await self._stage.push_screen_wait(LensScreen(lens, self._chat.name))
         if turn is not None:
             await self.inspect(turn)
 

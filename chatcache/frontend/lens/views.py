@@ -1,0 +1,53 @@
+"""The views of the lens in their order, each with what it reads and what its keys move.
+
+Owns no facts and no drawing: those are in the modules of the views.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chatcache.errors import NotFoundError, did_you_mean
+from chatcache.frontend.lens import turns
+from chatcache.frontend.lens.page import Page
+from chatcache.frontend.lens.source import LensSource
+from chatcache.frontend.lens.state import LensKey, LensState
+from chatcache.frontend.lens.view import LensView, moved, with_turn
+
+
+class TurnsView(LensView[turns.TurnsFacts]):
+    name, title = "turns", "Turns"
+
+    def depends(self, state: LensState) -> None:
+        return None
+
+    def read(self, source: LensSource, state: LensState) -> turns.TurnsFacts:
+        info = source.info
+        return turns.TurnsFacts(
+            tuple(turns.lens(source.points())),
+            source.figures(),
+            info.max_context_tokens if info else None,
+        )
+
+    def page(self, facts: turns.TurnsFacts, state: LensState, width: int) -> Page:
+        return turns.page(facts, width, state.turn)
+
+    def press(self, facts: turns.TurnsFacts, state: LensState, key: LensKey) -> LensState:
+        chosen = facts.chosen(state.turn)
+        if chosen is None or key in ("left", "right"):
+            return state
+        index = moved(key, facts.rows.index(chosen), len(facts.rows))
+        return with_turn(state, facts.rows[index].turn)
+
+
+VIEWS: tuple[LensView[Any], ...] = (TurnsView(),)
+VIEW_NAMES = tuple(view.name for view in VIEWS)
+
+
+def view_named(name: str) -> LensView[Any]:
+    """Raises NotFoundError naming the views there are."""
+    for view in VIEWS:
+        if view.name == name.casefold():
+            return view
+    hint = did_you_mean(name, VIEW_NAMES) or f"There are {', '.join(VIEW_NAMES)}."
+    raise NotFoundError(f"The lens has no view {name!r}.", hint)
