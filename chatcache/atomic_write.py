@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from chatcache.processes import is_running
+
 PRIVATE = 0o600
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-[0-9a-f]+")
 
@@ -55,25 +57,9 @@ def remove_leftovers(directory: Path) -> None:
     """Remove what processes that no longer run have left in a directory. Raises OSError."""
     for name in os.listdir(directory):  # noqa: PTH208 - there may be many
         match = name.startswith(".") and _TEMPORARY.fullmatch(name)
-        if match and not _is_running(int(match[1])):
+        if match and not is_running(int(match[1])):
             with contextlib.suppress(OSError):
                 (directory / name).unlink()
-
-
-def _is_running(pid: int) -> bool:
-    """Of one that has ended, and that nobody has taken note of yet, Linux tells its state; where a
-    container has no init that may be for ever."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return True
-    return state not in ("Z", "X")
 
 
 def _flush(fd: int) -> None:

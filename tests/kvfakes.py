@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.segments import TensorSource
+from chatcache.cache.views import TierRun
 from chatcache.token_ids import TokenIds
 
 NUM_HEADS = 2
@@ -70,10 +71,11 @@ class ByteBlock:
 
 
 class ByteSink:
-    """The live KV: a growing row of bytes per tensor and head."""
+    """The live KV: a growing row of bytes per tensor and head, and where each token came from."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
+        self.tiers: list[str] = []
         self.state = b""
         self._state_memory = bytearray(STATE_BYTES)
         self._rows = {(name, head): bytearray() for name in TENSORS for head in range(NUM_HEADS)}
@@ -82,6 +84,7 @@ class ByteSink:
         return False
 
     def load(self, block: ByteBlock, at: int, start: int, stop: int) -> None:
+        self._note(start, stop, "ram")
         for (name, head), row in self._rows.items():
             self._reserve(row, stop)
             row[start * HEAD_BYTES : stop * HEAD_BYTES] = block.part(
@@ -92,6 +95,7 @@ class ByteSink:
         self, name: str, dtype: str, shape: tuple[int, ...], start: int
     ) -> list[memoryview]:
         stop = start + shape[1]
+        self._note(start, stop, "disk")
         found = []
         for head in range(shape[0]):
             row = self._rows[name, head] = bytearray(self._rows[name, head])
@@ -121,6 +125,16 @@ class ByteSink:
             row[: self.num_tokens * HEAD_BYTES] == rows(ids, name, head, 0, self.num_tokens)
             for (name, head), row in self._rows.items()
         )
+
+    def came_as(self, runs: Iterable[TierRun]) -> bool:
+        """Whether every token that counts came from where the runs say."""
+        told: list[str] = []
+        for run in runs:
+            told += [run.tier] * (run.stop - len(told))
+        return told == self.tiers[: self.num_tokens]
+
+    def _note(self, start: int, stop: int, tier: str) -> None:
+        self.tiers[start:] = [tier] * (stop - start)
 
     def _reserve(self, row: bytearray, num_tokens: int) -> None:
         row.extend(bytes(max(0, num_tokens * HEAD_BYTES - len(row))))
@@ -174,7 +188,7 @@ class Bench:
         with self.cache.acquire(ids, prompt - 1) as lease:
             restored = self.cache.restore(lease, sink, 0)
         assert sink.num_tokens == restored.num_tokens
-        assert restored.ram_tokens + restored.disk_tokens == restored.num_tokens
+        assert sink.came_as(restored.runs)
         assert sink.is_true_to(ids)
         self.cache.commit(
             ids, boundaries_of(*parts), lambda start, stop: ByteBlock(ids, start, stop)

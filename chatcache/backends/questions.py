@@ -133,7 +133,7 @@ class AskNextTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class NextToken:
     """`probability` is the model's, `sampled` what it is after the settings (0: cut off)."""
 
     piece: TokenPiece
@@ -147,7 +147,7 @@ class NextTokens:
     """`num_left` tokens of the vocabulary can still be drawn with the settings; `entropy_bits` of
     the model's own distribution. Costs as in `AttentionRows`."""
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[NextToken, ...]
     num_left: int
     entropy_bits: float
     num_computed: int

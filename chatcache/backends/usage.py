@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from chatcache.cache.views import Tier as Tier
+from chatcache.cache.views import TierRun as TierRun
+
 # "loop": the model repeated itself until it was stopped.
 FinishReason = Literal["stop", "length", "stopped", "loop"]
 # An answer of a model of this machine ends here, where neither its publisher nor the user has set a
 # limit: what goes on longer is seldom an answer.
 DEFAULT_NEW_TOKENS = 4096
-# Where K and V lie.
-Tier = Literal["ram", "disk"]
 Outcome = Literal["hit", "partial", "miss", "off"]
 Reason = Literal[
     "new_user_turn",
@@ -87,6 +88,7 @@ class CacheReport:
     True once that rate comes from a prefill of at least 64 tokens of this model on this machine.
     `ahead_tokens` of the reused tokens had been computed in idle time, ahead of this turn.
     `is_approximate`: what was reused is kept with fewer bits than it was computed with.
+    `runs` tell from where each of the reused tokens came; None: it was not recorded.
     """
 
     outcome: Outcome
@@ -101,6 +103,7 @@ class CacheReport:
     system_tokens: int = 0
     ahead_tokens: int = 0
     is_approximate: bool = False
+    runs: tuple[TierRun, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

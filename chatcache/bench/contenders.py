@@ -8,7 +8,7 @@ whole prompt, a `DynamicCache`, sdpa.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from chatcache.backends.local.run.any_token import AnyTokenContext
 from chatcache.backends.local.run.live_context import Forward, LivePath, Reuse
+from chatcache.backends.local.run.threads import threads_for
 from chatcache.bench.limits import drop_page_cache
 from chatcache.bench.setup import BenchModel
 from chatcache.cache.book.rates import RateBook
@@ -29,15 +30,17 @@ _CHUNK_TOKENS = 512
 
 
 class Transformers:
-    """Plain transformers: nothing survives between two calls."""
+    """Plain transformers: nothing survives between two calls. `rest` is called before each: the
+    contender before it lets go of the cores."""
 
-    def __init__(self, loaded: BenchModel):
-        self._loaded = loaded
+    def __init__(self, loaded: BenchModel, rest: Callable[[], None] = lambda: None):
+        self._loaded, self._rest = loaded, rest
         self._cache = DynamicCache(config=loaded.model.config)
 
     @torch.inference_mode()
     def cold(self, ids: Sequence[int]) -> float:
         """Seconds from the prompt to its first token, everything computed."""
+        self._rest()
         began = time.perf_counter()
         self._cache = DynamicCache(config=self._loaded.model.config)
         self._append(ids)
@@ -46,6 +49,7 @@ class Transformers:
     @torch.inference_mode()
     def decode(self, num_tokens: int) -> float:
         """Seconds per token of greedy decoding behind the last prompt."""
+        self._rest()
         token = 1
         began = time.perf_counter()
         for _ in range(num_tokens):
@@ -86,8 +90,14 @@ class Chatcache:
     def __init__(self, loaded: BenchModel, directory: Path):
         self._loaded = loaded
         self._directory = directory
-        self._forward = Forward(loaded.model, loaded.device)
+        self._threads = threads_for(loaded.model, loaded.device)
+        self._forward = Forward(loaded.model, loaded.device, self._threads)
         self._open(RateBook())
+
+    def rest(self) -> None:
+        """Let go of the cores, for another contender in this process."""
+        if self._threads is not None:
+            self._threads.rest()
 
     def reopen(self, rates: RateBook | None = None) -> None:
         """As a new process would find it: nothing live, nothing in RAM, segments on disk.

@@ -64,7 +64,7 @@ class Bench:
         self.directory = directory
         self._draw = draw
         self.history = tuned.random_ids(draw, tokens)
-        self.theirs = None if plain is None else Transformers(plain)
+        self.theirs = None if plain is None else Transformers(plain, self._rest)
         self.llama = llama
         self.ours = Chatcache(tuned, directory)
         contenders = {TRANSFORMERS: self.theirs, LLAMA_CPP: llama, CHATCACHE: self.ours}
@@ -151,6 +151,10 @@ class Bench:
         for name in best.keys() & self.rows.keys():
             self.rows[name].limit = best[name]
         return limits
+
+    def _rest(self) -> None:
+        for contender in (self.ours, self._returned):
+            contender.rest()
 
     def close(self) -> None:
         self.ours.close()

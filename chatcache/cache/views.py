@@ -2,7 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
+
+# Where K and V lie.
+Tier = Literal["ram", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class TierRun:
+    """The tokens of a prefix up to `stop`, from where the run before it ends: all from one tier."""
+
+    stop: int
+    tier: Tier
+
+
+def joined(runs: Iterable[TierRun]) -> tuple[TierRun, ...]:
+    """The same tokens in as few runs as can be: none is empty, no two neighbours have one tier."""
+    found: list[TierRun] = []
+    for run in runs:
+        if run.stop <= (found[-1].stop if found else 0):
+            continue
+        if found and found[-1].tier == run.tier:
+            found.pop()
+        found.append(run)
+    return tuple(found)
+
+
+def num_tokens_of(runs: Iterable[TierRun], tier: Tier) -> int:
+    """How many tokens of a prefix come from a tier."""
+    start = total = 0
+    for run in runs:
+        total += run.stop - start if run.tier == tier else 0
+        start = run.stop
+    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from chatcache.backends.usage import (
     CacheReport,
@@ -16,6 +16,8 @@ from chatcache.backends.usage import (
     FinishReason,
     Outcome,
     Reason,
+    Tier,
+    TierRun,
     Timings,
     TurnPrice,
     Usage,
@@ -136,6 +138,7 @@ def _cache(cache: CacheReport) -> JsonObject:
         "approximate": cache.is_approximate,
         "system_tokens": cache.system_tokens,
         "is_estimate_measured": cache.is_estimate_measured,
+        **({} if cache.runs is None else {"runs": [[run.stop, run.tier] for run in cache.runs]}),
     }
 
 
@@ -153,7 +156,22 @@ def _read_cache(stored: Mapping[str, Any]) -> CacheReport:
         system_tokens=_count(stored, "system_tokens") or 0,
         ahead_tokens=_count(stored, "ahead_tokens") or 0,
         is_approximate=bool(stored.get("approximate", False)),
+        runs=_read_runs(stored.get("runs")),
     )
+
+
+def _read_runs(stored: object) -> tuple[TierRun, ...] | None:
+    """None for what was not recorded, and for what nobody can read."""
+    if not isinstance(stored, list):
+        return None
+    runs: list[TierRun] = []
+    for pair in stored:
+        match pair:
+            case [int(stop), str(tier)] if tier in get_args(Tier):
+                runs.append(TierRun(stop, cast(Tier, tier)))
+            case _:
+                return None
+    return tuple(runs)
 
 
 def _price(price: TurnPrice) -> JsonObject:

@@ -11,10 +11,10 @@ import os
 import secrets
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from chatcache.chat.conversation import Message
 from chatcache.chat.database import Database
+from chatcache.processes import is_running, start_time
 
 # Where the start of a process cannot be read, a row this old belongs to nobody.
 STALE_SECONDS = 120.0
@@ -40,7 +40,7 @@ class PartialTable:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._token = secrets.token_hex(8)
-        self._owner = f"{os.getpid()}:{_process_start(os.getpid())}:{self._token}"
+        self._owner = f"{os.getpid()}:{start_time(os.getpid())}:{self._token}"
         _living_tokens.add(self._token)
 
     def write(self, partial: Partial) -> None:
@@ -102,31 +102,15 @@ class PartialTable:
         _living_tokens.discard(self._token)
 
 
-def _process_start(pid: int) -> str:
-    """When a process that runs started, in the kernel's ticks; "" where that cannot be read, or it
-    has ended and nobody has taken note of it."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    # The command in parentheses may contain anything; field 22 is the start time.
-    state, *rest = fields.rpartition(")")[2].split()
-    return "" if state in ("Z", "X") else rest[18]
-
-
 def _is_alive(owner: str, updated_at: float) -> bool:
     pid_text, _, rest = owner.partition(":")
     start, _, token = rest.partition(":")
     pid = int(pid_text) if pid_text.isdigit() else 0
-    if pid == os.getpid() and start == _process_start(pid):
+    if pid == os.getpid() and start == start_time(pid):
         return token in _living_tokens
     if os.name == "posix":
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
+        if not is_running(pid):
             return False
-        except PermissionError:
-            pass
         if start:
-            return start == _process_start(pid)
+            return start == start_time(pid)
     return time.time() - updated_at < STALE_SECONDS

@@ -20,6 +20,7 @@ import pytest
 
 from chatcache.backends.local.engine.control import running_engines
 from chatcache.backends.local.engine.residence import places
+from chatcache.processes import is_running
 from tests.crash.test_engine_killed import ROOT, run_json
 from tests.models import build_model_dir
 
@@ -43,15 +44,6 @@ def engine_pids(runtime: Path) -> list[int]:
     """Those of engines that have got so far as to say so."""
     found = (place.holder() for place in places(runtime))
     return [pid for pid in found if pid is not None]
-
-
-def is_alive(pid: int) -> bool:
-    """Not gone, and not waiting for its parent to take note."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def talk_and_kill(model: Path, runtime: Path, name: str, victims: str, seconds: float) -> list[str]:
@@ -98,5 +90,5 @@ def test_whoever_is_killed_nothing_is_lost_and_the_next_command_works(
     pids = engine_pids(runtime)
     assert run_json("engine", "stop", "--all")["stopped"] == 1
     assert list(runtime.iterdir()) == []
-    assert not any(is_alive(pid) for pid in pids)
+    assert not any(is_running(pid) for pid in pids)
     assert not list(home.rglob(".tmp-*"))

@@ -74,11 +74,12 @@ class IdsEngine:
 
         With `stop_after` the prefill is stopped there, as a key press would; nothing is answered.
         """
-        ids, reuse = TokenIds(prompt), Reuse(0)
+        ids, reuse = TokenIds(prompt), Reuse()
         if is_cold:
             self.context.start_cold()
         else:
             reuse = self.context.reuse(ids, len(prompt) - 1)
+            assert reuse.num_tokens == self.context.path.kv.num_tokens
         stops = [len(prompt) - TAIL_TOKENS]
         for step in self.context.prefill(ids, reuse.num_tokens, stops=stops):
             logits = step.logits

@@ -60,6 +60,7 @@ class CheckpointLife(RuleBasedStateMachine):
             wanted = lease.num_tokens
             restored = self.cache.restore(lease, sink, 0)
             assert sink.is_true_to(ids)
+            assert sink.came_as(restored.runs)
             states = self.cache.restore_states(lease, sink)
         if self.is_sure and self.is_roomy:
             assert wanted == (known[-1] if known else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import get_args
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,8 @@ from chatcache.backends.usage import (
     FinishReason,
     Outcome,
     Reason,
+    Tier,
+    TierRun,
     Timings,
     TurnPrice,
     Usage,
@@ -22,6 +25,7 @@ from chatcache.chat.figures import decode, encode
 
 COUNTS = st.integers(0, 1 << 40)
 TIMES = st.none() | st.integers(0, 10**9).map(lambda thousandths: thousandths / 1000)
+RUNS = st.builds(TierRun, COUNTS, st.sampled_from(get_args(Tier)))
 MONEY = st.none() | st.floats(0, 1e6)
 USAGES = st.builds(Usage, COUNTS, COUNTS, COUNTS, COUNTS) | st.builds(
     Usage,
@@ -49,6 +53,7 @@ FIGURES = st.builds(
         system_tokens=COUNTS,
         ahead_tokens=COUNTS,
         is_approximate=st.booleans(),
+        runs=st.none() | st.lists(RUNS, max_size=4).map(tuple),
     ),
     price=st.none() | st.builds(TurnPrice, st.text(), MONEY, MONEY),
     finish_reason=st.sampled_from(get_args(FinishReason)),
@@ -58,6 +63,14 @@ FIGURES = st.builds(
 @given(FIGURES)
 def test_figures_are_read_as_they_were_stored(figures: Figures) -> None:
     assert decode(encode(figures), figures.finish_reason) == figures
+
+
+@pytest.mark.parametrize("runs", [7, [[3]], [[3, "tape"]], [["3", "ram"]], [{"stop": 3}]])
+def test_runs_that_nobody_can_read_are_not_known(runs: object) -> None:
+    stored = json.dumps({"cache": {"outcome": "hit", "reason": "new_user_turn", "runs": runs}})
+    figures = decode(stored)
+    assert figures is not None
+    assert figures.cache.runs is None
 
 
 def test_what_an_older_version_stored_is_read() -> None:

@@ -76,6 +76,7 @@ class PrefixCacheLife(RuleBasedStateMachine):
             restored = self.cache.restore(lease, sink, 0)
             assert sink.is_true_to(ids)
             assert restored.num_tokens == sink.num_tokens
+            assert sink.came_as(restored.runs)
         known = max((n for n in range(prompt) if text[:n] in self.said or n == 0), default=0)
         assert restored.num_tokens <= known
         if text[: prompt - 1] in self.sure | self.pinned:

@@ -39,6 +39,7 @@ from chatcache.backends.local.engine.residence import (
 )
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.errors import ModelLoadError
+from chatcache.processes import is_running
 
 ENGINE = Path(__file__).parents[1] / "fake_engine.py"
 COMMAND = (sys.executable, "-P", str(ENGINE))
@@ -85,14 +86,6 @@ def answered(backend: LocalBackend, text: str) -> str:
 def pid_of(backend: LocalBackend) -> int:
     """The fake engine tells its process id in the place of a number of parameters."""
     return backend.wait_ready(SECONDS).num_parameters
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -158,7 +151,7 @@ def test_with_no_time_to_stay_it_ends_with_its_last_front_end(
     second.close()
     assert (tmp_path / "drained").exists()  # before close returns
     assert CacheEvent(0.0, "warning", "the last segment did not fit") in told
-    wait_until(lambda: not is_alive(pid))
+    wait_until(lambda: not is_running(pid))
     assert list(directory.iterdir()) == []
 
 
@@ -166,7 +159,7 @@ def test_an_unused_engine_ends_when_its_time_is_over(make: Make, directory: Path
     backend = make(keep=0.3)
     pid = pid_of(backend)
     backend.close()
-    wait_until(lambda: not is_alive(pid))
+    wait_until(lambda: not is_running(pid))
     assert list(directory.iterdir()) == []
 
 
@@ -240,7 +233,7 @@ def test_an_engine_that_was_ended_starts_again_with_the_next_turn(
     pid = pid_of(backend)
     (engine,) = control.running_engines(directory)
     assert control.end_engine(engine, "somebody asked for it")
-    assert not is_alive(pid)
+    wait_until(lambda: not is_running(pid))
     assert answered(backend, "hello") == "so hello"
     assert pid_of(backend) != pid
 
@@ -275,7 +268,7 @@ def test_an_engine_that_hangs_is_listed_and_can_be_ended(
     (engine,) = control.running_engines(directory)
     assert (engine.pid, engine.status) == (pid, None)
     assert control.end_engine(engine, "it hangs")
-    assert not is_alive(pid)
+    wait_until(lambda: not is_running(pid))
 
 
 def test_the_system_can_end_it_in_good_order(make: Make, tmp_path: Path) -> None:
@@ -283,7 +276,7 @@ def test_the_system_can_end_it_in_good_order(make: Make, tmp_path: Path) -> None
     pid = pid_of(backend)
     backend.close()
     os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: not is_alive(pid))
+    wait_until(lambda: not is_running(pid))
     assert (tmp_path / "drained").exists()
 
 
@@ -295,7 +288,7 @@ def test_all_who_used_an_engine_that_died_share_the_next(make: Make) -> None:
     waiting = second.ask(ask("hello"))
     assert isinstance(list(running)[-1], TurnFailed)
     assert isinstance(list(waiting)[-1], (TurnFinished, TurnFailed))
-    wait_until(lambda: not is_alive(pid))
+    wait_until(lambda: not is_running(pid))
     assert answered(first, "again") == answered(second, "again") == "so again"
     assert pid_of(first) == pid_of(second) != pid
 
@@ -321,7 +314,7 @@ def test_what_a_killed_engine_left_is_taken_over(make: Make, directory: Path) ->
     pid = pid_of(backend)
     backend.close()
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not is_alive(pid))
+    wait_until(lambda: not is_running(pid))
     assert len(list(directory.iterdir())) == 2
     assert answered(make(), "hello") == "so hello"
 
@@ -331,7 +324,7 @@ def test_what_killed_engines_left_is_removed_by_whoever_looks(make: Make, direct
     pid = pid_of(backend)
     backend.close()
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not is_alive(pid))
+    wait_until(lambda: not is_running(pid))
     assert control.running_engines(directory) == []
     assert list(directory.iterdir()) == []
 
@@ -353,7 +346,7 @@ def test_where_the_socket_was_removed_the_next_front_end_has_an_engine_of_its_ow
     assert pid_of(second) != pid
     assert any("is its own" in event.text for event in told if isinstance(event, CacheEvent))
     os.kill(pid, signal.SIGTERM)  # nobody could end it by its socket
-    wait_until(lambda: not is_alive(pid))
+    wait_until(lambda: not is_running(pid))
 
 
 def test_a_directory_that_others_can_enter_is_made_private_or_not_used(tmp_path: Path) -> None:

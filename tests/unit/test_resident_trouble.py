@@ -31,6 +31,7 @@ from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
 from chatcache.frontend.shell_output import AnswerStream, Narrator
 from chatcache.frontend.shell_turn import ShellTurn
+from chatcache.processes import is_running
 from tests.fake_engine import OUTDATED
 from tests.unit.test_engine_server import FrontEnd, server, settings
 from tests.unit.test_resident_engine import (
@@ -39,7 +40,6 @@ from tests.unit.test_resident_engine import (
     answered,
     ask,
     directory,
-    is_alive,
     make,
     pid_of,
     wait_until,
@@ -212,7 +212,7 @@ def test_a_process_that_only_has_the_number_is_not_killed(
         (engine,) = control.running_engines(place.directory)
         assert engine.pid == innocent.pid
         assert not control.end_engine(engine, "it hangs")
-        assert is_alive(innocent.pid)
+        assert is_running(innocent.pid)
         innocent.communicate(b"\n")
         assert innocent.returncode == 0
         taken.close()
@@ -281,10 +281,10 @@ def test_unused_engines_give_way_to_one_that_has_no_room(
     asked: list[int] = []
     assert room.make_room(place, wanted, lambda needed: asked.append(needed) is not None) == 0
     assert asked == [1000]
-    assert room.make_room(place, wanted, lambda needed: is_alive(pids[1])) == 1
-    assert [is_alive(pid) for pid in pids] == [True, False, True]
+    assert room.make_room(place, wanted, lambda needed: is_running(pids[1])) == 1
+    assert [is_running(pid) for pid in pids] == [True, False, True]
     assert room.make_room(place, wanted, lambda needed: True) == 1
-    assert [is_alive(pid) for pid in pids] == [True, False, False]
+    assert [is_running(pid) for pid in pids] == [True, False, False]
 
 
 def _engines(directory: Path) -> list[control.RunningEngine]:

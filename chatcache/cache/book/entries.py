@@ -9,7 +9,7 @@ from pathlib import Path
 from chatcache.cache.book.eviction import Candidate
 from chatcache.cache.book.policy import is_over
 from chatcache.cache.segments import Block, Span
-from chatcache.cache.views import SegmentRow
+from chatcache.cache.views import SegmentRow, TierRun, num_tokens_of
 from chatcache.token_ids import TokenIds
 
 
@@ -116,11 +116,16 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """How far a restore got. `problem` is why it ended before the end of the lease."""
+    """How far a restore got. `problem` is why it ended before the end of the lease.
+
+    `runs` are all tokens that are held now; those that were held before it are in RAM."""
 
     num_tokens: int
-    ram_tokens: int
-    disk_tokens: int
+    runs: tuple[TierRun, ...]
     bytes_read: int
     problem: str | None = None
     is_damage: bool = False
+
+    @property
+    def disk_tokens(self) -> int:
+        return num_tokens_of(self.runs, "disk")

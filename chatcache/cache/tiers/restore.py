@@ -19,6 +19,7 @@ from chatcache.cache.files.segfile import (
 )
 from chatcache.cache.files.store import inode_of
 from chatcache.cache.segments import Block, KVSink
+from chatcache.cache.views import Tier, TierRun, joined
 
 # A segment, what is wrong with it, and the inode of its file if it is the file that is damaged.
 GiveUp = Callable[[Entry, str, int | None], None]
@@ -64,7 +65,8 @@ def restore_tokens(
     book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSink, start: int
 ) -> RestoreResult:
     """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens."""
-    position, ram, disk, bytes_read = start, 0, 0, 0
+    position, bytes_read = start, 0
+    runs = [TierRun(start, "ram")]
     for span in lease.spans:
         if span.stop <= position:
             continue
@@ -72,26 +74,27 @@ def restore_tokens(
         try:
             if source.block is not None:
                 sink.load(source.block, source.start, position, span.stop)
-                ram += span.stop - position
+                tier: Tier = "ram"
             elif source.path is not None:
                 bytes_read += read_segment(source.path, lease.ids, sink, position, span)
-                disk += span.stop - position
+                tier = "disk"
             else:
                 raise SegmentMissingError("it was evicted")
         except (SegmentDamagedError, SegmentMissingError) as error:
             sink.set_length(position)
             is_damage = source.failed(error)
-            return RestoreResult(position, ram, disk, bytes_read, str(error), is_damage)
+            return RestoreResult(position, joined(runs), bytes_read, str(error), is_damage)
         position = span.stop
+        runs.append(TierRun(position, tier))
         sink.set_length(position)
-    return RestoreResult(position, ram, disk, bytes_read)
+    return RestoreResult(position, joined(runs), bytes_read)
 
 
 def restore_states(book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSink) -> RestoreResult:
     """Bring the checkpoint at the end of the lease into `sink`, which holds all its tokens."""
     span, num_bytes = lease.checkpoint, 0
     if span is None:
-        return RestoreResult(0, 0, 0, 0)
+        return RestoreResult(0, (), 0)
     source = _Source(book, give_up, span.segment_id)
     try:
         if source.block is not None:
@@ -101,5 +104,5 @@ def restore_states(book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSin
         else:
             raise SegmentMissingError("it was evicted")
     except (SegmentDamagedError, SegmentMissingError) as error:
-        return RestoreResult(0, 0, 0, 0, str(error), source.failed(error))
-    return RestoreResult(span.stop, 0, 0, num_bytes)
+        return RestoreResult(0, (), 0, str(error), source.failed(error))
+    return RestoreResult(span.stop, (), num_bytes)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from chatcache.errors import ChatcacheError, NotFoundError
-from chatcache.frontend.lens.page import Page, Span, flow, line
+from chatcache.frontend.lens.page import Page, Marked, flow, line
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.state import LensKey, LensState
 from chatcache.frontend.lens.view import LensView, with_turn
@@ -137,6 +137,6 @@ class Lens:
 def problem_page(title: str, error: ChatcacheError, width: int) -> Page:
     """Why a view cannot be shown, and what to do."""
     sentences = tuple(filter(None, (error.message, error.hint)))
-    lines = [line(Span(text, "warning")) for text in flow(error.message, width)]
+    lines = [line(Marked(text, "warning")) for text in flow(error.message, width)]
     lines += [line(text) for text in flow(error.hint, width)] if error.hint else []
     return Page(title, tuple(lines), sentences, {"error": error.message, "hint": error.hint})

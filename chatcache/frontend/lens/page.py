@@ -37,7 +37,7 @@ LETTERS: Mapping[Mark, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Marked:
     """A piece of a line. `heat` from 0 to 1 is drawn as a shade behind the text."""
 
     text: str
@@ -45,7 +45,7 @@ class Span:
     heat: float | None = None
 
 
-Line = tuple[Span, ...]
+Line = tuple[Marked, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ class Page:
     keys: str = ""
 
 
-def line(*parts: str | Span) -> Line:
-    """A line of texts and spans."""
-    return tuple(Span(part) if isinstance(part, str) else part for part in parts)
+def line(*parts: str | Marked) -> Line:
+    """A line of texts and marked texts."""
+    return tuple(Marked(part) if isinstance(part, str) else part for part in parts)
 
 
 def text_of(drawn: Line) -> str:
-    return "".join(span.text for span in drawn)
+    return "".join(piece.text for piece in drawn)
 
 
 def flow(text: str, width: int, indent: str = "") -> list[str]:

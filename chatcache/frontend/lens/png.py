@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatcache import formatting as fmt
 from chatcache.errors import UnavailableError
-from chatcache.frontend.lens.page import Page, Span
+from chatcache.frontend.lens.page import Page, Marked
 from chatcache.frontend.lens.svg import (
     BOLD,
     CELL,
@@ -72,7 +72,7 @@ def png(page: Page, *, is_dark: bool = False) -> bytes:
     pen = _Pen(ImageDraw.Draw(image), palette, _Fonts())
     for index, drawn in enumerate(page.lines):
         for run in runs(drawn):
-            pen.draw(run.span, MARGIN + run.column * CELL, MARGIN + index * LINE, run.cells)
+            pen.draw(run.piece, MARGIN + run.column * CELL, MARGIN + index * LINE, run.cells)
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return file.getvalue()
@@ -84,18 +84,18 @@ class _Pen:
     def __init__(self, canvas: ImageDraw, palette: Palette, fonts: _Fonts) -> None:
         self._canvas, self._palette, self._fonts = canvas, palette, fonts
 
-    def draw(self, span: Span, x: float, y: float, cells: int) -> None:
-        colour = self._palette.marks.get(span.mark, self._palette.text)
+    def draw(self, piece: Marked, x: float, y: float, cells: int) -> None:
+        colour = self._palette.marks.get(piece.mark, self._palette.text)
         behind = self._palette.background
-        if span.heat is not None:
-            share = HOTTEST * max(0.0, min(1.0, span.heat))
+        if piece.heat is not None:
+            share = HOTTEST * max(0.0, min(1.0, piece.heat))
             colour, behind = self._palette.text, _mixed(behind, self._palette.heat, share)
-        if span.mark == "chosen":
+        if piece.mark == "chosen":
             colour, behind = behind, self._palette.text
         if behind != self._palette.background:
             self._box(x, y, cells * CELL, LINE, behind)
-        for char, left in _placed(span.text):
-            self._character(char, x + left * CELL, y, colour, behind, is_bold=span.mark in BOLD)
+        for char, left in _placed(piece.text):
+            self._character(char, x + left * CELL, y, colour, behind, is_bold=piece.mark in BOLD)
 
     def _character(
         self, char: str, x: float, y: float, colour: str, behind: str, *, is_bold: bool

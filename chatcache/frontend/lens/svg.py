@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from chatcache import formatting as fmt
-from chatcache.frontend.lens.page import Line, Mark, Page, Span
+from chatcache.frontend.lens.page import Line, Mark, Page, Marked
 
 CELL, LINE, FONT = 8.4, 19.0, 14
 MARGIN = 16
@@ -71,16 +71,16 @@ class Run:
 
     column: int
     cells: int
-    span: Span
+    piece: Marked
 
 
 def runs(drawn: Line) -> Iterator[Run]:
     """The pieces of a line, without what no picture can hold."""
     column = 0
-    for span in drawn:
-        text = _NOT_XML.sub("�", fmt.clean(span.text).replace("\n", " ").replace("\t", " "))
+    for piece in drawn:
+        text = _NOT_XML.sub("�", fmt.clean(piece.text).replace("\n", " ").replace("\t", " "))
         cells = fmt.width(text)
-        yield Run(column, cells, Span(text, span.mark, span.heat))
+        yield Run(column, cells, Marked(text, piece.mark, piece.heat))
         column += cells
 
 
@@ -124,23 +124,23 @@ def _colours(palette: Palette) -> Iterator[str]:
 
 def _drawn(drawn: Line, y: float) -> Iterator[str]:
     for run in runs(drawn):
-        x, span = MARGIN + run.column * CELL, run.span
-        if span.heat is not None:
-            opacity = HOTTEST * max(0.0, min(1.0, span.heat))
+        x, piece = MARGIN + run.column * CELL, run.piece
+        if piece.heat is not None:
+            opacity = HOTTEST * max(0.0, min(1.0, piece.heat))
             yield _rect(x, y, run.cells * CELL, LINE, "heat", opacity)
-        if span.mark == "chosen":
+        if piece.mark == "chosen":
             yield _rect(x, y, run.cells * CELL, LINE, "behind")
-        if span.text.strip():
-            yield from _text(span, x, y)
+        if piece.text.strip():
+            yield from _text(piece, x, y)
 
 
-def _text(span: Span, x: float, y: float) -> Iterator[str]:
+def _text(piece: Marked, x: float, y: float) -> Iterator[str]:
     """The words of a piece, each where it stands; blocks between them are rectangles."""
     # Heat takes the colour of the mark away: the shade is what is to be seen.
-    colour = span.mark if span.heat is None or span.mark == "chosen" else ""
-    names = " ".join(filter(None, (colour, "bold" if span.mark in BOLD else "")))
-    for match in re.finditer(r"[▀-▟]|[^▀-▟\s]+(?: [^▀-▟\s]+)*", span.text):
-        left = x + fmt.width(span.text[: match.start()]) * CELL
+    colour = piece.mark if piece.heat is None or piece.mark == "chosen" else ""
+    names = " ".join(filter(None, (colour, "bold" if piece.mark in BOLD else "")))
+    for match in re.finditer(r"[▀-▟]|[^▀-▟\s]+(?: [^▀-▟\s]+)*", piece.text):
+        left = x + fmt.width(piece.text[: match.start()]) * CELL
         word = match[0]
         if (block := block_of(word)) is not None:
             dx, dy, width, height, opacity = block

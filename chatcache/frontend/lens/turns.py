@@ -15,7 +15,7 @@ from chatcache.backends.base import CostEstimate
 from chatcache.backends.usage import Figures
 from chatcache.chat.views import ForkPoint
 from chatcache.frontend.lens.answers import Asked, asked
-from chatcache.frontend.lens.page import Line, Page, Span, flow, line
+from chatcache.frontend.lens.page import Line, Page, Marked, flow, line
 
 _TURN, _COUNT, _RANGE, _WHERE = 6, 8, 17, 12
 
@@ -140,10 +140,10 @@ def page(facts: TurnsFacts, width: int, turn: int | None = None) -> Page:
     chosen = facts.chosen(turn)
     if chosen is None:
         words = "Nothing has been read yet. Say something first."
-        return Page("Turns", (line(Span(words, "muted")),), (words,), {"turns": []})
+        return Page("Turns", (line(Marked(words, "muted")),), (words,), {"turns": []})
     answers = asked(chosen.turn, facts.figures.get(chosen.turn), _edits(facts))
     head = heading(facts.rows, facts.max_tokens)
-    lines = [*_answer_lines(answers, width), line(Span(head, "muted")), _columns(width)]
+    lines = [*_answer_lines(answers, width), line(Marked(head, "muted")), _columns(width)]
     longest = max(row.num_tokens for row in facts.rows) or 1
     for row in facts.rows:
         lines.append(_row_line(row, facts, row is chosen, longest, width))
@@ -165,13 +165,13 @@ def _answer_lines(answers: Sequence[Asked], width: int) -> Iterator[Line]:
     """The question on the left where there is room, else above."""
     for part in answers:
         if width < 72:
-            yield line(Span(part.question, "title"))
+            yield line(Marked(part.question, "title"))
             yield from (line(text) for text in flow(f"  {part.answer}", width - 2, ""))
             continue
         label = fmt.width(max((each.question for each in answers), key=fmt.width)) + 2
         for index, text in enumerate(flow(part.answer, width - label)):
             left = part.question if index == 0 else ""
-            yield line(Span(left + " " * (label - fmt.width(left)), "title"), text)
+            yield line(Marked(left + " " * (label - fmt.width(left)), "title"), text)
     yield ()
 
 
@@ -180,36 +180,36 @@ def _columns(width: int) -> Line:
     head += f"{'from–to':>{_RANGE}}" if width >= 72 else ""
     head += f"{'reused':>{_COUNT}}{'computed':>{_COUNT + 2}}"
     head += f"  {'now in':<{_WHERE}}" if width >= 60 else ""
-    return line(Span(head + ("  said" if width >= 100 else ""), "muted"))
+    return line(Marked(head + ("  said" if width >= 100 else ""), "muted"))
 
 
 def _row_line(row: LensRow, facts: TurnsFacts, is_chosen: bool, longest: int, width: int) -> Line:
     figures = facts.figures.get(row.turn)
     head = f"{'>' if is_chosen else ' '}{row.turn:>{_TURN - 1}}{row.num_tokens:>{_COUNT},}"
     head += f"{f'{row.start:,}–{row.stop:,}':>{_RANGE}}" if width >= 72 else ""
-    spans = [Span(head, "chosen" if is_chosen else "")]
-    spans += _reuse(figures)
+    pieces = [Marked(head, "chosen" if is_chosen else "")]
+    pieces += _reuse(figures)
     if width >= 60:
-        spans.append(Span(f"  {row.where:<{_WHERE}}", "muted" if row.where == "unknown" else ""))
-    used = sum(fmt.width(span.text) for span in spans)
+        pieces.append(Marked(f"  {row.where:<{_WHERE}}", "muted" if row.where == "unknown" else ""))
+    used = sum(fmt.width(piece.text) for piece in pieces)
     bar_cells = min(20, (width - used - 2) // 3) if width >= 100 else 0
     if bar_cells:
         filled = "━" * max(1, round(bar_cells * row.num_tokens / longest)) if row.num_tokens else ""
-        spans.append(Span(f"  {filled:<{bar_cells}}", "muted"))
+        pieces.append(Marked(f"  {filled:<{bar_cells}}", "muted"))
         used += bar_cells + 2
     if (rest := width - used - 2) >= 6:
-        spans.append(Span(f"  {fmt.shorten(row.user_text, rest)}", "muted"))
-    return tuple(spans)
+        pieces.append(Marked(f"  {fmt.shorten(row.user_text, rest)}", "muted"))
+    return tuple(pieces)
 
 
-def _reuse(figures: Figures | None) -> list[Span]:
+def _reuse(figures: Figures | None) -> list[Marked]:
     """Of the prompt of a turn: reused and computed, as `usage` has them."""
     if figures is None or figures.usage.cached_tokens is None:
-        return [Span(f"{'–':>{_COUNT}}{'–':>{_COUNT + 2}}", "muted")]
+        return [Marked(f"{'–':>{_COUNT}}{'–':>{_COUNT + 2}}", "muted")]
     mark = "disk" if figures.cached_disk_tokens > figures.cached_ram_tokens else "ram"
     return [
-        Span(f"{figures.usage.cached_tokens:>{_COUNT},}", mark),
-        Span(f"{figures.usage.computed_tokens or 0:>{_COUNT + 2},}", "computed"),
+        Marked(f"{figures.usage.cached_tokens:>{_COUNT},}", mark),
+        Marked(f"{figures.usage.computed_tokens or 0:>{_COUNT + 2},}", "computed"),
     ]
 
 

@@ -66,9 +66,9 @@ class PageView(ScrollView, can_focus=True):
     def _strip(self, drawn: Line, base: Style) -> Strip:
         styles = self.styles_of_marks
         return Strip(
-            Segment(clean(span.text).replace("\n", " ").replace("\t", " "), style)
-            for span in drawn
-            for style in [base + styles.style(span.mark, span.heat)]
+            Segment(clean(piece.text).replace("\n", " ").replace("\t", " "), style)
+            for piece in drawn
+            for style in [base + styles.style(piece.mark, piece.heat)]
         )
 
     def _selected(self, strip: Strip, selection: Selection, index: int) -> Strip:
@@ -85,6 +85,6 @@ class PageView(ScrollView, can_focus=True):
 
 def _chosen_line(page: Page) -> int | None:
     for index, drawn in enumerate(page.lines):
-        if any(span.mark == "chosen" for span in drawn):
+        if any(piece.mark == "chosen" for piece in drawn):
             return index
     return None

@@ -17,6 +17,7 @@ from chatcache.backends.base import EngineStatus
 from chatcache.backends.local.engine import wire
 from chatcache.backends.local.engine.channel import Channel, ChannelClosedError
 from chatcache.backends.local.engine.residence import EnginePlace, ForeignPlaceError, places
+from chatcache.processes import is_running
 
 ANSWER_SECONDS = 2.0
 END_SECONDS = 30.0
@@ -57,18 +58,19 @@ def running_engines(directory: Path, but: EnginePlace | None = None) -> list[Run
 
 
 def end_engine(engine: RunningEngine, reason: str) -> bool:
-    """End an engine, in good order if it can be; returns whether it is gone."""
+    """End an engine, in good order if it can be; returns whether it is gone, with its memory."""
+    process = _process_of(engine)
     channel = _connected(engine.place, END_SECONDS)
     if channel is not None:
         with contextlib.closing(channel), contextlib.suppress(ChannelClosedError):
             channel.send(wire.EndEngine(reason))
             channel.receive()  # nothing comes: it ends, or the time is over
-    if _is_gone(engine, 1.0 if engine.status is None else END_SECONDS):
+    if _is_gone(engine, process, 1.0 if engine.status is None else END_SECONDS):
         return True
-    if engine.pid is not None and _is_process_of(engine.pid, engine.place):
+    if process is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(engine.pid, signal.SIGKILL)
-    return _is_gone(engine, ANSWER_SECONDS)
+            os.kill(process, signal.SIGKILL)
+    return _is_gone(engine, process, ANSWER_SECONDS)
 
 
 def forget_deleted(directory: Path, cache_dir: Path, *, is_all: bool) -> None:
@@ -97,24 +99,30 @@ def _connected(place: EnginePlace, timeout: float) -> Channel | None:
     return Channel(connection, wire.CODEC)
 
 
-def _is_gone(engine: RunningEngine, seconds: float) -> bool:
-    """Whether it has left its place, where the next one may live already."""
+def _is_gone(engine: RunningEngine, process: int | None, seconds: float) -> bool:
+    """Whether it has left its place, where the next one may live already, and is over."""
     deadline = time.monotonic() + seconds
-    while engine.place.is_taken() and engine.pid in (engine.place.holder(), None):
+    while _is_there(engine) or (process is not None and is_running(process)):
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_SECONDS)
     return True
 
 
-def _is_process_of(pid: int, place: EnginePlace) -> bool:
-    """Whether a process was started for a place, where the system tells. A number alone may mean
-    another process by now, or in this container."""
+def _is_there(engine: RunningEngine) -> bool:
+    return engine.place.is_taken() and engine.pid in (engine.place.holder(), None)
+
+
+def _process_of(engine: RunningEngine) -> int | None:
+    """The process that was started for an engine's place, where the system tells. A number alone
+    may mean another process by now, or in this container."""
+    if engine.pid is None:
+        return None
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        command = Path(f"/proc/{engine.pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return not Path("/proc/self").exists()
-    return place.key.encode() in command
+        return None if Path("/proc/self").exists() else engine.pid
+    return engine.pid if engine.place.key.encode() in command else None
 
 
 def _is_same(left: Path, right: Path) -> bool:

@@ -66,9 +66,8 @@ class AnyTokenContext(LiveContext):
         if restored.disk_tokens:
             self.rates.note_restore(restored.bytes_read, seconds)
         return Reuse(
-            num_tokens=restored.num_tokens,
+            runs=restored.runs,
             num_matched=max(lease.num_matched, restored.num_tokens),
-            disk_tokens=restored.disk_tokens,
             bytes_read=restored.bytes_read,
             seconds=seconds,
             problem=restored.problem,
@@ -183,7 +182,7 @@ class LengthBoundContext(LiveContext):
             self.path.forget()
         if len(ids) > self._max_tokens:
             self.start_cold()
-            return Reuse(0)
+            return Reuse()
         self._is_beyond = False
         return self._within.reuse(ids, limit)
 

@@ -22,7 +22,6 @@ from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
-from chatcache.backends.local.packed.blocks import is_packed
 from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
 from chatcache.backends.local.packed.known import takes_step
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
@@ -30,7 +29,7 @@ from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.idle import IdleWork
 from chatcache.backends.local.run.live_context import Forward, LiveContext, LivePath
 from chatcache.backends.local.run.reasons import TurnExplainer
-from chatcache.backends.local.run.threads import Threads, use
+from chatcache.backends.local.run.threads import threads_for, use
 from chatcache.backends.local.run.turn import TurnPlanner
 from chatcache.backends.local.run.turn_runner import CacheReporter, TurnRunner
 from chatcache.backends.local.run.whole_prompt import WholePromptContext
@@ -81,7 +80,7 @@ def build_runner(
     precision = settings.policy.precision
     namespace = namespace_id(fields := loaded.namespace_fields(precision))
     rates = RateBook(settings.cache_dir / "segments" / namespace / "rates.json")
-    threads = _threads(loaded, settings)
+    threads = threads_for(loaded.model, loaded.device, is_fixed=settings.num_threads is not None)
     live = build_live(loaded, cut, precision)
     path = LivePath(Forward(loaded.model, loaded.device, threads), live)
     with naming_gpu():
@@ -129,13 +128,6 @@ def build_runner(
     path.forward.get_ready()
     reporter.show()
     return TurnRunner(loaded, info, planner, context, idle, explainer, reporter, settings.log_path)
-
-
-def _threads(loaded: LoadedModel, settings: EngineSettings) -> Threads | None:
-    """None: those that the user named, or a GPU, or there is nothing to choose."""
-    most = torch.get_num_threads()
-    is_free = loaded.device.type == "cpu" and settings.num_threads is None and most > 1
-    return Threads(most, is_shared=is_packed(loaded.model)) if is_free else None
 
 
 def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exact") -> LiveKV:

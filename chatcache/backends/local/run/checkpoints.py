@@ -19,6 +19,7 @@ from chatcache.backends.local.run.live_context import (
     Reuse,
     chunks,
     estimate_cost,
+    live_run,
 )
 from chatcache.cache.book.rates import CLEARLY_DEARER
 from chatcache.cache.tensors.blocks import TensorBlock
@@ -52,7 +53,7 @@ class CheckpointContext(LiveContext):
                 break
             problem = problem or reuse
             self.path.forget()
-            reuse = Reuse(0)
+            reuse = Reuse()
         self.path.computed_from = self.path.num_kept = reuse.num_tokens
         seconds = time.perf_counter() - began
         if reuse.bytes_read:
@@ -62,7 +63,7 @@ class CheckpointContext(LiveContext):
         declined = self._decline_steps(reuse.num_tokens, len(ids))
         if declined is not None:
             self.start_cold()
-            return Reuse(0, num_matched=reuse.num_matched, seconds=seconds, declined=declined)
+            return Reuse(num_matched=reuse.num_matched, seconds=seconds, declined=declined)
         return replace(reuse, seconds=seconds)
 
     def prefill(
@@ -137,18 +138,17 @@ class CheckpointContext(LiveContext):
         with self.prefixes.acquire(ids, limit) as lease:
             num_matched = max(live, lease.num_matched)
             if live and live >= lease.num_tokens:
-                return Reuse(live, num_matched=num_matched)
+                return Reuse(live_run(live), num_matched=num_matched)
             start = min(path.ids.common_prefix(ids), lease.num_tokens)
             path.hold(ids, start)
             tokens = self.prefixes.restore(lease, path.kv, start)
             path.hold(ids, tokens.num_tokens)
             if tokens.problem is not None:
-                return Reuse(0, problem=tokens.problem, is_damage=tokens.is_damage)
+                return Reuse(problem=tokens.problem, is_damage=tokens.is_damage)
             states = self.prefixes.restore_states(lease, path.kv)
         return Reuse(
-            num_tokens=tokens.num_tokens,
+            runs=tokens.runs,
             num_matched=num_matched,
-            disk_tokens=tokens.disk_tokens,
             bytes_read=tokens.bytes_read + states.bytes_read,
             problem=states.problem,
             is_damage=states.is_damage,

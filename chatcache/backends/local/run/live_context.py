@@ -32,7 +32,7 @@ from chatcache.backends.local.run.threads import Threads
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.live_kv import LiveKV
-from chatcache.cache.views import CostEstimate
+from chatcache.cache.views import CostEstimate, TierRun, num_tokens_of
 from chatcache.errors import NotFiniteError, UnavailableError
 from chatcache.token_ids import NO_IDS, TokenIds
 
@@ -205,18 +205,31 @@ class LivePath:
 class Reuse:
     """How much of a prompt is in the live KV now, where it came from, and how long that took.
 
-    `num_matched` tokens were known; fewer are reused where a cut inside a segment does not pay, or
-    where computing is quicker than reading (`declined` says so).
+    `runs` are all of them; what was live already is in RAM. `num_matched` tokens were known; fewer
+    are reused where a cut inside a segment does not pay, or where computing is quicker than reading
+    (`declined` says so).
     """
 
-    num_tokens: int
-    disk_tokens: int = 0
+    runs: tuple[TierRun, ...] = ()
     bytes_read: int = 0
     seconds: float = 0.0
     num_matched: int = 0
     problem: str | None = None
     is_damage: bool = False
     declined: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.runs[-1].stop if self.runs else 0
+
+    @property
+    def disk_tokens(self) -> int:
+        return num_tokens_of(self.runs, "disk")
+
+
+def live_run(num_tokens: int) -> tuple[TierRun, ...]:
+    """As many leading tokens that are live already."""
+    return (TierRun(num_tokens, "ram"),) if num_tokens else ()
 
 
 @dataclass
@@ -274,7 +287,7 @@ class LiveContext(ABC):
             return self.reuse(ids, len(ids))
         path.hold(ids, live)
         path.computed_from = path.num_kept
-        return Reuse(live, num_matched=live)
+        return Reuse(live_run(live), num_matched=live)
 
     def can_leave(self, ids: TokenIds) -> bool:
         """Whether segments hold what would be lost of the live path by going over to another."""

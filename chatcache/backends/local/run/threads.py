@@ -12,9 +12,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from chatcache.backends.local.packed.blocks import is_packed
 from chatcache.backends.local.run.thread_choice import ThreadChooser, counts_to_try
 from chatcache.cache.book.rates import RateBook
 from chatcache.machine import is_crowded
@@ -29,7 +31,8 @@ class Threads:
     """Not thread-safe: it belongs to the engine's main thread. `most` threads compute at most.
 
     `is_shared`: kernels of packed weights compute on the same cores between OpenMP's products, so
-    its threads always sleep there: awake they would take turns with the kernels' own."""
+    its threads always sleep there: awake they would take turns with the kernels' own. `is_fixed`:
+    it is always `most`, because somebody wants it so."""
 
     def __init__(
         self,
@@ -37,10 +40,12 @@ class Threads:
         is_crowded: Callable[[int], bool] = is_crowded,
         *,
         is_shared: bool = False,
+        is_fixed: bool = False,
     ):
         self.most = most
         self._is_shared = is_shared
-        self._chooser = ThreadChooser(counts_to_try(most), {})
+        self._counts = (most,) if is_fixed else counts_to_try(most)
+        self._chooser = ThreadChooser(self._counts, {})
         self._is_crowded = is_crowded
         self._sleep = Sleep()
         self._next_look = 0.0
@@ -60,22 +65,29 @@ class Threads:
             now = time.perf_counter()
             self._chooser.note(now - self._began, now)
 
+    def rest(self) -> None:
+        """Something else computes until the next `begin`, with OpenMP's threads as they were."""
+        self._sleep.end()
+        self._next_look = 0.0
+
     def settle(self, rates: RateBook, step: Callable[[], object]) -> None:
         """Begin with the count that is quickest by `rates`; measured by `step`s if it is not known,
         and kept there if nothing else wanted the cores meanwhile."""
+        if len(self._counts) == 1:
+            return
         seconds = rates.step_seconds
         if self.most not in seconds:
             was_crowded = self.look(time.perf_counter())
             seconds = self._measured(step)
             if not was_crowded and not self.look(time.perf_counter()):
                 rates.step_seconds = seconds
-        self._chooser = ThreadChooser(counts_to_try(self.most), seconds)
+        self._chooser = ThreadChooser(self._counts, seconds)
 
     def _measured(self, step: Callable[[], object]) -> dict[int, float]:
         """The seconds of a step for the counts for which there is time, `most` among them."""
         seconds: dict[int, float] = {}
         began = time.perf_counter()
-        for count in counts_to_try(self.most):
+        for count in self._counts:
             self._chooser = ThreadChooser((count,), {})
             step()  # some of these threads may be new
             times = []
@@ -138,6 +150,15 @@ class Sleep:
             self._is_over.set()
             self._thread.join()
             self._is_over = self._thread = None
+
+
+def threads_for(model: Any, device: torch.device, *, is_fixed: bool = False) -> Threads | None:
+    """For a model on a CPU, with at most the threads that torch has now. None: a GPU computes, or
+    there is nothing to choose."""
+    most = torch.get_num_threads()
+    if device.type != "cpu" or most == 1:
+        return None
+    return Threads(most, is_shared=is_packed(model), is_fixed=is_fixed)
 
 
 def use(num_threads: int) -> None:

@@ -63,7 +63,7 @@ class TurnState:
     room: int
     began: float
     explanation: Explanation = field(default_factory=lambda: Explanation("miss", "cold_start", ""))
-    reuse: Reuse = field(default_factory=lambda: Reuse(0))
+    reuse: Reuse = field(default_factory=Reuse)
     ahead_tokens: int = 0
     computed_to: int = 0
     prefill_seconds: float = 0.0

@@ -272,6 +272,7 @@ class TurnRunner:
             system_tokens=state.plan.system_tokens,
             ahead_tokens=state.ahead_tokens,
             is_approximate=self.explainer.is_approximate(state),
+            runs=state.reuse.runs,
         )
 
 

@@ -28,7 +28,7 @@ class WholePromptContext(LiveContext):
 
     def reuse(self, ids: TokenIds, limit: int) -> Reuse:
         self.start_cold()
-        return Reuse(0)
+        return Reuse()
 
     def start_cold(self) -> None:
         self._own_cache = DynamicCache(config=self.config)
