@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from chatcache.backends.base import (
     BackendEvent,
@@ -40,7 +40,13 @@ from chatcache.backends.base import (
     TurnStream,
     TurnWaiting,
 )
-from chatcache.errors import ContextFullError, EngineDiedError, ModelLoadError
+from chatcache.backends.questions import Answer, Question
+from chatcache.errors import (
+    ContextFullError,
+    EngineDiedError,
+    ModelLoadError,
+    UnavailableError,
+)
 from chatcache.token_ids import TokenIds
 from tests.toymodel import (
     BYTES_PER_TOKEN,
@@ -96,6 +102,8 @@ class FakeBackend:
         self.others_ahead = 0  # so many turns of other chats come before each of ours
         self.num_stops = self.num_spills = 0
         self.spilled: list[str | None] = []
+        self.studied: list[Question] = []
+        self.study_answers: dict[type, Answer | Callable[[Any], Answer]] = {}
         self.is_started = False
         self.is_closed = False
         self.fail_at = fail_at
@@ -218,6 +226,14 @@ class FakeBackend:
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         with self._lock:
             return [self._estimate(journal) for journal in journals]
+
+    def study(self, question: Question, timeout: float | None = None) -> Answer:
+        """What a test has put into `study_answers` for the class of the question."""
+        self.studied.append(question)
+        answer = self.study_answers.get(type(question))
+        if answer is None:
+            raise UnavailableError("The fake model has no answer.", "Put one there.")
+        return answer(question) if callable(answer) else answer
 
     def _estimate(self, journal: TokenIds) -> CostEstimate:
         num_ram, num_disk = self._match(journal)

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from chatcache.backends.engine_status import EngineStatus as EngineStatus
 from chatcache.backends.engine_status import EngineUse as EngineUse
+from chatcache.backends.questions import Answer, Question
 from chatcache.backends.stream import EventStream
 from chatcache.backends.usage import CacheReport as CacheReport
 from chatcache.backends.usage import FinishReason as FinishReason
@@ -350,6 +351,13 @@ class Backend(Protocol):
 
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """The cost of continuing each journal, without changing anything."""
+
+    def study(self, question: Question, timeout: float | None = None) -> Answer:
+        """What the model or its cache has to say to a question; see `questions.py`. Blocks: one
+        that needs computing waits for the turns that are there, and gives way to those that come.
+
+        Raises UnavailableError where it cannot be answered, or has not been after `timeout` seconds
+        (it is given up then); UsageError where it makes no sense."""
 
     def prepare(self, request: Prepare) -> bool:
         """Begin idle work and return at once; a `Prepared` event ends it. Takes the place of any

@@ -1,8 +1,8 @@
 """What can be asked of a model and its cache beside turns, and the answers: for the lens.
 
-A question never changes what the cache holds, and nothing that it computes is kept. The engine
-answers one between turns. Like everything a backend is asked: text, ids and numbers, immutable,
-free of torch.
+A question never changes what the cache holds, and nothing that it computes is kept. Those that
+need no computing are answered at once, the others between turns. Like everything a backend is
+asked: text, ids and numbers, immutable, free of torch.
 """
 
 from __future__ import annotations
@@ -213,3 +213,10 @@ class TreeShape:
 
 Question = DescribeTokens | Tokenize | DescribeModel | AskAttention | AskNextTokens | AskTree
 Answer = TokenPieces | ModelShape | AttentionRows | NextTokens | TreeShape
+
+
+def is_quick(question: Question) -> bool:
+    """Whether it is answered at once, also during a turn: nothing is computed or loaded for it."""
+    if isinstance(question, Tokenize):
+        return not question.model
+    return not isinstance(question, (AskAttention, AskNextTokens))

@@ -21,6 +21,7 @@ from chatcache.backends.base import (
     TurnStream,
 )
 from chatcache.backends.life import Listener, Listeners
+from chatcache.backends.questions import Answer, Question
 from chatcache.errors import UnavailableError
 from chatcache.token_ids import TokenIds
 
@@ -82,6 +83,11 @@ class SwitchingBackend:
         if self._is_switching:
             raise UnavailableError("Another model is being loaded.", "Wait until it is ready.")
         return self._current.estimate(journals)
+
+    def study(self, question: Question, timeout: float | None = None) -> Answer:
+        if self._is_switching:
+            raise UnavailableError("Another model is being loaded.", "Wait until it is ready.")
+        return self._current.study(question, timeout)
 
     def prepare(self, request: Prepare) -> bool:
         return not self._is_switching and self._current.prepare(request)

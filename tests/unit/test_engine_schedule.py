@@ -13,8 +13,11 @@ from chatcache.backends.local.engine.schedule import (
     Left,
     Question,
     Schedule,
+    Study,
     Turn,
 )
+from chatcache.backends.questions import AskAttention
+from chatcache.token_ids import NO_IDS
 
 CLIENTS = st.integers(1, 4)
 
@@ -158,3 +161,72 @@ def test_a_stop_ends_the_turn_that_runs_and_removes_one_that_waits() -> None:
     assert running.stop.is_set()
     assert schedule.stop_turn(1, "b") is waiting
     assert schedule.next(0) is None
+
+
+def study(client: int, call_id: int = 0) -> Study:
+    return Study(client, call_id, AskAttention(NO_IDS, 0, 0))
+
+
+def test_studies_come_after_turns_and_before_idle_work() -> None:
+    schedule = Schedule()
+    schedule.want(1, idle("ahead"))
+    schedule.add_study(study(1))
+    schedule.add_turn(turn(2, "of another"))
+    kinds = [type(schedule.next(0)) for _ in range(4)]
+    assert kinds == [Turn, Study, Idle, type(None)]
+
+
+def test_a_study_gives_way_to_a_turn_and_begins_anew_after_it() -> None:
+    schedule = Schedule()
+    first, second = study(1, 1), study(2, 2)
+    schedule.add_study(first)
+    schedule.add_study(second)
+    assert schedule.next(0) is first
+    assert schedule.may_study(first)
+    schedule.add_turn(turn(3, "now"))
+    assert not schedule.may_study(first)
+    assert schedule.put_back(first)
+    assert isinstance(schedule.next(0), Turn)
+    assert schedule.next(0) is first
+    assert schedule.next(0) is second
+
+
+def test_a_study_that_nobody_wants_any_more_ends_and_is_not_begun_again() -> None:
+    schedule = Schedule()
+    running, waiting, other = study(1, 1), study(1, 2), study(2, 1)
+    for wanted in (running, waiting, other):
+        schedule.add_study(wanted)
+    assert schedule.next(0) is running
+    schedule.stop_study(1, 2)
+    assert schedule.may_study(running)
+    schedule.leave(1)
+    assert not schedule.may_study(running)
+    assert not schedule.put_back(running)
+    assert schedule.next(0) == Left(1)
+    assert schedule.next(0) is other
+
+
+def test_idle_work_that_a_study_broke_off_is_done_later_unless_a_turn_comes() -> None:
+    schedule = Schedule()
+    schedule.want(1, idle("ahead"))
+    step = schedule.next(0)
+    assert isinstance(step, Idle)
+    schedule.add_study(study(2))
+    assert not schedule.is_wanted(step)
+    assert schedule.put_back(step)
+    assert isinstance(schedule.next(0), Study)
+    assert schedule.next(0) == step
+    schedule.add_study(study(2))
+    schedule.add_turn(turn(2, "sent"))
+    assert not schedule.put_back(step)
+
+
+def test_at_the_end_no_study_is_begun() -> None:
+    schedule = Schedule()
+    running = study(1)
+    schedule.add_study(running)
+    schedule.next(0)
+    schedule.add_study(study(1))
+    schedule.end("enough")
+    assert not schedule.may_study(running)
+    assert schedule.next(0) == End("enough")

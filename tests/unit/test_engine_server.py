@@ -26,7 +26,16 @@ from chatcache.backends.local.engine.channel import Channel, ChannelClosedError
 from chatcache.backends.local.engine.lifetime import Lifetime
 from chatcache.backends.local.engine.server import EngineServer
 from chatcache.backends.local.engine.settings import EngineSettings
-from tests.fake_engine import OUTDATED, EchoRunner
+from chatcache.backends.questions import (
+    AskAttention,
+    DescribeModel,
+    Question,
+    Tokenize,
+    TokenPieces,
+)
+from chatcache.errors import UnavailableError
+from chatcache.token_ids import NO_IDS
+from tests.fake_engine import ENOUGH, OUTDATED, EchoRunner
 
 SECONDS = 30.0
 
@@ -250,3 +259,67 @@ def test_an_engine_whose_model_was_changed_takes_nobody_in(
     assert not serving.is_alive()
     first.channel.close()
     second.channel.close()
+
+
+def ask_study(front_end: FrontEnd, question: Question, call_id: int = 1) -> None:
+    front_end.send(wire.AskStudy(call_id, wire.QUESTIONS.encode(question)))
+
+
+def told(front_end: FrontEnd, call_id: int = 1) -> object:
+    """The answer to a study, or its error."""
+    message = front_end.wait_for(wire.Studied, call_id=call_id)
+    return message.error or wire.QUESTIONS.decode(message.answer)
+
+
+def test_a_quick_question_is_answered_during_a_turn(front_ends: list[FrontEnd]) -> None:
+    first, second, _ = front_ends
+    first.ask("until stopped", "long")
+    first.wait_for(TextDelta)
+    ask_study(second, DescribeModel())
+    assert told(second) == TokenPieces((), tokenizer="DescribeModel")
+    first.wait_for(TextDelta)
+    first.send(wire.StopTurn("long"))
+    first.wait_for(TurnFinished)
+
+
+def test_one_that_computes_gives_way_to_a_turn_and_is_answered_after_it(
+    front_ends: list[FrontEnd], tmp_path: Path
+) -> None:
+    first, second, third = front_ends
+    ask_study(first, Tokenize("x", model="slow"))
+    ask_study(second, DescribeModel())  # in the middle of it
+    assert told(second) == TokenPieces((), tokenizer="DescribeModel")
+    third.ask("hello")
+    assert third.wait_for(TurnFinished).result.text == "so hello"
+    (tmp_path / ENOUGH).touch()
+    assert told(first) == TokenPieces((), tokenizer="Tokenize")
+
+
+def test_one_that_nobody_waits_for_is_given_up(front_ends: list[FrontEnd]) -> None:
+    first, second, _ = front_ends
+    ask_study(first, Tokenize("x", model="slow"), call_id=1)
+    ask_study(first, Tokenize("x", model="slow"), call_id=2)
+    for call_id in (1, 2):
+        first.send(wire.StopStudy(call_id))
+    ask_study(first, AskAttention(NO_IDS, 0, 0), call_id=3)
+    assert "ZeroDivisionError" in str(told(first, 3))
+    ask_study(first, Tokenize("x", model="slow"))
+    first.channel.close()  # it dies
+    ask_study(second, AskAttention(NO_IDS, 0, 0))
+    assert isinstance(told(second), UnavailableError)
+
+
+def test_a_question_that_means_nothing_is_refused_and_the_connection_goes_on(
+    front_ends: list[FrontEnd],
+) -> None:
+    first = front_ends[0]
+    for content in (
+        b"nonsense",
+        wire.QUESTIONS.encode(DescribeModel()).replace(b"Model", b"Novel"),
+    ):
+        first.send(wire.AskStudy(1, content))
+        error = told(first)
+        assert isinstance(error, UnavailableError)
+        assert "does not know this question" in error.message
+    first.ask("hello")
+    assert first.wait_for(TurnFinished).result.text == "so hello"

@@ -32,6 +32,7 @@ from chatcache.backends.base import (
 from chatcache.backends.local.engine.child_process import open_log
 from chatcache.backends.local.engine.client import LocalBackend
 from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.questions import AskAttention, DescribeModel, Tokenize, TokenPieces
 from chatcache.errors import EngineDiedError, ModelLoadError, UnavailableError
 from chatcache.token_ids import NO_IDS, TokenIds
 
@@ -193,6 +194,32 @@ def test_costs_are_estimated_also_during_a_turn(make_backend: BackendFactory) ->
     assert [cost.recompute_tokens for cost in backend.estimate(journals)] == [3, 0]
     turn.stop()
     assert kinds(list(turn))[-1] is TurnFinished
+
+
+def test_questions_are_answered_and_one_that_takes_too_long_is_given_up(
+    make_backend: BackendFactory,
+) -> None:
+    backend = make_backend()
+    with pytest.raises(UnavailableError, match="not loaded yet"):
+        backend.study(DescribeModel())
+    backend.wait_ready(SECONDS)
+    assert backend.study(DescribeModel()) == TokenPieces((), tokenizer="DescribeModel")
+    with pytest.raises(UnavailableError, match=r"no answer after 0\.01 s"):
+        backend.study(Tokenize("x", model="slow"), timeout=0.01)
+    with pytest.raises(UnavailableError, match="ZeroDivisionError"):  # the one before was given up
+        backend.study(AskAttention(NO_IDS, 0, 0), timeout=SECONDS)
+
+
+def test_who_waits_for_an_answer_is_told_of_the_death_of_the_engine(
+    make_backend: BackendFactory,
+) -> None:
+    backend = make_backend()
+    info = backend.wait_ready(SECONDS)
+    dies = threading.Timer(0.1, os.kill, args=(info.num_parameters, signal.SIGKILL))
+    dies.start()
+    with pytest.raises(EngineDiedError):
+        backend.study(Tokenize("x", model="slow"))
+    dies.join()
 
 
 def test_what_is_in_memory_is_spilled_when_asked_also_during_a_turn(

@@ -31,6 +31,7 @@ from chatcache.backends.base import (
     TurnResult,
     Usage,
 )
+from chatcache.backends.questions import DescribeModel
 from chatcache.backends.remote.backend import RemoteBackend
 from chatcache.errors import ChatcacheError, UnavailableError, UsageError
 from chatcache.remotes import Prices, RemoteModel, RemoteProfile
@@ -577,3 +578,5 @@ def test_what_a_server_keeps_is_not_acted_on(remote: Remote) -> None:
     backend.cancel_prepare()
     assert backend.spill() is False
     assert not [event for event in remote.heard if isinstance(event, CacheEvent)]
+    with pytest.raises(UnavailableError, match="keeps its model and its cache to itself"):
+        backend.study(DescribeModel())

@@ -14,6 +14,7 @@ from chatcache.backends.base import (
     TurnFinished,
     TurnRequest,
 )
+from chatcache.backends.questions import DescribeModel, TokenPieces
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.token_ids import TokenIds
 from tests.fakes import FakeBackend
@@ -100,3 +101,11 @@ def test_what_is_closed_is_not_switched(backend: SwitchingBackend, made: list[Fa
     backend.close()
     backend.switch("two")
     assert len(made) == 1
+
+
+def test_questions_go_to_the_new_model(backend: SwitchingBackend, made: list[FakeBackend]) -> None:
+    backend.switch("two")
+    old, new = made
+    new.study_answers[DescribeModel] = shape = TokenPieces((), tokenizer="two")
+    assert backend.study(DescribeModel()) == shape
+    assert (old.studied, new.studied) == ([], [DescribeModel()])

@@ -34,6 +34,7 @@ from chatcache.backends.base import (
     TurnStream,
 )
 from chatcache.backends.life import BackendLife, closed_error
+from chatcache.backends.questions import Answer, Question
 from chatcache.backends.remote.answer import ServerAnswer
 from chatcache.backends.remote.client import ServerClient
 from chatcache.backends.remote.continuation import BeganAnewError
@@ -48,7 +49,7 @@ from chatcache.backends.remote.loop import EventLoop
 from chatcache.backends.remote.messages import is_continued
 from chatcache.backends.remote.refusal import Refusal, RefusedError, is_about_messages
 from chatcache.backends.remote.request import body_of, chosen_fields
-from chatcache.errors import ChatcacheError
+from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import plural
 from chatcache.remotes import RemoteModel, check_reach
 from chatcache.token_ids import TokenIds
@@ -323,6 +324,12 @@ class RemoteBackend(BackendLife):
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """All is read by the server; how long that takes, nobody here knows."""
         return [CostEstimate(0, 0, len(journal), None) for journal in journals]
+
+    def study(self, question: Question, timeout: float | None = None) -> Answer:
+        raise UnavailableError(
+            f"{self._remote.profile.host} keeps its model and its cache to itself.",
+            "What it says of them is in the figures of each turn; a local model shows the rest.",
+        )
 
     def prepare(self, request: Prepare) -> bool:
         return False

@@ -6,14 +6,14 @@ routing of its events. No torch here: everything that computes is in the other p
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 from chatcache import __version__
 from chatcache.backends.base import (
@@ -30,29 +30,16 @@ from chatcache.backends.base import (
     TurnStream,
 )
 from chatcache.backends.life import BackendLife, closed_error
+from chatcache.backends.local.engine import wire
 from chatcache.backends.local.engine.channel import ChannelClosedError
-from chatcache.backends.local.engine.child_process import EXIT_SECONDS, end_process
+from chatcache.backends.local.engine.child_process import end_process
 from chatcache.backends.local.engine.deaths import Deaths
 from chatcache.backends.local.engine.opening import OpenedEngine, open_own, open_resident
 from chatcache.backends.local.engine.pending import Pending
 from chatcache.backends.local.engine.residence import Residence
 from chatcache.backends.local.engine.room import engine_bytes
 from chatcache.backends.local.engine.settings import EngineSettings
-from chatcache.backends.local.engine.wire import (
-    PROTOCOL,
-    Accepted,
-    CancelPrepare,
-    CostsEstimated,
-    EstimateCosts,
-    Goodbye,
-    Hello,
-    Leave,
-    PrepareTurn,
-    Refused,
-    RunTurn,
-    SpillAll,
-    StopTurn,
-)
+from chatcache.backends.questions import Answer, Question
 from chatcache.errors import EngineDiedError, UnavailableError
 from chatcache.machine import num_memory_kills
 from chatcache.token_ids import TokenIds
@@ -115,13 +102,13 @@ class LocalBackend(BackendLife):
             elif self._state in ("idle", "failed"):
                 self._open_engine()  # which sends the turns that wait
             else:
-                self._send(RunTurn(request))
+                self._send(wire.RunTurn(request))
         return stream
 
     def _stop(self, turn_id: str) -> None:
         with self._changed:
             if self._pending.has(turn_id):
-                self._send(StopTurn(turn_id))
+                self._send(wire.StopTurn(turn_id))
 
     def engine_use(self) -> EngineUse | None:
         """How this front end came to its engine; None before it did."""
@@ -133,36 +120,57 @@ class LocalBackend(BackendLife):
 
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """The cost of continuing each journal. Raises UnavailableError while loading."""
+        _, told = self._call(lambda call_id: wire.EstimateCosts(call_id, tuple(journals)))
+        costs: wire.CostsEstimated = told.result()
+        return list(costs.estimates)
+
+    def study(self, question: Question, timeout: float | None = None) -> Answer:
+        """What the engine answers. Raises its error, or UnavailableError."""
+        call_id, told = self._call(
+            lambda call_id: wire.AskStudy(call_id, wire.QUESTIONS.encode(question))
+        )
+        try:
+            studied: wire.Studied = told.result(timeout)
+        except TimeoutError:
+            with self._changed:
+                self._pending.forget(call_id)
+                self._send(wire.StopStudy(call_id))
+            raise UnavailableError(
+                f"The engine had no answer after {timeout:g} s.",
+                "Ask again when it has less to do.",
+            ) from None
+        answer: Answer = wire.QUESTIONS.decode(studied.answer)
+        return answer
+
+    def _call(self, message: Callable[[int], object]) -> tuple[int, Future[Any]]:
+        """Send a message that is answered with another one, which will be there."""
         with self._changed:
             if self._state != "ready":
                 raise UnavailableError("The model is not loaded yet.", "Wait until it is.")
-            call_id, answers = self._pending.call()
-            self._send(EstimateCosts(call_id, tuple(journals)))
-        answer = answers.get()
-        if answer.error is not None:
-            raise answer.error
-        return list(answer.estimates)
+            call_id, told = self._pending.call()
+            self._send(message(call_id))
+            return call_id, told
 
     def prepare(self, request: Prepare) -> bool:
         """Begin idle work; False when a turn runs or the model is not ready."""
         with self._changed:
             is_idle = self._state == "ready" and not self._pending.has_turns
             if is_idle:
-                self._send(PrepareTurn(request))
+                self._send(wire.PrepareTurn(request))
             return is_idle
 
     def cancel_prepare(self) -> None:
         """End idle work, if there is any."""
         with self._changed:
             if self._state == "ready":
-                self._send(CancelPrepare())
+                self._send(wire.CancelPrepare())
 
     def spill(self, segment_id: str | None = None) -> bool:
         """Have written to disk what is in memory alone; False when not ready."""
         with self._changed:
             is_ready = self._state == "ready"
             if is_ready:
-                self._send(SpillAll(segment_id))
+                self._send(wire.SpillAll(segment_id))
             return is_ready
 
     def close(self) -> None:
@@ -173,7 +181,7 @@ class LocalBackend(BackendLife):
             was_ready = self._state == "ready"
             engine = self._engine
             self._state, self._error = "closed", None
-            self._send(Leave())
+            self._send(wire.Leave())
             self._changed.notify_all()
         if engine is not None and is_first:
             self._see_off(engine, was_ready=was_ready)
@@ -257,9 +265,11 @@ class LocalBackend(BackendLife):
         with self._changed:
             self._engine, self._goodbye, self._is_accepted = engine, None, False
             self._num_memory_kills = num_memory_kills()
-            self._send(Hello(PROTOCOL, __version__, self._front_end, self._settings, keep_alive))
+            self._send(
+                wire.Hello(wire.PROTOCOL, __version__, self._front_end, self._settings, keep_alive)
+            )
             if self._state == "closed":  # while it was opened
-                self._send(Leave())
+                self._send(wire.Leave())
             for message in self._pending.messages():
                 self._send(message)
         return engine
@@ -276,14 +286,14 @@ class LocalBackend(BackendLife):
                     self._pending.take(message)
             elif isinstance(message, BackendEvent):
                 self._on_backend_event(message, engine)
-            elif isinstance(message, CostsEstimated):
+            elif isinstance(message, (wire.CostsEstimated, wire.Studied)):
                 with self._changed:
                     self._pending.answer(message)
-            elif isinstance(message, Refused):
+            elif isinstance(message, wire.Refused):
                 self._on_refused(message)
-            elif isinstance(message, Goodbye):
+            elif isinstance(message, wire.Goodbye):
                 self._goodbye = message.reason
-            elif isinstance(message, Accepted):
+            elif isinstance(message, wire.Accepted):
                 self._is_accepted, self._num_unheard = True, 0
                 if message.note:
                     self._listeners.tell(CacheEvent(time.time(), "warning", message.note))
@@ -303,7 +313,7 @@ class LocalBackend(BackendLife):
             self._changed.notify_all()
         self._listeners.tell(event)
 
-    def _on_refused(self, refused: Refused) -> None:
+    def _on_refused(self, refused: wire.Refused) -> None:
         """Asked again there is another engine, unless we do not understand each other."""
         self._goodbye = refused.detail
         if refused.reason == "protocol":
@@ -331,7 +341,7 @@ class LocalBackend(BackendLife):
         """The channel ended: after close(), after a failed load, in good order, or because the
         engine died. Returns whether there is to be another engine."""
         engine.channel.close()
-        code = self._exit_code(engine)
+        code = engine.exit_code(is_left=self._state == "closed" and self._goodbye is None)
         with self._changed:
             if self._engine is not engine:  # somebody has asked again meanwhile
                 return False
@@ -349,20 +359,6 @@ class LocalBackend(BackendLife):
         self._listeners.tell(event)
         with self._changed:
             return event.will_restart and self._state == "loading"
-
-    def _exit_code(self, engine: OpenedEngine) -> int | None:
-        """Of the process, if it is ours and has ended; one that is ours alone is made to end."""
-        if engine.process is None:
-            return None
-        if not engine.is_resident:
-            return end_process(engine.process, EXIT_SECONDS)
-        if self._state == "closed" and self._goodbye is None:
-            # It stays. Its end is taken note of: we may be here longer.
-            threading.Thread(target=engine.process.wait, name="engine-exit", daemon=True).start()
-            return None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return engine.process.wait(EXIT_SECONDS)
-        return None
 
     def _on_goodbye(self, reason: str) -> bool:
         """It ended in good order. What it has not begun is asked of the next engine; without such

@@ -6,7 +6,10 @@ it, and all others connect. Says hello to nobody.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +17,9 @@ from dataclasses import dataclass
 from chatcache.backends.local.engine import wire
 from chatcache.backends.local.engine.channel import Channel
 from chatcache.backends.local.engine.child_process import (
+    EXIT_SECONDS,
     ChildProcess,
+    end_process,
     start_process,
     start_with_channel,
 )
@@ -38,6 +43,20 @@ class OpenedEngine:
     @property
     def is_started(self) -> bool:
         return self.process is not None
+
+    def exit_code(self, *, is_left: bool) -> int | None:
+        """Of the process, once the channel has ended, if it is ours and has ended, too; one that is
+        ours alone is made to end. `is_left`: one that others may use was left, and stays."""
+        if self.process is None:
+            return None
+        if not self.is_resident:
+            return end_process(self.process, EXIT_SECONDS)
+        if is_left:  # its end is taken note of: we may be here longer
+            threading.Thread(target=self.process.wait, name="engine-exit", daemon=True).start()
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(EXIT_SECONDS)
+        return None
 
 
 def open_own(settings: EngineSettings, command: Sequence[str]) -> OpenedEngine:

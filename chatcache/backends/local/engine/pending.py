@@ -1,4 +1,4 @@
-"""What a front end has asked an engine and has no answer to yet: turns, and the cost of forks.
+"""What a front end has asked an engine and has no answer to yet: turns, and calls.
 
 Owns the streams of the turns. Whoever uses it holds a lock. Knows no engine and no channel.
 """
@@ -6,9 +6,10 @@ Owns the streams of the turns. Whoever uses it holds a lock. Knows no engine and
 from __future__ import annotations
 
 import itertools
-import queue
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
 
 from chatcache.backends.base import (
     TurnEvent,
@@ -18,9 +19,7 @@ from chatcache.backends.base import (
     TurnStream,
     TurnWaiting,
 )
-from chatcache.backends.local.engine.wire import CostsEstimated, RunTurn, StopTurn
-
-Answers = queue.SimpleQueue[CostsEstimated]
+from chatcache.backends.local.engine.wire import CostsEstimated, RunTurn, StopTurn, Studied
 
 
 class _Turn:
@@ -37,7 +36,7 @@ class Pending:
     def __init__(self) -> None:
         self.waited_ms = 0.0
         self._turns: dict[str, _Turn] = {}
-        self._calls: dict[int, Answers] = {}
+        self._calls: dict[int, Future[Any]] = {}
         self._call_ids = itertools.count()
 
     def add(self, request: TurnRequest, on_stop: Callable[[], None]) -> TurnStream:
@@ -74,15 +73,23 @@ class Pending:
         else:
             turn.stream.put(event)
 
-    def call(self) -> tuple[int, Answers]:
-        """The number of a new question about costs, and where the answer will be."""
-        call_id, answers = next(self._call_ids), queue.SimpleQueue[CostsEstimated]()
-        self._calls[call_id] = answers
-        return call_id, answers
+    def call(self) -> tuple[int, Future[Any]]:
+        """The number of a new call, and where its answer will be: the message, or its error."""
+        call_id, answer = next(self._call_ids), Future[Any]()
+        self._calls[call_id] = answer
+        return call_id, answer
 
-    def answer(self, costs: CostsEstimated) -> None:
-        if (answers := self._calls.pop(costs.call_id, None)) is not None:
-            answers.put(costs)
+    def answer(self, message: CostsEstimated | Studied) -> None:
+        if (answer := self._calls.pop(message.call_id, None)) is None:
+            return
+        if message.error is not None:
+            answer.set_exception(message.error)
+        else:
+            answer.set_result(message)
+
+    def forget(self, call_id: int) -> None:
+        """Nobody waits for the answer of this call any more."""
+        self._calls.pop(call_id, None)
 
     def fail(self, error: Exception, *, only_begun: bool = False) -> None:
         """No answer will come. `only_begun`: what was not begun can be asked again."""
@@ -91,5 +98,5 @@ class Pending:
                 del self._turns[turn_id]
                 turn.stream.end(TurnFailed(turn_id, error))
         calls, self._calls = self._calls, {}
-        for call_id, answers in calls.items():
-            answers.put(CostsEstimated(call_id, error=error))
+        for answer in calls.values():
+            answer.set_exception(error)

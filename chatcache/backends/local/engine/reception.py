@@ -27,6 +27,7 @@ from chatcache.backends.base import (
 from chatcache.backends.engine_status import EngineState
 from chatcache.backends.local.engine import wire
 from chatcache.backends.local.engine.channel import ChannelClosedError, PatientChannel
+from chatcache.backends.local.engine.codec import ProtocolError
 from chatcache.backends.local.engine.connected import Connected, FrontEnds
 from chatcache.backends.local.engine.lifetime import (
     NOT_USED,
@@ -35,8 +36,10 @@ from chatcache.backends.local.engine.lifetime import (
     memory_bytes,
 )
 from chatcache.backends.local.engine.residence import check_peer
-from chatcache.backends.local.engine.schedule import Chore, Question, Schedule, Turn
+from chatcache.backends.local.engine.schedule import Chore, Question, Schedule, Study, Turn
 from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.questions import is_quick
+from chatcache.errors import UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -149,12 +152,32 @@ class Reception:
                 self.tell_waiting()
         elif isinstance(message, (wire.EstimateCosts, wire.SpillAll)):
             schedule.add_question(Question(number, message))
+        elif isinstance(message, wire.AskStudy):
+            self._take_study(connected, message)
+        elif isinstance(message, wire.StopStudy):
+            schedule.stop_study(number, message.call_id)
         elif isinstance(message, wire.PrepareTurn):
             self._cancelled(connected, schedule.want(number, message.request))
         elif isinstance(message, wire.CancelPrepare):
             self._cancelled(connected, schedule.want(number, None))
         elif isinstance(message, wire.Leave):
             self._leave(connected)
+
+    def _take_study(self, connected: Connected, message: wire.AskStudy) -> None:
+        try:
+            question = wire.QUESTIONS.decode(message.question)
+        except ProtocolError as error:
+            problem = UnavailableError(
+                f"The engine that is running does not know this question ({error}).",
+                "`chatcache engine stop` ends it; the next one starts with the next message.",
+            )
+            connected.send(wire.Studied(message.call_id, error=problem))
+            return
+        study = Study(connected.number, message.call_id, question)
+        if is_quick(question):
+            self.schedule.add_question(Question(connected.number, study))
+        else:
+            self.schedule.add_study(study)
 
     def _greet(self, connected: Connected, hello: wire.Hello) -> None:
         with self.lock:

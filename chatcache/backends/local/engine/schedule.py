@@ -1,8 +1,9 @@
 """What an engine does next: one thing at a time, for all of its front ends.
 
 Owns the order. Questions are cheap and come first; then turns, in the order of their arrival, but
-so that who was answered last comes after who waits; then what front ends that leave are owed; last
-idle work, which a turn of anybody ends. Knows neither sockets nor models: a front end is a number.
+so that who was answered last comes after who waits; then what front ends that leave are owed; then
+studies, which a turn of anybody puts off; last idle work, which a turn of anybody ends. Knows
+neither sockets nor models: a front end is a number.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from chatcache.backends import questions
 from chatcache.backends.base import Prepare, TurnRequest
 
 
@@ -34,6 +36,16 @@ class Question:
 
     client: int
     message: Any
+
+
+@dataclass(eq=False, slots=True)
+class Study:
+    """A question for which something is computed, between turns. Set `stop` to give it up."""
+
+    client: int
+    call_id: int
+    question: questions.Question
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +78,7 @@ class End:
     reason: str
 
 
-Step = Turn | Question | Chore | Idle | Left | End
+Step = Turn | Question | Study | Chore | Idle | Left | End
 
 
 class Schedule:
@@ -78,6 +90,8 @@ class Schedule:
         self._running: Turn | None = None
         self._questions: deque[Question] = deque()
         self._chores: deque[Chore] = deque()
+        self._studies: deque[Study] = deque()
+        self._studied: Study | None = None
         self._idle: dict[int, Prepare] = {}
         self._begun: tuple[int, str] | None = None  # the idle work in progress
         self._left: deque[int] = deque()
@@ -119,6 +133,20 @@ class Schedule:
             self._chores.append(chore)
             self._changed.notify_all()
 
+    def add_study(self, study: Study) -> None:
+        with self._changed:
+            self._studies.append(study)
+            self._changed.notify_all()
+
+    def stop_study(self, client: int, call_id: int | None = None) -> None:
+        """Give up a study of a front end, or all of them."""
+        with self._changed:
+            for study in [*self._studies, self._studied]:
+                is_theirs = study is not None and study.client == client
+                if study is not None and is_theirs and call_id in (None, study.call_id):
+                    study.stop.set()
+            self._studies = deque(study for study in self._studies if not study.stop.is_set())
+
     def want(self, client: int, request: Prepare | None) -> Prepare | None:
         """Put idle work, or none, in the place of what this front end wanted before; returns what
         will not be done for that."""
@@ -139,6 +167,7 @@ class Schedule:
             if self._running is not None and self._running.client == client:
                 self._running.stop.set()
             self.want(client, None)
+            self.stop_study(client)
             self._left.append(client)
             self._changed.notify_all()
             return waiting
@@ -180,7 +209,7 @@ class Schedule:
         """What to do now; None when `timeout` seconds have brought nothing."""
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            self._running = self._begun = None
+            self._running = self._begun = self._studied = None
             while (step := self._taken()) is None:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -205,7 +234,28 @@ class Schedule:
     def is_wanted(self, idle: Idle) -> bool:
         """Whether idle work that was begun is still of use, and nothing else is to be done."""
         with self._changed:
-            return self._begun == (idle.client, idle.request.prepare_id) and not self._turns
+            is_begun = self._begun == (idle.client, idle.request.prepare_id)
+            return is_begun and not self._turns and not self._studies
+
+    def put_back(self, work: Study | Idle) -> bool:
+        """Have work that was broken off done later, from its beginning; False when nobody wants it
+        any more. Idle work that a turn has ended is not wanted."""
+        with self._changed:
+            if isinstance(work, Study):
+                if not work.stop.is_set():
+                    self._studies.appendleft(work)
+                return not work.stop.is_set()
+            is_begun = self._begun == (work.client, work.request.prepare_id)
+            if is_begun and self._studies and not self._turns:
+                self._idle.setdefault(work.client, work.request)
+                return True
+            return False
+
+    def may_study(self, study: Study) -> bool:
+        """Whether a study that was begun may go on: it is wanted, and nothing comes before it."""
+        with self._changed:
+            is_next = not (self._turns or self._chores or self._end)
+            return is_next and not study.stop.is_set()
 
     def _taken(self) -> Step | None:
         if self._questions:
@@ -223,6 +273,9 @@ class Schedule:
             return Left(client)
         if self._end is not None:
             return self._end
+        if self._studies:
+            self._studied = self._studies.popleft()
+            return self._studied
         for client, request in self._idle.items():
             del self._idle[client]
             self._begun = (client, request.prepare_id)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
+from chatcache.backends import questions
 from chatcache.backends.base import (
     BackendEvent,
     BackendFailed,
@@ -30,8 +31,17 @@ from chatcache.backends.local.engine.codec import portable
 from chatcache.backends.local.engine.lifetime import Lifetime
 from chatcache.backends.local.engine.reception import Loaded, Reception
 from chatcache.backends.local.engine.residence import HeldPlace
-from chatcache.backends.local.engine.schedule import Chore, End, Idle, Left, Question, Turn
+from chatcache.backends.local.engine.schedule import (
+    Chore,
+    End,
+    Idle,
+    Left,
+    Question,
+    Study,
+    Turn,
+)
 from chatcache.backends.local.engine.settings import EngineSettings
+from chatcache.backends.questions import Answer
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.token_ids import TokenIds
 
@@ -49,6 +59,9 @@ class Runner(Loaded, Protocol):
         """The events of a turn; the error of a TurnFailed is a ChatcacheError."""
 
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]: ...
+
+    def study(self, question: questions.Question) -> Generator[None, None, Answer]:
+        """Answer it; between two steps of the generator it may be given up."""
 
     def prepare(
         self, request: Prepare, is_wanted: Callable[[], bool]
@@ -126,6 +139,8 @@ class EngineServer:
                 self._run(runner, step)
             elif isinstance(step, Idle):
                 self._prepare(runner, step)
+            elif isinstance(step, Study):
+                self._study(runner, step)
             elif isinstance(step, Question):
                 self._answer(runner, step)
             elif isinstance(step, Chore):
@@ -206,8 +221,36 @@ class EngineServer:
             prepared = end.value
         except Exception:
             log.exception("idle work failed")
-        send(prepared)
+        if not (prepared.was_cancelled and self._schedule.put_back(idle)):
+            send(prepared)
         self._client = 0
+
+    def _study(self, runner: Runner, study: Study) -> None:
+        """Answer a question, unless something comes before it on the way: then it is put back."""
+        try:
+            answer = self._answer_to(runner, study)
+            if answer is not None:
+                told = wire.Studied(study.call_id, wire.QUESTIONS.encode(answer))
+                self._reply(study.client, told)
+        except Exception as error:
+            if not isinstance(error, ChatcacheError):
+                log.exception("a study failed")
+            self._reply(study.client, wire.Studied(study.call_id, error=portable(error)))
+
+    def _answer_to(self, runner: Runner, study: Study) -> Answer | None:
+        """Work on it chunk by chunk; None: it was given up or put back."""
+        work = runner.study(study.question)
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                answer: Answer = end.value
+                return answer
+            self._answer_questions(runner)
+            if not self._schedule.may_study(study):
+                work.close()
+                self._schedule.put_back(study)
+                return None
 
     def _answer_questions(self, runner: Runner) -> None:
         for question in self._schedule.questions():
@@ -218,14 +261,16 @@ class EngineServer:
         try:
             if isinstance(message, wire.EstimateCosts):
                 estimates = tuple(runner.estimate(message.journals))
-                self._reply(question, wire.CostsEstimated(message.call_id, estimates))
+                self._reply(question.client, wire.CostsEstimated(message.call_id, estimates))
+            elif isinstance(message, Study):
+                self._study(runner, message)
             elif isinstance(message, wire.SpillAll):
                 runner.spill(message.segment_id)
         except Exception as error:
             log.exception("%s failed", type(message).__name__)
             if isinstance(message, wire.EstimateCosts):
                 failed = wire.CostsEstimated(message.call_id, error=portable(error))
-                self._reply(question, failed)
+                self._reply(question.client, failed)
 
     def _do(self, runner: Runner, chore: Chore) -> None:
         if isinstance(chore.message, wire.ForgetDeleted):
@@ -235,8 +280,8 @@ class EngineServer:
                 log.exception("forgetting failed")
         chore.is_done.set()
 
-    def _reply(self, question: Question, answer: wire.CostsEstimated) -> None:
-        if (connected := self._front_ends.get(question.client)) is not None:
+    def _reply(self, client: int, answer: wire.CostsEstimated | wire.Studied) -> None:
+        if (connected := self._front_ends.get(client)) is not None:
             connected.send(answer)
 
     # what is told

@@ -10,6 +10,7 @@ import typing
 from dataclasses import dataclass
 from typing import Literal
 
+from chatcache.backends import questions
 from chatcache.backends.base import (
     BackendEvent,
     CostEstimate,
@@ -61,6 +62,23 @@ class EstimateCosts:
 
 
 @dataclass(frozen=True, slots=True)
+class AskStudy:
+    """A question about the model or its cache, answered with Studied: at once if it is quick, else
+    between turns. `question` is a message of `QUESTIONS`, so that an engine to which it means
+    nothing can say so."""
+
+    call_id: int
+    question: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StopStudy:
+    """Nobody waits for the answer any more; none comes, unless it is on its way."""
+
+    call_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class PrepareTurn:
     """Idle work, in the place of what this front end wanted before. Turns end it."""
 
@@ -109,6 +127,8 @@ ToEngine = (
     | RunTurn
     | StopTurn
     | EstimateCosts
+    | AskStudy
+    | StopStudy
     | PrepareTurn
     | CancelPrepare
     | SpillAll
@@ -158,12 +178,24 @@ class CostsEstimated:
 
 
 @dataclass(frozen=True, slots=True)
+class Studied:
+    """`answer` is a message of `QUESTIONS`; empty where there is an error instead."""
+
+    call_id: int
+    answer: bytes = b""
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Forgotten:
     """It is done."""
 
 
-FromEngine = Accepted | Refused | Goodbye | CostsEstimated | Forgotten | TurnEvent | BackendEvent
+FromEngine = (
+    Accepted | Refused | Goodbye | CostsEstimated | Studied | Forgotten | TurnEvent | BackendEvent
+)
 
 CODEC = Codec([*typing.get_args(ToEngine), *typing.get_args(FromEngine)])
+QUESTIONS = Codec([*typing.get_args(questions.Question), *typing.get_args(questions.Answer)])
 
-__all__ = ["CODEC", "PROTOCOL", "EngineStatus", "FromEngine", "ToEngine"]
+__all__ = ["CODEC", "PROTOCOL", "QUESTIONS", "EngineStatus", "FromEngine", "ToEngine"]

@@ -33,6 +33,8 @@ from chatcache.backends.local.run.threads import threads_for, use
 from chatcache.backends.local.run.turn import TurnPlanner
 from chatcache.backends.local.run.turn_runner import CacheReporter, TurnRunner
 from chatcache.backends.local.run.whole_prompt import WholePromptContext
+from chatcache.backends.local.study.answers import Answers
+from chatcache.backends.local.study.pieces import Vocabulary
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.policy import Precision
 from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
@@ -127,7 +129,10 @@ def build_runner(
     prefixes.open(fields)
     path.forward.get_ready()
     reporter.show()
-    return TurnRunner(loaded, info, planner, context, idle, explainer, reporter, settings.log_path)
+    answers = Answers(Vocabulary(loaded.tokenizer, planner.codec, loaded.name), context)
+    return TurnRunner(
+        loaded, info, planner, context, idle, explainer, reporter, answers, settings.log_path
+    )
 
 
 def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exact") -> LiveKV:

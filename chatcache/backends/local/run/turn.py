@@ -123,7 +123,8 @@ class TurnPlanner:
         self._planner = PromptPlanner(loaded.tokenizer, end_token_ids=loaded.end_token_ids)
         self._generation_prompts: dict[bool | None, TokenIds] = {}
         self._stop_texts = stop_texts(self._planner.template)
-        self.control_ids = frozenset(self._planner.codec.control_ids)
+        self.codec = self._planner.codec
+        self.control_ids = frozenset(self.codec.control_ids)
         self.think_switch = self._planner.template.think_switch
 
     def prompt(self, request: TurnRequest) -> PromptPlan:

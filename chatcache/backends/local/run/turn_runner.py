@@ -39,6 +39,8 @@ from chatcache.backends.local.run.loops import LoopWatch
 from chatcache.backends.local.run.reasons import TurnExplainer
 from chatcache.backends.local.run.sampling import Sampler, with_defaults
 from chatcache.backends.local.run.turn import GeneratedAnswer, TurnPlanner, TurnState
+from chatcache.backends.local.study.answers import Answers
+from chatcache.backends.questions import Answer, Question
 from chatcache.backends.usage import DEFAULT_NEW_TOKENS
 from chatcache.cache.prefix import PrefixCache
 from chatcache.errors import ChatcacheError, NotFiniteError, UnavailableError
@@ -86,6 +88,7 @@ class TurnRunner:
     idle: IdleWork
     explainer: TurnExplainer
     reporter: CacheReporter
+    answers: Answers
     log_path: Path | None
 
     def run(self, request: TurnRequest, stop: threading.Event) -> Iterator[TurnEvent]:
@@ -112,6 +115,10 @@ class TurnRunner:
     def estimate(self, journals: Sequence[TokenIds]) -> list[CostEstimate]:
         """The cost of continuing each journal. Changes nothing."""
         return [self.context.estimate(journal) for journal in journals]
+
+    def study(self, question: Question) -> Generator[None, None, Answer]:
+        """What the model and its cache have to say; what can be gone on with is as it was."""
+        return self.answers.to(question)
 
     def prepare(
         self, request: Prepare, is_wanted: Callable[[], bool]
