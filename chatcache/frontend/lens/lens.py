@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from chatcache.errors import ChatcacheError, NotFoundError
-from chatcache.frontend.lens.page import Page, Marked, flow, line
+from chatcache.frontend.lens.page import Marked, Page, flow, line
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.state import LensKey, LensState
 from chatcache.frontend.lens.view import LensView, with_turn

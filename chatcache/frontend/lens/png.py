@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatcache import formatting as fmt
 from chatcache.errors import UnavailableError
-from chatcache.frontend.lens.page import Page, Marked
+from chatcache.frontend.lens.page import Marked, Page
 from chatcache.frontend.lens.svg import (
     BOLD,
     CELL,

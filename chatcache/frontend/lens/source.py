@@ -71,7 +71,4 @@ class LensSource:
 
     def study(self, question: Question) -> Answer:
         """Ask the engine. Raises UnavailableError where it cannot answer."""
-        backend = self.service.backend
-        if backend is None:
-            raise UnavailableError(f"{NOT_LOADED}.", "Run it without --no-load.")
-        return backend.study(question)
+        return self.service.study(question)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from chatcache import formatting as fmt
-from chatcache.frontend.lens.page import Line, Mark, Page, Marked
+from chatcache.frontend.lens.page import Line, Mark, Marked, Page
 
 CELL, LINE, FONT = 8.4, 19.0, 14
 MARGIN = 16

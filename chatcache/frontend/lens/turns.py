@@ -15,7 +15,7 @@ from chatcache.backends.base import CostEstimate
 from chatcache.backends.usage import Figures
 from chatcache.chat.views import ForkPoint
 from chatcache.frontend.lens.answers import Asked, asked
-from chatcache.frontend.lens.page import Line, Page, Marked, flow, line
+from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line
 
 _TURN, _COUNT, _RANGE, _WHERE = 6, 8, 17, 12
 
@@ -206,7 +206,7 @@ def _reuse(figures: Figures | None) -> list[Marked]:
     """Of the prompt of a turn: reused and computed, as `usage` has them."""
     if figures is None or figures.usage.cached_tokens is None:
         return [Marked(f"{'–':>{_COUNT}}{'–':>{_COUNT + 2}}", "muted")]
-    mark = "disk" if figures.cached_disk_tokens > figures.cached_ram_tokens else "ram"
+    mark: Mark = "disk" if figures.cached_disk_tokens > figures.cached_ram_tokens else "ram"
     return [
         Marked(f"{figures.usage.cached_tokens:>{_COUNT},}", mark),
         Marked(f"{figures.usage.computed_tokens or 0:>{_COUNT + 2},}", "computed"),
