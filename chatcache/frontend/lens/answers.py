@@ -4,7 +4,6 @@ make it slow. Sentences from the figures of a turn; nothing is asked of anybody.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chatcache import formatting as fmt
@@ -22,10 +21,10 @@ class Asked:
     answer: str
 
 
-def asked(turn: int, figures: Figures | None, edits: Mapping[int, int]) -> tuple[Asked, ...]:
-    """The answers for a turn. `edits` has, by turn, the tokens that are read again when that turn
-    is edited. Of a turn without figures only what would make the next one slow can be said."""
-    slow = Asked("slow", "What would make it slow?", _slow(figures, edits))
+def asked(turn: int, figures: Figures | None, num_tokens: int) -> tuple[Asked, ...]:
+    """The answers for a turn of a chat in which `num_tokens` have been read. Of a turn without
+    figures only what would make the next one slow can be said."""
+    slow = Asked("slow", "What would be slow?", _slow(figures, num_tokens))
     if figures is None:
         return (Asked("quick", f"Turn {turn}", "It was not answered to its end."), slow)
     if figures.is_remote:
@@ -46,53 +45,47 @@ def _quick(figures: Figures) -> str:
     cold = figures.cache.estimated_cold_ttft_ms
     if not figures.cached_tokens:
         return f"Nothing was reused: {words.reason_words(figures.cache.reason)}. {took}."
-    source = " and ".join(
-        f"{tokens:,} from {tier}"
-        for tier, tokens in (
-            ("RAM", figures.cached_ram_tokens),
-            ("disk", figures.cached_disk_tokens),
-        )
-        if tokens
-    )
     share = fmt.percent(figures.cached_tokens, figures.prompt_tokens)
     text = (
         f"{figures.cached_tokens:,} of its {figures.prompt_tokens:,} prompt tokens ({share}) had"
-        f" been read before: their K and V were reused, {source}. {took}"
+        f" been read before, and their K and V were reused from {_sources(figures)}. {took}"
     )
     if cold is not None:
-        about = "about " if figures.cache.is_estimate_measured else "an estimated "
-        text += f"; without it {about}{fmt.duration(cold)}"
+        about = "" if figures.cache.is_estimate_measured else " (est.)"
+        text += f"; about {fmt.duration(cold)} without it{about}"
     return f"{text}."
+
+
+def _sources(figures: Figures) -> str:
+    """`RAM`, `disk`, or both with their numbers."""
+    ram, disk = figures.cached_ram_tokens, figures.cached_disk_tokens
+    if ram and disk:
+        return f"RAM ({ram:,}) and disk ({disk:,})"
+    return "RAM" if ram else "disk"
 
 
 def _computed(figures: Figures) -> str:
     computed, cut_at = figures.computed_tokens, figures.cache.diverged_at
-    text = f"{fmt.plural(computed, 'prompt token')}"
+    text = fmt.plural(computed, "prompt token")
     if cut_at is not None and figures.cached_tokens:
-        text += f", those from position {cut_at:,} on"
+        text += f" from position {cut_at:,} on"
     if figures.cache.reason == "new_user_turn":
         text += ": your message, and what the template writes around it"
-    elif figures.cached_tokens:
-        text += f", because: {words.reason_words(figures.cache.reason)}"
-    text += f". Then {fmt.plural(figures.completion_tokens, 'token')} of the answer, one by one"
-    if (detail := figures.cache.detail) and figures.cache.reason != "new_user_turn":
-        text += f". {detail.rstrip('.')}"
-    return f"{text}."
+    elif figures.cache.detail:
+        text += f". {figures.cache.detail.rstrip('.')}"
+    return f"{text}. Then {fmt.plural(figures.completion_tokens, 'token')} of answer, one by one."
 
 
-def _slow(figures: Figures | None, edits: Mapping[int, int]) -> str:
-    """What a change costs, from the rate at which this turn would have been read without reuse."""
+def _slow(figures: Figures | None, num_tokens: int) -> str:
+    """What is read again when the beginning changes, and how long it takes at the rate at which
+    this turn would have been read without reuse."""
     per_token = _ms_per_token(figures)
-    whole = max(edits.values(), default=0)
-    text = "Whatever changes the beginning, because K and V depend on all that stands before: "
-    text += f"another system prompt or another model reads all {whole:,} tokens again"
-    text += _cost(whole, per_token)
-    turns = sorted(edits)
-    if len(turns) > 1:
-        edited = turns[len(turns) // 2]
-        text += f"; an edit of turn {edited} reads {edits[edited]:,}"
-        text += _cost(edits[edited], per_token)
-    return f"{text}. So does what was given up in RAM and on disk to keep within the budgets."
+    took = "" if per_token is None else f", about {fmt.duration(num_tokens * per_token)}"
+    return (
+        "Another system prompt or another model: K and V depend on everything before them, so all"
+        f" {fmt.plural(num_tokens, 'token')} would be read again{took}. What is given up in RAM and"
+        " on disk for want of room, too. A fork or an edit is not: what stands before it is reused."
+    )
 
 
 def _ms_per_token(figures: Figures | None) -> float | None:
@@ -100,7 +93,3 @@ def _ms_per_token(figures: Figures | None) -> float | None:
     if figures is None or cold is None or not figures.prompt_tokens:
         return None
     return cold / figures.prompt_tokens
-
-
-def _cost(tokens: int, per_token: float | None) -> str:
-    return "" if per_token is None else f" (about {fmt.duration(tokens * per_token)})"

@@ -99,20 +99,20 @@ class Lens:
         """Everything is read anew: a turn has ended, or a model is there now."""
         self._edition += 1
 
-    def press(self, key: LensKey) -> bool:
+    def press(self, key: LensKey, width: int) -> bool:
         """What a key does in the open view; False where it does nothing."""
         facts = self._facts.get(self._key)
         if facts is None or isinstance(facts, ChatcacheError):
             return False
-        before, self.state = self.state, self.view.press(facts, self.state, key)
+        before, self.state = self.state, self.view.press(facts, self.state, key, width)
         return self.state != before
 
-    def page(self, width: int) -> Page | None:
+    def page(self, width: int, height: int | None = None) -> Page | None:
         """The page; None while its facts are not read."""
         facts = self._facts.get(self._key)
         if isinstance(facts, ChatcacheError):
             return problem_page(self.view.title, facts, width)
-        return None if facts is None else self.view.page(facts, self.state, width)
+        return None if facts is None else self.view.page(facts, self.state, width, height)
 
     def page_now(self, width: int) -> Page:
         """The page, after reading what it needs. Blocks. Raises ChatcacheError."""
@@ -121,7 +121,7 @@ class Lens:
         facts = self._facts[self._key]
         if isinstance(facts, ChatcacheError):
             raise facts
-        return self.view.page(facts, self.state, width)
+        return self.view.page(facts, self.state, width, None)
 
     @property
     def waits_for(self) -> str:

@@ -29,6 +29,7 @@ LensKey = Literal[
     "head_back",
     "ids",
     "mode",
+    "cut",
 ]
 
 

@@ -141,7 +141,7 @@ def page(facts: TurnsFacts, width: int, turn: int | None = None) -> Page:
     if chosen is None:
         words = "Nothing has been read yet. Say something first."
         return Page("Turns", (line(Marked(words, "muted")),), (words,), {"turns": []})
-    answers = asked(chosen.turn, facts.figures.get(chosen.turn), _edits(facts))
+    answers = asked(chosen.turn, facts.figures.get(chosen.turn), facts.rows[-1].stop)
     head = heading(facts.rows, facts.max_tokens)
     lines = [*_answer_lines(answers, width), line(Marked(head, "muted")), _columns(width)]
     longest = max(row.num_tokens for row in facts.rows) or 1
@@ -151,14 +151,8 @@ def page(facts: TurnsFacts, width: int, turn: int | None = None) -> Page:
     sentences.append(f"{head}.")
     for row in facts.rows:
         sentences.append(f"Turn {row.turn}, “{fmt.shorten(row.user_text, 60)}”: {row.detail}.")
-    keys = "↑ ↓ turn · Enter its figures in the panel"
+    keys = "↑↓ turn · Enter figures"
     return Page("Turns", tuple(lines), tuple(sentences), _data(facts, chosen, answers), keys)
-
-
-def _edits(facts: TurnsFacts) -> dict[int, int]:
-    """What is read again when a turn is edited: the tokens from it on, by turn."""
-    stop = facts.rows[-1].stop
-    return {row.turn: stop - row.start for row in facts.rows if row.num_tokens}
 
 
 def _answer_lines(answers: Sequence[Asked], width: int) -> Iterator[Line]:

@@ -18,11 +18,13 @@ PAGE = 10
 
 class LensView(Generic[Facts]):
     """Stateless: the state is given. `read` may block and is called in threads; the others are
-    pure. `name` is the word of the commands."""
+    pure. `name` is the word of the commands; `follows`: when it is opened, the place that is chosen
+    is shown, rather than the beginning of its page."""
 
     name = ""
     title = ""
     need: Need = "disk"
+    follows = True
 
     def depends(self, state: LensState) -> Hashable:
         """The part of the state that the facts depend on."""
@@ -33,10 +35,12 @@ class LensView(Generic[Facts]):
         ChatcacheError where not even that can be shown."""
         raise NotImplementedError
 
-    def page(self, facts: Facts, state: LensState, width: int) -> Page:
+    def page(self, facts: Facts, state: LensState, width: int, height: int | None) -> Page:
+        """At most `width` cells wide. With a height, a view may lay out no more than fits around
+        the chosen place; None: everything."""
         raise NotImplementedError
 
-    def press(self, facts: Facts, state: LensState, key: LensKey) -> LensState:
+    def press(self, facts: Facts, state: LensState, key: LensKey, width: int) -> LensState:
         """The state after a key; the same one where it means nothing here."""
         return state
 

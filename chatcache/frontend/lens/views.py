@@ -16,7 +16,7 @@ from chatcache.frontend.lens.view import LensView, moved, with_turn
 
 
 class TurnsView(LensView[turns.TurnsFacts]):
-    name, title = "turns", "Turns"
+    name, title, follows = "turns", "Turns", False
 
     def depends(self, state: LensState) -> None:
         return None
@@ -29,10 +29,14 @@ class TurnsView(LensView[turns.TurnsFacts]):
             info.max_context_tokens if info else None,
         )
 
-    def page(self, facts: turns.TurnsFacts, state: LensState, width: int) -> Page:
+    def page(
+        self, facts: turns.TurnsFacts, state: LensState, width: int, height: int | None
+    ) -> Page:
         return turns.page(facts, width, state.turn)
 
-    def press(self, facts: turns.TurnsFacts, state: LensState, key: LensKey) -> LensState:
+    def press(
+        self, facts: turns.TurnsFacts, state: LensState, key: LensKey, width: int
+    ) -> LensState:
         chosen = facts.chosen(state.turn)
         if chosen is None or key in ("left", "right"):
             return state

@@ -34,7 +34,7 @@ from chatcache.tui.widgets.page_view import PageView
 PATIENCE_SECONDS = 0.15
 # Changes of the cache come in swarms.
 SETTLE_SECONDS = 0.3
-ALWAYS = "Tab view · [ ] turn · e export · Esc close"
+ALWAYS = "Tab view · [ ] turn · e export · Esc"
 MARGIN = 2
 
 
@@ -75,7 +75,7 @@ class LensScreen(Dialog[int | None]):
         self.lens, self._chat_name = lens, chat_name
         self._shown_view = ""
         self._page: Page | None = None
-        self._turn_words = ""
+        self._num_turns = self._answered = 0
         self._doing = ""
         self._is_outdated = False
 
@@ -112,23 +112,19 @@ class LensScreen(Dialog[int | None]):
         self._draw()
         if (read := self.lens.reading()) is not None:
             self._do(self._read(read))
-        if self.lens.page(self._width) is None:
+        if self._known_page() is None:
             self.set_timer(PATIENCE_SECONDS, self._say_waiting)
 
     async def _read(self, read: Callable[[], None]) -> None:
         await asyncio.to_thread(read)
-        self._turn_words = await asyncio.to_thread(self._which_turn)
+        source = self.lens.source
+        self._num_turns = max(await asyncio.to_thread(source.turns), default=0)
+        self._answered = await asyncio.to_thread(source.last_answered)
         self._doing = ""
         self._draw()
 
-    def _which_turn(self) -> str:
-        source = self.lens.source
-        last = max(source.turns(), default=0)
-        turn = self.lens.state.turn or source.last_answered()
-        return f"turn {turn} of {last}" if turn else ""
-
     def _say_waiting(self) -> None:
-        if not self.query(PageView) or self.lens.page(self._width) is not None:
+        if not self.query(PageView) or self._known_page() is not None:
             return
         self._doing = self.lens.waits_for
         if self._shown_view != self.lens.view.name:
@@ -138,7 +134,7 @@ class LensScreen(Dialog[int | None]):
     def _draw(self) -> None:
         if not self.query(PageView):
             return
-        if (page := self.lens.page(self._width)) is not None:
+        if (page := self._known_page()) is not None:
             self._show(page)
         self._draw_frame()
 
@@ -146,13 +142,17 @@ class LensScreen(Dialog[int | None]):
         self._page = page
         is_other = self._shown_view != self.lens.view.name
         self._shown_view = self.lens.view.name
-        self.query_one(PageView).show(page, from_top=is_other)
+        self.query_one(PageView).show(
+            page, from_top=is_other, is_followed=self.lens.view.follows or not is_other
+        )
 
     def _draw_frame(self) -> None:
         """The lines around the page."""
         width = self.size.width
         self.query_one(TabLine).show(self.lens.view.name, width)
-        about = [part for part in (self._turn_words, one_line(self._chat_name)) if part]
+        turn = self.lens.state.turn or self._answered
+        which = [f"turn {turn} of {self._num_turns}"] if turn and self._num_turns else []
+        about = [*which, one_line(self._chat_name)]
         title = self._page.title if self._page is not None else self.lens.view.title
         right = self._doing or shorten(" · ".join(about), max(10, width // 2))
         left = shorten(title, max(10, width - MARGIN - len(right) - 2))
@@ -166,6 +166,9 @@ class LensScreen(Dialog[int | None]):
         own = self._page.keys if self._page is not None else ""
         load = "Enter loads the model" if self.lens.can_load else ""
         return " · ".join(filter(None, (load, own, ALWAYS)))
+
+    def _known_page(self) -> Page | None:
+        return self.lens.page(self._width, self.query_one(PageView).size.height or None)
 
     @property
     def _width(self) -> int:
@@ -197,29 +200,26 @@ class LensScreen(Dialog[int | None]):
         self._update()
 
     def action_go(self, key: LensKey) -> None:
-        if self.lens.press(key):
+        if self.lens.press(key, self._width):
             self._update()
             return
         view = self.query_one(PageView)
         scrolls: dict[LensKey, Callable[..., None]] = {
             "up": view.scroll_up,
             "down": view.scroll_down,
+            "page_up": view.scroll_page_up,
+            "page_down": view.scroll_page_down,
             "home": view.scroll_home,
             "end": view.scroll_end,
         }
         if (scroll := scrolls.get(key)) is not None:
             scroll(animate=False)
 
-    def action_scroll(self, by: int) -> None:
-        view = self.query_one(PageView)
-        (view.scroll_page_up if by < 0 else view.scroll_page_down)(animate=False)
-
     def action_turn(self, by: int) -> None:
         self._do(self._step_turn(by))
 
     async def _step_turn(self, by: int) -> None:
         if await asyncio.to_thread(self.lens.step_turn, by):
-            self._turn_words = await asyncio.to_thread(self._which_turn)
             self._update()
 
     def action_enter(self) -> None:

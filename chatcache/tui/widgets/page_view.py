@@ -26,7 +26,7 @@ class PageView(ScrollView, can_focus=True):
         self._styles: MarkStyles | None = None
         self._styles_of = ""
 
-    def show(self, page: Page, *, from_top: bool = False) -> None:
+    def show(self, page: Page, *, from_top: bool = False, is_followed: bool = True) -> None:
         """Draw another page. It stays scrolled where it is, as far as the chosen place allows."""
         chosen_before = _chosen_line(self._page)
         self._page = page
@@ -34,7 +34,7 @@ class PageView(ScrollView, can_focus=True):
         if from_top:
             self.scroll_to(y=0, animate=False)
         chosen = _chosen_line(page)
-        if chosen is not None and (from_top or chosen != chosen_before):
+        if chosen is not None and is_followed and (from_top or chosen != chosen_before):
             self._bring_into_view(chosen, from_top=from_top)
         self.refresh()
 
