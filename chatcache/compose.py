@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from chatcache.backends.local.engine.settings import EngineSettings
     from chatcache.cache.book.policy import TierPolicy
     from chatcache.cache.inspect import CacheInspector
+    from chatcache.chat.bill import PriceList
     from chatcache.chat.forget import Journals
     from chatcache.chat.idle import IdleOptions
     from chatcache.chat.service import ChatService
@@ -307,11 +308,19 @@ def chat_options(settings: Settings, session: str | None, examine: Examine) -> C
         panel=config.ui.panel,
         is_offline=config.model.offline,
         remotes=config.remotes,
+        prices=price_list(settings),
         examine=examine,
         keep_setting=partial(set_value, settings.paths.config_file),
         drafts_path=data_dir / "drafts.json",
         last_chat_path=data_dir / "last_chat.json",
     )
+
+
+def price_list(settings: Settings) -> PriceList:
+    """What answers cost, for the ledger."""
+    from chatcache.chat.bill import PriceList
+
+    return PriceList(settings.config.billing, settings.config.remotes)
 
 
 def sampling(settings: Settings) -> Sampling:

@@ -26,6 +26,7 @@ from chatcache.remotes import SECTION as REMOTE_SECTION
 from chatcache.remotes import RemoteProfile, read_remotes
 from chatcache.sections import (
     SECTIONS,
+    BillingSection,
     CacheSection,
     EngineSection,
     ModelSection,
@@ -44,6 +45,7 @@ class Config:
     engine: EngineSection = field(default_factory=EngineSection)
     cache: CacheSection = field(default_factory=CacheSection)
     sampling: SamplingSection = field(default_factory=SamplingSection)
+    billing: BillingSection = field(default_factory=BillingSection)
     ui: UiSection = field(default_factory=UiSection)
     keys: Mapping[str, str] = field(default_factory=dict)
     personas: Mapping[str, Persona] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from chatcache.checks import checked_table, decimal, described, setting, text, whole
 from chatcache.errors import NotFoundError, UnavailableError, UsageError, did_you_mean
 from chatcache.network import is_loopback, is_near
+from chatcache.sections import MAX_PRICE
 
 SECTION = "remote"
 EXAMPLE = """
@@ -53,7 +54,6 @@ OLLAMA_TAG = re.compile(
     r"latest|(?:e?\d+(?:\.\d+)?(?:x\d+)?[bm]|instruct|chat|text|q\d)[\w.-]*", re.IGNORECASE
 )
 OLLAMA = "ollama"
-MAX_PRICE = 1e6
 TIMEOUT_SECONDS = 300
 
 

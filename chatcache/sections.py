@@ -27,6 +27,9 @@ EXACT_WEIGHTS = "none"
 QUANTIZE = (EXACT_WEIGHTS, "4bit", "8bit")
 PANELS = ("full", "compact", "off")
 MAX_SEED = (1 << 64) - 1  # what torch takes
+MAX_PRICE = 1e6
+MAX_MULTIPLIER = 100.0
+HOSTED_TTLS = ("5m", "1h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,38 @@ class SamplingSection:
 
 
 @dataclass(frozen=True, slots=True)
+class BillingSection:
+    """What a hosted model would ask for the same turns: see the ledger of the lens."""
+
+    input: float = setting(3.0, decimal(0.0, MAX_PRICE))
+    """The price of a million prompt tokens. Prices of a [remote.NAME] go before this, for its
+    own answers."""
+
+    output: float = setting(15.0, decimal(0.0, MAX_PRICE))
+    """The price of a million answer tokens."""
+
+    currency: str = setting("USD", text)
+    """What the prices are in: USD, EUR, ..."""
+
+    cached_input_multiplier: float = setting(0.1, decimal(0.0, MAX_MULTIPLIER))
+    """A prompt token that is read from the hosted cache costs so many times `input`."""
+
+    write_multiplier_5m: float = setting(1.25, decimal(0.0, MAX_MULTIPLIER))
+    """A prompt token that is written to the hosted cache for five minutes costs so many times
+    `input`; 1 where writing costs nothing extra."""
+
+    write_multiplier_1h: float = setting(2.0, decimal(0.0, MAX_MULTIPLIER))
+    """The same, for an hour."""
+
+    ttl: str = setting("5m", one_of(*HOSTED_TTLS))
+    """5m or 1h: how long the hosted cache keeps what nobody reads. A turn that comes later writes
+    its history once more."""
+
+    def write_multiplier(self, ttl: str) -> float:
+        return self.write_multiplier_1h if ttl == "1h" else self.write_multiplier_5m
+
+
+@dataclass(frozen=True, slots=True)
 class UiSection:
     """How the chat looks."""
 
@@ -160,5 +195,6 @@ SECTIONS: Mapping[str, type] = {
     "engine": EngineSection,
     "cache": CacheSection,
     "sampling": SamplingSection,
+    "billing": BillingSection,
     "ui": UiSection,
 }

@@ -7,10 +7,12 @@ asked: text, ids and numbers, immutable, free of torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-from chatcache.backends.usage import Tier as Tier
+from chatcache.cache.views import TreeChange as TreeChange
+from chatcache.cache.views import TreeEdge as TreeEdge
+from chatcache.cache.views import TreeEvent as TreeEvent
+from chatcache.cache.views import TreeShape as TreeShape
 from chatcache.token_ids import NO_IDS, TokenIds
 
 # tokens
@@ -101,9 +103,12 @@ class AskAttention:
 
 @dataclass(frozen=True, slots=True)
 class AttentionRows:
-    """One row per token asked for: its weights on positions 0 to itself, which add up to one.
+    """One row per token asked for: its weights on positions 0 to itself. They add up to one, but
+    in models that can attend to nothing (sinks).
 
-    `num_computed` tokens were computed for it in `seconds`; `num_reused` came from the cache.
+    `num_layers` are those with attention; they are numbered without the others. `num_computed`
+    tokens were computed for it in `seconds`, `num_reused` came from the cache. No token is computed
+    for another layer or head of the rows that were asked for last.
     """
 
     first: int
@@ -120,8 +125,10 @@ class AttentionRows:
 
 @dataclass(frozen=True, slots=True)
 class AskNextTokens:
-    """The model's scores behind a path: the `num_tokens` most probable tokens, and with each of
-    the sampling settings what becomes of them. None: off, as in `SamplingParams`."""
+    """The model's scores behind a path: the `num_tokens` most probable tokens, and what becomes of
+    them with the sampling settings. As in `SamplingParams`, None: what the model's generation
+    config says, else off. Temperature 0, top-k 0, top-p 1, min-p 0, penalty 1: off in any case;
+    without a temperature the most probable token is taken."""
 
     ids: TokenIds
     num_tokens: int = 10
@@ -145,7 +152,8 @@ class NextToken:
 @dataclass(frozen=True, slots=True)
 class NextTokens:
     """`num_left` tokens of the vocabulary can still be drawn with the settings; `entropy_bits` of
-    the model's own distribution. Costs as in `AttentionRows`."""
+    the model's own distribution. Costs as in `AttentionRows`. The last five are the settings that
+    counted."""
 
     candidates: tuple[NextToken, ...]
     num_left: int
@@ -153,11 +161,14 @@ class NextTokens:
     num_computed: int
     num_reused: int
     seconds: float
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 # the tree
-
-TreeChange = Literal["inserted", "split", "evicted", "spilled", "restored", "hit", "given_up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,50 +176,6 @@ class AskTree:
     """The radix tree of the model's namespace, and what happened to it last."""
 
     num_events: int = 64
-
-
-@dataclass(frozen=True, slots=True)
-class TreeEdge:
-    """One edge: tokens `start` to `stop` of all paths through it.
-
-    `parent` is the number of the edge above, -1 at the root; edges are numbered in the order of
-    `TreeShape.edges`, parents first. `num_below` are the ends of paths below it that share it.
-    Times are Unix time."""
-
-    parent: int
-    start: int
-    ids: TokenIds
-    tiers: tuple[Tier, ...]
-    num_bytes: int
-    num_below: int
-    hits: int
-    last_used: float
-    is_pinned: bool = False
-    is_live: bool = False
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.ids)
-
-
-@dataclass(frozen=True, slots=True)
-class TreeEvent:
-    """One change: tokens `start` to `stop` of the path that ends with `tail`, its last ids."""
-
-    number: int
-    at: float
-    change: TreeChange
-    start: int
-    stop: int
-    tier: Tier | None = None
-    tail: TokenIds = NO_IDS
-    num_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TreeShape:
-    edges: tuple[TreeEdge, ...]
-    events: tuple[TreeEvent, ...] = field(default=())
 
 
 Question = DescribeTokens | Tokenize | DescribeModel | AskAttention | AskNextTokens | AskTree

@@ -27,7 +27,7 @@ from chatcache.cache.files.segfile import (
 from chatcache.cache.files.store import SegmentStore, namespaces
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tiers.attacher import contradictions
-from chatcache.cache.views import CostEstimate, SegmentRow, SessionKV, TierUse
+from chatcache.cache.views import CostEstimate, SegmentRow, SessionKV, TierUse, TreeShape
 from chatcache.token_ids import TokenIds
 
 
@@ -131,6 +131,11 @@ class CacheInspector:
             with self._opened(store) as cache:
                 found += cache.rows()
         return sorted(found, key=lambda row: (-row.last_used, row.segment_id))
+
+    def tree(self, namespace: str) -> TreeShape:
+        """The tree of a namespace, as far as it is on disk."""
+        with self._opened(SegmentStore(self.cache_dir, namespace)) as cache:
+            return cache.tree()
 
     def path_of(self, row: SegmentRow) -> Path:
         """The file of a row."""

@@ -20,8 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from chatcache.cache.book.entries import Entry, Lease, Lookup, RestoreResult
-from chatcache.cache.book.namespace import chain_digest
+from chatcache.cache.book.entries import Entry, Lease, Lookup, RestoreResult, new_entry
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.book.radix import MatchResult
 from chatcache.cache.book.segment_book import SegmentBook
@@ -36,7 +35,8 @@ from chatcache.cache.tiers.notices import Notices
 from chatcache.cache.tiers.ram import RamTier
 from chatcache.cache.tiers.restore import adopt_tokens, restore_states, restore_tokens
 from chatcache.cache.tiers.spiller import Spiller
-from chatcache.cache.views import SegmentRow, TierUse
+from chatcache.cache.tiers.tree import tree_shape
+from chatcache.cache.views import SegmentRow, TierUse, TreeShape
 from chatcache.os_failures import reason
 from chatcache.token_ids import NO_IDS, TokenIds
 
@@ -70,7 +70,7 @@ class PrefixCache:
         self._cache_dir, self._policy, self._clock = cache_dir, policy, clock
         self._needs_states, self._may_keep = needs_states, may_keep
         self._notices = Notices(on_event)
-        self._book = SegmentBook()
+        self._book = SegmentBook(clock)
         common = (policy, self._notices, clock)
         self._disk = DiskTier(cache_dir, namespace, self._book, disk_budget, *common)
         self._attacher = Attacher(self._book, self._disk)
@@ -181,6 +181,13 @@ class PrefixCache:
             live_ids = {span.segment_id for span in self._reach(live).spans}
             return segment_rows(self._book, self._disk, live_ids, limit)
 
+    def tree(self, live: TokenIds = NO_IDS, num_events: int = 0) -> TreeShape:
+        """The tree with what no prompt has reached yet, and its last changes, the oldest first;
+        the edges of the path `live` are marked. Changes nothing."""
+        self._refresh()
+        with self._book.lock:
+            return tree_shape(self._book, self._disk, live, num_events)
+
     def use(self) -> tuple[TierUse, TierUse]:
         """RAM and disk: bytes used, budget, number of segments. Disk counts all namespaces."""
         disk = self._disk
@@ -192,9 +199,12 @@ class PrefixCache:
     # one turn
 
     @contextlib.contextmanager
-    def acquire(self, ids: TokenIds, limit: int, min_part: int = 0) -> Iterator[Lease]:
+    def acquire(
+        self, ids: TokenIds, limit: int, min_part: int = 0, *, is_use: bool = True
+    ) -> Iterator[Lease]:
         """Hold the longest prefix of at most `limit` tokens while the block runs.
 
+        Without `is_use` it is only looked at: it counts as no hit and is used no more recently.
         Of a segment that is used in part, at least `min_part` tokens must be: a cut at the end of
         a segment is where the conversation itself was cut, so what follows is computed in the
         same pieces as it was, with the same bits; a cut elsewhere has to pay for itself.
@@ -205,13 +215,13 @@ class PrefixCache:
                 fresh, num_matched, checkpoint = self._fresh(ids[:limit])
                 spans = fresh if checkpoint else self._without_small_part(fresh, min_part)
                 held = [self._book[s.segment_id] for s in (*spans, checkpoint) if s is not None]
-                now = self._clock()
-                for entry in held:
-                    entry.hits += 1
-                    entry.last_used = now
-                stack.callback(self._touch, held, now)
+                on_disk = self._on_disk(spans)
+                if is_use:
+                    stack.callback(self._touch, held, self._used(held))
                 stack.enter_context(self._book.held(held))
-                lease = Lease(ids, spans, num_matched, checkpoint, self._on_disk(spans))
+                if is_use and spans:
+                    self._book.log.note_hit(ids, spans, "disk" if on_disk else "ram")
+                lease = Lease(ids, spans, num_matched, checkpoint, on_disk, is_use=is_use)
             yield lease
 
     def adopt(self, lease: Lease, sink: KVSink, start: int) -> int:
@@ -223,13 +233,13 @@ class PrefixCache:
         """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens.
 
         Stops at the first segment that is gone or damaged, which is set aside."""
-        return restore_tokens(self._book, self._give_up, lease, sink, start)
+        return restore_tokens(self._book, self._disk.lose, lease, sink, start)
 
     def restore_states(self, lease: Lease, sink: KVSink) -> RestoreResult:
         """Bring the checkpoint at the end of the lease into `sink`, which holds all its tokens.
 
         A segment that is gone or damaged is set aside, and the states are left as they were."""
-        return restore_states(self._book, self._give_up, lease, sink)
+        return restore_states(self._book, self._disk.lose, lease, sink)
 
     def commit(
         self,
@@ -254,7 +264,9 @@ class PrefixCache:
             if start >= stop or (held >= stop and not self._lacks_states(upto)):
                 continue
             try:
-                entry = self._new_entry(upto, start, export(start, stop))
+                block, now = export(start, stop), self._clock()
+                has_room = block.num_bytes < self._disk.budget
+                entry = new_entry(self.namespace, upto, start, block, now, can_spill=has_room)
             except (MemoryError, RuntimeError) as error:  # torch says the latter
                 why = str(error).partition("\n")[0] or "the memory is full"
                 self._notices.warn(f"tokens {start:,}-{stop:,} are not kept: {why}")
@@ -275,6 +287,8 @@ class PrefixCache:
                 entry = self._book[span.segment_id]
                 if entry.block is None and (span.start, span.stop) == (entry.start, entry.stop):
                     entry.block = lend(span.start, span.stop)
+                    if entry.block is not None:
+                        self._book.log.note("restored", entry, "ram")
         self._enforce_ram()
 
     def forget_deleted(self, *, is_all: bool) -> None:
@@ -351,6 +365,14 @@ class PrefixCache:
         read = [(span, entry) for span, entry in pairs if entry.block is None]
         return (read[0][0].start, sum(entry.disk_bytes for _, entry in read)) if read else None
 
+    def _used(self, entries: Sequence[Entry]) -> float:
+        """They are used now; returns the time."""
+        now = self._clock()
+        for entry in entries:
+            entry.hits += 1
+            entry.last_used = now
+        return now
+
     def _touch(self, entries: Sequence[Entry], now: float) -> None:
         for entry in entries:
             if entry.path is not None:
@@ -364,20 +386,6 @@ class PrefixCache:
             _, _, checkpoint = self._match(ids)
         return checkpoint is None or checkpoint.stop < len(ids)
 
-    def _new_entry(self, ids: TokenIds, start: int, block: Block) -> Entry:
-        return Entry(
-            segment_id=chain_digest(self.namespace, start, ids),
-            parent_id=None,
-            start=start,
-            stop=len(ids),
-            token_ids=ids[start:],
-            num_bytes=block.num_bytes,
-            last_used=self._clock(),
-            block=block,
-            can_spill=block.num_bytes < self._disk.budget,
-            has_states=block.has_states,
-        )
-
     def _spill_path(self, ids: TokenIds) -> int:
         """Have written what is in RAM alone of a path, if that is due after each turn."""
         if self._policy.spill != "turn":
@@ -388,13 +396,3 @@ class PrefixCache:
                 wanted += [span.segment_id for span in self._book.ending_on(ids)]
             entries = [self._book[segment_id] for segment_id in dict.fromkeys(wanted)]
             return sum(self._spiller.submit(entry) for entry in entries if entry.can_spill)
-
-    def _give_up(self, entry: Entry, problem: str, damaged_inode: int | None) -> None:
-        with self._book.lock:
-            if damaged_inode is None:
-                self._disk.store.index.remove([entry.segment_id])  # it is not looked for again
-            else:
-                self._disk.set_aside(
-                    LostSegment(entry.segment_id, entry.start, entry.stop, problem, damaged_inode)
-                )
-            self._book.remove(entry)

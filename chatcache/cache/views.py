@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from chatcache.token_ids import NO_IDS, TokenIds
 
 # Where K and V lie.
 Tier = Literal["ram", "disk"]
@@ -87,3 +89,68 @@ class SessionKV:
     disk_tokens: int
     bytes_shared: int
     bytes_owned: int
+
+
+# the tree
+
+TreeChange = Literal["inserted", "split", "evicted", "spilled", "restored", "hit", "given_up"]
+
+
+@dataclass(frozen=True, slots=True)
+class TreeEdge:
+    """One edge: tokens `start` to `stop` of all paths through it.
+
+    `parent` is the number of the edge above, -1 at the root; edges are numbered in the order of
+    `TreeShape.edges`, parents first. `num_below` are the ends of paths that share it; one that
+    nothing goes on from is the end of one. `segments` are the ids of those that hold its K and V:
+    none for a hole, which leads to what is held and is itself to be computed again. Times are Unix
+    time."""
+
+    parent: int
+    start: int
+    ids: TokenIds
+    tiers: tuple[Tier, ...]
+    num_bytes: int
+    num_below: int
+    hits: int
+    last_used: float
+    is_pinned: bool = False
+    is_live: bool = False
+    segments: tuple[str, ...] = ()
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TreeEvent:
+    """One change: tokens `start` to `stop` of the path that ends with `tail`, its last ids.
+
+    What the tiers mean: "inserted" in RAM (computed) or on disk (found there); "spilled" to disk;
+    "evicted" from it; "restored" from disk into the live context, or in RAM again. `segments` are
+    those that it happened to, and `parent` the one before. Of one of which nothing `is_gone`
+    remains, `ids` are its own. `cut` is where an edge was split."""
+
+    number: int
+    at: float
+    change: TreeChange
+    start: int
+    stop: int
+    tier: Tier | None = None
+    tail: TokenIds = NO_IDS
+    num_bytes: int = 0
+    segments: tuple[str, ...] = ()
+    parent: str = ""
+    ids: TokenIds = NO_IDS
+    cut: int = 0
+    is_gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TreeShape:
+    """`num_more` segments lie on disk that are not shown."""
+
+    edges: tuple[TreeEdge, ...]
+    events: tuple[TreeEvent, ...] = field(default=())
+    num_more: int = 0

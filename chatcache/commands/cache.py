@@ -14,12 +14,13 @@ from chatcache.cache.book.namespace import PRECISION, QUANTIZATION, is_approxima
 from chatcache.cache.inspect import CacheInspector, NamespaceUse
 from chatcache.cache.retention import dead_namespaces, forget_lost_pins, remove_namespace
 from chatcache.cache.views import SegmentRow, TierUse
-from chatcache.chat.totals import AnswerTotals, answer_totals
+from chatcache.chat.totals import Totals, given_answers, totals
 from chatcache.commands import ShellCommand, cache_by_name, cache_recompute
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import StorageError
-from chatcache.formatting import duration, moment, one_line, percent, plural, size, table
+from chatcache.formatting import moment, one_line, percent, plural, size, table
+from chatcache.frontend.accounts import time_words
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
 from chatcache.os_failures import advice, reason
 
@@ -46,8 +47,8 @@ def stats(arguments: Namespace) -> int:
         namespaces = inspector.namespaces()
         damaged = inspector.quarantine.use()
         quantized = inspector.quantized.use()
-    totals = _totals(settings)
-    outcomes = {name: totals.outcomes.get(name, 0) for name in ("hit", "partial", "miss", "off")}
+    sums, written_today = _totals(settings)
+    outcomes = {name: sums.outcomes.get(name, 0) for name in ("hit", "partial", "miss", "off")}
     if arguments.json:
         print_json(
             {
@@ -57,25 +58,25 @@ def stats(arguments: Namespace) -> int:
                 "quantized": {"bytes": quantized.num_bytes, "models": quantized.num_models},
                 "hits": {
                     **outcomes,
-                    "prompt_tokens": totals.prompt_tokens,
-                    "cached_tokens": totals.cached_tokens,
+                    "prompt_tokens": sums.prompt_tokens,
+                    "cached_tokens": sums.cached_tokens,
                 },
-                "saved_ms_total": round(totals.saved_ms, 3),
-                "bytes_written_today": totals.bytes_written_since,
+                "saved_ms_total": round(sums.saved_ms, 3),
+                "bytes_written_today": written_today,
             }
         )
         return 0
     counts = ", ".join(f"{number:,} {name}" for name, number in outcomes.items())
-    share = percent(totals.cached_tokens, totals.prompt_tokens)
+    share = percent(sums.cached_tokens, sums.prompt_tokens)
     print_line(
         f"on disk        {size(disk.num_bytes)} of {size(disk.budget_bytes)}"
         f" in {plural(disk.num_segments, 'segment')}\n"
         f"in memory      up to {size(ram.budget_bytes)} while a model is loaded\n"
         f"answers        {counts}\n"
-        f"reused         {totals.cached_tokens:,} of {totals.prompt_tokens:,}"
+        f"reused         {sums.cached_tokens:,} of {sums.prompt_tokens:,}"
         f" prompt tokens ({share})\n"
-        f"saved          {duration(totals.saved_ms) if totals.saved_ms else 'nothing yet'}\n"
-        f"written today  {size(totals.bytes_written_since)}"
+        f"saved          {time_words(sums, sums.saved_ms) if sums.saved_ms else 'nothing yet'}\n"
+        f"written today  {size(written_today)}"
     )
     if damaged.num_files:
         print_line(
@@ -96,16 +97,20 @@ def stats(arguments: Namespace) -> int:
     return 0
 
 
-def _totals(settings: Settings) -> AnswerTotals:
-    """The sums over all answers; nothing when there are no conversations yet."""
+def _totals(settings: Settings) -> tuple[Totals, int]:
+    """The sums over all answers, and what those of today wrote; nothing when there are no
+    conversations yet."""
     if not settings.paths.database.exists():
-        return AnswerTotals()
+        return Totals(), 0
     today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+    since_ms = int(today.timestamp() * 1000)
     store = compose.open_store(settings, may_be_read_only=True)
     try:
-        return answer_totals(store.database, int(today.timestamp() * 1000))
+        answers = given_answers(store.database)
     finally:
         store.close()
+    of_today = totals(answer for answer in answers if answer.created_ms >= since_ms)
+    return totals(answers), of_today.bytes_written
 
 
 def _tier_json(tier: TierUse) -> dict[str, int]:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from chatcache.backends.usage import Figures
 from chatcache.chat import date_warning
+from chatcache.chat.bill import PriceList
 from chatcache.chat.conversation import clean_name
 from chatcache.chat.figures import decode
 from chatcache.chat.views import ForkPoint, SessionSummary, TranscriptMessage
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
 from chatcache.formatting import one_line, plural, size
-from chatcache.frontend import exports, remembered, reports
+from chatcache.frontend import accounts, exports, remembered, reports
 from chatcache.frontend.changes import (
     MODE_WORDS,
     Forked,
@@ -51,11 +52,13 @@ class OpenChat:
         *,
         sampling: Sampling | None = None,
         personas: Mapping[str, Persona] | None = None,
+        prices: PriceList | None = None,
         is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self.service = service
         self.sampling = sampling or Sampling()
         self.personas = dict(personas or {})
+        self.prices = prices or PriceList()
         self.session: SessionSummary | None = None
         self.system_prompt: str | None = None
         self.new_name: str | None = None
@@ -221,9 +224,7 @@ class OpenChat:
         return copyable(answers[-1].text, is_code=argument == "code")
 
     def stats(self) -> str:
-        self.require_session()
-        stored = [decode(message.result_json) for message in self.messages()]
-        return reports.totals([answer for answer in stored if answer is not None])
+        return accounts.stats(accounts.gather(self.service, self.require_session(), self.prices))
 
     def figures_of(self, turn: int) -> Figures:
         """The figures of the answer of a turn; of several the first that has any."""

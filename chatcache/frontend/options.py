@@ -13,6 +13,7 @@ from chatcache.personas import Persona
 from chatcache.remotes import Remotes
 
 if TYPE_CHECKING:
+    from chatcache.chat.bill import PriceList
     from chatcache.chat.service import ChatService
     from chatcache.frontend.desk import SegmentDesk
     from chatcache.frontend.sampling import Sampling
@@ -33,6 +34,7 @@ class ChatOptions:
     has_motion: bool = True
     is_offline: bool = False
     remotes: Remotes = field(default_factory=dict)
+    prices: PriceList | None = None
     examine: Examine | None = None
     keep_setting: Callable[[str, str], None] | None = None
     drafts_path: Path | None = None

@@ -25,7 +25,12 @@ class Talk:
     def __init__(self, backstage: Backstage, options: ChatOptions) -> None:
         self.service, self.desk, self.options = backstage.service, backstage.desk, options
         service = self.service
-        self.chat = OpenChat(service, sampling=backstage.sampling, personas=options.personas)
+        self.chat = OpenChat(
+            service,
+            sampling=backstage.sampling,
+            personas=options.personas,
+            prices=options.prices,
+        )
         self.models = ModelChoice(service, options.remotes, is_offline=options.is_offline)
         self.lines = Lines()
         self.snapshot: CacheSnapshot | None = None

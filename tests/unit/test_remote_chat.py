@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from chatcache.backends.remote.backend import RemoteBackend
+from chatcache.chat.bill import PriceList
 from chatcache.chat.figures import decode, figures_of
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
 from chatcache.chat.views import AnswerSaved, ChatEvent
 from chatcache.errors import UnavailableError
-from chatcache.frontend import figures, reports
+from chatcache.frontend import accounts, figures
 from chatcache.remotes import Prices, RemoteModel, RemoteProfile
 from chatcache.token_ids import NO_IDS
 from tests.fake_server import FakeServer, Status, Stream
@@ -123,9 +124,9 @@ def test_the_figures_of_a_kept_answer_are_those_it_was_given_with(
     assert figures.footer(given).startswith("○ server · 8 prompt, 2 cached · TTFT ")
     assert figures.footer(given).endswith("/s · $0.000013 (saved $0.0000010)")
     assert figures.footer(kept) == figures.footer(given)
-    told = reports.totals([given, given])
-    assert "16 prompt tokens at servers, 4 of them cached there" in told
-    assert "$0.000026" in told
+    told = accounts.stats(accounts.gather(service, service.find_session(session), PriceList()))
+    assert "10 prompt tokens at servers, 2 of them cached there" in told
+    assert "$0.000021" in told
     assert "reused" not in told
 
 

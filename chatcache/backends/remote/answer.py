@@ -18,23 +18,21 @@ from chatcache.backends.base import (
     Timings,
     TurnEvent,
     TurnPlanned,
-    TurnPrice,
     TurnRequest,
     TurnResult,
     Usage,
 )
 from chatcache.backends.local.prompt.harmony import TextPiece
+from chatcache.backends.prices import price_of
 from chatcache.backends.remote.characters import Characters
 from chatcache.backends.remote.continuation import Continuation
 from chatcache.backends.remote.dialect import Dialect
 from chatcache.backends.remote.marks import AnswerMarks
 from chatcache.backends.remote.messages import is_continued
-from chatcache.remotes import Prices, RemoteModel
+from chatcache.remotes import RemoteModel
 from chatcache.token_ids import NO_IDS
 
 DONE = "[DONE]"  # the last piece of a stream
-MILLION = 1e6
-DECIMALS = 10
 NO_REASONS = ("", "null", "None")  # a reason to end, said of every piece
 TOO_LONG = ("length", "max_tokens", "MAX_TOKENS", "max_length")
 MAX_COUNT = 1 << 40  # no server has read more; such a figure is a mistake
@@ -229,23 +227,6 @@ class ServerAnswer:
         if self.finish_said == "content_filter":
             detail += "; its content filter ended the answer"
         return CacheReport("off", "remote", cached, detail)
-
-
-def price_of(usage: Usage, prices: Prices | None) -> TurnPrice | None:
-    """What a turn cost. None without prices; its figures are None where tokens are unknown."""
-    if prices is None:
-        return None
-    nothing = TurnPrice(prices.currency, None, None)
-    prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    if prices.input is None or prices.output is None or prompt is None or completion is None:
-        return nothing
-    saved = 0.0
-    if prices.cached_input is not None:
-        if usage.server_cached_tokens is None:
-            return nothing  # it may have been cheaper, and nobody says by how much
-        saved = usage.server_cached_tokens * (prices.input - prices.cached_input) / MILLION
-    total = (prompt * prices.input + completion * prices.output) / MILLION - saved
-    return TurnPrice(prices.currency, round(total, DECIMALS), round(saved, DECIMALS))
 
 
 def _table(value: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chatcache.cache.book.eviction import Candidate
+from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.policy import is_over
 from chatcache.cache.segments import Block, Span
 from chatcache.cache.views import SegmentRow, TierRun, num_tokens_of
@@ -71,6 +72,24 @@ class Entry:
         )
 
 
+def new_entry(
+    namespace: str, path: TokenIds, start: int, block: Block, now: float, *, can_spill: bool
+) -> Entry:
+    """The segment that a block is, which holds a path from `start` on."""
+    return Entry(
+        segment_id=chain_digest(namespace, start, path),
+        parent_id=None,
+        start=start,
+        stop=len(path),
+        token_ids=path[start:],
+        num_bytes=block.num_bytes,
+        last_used=now,
+        block=block,
+        can_spill=can_spill,
+        has_states=block.has_states,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """What is held of a prompt: tokens per tier. A snapshot; acquire a lease to rely on it."""
@@ -86,6 +105,7 @@ class Lease:
     """A held prefix: its segments are neither evicted nor changed until it is released.
 
     `checkpoint` is the segment with the states behind the last token, for models with states.
+    Without `is_use` it is looked at, for no turn.
     """
 
     def __init__(
@@ -95,7 +115,10 @@ class Lease:
         num_matched: int,
         checkpoint: Span | None = None,
         disk: tuple[int, int] | None = None,
+        *,
+        is_use: bool = True,
     ):
+        self.is_use = is_use
         self.ids = ids
         self.spans = tuple(spans)
         self.num_tokens = self.spans[-1].stop if self.spans else 0

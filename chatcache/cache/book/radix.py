@@ -12,7 +12,7 @@ again they are reachable again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from chatcache.cache.segments import Span
@@ -46,10 +46,25 @@ class _Node:
         return self.start + len(self.edge)
 
 
-class RadixTree:
-    """Paths of token ids, labelled with segment ids."""
+@dataclass(frozen=True, slots=True)
+class EdgeView:
+    """One edge, and the number of the one above it (-1: the root), parents first."""
 
-    def __init__(self) -> None:
+    parent: int
+    start: int
+    ids: TokenIds
+    segment_ids: tuple[str, ...]
+
+
+# An edge is split: where it starts, its ids, the position of the cut, the segments that label it.
+OnSplit = Callable[[int, TokenIds, int, Sequence[str]], None]
+
+
+class RadixTree:
+    """Paths of token ids, labelled with segment ids. `on_split` hears of edges before they are."""
+
+    def __init__(self, on_split: OnSplit = lambda start, ids, cut, segment_ids: None) -> None:
+        self._on_split = on_split
         self._root = _Node(TokenIds(), 0, None)
         self._labelled: dict[str, set[_Node]] = {}
 
@@ -153,6 +168,30 @@ class RadixTree:
         holders = first.parent.segment_ids if first.parent is not None else []
         return holders[0] if holders else None
 
+    def edges(self) -> list[EdgeView]:
+        """All edges, each behind the one above it and all of a branch before the next one."""
+        found: list[EdgeView] = []
+        stack = [(-1, child) for child in reversed(self._root.children.values())]
+        while stack:
+            parent, node = stack.pop()
+            below = reversed(node.children.values())
+            stack.extend((len(found), child) for child in below)
+            found.append(EdgeView(parent, node.start, node.edge, tuple(node.segment_ids)))
+        return found
+
+    def copy(self) -> RadixTree:
+        """The same edges and labels, to go on with apart from these."""
+        made = RadixTree()
+        nodes = [made._root]
+        for edge in self.edges():
+            above = nodes[edge.parent + 1]
+            node = _Node(edge.ids, edge.start, above)
+            above.children[edge.ids[0]] = node
+            for segment_id in edge.segment_ids:
+                made._label(node, segment_id)
+            nodes.append(node)
+        return made
+
     def check(self) -> list[str]:
         """Everything that is wrong with the structure; empty when it is sound."""
         problems: list[str] = []
@@ -187,6 +226,7 @@ class RadixTree:
     def _split(self, node: _Node, length: int) -> _Node:
         """Cut `node` after `length` ids; returns the upper part, which takes its place."""
         assert node.parent is not None
+        self._on_split(node.start, node.edge, node.start + length, node.segment_ids)
         upper = _Node(node.edge[:length], node.start, node.parent)
         node.parent.children[upper.edge[0]] = upper
         node.edge, node.start, node.parent = node.edge[length:], node.start + length, upper

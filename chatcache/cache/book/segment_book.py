@@ -1,6 +1,7 @@
 """The book of a namespace: the segments that are held or that a prompt has reached, and their tree.
 
-It owns the entries, the tree over them, what is pinned, and the one lock of it all. It decides
+It owns the entries, the tree over them, what is pinned, the one lock of it all, and the log in
+which those who decide note what they did. It decides
 nothing: budgets evict from it, and it knows neither files nor tensors. Every method takes the lock
 itself; callers that need several steps to be one take it around them.
 """
@@ -9,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Container, Iterator, Sequence
 
 from chatcache.cache.book.entries import Entry
+from chatcache.cache.book.events import TreeLog
 from chatcache.cache.book.radix import MatchResult, RadixTree
 from chatcache.cache.segments import Span
 from chatcache.token_ids import TokenIds
@@ -20,9 +23,10 @@ from chatcache.token_ids import TokenIds
 class SegmentBook:
     """Entries by segment id, and the tree over those that can be matched."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.lock = threading.RLock()
-        self._tree = RadixTree()
+        self.log = TreeLog(clock)
+        self._tree = RadixTree(self.log.note_split)
         self._entries: dict[str, Entry] = {}
         self._pinned: frozenset[str] = frozenset()
 
@@ -62,6 +66,16 @@ class SegmentBook:
         with self.lock:
             return self._tree.extents(ids)
 
+    def path(self, segment_id: str) -> TokenIds:
+        """All ids from the root to the last position of a segment."""
+        with self.lock:
+            return self._tree.path(segment_id)
+
+    def tree(self) -> RadixTree:
+        """A copy of the tree, as it is now."""
+        with self.lock:
+            return self._tree.copy()
+
     def lineage(self, segment_id: str) -> list[Entry]:
         """A segment and those that it builds on, the last one first."""
         with self.lock:
@@ -79,6 +93,7 @@ class SegmentBook:
             entry.parent_id = entry.parent_id or self._tree.parent_segment(entry.segment_id)
             entry.is_pinned = entry.segment_id in self._pinned
             self._entries[entry.segment_id] = entry
+            self.log.note("inserted", entry, "disk" if entry.block is None else "ram")
 
     def remove(self, entry: Entry) -> None:
         with self.lock:

@@ -108,6 +108,7 @@ class DiskTier:
         """A segment is on disk now."""
         with self._book.lock:
             entry.path, entry.disk_bytes = path, size
+            self._book.log.note("spilled", entry, "disk", num_bytes=size)
             self._bytes_unseen += size
             self._notices.settled("floor")
             self.enforce()
@@ -132,6 +133,18 @@ class DiskTier:
             self.store.quarantine(self.store.path_of(file), file.inode)
         text = f"set aside segment {file.segment_id[:8]}: {file.problem}"
         self._notices.tell("quarantined", text)
+
+    def lose(self, entry: Entry, problem: str, damaged_inode: int | None) -> None:
+        """A segment could not be used: its file is damaged (its inode is given) or gone."""
+        with self._book.lock:
+            if damaged_inode is None:
+                self.store.index.remove([entry.segment_id])  # it is not looked for again
+            else:
+                self.set_aside(
+                    LostSegment(entry.segment_id, entry.start, entry.stop, problem, damaged_inode)
+                )
+            self._book.remove(entry)
+            self._book.log.note("given_up", entry, is_gone=True)
 
     # the budget
 
@@ -179,7 +192,8 @@ class DiskTier:
                 entry.last_used = max(entry.last_used, stamp.last_used)
             elif entry.num_leases == 0:
                 entry.path, entry.disk_bytes, entry.can_spill = None, 0, False
-                self._book.remove_if_gone(entry)
+                is_gone = self._book.remove_if_gone(entry)
+                self._book.log.note("given_up", entry, "disk", is_gone=is_gone)
         return stamps
 
     def _look(self) -> list[FileSeen]:
@@ -272,6 +286,9 @@ class DiskTier:
                 entry.path, entry.disk_bytes = None, 0
                 entry.can_spill = is_expired  # what did not fit would not fit again
                 is_gone = self._book.remove_if_gone(entry)
+                self._book.log.note(
+                    "evicted", entry, "disk", num_bytes=victim.num_bytes, is_gone=is_gone
+                )
             else:
                 is_gone = entry is None
             if is_gone and is_expired:

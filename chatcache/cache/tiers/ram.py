@@ -45,7 +45,9 @@ class RamTier:
                     continue
                 is_expired = entry.is_over(ttl, now)
                 entry.block = None
-                if self.book.remove_if_gone(entry):
+                is_gone = self.book.remove_if_gone(entry)
+                self.book.log.note("evicted", entry, "ram", is_gone=is_gone)
+                if is_gone:
                     if is_expired:
                         self.notices.note_expired(entry)
                     length = entry.stop - entry.start
@@ -59,3 +61,4 @@ class RamTier:
                 is_gone = not entry.path.exists() if entry.path is not None else is_all
                 if is_gone and not (entry.path is None and entry.is_held):
                     self.book.remove(entry)
+            self.book.log.clear()

@@ -7,6 +7,7 @@ up, and the live KV holds exactly the tokens before it. What may be restored was
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from chatcache.cache.book.entries import Entry, Lease, RestoreResult
@@ -18,7 +19,7 @@ from chatcache.cache.files.segfile import (
     SegmentMissingError,
 )
 from chatcache.cache.files.store import inode_of
-from chatcache.cache.segments import Block, KVSink
+from chatcache.cache.segments import Block, KVSink, Span
 from chatcache.cache.views import Tier, TierRun, joined
 
 # A segment, what is wrong with it, and the inode of its file if it is the file that is damaged.
@@ -38,6 +39,10 @@ class _Source:
     @property
     def start(self) -> int:
         return 0 if self._entry is None else self._entry.start
+
+    def note_read(self, book: SegmentBook, span: Span, num_bytes: int) -> None:
+        if self._entry is not None:
+            book.log.note("restored", self._entry, "disk", num_bytes=num_bytes, span=span)
 
     def failed(self, error: Exception) -> bool:
         """Give the segment up; returns whether its file is damaged (and not merely gone)."""
@@ -76,8 +81,10 @@ def restore_tokens(
                 sink.load(source.block, source.start, position, span.stop)
                 tier: Tier = "ram"
             elif source.path is not None:
-                bytes_read += read_segment(source.path, lease.ids, sink, position, span)
-                tier = "disk"
+                num_bytes = read_segment(source.path, lease.ids, sink, position, span)
+                if lease.is_use:
+                    source.note_read(book, replace(span, start=position), num_bytes)
+                bytes_read, tier = bytes_read + num_bytes, "disk"
             else:
                 raise SegmentMissingError("it was evicted")
         except (SegmentDamagedError, SegmentMissingError) as error:

@@ -184,8 +184,10 @@ class Spiller:
             return
         self._disk.open_again()
         for entry in self._book.entries():
-            entry.path, entry.disk_bytes = None, 0
-            self._book.remove_if_gone(entry)
+            if entry.path is not None:
+                entry.path, entry.disk_bytes = None, 0
+                is_gone = self._book.remove_if_gone(entry)
+                self._book.log.note("given_up", entry, "disk", is_gone=is_gone)
         for entry in sorted(self._book.entries(), key=lambda entry: entry.start):
             self.submit(entry)
 

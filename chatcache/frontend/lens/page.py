@@ -6,8 +6,8 @@ toolkit and no colours: a mark says what a text means, and each of them draws it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from chatcache import formatting as fmt
@@ -69,7 +69,7 @@ def line(*parts: str | Marked) -> Line:
 
 
 def text_of(drawn: Line) -> str:
-    return "".join(piece.text for piece in drawn)
+    return "".join(span.text for span in drawn)
 
 
 def flow(text: str, width: int, indent: str = "") -> list[str]:
@@ -88,6 +88,22 @@ def flow(text: str, width: int, indent: str = "") -> list[str]:
         current += word if is_empty else f" {word}"
         is_empty = False
     return [*lines, current]
+
+
+def wrapped(parts: Iterable[Marked], width: int, gap: str = "  ") -> list[Line]:
+    """Parts beside each other on lines of at most `width` cells; one is broken only where it does
+    not fit on a line of its own."""
+    lines: list[list[Marked]] = [[]]
+    used = 0
+    for part in parts:
+        for text in flow(part.text, width):
+            space = gap if lines[-1] else ""
+            if used + len(space) + fmt.width(text) > width and lines[-1]:
+                lines.append([])
+                used, space = 0, ""
+            lines[-1] += [Marked(space)] * bool(space) + [replace(part, text=text)]
+            used += len(space) + fmt.width(text)
+    return [tuple(parts) for parts in lines if parts]
 
 
 def _head(word: str, cells: int) -> str:

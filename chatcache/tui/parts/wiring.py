@@ -39,6 +39,7 @@ class ChatParts:
             backstage.service,
             sampling=backstage.sampling,
             personas=options.personas,
+            prices=options.prices,
             is_busy=lambda: self.turns.running is not None,
         )
         self.view = ChatView(stage, self.chat, options, title, transcript, composer, panel, drafts)

@@ -46,7 +46,7 @@ class EngineSettings:
     disk_budget: int = 16 << 30
     policy: TierPolicy = field(default_factory=TierPolicy)
     num_threads: int | None = None
-    prefill_chunk_tokens: int = 512
+    prefill_chunk_tokens: int | None = None  # None: what suits the device
     max_context: int | None = None  # tokens; None: as long as the model was made for
     is_fit_checked: bool = True  # a model without room in memory is refused
     engines_dir: Path | None = None  # where the other engines are found
