@@ -146,12 +146,11 @@ def _lens(
         token=arguments.token,
         layer=arguments.layer,
         head=arguments.head,
+        step=arguments.step,
         has_ids=arguments.ids,
         sampling=compose.sampling(settings).params,
     )
-    if arguments.step is not None:
-        state = replace(state, places=dict.fromkeys(VIEW_NAMES, arguments.step))
-    lens = Lens(LensSource(service, session.session_id), state=state)
+    lens = Lens(LensSource(service, session.session_id, compose.price_list(settings)), state=state)
     if arguments.turn is not None:
         lens.choose_turn(arguments.turn)
         lens.state = replace(state, turn=arguments.turn)

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chatcache.backends.base import ModelInfo
-from chatcache.backends.questions import Answer, Question
+from chatcache.backends.questions import Answer, DescribeTokens, Question, TokenPieces
 from chatcache.backends.usage import Figures
+from chatcache.chat.bill import PriceList
 from chatcache.chat.figures import decode
+from chatcache.chat.readings import TurnReading
 from chatcache.chat.service import ChatService
 from chatcache.chat.views import ForkPoint, TranscriptMessage
 from chatcache.errors import ChatcacheError, UnavailableError
+from chatcache.frontend.accounts import LedgerFacts, gather
 
 NOT_LOADED = "No model is loaded"
 
@@ -22,8 +25,11 @@ NOT_LOADED = "No model is loaded"
 class LensSource:
     """One chat, as it is when it is asked for."""
 
-    def __init__(self, service: ChatService, session_id: str) -> None:
+    def __init__(
+        self, service: ChatService, session_id: str, prices: PriceList | None = None
+    ) -> None:
         self.service, self.session_id = service, session_id
+        self._prices = prices or PriceList()
 
     # From the database
 
@@ -49,6 +55,15 @@ class LensSource:
         """The last turn with an answer; 0 where there is none."""
         return max(self.figures(), default=0)
 
+    def reading(self, turn: int | None) -> TurnReading:
+        """What the model read and wrote in a turn; without one, in the last that was answered."""
+        return self.service.reading(self.session_id, turn or self.last_answered() or None)
+
+    def accounts(self) -> LedgerFacts:
+        """The sums of this chat and of all."""
+        session = self.service.find_session(self.session_id)
+        return gather(self.service, session, self._prices)
+
     # From the engine
 
     @property
@@ -68,6 +83,21 @@ class LensSource:
             raise UnavailableError(f"{NOT_LOADED}.", "Run it without --no-load.")
         backend.start()
         backend.wait_ready()
+
+    def can_read(self, tokenizer_id: str) -> bool:
+        """Whether the model that is loaded, if any, means the same by these ids."""
+        info = self.info
+        return info is not None and info.tokenizer_id == tokenizer_id
+
+    def pieces(self, tokenizer_id: str, question: DescribeTokens) -> TokenPieces | None:
+        """What ids stand for; None where nobody can tell now: they are shown by number then."""
+        if not self.can_read(tokenizer_id):
+            return None
+        try:
+            answer = self.study(question)
+        except UnavailableError:  # the engine has just ended
+            return None
+        return answer if isinstance(answer, TokenPieces) else None
 
     def study(self, question: Question) -> Answer:
         """Ask the engine. Raises UnavailableError where it cannot answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from chatcache.errors import UsageError
 from chatcache.frontend.lens.lens import Lens
@@ -28,7 +29,7 @@ def opened(source: LensSource, words: Sequence[str]) -> Lens:
         elif word == "turn":
             turn = _number(word, next(rest, ""))
         elif word in _NUMBERS:
-            state = _with_number(state, view, word, _number(word, next(rest, "")))
+            state = _with_number(state, word, _number(word, next(rest, "")))
         elif word == "ids":
             state = replace(state, has_ids=True)
         elif view:
@@ -37,20 +38,14 @@ def opened(source: LensSource, words: Sequence[str]) -> Lens:
             view = word
     lens = Lens(source, view, state)
     if turn is not None:
-        places = lens.state
         lens.choose_turn(turn)
-        lens.state = replace(places, turn=lens.state.turn)
+        lens.state = replace(state, turn=turn)
     return lens
 
 
-def _with_number(state: LensState, view: str, word: str, number: int) -> LensState:
-    if word == "token":
-        return replace(state, token=number)
-    if word == "layer":
-        return replace(state, layer=number)
-    if word == "head":
-        return replace(state, head=number)
-    return state.at(view, number)
+def _with_number(state: LensState, name: str, number: int) -> LensState:
+    changes: dict[str, Any] = {name: number}
+    return replace(state, **changes)
 
 
 def _number(name: str, word: str) -> int:

@@ -1,13 +1,13 @@
 """What is being looked at in the lens: which turn and token, how, and with which settings.
 
-Owns no facts. A view that has a place of its own (a row, a step, an event) keeps it in `places`.
+Owns no facts. What only one view knows of (a row, a step, a fold) it keeps in `own`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from chatcache.backends.base import SamplingParams
 
@@ -37,8 +37,8 @@ LensKey = Literal[
 class LensState:
     """`turn` None: the last one that was answered. `token` is a position in the prompt of the turn,
     None where the view chooses. `layer` and `head` None: averaged over all of them. `tokenizer` is
-    a second one to compare with, "" for none. `mode` counts the other ways of a view to show the
-    same."""
+    a second one to compare with, "" for none. `step` is where somebody wants to begin in what is
+    played step by step."""
 
     turn: int | None = None
     token: int | None = None
@@ -46,16 +46,13 @@ class LensState:
     head: int | None = None
     has_ids: bool = False
     tokenizer: str = ""
-    mode: int = 0
+    step: int | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    places: Mapping[str, int] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
 
-    def place(self, view: str, default: int = 0) -> int:
-        return self.places.get(view, default)
-
-    def at(self, view: str, place: int) -> LensState:
-        """The same with another place in a view."""
-        return replace(self, places={**self.places, view: place})
+    def with_own(self, view: str, kept: Any) -> LensState:
+        """The same with something else kept for a view."""
+        return replace(self, own={**self.own, view: kept})
 
 
 def clamped(value: int, count: int) -> int:

@@ -61,13 +61,8 @@ def moved(key: LensKey, place: int, count: int, *, row: int = 1) -> int:
     return clamped(place + steps.get(key, 0), count)
 
 
-def with_place(state: LensState, view: str, place: int, default: int = 0) -> LensState:
-    """The state with a place in a view; the same one where nothing changes."""
-    return state if state.place(view, default) == place else state.at(view, place)
-
-
 def with_turn(state: LensState, turn: int | None) -> LensState:
     """Another turn: its tokens are others, so none is chosen."""
     if turn == state.turn:
         return state
-    return replace(state, turn=turn, token=None, places={})
+    return replace(state, turn=turn, token=None, step=None, own={})

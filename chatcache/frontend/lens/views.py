@@ -5,10 +5,12 @@ Owns no facts and no drawing: those are in the modules of the views.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from chatcache.errors import NotFoundError, did_you_mean
-from chatcache.frontend.lens import turns
+from chatcache.frontend.accounts import LedgerFacts
+from chatcache.frontend.lens import ledger, tokens_view, turns
 from chatcache.frontend.lens.page import Page
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.state import LensKey, LensState
@@ -44,7 +46,47 @@ class TurnsView(LensView[turns.TurnsFacts]):
         return with_turn(state, facts.rows[index].turn)
 
 
-VIEWS: tuple[LensView[Any], ...] = (TurnsView(),)
+class TokensView(LensView[tokens_view.TokensFacts]):
+    name, title, need = "tokens", "Tokens", "tokenizer"
+
+    def read(self, source: LensSource, state: LensState) -> tokens_view.TokensFacts:
+        reading = source.reading(state.turn)
+        pieces = source.pieces(reading.tokenizer_id, tokens_view.question(reading))
+        return tokens_view.tokens_facts(reading, pieces)
+
+    def page(
+        self, facts: tokens_view.TokensFacts, state: LensState, width: int, height: int | None
+    ) -> Page:
+        return tokens_view.page(facts, width, height, self._own(state))
+
+    def press(
+        self, facts: tokens_view.TokensFacts, state: LensState, key: LensKey, width: int
+    ) -> LensState:
+        pressed = tokens_view.press(facts, self._own(state), key, width)
+        if pressed is None:
+            return state
+        moved = replace(state, token=pressed.chosen, has_ids=pressed.shows_ids)
+        return moved.with_own(self.name, pressed.is_folded)
+
+    def _own(self, state: LensState) -> tokens_view.TokensState:
+        is_folded = bool(state.own.get(self.name, True))
+        return tokens_view.TokensState(state.token, state.has_ids, is_folded)
+
+
+class LedgerView(LensView[LedgerFacts]):
+    name, title = "ledger", "Ledger"
+
+    def depends(self, state: LensState) -> None:
+        return None
+
+    def read(self, source: LensSource, state: LensState) -> LedgerFacts:
+        return source.accounts()
+
+    def page(self, facts: LedgerFacts, state: LensState, width: int, height: int | None) -> Page:
+        return ledger.page(facts, width)
+
+
+VIEWS: tuple[LensView[Any], ...] = (TurnsView(), TokensView(), LedgerView())
 VIEW_NAMES = tuple(view.name for view in VIEWS)
 
 

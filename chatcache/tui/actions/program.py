@@ -12,8 +12,8 @@ from chatcache.errors import ChatcacheError, UsageError, did_you_mean
 from chatcache.formatting import plural
 from chatcache.frontend import keycheck, servers
 from chatcache.frontend.desk import required, spill
-from chatcache.frontend.lens.lens import Lens
 from chatcache.frontend.lens.source import LensSource
+from chatcache.frontend.lens.spoken import opened
 from chatcache.frontend.progress import Report
 from chatcache.tui.look import layout
 from chatcache.tui.messages import PanelModeChosen
@@ -72,8 +72,10 @@ class ProgramActions:
         self._chat.require_session()
         if self._is_remote:
             self._stage.toast(servers.NO_LENS)
-        lens = Lens(LensSource(self._chat.service, self._chat.session_id), argument)
-        turn = await self._stage.push_screen_wait(LensScreen(lens, self._chat.name))
+        chat = self._chat
+        source = LensSource(chat.service, chat.session_id, chat.prices)
+        lens = await self._stage.ask(opened, source, argument.split())
+        turn = await self._stage.push_screen_wait(LensScreen(lens, chat.name))
         if turn is not None:
             await self.inspect(turn)
 

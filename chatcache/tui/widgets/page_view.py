@@ -19,7 +19,7 @@ from chatcache.tui.look.marks import MarkStyles
 _NOTHING = Page("", (), ())
 
 
-class PageView(ScrollView, can_focus=True):
+class PageView(ScrollView, can_focus=True, inherit_bindings=False):
     def __init__(self) -> None:
         super().__init__()
         self._page = _NOTHING
