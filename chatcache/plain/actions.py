@@ -278,7 +278,8 @@ class PlainActions:
             say(self._on_segment(argument.split(), rows))
         else:
             for row in rows[:_MAX_ROWS]:
-                tiers = [n for n, is_in in (("RAM", row.in_ram), ("disk", row.on_disk)) if is_in]
+                places = (("VRAM", row.in_vram), ("RAM", row.in_ram), ("disk", row.on_disk))
+                tiers = [name for name, is_in in places if is_in]
                 held = f"{size(row.num_bytes)} {' and '.join(tiers) or 'live'}"
                 say(f"{row.segment_id[:12]}: tokens {row.start:,} to {row.stop:,}, {held}.")
             say("Say /segments inspect ID, or pin, verify, spill, drop.")
