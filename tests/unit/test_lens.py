@@ -113,7 +113,7 @@ def test_views_and_turns_go_around_and_stop_at_their_ends(source: LensSource) ->
     assert not lens.step_turn(-1)
     with pytest.raises(NotFoundError, match="no turn 3"):
         lens.choose_turn(3)
-    with pytest.raises(NotFoundError, match="no view 'trun'") as caught:
+    with pytest.raises(UsageError, match="no view 'trun'") as caught:
         lens.show("trun")
     assert "'turns'" in caught.value.hint
 

@@ -13,7 +13,7 @@ from chatcache.frontend import servers
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Explained:
     """A question and its answer. `name` is what the JSON calls it."""
 
     name: str
@@ -21,17 +21,17 @@ class Asked:
     answer: str
 
 
-def asked(turn: int, figures: Figures | None, num_tokens: int) -> tuple[Asked, ...]:
+def asked(turn: int, figures: Figures | None, num_tokens: int) -> tuple[Explained, ...]:
     """The answers for a turn of a chat in which `num_tokens` have been read. Of a turn without
     figures only what would make the next one slow can be said."""
-    slow = Asked("slow", "What would be slow?", _slow(figures, num_tokens))
+    slow = Explained("slow", "What would be slow?", _slow(figures, num_tokens))
     if figures is None:
-        return (Asked("quick", f"Turn {turn}", "It was not answered to its end."), slow)
+        return (Explained("quick", f"Turn {turn}", "It was not answered to its end."), slow)
     if figures.is_remote:
-        return (Asked("quick", f"Turn {turn}", servers.NO_LENS),)
+        return (Explained("quick", f"Turn {turn}", servers.NO_LENS),)
     return (
-        Asked("quick", _question(turn, figures), _quick(figures)),
-        Asked("computed", "What was computed?", _computed(figures)),
+        Explained("quick", _question(turn, figures), _quick(figures)),
+        Explained("computed", "What was computed?", _computed(figures)),
         slow,
     )
 

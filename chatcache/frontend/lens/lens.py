@@ -26,7 +26,7 @@ _WAITS = {
 
 
 class Lens:
-    """Begins with the first view, or a named one. Raises NotFoundError for a name of none."""
+    """Begins with the first view, or a named one. Raises UsageError for a name of none."""
 
     def __init__(self, source: LensSource, view: str = "", state: LensState | None = None) -> None:
         self.source = source

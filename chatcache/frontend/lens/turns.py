@@ -14,7 +14,7 @@ from chatcache import formatting as fmt
 from chatcache.backends.base import CostEstimate
 from chatcache.backends.usage import Figures
 from chatcache.chat.views import ForkPoint
-from chatcache.frontend.lens.answers import Asked, asked
+from chatcache.frontend.lens.answers import Explained, asked
 from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line
 
 _TURN, _COUNT, _RANGE, _WHERE = 6, 8, 17, 12
@@ -155,7 +155,7 @@ def page(facts: TurnsFacts, width: int, turn: int | None = None) -> Page:
     return Page("Turns", tuple(lines), tuple(sentences), _data(facts, chosen, answers), keys)
 
 
-def _answer_lines(answers: Sequence[Asked], width: int) -> Iterator[Line]:
+def _answer_lines(answers: Sequence[Explained], width: int) -> Iterator[Line]:
     """The question on the left where there is room, else above."""
     for part in answers:
         if width < 72:
@@ -207,7 +207,7 @@ def _reuse(figures: Figures | None) -> list[Marked]:
     ]
 
 
-def _data(facts: TurnsFacts, chosen: LensRow, answers: Sequence[Asked]) -> dict[str, Any]:
+def _data(facts: TurnsFacts, chosen: LensRow, answers: Sequence[Explained]) -> dict[str, Any]:
     return {
         "turn": chosen.turn,
         "answers": {part.name: part.answer for part in answers},

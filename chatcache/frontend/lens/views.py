@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from chatcache.errors import NotFoundError, did_you_mean
+from chatcache.errors import UsageError, did_you_mean
 from chatcache.frontend.accounts import LedgerFacts
 from chatcache.frontend.lens import ledger, tokens_view, turns
 from chatcache.frontend.lens.page import Page
@@ -91,9 +91,9 @@ VIEW_NAMES = tuple(view.name for view in VIEWS)
 
 
 def view_named(name: str) -> LensView[Any]:
-    """Raises NotFoundError naming the views there are."""
+    """Raises UsageError naming the views there are."""
     for view in VIEWS:
         if view.name == name.casefold():
             return view
     hint = did_you_mean(name, VIEW_NAMES) or f"There are {', '.join(VIEW_NAMES)}."
-    raise NotFoundError(f"The lens has no view {name!r}.", hint)
+    raise UsageError(f"The lens has no view {name!r}.", hint)
