@@ -183,7 +183,7 @@ def note_rates(
     if models.rates is None:
         return
     models.rates.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    book = RateBook(models.rates)
+    book = RateBook(models.rates, card(models.tuned.device))
     for seconds in cold.samples[CHATCACHE]:
         book.note_prefill(tokens, seconds)
     for num_bytes, seconds in restores:

@@ -10,14 +10,24 @@ from chatcache.cache.book.eviction import Candidate
 from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.policy import is_over
 from chatcache.cache.book.transfer_rate import Transfer
-from chatcache.cache.segments import Block, Span
-from chatcache.cache.views import Held, SegmentRow, Tier, TierRun, num_tokens_of, to_read
+from chatcache.cache.segments import Block, Resident, Span
+from chatcache.cache.views import (
+    TIERS,
+    Held,
+    SegmentRow,
+    Tier,
+    TierRun,
+    joined,
+    num_tokens_of,
+    to_read,
+)
 from chatcache.token_ids import TokenIds
 
 
 @dataclass(slots=True)
 class Entry:
-    """A segment that is in RAM (`block`), on disk (`path`), or both."""
+    """A segment that is in the memory of a device (`resident`), in RAM (`block`), on disk (`path`),
+    or several of these."""
 
     segment_id: str
     parent_id: str | None
@@ -35,6 +45,18 @@ class Entry:
     is_pending: bool = False
     is_pinned: bool = False
     has_states: bool = False
+    resident: Resident | None = None
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether it can be gone on with without a read from disk."""
+        return self.block is not None or self.resident is not None
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Where it lies now, the fastest first."""
+        places = zip(TIERS, (self.resident, self.block, self.path), strict=True)
+        return tuple(tier for tier, place in places if place is not None)
 
     @property
     def is_held(self) -> bool:
@@ -76,6 +98,7 @@ class Entry:
             is_pinned=self.is_pinned,
             last_used=self.last_used,
             hits=self.hits,
+            in_vram=self.resident is not None,
         )
 
 
@@ -126,6 +149,7 @@ class Lease:
 
     `checkpoint` is the segment with the states behind the last token, for models with states.
     `held` says of each span where it lies, and how many bytes have to be brought from there.
+    Without `is_use` it is looked at, for no turn.
     """
 
     def __init__(
@@ -135,7 +159,10 @@ class Lease:
         num_matched: int,
         checkpoint: Span | None = None,
         held: Sequence[Held] = (),
+        *,
+        is_use: bool = True,
     ):
+        self.is_use = is_use
         self.ids = ids
         self.spans = tuple(spans)
         self.num_tokens = self.spans[-1].stop if self.spans else 0
@@ -151,7 +178,7 @@ class Lease:
             if span.start < position
         ]
         held = [held for held in self.held if held.stop <= position]
-        return Lease(self.ids, spans, self.num_matched, held=held)
+        return Lease(self.ids, spans, self.num_matched, held=held, is_use=self.is_use)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +198,8 @@ class RestoreResult:
     @property
     def disk_tokens(self) -> int:
         return num_tokens_of(self.runs, "disk")
+
+    def then(self, other: RestoreResult) -> RestoreResult:
+        """This one, gone on with by another."""
+        runs, num_bytes = joined((*self.runs, *other.runs)), self.bytes_read + other.bytes_read
+        return replace(other, runs=runs, bytes_read=num_bytes)

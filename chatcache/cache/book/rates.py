@@ -19,7 +19,7 @@ from typing import Any
 from chatcache.atomic_write import write_atomically
 from chatcache.cache.book.prefill_rate import MIN_MEASURED_TOKENS, Prefill, PrefillRate
 from chatcache.cache.book.transfer_rate import MIN_TELLING_BYTES, Transfer, TransferRate
-from chatcache.cache.views import Held, Tier
+from chatcache.cache.views import CostEstimate, Held, Tier, to_read
 
 CLEARLY_DEARER = 1.5
 MIN_DECLINED_BYTES = 1_000_000  # less is not worth a thought
@@ -139,6 +139,22 @@ class RateBook:
             bring_seconds=self._bring_seconds(behind),
             compute_seconds=max(0.0, (whole or 0.0) - (rest or 0.0)) if is_known else None,
         )
+
+    def estimate(
+        self, held: Sequence[Held], num_live: int, total: int, *, can_decline: bool = True
+    ) -> CostEstimate:
+        """What a prompt of `total` tokens would cost now, with `num_live` of them live and more
+        held. Without `can_decline` all that is held is brought back, whatever it takes."""
+        stop = held[-1].stop if held else 0
+        if can_decline:
+            stop = self.best_stop(held, num_live, total)
+        reused = max(stop, num_live)
+        brought = [each for each in held if num_live < each.stop <= stop]
+        from_disk, disk_bytes = to_read(brought, num_live)
+        recompute = total - reused
+        compute_ms = self.prefill_ms(recompute, reused)
+        estimated = None if compute_ms is None else compute_ms + self.restore_ms(brought)
+        return CostEstimate(reused - from_disk, from_disk, recompute, estimated, disk_bytes)
 
     def trial_stop(self, held: Sequence[Held], start: int) -> int | None:
         """Where to end a restore that is made only to measure, although it seems to be dearer;
