@@ -27,6 +27,7 @@ from chatcache.backends.local.model.loader import DTYPES, LoadedModel, load_mode
 from chatcache.backends.local.model.tuning import tune
 from chatcache.backends.local.packed.blocks import BlockKind
 from chatcache.backends.local.packed.kernel_store import STORE
+from chatcache.backends.local.run.chunk_choice import card
 from chatcache.bench.bare_gguf import gguf_of, load_bare, load_unpacked, why_not_unpacked
 from chatcache.bench.options import SHAPES
 from chatcache.bench.report import CHATCACHE, TRANSFORMERS, Row

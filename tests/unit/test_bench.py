@@ -26,6 +26,8 @@ from chatcache.bench.report import (
     as_table,
 )
 from chatcache.bench.rows import core_rows
+from chatcache.cache.book.rates import RateBook
+from chatcache.cache.views import Held
 from chatcache.errors import StorageError, UsageError
 from tests.models import build_model
 
@@ -179,10 +181,10 @@ def test_a_model_of_this_machine_learns_its_rates(
         "--against", "transformers", "--no-program",
     )  # fmt: skip
     (rates,) = (home / "cache" / "segments").glob("*/rates.json")
-    known = json.loads(rates.read_text())
-    assert known["is_measured"]
-    assert known["prefill_tokens_per_second"] > 0
-    assert known["restore_bytes_per_second"] > 0
+    known = RateBook(rates)
+    assert known.is_measured
+    assert (known.prefill_tokens_per_second or 0) > 0
+    assert (known.restore_ms([Held(80, "disk", 400_000)]) or 0) > 0
 
 
 def test_long_prompts_have_a_row_of_512_tokens() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from chatcache.cache.book.eviction import Candidate
 from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.policy import is_over
-from chatcache.cache.book.transfer_rate import Transfer
+from chatcache.cache.book.transfer_rate import NO_TRANSFER, Transfer
 from chatcache.cache.segments import Block, Resident, Span
 from chatcache.cache.views import (
     TIERS,
@@ -201,5 +201,12 @@ class RestoreResult:
 
     def then(self, other: RestoreResult) -> RestoreResult:
         """This one, gone on with by another."""
-        runs, num_bytes = joined((*self.runs, *other.runs)), self.bytes_read + other.bytes_read
-        return replace(other, runs=runs, bytes_read=num_bytes)
+        transfers = dict(self.transfers)
+        for tier, more in other.transfers.items():
+            transfers[tier] = more.plus(transfers.get(tier, NO_TRANSFER))
+        return replace(
+            other,
+            runs=joined((*self.runs, *other.runs)),
+            bytes_read=self.bytes_read + other.bytes_read,
+            transfers=transfers,
+        )

@@ -17,9 +17,13 @@ from dataclasses import dataclass
 MIN_MEASURED_TOKENS = 64  # of a smaller prefill most is overhead
 _NUM_SMALL, _NUM_PER_KIND = 3, 2
 _ALIKE = 2.0  # what differs by less is noise
-_MIN_SPREAD = 4  # two sizes (or positions) that are so far apart tell a part of the time
+_MIN_SIZES = 4  # sizes that are so many times apart tell the overhead
+_MIN_POSITIONS = 2  # and positions the time for attention
 _MIN_FAR = 1024  # positions before this one say little of attention
 _COST_OF_A_NUMBER = 0.01  # in squares of relative errors: what does not explain more is left out
+
+
+_Numbers = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class PrefillRate:
         self._large: list[Prefill] = []
         self._small: list[Prefill] = []
         self._doubt: Prefill | None = None
-        self._numbers: tuple[float, float, float] | None = None
+        self._numbers: _Numbers | None = None
 
     @property
     def prefills(self) -> tuple[Prefill, ...]:
@@ -100,47 +104,66 @@ class PrefillRate:
         """The time to read so many tokens behind `start` others; None while nothing was timed."""
         if num_tokens <= 0:
             return 0.0
-        if self._numbers is None:
-            self._numbers = self._fitted()
-        if self._numbers is None:
-            return None
-        parts = Prefill(num_tokens, 0.0, start).parts
-        return sum(number * part for number, part in zip(self._numbers, parts, strict=True))
+        if self._numbers is None and self.prefills:
+            self._numbers = _fitted(self._small, self._large)
+        return None if self._numbers is None else _expected(num_tokens, start, self._numbers)
 
     def _is_doubtful(self, prefill: Prefill) -> bool:
-        """Whether it is far from what large ones say. That a small one is slow says nothing."""
+        """Whether it is far from what large ones say, and no three numbers explain it with them.
+        That a small one is slow says nothing."""
         if not self._large:
             return False
         expected = self.seconds(prefill.num_tokens, prefill.start) or 0.0
-        if prefill.seconds > _ALIKE * expected:
-            return prefill.is_telling
-        return _ALIKE * prefill.seconds < expected
+        if not prefill.is_telling:
+            return _ALIKE * prefill.seconds < expected
+        if _is_alike(prefill.seconds, expected):
+            return False
+        together = _with(self._large, prefill)
+        numbers = _fitted(self._small, together)
+        return not all(
+            _is_alike(each.seconds, _expected(each.num_tokens, each.start, numbers))
+            for each in together
+        )
 
     def _is_quicker(self, prefill: Prefill) -> bool:
         return prefill.seconds < (self.seconds(prefill.num_tokens, prefill.start) or 0.0)
 
     def _keep(self, prefill: Prefill) -> None:
-        if not prefill.is_telling:
+        if prefill.is_telling:
+            self._large = _with(self._large, prefill)
+        else:
             self._small = [*self._small, prefill][-_NUM_SMALL:]
-            return
-        same = [each for each in self._large if each.kind == prefill.kind]
-        gone = same[: max(0, len(same) + 1 - _NUM_PER_KIND)]
-        self._large = [*(each for each in self._large if each not in gone), prefill]
 
-    def _fitted(self) -> tuple[float, float, float] | None:
-        if not self._large:
-            per_token = (each.seconds / each.num_tokens for each in self._small)
-            quickest = min(per_token, default=None)
-            return None if quickest is None else (0.0, quickest, 0.0)
-        seen = self.prefills
-        choices: list[tuple[int, ...]] = [(1,)]
-        if _spread(each.num_tokens for each in seen) >= _MIN_SPREAD:
-            choices.append((0, 1))
-        is_far = max(each.middle for each in seen) >= _MIN_FAR
-        if is_far and _spread(each.middle for each in seen) >= _MIN_SPREAD:
-            choices += [(*chosen, 2) for chosen in choices]
-        fits = (_fit(seen, chosen) for chosen in choices)
-        return min((fit for fit in fits if fit is not None), key=lambda fit: fit[0])[1]
+
+def _with(large: Sequence[Prefill], prefill: Prefill) -> list[Prefill]:
+    """One more, and of its kind none but the last ones."""
+    same = [index for index, each in enumerate(large) if each.kind == prefill.kind]
+    gone = same[: max(0, len(same) + 1 - _NUM_PER_KIND)]
+    return [*(each for index, each in enumerate(large) if index not in gone), prefill]
+
+
+def _is_alike(seconds: float, expected: float) -> bool:
+    return expected / _ALIKE <= seconds <= expected * _ALIKE
+
+
+def _expected(num_tokens: int, start: int, numbers: _Numbers) -> float:
+    parts = Prefill(num_tokens, 0.0, start).parts
+    return sum(number * part for number, part in zip(numbers, parts, strict=True))
+
+
+def _fitted(small: Sequence[Prefill], large: Sequence[Prefill]) -> _Numbers:
+    """The numbers that explain best what was timed, as few as do."""
+    if not large:
+        return 0.0, min(each.seconds / each.num_tokens for each in small), 0.0
+    seen = [*small, *large]
+    choices: list[tuple[int, ...]] = [(1,)]
+    if _spread(each.num_tokens for each in seen) >= _MIN_SIZES:
+        choices.append((0, 1))
+    is_far = max(each.middle for each in seen) >= _MIN_FAR
+    if is_far and _spread(each.middle for each in seen) >= _MIN_POSITIONS:
+        choices += [(*chosen, 2) for chosen in choices]
+    fits = (_fit(seen, chosen) for chosen in choices)
+    return min((fit for fit in fits if fit is not None), key=lambda fit: fit[0])[1]
 
 
 def _spread(values: Iterable[float]) -> float:
@@ -148,9 +171,7 @@ def _spread(values: Iterable[float]) -> float:
     return max(found) / min(found)
 
 
-def _fit(
-    seen: Sequence[Prefill], chosen: Sequence[int]
-) -> tuple[float, tuple[float, float, float]] | None:
+def _fit(seen: Sequence[Prefill], chosen: Sequence[int]) -> tuple[float, _Numbers] | None:
     """The numbers at `chosen`, the others being 0, with the least squares of relative errors, and
     how bad that is; None where they would be negative or are not determined."""
     rows = [[each.parts[index] / each.seconds for index in chosen] for each in seen]

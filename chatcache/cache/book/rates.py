@@ -108,9 +108,11 @@ class RateBook:
             return 0
         return int((seconds - first) * MIN_MEASURED_TOKENS / (many - first))
 
-    def restore_ms(self, held: Iterable[Held]) -> float:
-        """The estimated time to bring segments back; 0 where nothing was measured."""
-        return 1000 * self._bring_seconds(held)
+    def restore_ms(self, held: Iterable[Held]) -> float | None:
+        """The estimated time to bring segments back. Of little at least what a segment costs before
+        its first byte; None for 16 MB and more where nothing of the kind was measured."""
+        found = [self._tier(tier).about(*sizes) for tier, sizes in _by_tier(held).items()]
+        return None if None in found else 1000 * sum(seconds or 0.0 for seconds in found)
 
     # what is decided
 
@@ -152,8 +154,9 @@ class RateBook:
         brought = [each for each in held if num_live < each.stop <= stop]
         from_disk, disk_bytes = to_read(brought, num_live)
         recompute = total - reused
-        compute_ms = self.prefill_ms(recompute, reused)
-        estimated = None if compute_ms is None else compute_ms + self.restore_ms(brought)
+        compute_ms, bring_ms = self.prefill_ms(recompute, reused), self.restore_ms(brought)
+        is_known = compute_ms is not None and bring_ms is not None
+        estimated = (compute_ms or 0.0) + (bring_ms or 0.0) if is_known else None
         return CostEstimate(reused - from_disk, from_disk, recompute, estimated, disk_bytes)
 
     def trial_stop(self, held: Sequence[Held], start: int) -> int | None:
@@ -172,14 +175,9 @@ class RateBook:
         return held[-1].stop
 
     def _bring_seconds(self, held: Iterable[Held]) -> float:
-        sizes: dict[Tier, list[int]] = {}
-        for each in held:
-            if each.num_bytes:
-                sizes.setdefault(each.tier, []).append(each.num_bytes)
-        return sum(
-            self._tier(tier).seconds(sum(of_tier), len(of_tier)) or 0.0
-            for tier, of_tier in sizes.items()
-        )
+        """What is believed of it; nothing of a tier that was never measured."""
+        tiers = _by_tier(held).items()
+        return sum(self._tier(tier).seconds(*sizes) or 0.0 for tier, sizes in tiers)
 
     def _tier(self, tier: str) -> TransferRate:
         return self._tiers.setdefault(tier, TransferRate())
@@ -242,6 +240,16 @@ class RateBook:
             prefill = Prefill(*_measured((num_tokens, num_tokens / rate, 0)))
             self._prefill.restart([prefill], None)
         self.step_seconds = _by_count(content.get("step_seconds"))
+
+
+def _by_tier(held: Iterable[Held]) -> dict[Tier, tuple[int, int]]:
+    """The bytes that have to be brought from each tier, and how many segments that are."""
+    sizes: dict[Tier, tuple[int, int]] = {}
+    for each in held:
+        if each.num_bytes:
+            num_bytes, num_segments = sizes.get(each.tier, (0, 0))
+            sizes[each.tier] = num_bytes + each.num_bytes, num_segments + 1
+    return sizes
 
 
 def _measured(numbers: Any) -> tuple[int, float, int]:

@@ -31,9 +31,12 @@ class Transfer:
         """Whether it says something of the bandwidth."""
         return self.num_bytes >= MIN_TELLING_BYTES
 
-    def plus(self, num_bytes: int, seconds: float) -> Transfer:
-        """With one more segment behind."""
-        return Transfer(self.num_bytes + num_bytes, self.seconds + seconds, self.num_segments + 1)
+    def plus(self, other: Transfer) -> Transfer:
+        return Transfer(
+            self.num_bytes + other.num_bytes,
+            self.seconds + other.seconds,
+            self.num_segments + other.num_segments,
+        )
 
 
 NO_TRANSFER = Transfer(0, 0.0, 0)
@@ -117,6 +120,13 @@ class TransferRate:
         through = num_bytes / bandwidth
         wait = num_segments * self.latency_seconds
         return through + (min(wait, through) if num_bytes >= MIN_TELLING_BYTES else wait)
+
+    def about(self, num_bytes: int, num_segments: int = 1) -> float | None:
+        """The same for people: of little, where the bandwidth is not known, the latency alone."""
+        seconds = self.seconds(num_bytes, num_segments)
+        if seconds is None and num_bytes < MIN_TELLING_BYTES:
+            return num_segments * self.latency_seconds
+        return seconds
 
     def _keep(self, transfer: Transfer) -> None:
         (self._large if transfer.is_telling else self._small).append(transfer)

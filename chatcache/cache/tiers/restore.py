@@ -118,9 +118,8 @@ def _bring_tokens(
         position = span.stop
         runs.append(TierRun(position, tier))
         sink.set_length(position)
-        transfers[tier] = transfers.get(tier, NO_TRANSFER).plus(
-            num_bytes, time.perf_counter() - began
-        )
+        took = Transfer(num_bytes, time.perf_counter() - began)
+        transfers[tier] = transfers.get(tier, NO_TRANSFER).plus(took)
     return RestoreResult(position, joined(runs), bytes_read, transfers=transfers)
 
 
@@ -140,5 +139,5 @@ def restore_states(book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSin
             raise SegmentMissingError("it was evicted")
     except (SegmentDamagedError, SegmentMissingError) as error:
         return RestoreResult(0, (), 0, str(error), source.failed(error))
-    read: dict[Tier, Transfer] = {"disk": NO_TRANSFER.plus(num_bytes, time.perf_counter() - began)}
-    return RestoreResult(span.stop, (), num_bytes, transfers=read)
+    took = Transfer(num_bytes, time.perf_counter() - began)
+    return RestoreResult(span.stop, (), num_bytes, transfers={"disk": took})

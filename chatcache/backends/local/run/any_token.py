@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 
+from chatcache.backends.local.run.choices import declined_words, read_words
 from chatcache.backends.local.run.live_context import (
     LiveContext,
     PrefillStep,
@@ -17,10 +18,8 @@ from chatcache.backends.local.run.live_context import (
     chunks,
 )
 from chatcache.cache.book.entries import Lease, RestoreResult
-from chatcache.cache.book.rates import Cost
 from chatcache.cache.tensors.live_kv import MIN_LENT_TOKENS
 from chatcache.cache.views import CostEstimate, to_read
-from chatcache.formatting import duration, plural, size
 from chatcache.token_ids import TokenIds
 
 # Long enough that a part of it, all but its last token, is still worth a restore.
@@ -67,6 +66,7 @@ class AnyTokenContext(LiveContext):
             problem=restored.problem,
             is_damage=restored.is_damage,
             declined=declined,
+            read=read_words(self.rates, restored, lease.held, len(ids)),
         )
 
     def start_cold(self) -> None:
@@ -121,7 +121,7 @@ class AnyTokenContext(LiveContext):
         if stop >= lease.num_tokens:
             return restored, None
         rates.note_declined(each.tier for each in held if each.stop > stop)
-        return restored, choice_words(rates.cost(held, stop, total))
+        return restored, declined_words(rates.cost(held, stop, total))
 
     def _restore(self, lease: Lease, live: int, stop: int) -> RestoreResult:
         """Bring the lease back up to `stop`, and learn from it."""
@@ -154,15 +154,6 @@ class AnyTokenContext(LiveContext):
         is_whole = restored.num_tokens == total
         self.path.hold(ids, total if is_whole else start)
         return is_whole
-
-
-def choice_words(cost: Cost) -> str:
-    """Why it is computed again."""
-    compute_ms = None if cost.compute_seconds is None else 1000 * cost.compute_seconds
-    return (
-        f"reading {size(cost.num_bytes)} would take about {duration(1000 * cost.bring_seconds)}, "
-        f"computing {plural(cost.num_tokens, 'token')} about {duration(compute_ms)}"
-    )
 
 
 def _with_short_ends(ends: Sequence[int]) -> list[int]:

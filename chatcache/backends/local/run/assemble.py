@@ -43,7 +43,8 @@ from chatcache.backends.local.study.shape import model_shape
 from chatcache.backends.local.study.vocabularies import Vocabularies
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.policy import Precision
-from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
+from chatcache.cache.book.prefill_rate import MIN_MEASURED_TOKENS
+from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.int8 import Int8KV

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from chatcache.backends.local.run.choices import read_words
 from chatcache.backends.local.run.live_context import (
     LiveContext,
     PrefillStep,
@@ -150,6 +151,7 @@ class CheckpointContext(LiveContext):
             runs=tokens.runs,
             num_matched=num_matched,
             bytes_read=tokens.bytes_read + states.bytes_read,
+            read=read_words(self.rates, tokens, lease.held, len(ids)),
             problem=states.problem,
             is_damage=states.is_damage,
         )

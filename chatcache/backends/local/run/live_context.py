@@ -236,7 +236,7 @@ class Reuse:
 
     `runs` are all of them; what was live already is in RAM. `num_matched` tokens were known; fewer
     are reused where a cut inside a segment does not pay, or where computing is quicker than reading
-    (`declined` says so).
+    (`declined` says so). `read` says how long reading took, and computing would have taken.
     """
 
     runs: tuple[TierRun, ...] = ()
@@ -246,6 +246,7 @@ class Reuse:
     problem: str | None = None
     is_damage: bool = False
     declined: str | None = None
+    read: str | None = None
 
     @property
     def num_tokens(self) -> int:
