@@ -158,6 +158,7 @@ def _answers(
             path.forward(live, [0], 0)
             live.truncate(0)
         beside = LivePath(path.forward, live)
+        beside.give_way = path.give_way
         return build_context(cut, beside, context.prefixes, context.rates, idle.max_chunk, config)
 
     beside = Beside(context, make, idle.chunk)
