@@ -200,12 +200,12 @@ def _days(match: re.Match[str]) -> Iterator[date]:
     """The days that a date may mean: in 5/11 either number can be the month."""
     first, month_word = int(match["day"]), match["month"]
     month = int(month_word) if month_word.isdigit() else _MONTHS.get(month_word[:3].casefold())
-    pairs = {(month, first)}
+    pairs: set[tuple[int | None, int | None]] = {(month, first)}
     if month_word.isdigit() and match.start("day") < match.start("month"):
         pairs.add((first, month))
     for number, day in pairs:
         try:
-            yield date(int(match["year"]), number or 0, day)
+            yield date(int(match["year"]), number or 0, day or 0)
         except ValueError:
             continue
 

@@ -128,6 +128,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("gc", "remove from disk what nothing can use any more", VIEW, plain_argument="[yes]"),
     Command("spill", "write what is in memory to disk now", VIEW),
     Command("lens", "what the model has read, turn by turn, and where it is kept", VIEW),
+    Command("lint", "what makes this chat's beginning change", VIEW),
     Command("stats", "what the cache did for this chat", VIEW),
     Command("model", "pick another model, or download one", VIEW, "f5", "[NAME]"),
     Command("theme", "pick the colours", VIEW, argument="[NAME]"),
