@@ -127,6 +127,8 @@ def moment(at: float, now: float) -> str:
 
 def width(text: str) -> int:
     """The number of terminal cells of one line: wide characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
     cells = 0
     for char in text:
         if unicodedata.combining(char) or unicodedata.category(char) in ("Cf", "Me", "Mn"):

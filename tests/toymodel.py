@@ -104,8 +104,11 @@ class ToyTurn:
     def explain(self, info: ModelInfo) -> None:
         """Say what was reused, and why not more."""
         request, num_cached = self.request, self.num_cached
+        previous = request.previous
         if not request.use_cache:
             self.outcome, self.reason = "off", "disabled"
+        elif previous and previous.cause and self._leaves(previous.journal):
+            self.outcome, self.reason = "partial" if num_cached else "miss", previous.cause
         elif num_cached >= self.keep > 0:
             self.outcome, self.reason = "hit", "new_user_turn"
             if self.keep < len(request.journal):
@@ -113,13 +116,13 @@ class ToyTurn:
         else:
             self.outcome = "partial" if num_cached else "miss"
             self.reason = "evicted" if self.keep else "cold_start"
-            previous = request.previous
-            if previous and previous.cause:
-                self.reason = previous.cause
-            elif previous and dict(previous.namespace) != dict(info.namespace_fields):
+            if previous and dict(previous.namespace) != dict(info.namespace_fields):
                 self.reason = "model_changed"
         why = self.reason.replace("_", " ")
         self.detail = f"{num_cached:,} of {len(self.prompt):,} tokens reused ({why})."
+
+    def _leaves(self, journal: TokenIds) -> bool:
+        return journal.common_prefix(TokenIds(self.prompt)) < len(journal)
 
     def result(self, finish: FinishReason) -> TurnResult:
         """What came of it, with figures that obey the identities."""

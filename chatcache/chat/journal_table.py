@@ -75,6 +75,16 @@ class PathJournal:
                 found[seq] = TokenIds.from_bytes(packed)
         return found
 
+    def kept(self) -> dict[int, int]:
+        """The lengths of those journals that the one of the tip begins with, tip included."""
+        found: dict[int, int] = {}
+        limit = None
+        for seq, entry in reversed(self._entries):
+            if limit is None or self.lengths[seq] <= limit:
+                found[seq] = self.lengths[seq]
+            limit = entry.keep if limit is None else min(limit, entry.keep)
+        return found
+
     def last_of(self, nodes: Collection[int]) -> int | None:
         """The last of `nodes` that has an entry; None: none has."""
         return next((seq for seq in reversed(self.lengths) if seq in nodes), None)
@@ -121,6 +131,28 @@ class JournalTable:
             entries.append((seq, JournalEntry(keep, TokenIds.from_bytes(blob))))
             length = keep + len(entries[-1][1].new_ids)
         return PathJournal(entries)
+
+    def newest_beside(self, top: int, session_id: str, tokenizer_id: str) -> int | None:
+        """The last node that was read, with a tokenizer, on an earlier line beside `top`.
+
+        Roots are beside each other in a session, in the one that it was forked from, and in those
+        that were forked from it: an edit leaves its line to one of these."""
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "WITH RECURSIVE kin(session_id) AS ("
+                " SELECT :session UNION SELECT s.session_id FROM sessions s"
+                "  WHERE s.forked_from = :session"
+                " UNION SELECT s.forked_from FROM sessions s WHERE s.session_id = :session),"
+                " down(seq) AS (SELECT n.seq FROM nodes n JOIN nodes t ON t.seq = :top"
+                "  WHERE n.seq < :top AND n.parent IS t.parent"
+                "  AND (n.parent IS NOT NULL OR n.session_id IN (SELECT session_id FROM kin))"
+                " UNION SELECT n.seq FROM nodes n JOIN down ON n.parent = down.seq"
+                "  WHERE n.seq < :top)"
+                " SELECT max(j.node) FROM down JOIN journals j"
+                " ON j.node = down.seq AND j.tokenizer_id = :tokenizer",
+                {"top": top, "session": session_id, "tokenizer": tokenizer_id},
+            ).fetchone()
+        return None if row[0] is None else int(row[0])
 
     def entries(self, seqs: Iterable[int]) -> dict[int, dict[str, JournalEntry]]:
         """All entries of nodes: node number -> tokenizer -> entry. For export."""

@@ -19,6 +19,7 @@ from chatcache.chat.costs import CostBook, OfflineCost
 from chatcache.chat.forget import Doomed, ForgetKV
 from chatcache.chat.idle import ALL_IDLE_WORK, IdleOptions, TurnPreparer
 from chatcache.chat.node_table import StoredNode
+from chatcache.chat.readings import TurnReading, read_turn
 from chatcache.chat.recall import Recall
 from chatcache.chat.search import search
 from chatcache.chat.store import SessionStore
@@ -32,7 +33,6 @@ from chatcache.chat.tasks import (
 )
 from chatcache.chat.transcripts import fork_points, transcript, variants_of
 from chatcache.chat.treekeeper import TreeKeeper
-from chatcache.chat.turn_ids import turn_ids
 from chatcache.chat.views import (
     ForkPoint,
     ForkResult,
@@ -40,7 +40,6 @@ from chatcache.chat.views import (
     SessionJournal,
     SessionSummary,
     TranscriptMessage,
-    TurnIds,
 )
 from chatcache.errors import NotFoundError, UnavailableError, UsageError
 
@@ -151,6 +150,11 @@ class ChatService:
         """The messages from root to tip; only those of the last turns, if that is asked for."""
         return transcript(self._store, self._see(session_id), last_turns)
 
+    def look(self, session_id: str) -> list[TranscriptMessage]:
+        """The same messages for somebody who only looks: what is sent next still follows what the
+        last `transcript` has shown."""
+        return transcript(self._store, self._store.sessions.tip(session_id), None)
+
     def search(self, text: str) -> list[SearchHit]:
         """Sessions by name and messages by text: all words must occur, the last may be a prefix."""
         return search(self._store.database, text)
@@ -241,15 +245,15 @@ class ChatService:
         """The token ids of a session's path; None when no model has read it."""
         return self._costs.journal(self._store.sessions.tip(session_id))
 
+    def reading(self, session_id: str, turn: int | None = None) -> TurnReading:
+        """What was read and written in a turn (None: the last), with the ids of the model that
+        answered it. Raises NotFoundError for a turn that is not there."""
+        return read_turn(self._store, session_id, self._store.sessions.tip(session_id), turn)
+
     def costs(self, session_ids: Sequence[str]) -> list[CostEstimate | None]:
         """What continuing each session would cost; None where nothing is known."""
         tips = [self._store.sessions.tip(session_id) for session_id in session_ids]
         return self._costs.of_tips(tips)
-
-    def turn_ids(self, session_id: str, turn: int | None = None) -> TurnIds | None:
-        """The token ids of a turn, the last one if none is named: the prompt as the model read it,
-        and the answer. None when no model has read it."""
-        return turn_ids(self._store, self._store.sessions.tip(session_id), turn)
 
     def study(self, question: Question, timeout: float | None = None) -> Answer:
         """What the model or its cache has to say; see `Backend.study`."""

@@ -145,21 +145,6 @@ class SearchHit:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnIds:
-    """The token ids of one turn: of its prompt, as the model read it, and of the answer to it.
-
-    `namespace_id` is what the answer was computed in; "" where there is none yet. `node_id` is the
-    message that ends the turn: the answer, else the question."""
-
-    turn: int
-    node_id: str
-    namespace_id: str
-    tokenizer_id: str
-    prompt: TokenIds
-    answer: TokenIds
-
-
-@dataclass(frozen=True, slots=True)
 class SessionJournal:
     """The token ids of a session's path, and the namespace that its last answer ran in."""
 

@@ -157,4 +157,5 @@ def test_other_families_and_devices_keep_the_stock_kernel() -> None:
     windowed = build_model("mistral", vocab_size=VOCAB, eos_token_id=0, sliding_window=8)
     assert install(windowed, CPU) == "sdpa"
     ordinary = build_model("qwen3", vocab_size=VOCAB, eos_token_id=0)
-    assert install(ordinary, torch.device("cuda")) == "sdpa"
+    assert install(ordinary, torch.device("mps")) == "sdpa"
+    assert install(windowed, torch.device("cuda")) == "sdpa"

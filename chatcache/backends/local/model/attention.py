@@ -21,9 +21,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from chatcache.backends.local.model import device_attention
 from chatcache.backends.local.model.families import TUNED_FAMILIES
 
 NAME = "chatcache_matmul"
+_KERNELS = {"cpu": NAME, "cuda": device_attention.NAME}  # elsewhere the stock kernel stays
 
 # Measured (2 cores, bf16): behind fewer keys the stock kernel is as fast or faster, for a chunk and
 # for one token.
@@ -44,8 +46,9 @@ def install(model: Any, device: torch.device) -> str:
     """Let `model` use this kernel if it is the right one; returns the name of the kernel in use."""
     config = model.config.get_text_config()
     is_known = is_tuned(config) and not _has_window(config)
-    if device.type == "cpu" and is_known and config._attn_implementation == "sdpa":
-        model.set_attn_implementation(NAME)
+    kernel = _KERNELS.get(device.type)
+    if kernel is not None and is_known and config._attn_implementation == "sdpa":
+        model.set_attn_implementation(kernel)
     return str(config._attn_implementation)
 
 

@@ -74,7 +74,8 @@ class CacheReporter:
         ram, disk = self.prefixes.use()
         rows = self.prefixes.rows(self._path.ids, _SNAPSHOT_ROWS)
         live = self._path.kv
-        self._emit(CacheSnapshot(ram, disk, live.num_tokens, live.num_bytes, tuple(rows)))
+        vram = self.prefixes.vram.use()
+        self._emit(CacheSnapshot(ram, disk, live.num_tokens, live.num_bytes, tuple(rows), vram))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ class TurnRunner:
         """Give up in memory what has been deleted on disk, or all that is in memory. Between
         turns: nothing is live afterwards."""
         self.context.path.forget()
+        self.answers.forget()
         self.context.prefixes.forget_deleted(is_all=is_all)
         self.reporter.show()
 

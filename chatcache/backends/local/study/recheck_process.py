@@ -24,6 +24,7 @@ from chatcache.backends.local.engine.process import inherited_socket, leave, pre
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import LoadedModel
 from chatcache.backends.local.run.assemble import build_live, load
+from chatcache.backends.local.run.chunk_choice import ChunkChoice
 from chatcache.backends.local.run.live_context import Forward, LivePath, chunks
 from chatcache.backends.local.study.recheck import (
     CODEC,
@@ -273,7 +274,9 @@ def run(request: RecheckRequest, send: Callable[[object], None]) -> None:
     found, _ = SegmentStore(settings.cache_dir, namespace).scan()
     chains = chains_of(namespace, found)
     chosen = choose(chains, request.num_samples, request.seed)
-    recomputer = Recomputer(loaded, settings.prefill_chunk_tokens, precision)
+    kept = ChunkChoice(loaded, settings.cache_dir / "segments" / namespace)
+    chunk = settings.prefill_chunk_tokens or kept.num_tokens
+    recomputer = Recomputer(loaded, chunk, precision)
     numbers = (recomputer.tolerance, len(chains), len(chosen))
     send(RecheckStarted(namespace, fields["dtype"], *numbers, precision))
     for chain in chosen:

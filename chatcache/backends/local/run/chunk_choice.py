@@ -1,0 +1,112 @@
+"""How many tokens of a prompt are given to the model at once.
+
+On a CPU it is always the same. On a GPU it is as many as the card reads in less than the half
+second that a stop may take, and as its memory has room for. Which bits come out depends on it, so
+it is chosen once per namespace and card, and kept beside the segments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatcache.atomic_write import write_atomically
+from chatcache.backends.local.model import device_attention
+from chatcache.backends.local.model.loader import LoadedModel
+
+FILE_NAME = "chunk.json"
+CHUNK_TOKENS = 512  # on a CPU, and the least on a GPU
+_MAX_STOCK_TOKENS = 1024  # masks and scores of the stock kernels grow with the chunk
+_MAX_TOKENS = 8192
+_MAX_SECONDS = 0.35  # behind a long prefix a chunk takes longer
+_SHARE_OF_FREE = 4  # the rest is for K and V
+_MEASURE_TIMES = 2  # the first run is that of kernels being loaded
+
+
+class ChunkChoice:
+    """The chunk of one namespace; `path` is where it is kept, by the name of the card."""
+
+    def __init__(self, loaded: LoadedModel, directory: Path):
+        self._loaded = loaded
+        self._path = directory / FILE_NAME
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is still to be measured."""
+        return self._loaded.device.type != "cpu" and self._kept() is None
+
+    @property
+    def num_tokens(self) -> int:
+        """What was chosen, as far as there is memory for it now."""
+        if self._loaded.device.type == "cpu":
+            return CHUNK_TOKENS
+        return min(self._kept() or CHUNK_TOKENS, longest_chunk(math.inf, self._most()))
+
+    def measure(self, seconds_of: Callable[[int], float]) -> None:
+        """Choose, by how long the model reads a number of tokens."""
+        size = min(CHUNK_TOKENS, self._loaded.max_context_tokens)
+        seconds = min(seconds_of(size) for _ in range(_MEASURE_TIMES))
+        self._keep(longest_chunk(size / seconds, self._most()))
+
+    def _most(self) -> int:
+        loaded = self._loaded
+        config = loaded.model.config.get_text_config()
+        is_ours = config._attn_implementation == device_attention.NAME
+        most = min(_MAX_TOKENS if is_ours else _MAX_STOCK_TOKENS, loaded.max_context_tokens)
+        free = _free_bytes(loaded.device)
+        if free is None:
+            return most
+        return min(most, free // _SHARE_OF_FREE // bytes_per_token(config, loaded.dtype.itemsize))
+
+    def _kept(self) -> int | None:
+        try:
+            found = json.loads(self._path.read_text())[_card(self._loaded.device)]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if isinstance(found, int) and found > 0 else None
+
+    def _keep(self, num_tokens: int) -> None:
+        try:
+            found = dict(json.loads(self._path.read_text()))
+        except (OSError, ValueError, TypeError):
+            found = {}
+        found[_card(self._loaded.device)] = num_tokens
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(self._path, json.dumps(found).encode())
+
+
+def longest_chunk(tokens_per_second: float, most: int) -> int:
+    """CHUNK_TOKENS times a power of two: what is read quickly enough, and at most `most`."""
+    chunk = CHUNK_TOKENS
+    while 2 * chunk <= min(most, tokens_per_second * _MAX_SECONDS):
+        chunk *= 2
+    return max(1, min(chunk, most))
+
+
+def bytes_per_token(config: Any, itemsize: int) -> int:
+    """About how much memory the states of one token take while a layer computes them."""
+    hidden = int(config.hidden_size)
+    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    experts = int(getattr(config, "num_experts_per_tok", None) or 1)
+    heads = int(config.num_attention_heads)
+    queries = heads * int(getattr(config, "head_dim", None) or hidden // heads)
+    in_float32 = 2 * 4 * hidden  # where norms are computed
+    return itemsize * (4 * hidden + 3 * inner * experts + 4 * queries) + in_float32
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """What the card has left; None where it does not tell."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def _card(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return device.type

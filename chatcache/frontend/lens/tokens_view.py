@@ -1,0 +1,291 @@
+"""The prompt of a turn as the model saw it, token by token, and what became of each.
+
+Owns the facts of this view, where one can go in it, and its lines. Only the lines around the chosen
+token are laid out: a long prompt costs no more than a short one. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from chatcache import formatting as fmt
+from chatcache.backends.questions import DescribeTokens, TokenPiece, TokenPieces
+from chatcache.chat.readings import TurnReading
+from chatcache.frontend.figures import reason_words
+from chatcache.frontend.lens.fates import (
+    WORDS,
+    FateRun,
+    fate_runs,
+    is_order_known,
+    message_at,
+    message_words,
+    run_at,
+    run_words,
+)
+from chatcache.frontend.lens.page import Line, Marked, Page, flow, line, wrapped
+from chatcache.frontend.lens.token_rows import Outline, TokenRow, outline
+from chatcache.frontend.lens.visible import shown_piece
+
+KEYS = "←→ token · ↑↓ line · PgUp PgDn message · c cut · f fold · i ids"
+LEGEND = "│ ends a token  ·↵→ white space  <E2> part of a character  X: control  [ ] chosen"
+ASK_FOR_MODEL = "Enter loads the model; until then tokens are shown by their ids."
+MIN_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TokensFacts:
+    """`pieces` are what the ids of the turn stand for; none while no model is loaded.
+    `num_control` of its tokens are control tokens; None while that is not known."""
+
+    reading: TurnReading
+    pieces: Mapping[int, TokenPiece] = field(default_factory=dict)
+    num_control: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokensState:
+    """`chosen` is a position; None: the cut. `is_folded`: of the runs of one fate only that of the
+    chosen token is spread out."""
+
+    chosen: int | None = None
+    shows_ids: bool = False
+    is_folded: bool = True
+
+
+START = TokensState()
+
+
+def question(reading: TurnReading) -> DescribeTokens:
+    """What has to be asked of the engine for this view."""
+    return DescribeTokens(reading.ids)
+
+
+def tokens_facts(reading: TurnReading, answer: TokenPieces | None) -> TokensFacts:
+    """`answer` is that to `question`; None: nobody could be asked."""
+    if answer is None:
+        return TokensFacts(reading)
+    pieces = {piece.token_id: piece for piece in answer.pieces}
+    control_ids = {piece.token_id for piece in answer.pieces if piece.is_control}
+    return TokensFacts(reading, pieces, sum(token in control_ids for token in reading.ids))
+
+
+def cut_of(reading: TurnReading) -> int:
+    """Where reuse ended: the first token that was computed."""
+    return next((run.start for run in fate_runs(reading) if run.fate == "computed"), 0)
+
+
+def chosen_of(facts: TokensFacts, state: TokensState) -> int:
+    last = max(0, len(facts.reading.ids) - 1)
+    chosen = cut_of(facts.reading) if state.chosen is None else state.chosen
+    return min(max(0, chosen), last)
+
+
+def press(facts: TokensFacts, state: TokensState, key: str, width: int) -> TokensState | None:
+    """The state after a key; None: it does nothing here."""
+    chosen = chosen_of(facts, state)
+    if key == "ids":
+        return replace(state, shows_ids=not state.shows_ids)
+    if key == "mode":
+        return replace(state, is_folded=not state.is_folded)
+    if key == "cut":
+        return replace(state, chosen=None)
+    if key in ("up", "down"):
+        rows = _outline(facts, state, width)
+        return replace(state, chosen=rows.beside(chosen, -1 if key == "up" else 1))
+    starts = [run.start for run in facts.reading.messages]
+    last = len(facts.reading.ids) - 1
+    moves = {
+        "left": chosen - 1,
+        "right": chosen + 1,
+        "home": 0,
+        "end": last,
+        "page_up": max((start for start in starts if start < chosen), default=0),
+        "page_down": min((start for start in starts if start > chosen), default=last),
+    }
+    if key not in moves:
+        return None
+    return replace(state, chosen=min(max(0, moves[key]), max(0, last)))
+
+
+def page(
+    facts: TokensFacts, width: int, height: int | None = None, state: TokensState = START
+) -> Page:
+    """Without a height all tokens are drawn."""
+    reading = facts.reading
+    title = f"Tokens of turn {reading.turn} of {reading.num_turns}"
+    if not reading.prompt_ids:
+        lines = tuple(line(text) for text in flow(reading.unknown, width))
+        data = {**_basics(facts), "unknown": reading.unknown}
+        return Page(title, lines, (reading.unknown,), data)
+    chosen = chosen_of(facts, state)
+    top = _top(facts, width)
+    bottom = _bottom(facts, chosen, width)
+    room = None if height is None else max(MIN_ROWS, height - len(top) - len(bottom))
+    drawn, rows = _outline(facts, state, width).window(chosen, room)
+    return Page(
+        title=title,
+        lines=(*top, *drawn, *bottom),
+        sentences=_sentences(facts, chosen),
+        data=_data(facts, rows),
+        keys=KEYS,
+    )
+
+
+def _outline(facts: TokensFacts, state: TokensState, width: int) -> Outline:
+    return outline(
+        ids=facts.reading.ids,
+        pieces=facts.pieces,
+        runs=fate_runs(facts.reading),
+        messages=facts.reading.messages,
+        chosen=chosen_of(facts, state),
+        width=width,
+        shows_ids=state.shows_ids,
+        is_folded=state.is_folded,
+    )
+
+
+def _top(facts: TokensFacts, width: int) -> list[Line]:
+    reading = facts.reading
+    tally = [Marked(_tally_words(run), run.mark) for run in _tallied(facts)]
+    if facts.num_control is not None:
+        tally.append(Marked(f"X {facts.num_control:,} control", "control"))
+    lines = wrapped(tally, width)
+    lines += [line(Marked(text, "cut")) for text in flow(_cut_sentence(reading), width)]
+    if not is_order_known(reading):
+        lines += [line(Marked(text, "muted")) for text in flow(_order_sentence(reading), width)]
+    return lines
+
+
+def _bottom(facts: TokensFacts, chosen: int, width: int) -> list[Line]:
+    lines = [line(Marked(text, "strong")) for text in flow(_token_sentence(facts, chosen), width)]
+    help_text = LEGEND if facts.pieces else ASK_FOR_MODEL
+    return lines + [line(Marked(text, "muted")) for text in flow(help_text, width)]
+
+
+def _tallied(facts: TokensFacts) -> list[FateRun]:
+    """One run per fate, with all its tokens."""
+    sums: dict[Any, int] = {}
+    for run in fate_runs(facts.reading):
+        sums[run.fate] = sums.get(run.fate, 0) + run.num_tokens
+    return [FateRun(0, number, fate) for fate, number in sums.items()]
+
+
+def _counts_sentence(facts: TokensFacts) -> str:
+    counts = [f"{run.num_tokens:,} {WORDS[run.fate]}" for run in _tallied(facts)]
+    words = f"{fmt.plural(len(facts.reading.prompt_ids), 'token')} in the prompt"
+    if facts.num_control is not None:
+        counts.append(f"{fmt.plural(facts.num_control, 'control token')} among them")
+    return f"{words}: {', '.join(counts)}"
+
+
+def _tally_words(run: FateRun) -> str:
+    return f"{run.letter} {run.num_tokens:,} {WORDS[run.fate].removesuffix(' by the model')}"
+
+
+def _cut_sentence(reading: TurnReading) -> str:
+    figures = reading.figures
+    if figures is None:
+        return "This turn has no answer: how it was read is not recorded."
+    words = f"Cut at token {cut_of(reading):,}: {reason_words(figures.cache.reason)}"
+    if figures.cache.detail:
+        words += f"; {figures.cache.detail}"
+    if figures.cache.ahead_tokens:
+        ahead = fmt.plural(figures.cache.ahead_tokens, "reused token")
+        words += f"; {ahead} had been computed ahead, while nobody waited"
+    return words + "."
+
+
+def _order_sentence(reading: TurnReading) -> str:
+    figures = reading.figures
+    ram, disk = (figures.cached_ram_tokens, figures.cached_disk_tokens) if figures else (0, 0)
+    return f"R/D: {ram:,} from RAM and {disk:,} from disk, order not recorded."
+
+
+def _token_sentence(facts: TokensFacts, position: int) -> str:
+    reading = facts.reading
+    ids = reading.ids
+    run, message = run_at(fate_runs(reading), position), message_at(reading.messages, position)
+    words = [f"Token {position:,} of {len(ids):,}: {_quoted(facts, ids[position])}"]
+    words.append(f"id {ids[position]}")
+    if run is not None:
+        words.append(WORDS[run.fate])
+    if message is not None:
+        words.append(message_words(message))
+    return ", ".join(words)
+
+
+def _quoted(facts: TokensFacts, token_id: int) -> str:
+    piece = facts.pieces.get(token_id)
+    if piece is None:
+        return "text not known"
+    return shown_piece(piece) or "nothing visible"
+
+
+def _sentences(facts: TokensFacts, chosen: int) -> tuple[str, ...]:
+    reading = facts.reading
+    order = () if is_order_known(reading) else (_order_sentence(reading),)
+    return (
+        f"{_counts_sentence(facts)}.",
+        *(f"{run_words(run, reading.messages)}." for run in fate_runs(reading)),
+        *order,
+        _cut_sentence(reading),
+        f"{_token_sentence(facts, chosen)}.",
+    )
+
+
+def _basics(facts: TokensFacts) -> dict[str, Any]:
+    reading = facts.reading
+    return {
+        "session_id": reading.session_id,
+        "session": reading.session_name,
+        "turn": reading.turn,
+        "turns": reading.num_turns,
+        "model": reading.model,
+    }
+
+
+def _data(facts: TokensFacts, rows: list[TokenRow]) -> dict[str, Any]:
+    reading, figures = facts.reading, facts.reading.figures
+    runs = fate_runs(reading)
+    return {
+        **_basics(facts),
+        "prompt_tokens": len(reading.prompt_ids),
+        "completion_tokens": len(reading.answer_ids),
+        "counts": {run.fate: run.num_tokens for run in _tallied(facts)},
+        "control_tokens": facts.num_control,
+        "is_order_recorded": is_order_known(reading),
+        "runs": [{"start": run.start, "stop": run.stop, "fate": run.fate} for run in runs],
+        "messages": [
+            {
+                "start": run.start,
+                "stop": run.stop,
+                "messages": [{"turn": turn, "role": role} for turn, role in run.roles],
+            }
+            for run in reading.messages
+        ],
+        "cut": {
+            "position": cut_of(reading),
+            "reason": figures.cache.reason if figures else None,
+            "detail": figures.cache.detail if figures else None,
+        },
+        "ahead_tokens": figures.cache.ahead_tokens if figures else None,
+        "tokens": list(_token_data(facts, rows)),
+    }
+
+
+def _token_data(facts: TokensFacts, rows: list[TokenRow]) -> Iterator[dict[str, Any]]:
+    ids, runs = facts.reading.ids, fate_runs(facts.reading)
+    for row in rows:
+        for position, token_id in enumerate(ids[row.positions.start : row.positions.stop]):
+            piece = facts.pieces.get(token_id)
+            found = run_at(runs, row.positions.start + position)
+            yield {
+                "position": row.positions.start + position,
+                "id": token_id,
+                "text": piece.text if piece else None,
+                "fate": found.fate if found else None,
+                "is_control": piece.is_control if piece else None,
+                "is_part": piece.is_part if piece else None,
+            }
