@@ -72,7 +72,7 @@ class Forward:
             if self._takes_step and len(token_ids) == 1 and isinstance(cache, LiveKV):
                 logits = self.step()(cache, token_ids[0], start)
             else:
-                logits = self._through_modules(cache, token_ids, start)
+                logits = self._through_modules(cache, token_ids, start).logits[:, -1]
             # The largest tells: NaN wins over any number, and an overflow is infinite. Minus
             # infinity is fine where not all are: such a token is never chosen.
             is_finite = math.isfinite(logits.max().item())
@@ -96,15 +96,23 @@ class Forward:
         if self._takes_step:
             threading.Thread(target=self.step, name="get-ready").start()
 
-    def _through_modules(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
-        options = dict(self._options)
+    @torch.inference_mode()
+    def output(self, cache: Cache, token_ids: Sequence[int], start: int, **options: Any) -> Any:
+        """Like calling it, but all that the model's modules tell with these `options` of theirs.
+
+        Raises UnavailableError when there is no memory."""
+        with memory_for(start + len(token_ids)):
+            return self._through_modules(cache, token_ids, start, **options)
+
+    def _through_modules(
+        self, cache: Cache, token_ids: Sequence[int], start: int, **asked: Any
+    ) -> Any:
+        options = {**self._options, **asked}
         if self._has_positions:
             stop = start + len(token_ids)
             options["position_ids"] = torch.arange(start, stop, device=self._device)[None]
         ids = torch.tensor([list(token_ids)], device=self._device)
-        output = self._model(input_ids=ids, **{self._cache_name: cache}, **options)
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
+        return self._model(input_ids=ids, **{self._cache_name: cache}, **options)
 
 
 def _not_finite(dtype: torch.dtype) -> NotFiniteError:
@@ -271,6 +279,10 @@ class LiveContext(ABC):
     def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
         """Keep what is live of this path, in segments that end at `boundaries` where the kind of
         cut allows it; returns the bytes given to the disk tier."""
+
+    def num_readable(self, ids: TokenIds) -> int:
+        """Behind how many leading ids others could be computed from what is live, as it lies."""
+        return 0
 
     @abstractmethod
     def estimate(self, ids: TokenIds) -> CostEstimate:
