@@ -92,7 +92,8 @@ def test_the_sums_are_those_of_counting_one_by_one(
     if shape.num_states:
         windows = (0,) * 4  # which of the layers keep a state is not told
         shape = replace(shape, windows=())
-    per_layer = 2 * shape.num_kv_heads * shape.head_dim * shape.bytes_per_number
+    per_layer = shape.latent_dim or 2 * shape.num_kv_heads * shape.head_dim
+    per_layer *= shape.bytes_per_number
     shape = replace(shape, kv_bytes_per_token=(4 - shape.num_states) * per_layer)
     layers = windows[shape.num_states :]
     keys = sum(min(at + 1, w or at + 1) for at in range(start, stop) for w in layers)
@@ -134,7 +135,11 @@ def test_the_bytes_of_a_row_are_told_with_the_numbers_put_in() -> None:
     [
         ({"num_kv_heads": 16, "kv_bytes_per_token": 229_376}, "MHA", "16 KV heads"),
         ({"num_kv_heads": 1, "kv_bytes_per_token": 14_336}, "MQA", "1 KV head"),
-        ({"latent_dim": 576}, "MLA", "one latent of 576 numbers"),
+        (
+            {"latent_dim": 576, "kv_bytes_per_token": 32_256},
+            "MLA",
+            "x one latent of 576 numbers x 2",
+        ),
         ({"windows": (512,) * 20 + (0,) * 8}, "GQA", "In 20 of 28 layers a token looks back 512"),
         ({"num_states": 20, "kv_bytes_per_token": 32_768}, "GQA", "20 of 28 layers keep a state"),
         ({"kv_bytes_per_token": 100_001}, "GQA", "100,001 bytes, as measured"),

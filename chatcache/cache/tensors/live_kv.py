@@ -10,14 +10,21 @@ is loaded.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 
-from chatcache.cache.tensors.blocks import DTYPES, KVBlock, LentBlock, TensorBlock, memory_of
+from chatcache.cache.tensors.blocks import (
+    DTYPES,
+    KVBlock,
+    LentBlock,
+    ResidentBlock,
+    TensorBlock,
+    memory_of,
+)
 from chatcache.cache.tensors.layers import GrowingLayer
 from chatcache.cache.tensors.recurrent import (
     copy_states,
@@ -45,8 +52,9 @@ class LiveKV(Cache):
         dtype: torch.dtype,
         device: torch.device,
         config: PreTrainedConfig | None = None,
+        new_layer: Callable[[], GrowingLayer] = GrowingLayer,
     ):
-        plain = [GrowingLayer() for _ in range(num_layers)]
+        plain = [new_layer() for _ in range(num_layers)]
         layers: list[Any] = layers_for(config) if config is not None else [*plain]
         super().__init__(layers=layers)
         self._growing = {
@@ -150,12 +158,27 @@ class LiveKV(Cache):
         or the buffers themselves, frozen up to `stop`."""
         if lent := self.lend(start, stop):
             return lent
-        tensors = {}
-        for index, layer in self._growing.items():
-            for kind in ("key", "value"):
-                view = layer.view(kind, start, stop)[0]
-                tensors[f"{kind}.{index}"] = view.to("cpu", copy=True).contiguous()
+        tensors = {
+            name: run.to("cpu", copy=True).contiguous()
+            for name, run in self._runs(start, stop).items()
+        }
         return KVBlock(tensors, states or {})
+
+    @torch.inference_mode()
+    def reside(self, start: int, stop: int) -> ResidentBlock:
+        """A copy of tokens `start` to `stop` where the model computes."""
+        form = torch.contiguous_format
+        return ResidentBlock(
+            {name: run.clone(memory_format=form) for name, run in self._runs(start, stop).items()}
+        )
+
+    def _runs(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        """Tokens `start` to `stop` where they lie, `[num_kv_heads, num_tokens, head_dim]` each."""
+        return {
+            f"{kind}.{number}": layer.view(kind, start, stop)[0]
+            for number, layer in self._growing.items()
+            for kind in ("key", "value")
+        }
 
     def _may_lend(self, start: int, stop: int) -> bool:
         """Whether lending would keep little more than the run itself in memory: few tokens before
@@ -166,7 +189,7 @@ class LiveKV(Cache):
         is_full = all(5 * self.num_tokens >= 4 * home.room for home in homes)
         return is_full and all(8 * (start - home.frozen_to) <= stop - start for home in homes)
 
-    def lend(self, start: int, stop: int) -> LentBlock | None:
+    def lend(self, start: int, stop: int) -> TensorBlock | None:
         """Tokens `start` to `stop` where they lie, frozen up to `stop`; None: a copy is better."""
         if not self._may_lend(start, stop):
             return None
@@ -227,6 +250,9 @@ class LiveKV(Cache):
         if staged is not None:
             layer, kind = self._locate(name)
             layer.view(kind, start, start + staged.shape[1])[0].copy_(staged)
+
+    def flush(self) -> None:
+        """What was loaded is here already."""
 
     def set_length(self, num_tokens: int) -> None:
         """All layers now hold `num_tokens` tokens: what was loaded or read in place counts."""

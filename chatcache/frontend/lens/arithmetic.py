@@ -69,7 +69,8 @@ def num_embedding_matrices(shape: ModelShape) -> int:
 def num_kv_layers(shape: ModelShape) -> int:
     """The layers that keep a row per token: as many as fit into what is kept. Others keep a state
     of one size; a layer may have both."""
-    per_layer = 2 * shape.num_kv_heads * shape.head_dim * shape.bytes_per_number
+    per_layer = shape.latent_dim or 2 * shape.num_kv_heads * shape.head_dim
+    per_layer *= shape.bytes_per_number
     if per_layer and shape.kv_bytes_per_token % per_layer == 0:
         return min(shape.num_layers, shape.kv_bytes_per_token // per_layer)
     return max(0, shape.num_layers - shape.num_states)
@@ -114,13 +115,19 @@ def formula_bytes(shape: ModelShape, num_kv_heads: int) -> int:
     return num_kv_layers(shape) * 2 * num_kv_heads * shape.head_dim * shape.bytes_per_number
 
 
+def latent_width(shape: ModelShape) -> int:
+    return shape.latent_dim or round(LATENT_HEADS * shape.head_dim)
+
+
+def latent_bytes(shape: ModelShape) -> int:
+    return num_kv_layers(shape) * latent_width(shape) * shape.bytes_per_number
+
+
 def keepings(shape: ModelShape) -> tuple[Keeping, ...]:
     """Multi-head, grouped-query, multi-query and latent attention, the model's own among them."""
     heads, own = shape.num_heads, shape.num_kv_heads
     is_latent = shape.latent_dim > 0
     grouped = own if 1 < own < heads else max(1, heads // GROUP)
-    latent = shape.latent_dim or round(LATENT_HEADS * shape.head_dim)
-    of_latent = num_kv_layers(shape) * latent * shape.bytes_per_number
     ways = (("MHA", heads), ("GQA", grouped), ("MQA", 1))
     found = [
         Keeping(
@@ -131,5 +138,6 @@ def keepings(shape: ModelShape) -> tuple[Keeping, ...]:
         )
         for name, number in ways
     ]
-    found.append(Keeping("MLA", f"one latent of {latent}", of_latent, is_latent))
+    latent = f"one latent of {latent_width(shape)}"
+    found.append(Keeping("MLA", latent, latent_bytes(shape), is_latent))
     return tuple(found)

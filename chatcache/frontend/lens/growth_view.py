@@ -17,6 +17,7 @@ from chatcache.frontend.lens.arithmetic import (
     Work,
     formula_bytes,
     keepings,
+    latent_bytes,
     num_kv_layers,
     work,
     work_before_each,
@@ -242,15 +243,19 @@ def _bar_cell(run: FateRun | None, position: int, step: Step) -> Marked:
 
 
 def _formula(shape: ModelShape) -> str:
+    total = f"{shape.kv_bytes_per_token:,} bytes"
+    if shape.latent_dim and latent_bytes(shape) == shape.kv_bytes_per_token:
+        numbers = f"one latent of {shape.latent_dim} numbers x {shape.bytes_per_number} bytes"
+        return f"A row takes {shape.num_layers} layers x {numbers} = {total}."
     numbers = (
         f"{num_kv_layers(shape)} layers x 2 (K and V) x {shape.num_kv_heads} KV heads x"
         f" {shape.head_dim} numbers x {shape.bytes_per_number} bytes"
     )
     by_formula = formula_bytes(shape, shape.num_kv_heads)
     if by_formula == shape.kv_bytes_per_token:
-        return f"A row takes {numbers} = {shape.kv_bytes_per_token:,} bytes."
+        return f"A row takes {numbers} = {total}."
     return (
-        f"A row takes {shape.kv_bytes_per_token:,} bytes, as measured; {numbers} would be"
+        f"A row takes {total}, as measured; {numbers} would be"
         f" {by_formula:,}, but its layers are not all alike."
     )
 
@@ -273,11 +278,6 @@ def _limits(shape: ModelShape) -> list[str]:
         told.append(
             f"{shape.num_states} of {shape.num_layers} layers keep a state instead, which does not"
             " grow with the chat, and can be gone on from only where a copy was taken."
-        )
-    if shape.latent_dim:
-        told.append(
-            f"The model could keep one latent of {shape.latent_dim} numbers per layer; what is kept"
-            " here are the keys and values made of it."
         )
     return told
 
