@@ -32,6 +32,7 @@ GROUPS: Mapping[str, str] = {
     "lint": "what makes the beginning of a prompt change, and costs its reuse",
     "models": "list, show, probe, download",
     "engine": "list, stop: the processes that hold models",
+    "demo": "radix: what a prefix cache does, played step by step",
     "lens": "see what a cache is: turns, tokens, attention, as text, JSON or a picture",
     "bench": "measure prefill, resume, fork and decode on this machine",
     "serve-web": "the chat in a browser",
