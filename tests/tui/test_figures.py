@@ -140,7 +140,7 @@ def test_the_panel_shows_the_memory_of_a_gpu_where_there_is_one() -> None:
     use = TierUse(4_400_000_000, 30_000_000_000, 1)
     state = PanelState(snapshot=replace(held, vram=use, segments=(row,)))
     lines = words(drawing.lines(state, 36, 4000.0))
-    assert any(line.startswith("VRAM") and "4.4 GB / 30 GB" in line for line in lines)
+    assert any(line.startswith("VRAM") and "4.4 GB / 30.0 GB" in line for line in lines)
     assert any(line.split() == ["0–612", "all*", "76", "MB", "1h", "31"] for line in lines)
 
 
