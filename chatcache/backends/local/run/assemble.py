@@ -164,7 +164,7 @@ def _answers(
     return Answers(
         vocabulary=vocabulary,
         vocabularies=Vocabularies(settings.cache_dir, is_offline=settings.is_offline),
-        describe=lambda: model_shape(loaded, path.kv, info.kv_bytes_per_token),
+        describe=lambda: model_shape(loaded, path.kv, info.kv_bytes_per_token, idle.max_chunk),
         beside=beside,
         attention=AttentionStudy(loaded.model, path.forward, beside, cut),
         next_tokens=NextTokenStudy(beside, cut, loaded.generation_defaults, vocabulary.piece),
