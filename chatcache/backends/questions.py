@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from chatcache.cache.views import TreeChange as TreeChange
 from chatcache.cache.views import TreeEdge as TreeEdge
 from chatcache.cache.views import TreeEvent as TreeEvent
+from chatcache.cache.views import TreeSegment as TreeSegment
 from chatcache.cache.views import TreeShape as TreeShape
 from chatcache.token_ids import NO_IDS, TokenIds
 
