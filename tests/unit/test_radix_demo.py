@@ -53,9 +53,9 @@ def played(
         steps = {step.number: step for step in demo.steps()}
         turns = [("A", 1), ("A", 2), ("A", 3), ("B", 1), ("B", 2)]
         turns += [(f"few-shot {number}", 1) for number in (1, 2, 3)]
-        found = {key: service.turn_ids(demo.session_id(key[0]), key[1]) for key in turns}
-        prompts = {key: ids.prompt for key, ids in found.items() if ids}
-        journals = {key: ids.prompt + ids.answer for key, ids in found.items() if ids}
+        found = {key: service.reading(demo.session_id(key[0]), key[1]) for key in turns}
+        prompts = {key: read.prompt_ids for key, read in found.items()}
+        journals = {key: read.prompt_ids + read.answer_ids for key, read in found.items()}
         yield Played(request.param, steps, prompts, journals)
 
 
