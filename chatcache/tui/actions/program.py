@@ -14,6 +14,8 @@ from chatcache.frontend import keycheck, servers
 from chatcache.frontend.desk import required, spill
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.spoken import opened
+from chatcache.frontend.lint.finding import report
+from chatcache.frontend.lint.look import look_at_open
 from chatcache.frontend.progress import Report
 from chatcache.tui.look import layout
 from chatcache.tui.messages import PanelModeChosen
@@ -33,6 +35,7 @@ class ProgramActions:
         self._desk, self._work = parts.desk, parts.work
         self.handlers: dict[str, Handler] = {
             "panel": self._show_panel,
+            "lint": self._lint,
             "stats": self._stats,
             "segments": self._segments,
             "lens": self._lens,
@@ -58,6 +61,10 @@ class ProgramActions:
     def _is_remote(self) -> bool:
         return self._panel.info is not None and self._panel.info.backend == "remote"
 
+    async def _lint(self, argument: str) -> None:
+        found = await self._stage.ask(look_at_open, self._chat.service, self._chat.session)
+        await self._stage.show_note("\n  ".join(report(found)))
+
     async def _segments(self, argument: str) -> None:
         snapshot = self._panel.snapshot
         rows = snapshot.segments if snapshot is not None else ()
@@ -73,7 +80,7 @@ class ProgramActions:
         if self._is_remote:
             self._stage.toast(servers.NO_LENS)
         chat = self._chat
-        source = LensSource(chat.service, chat.session_id, chat.prices)
+        source = LensSource(chat.service, chat.session_id, chat.prices, self._desk)
         lens = await self._stage.ask(opened, source, argument.split())
         turn = await self._stage.push_screen_wait(LensScreen(lens, chat.name))
         if turn is not None:
