@@ -10,7 +10,7 @@ from typing import Any
 
 from chatcache.errors import UsageError, did_you_mean
 from chatcache.frontend.accounts import LedgerFacts
-from chatcache.frontend.lens import ledger, tokens_view, turns
+from chatcache.frontend.lens import ledger, tokens_view, tree_view, turns
 from chatcache.frontend.lens.page import Page
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.state import LensKey, LensState
@@ -73,6 +73,32 @@ class TokensView(LensView[tokens_view.TokensFacts]):
         return tokens_view.TokensState(state.token, state.has_ids, is_folded)
 
 
+class TreeView(LensView[tree_view.TreeFacts]):
+    name, title, need = "tree", "Tree", "tokenizer"
+
+    def depends(self, state: LensState) -> None:
+        return None
+
+    def read(self, source: LensSource, state: LensState) -> tree_view.TreeFacts:
+        return tree_view.read(source)
+
+    def page(
+        self, facts: tree_view.TreeFacts, state: LensState, width: int, height: int | None
+    ) -> Page:
+        return tree_view.page(facts, width, self._own(state), height)
+
+    def press(
+        self, facts: tree_view.TreeFacts, state: LensState, key: LensKey, width: int
+    ) -> LensState:
+        pressed = tree_view.press(facts, own := self._own(state), key)
+        if pressed == own:
+            return state
+        return replace(state, step=pressed.step or None).with_own(self.name, pressed.chosen)
+
+    def _own(self, state: LensState) -> tree_view.TreeState:
+        return tree_view.TreeState(state.own.get(self.name), state.step or 0)
+
+
 class LedgerView(LensView[LedgerFacts]):
     name, title = "ledger", "Ledger"
 
@@ -86,7 +112,7 @@ class LedgerView(LensView[LedgerFacts]):
         return ledger.page(facts, width)
 
 
-VIEWS: tuple[LensView[Any], ...] = (TurnsView(), TokensView(), LedgerView())
+VIEWS: tuple[LensView[Any], ...] = (TurnsView(), TokensView(), TreeView(), LedgerView())
 VIEW_NAMES = tuple(view.name for view in VIEWS)
 
 
