@@ -10,7 +10,7 @@ is loaded.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 
 from chatcache.cache.tensors.blocks import DTYPES, KVBlock, LentBlock, TensorBlock, memory_of
-from chatcache.cache.tensors.layers import GrowingLayer
+from chatcache.cache.tensors.buckets import BucketLayer
+from chatcache.cache.tensors.layers import Buffers, GrowingLayer
 from chatcache.cache.tensors.recurrent import (
     copy_states,
     has_states,
@@ -37,6 +38,7 @@ class LiveKV(Cache):
     """The growing layers of the active path. All layers always hold the same tokens.
 
     With a `config`, the layers are those that transformers makes for it: states included.
+    `new_layer` makes one without states; where graphs are captured, it has buckets.
     """
 
     def __init__(
@@ -45,8 +47,11 @@ class LiveKV(Cache):
         dtype: torch.dtype,
         device: torch.device,
         config: PreTrainedConfig | None = None,
+        new_layer: Callable[[], GrowingLayer] | None = None,
     ):
-        plain = [GrowingLayer() for _ in range(num_layers)]
+        if new_layer is None:
+            new_layer = BucketLayer if device.type == "cuda" else GrowingLayer
+        plain = [new_layer() for _ in range(num_layers)]
         layers: list[Any] = layers_for(config) if config is not None else [*plain]
         super().__init__(layers=layers)
         self._growing = {
@@ -116,6 +121,23 @@ class LiveKV(Cache):
         """Make room for a path of this length at once, instead of growing on the way there."""
         for layer in self._growing.values():
             layer.reserve(num_tokens)
+
+    @torch.inference_mode()
+    def claim_bucket(self, start: int, bucket: int) -> list[Buffers] | None:
+        """The buffers of all layers, writable from `start` to `bucket`; None: they are no buckets,
+        or nothing was ever in them."""
+        layers = [layer for layer in self.layers if isinstance(layer, BucketLayer)]
+        if len(layers) < len(self.layers) or not all(layer.is_initialized for layer in layers):
+            return None
+        for layer in layers:
+            layer.claim(start, bucket)
+        return [layer.home for layer in layers]
+
+    def scrub(self, start: int) -> None:
+        """The model computed what is no numbers: nothing of it stays behind `start`."""
+        for layer in self._growing.values():
+            if isinstance(layer, BucketLayer):
+                layer.scrub(start)
 
     def truncate(self, num_tokens: int) -> None:
         """Keep the first `num_tokens` tokens; in O(1), nothing is freed.

@@ -92,6 +92,8 @@ def build_runner(
         kv_bytes = warm_up(cut, path, rates)
         if threads is not None and cut.is_cuttable:
             threads.settle(rates, lambda: _first_step(path))
+        if cut.is_cuttable:
+            path.forward.settle(path.kv)
         if cut.is_cuttable and chunk_choice.is_open:
             chunk_choice.measure(lambda num_tokens: _seconds(path, num_tokens))
     planner = TurnPlanner(loaded)

@@ -26,8 +26,11 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from chatcache.backends.local.model.capturing import takes_static_step
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
 from chatcache.backends.local.packed.known import takes_step
+from chatcache.backends.local.run.graphs import Graphs, graphs_for
+from chatcache.backends.local.run.static_step import MAX_ROWS, StaticStep
 from chatcache.backends.local.run.threads import Threads
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
@@ -44,13 +47,24 @@ class Forward:
     whole prompt and has neither progress nor a stop between chunks.
     """
 
-    def __init__(self, model: Any, device: torch.device, threads: Threads | None = None):
-        """`threads` chooses those that compute; without it they are torch's, as they are."""
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        threads: Threads | None = None,
+        graphs: Graphs | None = None,
+    ):
+        """`threads` chooses those that compute; without it they are torch's, as they are. `graphs`
+        captures steps, where the model takes such; without it those of the device do."""
         self._model = model
         self._threads = threads
         self._device = device
         self._step: Callable[[LiveKV, int, int], torch.Tensor] | None = None
         self._takes_step = takes_step(model)
+        self._likeliest: tuple[torch.Tensor, int] | None = None
+        self.static: StaticStep | None = None  # that a GPU replays
+        if takes_static_step(model, device) and (graphs := graphs or graphs_for(device)):
+            self.static = StaticStep(model, device, graphs)
         accepted = inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in accepted:
@@ -69,18 +83,23 @@ class Forward:
         if self._threads is not None:
             self._threads.begin(len(token_ids))
         with memory_for(start + len(token_ids)):
-            if self._takes_step and len(token_ids) == 1 and isinstance(cache, LiveKV):
-                logits = self.step()(cache, token_ids[0], start)
-            else:
-                logits = self._through_modules(cache, token_ids, start)
-            # The largest tells: NaN wins over any number, and an overflow is infinite. Minus
-            # infinity is fine where not all are: such a token is never chosen.
-            is_finite = math.isfinite(logits.max().item())
+            logits = self._computed(cache, token_ids, start)
+            largest = self._largest(logits)
         if self._threads is not None:
             self._threads.end()
-        if not is_finite:
+        # It tells for all: NaN wins over any number, and an overflow is infinite. Minus infinity is
+        # fine where not all are: such a token is never chosen.
+        if not math.isfinite(largest):
+            if isinstance(cache, LiveKV):
+                cache.scrub(start)
             raise _not_finite(self._model.dtype)
         return logits
+
+    def likeliest(self, logits: torch.Tensor) -> int | None:
+        """The id with the largest of the logits that were computed last, where it is known without
+        waiting for the device once more."""
+        known = self._likeliest
+        return known[1] if known is not None and known[0] is logits else None
 
     def step(self) -> Callable[[LiveKV, int, int], torch.Tensor]:
         """What computes one token in compiled code; made at first use, because what it needs is
@@ -91,10 +110,39 @@ class Forward:
             self._step = decode_step(self._model)
         return self._step
 
+    def settle(self, kv: LiveKV) -> None:
+        """Compare the steps that a GPU replays with the ordinary ones, once, before any turn: where
+        they are not right, they are not taken. Nothing is live afterwards."""
+        if self.static is not None and not self.static.prove(kv, self._through_modules):
+            self.static = None
+
+    def look_ahead(self, kv: LiveKV) -> None:
+        """Between turns: have a GPU get ready for a short message behind what is live."""
+        if self.static is not None:
+            self.static.get_ready(kv)
+
     def get_ready(self) -> None:
         """Make what the first step will need, in a thread of its own."""
         if self._takes_step:
             threading.Thread(target=self.step, name="get-ready").start()
+
+    def _computed(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
+        if isinstance(cache, LiveKV):
+            if self._takes_step and len(token_ids) == 1:
+                return self.step()(cache, token_ids[0], start)
+            if self.static is not None and len(token_ids) <= MAX_ROWS:
+                logits = self.static(cache, token_ids, start)
+                if logits is not None:
+                    return logits
+        return self._through_modules(cache, token_ids, start)
+
+    def _largest(self, logits: torch.Tensor) -> float:
+        """The largest of the logits; from a device it comes with its place, in one wait."""
+        if self._device.type == "cpu":
+            return float(logits.max().item())
+        largest, index = outcome_of(logits).tolist()
+        self._likeliest = logits, int(index)
+        return float(largest)
 
     def _through_modules(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
         options = dict(self._options)
@@ -105,6 +153,13 @@ class Forward:
         output = self._model(input_ids=ids, **{self._cache_name: cache}, **options)
         logits: torch.Tensor = output.logits[:, -1]
         return logits
+
+
+def outcome_of(logits: torch.Tensor) -> torch.Tensor:
+    """float32 `[2]`: the largest of the logits `[1, vocab]`, and where it is. NaN is larger than
+    any number. In one tensor, for one way to the host: ids are far below 2 ** 24."""
+    index = logits.argmax(dim=-1, keepdim=True)
+    return torch.cat([logits.gather(1, index).float(), index.float()], dim=1)[0]
 
 
 def _not_finite(dtype: torch.dtype) -> NotFiniteError:
