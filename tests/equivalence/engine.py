@@ -14,9 +14,12 @@ from chatcache.backends.local.run.assemble import build_context
 from chatcache.backends.local.run.live_context import Forward, LivePath, Reuse
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.buckets import BucketLayer
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.token_ids import TokenIds
+from tests.equivalence.families import is_captured
+from tests.recorded_calls import RecordedCalls
 
 FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
 SECOND = [43, 38, 32, 79, 50, 28]
@@ -37,7 +40,8 @@ class Said:
 
 
 class IdsEngine:
-    """What the engine process does, on token ids."""
+    """What the engine process does, on token ids. A model on the attention of a GPU takes its steps
+    as a GPU would: captured, by a stand-in."""
 
     def __init__(self, model: Any, directory: Path, precision: str = "exact", **budgets: Any):
         cut = cut_policy(model.config)
@@ -52,10 +56,15 @@ class IdsEngine:
         config = model.config if cut.needs_states else None
         device = torch.device("cpu")
         kind = Int8KV if precision == "int8" else LiveKV
-        self.live = kind(model.config.num_hidden_layers, torch.float32, device, config)
-        path = LivePath(Forward(model, device), self.live)
+        self.graphs = RecordedCalls() if is_captured(model) else None
+        layer = BucketLayer if self.graphs else None
+        num_layers = model.config.num_hidden_layers
+        self.live = kind(num_layers, torch.float32, device, config, layer)
+        path = LivePath(Forward(model, device, graphs=self.graphs), self.live)
         path.forward(self.live, [0], 0)
         self.live.truncate(0)
+        path.forward.settle(self.live)
+        assert (path.forward.static is not None) == (self.graphs is not None)
         self.rates = RateBook()
         self.context = build_context(
             cut, path, self.prefixes, self.rates, CHUNK_TOKENS, model.config

@@ -13,6 +13,7 @@ import torch
 from chatcache.cache.tensors.layers import GrowingLayer
 
 MIN_BUCKET = 1024
+_MARGIN = 256  # so many more fit: a short message does not move a path to other buffers
 _STEPS_BITS = 2  # so many buckets per doubling, as a power of two: at most a fifth is idle
 
 
@@ -36,7 +37,7 @@ class BucketLayer(GrowingLayer):  # type: ignore[no-untyped-call]
             tensor[:, :, start:].zero_()
 
     def _room(self, num_tokens: int) -> int:
-        return bucket_for(num_tokens)
+        return bucket_for(num_tokens + _MARGIN)
 
     def _memory(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         return like.new_zeros(shape)

@@ -123,14 +123,14 @@ class LiveKV(Cache):
             layer.reserve(num_tokens)
 
     @torch.inference_mode()
-    def claim_bucket(self, start: int, bucket: int) -> list[Buffers] | None:
-        """The buffers of all layers, writable from `start` to `bucket`; None: they are no buckets,
-        or nothing was ever in them."""
+    def claim_buckets(self, start: int, stop: int) -> list[Buffers] | None:
+        """The buffers of all layers, writable from `start` to `stop` and as long as the bucket of
+        `stop`; None: they are no buckets, or nothing was ever in them."""
         layers = [layer for layer in self.layers if isinstance(layer, BucketLayer)]
         if len(layers) < len(self.layers) or not all(layer.is_initialized for layer in layers):
             return None
         for layer in layers:
-            layer.claim(start, bucket)
+            layer.claim(start, stop)
         return [layer.home for layer in layers]
 
     def scrub(self, start: int) -> None:

@@ -60,11 +60,11 @@ class Forward:
         self._threads = threads
         self._device = device
         self._step: Callable[[LiveKV, int, int], torch.Tensor] | None = None
-        self._takes_step = takes_step(model)
         self._likeliest: tuple[torch.Tensor, int] | None = None
         self.static: StaticStep | None = None  # that a GPU replays
         if takes_static_step(model, device) and (graphs := graphs or graphs_for(device)):
             self.static = StaticStep(model, device, graphs)
+        self._takes_step = self.static is None and takes_step(model)
         accepted = inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in accepted:
@@ -128,12 +128,12 @@ class Forward:
 
     def _computed(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
         if isinstance(cache, LiveKV):
-            if self._takes_step and len(token_ids) == 1:
-                return self.step()(cache, token_ids[0], start)
             if self.static is not None and len(token_ids) <= MAX_ROWS:
                 logits = self.static(cache, token_ids, start)
                 if logits is not None:
                     return logits
+            if self._takes_step and len(token_ids) == 1:
+                return self.step()(cache, token_ids[0], start)
         return self._through_modules(cache, token_ids, start)
 
     def _largest(self, logits: torch.Tensor) -> float:

@@ -128,7 +128,7 @@ class StaticStep:
     def get_ready(self, kv: LiveKV) -> None:
         """Capture what the next turn behind the live tokens will want: nothing of it counts."""
         try:
-            for rows in ROWS:
+            for rows in reversed(ROWS):  # the longest first: it may need longer buffers
                 step = self._step(kv, rows, kv.num_tokens)
                 if step is not None and step.replay is None and self._graphs is not None:
                     self._fill(rows, [], kv.num_tokens)
@@ -161,7 +161,7 @@ class StaticStep:
 
     def _step(self, kv: LiveKV, rows: int, start: int) -> _Step | None:
         bucket = bucket_for(start + rows)
-        homes = kv.claim_bucket(start, bucket)
+        homes = kv.claim_buckets(start, start + rows)
         if homes is None:
             return None
         step = self._steps.get((rows, bucket))
