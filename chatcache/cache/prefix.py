@@ -199,9 +199,12 @@ class PrefixCache:
     # one turn
 
     @contextlib.contextmanager
-    def acquire(self, ids: TokenIds, limit: int, min_part: int = 0) -> Iterator[Lease]:
+    def acquire(
+        self, ids: TokenIds, limit: int, min_part: int = 0, *, is_use: bool = True
+    ) -> Iterator[Lease]:
         """Hold the longest prefix of at most `limit` tokens while the block runs.
 
+        Without `is_use` it is only looked at: it counts as no hit and is used no more recently.
         Of a segment that is used in part, at least `min_part` tokens must be: a cut at the end of
         a segment is where the conversation itself was cut, so what follows is computed in the
         same pieces as it was, with the same bits; a cut elsewhere has to pay for itself.
@@ -212,16 +215,13 @@ class PrefixCache:
                 fresh, num_matched, checkpoint = self._fresh(ids[:limit])
                 spans = fresh if checkpoint else self._without_small_part(fresh, min_part)
                 held = [self._book[s.segment_id] for s in (*spans, checkpoint) if s is not None]
-                now = self._clock()
-                for entry in held:
-                    entry.hits += 1
-                    entry.last_used = now
-                stack.callback(self._touch, held, now)
-                stack.enter_context(self._book.held(held))
                 on_disk = self._on_disk(spans)
-                if spans:
+                if is_use:
+                    stack.callback(self._touch, held, self._used(held))
+                stack.enter_context(self._book.held(held))
+                if is_use and spans:
                     self._book.log.note_hit(ids, spans, "disk" if on_disk else "ram")
-                lease = Lease(ids, spans, num_matched, checkpoint, on_disk)
+                lease = Lease(ids, spans, num_matched, checkpoint, on_disk, is_use=is_use)
             yield lease
 
     def adopt(self, lease: Lease, sink: KVSink, start: int) -> int:
@@ -364,6 +364,14 @@ class PrefixCache:
         pairs = [(span, self._book[span.segment_id]) for span in spans]
         read = [(span, entry) for span, entry in pairs if entry.block is None]
         return (read[0][0].start, sum(entry.disk_bytes for _, entry in read)) if read else None
+
+    def _used(self, entries: Sequence[Entry]) -> float:
+        """They are used now; returns the time."""
+        now = self._clock()
+        for entry in entries:
+            entry.hits += 1
+            entry.last_used = now
+        return now
 
     def _touch(self, entries: Sequence[Entry], now: float) -> None:
         for entry in entries:

@@ -105,6 +105,7 @@ class Lease:
     """A held prefix: its segments are neither evicted nor changed until it is released.
 
     `checkpoint` is the segment with the states behind the last token, for models with states.
+    Without `is_use` it is looked at, for no turn.
     """
 
     def __init__(
@@ -114,7 +115,10 @@ class Lease:
         num_matched: int,
         checkpoint: Span | None = None,
         disk: tuple[int, int] | None = None,
+        *,
+        is_use: bool = True,
     ):
+        self.is_use = is_use
         self.ids = ids
         self.spans = tuple(spans)
         self.num_tokens = self.spans[-1].stop if self.spans else 0

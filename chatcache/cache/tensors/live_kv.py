@@ -64,7 +64,8 @@ class LiveKV(Cache):
         self._staged: dict[str, torch.Tensor] = {}
         self._states: dict[str, torch.Tensor] = {}
         self._num_counted = 0
-        self.has_states = any(has_states(layer) for layer in layers)
+        self.num_states = sum(has_states(layer) for layer in layers)  # layers that have one
+        self.has_states = self.num_states > 0
         self.is_torn = False
 
     @property

@@ -82,7 +82,8 @@ def restore_tokens(
                 tier: Tier = "ram"
             elif source.path is not None:
                 num_bytes = read_segment(source.path, lease.ids, sink, position, span)
-                source.note_read(book, replace(span, start=position), num_bytes)
+                if lease.is_use:
+                    source.note_read(book, replace(span, start=position), num_bytes)
                 bytes_read, tier = bytes_read + num_bytes, "disk"
             else:
                 raise SegmentMissingError("it was evicted")

@@ -107,6 +107,9 @@ class AnyTokenContext(LiveContext):
         path.forget_unsettled()
         return num_bytes
 
+    def num_readable(self, ids: TokenIds) -> int:
+        return self.path.ids.common_prefix(ids)
+
     def estimate(self, ids: TokenIds) -> CostEstimate:
         return estimate_cost(ids, self.path.ids.common_prefix(ids), self.prefixes, self.rates)
 
@@ -218,6 +221,9 @@ class LengthBoundContext(LiveContext):
             self.start_cold()
             return 0
         return self._within.commit(ids, boundaries)
+
+    def num_readable(self, ids: TokenIds) -> int:
+        return 0 if self._is_beyond else self._within.num_readable(ids)
 
     def estimate(self, ids: TokenIds) -> CostEstimate:
         return self._within.estimate(ids)

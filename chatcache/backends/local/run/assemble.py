@@ -35,7 +35,12 @@ from chatcache.backends.local.run.turn import TurnPlanner
 from chatcache.backends.local.run.turn_runner import CacheReporter, TurnRunner
 from chatcache.backends.local.run.whole_prompt import WholePromptContext
 from chatcache.backends.local.study.answers import Answers
+from chatcache.backends.local.study.attention import AttentionStudy
+from chatcache.backends.local.study.beside import Beside
+from chatcache.backends.local.study.next_tokens import NextTokenStudy
 from chatcache.backends.local.study.pieces import Vocabulary
+from chatcache.backends.local.study.shape import model_shape
+from chatcache.backends.local.study.vocabularies import Vocabularies
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.policy import Precision
 from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
@@ -126,9 +131,41 @@ def build_runner(
     prefixes.open(fields)
     path.forward.get_ready()
     reporter.show()
-    answers = Answers(Vocabulary(loaded.tokenizer, planner.codec, loaded.name), context)
+    answers = _answers(loaded, settings, cut, idle, info)
     return TurnRunner(
         loaded, info, planner, context, idle, explainer, reporter, answers, settings.log_path
+    )
+
+
+def _answers(
+    loaded: LoadedModel,
+    settings: EngineSettings,
+    cut: CutPolicy,
+    idle: IdleWork,
+    info: ModelInfo,
+) -> Answers:
+    """They compute at the pace of idle work, on which a turn does not wait long."""
+    vocabulary = Vocabulary(loaded.tokenizer, idle.planner.codec, loaded.name)
+    context, config = idle.context, loaded.model.config
+    path = context.path
+
+    def make() -> LiveContext:
+        live = build_live(loaded, cut, settings.policy.precision)
+        if live.has_states:  # only what has run once has states that a checkpoint can be put into
+            path.forward(live, [0], 0)
+            live.truncate(0)
+        beside = LivePath(path.forward, live)
+        return build_context(cut, beside, context.prefixes, context.rates, idle.max_chunk, config)
+
+    beside = Beside(context, make, idle.chunk)
+    return Answers(
+        vocabulary=vocabulary,
+        vocabularies=Vocabularies(settings.cache_dir, is_offline=settings.is_offline),
+        describe=lambda: model_shape(loaded, path.kv, info.kv_bytes_per_token),
+        beside=beside,
+        attention=AttentionStudy(loaded.model, path.forward, beside, cut),
+        next_tokens=NextTokenStudy(beside, cut, loaded.generation_defaults, vocabulary.piece),
+        max_context=loaded.max_context_tokens,
     )
 
 

@@ -113,7 +113,7 @@ class Forward:
     def settle(self, kv: LiveKV) -> None:
         """Compare the steps that a GPU replays with the ordinary ones, once, before any turn: where
         they are not right, they are not taken. Nothing is live afterwards."""
-        if self.static is not None and not self.static.prove(kv, self._through_modules):
+        if self.static is not None and not self.static.prove(kv, self._ordinary):
             self.static = None
 
     def look_ahead(self, kv: LiveKV) -> None:
@@ -126,6 +126,14 @@ class Forward:
         if self._takes_step:
             threading.Thread(target=self.step, name="get-ready").start()
 
+    @torch.inference_mode()
+    def output(self, cache: Cache, token_ids: Sequence[int], start: int, **options: Any) -> Any:
+        """Like calling it, but all that the model's modules tell with these `options` of theirs.
+
+        Raises UnavailableError when there is no memory."""
+        with memory_for(start + len(token_ids)):
+            return self._through_modules(cache, token_ids, start, **options)
+
     def _computed(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
         if isinstance(cache, LiveKV):
             if self.static is not None and len(token_ids) <= MAX_ROWS:
@@ -134,7 +142,7 @@ class Forward:
                     return logits
             if self._takes_step and len(token_ids) == 1:
                 return self.step()(cache, token_ids[0], start)
-        return self._through_modules(cache, token_ids, start)
+        return self._ordinary(cache, token_ids, start)
 
     def _largest(self, logits: torch.Tensor) -> float:
         """The largest of the logits; from a device it comes with its place, in one wait."""
@@ -144,15 +152,19 @@ class Forward:
         self._likeliest = logits, int(index)
         return float(largest)
 
-    def _through_modules(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
-        options = dict(self._options)
+    def _ordinary(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
+        logits: torch.Tensor = self._through_modules(cache, token_ids, start).logits[:, -1]
+        return logits
+
+    def _through_modules(
+        self, cache: Cache, token_ids: Sequence[int], start: int, **asked: Any
+    ) -> Any:
+        options = {**self._options, **asked}
         if self._has_positions:
             stop = start + len(token_ids)
             options["position_ids"] = torch.arange(start, stop, device=self._device)[None]
         ids = torch.tensor([list(token_ids)], device=self._device)
-        output = self._model(input_ids=ids, **{self._cache_name: cache}, **options)
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
+        return self._model(input_ids=ids, **{self._cache_name: cache}, **options)
 
 
 def outcome_of(logits: torch.Tensor) -> torch.Tensor:
@@ -326,6 +338,10 @@ class LiveContext(ABC):
     def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
         """Keep what is live of this path, in segments that end at `boundaries` where the kind of
         cut allows it; returns the bytes given to the disk tier."""
+
+    def num_readable(self, ids: TokenIds) -> int:
+        """Behind how many leading ids others could be computed from what is live, as it lies."""
+        return 0
 
     @abstractmethod
     def estimate(self, ids: TokenIds) -> CostEstimate:

@@ -145,6 +145,7 @@ class TurnRunner:
         """Give up in memory what has been deleted on disk, or all that is in memory. Between
         turns: nothing is live afterwards."""
         self.context.path.forget()
+        self.answers.forget()
         self.context.prefixes.forget_deleted(is_all=is_all)
         self.reporter.show()
 

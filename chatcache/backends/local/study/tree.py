@@ -9,4 +9,4 @@ from chatcache.token_ids import TokenIds
 
 def tree_shape(question: AskTree, prefixes: PrefixCache, live: TokenIds) -> TreeShape:
     """`live` is the path whose K and V are live. Changes nothing, not even recency."""
-    return TreeShape(edges=())
+    return prefixes.tree(live, question.num_events)
