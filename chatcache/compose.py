@@ -196,6 +196,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         cache_dir=settings.paths.cache_dir,
         log_path=_engine_log(settings),
         ram_budget=ram_budget,
+        vram_budget=settings.config.cache.vram_budget,
         disk_budget=disk_budget,
         policy=tier_policy(settings),
     )

@@ -65,9 +65,10 @@ class DescribeModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """`kv_heads` is that of the first layer that keeps K and V. `latent_dim` is the width of what
-    multi-head latent attention keeps, 0 without. `windows` are the sliding windows of the layers,
-    0 for a layer that sees everything; `num_states` counts the layers with a recurrent state."""
+    """`num_kv_heads` is that of the first layer that keeps K and V, `head_dim` the mean width of
+    both. `latent_dim` is the width of what multi-head latent attention keeps in the place of those,
+    0 without. `windows` are the sliding windows of the layers, 0 for a layer that sees everything;
+    `num_states` counts the layers with a recurrent or convolution state."""
 
     num_layers: int
     num_heads: int

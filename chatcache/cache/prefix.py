@@ -36,6 +36,7 @@ from chatcache.cache.tiers.ram import RamTier
 from chatcache.cache.tiers.restore import adopt_tokens, restore_states, restore_tokens
 from chatcache.cache.tiers.spiller import Spiller
 from chatcache.cache.tiers.tree import tree_shape
+from chatcache.cache.tiers.vram import VramTier
 from chatcache.cache.views import SegmentRow, TierUse, TreeShape
 from chatcache.os_failures import reason
 from chatcache.token_ids import NO_IDS, TokenIds
@@ -56,6 +57,7 @@ class PrefixCache:
         *,
         ram_budget: int,
         disk_budget: int,
+        vram_budget: int = 0,
         is_spilling: bool = True,
         needs_states: bool = False,
         policy: TierPolicy | None = None,
@@ -76,6 +78,7 @@ class PrefixCache:
         self._attacher = Attacher(self._book, self._disk)
         self._spiller = Spiller(self._book, self._disk, *common, self._enforce_ram)
         self._ram = RamTier(self._book, self._spiller, ram_budget, *common)
+        self.vram = VramTier(self._book, vram_budget, *common)
         self._lifetimes = Lifetimes(self._book, self._disk, self._spiller, *common)
 
     @property
@@ -190,11 +193,8 @@ class PrefixCache:
 
     def use(self) -> tuple[TierUse, TierUse]:
         """RAM and disk: bytes used, budget, number of segments. Disk counts all namespaces."""
-        disk = self._disk
         with self._book.lock:
-            in_ram = self._book.in_ram()
-            ram = TierUse(sum(e.num_bytes for e in in_ram), self._ram.budget, len(in_ram))
-            return ram, TierUse(disk.num_bytes, disk.budget, disk.num_segments)
+            return self._ram.use(), self._disk.use()
 
     # one turn
 
@@ -362,7 +362,7 @@ class PrefixCache:
     def _on_disk(self, spans: Sequence[Span]) -> tuple[int, int] | None:
         """Where the first span starts that has to be read, and the bytes of all such files."""
         pairs = [(span, self._book[span.segment_id]) for span in spans]
-        read = [(span, entry) for span, entry in pairs if entry.block is None]
+        read = [(span, entry) for span, entry in pairs if not entry.is_in_memory]
         return (read[0][0].start, sum(entry.disk_bytes for _, entry in read)) if read else None
 
     def _used(self, entries: Sequence[Entry]) -> float:

@@ -8,8 +8,8 @@ from typing import Literal
 
 from chatcache.token_ids import NO_IDS, TokenIds
 
-# Where K and V lie.
-Tier = Literal["ram", "disk"]
+# Where K and V lie. What is in the memory of a GPU ("vram") counts as held in RAM.
+Tier = Literal["vram", "ram", "disk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class SegmentRow:
     is_pinned: bool
     last_used: float
     hits: int
+    in_vram: bool = False
 
     @property
     def num_tokens(self) -> int:

@@ -150,6 +150,11 @@ class ChatService:
         """The messages from root to tip; only those of the last turns, if that is asked for."""
         return transcript(self._store, self._see(session_id), last_turns)
 
+    def look(self, session_id: str) -> list[TranscriptMessage]:
+        """The same messages for somebody who only looks: what is sent next still follows what the
+        last `transcript` has shown."""
+        return transcript(self._store, self._store.sessions.tip(session_id), None)
+
     def search(self, text: str) -> list[SearchHit]:
         """Sessions by name and messages by text: all words must occur, the last may be a prefix."""
         return search(self._store.database, text)

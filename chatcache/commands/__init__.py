@@ -31,6 +31,7 @@ GROUPS: Mapping[str, str] = {
     "cache": "what is remembered: stats, list, show, verify, pin, unpin, spill, drop, gc, clear",
     "models": "list, show, probe, download",
     "engine": "list, stop: the processes that hold models",
+    "lens": "see what a cache is: turns, tokens, attention, as text, JSON or a picture",
     "bench": "measure prefill, resume, fork and decode on this machine",
     "serve-web": "the chat in a browser",
     "doctor": "check the installation, the directories and the stores",

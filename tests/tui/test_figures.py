@@ -128,6 +128,18 @@ def test_the_panel_says_what_was_reused_and_why() -> None:
     assert "spilled 264 MB" in text
 
 
+def test_the_panel_shows_the_memory_of_a_gpu_where_there_is_one() -> None:
+    state = PanelState(snapshot=snapshot())
+    assert not any(line.startswith("VRAM") for line in words(drawing.lines(state, 36, 4000.0)))
+    held = snapshot()
+    row = replace(held.segments[0], in_vram=True)
+    use = TierUse(4_400_000_000, 30_000_000_000, 1)
+    state = PanelState(snapshot=replace(held, vram=use, segments=(row,)))
+    lines = words(drawing.lines(state, 36, 4000.0))
+    assert any(line.startswith("VRAM") and "4.4 GB / 30 GB" in line for line in lines)
+    assert any(line.split() == ["0–612", "all*", "76", "MB", "1h", "31"] for line in lines)
+
+
 @pytest.mark.parametrize("width", [30, 36, 44, 60])
 def test_no_line_of_the_panel_is_wider_than_it(width: int) -> None:
     state = PanelState(figures=HIT, snapshot=snapshot(12), info=FakeBackend().info)

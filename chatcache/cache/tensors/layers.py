@@ -29,7 +29,7 @@ class Borrower(Protocol):
         """The buffers of layer `number` are others now, the same as far as they are frozen."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Buffers:
     """Memory for K and V of one layer: by kind ("key", "value"), `[1, num_kv_heads, room,
     head_dim]`. Positions before `frozen_to` are lent, and are never written again."""

@@ -17,7 +17,14 @@ import torch
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 
-from chatcache.cache.tensors.blocks import DTYPES, KVBlock, LentBlock, TensorBlock, memory_of
+from chatcache.cache.tensors.blocks import (
+    DTYPES,
+    KVBlock,
+    LentBlock,
+    ResidentBlock,
+    TensorBlock,
+    memory_of,
+)
 from chatcache.cache.tensors.buckets import BucketLayer
 from chatcache.cache.tensors.layers import Buffers, GrowingLayer
 from chatcache.cache.tensors.recurrent import (
@@ -172,12 +179,27 @@ class LiveKV(Cache):
         or the buffers themselves, frozen up to `stop`."""
         if lent := self.lend(start, stop):
             return lent
-        tensors = {}
-        for index, layer in self._growing.items():
-            for kind in ("key", "value"):
-                view = layer.view(kind, start, stop)[0]
-                tensors[f"{kind}.{index}"] = view.to("cpu", copy=True).contiguous()
+        tensors = {
+            name: run.to("cpu", copy=True).contiguous()
+            for name, run in self._runs(start, stop).items()
+        }
         return KVBlock(tensors, states or {})
+
+    @torch.inference_mode()
+    def reside(self, start: int, stop: int) -> ResidentBlock:
+        """A copy of tokens `start` to `stop` where the model computes."""
+        form = torch.contiguous_format
+        return ResidentBlock(
+            {name: run.clone(memory_format=form) for name, run in self._runs(start, stop).items()}
+        )
+
+    def _runs(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        """Tokens `start` to `stop` where they lie, `[num_kv_heads, num_tokens, head_dim]` each."""
+        return {
+            f"{kind}.{number}": layer.view(kind, start, stop)[0]
+            for number, layer in self._growing.items()
+            for kind in ("key", "value")
+        }
 
     def _may_lend(self, start: int, stop: int) -> bool:
         """Whether lending would keep little more than the run itself in memory: few tokens before
@@ -188,7 +210,7 @@ class LiveKV(Cache):
         is_full = all(5 * self.num_tokens >= 4 * home.room for home in homes)
         return is_full and all(8 * (start - home.frozen_to) <= stop - start for home in homes)
 
-    def lend(self, start: int, stop: int) -> LentBlock | None:
+    def lend(self, start: int, stop: int) -> TensorBlock | None:
         """Tokens `start` to `stop` where they lie, frozen up to `stop`; None: a copy is better."""
         if not self._may_lend(start, stop):
             return None
@@ -249,6 +271,9 @@ class LiveKV(Cache):
         if staged is not None:
             layer, kind = self._locate(name)
             layer.view(kind, start, start + staged.shape[1])[0].copy_(staged)
+
+    def flush(self) -> None:
+        """What was loaded is here already."""
 
     def set_length(self, num_tokens: int) -> None:
         """All layers now hold `num_tokens` tokens: what was loaded or read in place counts."""

@@ -26,7 +26,7 @@ class Lifetimes:
     def place(self, entry: Entry) -> Literal["ram", "disk"] | None:
         """The fastest tier that holds a segment whose time is not over; None: there is none."""
         now = self.clock()
-        if entry.block is not None and not entry.is_over(self.policy.ram_ttl, now):
+        if entry.is_in_memory and not entry.is_over(self.policy.ram_ttl, now):
             return "ram"
         if entry.path is not None:
             return None if entry.is_over(self.policy.disk_ttl, now) else "disk"
@@ -42,6 +42,7 @@ class Lifetimes:
                 if entry.is_over(self.policy.disk_ttl, now):
                     self.disk.give_up(entry)
             if entry.is_over(self.policy.ram_ttl, now):
+                entry.resident = None
                 if entry.path is not None or not self.spiller.can_write(entry):
                     entry.block = None
                 else:

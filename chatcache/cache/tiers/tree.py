@@ -94,15 +94,17 @@ def _edges(tree: RadixTree, held: Mapping[str, Entry], live: TokenIds) -> tuple[
 
 
 def _edge(edge: EdgeView, holders: list[Entry], num_below: int, is_live: bool) -> TreeEdge:
-    in_ram = any(entry.block is not None for entry in holders)
-    on_disk = any(entry.path is not None for entry in holders)
-    tiers: tuple[Tier, ...] = (*(("ram",) if in_ram else ()), *(("disk",) if on_disk else ()))
+    places: tuple[tuple[Tier, bool], ...] = (
+        ("vram", any(entry.resident is not None for entry in holders)),
+        ("ram", any(entry.block is not None for entry in holders)),
+        ("disk", any(entry.path is not None for entry in holders)),
+    )
     shares = [entry.num_bytes * len(edge.ids) // (entry.stop - entry.start) for entry in holders]
     return TreeEdge(
         parent=edge.parent,
         start=edge.start,
         ids=edge.ids,
-        tiers=tiers,
+        tiers=tuple(tier for tier, is_there in places if is_there),
         num_bytes=sum(shares),
         num_below=num_below,
         hits=max((entry.hits for entry in holders), default=0),

@@ -12,6 +12,8 @@ from chatcache.errors import ChatcacheError, UsageError, did_you_mean
 from chatcache.formatting import plural
 from chatcache.frontend import keycheck, servers
 from chatcache.frontend.desk import required, spill
+from chatcache.frontend.lens.source import LensSource
+from chatcache.frontend.lens.spoken import opened
 from chatcache.frontend.progress import Report
 from chatcache.tui.look import layout
 from chatcache.tui.messages import PanelModeChosen
@@ -68,15 +70,12 @@ class ProgramActions:
 
     async def _lens(self, argument: str) -> None:
         self._chat.require_session()
-        shown, info = self._panel.figures, self._panel.info
         if self._is_remote:
             self._stage.toast(servers.NO_LENS)
-        picker = LensScreen(
-            self._chat.fork_points,
-            info.max_context_tokens if info else None,
-            shown.cache.diverged_at if shown and shown.cached_tokens else None,
-        )
-        turn = await self._stage.push_screen_wait(picker)
+        chat = self._chat
+        source = LensSource(chat.service, chat.session_id, chat.prices)
+        lens = await self._stage.ask(opened, source, argument.split())
+        turn = await self._stage.push_screen_wait(LensScreen(lens, chat.name))
         if turn is not None:
             await self.inspect(turn)
 

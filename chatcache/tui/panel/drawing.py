@@ -214,6 +214,8 @@ def _store_lines(snapshot: CacheSnapshot | None, width: int, now: float) -> Iter
         return
     live = f"{snapshot.live_tokens:,} tok live" if snapshot.live_tokens else ""
     yield _heading("STORE", live, width)
+    if snapshot.vram is not None:
+        yield _tier_line("VRAM", snapshot.vram, width)
     yield _tier_line("RAM", snapshot.ram, width)
     yield _tier_line("disk", snapshot.disk, width)
     if not snapshot.segments:
@@ -245,6 +247,8 @@ def _segment_text(row: SegmentRow, width: int, now: float) -> str:
 
 def where_words(row: SegmentRow) -> str:
     """Which tier a segment is in."""
+    if row.in_vram:
+        return "all" if row.in_ram and row.on_disk else "VRAM"
     if row.in_ram:
         return "both" if row.on_disk else "RAM"
     return "disk" if row.on_disk else "live" if row.is_live else "–"

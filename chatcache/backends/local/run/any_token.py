@@ -49,6 +49,7 @@ class AnyTokenContext(LiveContext):
                 live = min(live, path.num_kept)
                 if live <= lease.num_matched:
                     live = min(live, lease.num_tokens)
+            self.prefixes.vram.keep(path.ids, live, path.kv.reside)
             path.hold(ids, live)
             declined = self._decline(lease, live)
             wanted = lease if declined is None else lease.up_to(max(live, lease.disk_start))
@@ -92,7 +93,7 @@ class AnyTokenContext(LiveContext):
             yield step
 
     def step(self, token_id: int, position: int) -> torch.Tensor:
-        return self.path.forward(self.path.kv, [token_id], position)
+        return self.path.compute([token_id], position)
 
     def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
         path = self.path
@@ -212,7 +213,7 @@ class LengthBoundContext(LiveContext):
     def step(self, token_id: int, position: int) -> torch.Tensor:
         if self._is_beyond or position < self._max_tokens:
             self._decoded.append(token_id)
-            return self.path.forward(self.path.kv, [token_id], position)
+            return self.path.compute([token_id], position)
         return self._cross(token_id)
 
     def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:

@@ -45,8 +45,11 @@ from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.policy import Precision
 from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.int8 import Int8KV
+from chatcache.cache.tensors.link import CudaLink, Link
 from chatcache.cache.tensors.live_kv import LiveKV
+from chatcache.checks import num_bytes
 from chatcache.errors import NotFiniteError
 from chatcache.machine import allowance
 
@@ -91,7 +94,8 @@ def build_runner(
     rates = RateBook(directory / "rates.json")
     chunk_choice = ChunkChoice(loaded, directory)
     threads = threads_for(loaded.model, loaded.device, is_fixed=settings.num_threads is not None)
-    live = build_live(loaded, cut, precision)
+    ram_budget = fit.budget(loaded.fit, settings.ram_budget)
+    live = build_live(loaded, cut, precision, link_to(loaded.device), ram_budget)
     path = LivePath(Forward(loaded.model, loaded.device, threads), live)
     with naming_gpu():
         kv_bytes = warm_up(cut, path, rates)
@@ -108,7 +112,8 @@ def build_runner(
         think_switch=planner.think_switch,
     )
     reporter = CacheReporter(emit, path)
-    prefixes = reporter.prefixes = _prefix_cache(loaded, settings, cut, namespace, reporter.note)
+    prefixes = _prefix_cache(loaded, settings, cut, namespace, path, reporter.note)
+    reporter.prefixes = prefixes
     chunk = settings.prefill_chunk_tokens or chunk_choice.num_tokens
     context = build_context(
         cut,
@@ -174,12 +179,18 @@ def _prefix_cache(
     settings: EngineSettings,
     cut: CutPolicy,
     namespace: str,
+    path: LivePath,
     on_event: Callable[[str, str], None],
 ) -> PrefixCache:
-    return PrefixCache(
+    live, vram_budget = path.kv, 0
+    if isinstance(live, DeviceKV):
+        live.warn = lambda text: on_event("warning", text)
+        vram_budget = num_bytes(settings.vram_budget, live.link.num_free_bytes)
+    prefixes = PrefixCache(
         settings.cache_dir,
         namespace,
         ram_budget=fit.budget(loaded.fit, settings.ram_budget),
+        vram_budget=vram_budget,
         disk_budget=settings.disk_budget,
         policy=settings.policy,
         is_spilling=cut.is_cuttable,
@@ -187,12 +198,30 @@ def _prefix_cache(
         on_event=on_event,
         may_keep=lambda: loaded.watch.changed() is None,
     )
+    path.give_way = prefixes.vram.give_up
+    return prefixes
 
 
-def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exact") -> LiveKV:
+def link_to(device: torch.device) -> Link | None:
+    """To a device with memory of its own; None: there is none, or its copies cannot be queued."""
+    return CudaLink(device) if device.type == "cuda" else None
+
+
+def build_live(
+    loaded: LoadedModel,
+    cut: CutPolicy,
+    precision: Precision = "exact",
+    link: Link | None = None,
+    ram_budget: int = 0,
+) -> LiveKV:
     """An empty live KV; with the states of the layers where the model has such.
 
-    `precision`: how its blocks keep K and V."""
+    `precision`: how its blocks keep K and V. With a `link` they are in slabs for it, of about
+    `ram_budget` bytes, unless the kind of the model or of the blocks wants them otherwise."""
+    if link is not None and cut.kind == "any_token" and precision == "exact":
+        return DeviceKV(
+            loaded.num_layers, loaded.dtype, loaded.device, link=link, slab_budget=ram_budget
+        )
     config = loaded.model.config if cut.needs_states else None
     kind = Int8KV if precision == "int8" else LiveKV
     return kind(loaded.num_layers, loaded.dtype, loaded.device, config)

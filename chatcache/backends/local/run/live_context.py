@@ -21,7 +21,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers.cache_utils import Cache
@@ -38,6 +38,8 @@ from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.views import CostEstimate, TierRun, num_tokens_of
 from chatcache.errors import NotFiniteError, UnavailableError
 from chatcache.token_ids import NO_IDS, TokenIds
+
+Result = TypeVar("Result")
 
 
 class Forward:
@@ -224,6 +226,7 @@ class LivePath:
     `computed_from`: the first position that was computed since the last reuse. A commit writes what
     is there and behind in one piece, also where segments of another path hold its first tokens,
     and nothing of what comes before.
+    `give_way`: has others let go of memory of the device; whether they held some.
     """
 
     def __init__(self, forward: Forward, kv: LiveKV):
@@ -232,6 +235,7 @@ class LivePath:
         self.ids = NO_IDS
         self.num_kept = 0
         self.computed_from = 0
+        self.give_way: Callable[[], bool] = lambda: False
 
     def hold(self, ids: TokenIds, num_tokens: int) -> None:
         """The live tokens are the first `num_tokens` of `ids` from now on; others are cut off."""
@@ -256,13 +260,29 @@ class LivePath:
     def reserve(self, num_tokens: int) -> None:
         """Raises UnavailableError when there is no memory for as many."""
         with memory_for(num_tokens):
-            self.kv.reserve(num_tokens)
+            self._with_room(lambda: self.kv.reserve(num_tokens))
+
+    def compute(self, token_ids: Sequence[int], start: int) -> torch.Tensor:
+        """Append ids at positions from `start`; raises what `Forward` raises."""
+        return self._with_room(lambda: self.forward(self.kv, token_ids, start))
+
+    def _with_room(self, work: Callable[[], Result]) -> Result:
+        """Do what needs memory; once more, where the device had none and others gave way."""
+        num_tokens = self.kv.num_tokens
+        try:
+            return work()
+        except (MemoryError, RuntimeError, UnavailableError) as error:
+            cause = error.__cause__ if isinstance(error, UnavailableError) else error
+            if cause is None or not is_out_of_memory(cause) or not self.give_way():
+                raise
+        self.kv.truncate(num_tokens)
+        return work()
 
     def run(self, ids: TokenIds, pieces: Iterable[tuple[int, int]]) -> Iterator[PrefillStep]:
         """Compute pieces of `ids`, each behind what is live; the caller may stop in between."""
         self.reserve(len(ids))
         for begin, end in pieces:
-            logits = self.forward(self.kv, ids[begin:end], begin)
+            logits = self.compute(ids[begin:end], begin)
             self.kv.note_computed(end)
             self.ids = ids[:end]
             yield PrefillStep(end, logits)

@@ -14,6 +14,7 @@ else.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,8 @@ class _BucketSlot(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_compileable = False
 
     def __init__(self, home: Buffers, bucket: int, written: _Written):
-        self._tensors = home.tensors
+        # What holds a step must not keep buffers that the path has left.
+        self._home = weakref.ref(home)
         self._bucket, self._written = bucket, written
         self.is_initialized = True
 
@@ -64,7 +66,10 @@ class _BucketSlot(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self._put("key", key_states), self._put("value", value_states)
 
     def _put(self, kind: str, states: torch.Tensor) -> torch.Tensor:
-        whole, written = self._tensors[kind], self._written
+        home, written = self._home(), self._written
+        if home is None:
+            raise RuntimeError("the buffers of this step are gone")
+        whole = home.tensors[kind]
         if written.is_padding is not None:  # it stays finite, whatever the model makes of it
             states = states.masked_fill(written.is_padding, 0.0)
         whole.index_copy_(2, written.positions, states)
@@ -85,10 +90,14 @@ class _Step:
     """One number of rows in one bucket, on buffers that lie somewhere."""
 
     rows: int
-    homes: list[Buffers]
+    homes: list[weakref.ref[Buffers]]
     compute: Callable[[], None]
     num_direct: int = 0
     replay: Callable[[], None] | None = None
+    is_fixed: bool = False  # it stays direct
+
+    def is_on(self, homes: Sequence[Buffers]) -> bool:
+        return all(mine() is home for mine, home in zip(self.homes, homes, strict=True))
 
 
 class StaticStep:
@@ -104,6 +113,7 @@ class StaticStep:
         vocab = int(model.get_output_embeddings().out_features)
         self._logits = torch.zeros((1, vocab), dtype=model.dtype, device=device)
         self._steps: dict[tuple[int, int], _Step] = {}
+        self._live: weakref.ref[LiveKV] | None = None
         self._has_own_bits = False  # a graph adds up in another order
 
     def __call__(self, kv: LiveKV, token_ids: Sequence[int], start: int) -> torch.Tensor | None:
@@ -139,7 +149,8 @@ class StaticStep:
     @torch.inference_mode()
     def prove(self, kv: LiveKV, ordinary: Callable[[LiveKV, Sequence[int], int], Any]) -> bool:
         """Whether these steps say what the `ordinary` ones say, on a prompt and one token, captured
-        and not. Nothing is live afterwards."""
+        and not. Nothing is live afterwards. From now on this KV is the only one worth graphs."""
+        self._live = weakref.ref(kv)
         ids = list(range(MAX_ROWS // 16))
         expected = [ordinary(kv, ids, 0), ordinary(kv, [1], len(ids))]
         kv.truncate(0)
@@ -164,12 +175,18 @@ class StaticStep:
         homes = kv.claim_buckets(start, start + rows)
         if homes is None:
             return None
+        if not self._is_live(kv):  # a path beside the live one is not worth a graph
+            return _Step(rows, [], self._call(homes, rows, bucket), is_fixed=True)
         step = self._steps.get((rows, bucket))
-        if step is None or step.homes != homes:
+        if step is None or not step.is_on(homes):
             # Buffers were left: nothing that was captured on others is of use.
-            self._steps = {k: known for k, known in self._steps.items() if known.homes == homes}
-            step = self._steps[rows, bucket] = _Step(rows, homes, self._call(homes, rows, bucket))
+            self._steps = {key: known for key, known in self._steps.items() if known.is_on(homes)}
+            step = _Step(rows, list(map(weakref.ref, homes)), self._call(homes, rows, bucket))
+            self._steps[rows, bucket] = step
         return step
+
+    def _is_live(self, kv: LiveKV) -> bool:
+        return self._live is None or self._live() is kv
 
     def _fill(self, rows: int, token_ids: Sequence[int], start: int) -> None:
         """The memory that all steps read: the ids, and behind them where they begin and how many
@@ -190,7 +207,9 @@ class StaticStep:
 
     def _is_due(self, step: _Step) -> bool:
         enough = _DIRECT_TOKENS if step.rows == 1 else _DIRECT_PROMPTS
-        return self._graphs is not None and (self._has_own_bits or step.num_direct >= enough)
+        if self._graphs is None or step.is_fixed:
+            return False
+        return self._has_own_bits or step.num_direct >= enough
 
     def _capture(self, step: _Step) -> None:
         """Compute a step and capture it; where that fails, or says something else, it stays direct,

@@ -74,7 +74,8 @@ class CacheReporter:
         ram, disk = self.prefixes.use()
         rows = self.prefixes.rows(self._path.ids, _SNAPSHOT_ROWS)
         live = self._path.kv
-        self._emit(CacheSnapshot(ram, disk, live.num_tokens, live.num_bytes, tuple(rows)))
+        vram = self.prefixes.vram.use()
+        self._emit(CacheSnapshot(ram, disk, live.num_tokens, live.num_bytes, tuple(rows), vram))
 
 
 @dataclass(frozen=True, slots=True)

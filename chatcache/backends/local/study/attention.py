@@ -14,15 +14,17 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.model.cut_policy import CutPolicy
-from chatcache.backends.local.run.live_context import Forward
+from chatcache.backends.local.run.live_context import Forward, chunks
 from chatcache.backends.local.study.beside import Beside, Footing
+from chatcache.backends.local.study.shape import num_heads_of
 from chatcache.backends.questions import AskAttention, AttentionRows
 from chatcache.errors import UnavailableError, UsageError
-from chatcache.formatting import plural
+from chatcache.formatting import plural, size
 from chatcache.token_ids import NO_IDS, TokenIds
 
 MAX_ROWS = 64
 MAX_NUMBERS = 1 << 20  # of an answer
+MAX_ROW_BYTES = 1 << 30
 KEPT_BYTES = 64 << 20
 _TELLING = "eager"  # the attention code of transformers that returns its weights
 _CHUNK_BYTES = 64 << 20  # of the weights that are there at once
@@ -37,6 +39,9 @@ class AttentionStudy:
         self._forward = forward
         self._beside = beside
         self._cut = cut
+        config = model.config.get_text_config()
+        num_heads = config.num_hidden_layers * max(1, num_heads_of(config))
+        self._bytes_per_position = model.dtype.itemsize * num_heads  # of a row, at most
         self._ids = NO_IDS
         self._rows: dict[int, torch.Tensor] = {}
 
@@ -83,6 +88,12 @@ class AttentionStudy:
                 f"Attention of {plural(last - first + 1, 'token')} is more than is shown at once.",
                 f"Choose at most {most} in a path of this length.",
             )
+        row_bytes = (last + 1) * self._bytes_per_position
+        if row_bytes > MAX_ROW_BYTES:
+            raise UnavailableError(
+                f"All heads of all layers have {size(row_bytes)} of weights on these tokens.",
+                "Choose a token that is nearer to the beginning.",
+            )
         if not self._cut.is_cuttable:
             raise UnavailableError(
                 f"The K of this model cannot be gone on from: {self._cut.detail}.",
@@ -110,10 +121,11 @@ class AttentionStudy:
 
     def _compute(self, ids: TokenIds, footing: Footing) -> Generator[None, None, None]:
         """Rows of all tokens behind the footing."""
-        start, size = footing.num_tokens, 1  # how large the weights are, the first row tells
-        while start < len(ids):
+        num_rows = max(1, _CHUNK_BYTES // (len(ids) * self._bytes_per_position))
+        if self._cut.is_stepwise:
+            num_rows = 1
+        for start, stop in chunks(footing.num_tokens, len(ids), num_rows):
             yield
-            stop = min(start + size, len(ids))
             with self._telling():
                 output = self._forward.output(
                     footing.cache, ids[start:stop], start, output_attentions=True
@@ -127,10 +139,6 @@ class AttentionStudy:
             for row, at in enumerate(range(start, stop)):
                 weights = torch.stack([layer[:, row, : at + 1] for layer in told])
                 self._rows[at] = weights.cpu()
-            start = stop
-            if not self._cut.is_stepwise:
-                row_bytes = self._rows[start - 1].nbytes * len(ids) // start
-                size = max(1, _CHUNK_BYTES // row_bytes)
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:

@@ -13,13 +13,14 @@ def model_shape(loaded: LoadedModel, kv: LiveKV, kv_bytes_per_token: int) -> Mod
     """Of K and V what the model really writes, once it has been run on `kv`; the rest from its
     config."""
     config = loaded.model.config.get_text_config()
-    num_heads = _number(config, "num_attention_heads", "n_head", "num_heads")
+    num_heads = num_heads_of(config)
     hidden_size = _number(config, "hidden_size", "n_embd", "d_model")
-    kept = next((layer.view("key", 0, 0) for layer in kv.growing if layer.is_initialized), None)
-    num_kv_heads, head_dim = (
-        (kept.shape[1], kept.shape[3]) if kept is not None else _of_config(config, num_heads)
-    )
     latent = _number(config, "kv_lora_rank")
+    kept = None if latent else next((layer for layer in kv.growing if layer.is_initialized), None)
+    num_kv_heads, head_dim = _of_config(config, num_heads)
+    if kept is not None:
+        keys, values = kept.view("key", 0, 0).shape, kept.view("value", 0, 0).shape
+        num_kv_heads, head_dim = keys[1], (keys[3] + values[3]) // 2
     return ModelShape(
         num_layers=loaded.num_layers,
         num_heads=num_heads,
@@ -38,9 +39,17 @@ def model_shape(loaded: LoadedModel, kv: LiveKV, kv_bytes_per_token: int) -> Mod
     )
 
 
+def num_heads_of(config: Any) -> int:
+    """How many heads ask in each layer; 0 where a config does not say."""
+    return _number(config, "num_attention_heads", "n_head", "num_heads")
+
+
 def _of_config(config: Any, num_heads: int) -> tuple[int, int]:
-    """KV heads and their width, where nothing is kept that would show it."""
+    """KV heads and their width, where what is kept does not show it."""
     num_kv_heads = _number(config, "num_key_value_heads", "num_kv_heads") or num_heads
+    if values := _number(config, "v_head_dim"):
+        keys = _number(config, "qk_nope_head_dim") + _number(config, "qk_rope_head_dim")
+        return num_kv_heads, (keys + values) // 2
     hidden_size = _number(config, "hidden_size", "n_embd", "d_model")
     return num_kv_heads, _number(config, "head_dim") or hidden_size // max(1, num_heads)
 
