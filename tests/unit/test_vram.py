@@ -16,6 +16,7 @@ from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.segments import LostBlockError, TensorSource
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.errors import UnavailableError
+from chatcache.frontend.lens.tree_replay import after_event
 from chatcache.token_ids import TokenIds
 from tests.kvfakes import BYTES_PER_TOKEN, FIELDS, ByteBlock, ByteSink
 
@@ -276,3 +277,25 @@ def test_a_step_without_memory_is_tried_again_once_residents_gave_way() -> None:
     with pytest.raises(UnavailableError):
         path.compute([3], 2)
     assert full.num_calls == 4
+
+
+def test_its_changes_are_among_those_of_the_tree(cache: PrefixCache) -> None:
+    tell(cache, FIRST)
+    leave(cache, FIRST)
+    (edge,) = cache.tree().edges
+    assert edge.tiers == ("vram", "ram", "disk")
+    cache.vram.give_up()
+    shape = cache.tree(num_events=9)
+    told = [(event.change, event.tier) for event in shape.events]
+    assert told == [
+        ("inserted", "ram"),
+        ("spilled", "disk"),
+        ("restored", "vram"),
+        ("evicted", "vram"),
+    ]
+    assert [after_event(shape, n).edges[0].tiers for n in range(4)] == [
+        ("ram",),
+        ("ram", "disk"),
+        ("vram", "ram", "disk"),
+        ("ram", "disk"),
+    ]

@@ -10,7 +10,7 @@ from chatcache.cache.book.eviction import Candidate
 from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.policy import is_over
 from chatcache.cache.segments import Block, Resident, Span
-from chatcache.cache.views import SegmentRow, TierRun, num_tokens_of
+from chatcache.cache.views import TIERS, SegmentRow, Tier, TierRun, num_tokens_of
 from chatcache.token_ids import TokenIds
 
 
@@ -41,6 +41,12 @@ class Entry:
     def is_in_memory(self) -> bool:
         """Whether it can be gone on with without a read from disk."""
         return self.block is not None or self.resident is not None
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Where it lies now, the fastest first."""
+        places = zip(TIERS, (self.resident, self.block, self.path), strict=True)
+        return tuple(tier for tier, place in places if place is not None)
 
     @property
     def is_held(self) -> bool:

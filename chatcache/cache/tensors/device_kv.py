@@ -190,6 +190,12 @@ class DeviceKV(LiveKV):
         self._in_flight.hold(arrival, memory, runs)
         block.fill(memory, arrival)
 
+    def wait_for_exports(self) -> None:
+        """Have the host wait until all that was exported is in its memory."""
+        for export in self._exports:
+            with contextlib.suppress(LostBlockError):
+                _ = export.block.tensors
+
     def lend(self, start: int, stop: int) -> SlabBlock | None:
         """The run as it was read from a file, where the slabs have it still."""
         read = self._read.pop((start, stop), {})

@@ -53,6 +53,7 @@ class VramTier:
                     return
                 try:
                     entry.resident = reside(entry.start, entry.stop)
+                    self.book.log.note("restored", entry, "vram")
                 except (MemoryError, RuntimeError) as error:  # torch says the latter
                     log.info("the device has no room for a path that is left: %s", error)
                     self.give_up()
@@ -84,7 +85,9 @@ class VramTier:
 
     def _evict(self, entry: Entry) -> None:
         entry.resident = None
-        if self.book.remove_if_gone(entry):
+        is_gone = self.book.remove_if_gone(entry)
+        self.book.log.note("evicted", entry, "vram", is_gone=is_gone)
+        if is_gone:
             self.notices.tell_evicted([entry.stop - entry.start], "VRAM", is_expired=False)
 
     def _residents(self) -> list[tuple[Entry, int]]:

@@ -144,7 +144,7 @@ class AnyTokenContext(LiveContext):
             return True
         if held.disk_tokens and held.spans[-1].start < total - MIN_PART_TOKENS - 1:
             return True
-        with self.prefixes.acquire(ids, total) as lease:
+        with self.prefixes.acquire(ids, total, is_use=False) as lease:
             restored = self.prefixes.restore(lease, self.path.kv, start)
         is_whole = restored.num_tokens == total
         self.path.hold(ids, total if is_whole else start)

@@ -12,7 +12,6 @@ from chatcache.backends.local.study.attention import AttentionStudy
 from chatcache.backends.local.study.beside import Beside
 from chatcache.backends.local.study.next_tokens import NextTokenStudy
 from chatcache.backends.local.study.pieces import Vocabulary
-from chatcache.backends.local.study.tree import tree_shape
 from chatcache.backends.local.study.vocabularies import Vocabularies
 from chatcache.backends.questions import (
     Answer,
@@ -51,7 +50,7 @@ class Answers:
             return self._tokenize(question)
         if isinstance(question, AskTree):
             live = self.beside.live
-            return tree_shape(question, live.prefixes, live.path.ids)
+            return live.prefixes.tree(live.path.ids, question.num_events)
         if isinstance(question, AskAttention | AskNextTokens):
             return (yield from self._compute(question))
         return self.describe()
