@@ -16,7 +16,8 @@ from transformers import DynamicCache
 from chatcache.backends.local.run.any_token import AnyTokenContext
 from chatcache.backends.local.run.assemble import link_to, seconds_of
 from chatcache.backends.local.run.chunk_choice import ChunkChoice
-from chatcache.backends.local.run.live_context import Forward, LivePath, Reuse
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import LivePath, Reuse
 from chatcache.backends.local.run.threads import threads_for
 from chatcache.bench.clock import settled_at
 from chatcache.bench.limits import drop_page_cache

@@ -11,7 +11,8 @@ import torch
 
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.run.assemble import build_context
-from chatcache.backends.local.run.live_context import Forward, LivePath, Reuse
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import LivePath, Reuse
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.buckets import BucketLayer

@@ -18,7 +18,7 @@ from chatcache.backends.base import SamplingParams
 from chatcache.backends.local.model import capturing
 from chatcache.backends.local.model.capturing import CAPTURED_FAMILIES, why_eager
 from chatcache.backends.local.run import static_step
-from chatcache.backends.local.run.live_context import Forward, outcome_of
+from chatcache.backends.local.run.forward import Forward, outcome_of
 from chatcache.backends.local.run.sampling import Sampler
 from chatcache.cache.tensors import buckets
 from chatcache.cache.tensors.buckets import BucketLayer, bucket_for

@@ -27,8 +27,9 @@ from chatcache.backends.local.packed.known import takes_step
 from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.chunk_choice import ChunkChoice
+from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.run.idle import IdleWork
-from chatcache.backends.local.run.live_context import Forward, LiveContext, LivePath
+from chatcache.backends.local.run.live_context import LiveContext, LivePath
 from chatcache.backends.local.run.reasons import TurnExplainer
 from chatcache.backends.local.run.threads import threads_for, use
 from chatcache.backends.local.run.turn import TurnPlanner

@@ -94,7 +94,7 @@ class _Step:
     compute: Callable[[], None]
     num_direct: int = 0
     replay: Callable[[], None] | None = None
-    is_fixed: bool = False  # it stays direct
+    is_fixed: bool = False  # it stays direct: there is no memory for a graph, or no use
 
     def is_on(self, homes: Sequence[Buffers]) -> bool:
         return all(mine() is home for mine, home in zip(self.homes, homes, strict=True))
@@ -140,7 +140,9 @@ class StaticStep:
         try:
             for rows in reversed(ROWS):  # the longest first: it may need longer buffers
                 step = self._step(kv, rows, kv.num_tokens)
-                if step is not None and step.replay is None and self._graphs is not None:
+                if step is None or self._graphs is None:
+                    return
+                if step.replay is None and not step.is_fixed:
                     self._fill(rows, [], kv.num_tokens)
                     self._capture(step)
         except RuntimeError as error:  # there is no memory for it
@@ -222,6 +224,10 @@ class StaticStep:
             direct = self._logits.clone()
             replay()
             is_close = _is_close(self._logits, direct)
+        except torch.OutOfMemoryError:
+            step.is_fixed = True
+            step.compute()
+            return
         except RuntimeError as error:
             self._stay_eager(f"they cannot be captured: {str(error).partition(chr(10))[0]}")
             step.compute()
