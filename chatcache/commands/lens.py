@@ -24,6 +24,7 @@ from chatcache.commands.parser import Parser, number_option, sampling_options, s
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, NotFoundError, UsageError
 from chatcache.frontend import remembered
+from chatcache.frontend.desk import SegmentDesk
 from chatcache.frontend.lens.exports import as_text, write_new
 from chatcache.frontend.lens.lens import Lens
 from chatcache.frontend.lens.page import Page
@@ -150,7 +151,9 @@ def _lens(
         has_ids=arguments.ids,
         sampling=compose.sampling(settings).params,
     )
-    lens = Lens(LensSource(service, session.session_id, compose.price_list(settings)), state=state)
+    desk = SegmentDesk(lambda: compose.open_inspector(settings))
+    source = LensSource(service, session.session_id, compose.price_list(settings), desk)
+    lens = Lens(source, state=state)
     if arguments.turn is not None:
         lens.choose_turn(arguments.turn)
         lens.state = replace(state, turn=arguments.turn)

@@ -242,7 +242,9 @@ class PlainActions:
         self._talk.show()
 
     def _do_lens(self, argument: str) -> None:
-        source = LensSource(self._talk.service, self._chat.require_id(), self._chat.prices)
+        source = LensSource(
+            self._talk.service, self._chat.require_id(), self._chat.prices, self._talk.desk
+        )
         info = self._talk.model_info()
         if info is not None and info.backend == "remote":
             say(servers.NO_LENS)

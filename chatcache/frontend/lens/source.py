@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chatcache.backends.base import ModelInfo
-from chatcache.backends.questions import Answer, DescribeTokens, Question, TokenPieces
+from chatcache.backends.questions import (
+    Answer,
+    AskTree,
+    DescribeModel,
+    DescribeTokens,
+    ModelShape,
+    Question,
+    TokenPieces,
+    TreeShape,
+)
 from chatcache.backends.usage import Figures
 from chatcache.chat.bill import PriceList
 from chatcache.chat.figures import decode
@@ -18,6 +27,7 @@ from chatcache.chat.service import ChatService
 from chatcache.chat.views import ForkPoint, TranscriptMessage
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.frontend.accounts import LedgerFacts, gather
+from chatcache.frontend.desk import SegmentDesk
 
 NOT_LOADED = "No model is loaded"
 
@@ -26,10 +36,14 @@ class LensSource:
     """One chat, as it is when it is asked for."""
 
     def __init__(
-        self, service: ChatService, session_id: str, prices: PriceList | None = None
+        self,
+        service: ChatService,
+        session_id: str,
+        prices: PriceList | None = None,
+        desk: SegmentDesk | None = None,
     ) -> None:
         self.service, self.session_id = service, session_id
-        self._prices = prices or PriceList()
+        self._prices, self._desk = prices or PriceList(), desk
 
     # From the database
 
@@ -64,6 +78,13 @@ class LensSource:
         session = self.service.find_session(self.session_id)
         return gather(self.service, session, self._prices)
 
+    def tree_on_disk(self, namespace_id: str) -> TreeShape:
+        """The tree of a namespace as it lies on disk; an empty one where it cannot be read."""
+        try:
+            return self._desk.tree(namespace_id) if self._desk and namespace_id else TreeShape(())
+        except OSError:
+            return TreeShape(())
+
     # From the engine
 
     @property
@@ -91,13 +112,30 @@ class LensSource:
 
     def pieces(self, tokenizer_id: str, question: DescribeTokens) -> TokenPieces | None:
         """What ids stand for; None where nobody can tell now: they are shown by number then."""
-        if not self.can_read(tokenizer_id):
-            return None
-        try:
-            answer = self.study(question)
-        except UnavailableError:  # the engine has just ended
-            return None
+        answer = self._told(question) if self.can_read(tokenizer_id) else None
         return answer if isinstance(answer, TokenPieces) else None
+
+    def shape(self, reading: TurnReading) -> ModelShape | None:
+        """The numbers of the model that answered a turn; None unless it is the one that is
+        loaded."""
+        info = self.info
+        is_same = info is not None and (
+            info.namespace == reading.namespace_id or info.model == reading.model
+        )
+        answer = self._told(DescribeModel()) if is_same else None
+        return answer if isinstance(answer, ModelShape) else None
+
+    def tree(self) -> TreeShape | None:
+        """The tree of the model that is loaded; None where there is none."""
+        answer = self._told(AskTree()) if self.info is not None else None
+        return answer if isinstance(answer, TreeShape) else None
+
+    def _told(self, question: Question) -> Answer | None:
+        """None where the engine cannot tell now: it has just ended, say."""
+        try:
+            return self.study(question)
+        except UnavailableError:
+            return None
 
     def study(self, question: Question) -> Answer:
         """Ask the engine. Raises UnavailableError where it cannot answer."""

@@ -131,6 +131,12 @@ def step_count(facts: TreeFacts) -> int:
     return len(facts.shape.events)
 
 
+def chosen_edge(facts: TreeFacts, state: TreeState) -> tuple[int, int]:
+    """The number of the edge that is chosen on the page, and how many there are on it."""
+    shape, _, touched = _seen(facts.shape, state.step)
+    return _chosen(shape, touched, state.chosen), len(shape.edges)
+
+
 # What is on the page
 
 
