@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from chatcache.backends.local.run.any_token import AnyTokenContext
-from chatcache.backends.local.run.assemble import link_to, seconds_of
+from chatcache.backends.local.run.assemble import get_ready_on_device, link_to
 from chatcache.backends.local.run.chunk_choice import ChunkChoice
 from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.run.live_context import LivePath, Reuse
@@ -198,8 +198,7 @@ class Chatcache:
         )
         path = LivePath(self._forward, self.live)
         path.give_way = self.prefixes.vram.give_up
-        if self._choice.is_open:
-            self._choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
+        get_ready_on_device(path, self._choice)
         self._context = AnyTokenContext(path, self.prefixes, rates, self._choice.num_tokens)
         self._ids: list[int] = []
 

@@ -103,9 +103,7 @@ def build_runner(
         if threads is not None and cut.is_cuttable:
             threads.settle(rates, lambda: _first_step(path))
         if cut.is_cuttable:
-            path.forward.settle(path.kv)
-        if cut.is_cuttable and chunk_choice.is_open:
-            chunk_choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
+            get_ready_on_device(path, chunk_choice)
     planner = TurnPlanner(loaded)
     info = replace(
         _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes),
@@ -261,6 +259,13 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
     if not rates.is_measured:
         rates.note_prefill(MIN_MEASURED_TOKENS, seconds_of(path, MIN_MEASURED_TOKENS))
     return num_bytes
+
+
+def get_ready_on_device(path: LivePath, chunk_choice: ChunkChoice) -> None:
+    """What a GPU does before its first turn; on a CPU there is nothing."""
+    path.forward.settle(path.kv)
+    if chunk_choice.is_open:
+        chunk_choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
 
 
 def seconds_of(path: LivePath, num_tokens: int) -> float:

@@ -188,7 +188,8 @@ class StaticStep:
         return step
 
     def _is_live(self, kv: LiveKV) -> bool:
-        return self._live is None or self._live() is kv
+        live = None if self._live is None else self._live()
+        return live is None or live is kv
 
     def _fill(self, rows: int, token_ids: Sequence[int], start: int) -> None:
         """The memory that all steps read: the ids, and behind them where they begin and how many
