@@ -161,7 +161,9 @@ class Chatcache:
             self.live.wait_for_exports()
         in_ram = self._now() - began
         self.prefixes.drain()
-        return in_ram, self._now() - began, num_bytes
+        on_disk = self._now() - began
+        self._forward.look_ahead(self.live)  # as between two turns
+        return in_ram, on_disk, num_bytes
 
     def turn(self, ids: Sequence[int], num_answer: int) -> int:
         """Answer a prompt and keep it, as a turn does; returns the bytes of the new files."""

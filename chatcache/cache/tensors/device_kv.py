@@ -33,6 +33,7 @@ from chatcache.cache.tensors.slabs import SLAB_BYTES, Slabs
 log = logging.getLogger(__name__)
 
 _SHARED_PIECE_BYTES = SLAB_BYTES // 4
+_READY_BYTES = 4 * SLAB_BYTES
 
 
 class ArrivingLayer(BucketLayer):  # type: ignore[no-untyped-call]
@@ -189,6 +190,10 @@ class DeviceKV(LiveKV):
             return
         self._in_flight.hold(arrival, memory, runs)
         block.fill(memory, arrival)
+
+    def get_ready(self) -> None:
+        """Make slabs for the first turns, in the thread of the copies."""
+        self._sender.submit(self.slabs.prepare, _READY_BYTES)
 
     def wait_for_exports(self) -> None:
         """Have the host wait until all that was exported is in its memory."""

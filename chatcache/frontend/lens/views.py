@@ -5,7 +5,6 @@ Owns no facts and no drawing: those are in the modules of the views.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +22,6 @@ from chatcache.frontend.lens.page import Page
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.state import LensKey, LensState, clamped
 from chatcache.frontend.lens.view import LensView, moved, with_turn
-
-# Lines of the page of the tree that are no edges: what it is, a change, the chosen edge, events.
-_TREE_FRAME = 12
 
 
 class TurnsView(LensView[turns.TurnsFacts]):
@@ -127,44 +123,24 @@ class GrowthView(LensView[growth_view.GrowthFacts]):
 
 
 class TreeView(LensView[tree_view.TreeFacts]):
-    """The tree of the model that is loaded; else of what the last answer ran in, as it lies on
-    disk."""
-
-    name, title, need = "tree", "Tree", "model"
+    name, title, need = "tree", "Tree", "tokenizer"
 
     def depends(self, state: LensState) -> None:
         return None
 
     def read(self, source: LensSource, state: LensState) -> tree_view.TreeFacts:
-        info, shape = source.info, source.tree()
-        reading = source.reading(None)
-        if shape is None or info is None:
-            on_disk = source.tree_on_disk(reading.namespace_id)
-            return tree_view.TreeFacts(on_disk, time.time(), reading.model, has_engine=False)
-        pieces = source.pieces(info.tokenizer_id, tree_view.question(shape))
-        found = {piece.token_id: piece for piece in pieces.pieces} if pieces else {}
-        return tree_view.TreeFacts(shape, time.time(), info.model, found)
+        return tree_view.read(source)
 
     def page(
         self, facts: tree_view.TreeFacts, state: LensState, width: int, height: int | None
     ) -> Page:
-        rows = 400 if height is None else max(3, height - _TREE_FRAME)
-        return tree_view.page(facts, width, replace(self._own(state), rows=rows))
+        return tree_view.page(facts, width, self._own(state), height)
 
     def press(
         self, facts: tree_view.TreeFacts, state: LensState, key: LensKey, width: int
     ) -> LensState:
         before = self._own(state)
-        chosen, num_edges = tree_view.chosen_edge(facts, before)
-        num_steps = tree_view.step_count(facts)
-        if key in ("left", "right"):
-            # From the tree of now to the left is the last change; behind that one, now again.
-            index = before.step - 1 if before.step else num_steps
-            index = clamped(index + (1 if key == "right" else -1), num_steps + 1)
-            after = replace(before, step=index + 1 if index < num_steps else 0, chosen=None)
-        else:
-            to = moved(key, chosen, num_edges) if num_edges else chosen
-            after = before if to == chosen else replace(before, chosen=to)
+        after = tree_view.press(facts, before, key)
         return state if after == before else state.with_own(self.name, after)
 
     def _own(self, state: LensState) -> tree_view.TreeState:

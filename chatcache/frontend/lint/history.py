@@ -78,7 +78,7 @@ def history_findings(
                 rule="repeated_miss",
                 place=turn_words(missed),
                 what=f"reuse ended at token {position:,} each time: {reason_words(reason)}."
-                f" {one_line(missed[-1].figures.cache.detail)}.",
+                f" In the last one {one_line(missed[-1].figures.cache.detail)}.",
                 advice=MISS_ADVICE[reason].format(session=session),
                 found=reason,
                 token=position,
@@ -97,7 +97,7 @@ def _template_findings(turns: Sequence[PastTurn], session: str) -> Iterator[Lint
         yield LintFinding(
             rule=rule,
             place=turn_words(hit),
-            what=f"{TEMPLATE_WORDS[rule]}. {one_line(last.detail)}.",
+            what=f"{TEMPLATE_WORDS[rule]}. In the last one {one_line(last.detail)}.",
             advice=APPEND.format(session=session),
             found=reason,
             token=last.diverged_at,

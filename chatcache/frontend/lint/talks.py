@@ -84,6 +84,8 @@ def unstable_findings(
     `scale` is that of the system prompt; `num_tokens` are in the whole, where that was counted.
     """
     num_tokens = num_tokens or scale.tokens(sum(len(message.text) for message in messages))
+    is_alone = all(message.role in SYSTEM_ROLES for message in messages)
+    behind = ", and with it all that will be said behind it" if is_alone else ""
     before = 0
     for message in messages:
         if message.role not in SYSTEM_ROLES:
@@ -97,7 +99,7 @@ def unstable_findings(
             yield LintFinding(
                 rule=part.kind,
                 place=message.place,
-                what=f"{KIND_WORDS[part.kind]}, {quoted(part.text)}, changes by itself.",
+                what=f"{KIND_WORDS[part.kind]}, {quoted(part.text)}, changes by itself{behind}.",
                 advice=ADVICE[part.kind],
                 found=part.text,
                 line=line,

@@ -143,7 +143,7 @@ def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
 
 def _lint_lines(words: str, width: int) -> Iterator[Line]:
     if words:
-        yield (Piece("/lint", "title"), Piece(shorten(f"  ! {words}", width - 5), "bad"))
+        yield (Piece("/lint  ", "title"), Piece(shorten(f"! {words}", width - 7), "bad"))
 
 
 def _server_lines(state: PanelState, figures: Figures, width: int) -> Iterator[Line]:

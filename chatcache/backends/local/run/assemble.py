@@ -184,6 +184,7 @@ def _prefix_cache(
     live, vram_budget = path.kv, 0
     if isinstance(live, DeviceKV):
         live.warn = lambda text: on_event("warning", text)
+        live.get_ready()
         vram_budget = num_bytes(settings.vram_budget, live.link.num_free_bytes)
     prefixes = PrefixCache(
         settings.cache_dir,
