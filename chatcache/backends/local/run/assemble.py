@@ -24,7 +24,11 @@ from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
 from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
 from chatcache.backends.local.packed.known import takes_step
-from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
+from chatcache.backends.local.run.any_token import (
+    MIN_PART_TOKENS,
+    AnyTokenContext,
+    LengthBoundContext,
+)
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.chunk_choice import ChunkChoice
 from chatcache.backends.local.run.forward import Forward
@@ -159,9 +163,11 @@ def _answers(
             path.forward(live, [0], 0)
             live.truncate(0)
         beside = LivePath(path.forward, live)
+        beside.give_way = path.give_way
         return build_context(cut, beside, context.prefixes, context.rates, idle.max_chunk, config)
 
-    beside = Beside(context, make, idle.chunk)
+    chunk = min(idle.max_chunk, MIN_PART_TOKENS)
+    beside = Beside(context, make, lambda: max(chunk, idle.chunk()))
     return Answers(
         vocabulary=vocabulary,
         vocabularies=Vocabularies(settings.cache_dir, is_offline=settings.is_offline),
