@@ -31,8 +31,9 @@ from chatcache.backends.local.run.any_token import (
 )
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.chunk_choice import ChunkChoice
+from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.run.idle import IdleWork
-from chatcache.backends.local.run.live_context import Forward, LiveContext, LivePath
+from chatcache.backends.local.run.live_context import LiveContext, LivePath
 from chatcache.backends.local.run.reasons import TurnExplainer
 from chatcache.backends.local.run.threads import threads_for, use
 from chatcache.backends.local.run.turn import TurnPlanner
@@ -105,8 +106,8 @@ def build_runner(
         kv_bytes = warm_up(cut, path, rates)
         if threads is not None and cut.is_cuttable:
             threads.settle(rates, lambda: _first_step(path))
-        if cut.is_cuttable and chunk_choice.is_open:
-            chunk_choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
+        if cut.is_cuttable:
+            get_ready_on_device(path, chunk_choice)
     planner = TurnPlanner(loaded)
     info = replace(
         _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes),
@@ -265,6 +266,13 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
     if not rates.is_measured:
         rates.note_prefill(MIN_MEASURED_TOKENS, seconds_of(path, MIN_MEASURED_TOKENS))
     return num_bytes
+
+
+def get_ready_on_device(path: LivePath, chunk_choice: ChunkChoice) -> None:
+    """What a GPU does before its first turn; on a CPU there is nothing."""
+    path.forward.settle(path.kv)
+    if chunk_choice.is_open:
+        chunk_choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
 
 
 def seconds_of(path: LivePath, num_tokens: int) -> float:
