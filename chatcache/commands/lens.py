@@ -24,7 +24,6 @@ from chatcache.commands.parser import Parser, number_option, sampling_options, s
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, NotFoundError, UsageError
 from chatcache.frontend import remembered
-from chatcache.frontend.desk import SegmentDesk
 from chatcache.frontend.lens.exports import as_text, write_new
 from chatcache.frontend.lens.lens import Lens
 from chatcache.frontend.lens.page import Page
@@ -151,8 +150,7 @@ def _lens(
         has_ids=arguments.ids,
         sampling=compose.sampling(settings).params,
     )
-    desk = SegmentDesk(lambda: compose.open_inspector(settings))
-    source = LensSource(service, session.session_id, compose.price_list(settings), desk)
+    source = LensSource(service, session.session_id, compose.price_list(settings))
     lens = Lens(source, state=state)
     if arguments.turn is not None:
         lens.choose_turn(arguments.turn)

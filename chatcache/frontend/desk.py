@@ -17,7 +17,7 @@ from chatcache.cache.retention import (
     forget_lost_pins,
     remove_namespace,
 )
-from chatcache.cache.views import SegmentRow, TreeShape
+from chatcache.cache.views import SegmentRow
 from chatcache.errors import NotFoundError, StorageError, UsageError
 from chatcache.formatting import one_line, plural, size
 from chatcache.frontend.progress import Report
@@ -77,10 +77,6 @@ class SegmentDesk:
 
     def __init__(self, open_inspector: Callable[[], CacheInspector]) -> None:
         self._open_inspector = open_inspector
-
-    def tree(self, namespace: str) -> TreeShape:
-        """The tree of a namespace, as it lies on disk."""
-        return self._open_inspector().tree(namespace)
 
     def inspect(self, row: SegmentRow) -> list[str]:
         """What is in the file of a segment, its checksums compared."""

@@ -242,9 +242,7 @@ class PlainActions:
         self._talk.show()
 
     def _do_lens(self, argument: str) -> None:
-        source = LensSource(
-            self._talk.service, self._chat.require_id(), self._chat.prices, self._talk.desk
-        )
+        source = LensSource(self._talk.service, self._chat.require_id(), self._chat.prices)
         info = self._talk.model_info()
         if info is not None and info.backend == "remote":
             say(servers.NO_LENS)

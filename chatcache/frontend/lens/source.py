@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from chatcache.backends.base import ModelInfo
 from chatcache.backends.questions import (
     Answer,
-    AskTree,
     DescribeModel,
     DescribeTokens,
     ModelShape,
     Question,
+    TokenPiece,
     TokenPieces,
-    TreeShape,
 )
 from chatcache.backends.usage import Figures
 from chatcache.chat.bill import PriceList
@@ -27,7 +26,6 @@ from chatcache.chat.service import ChatService
 from chatcache.chat.views import ForkPoint, TranscriptMessage
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.frontend.accounts import LedgerFacts, gather
-from chatcache.frontend.desk import SegmentDesk
 
 NOT_LOADED = "No model is loaded"
 
@@ -36,14 +34,10 @@ class LensSource:
     """One chat, as it is when it is asked for."""
 
     def __init__(
-        self,
-        service: ChatService,
-        session_id: str,
-        prices: PriceList | None = None,
-        desk: SegmentDesk | None = None,
+        self, service: ChatService, session_id: str, prices: PriceList | None = None
     ) -> None:
         self.service, self.session_id = service, session_id
-        self._prices, self._desk = prices or PriceList(), desk
+        self._prices = prices or PriceList()
 
     # From the database
 
@@ -78,13 +72,6 @@ class LensSource:
         session = self.service.find_session(self.session_id)
         return gather(self.service, session, self._prices)
 
-    def tree_on_disk(self, namespace_id: str) -> TreeShape:
-        """The tree of a namespace as it lies on disk; an empty one where it cannot be read."""
-        try:
-            return self._desk.tree(namespace_id) if self._desk and namespace_id else TreeShape(())
-        except OSError:
-            return TreeShape(())
-
     # From the engine
 
     @property
@@ -115,6 +102,11 @@ class LensSource:
         answer = self._told(question) if self.can_read(tokenizer_id) else None
         return answer if isinstance(answer, TokenPieces) else None
 
+    def texts(self, tokenizer_id: str, question: DescribeTokens) -> dict[int, TokenPiece]:
+        """The same by id."""
+        found = self.pieces(tokenizer_id, question)
+        return {piece.token_id: piece for piece in found.pieces} if found else {}
+
     def shape(self, reading: TurnReading) -> ModelShape | None:
         """The numbers of the model that answered a turn; None unless it is the one that is
         loaded."""
@@ -124,11 +116,6 @@ class LensSource:
         )
         answer = self._told(DescribeModel()) if is_same else None
         return answer if isinstance(answer, ModelShape) else None
-
-    def tree(self) -> TreeShape | None:
-        """The tree of the model that is loaded; None where there is none."""
-        answer = self._told(AskTree()) if self.info is not None else None
-        return answer if isinstance(answer, TreeShape) else None
 
     def _told(self, question: Question) -> Answer | None:
         """None where the engine cannot tell now: it has just ended, say."""

@@ -15,7 +15,10 @@ from chatcache.frontend.lens.views import VIEW_NAMES
 # Sentences need no width; lines that are drawn beside them do.
 _WIDTH = 80
 _NUMBERS = ("token", "layer", "head", "step")
-_HINT = f"Say /lens [VIEW] [TURN] [token N] [layer N] [head N]. Views: {', '.join(VIEW_NAMES)}."
+_HINT = (
+    "Say /lens [VIEW] [TURN] [token N] [layer N] [head N] [step N]."
+    f" Views: {', '.join(VIEW_NAMES)}."
+)
 
 
 def opened(source: LensSource, words: Sequence[str]) -> Lens:

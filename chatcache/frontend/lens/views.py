@@ -5,16 +5,19 @@ Owns no facts and no drawing: those are in the modules of the views.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
-from chatcache.errors import UsageError, did_you_mean
+from chatcache.backends.questions import AttentionRows, DescribeTokens, NextTokens
+from chatcache.errors import UnavailableError, UsageError, did_you_mean
 from chatcache.frontend.accounts import LedgerFacts
 from chatcache.frontend.lens import (
+    attention_view,
     divergence_view,
     growth_view,
     ledger,
+    next_view,
     tokens_view,
     tree_view,
     turns,
@@ -23,9 +26,6 @@ from chatcache.frontend.lens.page import Page
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.state import LensKey, LensState, clamped
 from chatcache.frontend.lens.view import LensView, moved, with_turn
-
-# Lines of the page of the tree that are no edges: what it is, a change, the chosen edge, events.
-_TREE_FRAME = 12
 
 
 class TurnsView(LensView[turns.TurnsFacts]):
@@ -102,6 +102,43 @@ class DivergenceView(LensView[divergence_view.DivergenceFacts]):
         return divergence_view.page(facts, width, height)
 
 
+class AttentionView(LensView[attention_view.AttentionFacts]):
+    name, title, need = "attention", "Attention", "model"
+
+    def depends(self, state: LensState) -> Hashable:
+        return state.turn, self._own(state)
+
+    def read(self, source: LensSource, state: LensState) -> attention_view.AttentionFacts:
+        reading, own = source.reading(state.turn), self._own(state)
+        if reading.unknown or not source.can_read(reading.tokenizer_id):
+            return attention_view.AttentionFacts(reading)
+        pieces = source.texts(reading.tokenizer_id, DescribeTokens(reading.ids))
+        try:
+            rows = source.study(attention_view.question(reading, own))
+        except UnavailableError as error:
+            return attention_view.AttentionFacts(reading, None, pieces, _sentences(error))
+        found = rows if isinstance(rows, AttentionRows) else None
+        return attention_view.AttentionFacts(reading, found, pieces)
+
+    def page(
+        self, facts: attention_view.AttentionFacts, state: LensState, width: int, height: int | None
+    ) -> Page:
+        return attention_view.page(facts, width, height, self._own(state))
+
+    def press(
+        self, facts: attention_view.AttentionFacts, state: LensState, key: LensKey, width: int
+    ) -> LensState:
+        pressed = attention_view.press(facts, self._own(state), key, width)
+        if pressed is None:
+            return state
+        moved = replace(state, token=pressed.chosen, layer=pressed.layer, head=pressed.head)
+        return moved.with_own(self.name, pressed.is_grid)
+
+    def _own(self, state: LensState) -> attention_view.AttentionState:
+        is_grid = bool(state.own.get(self.name, False))
+        return attention_view.AttentionState(state.token, state.layer, state.head, is_grid)
+
+
 class GrowthView(LensView[growth_view.GrowthFacts]):
     name, title, need = "growth", "Growth", "model"
 
@@ -126,45 +163,66 @@ class GrowthView(LensView[growth_view.GrowthFacts]):
         return clamped(step, max(1, growth_view.num_steps(facts)))
 
 
-class TreeView(LensView[tree_view.TreeFacts]):
-    """The tree of the model that is loaded; else of what the last answer ran in, as it lies on
-    disk."""
+class NextView(LensView[next_view.NextFacts]):
+    name, title, need = "next", "Next", "model"
 
-    name, title, need = "tree", "Tree", "model"
+    def depends(self, state: LensState) -> Hashable:
+        own = self._own(state)
+        return state.turn, own.num_behind, own.sampling
+
+    def read(self, source: LensSource, state: LensState) -> next_view.NextFacts:
+        reading, own = source.reading(state.turn), self._own(state)
+        if reading.unknown or not source.can_read(reading.tokenizer_id):
+            return next_view.NextFacts(reading)
+        pieces = source.texts(reading.tokenizer_id, DescribeTokens(reading.ids))
+        try:
+            told = source.study(next_view.question(reading, own))
+        except UnavailableError as error:
+            return next_view.NextFacts(reading, None, pieces, _sentences(error))
+        return next_view.NextFacts(reading, told if isinstance(told, NextTokens) else None, pieces)
+
+    def page(
+        self, facts: next_view.NextFacts, state: LensState, width: int, height: int | None
+    ) -> Page:
+        return next_view.page(facts, width, height, self._own(state))
+
+    def press(
+        self, facts: next_view.NextFacts, state: LensState, key: LensKey, width: int
+    ) -> LensState:
+        pressed = next_view.press(facts, self._own(state), key)
+        if pressed is None:
+            return state
+        kept = (pressed.num_behind, pressed.setting)
+        return replace(state, sampling=pressed.sampling).with_own(self.name, kept)
+
+    def _own(self, state: LensState) -> next_view.NextState:
+        num_behind, setting = state.own.get(self.name, (state.step or 0, 0))
+        return next_view.NextState(num_behind, setting, state.sampling)
+
+
+def _sentences(error: UnavailableError) -> str:
+    return f"{error.message} {error.hint}".strip()
+
+
+class TreeView(LensView[tree_view.TreeFacts]):
+    name, title, need = "tree", "Tree", "tokenizer"
 
     def depends(self, state: LensState) -> None:
         return None
 
     def read(self, source: LensSource, state: LensState) -> tree_view.TreeFacts:
-        info, shape = source.info, source.tree()
-        reading = source.reading(None)
-        if shape is None or info is None:
-            on_disk = source.tree_on_disk(reading.namespace_id)
-            return tree_view.TreeFacts(on_disk, time.time(), reading.model, has_engine=False)
-        pieces = source.pieces(info.tokenizer_id, tree_view.question(shape))
-        found = {piece.token_id: piece for piece in pieces.pieces} if pieces else {}
-        return tree_view.TreeFacts(shape, time.time(), info.model, found)
+        return tree_view.read(source)
 
     def page(
         self, facts: tree_view.TreeFacts, state: LensState, width: int, height: int | None
     ) -> Page:
-        rows = 400 if height is None else max(3, height - _TREE_FRAME)
-        return tree_view.page(facts, width, replace(self._own(state), rows=rows))
+        return tree_view.page(facts, width, self._own(state), height)
 
     def press(
         self, facts: tree_view.TreeFacts, state: LensState, key: LensKey, width: int
     ) -> LensState:
         before = self._own(state)
-        chosen, num_edges = tree_view.chosen_edge(facts, before)
-        num_steps = tree_view.step_count(facts)
-        if key in ("left", "right"):
-            # From the tree of now to the left is the last change; behind that one, now again.
-            index = before.step - 1 if before.step else num_steps
-            index = clamped(index + (1 if key == "right" else -1), num_steps + 1)
-            after = replace(before, step=index + 1 if index < num_steps else 0, chosen=None)
-        else:
-            to = moved(key, chosen, num_edges) if num_edges else chosen
-            after = before if to == chosen else replace(before, chosen=to)
+        after = tree_view.press(facts, before, key)
         return state if after == before else state.with_own(self.name, after)
 
     def _own(self, state: LensState) -> tree_view.TreeState:
@@ -191,7 +249,9 @@ VIEWS: tuple[LensView[Any], ...] = (
     TurnsView(),
     TokensView(),
     DivergenceView(),
+    AttentionView(),
     GrowthView(),
+    NextView(),
     TreeView(),
     LedgerView(),
 )

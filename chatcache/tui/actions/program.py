@@ -80,7 +80,7 @@ class ProgramActions:
         if self._is_remote:
             self._stage.toast(servers.NO_LENS)
         chat = self._chat
-        source = LensSource(chat.service, chat.session_id, chat.prices, self._desk)
+        source = LensSource(chat.service, chat.session_id, chat.prices)
         lens = await self._stage.ask(opened, source, argument.split())
         turn = await self._stage.push_screen_wait(LensScreen(lens, chat.name))
         if turn is not None:

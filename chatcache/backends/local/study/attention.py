@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.model.cut_policy import CutPolicy
-from chatcache.backends.local.run.live_context import Forward, chunks
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import chunks
 from chatcache.backends.local.study.beside import Beside, Footing
 from chatcache.backends.local.study.shape import num_heads_of
 from chatcache.backends.questions import AskAttention, AttentionRows
