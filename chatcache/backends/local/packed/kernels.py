@@ -237,6 +237,51 @@ def share(total: Any, thread: Any, num_threads: Any) -> Any:
     return total * thread // num_threads, total * (thread + 1) // num_threads
 
 
+@njit
+def multiply_rows(
+    functions: Any,
+    weights: Any,
+    row_bytes: Any,
+    start: Any,
+    stop: Any,
+    num_columns: Any,
+    records: Any,
+    record_bytes: Any,
+    num_x: Any,
+    out: Any,
+    step: Any,
+) -> None:
+    """Rows `start` to `stop` of a matrix times `num_x` records of activations, rounded already:
+    float32 at `out`, `step` from one vector to the next. `functions`: of `product_functions`."""
+    addresses = carray(words_at(functions), _NUM_TOGETHER)
+    at_once = _ROWS_AT_ONCE if num_x > 1 else max(1, stop - start)
+    for first in range(start, stop, at_once):
+        count = min(at_once, stop - first)
+        place = weights + row_bytes * first
+        number = 0
+        while number < num_x:
+            power = _NUM_TOGETHER - 1
+            while addresses[power] == 0 or 1 << power > num_x - number:
+                power -= 1
+            record = records + record_bytes * number
+            target = out + 4 * (step * number + first)
+            if power == 0:
+                call_rows(addresses[0], place, row_bytes, count, num_columns, record, target)
+            else:
+                call_several(
+                    addresses[power],
+                    place,
+                    row_bytes,
+                    count,
+                    num_columns,
+                    record,
+                    record_bytes,
+                    target,
+                    step,
+                )
+            number += 1 << power
+
+
 # tasks of modules
 
 # The words of a product's job.
@@ -263,7 +308,6 @@ def _product(job, thread, num_threads):  # type: ignore[no-untyped-def]
     `functions`: those of `product_functions`; `records`: for each thread, `num_x` records."""
     words = carray(words_at(job), P_NUM_WORDS)
     num_rows, num_columns, num_x = words[P_NUM_ROWS], words[P_NUM_COLUMNS], words[P_NUM_X]
-    functions = carray(words_at(words[P_FUNCTIONS]), _NUM_TOGETHER)
     records = words[P_RECORDS] + words[P_RECORD_BYTES] * num_x * thread
     for number in range(num_x):
         record = records + words[P_RECORD_BYTES] * number
@@ -271,33 +315,19 @@ def _product(job, thread, num_threads):  # type: ignore[no-untyped-def]
         if words[P_GROUP]:
             round_activations(num_columns, words[P_GROUP], record)
     start, stop = share(num_rows, thread, num_threads)
-    for first in range(start, stop, _ROWS_AT_ONCE):
-        count = min(_ROWS_AT_ONCE, stop - first)
-        number = 0
-        while number < num_x:
-            power = _NUM_TOGETHER - 1
-            while functions[power] == 0 or 1 << power > num_x - number:
-                power -= 1
-            weights = words[P_WEIGHTS] + words[P_ROW_BYTES] * first
-            record = records + words[P_RECORD_BYTES] * number
-            out = words[P_OUT] + 4 * (num_rows * number + first)
-            if power == 0:
-                call_rows(
-                    functions[0], weights, words[P_ROW_BYTES], count, num_columns, record, out
-                )
-            else:
-                call_several(
-                    functions[power],
-                    weights,
-                    words[P_ROW_BYTES],
-                    count,
-                    num_columns,
-                    record,
-                    words[P_RECORD_BYTES],
-                    out,
-                    num_rows,
-                )
-            number += 1 << power
+    multiply_rows(
+        words[P_FUNCTIONS],
+        words[P_WEIGHTS],
+        words[P_ROW_BYTES],
+        start,
+        stop,
+        num_columns,
+        records,
+        words[P_RECORD_BYTES],
+        num_x,
+        words[P_OUT],
+        num_rows,
+    )
 
 
 # The words of an unpacking job.

@@ -27,7 +27,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
-from chatcache.backends.local.packed.known import takes_step
+from chatcache.backends.local.packed.known import step_tokens
 from chatcache.backends.local.run.threads import Threads
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
@@ -49,8 +49,8 @@ class Forward:
         self._model = model
         self._threads = threads
         self._device = device
-        self._step: Callable[[LiveKV, int, int], torch.Tensor] | None = None
-        self._takes_step = takes_step(model)
+        self._step: Callable[[LiveKV, Sequence[int], int], torch.Tensor] | None = None
+        self._step_tokens = step_tokens(model)
         accepted = inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in accepted:
@@ -69,8 +69,8 @@ class Forward:
         if self._threads is not None:
             self._threads.begin(len(token_ids))
         with memory_for(start + len(token_ids)):
-            if self._takes_step and len(token_ids) == 1 and isinstance(cache, LiveKV):
-                logits = self.step()(cache, token_ids[0], start)
+            if len(token_ids) <= self._step_tokens and isinstance(cache, LiveKV):
+                logits = self.step()(cache, token_ids, start)
             else:
                 logits = self._through_modules(cache, token_ids, start)
             # The largest tells: NaN wins over any number, and an overflow is infinite. Minus
@@ -82,7 +82,7 @@ class Forward:
             raise _not_finite(self._model.dtype)
         return logits
 
-    def step(self) -> Callable[[LiveKV, int, int], torch.Tensor]:
+    def step(self) -> Callable[[LiveKV, Sequence[int], int], torch.Tensor]:
         """What computes one token in compiled code; made at first use, because what it needs is
         imported and compiled then."""
         if self._step is None:
@@ -93,7 +93,7 @@ class Forward:
 
     def get_ready(self) -> None:
         """Make what the first step will need, in a thread of its own."""
-        if self._takes_step:
+        if self._step_tokens:
             threading.Thread(target=self.step, name="get-ready").start()
 
     def _through_modules(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
