@@ -45,10 +45,12 @@ def multiplied(rows: torch.Tensor, matrix: BlockMatrix) -> torch.Tensor:
     x = rows.detach().float().contiguous()
     output = torch.empty((len(x), matrix.num_rows))
     threads = team(torch.get_num_threads())
-    memory, records, record_bytes = _records(threads.num_threads * len(x), matrix.num_columns)
+    num_threads = threads.num_threads
+    memory, records, record_bytes = _records(num_threads * len(x), matrix.num_columns)
+    scratch, decoded, scratch_bytes = _scratch(num_threads, matrix.num_columns)
     job = np.array(
         [
-            kernels.product_functions(matrix.kind.ggml_type, len(x)).ctypes.data,
+            kernels.product_functions(matrix.kind.ggml_type).ctypes.data,
             matrix.data.data_ptr(),
             matrix.data.shape[1],
             matrix.num_rows,
@@ -59,11 +61,13 @@ def multiplied(rows: torch.Tensor, matrix: BlockMatrix) -> torch.Tensor:
             output.data_ptr(),
             records,
             record_bytes,
+            decoded,
+            scratch_bytes,
         ],
         dtype=np.int64,
     )
     threads.run(kernels.product_task(), job.ctypes.data)
-    del memory  # which was in use up to here
+    del memory, scratch  # which were in use up to here
     return output.to(rows.dtype)
 
 
@@ -135,3 +139,11 @@ def _records(num_records: int, num_columns: int) -> tuple[np.ndarray, int, int]:
     for number in range(num_records):
         kernels.make_record(address + number * size, num_columns)
     return memory, address, size
+
+
+@functools.lru_cache(maxsize=16)
+def _scratch(num_threads: int, num_columns: int) -> tuple[np.ndarray, int, int]:
+    """Room for the decoded rows of each thread: the memory, its address, bytes for each."""
+    size = kernels.scratch_bytes(num_columns)
+    memory = np.zeros(num_threads * size + 64, dtype=np.uint8)
+    return memory, -(-memory.ctypes.data // 64) * 64, size

@@ -117,7 +117,7 @@ class DecodeStep:
         if kind.ggml_type not in kernels.PRODUCT_KINDS or not weights.is_contiguous():
             raise UnknownStepError(f"there is no kernel for {kind.name}")
         self._kept.append(weights)
-        words["functions"] = kernels.product_functions(kind.ggml_type, _AT_ONCE - 1).ctypes.data
+        words["functions"] = kernels.product_functions(kind.ggml_type).ctypes.data
         words["weights"], words["group"] = weights.data_ptr(), kernels.group_of(kind.ggml_type)
         words["row_bytes"] = kind.row_bytes(shape[1])
         if module.bias is not None:
@@ -183,6 +183,7 @@ class DecodeStep:
             "records": record * num_tokens,
             "sums": 4 * max(hidden, self._sizes["gated"]) * num_tokens,
             "scores": 4 * heads * num_keys,
+            "scratch": kernels.scratch_bytes(widest),
         }
         own = sum(_aligned(size) for size in sizes.values()) + _aligned(4 * hidden) * num_tokens
         self._own = np.zeros(own * num_threads + _ALIGNED, np.uint8)

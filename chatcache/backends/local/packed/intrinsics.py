@@ -204,20 +204,19 @@ def call_rows(
 
 
 @intrinsic
-def call_several(
+def call_tile(
     typing: Any,
     function: Any,
-    weights: Any,
-    row_bytes: Any,
-    num_rows: Any,
+    decoded: Any,
+    decoded_bytes: Any,
     num_columns: Any,
     records: Any,
     record_bytes: Any,
     out: Any,
     step: Any,
 ) -> Any:
-    """Call a kernel of rows for several activations by its address."""
-    return _calling(8)
+    """Call a kernel of a tile by its address."""
+    return _calling(7)
 
 
 def _calling(num_arguments: int) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ and what a row gets does not depend on how many there are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,113 +36,140 @@ def _zeros(count: int) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def integer_dots(
-    typing: Any,
-    kind: Any,
-    num_x: Any,
-    row: Any,
-    records: Any,
-    record_bytes: Any,
-    num_blocks: Any,
-    out: Any,
-    step: Any,
-) -> Any:
-    """The products of a row of blocks of the constant `kind` with a constant number of rounded
-    activations, in groups of a block's size: float32 at `out`, `step` of them apart."""
-    constants = kind.literal_value, num_x.literal_value
-    return emitting(types.void, [types.intp] * 6, _integer_dots, *constants)
+def integer_dot(typing: Any, kind: Any, row: Any, record: Any, num_blocks: Any, out: Any) -> Any:
+    """The product of a row of blocks of the constant `kind` with activations that were rounded in
+    groups of a block's size: a float32 at `out`."""
+    return emitting(types.void, [types.intp] * 4, _integer_dot, kind.literal_value)
 
 
 @dataclass(frozen=True, slots=True)
-class _Underway:
-    """Rounded activations, and where their sums are under way."""
+class Rounded:
+    """Rounded activations."""
 
     integers: Any
     scales: Any
     sums: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Underway:
+    """Where the sums of a row of weights with a row of activations are under way."""
+
     products: Any
     minima: dict[int, Any]  # by how many blocks are added at once
 
 
-def _integer_dots(
-    emit: Emitter,
-    number: int,
-    num_x: int,
-    row: Any,
-    records: Any,
-    record_bytes: Any,
-    num_blocks: Any,
-    out: Any,
-    step: Any,
+def rounded_at(emit: Emitter, record: Any) -> Rounded:
+    words = emit.pointer(record, I64)
+    places = ((INTEGERS, I16), (SCALES, FLOAT), (SUMS, FLOAT))
+    return Rounded(*(emit.pointer(emit.load(words, at, I64), kind) for at, kind in places))
+
+
+def begun(emit: Emitter, kind: BlockKind) -> Underway:
+    products = cgutils.alloca_once(emit.b, lanes(FLOAT, _LANES))
+    emit.b.store(_zeros(_LANES), products)
+    minima = {}
+    for count in {_at_once(kind), 1}:
+        width = count * kind.num_weights // GROUP
+        minima[count] = cgutils.alloca_once(emit.b, lanes(FLOAT, width))
+        emit.b.store(_zeros(width), minima[count])
+    return Underway(products, minima)
+
+
+def _at_once(kind: BlockKind) -> int:
+    return max(1, _STEP // kind.num_weights)
+
+
+def over_blocks(
+    emit: Emitter, kind: BlockKind, num_blocks: Any, add: Callable[[Any, int], None]
+) -> None:
+    """Code for all blocks of a row: `add` emits that for some at a time, from the first on."""
+    b, at_once = emit.b, ir.Constant(I64, _at_once(kind))
+    num_steps = b.sdiv(num_blocks, at_once)
+    with cgutils.for_range(b, num_steps) as loop:
+        add(b.mul(loop.index, at_once), _at_once(kind))
+    if _at_once(kind) > 1:
+        done = b.mul(num_steps, at_once)
+        with cgutils.for_range(b, b.sub(num_blocks, done)) as loop:
+            add(b.add(done, loop.index), 1)
+
+
+def ended(emit: Emitter, own: Underway) -> Any:
+    total = emit.total(emit.b.load(own.products))
+    for count in sorted(own.minima, reverse=True):
+        total = emit.b.fadd(total, emit.total(emit.b.load(own.minima[count])))
+    return total
+
+
+def _integer_dot(
+    emit: Emitter, number: int, row: Any, record: Any, num_blocks: Any, out: Any
 ) -> None:
     kind, b = KINDS_BY_TYPE[number], emit.b
     row, out = emit.pointer(row, I8), emit.pointer(out, FLOAT)
-    at_once = max(1, _STEP // kind.num_weights)
-    rows = []
-    for x in range(num_x):
-        record = b.add(records, b.mul(record_bytes, ir.Constant(I64, x)))
-        rows.append(_begun(emit, kind, emit.pointer(record, I64), at_once))
-    num_steps = b.sdiv(num_blocks, ir.Constant(I64, at_once))
-    with cgutils.for_range(b, num_steps) as loop:
-        _add_blocks(emit, kind, row, b.mul(loop.index, ir.Constant(I64, at_once)), at_once, rows)
-    if at_once > 1:
-        done = b.mul(num_steps, ir.Constant(I64, at_once))
-        with cgutils.for_range(b, b.sub(num_blocks, done)) as loop:
-            _add_blocks(emit, kind, row, b.add(done, loop.index), 1, rows)
-    for x, own in enumerate(rows):
-        total = emit.total(b.load(own.products))
-        for place in own.minima.values():
-            total = b.fadd(total, emit.total(b.load(place)))
-        b.store(total, b.gep(out, [b.mul(step, ir.Constant(I64, x))]))
+    rounded, own = rounded_at(emit, record), begun(emit, kind)
+
+    def add(first: Any, count: int) -> None:
+        block = at(emit, row, first, kind.num_bytes)
+        places = [b.gep(block, [ir.Constant(I64, kind.num_bytes * each)]) for each in range(count)]
+        decoded = [DECODERS[kind.ggml_type](emit, place) for place in places]
+        _add_blocks(emit, kind, together(emit, decoded), first, rounded, own)
+
+    over_blocks(emit, kind, num_blocks, add)
+    b.store(ended(emit, own), out)
 
 
-def _begun(emit: Emitter, kind: BlockKind, words: Any, at_once: int) -> _Underway:
-    def pointer(word: int, element: Any) -> Any:
-        return emit.pointer(emit.load(words, word, I64), element)
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Blocks of a row: their runs, block by block; float32 [blocks] and [groups], if any."""
 
-    products = cgutils.alloca_once_value(emit.b, _zeros(_LANES))
-    minima = {
-        count: cgutils.alloca_once_value(emit.b, _zeros(count * kind.num_weights // GROUP))
-        for count in (at_once, 1)
-    }
-    return _Underway(
-        pointer(INTEGERS, I16), pointer(SCALES, FLOAT), pointer(SUMS, FLOAT), products, minima
-    )
+    runs: list[list[Any]]
+    scales: Any
+    minima: Any | None
+
+
+def together(emit: Emitter, decoded: list[Decoded]) -> Blocks:
+    scales = emit.widened([each.scale for each in decoded])
+    return Blocks([each.runs for each in decoded], scales, _minima(emit, decoded))
 
 
 def _add_blocks(
-    emit: Emitter, kind: BlockKind, row: Any, first: Any, count: int, rows: list[_Underway]
+    emit: Emitter, kind: BlockKind, blocks: Blocks, first: Any, rounded: Rounded, own: Underway
 ) -> None:
-    """The next blocks of a row of weights, with all rows of activations."""
-    b, num_groups = emit.b, kind.num_weights // GROUP
-    block = at(emit, row, first, kind.num_bytes)
-    decoded = [
-        DECODERS[kind.ggml_type](emit, b.gep(block, [ir.Constant(I64, kind.num_bytes * number)]))
-        for number in range(count)
-    ]
-    scales = emit.widened([each.scale for each in decoded])
-    minima = _minima(emit, decoded)
-    for own in rows:
-        values = at(emit, own.integers, first, kind.num_weights)
-        units = b.fmul(scales, emit.load(own.scales, first, lanes(FLOAT, count)))
-        totals = []
-        for number, each in enumerate(decoded):
-            start = kind.num_weights * number
-            totals.append(_block_total(emit, each, at(emit, values, ir.Constant(I64, start), 1)))
-        for number in range(0, count, 2):
-            total, unit = _paired(emit, totals[number : number + 2], units, number)
-            b.store(emit.fma(emit.floats(total), unit, b.load(own.products)), own.products)
-        if minima is not None:
-            width = lanes(FLOAT, count * num_groups)
-            sums = emit.load(at(emit, own.sums, first, num_groups), 0, width)
-            place = own.minima[count]
-            b.store(emit.fma(minima, sums, b.load(place)), place)
+    """The next blocks of a row of weights, with a row of activations."""
+    values = at(emit, rounded.integers, first, kind.num_weights)
+    totals = []
+    for number, runs in enumerate(blocks.runs):
+        start = kind.num_weights * number
+        totals.append(_block_total(emit, runs, at(emit, values, ir.Constant(I64, start), 1)))
+    add_totals(emit, kind, blocks, totals, first, rounded, own)
 
 
-def _block_total(emit: Emitter, decoded: Decoded, values: Any) -> Any:
+def add_totals(
+    emit: Emitter,
+    kind: BlockKind,
+    blocks: Blocks,
+    totals: list[Any],
+    first: Any,
+    rounded: Rounded,
+    own: Underway,
+) -> None:
+    """What was summed up in integers, to the products; and the minima."""
+    b, count, num_groups = emit.b, len(totals), kind.num_weights // GROUP
+    units = b.fmul(blocks.scales, emit.load(rounded.scales, first, lanes(FLOAT, count)))
+    for number in range(0, count, 2):
+        total, unit = _paired(emit, totals[number : number + 2], units, number)
+        b.store(emit.fma(emit.floats(total), unit, b.load(own.products)), own.products)
+    if blocks.minima is not None:
+        width = lanes(FLOAT, count * num_groups)
+        sums = emit.load(at(emit, rounded.sums, first, num_groups), 0, width)
+        place = own.minima[count]
+        b.store(emit.fma(blocks.minima, sums, b.load(place)), place)
+
+
+def _block_total(emit: Emitter, runs: list[Any], values: Any) -> Any:
     """The sums over a block of integers times activations, in 16 lanes."""
     total = None
-    for run, weights in enumerate(decoded.runs):
+    for run, weights in enumerate(runs):
         pairs = emit.pair_products(weights, emit.load(values, RUN * run, lanes(I16, RUN)))
         total = pairs if total is None else emit.b.add(total, pairs)
     return total

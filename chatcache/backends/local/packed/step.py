@@ -87,6 +87,7 @@ JOB = np.dtype(
         ("sums", "i8"),  # float32 [num_tokens, max(hidden, inner)]: products before they are added
         ("scores", "i8"),  # float32 [TOKENS_AT_ONCE, heads that share keys, score_room]
         ("score_room", "i8"),
+        ("scratch", "i8"),  # of `kernels.scratch_bytes`
         ("barrier", "i8"),
     ]
 )
@@ -147,16 +148,12 @@ def _multiply(
             round_activations(num_columns, matrix.group, record)
             words[ROUNDED_FOR] = matrix.group
     start, stop = share(num_rows, share_of[0], share_of[1])
+    scratch = job.scratch + job.own_bytes * share_of[0]
     multiply_rows(
-        matrix.functions,
-        matrix.weights,
-        matrix.row_bytes,
-        start,
-        stop,
+        (matrix.functions, matrix.weights, matrix.row_bytes),
         num_columns,
-        records,
-        job.record_bytes,
-        num_records,
+        (start, stop),
+        (records, job.record_bytes, num_records, scratch),
         out,
         num_rows,
     )

@@ -28,6 +28,13 @@ def _converts_halves() -> bool:
     return "+f16c" in features.split(",")
 
 
+@functools.cache
+def has_wide_registers() -> bool:
+    """Whether the processor that code is compiled for has 32 vector registers of 512 bits."""
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    return "+avx512f" in features.split(",")
+
+
 def lanes(kind: Any, count: int) -> Any:
     """The type of a vector."""
     return ir.VectorType(kind, count)
