@@ -95,9 +95,13 @@ def over_blocks(
 
 
 def ended(emit: Emitter, own: Underway) -> Any:
-    total = emit.total(emit.b.load(own.products))
+    """All sums of a product in 16 lanes; what is left is to add these up."""
+    total, width = emit.b.load(own.products), _LANES
     for count in sorted(own.minima, reverse=True):
-        total = emit.b.fadd(total, emit.total(emit.b.load(own.minima[count])))
+        minima = emit.b.load(own.minima[count])
+        missing = ir.Constant(minima.type, [0.0] * minima.type.count)
+        lanes_of_both = [min(lane, minima.type.count) for lane in range(width)]
+        total = emit.b.fadd(total, emit.both(minima, missing, lanes_of_both))
     return total
 
 
@@ -115,7 +119,7 @@ def _integer_dot(
         _add_blocks(emit, kind, together(emit, decoded), first, rounded, own)
 
     over_blocks(emit, kind, num_blocks, add)
-    b.store(ended(emit, own), out)
+    b.store(emit.total(ended(emit, own)), out)
 
 
 @dataclass(frozen=True, slots=True)

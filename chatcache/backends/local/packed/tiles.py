@@ -148,10 +148,11 @@ def _integer_dots(
                 add_totals(emit, kind, blocks, sums, first, vector, place)
 
     over_blocks(emit, kind, num_blocks, add)
+    sums = emit.totals([ended(emit, row_own[x]) for x in range(num_x) for row_own in own])
     for x in range(num_x):
         target = b.gep(out, [b.mul(step, ir.Constant(I64, x))])
         for index in range(num_rows):
-            b.store(ended(emit, own[index][x]), b.gep(target, [ir.Constant(I64, index)]))
+            b.store(sums[x * num_rows + index], b.gep(target, [ir.Constant(I64, index)]))
 
 
 def _loaded(emit: Emitter, kind: BlockKind, row: _DecodedRow, first: Any, count: int) -> Blocks:
