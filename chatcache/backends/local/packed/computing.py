@@ -20,24 +20,21 @@ from chatcache.backends.local.packed.team import team
 
 # Rows of activations up to which blocks are quicker than unpacked weights: measured with 1,024 to
 # 3,072 columns. Where rows are multiplied one by one, as with float weights, it is fewer.
-_FEW = {torch.float32: 32}
-_FEW_OF_NARROW, _FEW_ONE_BY_ONE = 16, 8
+_FEW, _FEW_ONE_BY_ONE = 64, 8
 _SLAB_WEIGHTS = 1 << 22  # unpacked at a time
 _TARGETS = {torch.float32: KINDS["F32"].ggml_type, torch.bfloat16: KINDS["BF16"].ggml_type}
 
 
 def product(rows: torch.Tensor, matrix: BlockMatrix) -> torch.Tensor:
     """`[num, num_columns]` times the transposed matrix: `[num, num_rows]`."""
-    if len(rows) <= max_few(matrix.kind, rows.dtype):
+    if len(rows) <= max_few(matrix.kind):
         return multiplied(rows, matrix)
     return multiplied_unpacked(rows, matrix)
 
 
-def max_few(kind: BlockKind, dtype: torch.dtype) -> int:
+def max_few(kind: BlockKind) -> int:
     """How many rows of activations are multiplied with the blocks as they lie."""
-    if kind.ggml_type in FLOAT_KINDS:
-        return _FEW_ONE_BY_ONE
-    return _FEW.get(dtype, _FEW_OF_NARROW)
+    return _FEW_ONE_BY_ONE if kind.ggml_type in FLOAT_KINDS else _FEW
 
 
 def multiplied(rows: torch.Tensor, matrix: BlockMatrix) -> torch.Tensor:

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from chatcache.backends.local.packed import kernels
+from chatcache.backends.local.packed.attending import TOKENS_AT_ONCE
 from chatcache.backends.local.packed.blocks import KINDS
 from chatcache.backends.local.packed.known import UnknownStepError, check, size_of
 from chatcache.backends.local.packed.modules import BlockLinear
-from chatcache.backends.local.packed.step import JOB, LAYER, TOKENS_AT_ONCE, step_task
+from chatcache.backends.local.packed.step import JOB, LAYER, step_task
 from chatcache.backends.local.packed.team import BARRIER_WORDS, team
 from chatcache.cache.tensors.layers import Buffers
 from chatcache.cache.tensors.live_kv import LiveKV
@@ -183,6 +184,7 @@ class DecodeStep:
             "records": record * num_tokens,
             "sums": 4 * max(hidden, self._sizes["gated"]) * num_tokens,
             "scores": 4 * heads * num_keys,
+            "heads": 2 * 4 * heads * int(job["head_dim"]),
             "scratch": kernels.scratch_bytes(widest),
         }
         own = sum(_aligned(size) for size in sizes.values()) + _aligned(4 * hidden) * num_tokens

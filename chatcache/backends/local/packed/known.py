@@ -1,4 +1,4 @@
-"""Which models can take a decode step in compiled code (`step.py`).
+"""Which models can take a step in compiled code (`step.py`), and of how many tokens.
 
 Every module is looked at: what is not exactly as the step computes it goes through transformers'
 modules. Nothing is compiled or imported for the answer.
@@ -6,15 +6,19 @@ modules. Nothing is compiled or imported for the answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from chatcache.backends.local.packed.blocks import PackedModule, is_packed
 
-VERSION = "1"  # of the arithmetic: other bits, another number
+VERSION = "2"  # of the arithmetic: other bits, another number
 _LANES = 16
-_PACKED_TOKENS = int(__import__("os").environ.get("STEPT", "96"))
+# Tokens up to which packed weights are quicker read by the step, measured; fewer behind a long
+# history, over which many tokens attend more quickly in the modules.
+_PACKED_TOKENS, _PACKED_TOKENS_BEHIND = 128, 64
+_LONG_HISTORY = 2048
 _FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 _STATIC_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})  # the same at any length
 
@@ -24,7 +28,7 @@ class UnknownStepError(ValueError):
 
 
 def takes_step(model: Any) -> bool:
-    """Whether one token at a time can go through compiled code."""
+    """Whether tokens can go through compiled code."""
     try:
         check(model)
     except UnknownStepError:
@@ -32,11 +36,13 @@ def takes_step(model: Any) -> bool:
     return True
 
 
-def step_tokens(model: Any) -> int:
-    """How many tokens at a time are quicker through compiled code than through the modules."""
+def step_limit(model: Any) -> Callable[[int], int]:
+    """How many tokens at a time go through compiled code, by the position of the first."""
     if not takes_step(model):
-        return 0
-    return _PACKED_TOKENS if is_packed(model) else 1
+        return lambda position: 0
+    if not is_packed(model):
+        return lambda position: 1
+    return lambda position: _PACKED_TOKENS if position < _LONG_HISTORY else _PACKED_TOKENS_BEHIND
 
 
 def check(model: Any) -> None:

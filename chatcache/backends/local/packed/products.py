@@ -22,7 +22,7 @@ from chatcache.backends.local.packed.decoders import DECODERS, GROUP, RUN, Decod
 from chatcache.backends.local.packed.intrinsics import WIDTHS, at, emitting
 from chatcache.backends.local.packed.vectors import FLOAT, HALF, I8, I16, I32, I64, Emitter, lanes
 
-_LANES = 16
+LANES = 16
 _STEP = 128
 _COLUMNS = 64  # of float weights, at a time
 
@@ -31,7 +31,7 @@ _COLUMNS = 64  # of float weights, at a time
 FLOATS, INTEGERS, SCALES, SUMS, ROUNDED_FOR, OWN_FLOATS, _, NUM_WORDS = range(8)
 
 
-def _zeros(count: int) -> Any:
+def zeros(count: int) -> Any:
     return ir.Constant(lanes(FLOAT, count), [0.0] * count)
 
 
@@ -66,13 +66,13 @@ def rounded_at(emit: Emitter, record: Any) -> Rounded:
 
 
 def begun(emit: Emitter, kind: BlockKind) -> Underway:
-    products = cgutils.alloca_once(emit.b, lanes(FLOAT, _LANES))
-    emit.b.store(_zeros(_LANES), products)
+    products = cgutils.alloca_once(emit.b, lanes(FLOAT, LANES))
+    emit.b.store(zeros(LANES), products)
     minima = {}
     for count in {_at_once(kind), 1}:
         width = count * kind.num_weights // GROUP
         minima[count] = cgutils.alloca_once(emit.b, lanes(FLOAT, width))
-        emit.b.store(_zeros(width), minima[count])
+        emit.b.store(zeros(width), minima[count])
     return Underway(products, minima)
 
 
@@ -96,7 +96,7 @@ def over_blocks(
 
 def ended(emit: Emitter, own: Underway) -> Any:
     """All sums of a product in 16 lanes; what is left is to add these up."""
-    total, width = emit.b.load(own.products), _LANES
+    total, width = emit.b.load(own.products), LANES
     for count in sorted(own.minima, reverse=True):
         minima = emit.b.load(own.minima[count])
         missing = ir.Constant(minima.type, [0.0] * minima.type.count)
@@ -182,9 +182,9 @@ def _block_total(emit: Emitter, runs: list[Any], values: Any) -> Any:
 def _paired(emit: Emitter, totals: list[Any], units: Any, number: int) -> tuple[Any, Any]:
     """Two blocks in the lanes of one, and the unit of each lane."""
     if len(totals) == 1:
-        return totals[0], emit.pick(units, [number] * _LANES)
-    half = _LANES // 2
-    lower = [*range(half), *range(_LANES, _LANES + half)]
+        return totals[0], emit.pick(units, [number] * LANES)
+    half = LANES // 2
+    lower = [*range(half), *range(LANES, LANES + half)]
     upper = [lane + half for lane in lower]
     first, second = totals
     total = emit.b.add(emit.both(first, second, lower), emit.both(first, second, upper))
@@ -215,19 +215,19 @@ def float_dot(typing: Any, kind: Any, row: Any, x: Any, num_columns: Any) -> Any
 def _float_dot(emit: Emitter, number: int, row: Any, x: Any, num_columns: Any) -> Any:
     b, width = emit.b, WIDTHS[number]
     row, x = emit.pointer(row, width), emit.pointer(x, FLOAT)
-    places = [cgutils.alloca_once_value(b, _zeros(_LANES)) for _ in range(_COLUMNS // _LANES)]
+    places = [cgutils.alloca_once_value(b, zeros(LANES)) for _ in range(_COLUMNS // LANES)]
     rest = cgutils.alloca_once_value(b, ir.Constant(FLOAT, 0.0))
     num_whole = b.sdiv(num_columns, ir.Constant(I64, _COLUMNS))
     with cgutils.for_range(b, num_whole) as loop:
         weights, values = (at(emit, pointer, loop.index, _COLUMNS) for pointer in (row, x))
         for part, place in enumerate(places):
-            loaded = _widened(emit, emit.load(weights, _LANES * part, lanes(width, _LANES)))
-            other = emit.load(values, _LANES * part, lanes(FLOAT, _LANES))
+            loaded = widened(emit, emit.load(weights, LANES * part, lanes(width, LANES)))
+            other = emit.load(values, LANES * part, lanes(FLOAT, LANES))
             b.store(emit.fma(loaded, other, b.load(place)), place)
     start = b.mul(num_whole, ir.Constant(I64, _COLUMNS))
     with cgutils.for_range(b, b.sub(num_columns, start)) as loop:
         index = b.add(start, loop.index)
-        loaded = _widened(emit, emit.load(row, index, lanes(width, 1)))
+        loaded = widened(emit, emit.load(row, index, lanes(width, 1)))
         product = b.fmul(b.extract_element(loaded, ir.Constant(I32, 0)), emit.load(x, index, FLOAT))
         b.store(b.fadd(product, b.load(rest)), rest)
     sums = [b.load(place) for place in places]
@@ -235,47 +235,7 @@ def _float_dot(emit: Emitter, number: int, row: Any, x: Any, num_columns: Any) -
     return b.fadd(emit.total(total), b.load(rest))
 
 
-@intrinsic(prefer_literal=True)
-def weighted_rows(
-    typing: Any, kind: Any, weights: Any, rows: Any, num_rows: Any, width: Any, out: Any
-) -> Any:
-    """`out`, float32 [width], is the sum of rows (float type `kind`, contiguous) times a float32
-    weight each, first to last; `width` is a multiple of 16."""
-    arguments = [types.intp] * 5
-    return emitting(types.void, arguments, _weighted_rows, kind.literal_value)
-
-
-def _weighted_rows(
-    emit: Emitter, number: int, weights: Any, rows: Any, num_rows: Any, width: Any, out: Any
-) -> None:
-    b, kind = emit.b, WIDTHS[number]
-    weights, rows, out = (
-        emit.pointer(address, each)
-        for address, each in ((weights, FLOAT), (rows, kind), (out, FLOAT))
-    )
-    done: Any = ir.Constant(I64, 0)
-    # Columns in registers, many at a time, then few: rows are read once for each such strip.
-    for num_parts in (8, 4, 1):
-        strip = _LANES * num_parts
-        places = [cgutils.alloca_once(b, lanes(FLOAT, _LANES)) for _ in range(num_parts)]
-        num_strips = b.sdiv(b.sub(width, done), ir.Constant(I64, strip))
-        with cgutils.for_range(b, num_strips) as strips:
-            start = b.add(done, b.mul(strips.index, ir.Constant(I64, strip)))
-            for place in places:
-                b.store(_zeros(_LANES), place)
-            with cgutils.for_range(b, num_rows) as loop:
-                row = b.gep(rows, [b.add(b.mul(loop.index, width), start)])
-                weight = emit.splat(emit.load(weights, loop.index, FLOAT), _LANES)
-                for part, place in enumerate(places):
-                    values = _widened(emit, emit.load(row, _LANES * part, lanes(kind, _LANES)))
-                    b.store(emit.fma(values, weight, b.load(place)), place)
-            target = b.gep(out, [start])
-            for part, place in enumerate(places):
-                emit.store(b.load(place), target, _LANES * part)
-        done = b.add(done, b.mul(num_strips, ir.Constant(I64, strip)))
-
-
-def _widened(emit: Emitter, loaded: Any) -> Any:
+def widened(emit: Emitter, loaded: Any) -> Any:
     """Weights as float32."""
     kind, count = loaded.type.element, loaded.type.count
     if kind == FLOAT:

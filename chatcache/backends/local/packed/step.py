@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from chatcache.backends.local.packed.blocks import KINDS
+from chatcache.backends.local.packed.attending import attend, exponential
 from chatcache.backends.local.packed.intrinsics import (
     bits_of_float,
-    float_of_bits,
     floats_at,
     memory_at,
     words_at,
@@ -38,8 +37,6 @@ from chatcache.backends.local.packed.products import (
     NUM_WORDS,
     OWN_FLOATS,
     ROUNDED_FOR,
-    float_dot,
-    weighted_rows,
 )
 from chatcache.backends.local.packed.team import barrier
 
@@ -86,14 +83,12 @@ JOB = np.dtype(
         ("record_bytes", "i8"),
         ("sums", "i8"),  # float32 [num_tokens, max(hidden, inner)]: products before they are added
         ("scores", "i8"),  # float32 [TOKENS_AT_ONCE, heads that share keys, score_room]
+        ("heads", "i8"),  # float32 [2, TOKENS_AT_ONCE, heads that share keys, head_dim]
         ("score_room", "i8"),
         ("scratch", "i8"),  # of `kernels.scratch_bytes`
         ("barrier", "i8"),
     ]
 )
-_F32, _BF16 = KINDS["F32"].ggml_type, KINDS["BF16"].ggml_type
-_KEYS_AT_ONCE = 256  # that every head which shares them reads while they are in the cache
-TOKENS_AT_ONCE = 4  # whose scores are under way
 _ANY_ORDER = {"reassoc", "contract", "nsz"}
 
 
@@ -106,25 +101,6 @@ def _normalise(states: Any, weight: Any, epsilon: Any, out: Any) -> None:
     scale = np.float32(1.0) / np.sqrt(total / np.float32(len(states)) + epsilon)
     for index in range(len(states)):
         out[index] = states[index] * scale * weight[index]
-
-
-@njit(fastmath={"contract"}, error_model="numpy")
-def _exp(x: Any) -> Any:
-    """e to the power of x up to 88, within 2e-7: 2**n times a polynomial of the rest, which needs
-    no call and so runs in vectors. Coefficients: Taylor's."""
-    x = max(np.float32(-87.0), min(np.float32(88.0), x)) if x == x else x
-    whole = np.rint(x * np.float32(1.4426950408889634))
-    rest = x - whole * np.float32(0.693359375)
-    rest = rest - whole * np.float32(-2.12194440e-4)
-    series = np.float32(1.0 / 5040.0)
-    series = series * rest + np.float32(1.0 / 720.0)
-    series = series * rest + np.float32(1.0 / 120.0)
-    series = series * rest + np.float32(1.0 / 24.0)
-    series = series * rest + np.float32(1.0 / 6.0)
-    series = series * rest + np.float32(0.5)
-    series = series * rest * rest + rest + np.float32(1.0)
-    power = np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23)
-    return series * float_of_bits(np.uint32(power))
 
 
 @njit
@@ -224,64 +200,6 @@ def _keep(head: Any, address: Any, is_bfloat16: Any) -> None:
         short[index] = np.uint16(rounded) if head[index] == head[index] else np.uint16(0x7FC0)
 
 
-@njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
-def _softmax(scores: Any) -> None:
-    """In place. Any NaN among the scores makes all of them NaN."""
-    largest, check = scores[0], np.float32(0.0)
-    for index in range(len(scores)):
-        largest = max(largest, scores[index])
-        check += scores[index] * np.float32(0.0)
-    total = np.float32(0.0)
-    for index in range(len(scores)):
-        weight = _exp(scores[index] - largest)
-        scores[index] = weight
-        total += weight
-    scale = np.float32(1.0) / total + check
-    for index in range(len(scores)):
-        scores[index] *= scale
-
-
-@njit
-def _score(job: Any, keys: Any, num_keys: Any, start: Any, stop: Any, query: Any, out: Any) -> None:
-    """One query with keys `start` to `stop` (not counted) of `num_keys`, which lie at `keys`."""
-    width = 2 if job.is_bfloat16 else 4
-    own = carray(floats_at(out), num_keys)
-    for key in range(start, min(stop, num_keys)):
-        place = keys + key * job.head_dim * width
-        if job.is_bfloat16:
-            own[key] = float_dot(_BF16, place, query, job.head_dim) * job.scale
-        else:
-            own[key] = float_dot(_F32, place, query, job.head_dim) * job.scale
-
-
-@njit
-def _attend(job: Any, layer: Any, first: Any, last: Any, tokens: Any, scores: Any) -> None:
-    """The query heads `first` to `last` (not counted) that share one head of keys and values, of
-    the tokens from `tokens[0]` to `tokens[1]` (not counted)."""
-    dim, count = job.head_dim, last - first
-    width = 2 if job.is_bfloat16 else 4
-    offset = first // (job.num_heads // job.num_kv_heads) * layer.room * dim * width
-    num_before = job.num_keys - job.num_tokens + 1  # that the first token sees
-    for start in range(0, num_before + tokens[1] - 1, _KEYS_AT_ONCE):
-        for token in range(tokens[0], tokens[1]):
-            for head in range(first, last):
-                query = job.queries + 4 * dim * (job.num_heads * token + head)
-                place = (token - tokens[0]) * count + head - first
-                out = scores + 4 * job.score_room * place
-                stop = start + _KEYS_AT_ONCE
-                _score(job, layer.keys + offset, num_before + token, start, stop, query, out)
-    for token in range(tokens[0], tokens[1]):
-        for head in range(first, last):
-            place = (token - tokens[0]) * count + head - first
-            address, num_keys = scores + 4 * job.score_room * place, num_before + token
-            _softmax(carray(floats_at(address), num_keys))
-            out = job.seen + 4 * dim * (job.num_heads * token + head)
-            if job.is_bfloat16:
-                weighted_rows(_BF16, address, layer.values + offset, num_keys, dim, out)
-            else:
-                weighted_rows(_F32, address, layer.values + offset, num_keys, dim, out)
-
-
 @njit
 def _keep_keys(job: Any, layer: Any, thread: Any, threads: Any) -> None:
     """Write the new keys and values of the thread's heads where the cache keeps them."""
@@ -301,7 +219,7 @@ def _keep_keys(job: Any, layer: Any, thread: Any, threads: Any) -> None:
 
 
 @njit
-def _attention(job: Any, layer: Any, records: Any, scores: Any, thread: Any, threads: Any) -> None:
+def _attention(job: Any, layer: Any, records: Any, thread: Any, threads: Any) -> None:
     """From the normalised states of the records to what the heads have seen."""
     dim, hidden = job.head_dim, job.hidden
     num_tokens, own = job.num_tokens, (thread, threads)
@@ -319,13 +237,8 @@ def _attention(job: Any, layer: Any, records: Any, scores: Any, thread: Any, thr
             place = job.queries + 4 * dim * (job.num_heads * token + head)
             query = carray(floats_at(place), dim)
             _rotate(query, layer.q_norm, job.epsilon, rotary, layer.is_rotated)
-    group = job.num_heads // job.num_kv_heads
-    while start < stop:
-        last = min(stop, (start // group + 1) * group)
-        for token in range(0, job.num_tokens, TOKENS_AT_ONCE):
-            end = min(token + TOKENS_AT_ONCE, job.num_tokens)
-            _attend(job, layer, start, last, (token, end), scores)
-        start = last
+    offset = job.own_bytes * thread
+    attend(job, layer, start, stop, job.scores + offset, job.heads + offset)
     barrier(job.barrier, threads)
 
 
@@ -344,7 +257,7 @@ def _gate(gated: Any, sums: Any, start: Any, stop: Any) -> None:
     """SiLU of the one, times the other."""
     for row in range(start, stop):
         value = gated[row]
-        gated[row] = value / (np.float32(1.0) + _exp(-value)) * sums[row]
+        gated[row] = value / (np.float32(1.0) + exponential(-value)) * sums[row]
 
 
 @njit
@@ -368,12 +281,12 @@ def _step(address, thread, threads):  # type: ignore[no-untyped-def]
     job = carray(memory_at(address), 1, JOB)[0]
     layers = carray(memory_at(job.layers), job.num_layers, LAYER)
     hidden, offset = job.hidden, job.own_bytes * thread
-    records, sums, scores = job.records + offset, job.sums + offset, job.scores + offset
+    records, sums = job.records + offset, job.sums + offset
     own = (thread, threads)
     for number in range(job.num_layers):
         layer = layers[number]
         _read_all_normalised(job, records, layer.input_norm)
-        _attention(job, layer, records, scores, thread, threads)
+        _attention(job, layer, records, thread, threads)
         shape = (hidden, job.num_heads * job.head_dim)
         _read(job, records, job.seen, shape[1])
         start, stop = _multiply(job, layer.o, shape, records, job.num_tokens, own, sums)

@@ -27,7 +27,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
-from chatcache.backends.local.packed.known import step_tokens
+from chatcache.backends.local.packed.known import step_limit
 from chatcache.backends.local.run.threads import Threads
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
@@ -50,7 +50,7 @@ class Forward:
         self._threads = threads
         self._device = device
         self._step: Callable[[LiveKV, Sequence[int], int], torch.Tensor] | None = None
-        self._step_tokens = step_tokens(model)
+        self._step_limit = step_limit(model)
         accepted = inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in accepted:
@@ -69,7 +69,7 @@ class Forward:
         if self._threads is not None:
             self._threads.begin(len(token_ids))
         with memory_for(start + len(token_ids)):
-            if len(token_ids) <= self._step_tokens and isinstance(cache, LiveKV):
+            if len(token_ids) <= self._step_limit(start) and isinstance(cache, LiveKV):
                 logits = self.step()(cache, token_ids, start)
             else:
                 logits = self._through_modules(cache, token_ids, start)
@@ -93,7 +93,7 @@ class Forward:
 
     def get_ready(self) -> None:
         """Make what the first step will need, in a thread of its own."""
-        if self._step_tokens:
+        if self._step_limit(0):
             threading.Thread(target=self.step, name="get-ready").start()
 
     def _through_modules(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
