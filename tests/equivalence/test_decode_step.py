@@ -127,11 +127,12 @@ def test_a_step_in_bfloat16_is_nearer_to_the_exact_logits_than_the_modules(
     model = build(CONFIGS["qwen3"], torch.bfloat16, kind)
     exact = build(CONFIGS["qwen3"], torch.float32, kind)
     step, kv = DecodeStep(model), live(model)
-    got = torch.cat([step(kv, [int(token)], at) for at, token in enumerate(IDS)])
-    rounded = through_modules(model, IDS, live(model))
+    ids = torch.cat([IDS, IDS])  # more than are multiplied with the blocks as they lie
+    got = torch.cat([step(kv, [int(token)], at) for at, token in enumerate(ids)])
+    rounded = through_modules(model, ids, live(model))
     weights = {k: v.float() for k, v in model.state_dict().items() if v.dtype is torch.bfloat16}
     exact.load_state_dict(weights, strict=False)
-    logits = through_modules(exact, IDS, live(exact))
+    logits = through_modules(exact, ids, live(exact))
     assert (got - logits).pow(2).mean() < (rounded - logits).pow(2).mean()
 
 
@@ -155,6 +156,24 @@ def test_bits_depend_neither_on_threads_nor_on_the_room_nor_on_where_a_path_was_
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "biases", "llama, one key head", "qwen3", "smollm3"])
+def test_a_token_gets_the_same_bits_alone_and_among_others(name: str, dtype: torch.dtype) -> None:
+    model = build(CONFIGS[name], dtype, "Q4_0")
+    step, alone = DecodeStep(model), live(model)
+    logits = [step(alone, [int(token)], at) for at, token in enumerate(IDS)]
+    for sizes in ((60,), (7, 1, 2, 3, 47), (33, 4, 23)):
+        kv, stop = live(model), 0
+        for size in sizes:
+            ids = IDS[stop : stop + size].tolist()
+            got = step(kv, ids, stop)
+            stop += size
+            assert torch.equal(got, logits[stop - 1])
+        for ours, theirs in zip(kv.growing, alone.growing, strict=True):
+            for kind in ("key", "value"):
+                assert torch.equal(ours.view(kind), theirs.view(kind))
 
 
 def test_a_path_that_grows_past_its_buffers_and_its_scores() -> None:

@@ -6,18 +6,25 @@ of these is used by all of them. A token sees those before it and itself.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray, njit, types
 
 from chatcache.backends.local.packed.blocks import KINDS
-from chatcache.backends.local.packed.intrinsics import float_of_bits, floats_at
+from chatcache.backends.local.packed.intrinsics import (
+    call_scores,
+    call_sums,
+    float_of_bits,
+    floats_at,
+)
+from chatcache.backends.local.packed.kernels import compiled
 from chatcache.backends.local.packed.scores import float_dots, weighted_rows
 from chatcache.backends.local.packed.vectors import has_wide_registers
 
 TOKENS_AT_ONCE = 4
-_F32, _BF16 = KINDS["F32"].ggml_type, KINDS["BF16"].ggml_type
+WIDTH_BYTES = {KINDS["F32"].ggml_type: 4, KINDS["BF16"].ggml_type: 2}
 _KEYS_AT_ONCE = 256  # that every query reads while they are in the cache
 # Queries, and keys with them, whose products are under way in registers; and keys with one query.
 _QUERIES, _KEYS = (4, 2) if has_wide_registers() else (2, 2)
@@ -60,68 +67,60 @@ def softmax(scores: Any) -> None:
         scores[index] *= scale
 
 
-@njit
-def _score(
-    job: Any, keys: Any, start: Any, stop: Any, queries: Any, num_queries: Any, out: Any
-) -> None:
-    """Queries, one behind the other, with keys `start` to `stop` (not counted) of those at
-    `keys`: at `out`, `score_room` from one query's to the next."""
-    dim, room = job.head_dim, job.score_room
-    width = 2 if job.is_bfloat16 else 4
-    is_wide = num_queries >= _QUERIES and stop - start >= _KEYS
-    queries_at_once = _QUERIES if is_wide else 1
-    keys_at_once = _KEYS if is_wide else _KEYS_OF_ONE
-    if stop - start < keys_at_once:
-        keys_at_once = 1
-    # The last ones overlap those before where some are left over.
-    for next_query in range(0, num_queries, queries_at_once):
-        query = min(next_query, num_queries - queries_at_once)
-        own = queries + 4 * dim * query
-        for next_key in range(start, stop, keys_at_once):
-            key = min(next_key, stop - keys_at_once)
-            place, target = keys + key * dim * width, out + 4 * (room * query + key)
-            if job.is_bfloat16:
+@functools.cache
+def scores_of(kind: int) -> int:
+    """The address of `(keys, start, stop, queries, num_queries, out, dim, room)`: queries, one
+    behind the other, with keys `start` to `stop` (not counted) of those at `keys`, which are floats
+    of this kind; at `out`, `room` floats from one query's to the next."""
+    width = WIDTH_BYTES[kind]
+
+    def score(keys, start, stop, queries, num_queries, out, dim, room):  # type: ignore[no-untyped-def]
+        is_wide = num_queries >= _QUERIES and stop - start >= _KEYS
+        queries_at_once = _QUERIES if is_wide else 1
+        keys_at_once = _KEYS if is_wide else _KEYS_OF_ONE
+        if stop - start < keys_at_once:
+            keys_at_once = 1
+        # The last ones overlap those before where some are left over.
+        for next_query in range(0, num_queries, queries_at_once):
+            query = min(next_query, num_queries - queries_at_once)
+            own = queries + 4 * dim * query
+            for next_key in range(start, stop, keys_at_once):
+                key = min(next_key, stop - keys_at_once)
+                place, target = keys + key * dim * width, out + 4 * (room * query + key)
                 if is_wide:
-                    float_dots(_BF16, _KEYS, _QUERIES, place, own, dim, job.scale, target, room)
+                    float_dots(kind, _KEYS, _QUERIES, place, own, dim, target, room)
                 elif keys_at_once > 1:
-                    float_dots(_BF16, _KEYS_OF_ONE, 1, place, own, dim, job.scale, target, room)
+                    float_dots(kind, _KEYS_OF_ONE, 1, place, own, dim, target, room)
                 else:
-                    float_dots(_BF16, 1, 1, place, own, dim, job.scale, target, room)
-            elif is_wide:
-                float_dots(_F32, _KEYS, _QUERIES, place, own, dim, job.scale, target, room)
-            elif keys_at_once > 1:
-                float_dots(_F32, _KEYS_OF_ONE, 1, place, own, dim, job.scale, target, room)
-            else:
-                float_dots(_F32, 1, 1, place, own, dim, job.scale, target, room)
+                    float_dots(kind, 1, 1, place, own, dim, target, room)
+
+    return compiled(score, types.void(*[types.intp] * 8))
 
 
-@njit
-def _sum_values(
-    job: Any, values: Any, num_keys: Any, weights: Any, num_queries: Any, out: Any
-) -> None:
-    """Values times the weights that each query gives them, at `out`, one query's behind the
-    other."""
-    dim, room = job.head_dim, job.score_room
-    at_once = _QUERIES if num_queries >= _QUERIES else 1
-    for next_query in range(0, num_queries, at_once):
-        query = min(next_query, num_queries - at_once)
-        own, target = weights + 4 * room * query, out + 4 * dim * query
-        if job.is_bfloat16:
+@functools.cache
+def sums_of(kind: int) -> int:
+    """The address of `(values, num_values, weights, num_queries, out, dim, room)`: values, which
+    are floats of this kind, times the weights that each query gives them, `room` floats apart; at
+    `out`, one query's behind the other."""
+
+    def add_up(values, num_values, weights, num_queries, out, dim, room):  # type: ignore[no-untyped-def]
+        at_once = _QUERIES if num_queries >= _QUERIES else 1
+        for next_query in range(0, num_queries, at_once):
+            query = min(next_query, num_queries - at_once)
+            own, target = weights + 4 * room * query, out + 4 * dim * query
             if at_once > 1:
-                weighted_rows(_BF16, _QUERIES, own, room, values, num_keys, dim, target)
+                weighted_rows(kind, _QUERIES, own, room, values, num_values, dim, target)
             else:
-                weighted_rows(_BF16, 1, own, room, values, num_keys, dim, target)
-        elif at_once > 1:
-            weighted_rows(_F32, _QUERIES, own, room, values, num_keys, dim, target)
-        else:
-            weighted_rows(_F32, 1, own, room, values, num_keys, dim, target)
+                weighted_rows(kind, 1, own, room, values, num_values, dim, target)
+
+    return compiled(add_up, types.void(*[types.intp] * 7))
 
 
 @njit
-def _copy(source: Any, target: Any, count: Any) -> None:
+def _copy(source: Any, target: Any, count: Any, scale: Any) -> None:
     read, write = carray(floats_at(source), count), carray(floats_at(target), count)
     for index in range(count):
-        write[index] = read[index]
+        write[index] = read[index] * scale
 
 
 @njit
@@ -137,10 +136,11 @@ def _attend(job: Any, layer: Any, heads: Any, tokens: Any, scores: Any, own: Any
     for query in range(num_queries):
         token, head = tokens[0] + query // count, heads[0] + query % count
         place = job.queries + 4 * dim * (job.num_heads * token + head)
-        _copy(place, own + 4 * dim * query, dim)
+        _copy(place, own + 4 * dim * query, dim, job.scale)
     for start in range(0, num_keys, _KEYS_AT_ONCE):
         stop = min(start + _KEYS_AT_ONCE, num_keys)
-        _score(job, layer.keys + offset, start, stop, own, num_queries, scores)
+        keys = layer.keys + offset
+        call_scores(job.scores_of, keys, start, stop, own, num_queries, scores, dim, job.score_room)
     for query in range(num_queries):
         weights = carray(floats_at(scores + 4 * job.score_room * query), num_keys)
         num_seen = num_before + tokens[0] + query // count
@@ -148,11 +148,12 @@ def _attend(job: Any, layer: Any, heads: Any, tokens: Any, scores: Any, own: Any
         for key in range(num_seen, num_keys):
             weights[key] = np.float32(0.0)
     seen = own + 4 * dim * num_queries
-    _sum_values(job, layer.values + offset, num_keys, scores, num_queries, seen)
+    values = layer.values + offset
+    call_sums(job.sums_of, values, num_keys, scores, num_queries, seen, dim, job.score_room)
     for query in range(num_queries):
         token, head = tokens[0] + query // count, heads[0] + query % count
         place = job.seen + 4 * dim * (job.num_heads * token + head)
-        _copy(seen + 4 * dim * query, place, dim)
+        _copy(seen + 4 * dim * query, place, dim, np.float32(1.0))
 
 
 @njit

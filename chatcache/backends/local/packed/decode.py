@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from chatcache.backends.local.packed import kernels
-from chatcache.backends.local.packed.attending import TOKENS_AT_ONCE
+from chatcache.backends.local.packed.attending import TOKENS_AT_ONCE, scores_of, sums_of
 from chatcache.backends.local.packed.blocks import KINDS
 from chatcache.backends.local.packed.known import UnknownStepError, check, size_of
 from chatcache.backends.local.packed.modules import BlockLinear
@@ -47,6 +47,7 @@ class DecodeStep:
         self._layers = np.zeros(config.num_hidden_layers, LAYER)
         self._task = step_task()
         self._fill(model)
+        self._set_kind(model.dtype)
         self._room = 0, 0, 0  # for threads, tokens and keys
 
     @torch.inference_mode()
@@ -160,7 +161,13 @@ class DecodeStep:
             words["keys"] = home.tensors["key"].data_ptr()
             words["values"] = home.tensors["value"].data_ptr()
             words["room"] = home.room
-        job["is_bfloat16"] = kv.dtype is torch.bfloat16
+        self._set_kind(kv.dtype)
+
+    def _set_kind(self, dtype: torch.dtype) -> None:
+        """Of keys and values."""
+        job, kind = self._job[0], KINDS[_FLOATS[dtype]].ggml_type
+        job["is_bfloat16"] = dtype is torch.bfloat16
+        job["scores_of"], job["sums_of"] = scores_of(kind), sums_of(kind)
 
     def _prepare(self, num_threads: int, num_tokens: int, num_keys: int) -> None:
         """What is computed into: by all threads together, and by each alone."""

@@ -219,6 +219,39 @@ def call_tile(
     return _calling(7)
 
 
+@intrinsic
+def call_scores(
+    typing: Any,
+    function: Any,
+    keys: Any,
+    start: Any,
+    stop: Any,
+    queries: Any,
+    num_queries: Any,
+    out: Any,
+    dim: Any,
+    room: Any,
+) -> Any:
+    """Call a kernel of queries and keys by its address."""
+    return _calling(8)
+
+
+@intrinsic
+def call_sums(
+    typing: Any,
+    function: Any,
+    values: Any,
+    num_values: Any,
+    weights: Any,
+    num_queries: Any,
+    out: Any,
+    dim: Any,
+    room: Any,
+) -> Any:
+    """Call a kernel of weights and values by its address."""
+    return _calling(7)
+
+
 def _calling(num_arguments: int) -> tuple[Any, Any]:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [I64] * num_arguments)

@@ -27,16 +27,14 @@ def float_dots(
     keys: Any,
     queries: Any,
     dim: Any,
-    scale: Any,
     out: Any,
     step: Any,
 ) -> Any:
     """A constant number of keys (float type `kind`) with a constant number of float32 queries, all
-    of `dim` numbers, a multiple of 16: their products times `scale` at `out`, one for each key,
+    of `dim` numbers, a multiple of 16: their products at `out`, one for each key,
     `step` from one query's to the next."""
     constants = kind.literal_value, num_keys.literal_value, num_queries.literal_value
-    arguments = [types.intp] * 3 + [types.float32] + [types.intp] * 2
-    return emitting(types.void, arguments, _float_dots, *constants)
+    return emitting(types.void, [types.intp] * 5, _float_dots, *constants)
 
 
 def _float_dots(
@@ -47,7 +45,6 @@ def _float_dots(
     keys: Any,
     queries: Any,
     dim: Any,
-    scale: Any,
     out: Any,
     step: Any,
 ) -> None:
@@ -74,8 +71,7 @@ def _float_dots(
     for query in range(num_queries):
         target = b.gep(out, [b.mul(step, ir.Constant(I64, query))])
         for key in range(num_keys):
-            score = b.fmul(totals[query * num_keys + key], scale)
-            b.store(score, b.gep(target, [ir.Constant(I64, key)]))
+            b.store(totals[query * num_keys + key], b.gep(target, [ir.Constant(I64, key)]))
 
 
 def _sums(emit: Emitter, count: int) -> list[Any]:

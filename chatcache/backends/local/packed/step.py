@@ -67,6 +67,8 @@ JOB = np.dtype(
         ("num_tokens", "i8"),  # new ones, one behind the other
         ("num_keys", "i8"),  # the new tokens' among them
         ("is_bfloat16", "i8"),  # keys and values; float32 otherwise
+        ("scores_of", "i8"),  # of `attending`, for these
+        ("sums_of", "i8"),
         ("epsilon", "f4"),
         ("scale", "f4"),  # of scores
         ("layers", "i8"),  # LAYER [num_layers]
