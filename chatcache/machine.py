@@ -109,6 +109,11 @@ def has_fast_bfloat16(cpus: Path = _PROC.parent / "cpuinfo") -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_words(cpus).split())
 
 
+def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether there is a GPU that torch calls cuda, without asking torch."""
+    return any(devices.glob("nvidia[0-9]*"))
+
+
 def is_crowded(num_threads: int, proc: Path = _PROC.parent, num_cpus: int | None = None) -> bool:
     """Whether `num_threads` of ours would not have a CPU each at this moment, because other
     programs want them. Of the whole machine, also in a container; not where nothing tells."""

@@ -87,6 +87,10 @@ class CacheSection:
     """Memory for segments that are not in use. A percentage is of the memory
     that chatcache may use."""
 
+    vram_budget: int | str = setting("50%", byte_size)
+    """Memory of the GPU for conversations that are not open, so that going back to one moves
+    nothing over the bus. A percentage is of what is free there once the model is loaded."""
+
     disk_budget: int | str = setting("16 GiB", byte_size)
     """Disk space for segments. A percentage is of the disk that the cache directory is on."""
 

@@ -106,6 +106,9 @@ class ByteSink:
     def written(self, name: str, start: int) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def set_length(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
 

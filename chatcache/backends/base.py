@@ -285,13 +285,16 @@ class BackendFailed:
 
 @dataclass(frozen=True, slots=True)
 class CacheSnapshot:
-    """The state of both tiers after a change; `segments` lists the most recently used first."""
+    """The state of the tiers after a change; `segments` lists the most recently used first.
+
+    `vram` are paths that are not live and stay on a GPU; None: there is no such tier."""
 
     ram: TierUse
     disk: TierUse
     live_tokens: int
     live_bytes: int
     segments: tuple[SegmentRow, ...] = ()
+    vram: TierUse | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from chatcache.cache.views import TreeChange as TreeChange
 from chatcache.cache.views import TreeEdge as TreeEdge
 from chatcache.cache.views import TreeEvent as TreeEvent
+from chatcache.cache.views import TreeSegment as TreeSegment
 from chatcache.cache.views import TreeShape as TreeShape
 from chatcache.token_ids import NO_IDS, TokenIds
 
@@ -65,9 +66,12 @@ class DescribeModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """`kv_heads` is that of the first layer that keeps K and V. `latent_dim` is the width of what
-    multi-head latent attention keeps, 0 without. `windows` are the sliding windows of the layers,
-    0 for a layer that sees everything; `num_states` counts the layers with a recurrent state."""
+    """`num_kv_heads` is that of the first layer that keeps K and V, `head_dim` the mean width of
+    both. `latent_dim` is the width of what multi-head latent attention keeps in the place of those,
+    0 without. `windows` are the sliding windows of the layers, 0 for a layer that sees everything;
+    `num_states` counts the layers with a recurrent or convolution state. `has_tied_embeddings`: one
+    matrix embeds tokens and scores them. `prefill_chunk` is the most tokens of a prompt that are
+    computed at once, 0 where that is not known."""
 
     num_layers: int
     num_heads: int
@@ -82,6 +86,8 @@ class ModelShape:
     windows: tuple[int, ...] = ()
     num_states: int = 0
     latent_dim: int = 0
+    has_tied_embeddings: bool = True
+    prefill_chunk: int = 0
 
 
 # attention
@@ -103,9 +109,12 @@ class AskAttention:
 
 @dataclass(frozen=True, slots=True)
 class AttentionRows:
-    """One row per token asked for: its weights on positions 0 to itself, which add up to one.
+    """One row per token asked for: its weights on positions 0 to itself. They add up to one, but
+    in models that can attend to nothing (sinks).
 
-    `num_computed` tokens were computed for it in `seconds`; `num_reused` came from the cache.
+    `num_layers` are those with attention; they are numbered without the others. `num_computed`
+    tokens were computed for it in `seconds`, `num_reused` came from the cache. No token is computed
+    for another layer or head of the rows that were asked for last.
     """
 
     first: int
@@ -122,8 +131,10 @@ class AttentionRows:
 
 @dataclass(frozen=True, slots=True)
 class AskNextTokens:
-    """The model's scores behind a path: the `num_tokens` most probable tokens, and with each of
-    the sampling settings what becomes of them. None: off, as in `SamplingParams`."""
+    """The model's scores behind a path: the `num_tokens` most probable tokens, and what becomes of
+    them with the sampling settings. As in `SamplingParams`, None: what the model's generation
+    config says, else off. Temperature 0, top-k 0, top-p 1, min-p 0, penalty 1: off in any case;
+    without a temperature the most probable token is taken."""
 
     ids: TokenIds
     num_tokens: int = 10
@@ -147,7 +158,8 @@ class NextToken:
 @dataclass(frozen=True, slots=True)
 class NextTokens:
     """`num_left` tokens of the vocabulary can still be drawn with the settings; `entropy_bits` of
-    the model's own distribution. Costs as in `AttentionRows`."""
+    the model's own distribution. Costs as in `AttentionRows`. The last five are the settings that
+    counted."""
 
     candidates: tuple[NextToken, ...]
     num_left: int
@@ -155,6 +167,11 @@ class NextTokens:
     num_computed: int
     num_reused: int
     seconds: float
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 # the tree

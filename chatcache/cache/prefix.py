@@ -36,6 +36,7 @@ from chatcache.cache.tiers.ram import RamTier
 from chatcache.cache.tiers.restore import adopt_tokens, restore_states, restore_tokens
 from chatcache.cache.tiers.spiller import Spiller
 from chatcache.cache.tiers.tree import tree_shape
+from chatcache.cache.tiers.vram import VramTier
 from chatcache.cache.views import SegmentRow, TierUse, TreeShape
 from chatcache.os_failures import reason
 from chatcache.token_ids import NO_IDS, TokenIds
@@ -56,6 +57,7 @@ class PrefixCache:
         *,
         ram_budget: int,
         disk_budget: int,
+        vram_budget: int = 0,
         is_spilling: bool = True,
         needs_states: bool = False,
         policy: TierPolicy | None = None,
@@ -76,6 +78,7 @@ class PrefixCache:
         self._attacher = Attacher(self._book, self._disk)
         self._spiller = Spiller(self._book, self._disk, *common, self._enforce_ram)
         self._ram = RamTier(self._book, self._spiller, ram_budget, *common)
+        self.vram = VramTier(self._book, vram_budget, *common)
         self._lifetimes = Lifetimes(self._book, self._disk, self._spiller, *common)
 
     @property
@@ -190,18 +193,18 @@ class PrefixCache:
 
     def use(self) -> tuple[TierUse, TierUse]:
         """RAM and disk: bytes used, budget, number of segments. Disk counts all namespaces."""
-        disk = self._disk
         with self._book.lock:
-            in_ram = self._book.in_ram()
-            ram = TierUse(sum(e.num_bytes for e in in_ram), self._ram.budget, len(in_ram))
-            return ram, TierUse(disk.num_bytes, disk.budget, disk.num_segments)
+            return self._ram.use(), self._disk.use()
 
     # one turn
 
     @contextlib.contextmanager
-    def acquire(self, ids: TokenIds, limit: int, min_part: int = 0) -> Iterator[Lease]:
+    def acquire(
+        self, ids: TokenIds, limit: int, min_part: int = 0, *, is_use: bool = True
+    ) -> Iterator[Lease]:
         """Hold the longest prefix of at most `limit` tokens while the block runs.
 
+        Without `is_use` it is only looked at: it counts as no hit and is used no more recently.
         Of a segment that is used in part, at least `min_part` tokens must be: a cut at the end of
         a segment is where the conversation itself was cut, so what follows is computed in the
         same pieces as it was, with the same bits; a cut elsewhere has to pay for itself.
@@ -212,16 +215,13 @@ class PrefixCache:
                 fresh, num_matched, checkpoint = self._fresh(ids[:limit])
                 spans = fresh if checkpoint else self._without_small_part(fresh, min_part)
                 held = [self._book[s.segment_id] for s in (*spans, checkpoint) if s is not None]
-                now = self._clock()
-                for entry in held:
-                    entry.hits += 1
-                    entry.last_used = now
-                stack.callback(self._touch, held, now)
-                stack.enter_context(self._book.held(held))
                 on_disk = self._on_disk(spans)
-                if spans:
+                if is_use:
+                    stack.callback(self._touch, held, self._used(held))
+                stack.enter_context(self._book.held(held))
+                if is_use and spans:
                     self._book.log.note_hit(ids, spans, "disk" if on_disk else "ram")
-                lease = Lease(ids, spans, num_matched, checkpoint, on_disk)
+                lease = Lease(ids, spans, num_matched, checkpoint, on_disk, is_use=is_use)
             yield lease
 
     def adopt(self, lease: Lease, sink: KVSink, start: int) -> int:
@@ -362,8 +362,16 @@ class PrefixCache:
     def _on_disk(self, spans: Sequence[Span]) -> tuple[int, int] | None:
         """Where the first span starts that has to be read, and the bytes of all such files."""
         pairs = [(span, self._book[span.segment_id]) for span in spans]
-        read = [(span, entry) for span, entry in pairs if entry.block is None]
+        read = [(span, entry) for span, entry in pairs if not entry.is_in_memory]
         return (read[0][0].start, sum(entry.disk_bytes for _, entry in read)) if read else None
+
+    def _used(self, entries: Sequence[Entry]) -> float:
+        """They are used now; returns the time."""
+        now = self._clock()
+        for entry in entries:
+            entry.hits += 1
+            entry.last_used = now
+        return now
 
     def _touch(self, entries: Sequence[Entry], now: float) -> None:
         for entry in entries:

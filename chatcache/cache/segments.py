@@ -34,6 +34,10 @@ class TensorSource:
         return sum(buffer.nbytes for buffer in self.buffers)
 
 
+class LostBlockError(Exception):
+    """The content of a block never got where it should be; `str(error)` says why."""
+
+
 class Block(Protocol):
     """K and V of a run of tokens in host memory, immutable."""
 
@@ -45,7 +49,14 @@ class Block(Protocol):
         """Whether the checkpoint behind its last token is in it."""
 
     def sources(self) -> Sequence[TensorSource]:
-        """The tensors for a segment file."""
+        """The tensors for a segment file. Raises LostBlockError if it has no content."""
+
+
+class Resident(Protocol):
+    """K and V of a run of tokens in the memory of a device, immutable."""
+
+    @property
+    def num_bytes(self) -> int: ...
 
 
 class KVSink(Protocol):
@@ -56,7 +67,11 @@ class KVSink(Protocol):
         gone on with there; returns whether that is so."""
 
     def load(self, block: Any, at: int, start: int, stop: int) -> None:
-        """Copy positions `start` to `stop` from a block whose first position is `at`."""
+        """Copy positions `start` to `stop` from a block, or a resident, whose first position is
+        `at`. Raises LostBlockError if it has no content."""
+
+    def flush(self) -> None:
+        """Have what was loaded on its way, if it is not there yet."""
 
     def writable(
         self, name: str, dtype: str, shape: tuple[int, ...], start: int

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from chatcache.token_ids import NO_IDS, TokenIds
 
-# Where K and V lie.
-Tier = Literal["ram", "disk"]
+# Where K and V lie. What is in the memory of a GPU ("vram") counts as held in RAM.
+Tier = Literal["vram", "ram", "disk"]
+TIERS: tuple[Tier, ...] = ("vram", "ram", "disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class SegmentRow:
     is_pinned: bool
     last_used: float
     hits: int
+    in_vram: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -128,7 +130,8 @@ class TreeEvent:
     """One change: tokens `start` to `stop` of the path that ends with `tail`, its last ids.
 
     What the tiers mean: "inserted" in RAM (computed) or on disk (found there); "spilled" to disk;
-    "evicted" from it; "restored" from disk into the live context, or in RAM again. `segments` are
+    "evicted" from it; "restored" from disk into the live context, or kept in RAM or on the device
+    from there. `segments` are
     those that it happened to, and `parent` the one before. Of one of which nothing `is_gone`
     remains, `ids` are its own. `cut` is where an edge was split."""
 
@@ -148,9 +151,38 @@ class TreeEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class TreeSegment:
+    """A segment that holds K and V of edges."""
+
+    segment_id: str
+    tiers: tuple[Tier, ...]
+    num_bytes: int
+    hits: int
+    last_used: float = 0.0
+    is_pinned: bool = False
+
+
+def tiers_of(segments: Iterable[TreeSegment]) -> tuple[Tier, ...]:
+    """Where any of them lies."""
+    found = {tier for segment in segments for tier in segment.tiers}
+    return tuple(tier for tier in TIERS if tier in found)
+
+
+def ends_below(parents: Sequence[int]) -> list[int]:
+    """How many ends of paths share each edge, for the numbers of the edges above, parents first."""
+    found = [0] * len(parents)
+    for number in range(len(parents) - 1, -1, -1):
+        found[number] = found[number] or 1
+        if parents[number] >= 0:
+            found[parents[number]] += found[number]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
 class TreeShape:
-    """`num_more` segments lie on disk that are not shown."""
+    """`segments` are those that the edges name. `num_more` lie on disk that are not shown."""
 
     edges: tuple[TreeEdge, ...]
     events: tuple[TreeEvent, ...] = field(default=())
+    segments: tuple[TreeSegment, ...] = ()
     num_more: int = 0

@@ -15,6 +15,7 @@ from chatcache.cache.inspect import CacheInspector, NamespaceUse
 from chatcache.cache.retention import dead_namespaces, forget_lost_pins, remove_namespace
 from chatcache.cache.views import SegmentRow, TierUse
 from chatcache.chat.totals import Totals, given_answers, totals
+from chatcache.checks import num_bytes
 from chatcache.commands import ShellCommand, cache_by_name, cache_recompute
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
@@ -22,6 +23,7 @@ from chatcache.errors import StorageError
 from chatcache.formatting import moment, one_line, percent, plural, size, table
 from chatcache.frontend.accounts import time_words
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
+from chatcache.machine import has_nvidia_gpu
 from chatcache.os_failures import advice, reason
 
 SHORT_ID = 12
@@ -47,12 +49,13 @@ def stats(arguments: Namespace) -> int:
         namespaces = inspector.namespaces()
         damaged = inspector.quarantine.use()
         quantized = inspector.quantized.use()
+    vram = settings.config.cache.vram_budget if has_nvidia_gpu() else 0
     sums, written_today = _totals(settings)
     outcomes = {name: sums.outcomes.get(name, 0) for name in ("hit", "partial", "miss", "off")}
     if arguments.json:
         print_json(
             {
-                "tiers": {"ram": _tier_json(ram), "disk": _tier_json(disk)},
+                "tiers": {"ram": _tier_json(ram), "disk": _tier_json(disk), **_vram_json(vram)},
                 "namespaces": [_namespace_json(use) for use in namespaces],
                 "quarantine": {"bytes": damaged.num_bytes, "segments": damaged.num_files},
                 "quantized": {"bytes": quantized.num_bytes, "models": quantized.num_models},
@@ -78,6 +81,9 @@ def stats(arguments: Namespace) -> int:
         f"saved          {time_words(sums, sums.saved_ms) if sums.saved_ms else 'nothing yet'}\n"
         f"written today  {size(written_today)}"
     )
+    if vram:
+        room = size(vram) if isinstance(vram, int) else vram.replace("%", " % of what is free")
+        print_line(f"on the GPU     up to {room} while a model is loaded")
     if damaged.num_files:
         print_line(
             f"set aside      {plural(damaged.num_files, 'damaged segment')},"
@@ -116,6 +122,15 @@ def _totals(settings: Settings) -> tuple[Totals, int]:
 def _tier_json(tier: TierUse) -> dict[str, int]:
     num_bytes, budget_bytes = tier.num_bytes, tier.budget_bytes
     return {"bytes": num_bytes, "budget_bytes": budget_bytes, "segments": tier.num_segments}
+
+
+def _vram_json(budget: int | str) -> dict[str, Any]:
+    """Nothing without a GPU; a percentage is of what nobody knows before a model is loaded."""
+    if not budget:
+        return {}
+    is_share = isinstance(budget, str) and "%" in budget
+    budget_bytes = None if is_share else num_bytes(budget, lambda: 0)
+    return {"vram": {"bytes": 0, "budget_bytes": budget_bytes, "segments": 0, "budget": budget}}
 
 
 def _namespace_json(use: NamespaceUse) -> dict[str, Any]:

@@ -28,6 +28,7 @@ Scope = Literal[
     "help",
     "segments",
     "models",
+    "lens",
 ]
 
 
@@ -55,7 +56,7 @@ class Command:
 
     @property
     def plain_usage(self) -> str:
-        return f"/{self.slash} {self.argument or self.plain_argument}".rstrip()
+        return f"/{self.slash} {self.plain_argument or self.argument}".rstrip()
 
     @property
     def needs_argument(self) -> bool:
@@ -127,7 +128,15 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command("gc", "remove from disk what nothing can use any more", VIEW, plain_argument="[yes]"),
     Command("spill", "write what is in memory to disk now", VIEW),
-    Command("lens", "what the model has read, turn by turn, and where it is kept", VIEW),
+    Command(
+        "lens",
+        "what a cache is, seen in this chat: turns, tokens, attention ...",
+        VIEW,
+        "f6",
+        "[VIEW]",
+        plain_argument="[VIEW] [TURN] [token N] [layer N] [head N]",
+    ),
+    Command("lint", "what makes this chat's beginning change", VIEW),
     Command("stats", "what the cache did for this chat", VIEW),
     Command("model", "pick another model, or download one", VIEW, "f5", "[NAME]"),
     Command("theme", "pick the colours", VIEW, argument="[NAME]"),
@@ -183,6 +192,30 @@ KEYS: tuple[Key, ...] = (
     Key("segments.spill", "f9", "spill", "write it to disk now", "segments", True),
     Key("segments.drop", "f8,ctrl+x", "drop", "drop it", "segments", True),
     Key("models.default", "f6", "default", "load it at every start", "models", True),
+    Key("lens.next", "tab", "step(1)", "next view", "lens", True),
+    Key("lens.previous", "shift+tab", "step(-1)", "previous view", "lens", True),
+    Key("lens.left", "left", "go('left')", "to the left: a token, a step back", "lens"),
+    Key("lens.right", "right", "go('right')", "to the right: a token, a step on", "lens"),
+    Key("lens.up", "up", "go('up')", "one row up", "lens"),
+    Key("lens.down", "down", "go('down')", "one row down", "lens"),
+    Key("lens.first", "home", "go('home')", "to the first one", "lens"),
+    Key("lens.last", "end", "go('end')", "to the last one", "lens"),
+    Key("lens.page_up", "pageup", "go('page_up')", "further up", "lens"),
+    Key("lens.page_down", "pagedown", "go('page_down')", "further down", "lens"),
+    Key("lens.turn_back", "left_square_bracket", "turn(-1)", "previous turn", "lens"),
+    Key("lens.turn", "right_square_bracket", "turn(1)", "next turn", "lens"),
+    Key("lens.layer", "l", "go('layer')", "next layer", "lens"),
+    Key("lens.layer_back", "L,shift+l", "go('layer_back')", "previous layer", "lens"),
+    Key("lens.head", "h", "go('head')", "next head", "lens"),
+    Key("lens.head_back", "H,shift+h", "go('head_back')", "previous head", "lens"),
+    Key("lens.more", "plus,equals_sign", "go('more')", "more of it", "lens"),
+    Key("lens.less", "minus", "go('less')", "less of it", "lens"),
+    Key("lens.ids", "i", "go('ids')", "ids of the tokens, or not", "lens"),
+    Key("lens.mode", "f,m", "go('mode')", "fold, or another way to show it", "lens"),
+    Key("lens.cut", "c", "go('cut')", "to where reuse ended", "lens"),
+    Key("lens.enter", "enter", "enter", "load the model; the figures of a turn", "lens"),
+    Key("lens.export", "e", "export", "write the page to a file", "lens"),
+    Key("lens.close", "escape,f6", "leave", "close", "lens"),
     Key("ask.close", "escape", "dismiss", "close", "ask"),
     Key("system.save", "ctrl+s", "save", "save", "system", True),
     Key("system.close", "escape", "dismiss", "leave it as it was", "system"),
@@ -202,6 +235,7 @@ SCOPE_TITLES: dict[Scope, str] = {
     "tree": "In the tree",
     "segments": "In the list of segments",
     "models": "In the list of models",
+    "lens": "In the lens",
     "ask": "In a question for a text",
     "system": "In the system prompt",
     "confirm": "In a question",

@@ -22,7 +22,10 @@ from chatcache.formatting import (
 from chatcache.frontend import desk, figures, files, keycheck, servers
 from chatcache.frontend.changes import SystemChange
 from chatcache.frontend.editor import edit_text
-from chatcache.frontend.lens.turns import heading, lens
+from chatcache.frontend.lens.source import LensSource
+from chatcache.frontend.lens.spoken import said
+from chatcache.frontend.lint.finding import report
+from chatcache.frontend.lint.look import look_at_open
 from chatcache.frontend.open_chat import as_turn
 from chatcache.frontend.progress import unheard
 from chatcache.frontend.registry import COMMANDS, Command
@@ -239,13 +242,12 @@ class PlainActions:
         self._talk.show()
 
     def _do_lens(self, argument: str) -> None:
-        rows = lens(self._chat.fork_points())
+        source = LensSource(self._talk.service, self._chat.require_id(), self._chat.prices)
         info = self._talk.model_info()
         if info is not None and info.backend == "remote":
             say(servers.NO_LENS)
-        say(heading(rows, info.max_context_tokens if info else None) + ".")
-        for row in rows:
-            say(f"Turn {row.turn}, “{shorten(row.user_text, _WIDTH)}”: {row.detail}.")
+        for sentence in said(source, argument.split()):
+            say(sentence)
 
     # The cache
 
@@ -278,7 +280,8 @@ class PlainActions:
             say(self._on_segment(argument.split(), rows))
         else:
             for row in rows[:_MAX_ROWS]:
-                tiers = [n for n, is_in in (("RAM", row.in_ram), ("disk", row.on_disk)) if is_in]
+                places = (("VRAM", row.in_vram), ("RAM", row.in_ram), ("disk", row.on_disk))
+                tiers = [name for name, is_in in places if is_in]
                 held = f"{size(row.num_bytes)} {' and '.join(tiers) or 'live'}"
                 say(f"{row.segment_id[:12]}: tokens {row.start:,} to {row.stop:,}, {held}.")
             say("Say /segments inspect ID, or pin, verify, spill, drop.")
@@ -320,6 +323,9 @@ class PlainActions:
 
     def _do_stats(self, argument: str) -> None:
         say(self._chat.stats())
+
+    def _do_lint(self, argument: str) -> None:
+        say("\n".join(report(look_at_open(self._talk.service, self._chat.session))))
 
     # The program
 

@@ -107,3 +107,7 @@ class MessageActed(Message):
     action: str
     node_id: str | None
     turn: int
+
+
+class LensOutdated(Message):
+    """Something has changed that the lens may show: a turn has ended, or a model is there."""

@@ -11,12 +11,18 @@ import torch
 
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.run.assemble import build_context
-from chatcache.backends.local.run.live_context import Forward, LivePath, Reuse
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import LivePath, Reuse
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.buckets import BucketLayer
+from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.int8 import Int8KV
+from chatcache.cache.tensors.link import Link
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.token_ids import TokenIds
+from tests.equivalence.families import is_captured
+from tests.recorded_calls import RecordedCalls
 
 FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
 SECOND = [43, 38, 32, 79, 50, 28]
@@ -24,6 +30,13 @@ THIRD = [84, 19, 71, 69, 39]
 OTHER = [93, 75, 10, 58, 20]
 CHUNK_TOKENS = 8
 TAIL_TOKENS = 2  # of a prompt stand for the generation prompt
+
+
+def device_kv(num_layers: int, device: torch.device, link: Link, slab_budget: int) -> DeviceKV:
+    """With slabs that are small enough for a few tokens to need several."""
+    return DeviceKV(
+        num_layers, torch.float32, device, link=link, slab_budget=slab_budget, slab_bytes=1 << 18
+    )
 
 
 @dataclass(frozen=True)
@@ -37,9 +50,18 @@ class Said:
 
 
 class IdsEngine:
-    """What the engine process does, on token ids."""
+    """What the engine process does, on token ids. A model on the attention of a GPU takes its steps
+    as a GPU would: captured, by a stand-in."""
 
-    def __init__(self, model: Any, directory: Path, precision: str = "exact", **budgets: Any):
+    def __init__(
+        self,
+        model: Any,
+        directory: Path,
+        precision: str = "exact",
+        link: Link | None = None,
+        **budgets: Any,
+    ):
+        """With a `link` the model is on a device with memory of its own, or taken to be."""
         cut = cut_policy(model.config)
         self.model = model
         self.prefixes = PrefixCache(
@@ -50,12 +72,20 @@ class IdsEngine:
         )
         self.prefixes.open({})
         config = model.config if cut.needs_states else None
-        device = torch.device("cpu")
+        device, num_layers = model.device, model.config.num_hidden_layers
         kind = Int8KV if precision == "int8" else LiveKV
-        self.live = kind(model.config.num_hidden_layers, torch.float32, device, config)
-        path = LivePath(Forward(model, device), self.live)
+        self.graphs = RecordedCalls() if is_captured(model) else None
+        self.live = (
+            kind(num_layers, torch.float32, device, config, BucketLayer if self.graphs else None)
+            if link is None
+            else device_kv(num_layers, device, link, budgets.get("ram_budget", 1 << 24))
+        )
+        path = LivePath(Forward(model, device, graphs=self.graphs), self.live)
+        path.give_way = self.prefixes.vram.give_up
         path.forward(self.live, [0], 0)
         self.live.truncate(0)
+        path.forward.settle(self.live)
+        assert (path.forward.static is not None) == (self.graphs is not None)
         self.rates = RateBook()
         self.context = build_context(
             cut, path, self.prefixes, self.rates, CHUNK_TOKENS, model.config
@@ -85,7 +115,7 @@ class IdsEngine:
             logits = step.logits
             if stop_after is not None and step.done >= stop_after:
                 self.context.commit(TokenIds(prompt[: step.done]), [step.done])
-                return Said(list(prompt[: step.done]), [], logits, reuse)
+                return Said(list(prompt[: step.done]), [], logits.cpu(), reuse)
         kept, answer = [logits], [int(logits.argmax())]
         while len(answer) < num_answer:
             logits = self.context.step(answer[-1], len(prompt) + len(answer) - 1)
@@ -97,7 +127,7 @@ class IdsEngine:
             self.context.commit(TokenIds(whole), [len(prompt), len(whole)])
         else:
             self.context.path.forget()
-        return Said(whole, answer, torch.cat(kept), reuse)
+        return Said(whole, answer, torch.cat(kept).cpu(), reuse)
 
     def forget_live(self) -> None:
         self.context.path.forget()

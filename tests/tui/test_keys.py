@@ -142,6 +142,7 @@ OPENERS: dict[registry.Scope, str] = {
     "tree": "f3",
     "segments": "f7",
     "models": "f5",
+    "lens": "f6",
     "ask": "ctrl+s f2",
     "confirm": "alt+up x",
     "help": "f1",

@@ -100,7 +100,7 @@ async def lens(chat: Chat) -> None:
     await talk(chat)
     await chat.type("/lens")
     await chat.press("enter")
-    await chat.until(lambda: "of context" in chat.text and "in RAM" in chat.text)
+    await chat.until(lambda: "of context" in chat.text and "What was computed?" in chat.text)
 
 
 async def first_run(chat: Chat) -> None:

@@ -690,6 +690,21 @@ def test_cache_commands_on_an_empty_cache(run: Run) -> None:
     assert run("cache", "show", "x")[0] == 3
 
 
+def test_cache_stats_show_the_memory_of_a_gpu_where_there_is_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(run_json(run, "cache", "stats")["tiers"]) == {"ram", "disk"}
+    monkeypatch.setattr("chatcache.commands.cache.has_nvidia_gpu", lambda: True)
+    tier = run_json(run, "cache", "stats")["tiers"]["vram"]
+    assert (tier["budget"], tier["budget_bytes"], tier["bytes"]) == ("50%", None, 0)
+    line = "on the GPU     up to 50 % of what is free while a model is loaded"
+    assert line in run("cache", "stats")[1]
+    run("config", "set", "cache.vram_budget", "8 GB")
+    assert run_json(run, "cache", "stats")["tiers"]["vram"]["budget_bytes"] == 8_000_000_000
+    run("config", "set", "cache.vram_budget", "0")
+    assert set(run_json(run, "cache", "stats")["tiers"]) == {"ram", "disk"}
+
+
 def test_cache_stats_add_up_what_answers_reused(run: Run) -> None:
     run("ask", "one", "--session", "a")
     second = run_json(run, "ask", "two", "--session", "a")

@@ -9,14 +9,15 @@ from pathlib import Path
 from chatcache.cache.book.eviction import Candidate
 from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.policy import is_over
-from chatcache.cache.segments import Block, Span
-from chatcache.cache.views import SegmentRow, TierRun, num_tokens_of
+from chatcache.cache.segments import Block, Resident, Span
+from chatcache.cache.views import TIERS, SegmentRow, Tier, TierRun, num_tokens_of
 from chatcache.token_ids import TokenIds
 
 
 @dataclass(slots=True)
 class Entry:
-    """A segment that is in RAM (`block`), on disk (`path`), or both."""
+    """A segment that is in the memory of a device (`resident`), in RAM (`block`), on disk (`path`),
+    or several of these."""
 
     segment_id: str
     parent_id: str | None
@@ -34,6 +35,18 @@ class Entry:
     is_pending: bool = False
     is_pinned: bool = False
     has_states: bool = False
+    resident: Resident | None = None
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether it can be gone on with without a read from disk."""
+        return self.block is not None or self.resident is not None
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Where it lies now, the fastest first."""
+        places = zip(TIERS, (self.resident, self.block, self.path), strict=True)
+        return tuple(tier for tier, place in places if place is not None)
 
     @property
     def is_held(self) -> bool:
@@ -69,6 +82,7 @@ class Entry:
             is_pinned=self.is_pinned,
             last_used=self.last_used,
             hits=self.hits,
+            in_vram=self.resident is not None,
         )
 
 
@@ -105,6 +119,7 @@ class Lease:
     """A held prefix: its segments are neither evicted nor changed until it is released.
 
     `checkpoint` is the segment with the states behind the last token, for models with states.
+    Without `is_use` it is looked at, for no turn.
     """
 
     def __init__(
@@ -114,7 +129,10 @@ class Lease:
         num_matched: int,
         checkpoint: Span | None = None,
         disk: tuple[int, int] | None = None,
+        *,
+        is_use: bool = True,
     ):
+        self.is_use = is_use
         self.ids = ids
         self.spans = tuple(spans)
         self.num_tokens = self.spans[-1].stop if self.spans else 0

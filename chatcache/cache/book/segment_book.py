@@ -46,6 +46,9 @@ class SegmentBook:
     def in_ram(self) -> list[Entry]:
         return [entry for entry in self.entries() if entry.block is not None]
 
+    def in_vram(self) -> list[Entry]:
+        return [entry for entry in self.entries() if entry.resident is not None]
+
     def on_disk(self) -> list[Entry]:
         return [entry for entry in self.entries() if entry.path is not None]
 
@@ -102,7 +105,7 @@ class SegmentBook:
 
     def remove_if_gone(self, entry: Entry) -> bool:
         """Remove a segment that lies nowhere any more; returns whether that is so."""
-        if entry.block is not None or entry.path is not None:
+        if entry.is_in_memory or entry.path is not None:
             return False
         self.remove(entry)
         return True
@@ -137,7 +140,7 @@ class SegmentBook:
         with self.lock:
             problems = self._tree.check()
             for entry in self._entries.values():
-                if entry.block is None and entry.path is None:
+                if not entry.is_in_memory and entry.path is None:
                     problems.append(f"{entry.segment_id} is neither in RAM nor on disk")
                 if entry.num_leases < 0:
                     problems.append(f"{entry.segment_id} was released too often")

@@ -65,7 +65,7 @@ class KVBlock:
 
     def sources(self) -> list[TensorSource]:
         """The block as a segment file wants it; the memory is shared."""
-        return _sources({**self.tensors, **self.states})
+        return sources_of({**self.tensors, **self.states})
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -103,14 +103,26 @@ class LentBlock:
 
     def sources(self) -> list[TensorSource]:
         """The block as a segment file wants it; the memory is shared."""
-        return _sources(self.tensors)
+        return sources_of(self.tensors)
 
     def move(self, number: int, home: Buffers) -> None:
         """The buffers of a layer have grown: the same positions lie in others now."""
         self.homes[number] = home
 
 
-def _sources(tensors: Mapping[str, torch.Tensor]) -> list[TensorSource]:
+@dataclass(frozen=True, slots=True)
+class ResidentBlock:
+    """A run that stays on the device that the model computes on, a contiguous tensor per name."""
+
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def sources_of(tensors: Mapping[str, torch.Tensor]) -> list[TensorSource]:
+    """Tensors in host memory as a segment file wants them; the memory is shared."""
     return [
         TensorSource(name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), _pieces(tensor))
         for name, tensor in tensors.items()

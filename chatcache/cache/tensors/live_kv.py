@@ -10,15 +10,23 @@ is loaded.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 
-from chatcache.cache.tensors.blocks import DTYPES, KVBlock, LentBlock, TensorBlock, memory_of
-from chatcache.cache.tensors.layers import GrowingLayer
+from chatcache.cache.tensors.blocks import (
+    DTYPES,
+    KVBlock,
+    LentBlock,
+    ResidentBlock,
+    TensorBlock,
+    memory_of,
+)
+from chatcache.cache.tensors.buckets import BucketLayer
+from chatcache.cache.tensors.layers import Buffers, GrowingLayer
 from chatcache.cache.tensors.recurrent import (
     copy_states,
     has_states,
@@ -37,6 +45,7 @@ class LiveKV(Cache):
     """The growing layers of the active path. All layers always hold the same tokens.
 
     With a `config`, the layers are those that transformers makes for it: states included.
+    `new_layer` makes one without states; where graphs are captured, it has buckets.
     """
 
     def __init__(
@@ -45,8 +54,11 @@ class LiveKV(Cache):
         dtype: torch.dtype,
         device: torch.device,
         config: PreTrainedConfig | None = None,
+        new_layer: Callable[[], GrowingLayer] | None = None,
     ):
-        plain = [GrowingLayer() for _ in range(num_layers)]
+        if new_layer is None:
+            new_layer = BucketLayer if device.type == "cuda" else GrowingLayer
+        plain = [new_layer() for _ in range(num_layers)]
         layers: list[Any] = layers_for(config) if config is not None else [*plain]
         super().__init__(layers=layers)
         self._growing = {
@@ -59,7 +71,8 @@ class LiveKV(Cache):
         self._staged: dict[str, torch.Tensor] = {}
         self._states: dict[str, torch.Tensor] = {}
         self._num_counted = 0
-        self.has_states = any(has_states(layer) for layer in layers)
+        self.num_states = sum(has_states(layer) for layer in layers)  # layers that have one
+        self.has_states = self.num_states > 0
         self.is_torn = False
 
     @property
@@ -117,6 +130,23 @@ class LiveKV(Cache):
         for layer in self._growing.values():
             layer.reserve(num_tokens)
 
+    @torch.inference_mode()
+    def claim_buckets(self, start: int, stop: int) -> list[Buffers] | None:
+        """The buffers of all layers, writable from `start` to `stop` and as long as the bucket of
+        `stop`; None: they are no buckets, or nothing was ever in them."""
+        layers = [layer for layer in self.layers if isinstance(layer, BucketLayer)]
+        if len(layers) < len(self.layers) or not all(layer.is_initialized for layer in layers):
+            return None
+        for layer in layers:
+            layer.claim(start, stop)
+        return [layer.home for layer in layers]
+
+    def scrub(self, start: int) -> None:
+        """The model computed what is no numbers: nothing of it stays behind `start`."""
+        for layer in self._growing.values():
+            if isinstance(layer, BucketLayer):
+                layer.scrub(start)
+
     def truncate(self, num_tokens: int) -> None:
         """Keep the first `num_tokens` tokens; in O(1), nothing is freed.
 
@@ -149,12 +179,27 @@ class LiveKV(Cache):
         or the buffers themselves, frozen up to `stop`."""
         if lent := self.lend(start, stop):
             return lent
-        tensors = {}
-        for index, layer in self._growing.items():
-            for kind in ("key", "value"):
-                view = layer.view(kind, start, stop)[0]
-                tensors[f"{kind}.{index}"] = view.to("cpu", copy=True).contiguous()
+        tensors = {
+            name: run.to("cpu", copy=True).contiguous()
+            for name, run in self._runs(start, stop).items()
+        }
         return KVBlock(tensors, states or {})
+
+    @torch.inference_mode()
+    def reside(self, start: int, stop: int) -> ResidentBlock:
+        """A copy of tokens `start` to `stop` where the model computes."""
+        form = torch.contiguous_format
+        return ResidentBlock(
+            {name: run.clone(memory_format=form) for name, run in self._runs(start, stop).items()}
+        )
+
+    def _runs(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        """Tokens `start` to `stop` where they lie, `[num_kv_heads, num_tokens, head_dim]` each."""
+        return {
+            f"{kind}.{number}": layer.view(kind, start, stop)[0]
+            for number, layer in self._growing.items()
+            for kind in ("key", "value")
+        }
 
     def _may_lend(self, start: int, stop: int) -> bool:
         """Whether lending would keep little more than the run itself in memory: few tokens before
@@ -165,7 +210,7 @@ class LiveKV(Cache):
         is_full = all(5 * self.num_tokens >= 4 * home.room for home in homes)
         return is_full and all(8 * (start - home.frozen_to) <= stop - start for home in homes)
 
-    def lend(self, start: int, stop: int) -> LentBlock | None:
+    def lend(self, start: int, stop: int) -> TensorBlock | None:
         """Tokens `start` to `stop` where they lie, frozen up to `stop`; None: a copy is better."""
         if not self._may_lend(start, stop):
             return None
@@ -226,6 +271,9 @@ class LiveKV(Cache):
         if staged is not None:
             layer, kind = self._locate(name)
             layer.view(kind, start, start + staged.shape[1])[0].copy_(staged)
+
+    def flush(self) -> None:
+        """What was loaded is here already."""
 
     def set_length(self, num_tokens: int) -> None:
         """All layers now hold `num_tokens` tokens: what was loaded or read in place counts."""

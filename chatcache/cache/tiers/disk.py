@@ -27,6 +27,7 @@ from chatcache.cache.files.store import (
     namespaces,
 )
 from chatcache.cache.tiers.notices import Notices
+from chatcache.cache.views import TierUse
 
 _LOOKS_PER_BUDGET = 64
 
@@ -101,6 +102,10 @@ class DiskTier:
             others = self._other_stores() if self.is_reading else []
             self._bytes_elsewhere = sum(map(_bytes_in, others))
         return self._bytes_elsewhere + self.store.index.totals()[1]
+
+    def use(self) -> TierUse:
+        """Bytes of all namespaces, segments of this one."""
+        return TierUse(self.num_bytes, self.budget, self.num_segments)
 
     # segments of the book
 

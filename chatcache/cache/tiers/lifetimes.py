@@ -26,7 +26,7 @@ class Lifetimes:
     def place(self, entry: Entry) -> Literal["ram", "disk"] | None:
         """The fastest tier that holds a segment whose time is not over; None: there is none."""
         now = self.clock()
-        if entry.block is not None and not entry.is_over(self.policy.ram_ttl, now):
+        if entry.is_in_memory and not entry.is_over(self.policy.ram_ttl, now):
             return "ram"
         if entry.path is not None:
             return None if entry.is_over(self.policy.disk_ttl, now) else "disk"
@@ -36,21 +36,22 @@ class Lifetimes:
         """Give up the copies of a segment whose time is over; True if none is left."""
         with self.book.lock:
             now = self.clock()
-            was_in_ram, was_on_disk = entry.block is not None, entry.path is not None
+            before = entry.tiers
             if entry.path is not None and entry.is_over(self.policy.disk_ttl, now):
                 self.disk.note_use_by_others(entry)
                 if entry.is_over(self.policy.disk_ttl, now):
                     self.disk.give_up(entry)
             if entry.is_over(self.policy.ram_ttl, now):
+                entry.resident = None
                 if entry.path is not None or not self.spiller.can_write(entry):
                     entry.block = None
                 else:
                     self.spiller.submit(entry)
             is_gone = self.book.remove_if_gone(entry)
-            if was_on_disk and entry.path is None:
-                self.book.log.note("evicted", entry, "disk", is_gone=is_gone and not was_in_ram)
-            if was_in_ram and entry.block is None:
-                self.book.log.note("evicted", entry, "ram", is_gone=is_gone)
+            lost = [tier for tier in before if tier not in entry.tiers]
+            for tier in lost:
+                last = is_gone and tier == lost[-1]
+                self.book.log.note("evicted", entry, tier, is_gone=last)
             if is_gone:
                 self.notices.note_expired(entry)
             return is_gone

@@ -10,6 +10,7 @@ from chatcache.cache.book.policy import LOW_WATER, TierPolicy
 from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.tiers.notices import Notices
 from chatcache.cache.tiers.spiller import Spiller
+from chatcache.cache.views import TierUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,10 @@ class RamTier:
     policy: TierPolicy
     notices: Notices
     clock: Callable[[], float]
+
+    def use(self) -> TierUse:
+        in_ram = self.book.in_ram()
+        return TierUse(sum(entry.num_bytes for entry in in_ram), self.budget, len(in_ram))
 
     def enforce(self) -> None:
         """Give up blocks whose time is over and, over the budget, leaves and least recently used

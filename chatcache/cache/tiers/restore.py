@@ -19,7 +19,7 @@ from chatcache.cache.files.segfile import (
     SegmentMissingError,
 )
 from chatcache.cache.files.store import inode_of
-from chatcache.cache.segments import Block, KVSink, Span
+from chatcache.cache.segments import Block, KVSink, LostBlockError, Resident, Span
 from chatcache.cache.views import Tier, TierRun, joined
 
 # A segment, what is wrong with it, and the inode of its file if it is the file that is damaged.
@@ -33,6 +33,7 @@ class _Source:
         self._give_up = give_up
         self._entry = book.get(segment_id)
         self.block: Block | None = None if self._entry is None else self._entry.block
+        self.resident: Resident | None = None if self._entry is None else self._entry.resident
         self.path: Path | None = None if self._entry is None else self._entry.path
         self._inode = 0 if self.path is None else inode_of(self.path)
 
@@ -70,6 +71,14 @@ def restore_tokens(
     book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSink, start: int
 ) -> RestoreResult:
     """Bring positions `start` to the end of the lease into `sink`, which holds `start` tokens."""
+    restored = _bring_tokens(book, give_up, lease, sink, start)
+    sink.flush()
+    return restored
+
+
+def _bring_tokens(
+    book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSink, start: int
+) -> RestoreResult:
     position, bytes_read = start, 0
     runs = [TierRun(start, "ram")]
     for span in lease.spans:
@@ -77,16 +86,20 @@ def restore_tokens(
             continue
         source = _Source(book, give_up, span.segment_id)
         try:
-            if source.block is not None:
+            if source.resident is not None:
+                sink.load(source.resident, source.start, position, span.stop)
+                tier: Tier = "vram"
+            elif source.block is not None:
                 sink.load(source.block, source.start, position, span.stop)
-                tier: Tier = "ram"
+                tier = "ram"
             elif source.path is not None:
                 num_bytes = read_segment(source.path, lease.ids, sink, position, span)
-                source.note_read(book, replace(span, start=position), num_bytes)
+                if lease.is_use:
+                    source.note_read(book, replace(span, start=position), num_bytes)
                 bytes_read, tier = bytes_read + num_bytes, "disk"
             else:
                 raise SegmentMissingError("it was evicted")
-        except (SegmentDamagedError, SegmentMissingError) as error:
+        except (SegmentDamagedError, SegmentMissingError, LostBlockError) as error:
             sink.set_length(position)
             is_damage = source.failed(error)
             return RestoreResult(position, joined(runs), bytes_read, str(error), is_damage)

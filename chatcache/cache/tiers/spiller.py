@@ -22,7 +22,7 @@ from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.files.pace import Pace
 from chatcache.cache.files.segfile import SegmentHeader
-from chatcache.cache.segments import Block
+from chatcache.cache.segments import Block, LostBlockError
 from chatcache.cache.tiers.disk import DiskTier
 from chatcache.cache.tiers.notices import Notices
 from chatcache.os_failures import OUT_OF_SPACE, reason
@@ -160,6 +160,9 @@ class Spiller:
         except OSError as error:
             self._note_unwritten(entry, error)
             return
+        except LostBlockError as error:
+            self._note_lost(entry, error)
+            return
         finally:
             entry.is_pending = False
         seconds = time.perf_counter() - began
@@ -198,6 +201,13 @@ class Spiller:
         else:
             text = f"tokens {entry.start:,}-{entry.stop:,} are not kept on disk: {reason(error)}"
             self._notices.warn(text)
+        self._on_settled()
+
+    def _note_lost(self, entry: Entry, error: LostBlockError) -> None:
+        with self._book.lock:
+            entry.block, entry.can_spill = None, False
+            self._book.remove_if_gone(entry)
+        self._notices.warn(f"tokens {entry.start:,}-{entry.stop:,} are not kept: {error}")
         self._on_settled()
 
     def _write(self, entry: Entry, block: Block) -> tuple[Path, int]:

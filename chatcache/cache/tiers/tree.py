@@ -6,15 +6,15 @@ true is found out when a prompt comes by. Changes neither the book nor the disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from chatcache.cache.book.entries import Entry
-from chatcache.cache.book.radix import EdgeView, RadixTree
+from chatcache.cache.book.radix import RadixTree
 from chatcache.cache.book.segment_book import SegmentBook
 from chatcache.cache.files.index import IndexRow
 from chatcache.cache.files.names import file_name
 from chatcache.cache.tiers.disk import DiskTier
-from chatcache.cache.views import Tier, TreeEdge, TreeShape
+from chatcache.cache.views import TreeEdge, TreeSegment, TreeShape, ends_below, tiers_of
 from chatcache.token_ids import TokenIds
 
 MAX_UNREACHED = 500
@@ -46,7 +46,12 @@ def tree_shape(book: SegmentBook, disk: DiskTier, live: TokenIds, num_events: in
         )
     num_on_disk = sum(entry.path is not None for entry in held.values())
     num_more = max(0, disk.num_segments - num_on_disk) if disk.is_reading else 0
-    return TreeShape(_edges(tree, held, live), book.log.last(num_events), num_more)
+    return TreeShape(
+        tuple(_edges(tree, held, live)),
+        book.log.last(num_events),
+        tuple(map(_segment, held.values())),
+        num_more,
+    )
 
 
 def _unreached(book: SegmentBook, disk: DiskTier) -> dict[str, IndexRow]:
@@ -75,39 +80,37 @@ def _path(row: IndexRow, book: SegmentBook, unreached: Mapping[str, IndexRow]) -
     return TokenIds.from_bytes(b"".join(part.packed for part in reversed(parts)))
 
 
-def _edges(tree: RadixTree, held: Mapping[str, Entry], live: TokenIds) -> tuple[TreeEdge, ...]:
+def _segment(entry: Entry) -> TreeSegment:
+    return TreeSegment(
+        entry.segment_id,
+        entry.tiers,
+        entry.num_bytes,
+        entry.hits,
+        entry.last_used,
+        entry.is_pinned,
+    )
+
+
+def _edges(tree: RadixTree, held: Mapping[str, Entry], live: TokenIds) -> Iterator[TreeEdge]:
     edges = tree.edges()
-    num_below = [0] * len(edges)
-    has_children = {edge.parent for edge in edges}
+    num_below = ends_below([edge.parent for edge in edges])
     is_live: list[bool] = []
-    for number, edge in enumerate(edges):
+    for edge, below in zip(edges, num_below, strict=True):
         above = edge.parent < 0 or is_live[edge.parent]
         is_live.append(above and edge.ids.common_prefix(live, edge.start) == len(edge.ids))
-        num_below[number] += number not in has_children
-    for number in range(len(edges) - 1, -1, -1):
-        if (parent := edges[number].parent) >= 0:
-            num_below[parent] += num_below[number]
-    return tuple(
-        _edge(edge, [held[found] for found in edge.segment_ids if found in held], below, live_too)
-        for edge, below, live_too in zip(edges, num_below, is_live, strict=True)
-    )
-
-
-def _edge(edge: EdgeView, holders: list[Entry], num_below: int, is_live: bool) -> TreeEdge:
-    in_ram = any(entry.block is not None for entry in holders)
-    on_disk = any(entry.path is not None for entry in holders)
-    tiers: tuple[Tier, ...] = (*(("ram",) if in_ram else ()), *(("disk",) if on_disk else ()))
-    shares = [entry.num_bytes * len(edge.ids) // (entry.stop - entry.start) for entry in holders]
-    return TreeEdge(
-        parent=edge.parent,
-        start=edge.start,
-        ids=edge.ids,
-        tiers=tiers,
-        num_bytes=sum(shares),
-        num_below=num_below,
-        hits=max((entry.hits for entry in holders), default=0),
-        last_used=max((entry.last_used for entry in holders), default=0.0),
-        is_pinned=any(entry.is_pinned for entry in holders),
-        is_live=is_live,
-        segments=edge.segment_ids,
-    )
+        holders = [held[segment_id] for segment_id in edge.segment_ids]
+        yield TreeEdge(
+            parent=edge.parent,
+            start=edge.start,
+            ids=edge.ids,
+            tiers=tiers_of([_segment(entry) for entry in holders]),
+            num_bytes=sum(
+                entry.num_bytes * len(edge.ids) // (entry.stop - entry.start) for entry in holders
+            ),
+            num_below=below,
+            hits=max((entry.hits for entry in holders), default=0),
+            last_used=max((entry.last_used for entry in holders), default=0.0),
+            is_pinned=any(entry.is_pinned for entry in holders),
+            is_live=is_live[-1],
+            segments=edge.segment_ids,
+        )

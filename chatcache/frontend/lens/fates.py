@@ -87,7 +87,7 @@ def _reused(reading: TurnReading) -> list[FateRun]:
     runs: list[FateRun] = []
     start = 0
     for run in figures.cache.runs:
-        runs.append(FateRun(start, run.stop, run.tier))
+        runs.append(FateRun(start, run.stop, "disk" if run.tier == "disk" else "ram"))
         start = run.stop
     return runs
 

@@ -12,6 +12,10 @@ from chatcache.errors import ChatcacheError, UsageError, did_you_mean
 from chatcache.formatting import plural
 from chatcache.frontend import keycheck, servers
 from chatcache.frontend.desk import required, spill
+from chatcache.frontend.lens.source import LensSource
+from chatcache.frontend.lens.spoken import opened
+from chatcache.frontend.lint.finding import report
+from chatcache.frontend.lint.look import look_at_open
 from chatcache.frontend.progress import Report
 from chatcache.tui.look import layout
 from chatcache.tui.messages import PanelModeChosen
@@ -31,6 +35,7 @@ class ProgramActions:
         self._desk, self._work = parts.desk, parts.work
         self.handlers: dict[str, Handler] = {
             "panel": self._show_panel,
+            "lint": self._lint,
             "stats": self._stats,
             "segments": self._segments,
             "lens": self._lens,
@@ -56,6 +61,10 @@ class ProgramActions:
     def _is_remote(self) -> bool:
         return self._panel.info is not None and self._panel.info.backend == "remote"
 
+    async def _lint(self, argument: str) -> None:
+        found = await self._stage.ask(look_at_open, self._chat.service, self._chat.session)
+        await self._stage.show_note("\n  ".join(report(found)))
+
     async def _segments(self, argument: str) -> None:
         snapshot = self._panel.snapshot
         rows = snapshot.segments if snapshot is not None else ()
@@ -68,15 +77,12 @@ class ProgramActions:
 
     async def _lens(self, argument: str) -> None:
         self._chat.require_session()
-        shown, info = self._panel.figures, self._panel.info
         if self._is_remote:
             self._stage.toast(servers.NO_LENS)
-        picker = LensScreen(
-            self._chat.fork_points,
-            info.max_context_tokens if info else None,
-            shown.cache.diverged_at if shown and shown.cached_tokens else None,
-        )
-        turn = await self._stage.push_screen_wait(picker)
+        chat = self._chat
+        source = LensSource(chat.service, chat.session_id, chat.prices)
+        lens = await self._stage.ask(opened, source, argument.split())
+        turn = await self._stage.push_screen_wait(LensScreen(lens, chat.name))
         if turn is not None:
             await self.inspect(turn)
 

@@ -52,6 +52,7 @@ def lines(state: PanelState, width: int, now: float) -> list[Line]:
     parts = [
         _restore_lines(state, width),
         _reuse_lines(state, width),
+        _lint_lines(state.lint, width),
         _latency_lines(state, width),
         _store_lines(state.snapshot, width, now),
         _idle_lines(state.idle, width),
@@ -140,6 +141,11 @@ def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
     yield _count_line("computed", figures.computed_tokens, _progress(state, figures))
 
 
+def _lint_lines(words: str, width: int) -> Iterator[Line]:
+    if words:
+        yield (Piece("/lint  ", "title"), Piece(shorten(f"! {words}", width - 7), "bad"))
+
+
 def _server_lines(state: PanelState, figures: Figures, width: int) -> Iterator[Line]:
     """What a server told of a turn; what it did not tell has no line."""
     prompt, cached = figures.prompt_tokens, figures.usage.server_cached_tokens
@@ -214,6 +220,8 @@ def _store_lines(snapshot: CacheSnapshot | None, width: int, now: float) -> Iter
         return
     live = f"{snapshot.live_tokens:,} tok live" if snapshot.live_tokens else ""
     yield _heading("STORE", live, width)
+    if snapshot.vram is not None:
+        yield _tier_line("VRAM", snapshot.vram, width)
     yield _tier_line("RAM", snapshot.ram, width)
     yield _tier_line("disk", snapshot.disk, width)
     if not snapshot.segments:
@@ -245,6 +253,8 @@ def _segment_text(row: SegmentRow, width: int, now: float) -> str:
 
 def where_words(row: SegmentRow) -> str:
     """Which tier a segment is in."""
+    if row.in_vram:
+        return "all" if row.in_ram and row.on_disk else "VRAM"
     if row.in_ram:
         return "both" if row.on_disk else "RAM"
     return "disk" if row.on_disk else "live" if row.is_live else "–"

@@ -225,6 +225,7 @@ class ChatScreen(ShapedScreen):
     @on(messages.ModelBecameReady)
     def _model_became_ready(self, message: messages.ModelBecameReady) -> None:
         self.run(self.actions.models.ready(message.info))
+        self.tell_above(messages.LensOutdated())
         self.parts.idle.opened()
         for welcome in self.query(Welcome):
             welcome.show_model(message.info)
@@ -236,8 +237,7 @@ class ChatScreen(ShapedScreen):
 
     @on(messages.SegmentsChanged)
     def _segments_changed(self, message: messages.SegmentsChanged) -> None:
-        if self.app.screen is not self:  # the list of segments may be above this screen
-            self.app.screen.post_message(messages.SegmentsChanged(message.segments))
+        self.tell_above(messages.SegmentsChanged(message.segments))
 
     @on(messages.RestoreShown)
     def _restore_shown(self, message: messages.RestoreShown) -> None:
@@ -253,6 +253,7 @@ class ChatScreen(ShapedScreen):
     @on(messages.QueueEmptied)
     def _queue_emptied(self) -> None:
         self.parts.idle.answered()
+        self.tell_above(messages.LensOutdated())
 
     @on(messages.ChatShown)
     def _chat_shown(self) -> None:

@@ -47,6 +47,11 @@ class ShapedScreen(Screen[None]):
     def refresh_status(self) -> None:
         raise NotImplementedError
 
+    def tell_above(self, message: Message) -> None:
+        """For a dialog that is above this screen, such as the list of segments."""
+        if self.app.screen is not self:
+            self.app.screen.post_message(message)
+
     def on_resize(self, event: Resize) -> None:
         width, height = event.size
         is_small = layout.is_too_small(width, height)

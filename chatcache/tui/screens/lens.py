@@ -1,92 +1,274 @@
-"""/lens: what the model has read, turn by turn, with the tokens of each and where its K and V is.
+"""/lens: what a cache is, seen in the open chat; one screen with views that Tab goes through.
 
-Owns drawing. Choosing a turn shows the figures of its answer in the panel.
+Owns drawing and keys. What a view shows is said by its page; it is read in threads, so the screen
+answers while the model is being asked.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine
+from typing import Any
 
+from textual import on
+from textual.app import ComposeResult
 from textual.content import Content
+from textual.events import Click, Resize
 from textual.widgets import Static
 
-from chatcache.chat.views import ForkPoint
-from chatcache.frontend.lens.turns import LensRow, heading, lens
-from chatcache.tui.look.formatting import MUTED, bar, gist, shorten
-from chatcache.tui.screens.filter_list import FilterListScreen
+from chatcache.formatting import one_line, shorten
+from chatcache.frontend.lens.exports import export_name, export_page
+from chatcache.frontend.lens.lens import Lens, problem_page
+from chatcache.frontend.lens.page import Page
+from chatcache.frontend.lens.state import LensKey
+from chatcache.frontend.lens.views import VIEWS
+from chatcache.tui.commands import bindings
+from chatcache.tui.failures import as_user_error
+from chatcache.tui.look.formatting import MUTED, TITLE
+from chatcache.tui.messages import LensOutdated, SegmentsChanged
+from chatcache.tui.screens.dialogs import AskTextScreen
+from chatcache.tui.screens.modal import Dialog
+from chatcache.tui.widgets.page_view import PageView
 
-_TURN, _TOKENS, _RANGE, _WHERE = 5, 8, 17, 10
+# A page that is there sooner is shown without a word about waiting.
+PATIENCE_SECONDS = 0.15
+# Changes of the cache come in swarms.
+SETTLE_SECONDS = 0.3
+ALWAYS = "Tab view · [ ] turn · e export · Esc"
+MARGIN = 2
 
 
-class LensScreen(FilterListScreen[LensRow, int]):
+class TabLine(Static):
+    """The names of the views; the open one is in brackets, so that no colour is needed."""
+
+    def __init__(self, choose: Callable[[str], None]) -> None:
+        super().__init__("", id="lens-tabs", markup=False)
+        self._choose = choose
+        self._ends: list[tuple[int, str]] = []
+
+    def show(self, name: str, width: int) -> None:
+        for letters, gap in ((20, "  "), (20, " "), (6, " "), (3, " ")):
+            texts = [
+                f"[{view.title}]" if view.name == name else view.title[:letters] for view in VIEWS
+            ]
+            if len(gap.join(texts)) <= width:
+                break
+        self._ends, at = [], 0
+        for view, text in zip(VIEWS, texts, strict=True):
+            at += len(text) + len(gap)
+            self._ends.append((at, view.name))
+        parts = [
+            Content.styled(text, TITLE if view.name == name else MUTED)
+            for view, text in zip(VIEWS, texts, strict=True)
+        ]
+        self.update(Content(gap).join(parts))
+
+    def on_click(self, event: Click) -> None:
+        for end, name in self._ends:
+            if event.x < end:
+                self._choose(name)
+                return
+
+
+class LensScreen(Dialog[int | None]):
     """Returns the turn whose figures are wanted."""
 
-    title_text = "Lens: what the model has read"
-    placeholder = "type to filter by what was said"
-    keys_text = "Enter figures of this turn · Esc close"
-    empty_text = "Nothing has been read yet."
+    BINDINGS = bindings("lens")
 
-    def __init__(
-        self, points: Callable[[], Sequence[ForkPoint]], max_tokens: int | None, cut_at: int | None
-    ) -> None:
+    def __init__(self, lens: Lens, chat_name: str) -> None:
         super().__init__()
-        self._points, self._max_tokens, self._cut_at = points, max_tokens, cut_at
-        self._longest = 1
+        self.lens, self._chat_name = lens, chat_name
+        self._shown_view = ""
+        self._page: Page | None = None
+        self._num_turns = self._answered = 0
+        self._doing = ""
+        self._is_outdated = False
 
-    async def fill(self) -> None:
-        rows = lens(await asyncio.to_thread(self._points))
-        self._longest = max((row.num_tokens for row in rows), default=1) or 1
-        title = Content.assemble("Lens  ", (heading(rows, self._max_tokens), MUTED))
-        self.query_one(".dialog-title", Static).update(title)
-        last = str(rows[-1].turn) if rows else None
-        self.set_items({str(row.turn): row for row in rows}, highlight=last)
+    def compose(self) -> ComposeResult:
+        yield TabLine(self._show_view)
+        yield Static("", id="lens-title", markup=False)
+        yield PageView()
+        yield Static("", id="lens-keys", markup=False)
 
-    def search_text(self, turn: LensRow) -> str:
-        return f"{turn.user_text} {turn.answer_text}"
+    def on_mount(self) -> None:
+        self.query_one(PageView).focus()
+        self._update()
 
-    # Drawing
+    def on_resize(self, event: Resize) -> None:
+        self.call_after_refresh(self._draw)
 
-    def columns(self, width: int) -> Content:
-        return _line("turn", "tokens", "from–to", "where", "", "", width)
+    @on(LensOutdated)
+    @on(SegmentsChanged)
+    def _outdated(self) -> None:
+        """What changed is read once all is quiet; until then the page stays."""
+        if not self._is_outdated:
+            self._is_outdated = True
+            self.set_timer(SETTLE_SECONDS, self._read_anew)
 
-    def draw(self, turn: LensRow, width: int) -> Content:
-        filled, _ = bar(turn.num_tokens / self._longest, _bar_width(width))
-        return _line(
-            f"{turn.turn}",
-            f"{turn.num_tokens:,}",
-            f"{turn.start:,}–{turn.stop:,}",
-            turn.where,
-            filled,
-            turn.user_text,
-            width,
+    def _read_anew(self) -> None:
+        self._is_outdated = False
+        self.lens.refresh()
+        self._update()
+
+    # What is shown
+
+    def _update(self) -> None:
+        """Show the open view: at once what is known, and what must be read when it is there."""
+        self._draw()
+        if (read := self.lens.reading()) is not None:
+            self._do(self._read(read))
+        if self._known_page() is None:
+            self.set_timer(PATIENCE_SECONDS, self._say_waiting)
+
+    async def _read(self, read: Callable[[], None]) -> None:
+        await asyncio.to_thread(read)
+        source = self.lens.source
+        self._num_turns = max(await asyncio.to_thread(source.turns), default=0)
+        self._answered = await asyncio.to_thread(source.last_answered)
+        self._doing = ""
+        self._update()  # what is chosen by now may be something else
+
+    def _say_waiting(self) -> None:
+        if not self.query(PageView) or self._known_page() is not None:
+            return
+        self._doing = self.lens.waits_for
+        if self._shown_view != self.lens.view.name:
+            self._show(Page(self.lens.view.title, (), ()))
+        self._draw_frame()
+
+    def _draw(self) -> None:
+        if not self.query(PageView):
+            return
+        if (page := self._known_page()) is not None:
+            self._show(page)
+        self._draw_frame()
+
+    def _show(self, page: Page) -> None:
+        self._page = page
+        is_other = self._shown_view != self.lens.view.name
+        self._shown_view = self.lens.view.name
+        self.query_one(PageView).show(
+            page, from_top=is_other, is_followed=self.lens.view.follows or not is_other
         )
 
-    def preview(self, turn: LensRow) -> Content:
-        facts = turn.detail
-        if self._cut_at is not None and turn.start <= self._cut_at < turn.stop:
-            facts += f" · the last prompt left what was kept at token {self._cut_at:,}"
-        return Content.assemble(
-            (facts, MUTED), "\n", self.fit(turn.user_text), "\n", self.fit(turn.answer_text)
+    def _draw_frame(self) -> None:
+        """The lines around the page."""
+        width = self.size.width
+        self.query_one(TabLine).show(self.lens.view.name, width - MARGIN)
+        turn = self.lens.state.turn or self._answered
+        title = self._page.title if self._page is not None else self.lens.view.title
+        is_told = not turn or not self._num_turns or "turn" in title
+        which = [] if is_told else [f"turn {turn} of {self._num_turns}"]
+        about = [*which, one_line(self._chat_name)]
+        right = self._doing or shorten(" · ".join(about), max(10, width // 2))
+        left = shorten(title, max(10, width - MARGIN - len(right) - 2))
+        gap = " " * max(1, width - MARGIN - len(left) - len(right))
+        self.query_one("#lens-title", Static).update(
+            Content.assemble((left, "bold"), gap, (right, TITLE if self._doing else MUTED))
         )
+        self.query_one("#lens-keys", Static).update(Content(self._keys(width - MARGIN)))
 
-    def choose(self, turn: LensRow) -> None:
-        self.dismiss(turn.turn)
+    def _keys(self, width: int) -> str:
+        """The keys of this view, and those of all; none is broken at the end of a line."""
+        own = self._page.keys if self._page is not None else ""
+        load = "Enter loads the model" if self.lens.can_load else ""
+        lines = [""]
+        for key in " · ".join(filter(None, (load, own, ALWAYS))).split(" · "):
+            longer = f"{lines[-1]} · {key}" if lines[-1] else key
+            if len(longer) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(key)
+        return "\n".join(lines)
 
+    def _known_page(self) -> Page | None:
+        return self.lens.page(self._width, self.query_one(PageView).size.height or None)
 
-def _bar_width(width: int) -> int:
-    return 16 if width >= 90 else 10 if width >= 70 else 0
+    @property
+    def _width(self) -> int:
+        view = self.query_one(PageView)
+        room = view.size.width or self.app.size.width
+        return max(20, room - MARGIN)
 
+    # Keys
 
-def _line(
-    turn: str, tokens: str, span: str, where: str, filled: str, text: str, width: int
-) -> Content:
-    """One row; on a narrow screen the bar and the range go first."""
-    head = f"{turn:>{_TURN - 1}} {tokens:>{_TOKENS}}"
-    if width >= 60:
-        head += f"{span:>{_RANGE}}"
-    head += f"  {where:<{_WHERE}}"
-    bar_width = _bar_width(width)
-    drawn = f"{filled:<{bar_width}}  " if bar_width else ""
-    rest = max(0, width - len(head) - len(drawn))
-    return Content.assemble(head, (drawn, "$primary"), shorten(gist(text), rest))
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        self.run_worker(self._guarded(work), exit_on_error=False)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as failure:
+            self._doing = ""
+            if self.query(PageView):
+                error = as_user_error(failure)
+                self._show(problem_page(self.lens.view.title, error, self._width))
+                self._draw_frame()
+
+    def _show_view(self, name: str) -> None:
+        self.lens.show(name)
+        self._update()
+
+    def action_step(self, by: int) -> None:
+        self.lens.step(by)
+        self._update()
+
+    def action_go(self, key: LensKey) -> None:
+        if self.lens.press(key, self._width):
+            self._update()
+            return
+        view = self.query_one(PageView)
+        scrolls: dict[LensKey, Callable[..., None]] = {
+            "up": view.scroll_up,
+            "down": view.scroll_down,
+            "page_up": view.scroll_page_up,
+            "page_down": view.scroll_page_down,
+            "home": view.scroll_home,
+            "end": view.scroll_end,
+        }
+        if (scroll := scrolls.get(key)) is not None:
+            scroll(animate=False)
+
+    def action_turn(self, by: int) -> None:
+        self._do(self._step_turn(by))
+
+    async def _step_turn(self, by: int) -> None:
+        if await asyncio.to_thread(self.lens.step_turn, by):
+            self._update()
+
+    def action_enter(self) -> None:
+        if self.lens.can_load:
+            self._do(self._load())
+        elif self.lens.view is VIEWS[0]:
+            self._do(self._leave_for_figures())
+
+    async def _load(self) -> None:
+        self._doing = "loading the model …"
+        self._draw_frame()
+        await asyncio.to_thread(self.lens.source.load)
+        self._doing = ""
+        self._read_anew()
+
+    async def _leave_for_figures(self) -> None:
+        turn = self.lens.state.turn or await asyncio.to_thread(self.lens.source.last_answered)
+        self.dismiss(turn or None)
+
+    def action_export(self) -> None:
+        if self._page is not None:
+            self._do(self._export(self._page))
+
+    async def _export(self, page: Page) -> None:
+        title = "Write this page to a file: .svg, .png, .json or .txt"
+        suggested = export_name(self._chat_name, self.lens.view.name)
+        name = await self.app.push_screen_wait(AskTextScreen(title, suggested))
+        if name is not None:
+            try:
+                done = await asyncio.to_thread(export_page, page, name)
+            except Exception as failure:
+                error = as_user_error(failure)
+                self.notify(f"{error.message} {error.hint}", severity="warning", markup=False)
+            else:
+                self.notify(done, markup=False)
+
+    def action_leave(self) -> None:
+        self.dismiss(None)

@@ -179,7 +179,7 @@ class SegmentsScreen(FilterListScreen[SegmentRow, None]):
             on_disk = stored.get(key)
             if on_disk is not None:
                 now.append(replace(row, on_disk=True, is_pinned=on_disk.is_pinned))
-            elif row.in_ram:
+            elif row.in_ram or row.in_vram:
                 now.append(replace(row, on_disk=False, is_pinned=False))
         self._show(now)
 

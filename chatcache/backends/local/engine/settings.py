@@ -22,6 +22,7 @@ _ENVIRONMENT = (
 # What may differ between the front ends of one engine.
 _SHARED = (
     "ram_budget",
+    "vram_budget",
     "disk_budget",
     "policy",
     "num_threads",
@@ -32,7 +33,8 @@ _SHARED = (
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Everything the engine process needs to know. Budgets are bytes."""
+    """Everything the engine process needs to know. Budgets are bytes; `vram_budget` may be a
+    percentage of what is free on the GPU once the model is loaded."""
 
     model: str
     cache_dir: Path
@@ -43,6 +45,7 @@ class EngineSettings:
     quantize: str = "none"
     is_offline: bool = False
     ram_budget: int = 2 << 30
+    vram_budget: int | str = "50%"
     disk_budget: int = 16 << 30
     policy: TierPolicy = field(default_factory=TierPolicy)
     num_threads: int | None = None

@@ -39,10 +39,16 @@ def takes_step(model: Any) -> bool:
 def step_limit(model: Any) -> Callable[[int], int]:
     """How many tokens at a time go through compiled code, by the position of the first."""
     if not takes_step(model):
-        return lambda position: 0
-    if not is_packed(model):
-        return lambda position: 1
-    return lambda position: _PACKED_TOKENS if position < _LONG_HISTORY else _PACKED_TOKENS_BEHIND
+        return no_step
+    return _packed_tokens if is_packed(model) else lambda position: 1
+
+
+def no_step(position: int) -> int:
+    return 0
+
+
+def _packed_tokens(position: int) -> int:
+    return _PACKED_TOKENS if position < _LONG_HISTORY else _PACKED_TOKENS_BEHIND
 
 
 def check(model: Any) -> None:

@@ -49,6 +49,7 @@ class AnyTokenContext(LiveContext):
                 live = min(live, path.num_kept)
                 if live <= lease.num_matched:
                     live = min(live, lease.num_tokens)
+            self.prefixes.vram.keep(path.ids, live, path.kv.reside)
             path.hold(ids, live)
             declined = self._decline(lease, live)
             wanted = lease if declined is None else lease.up_to(max(live, lease.disk_start))
@@ -92,7 +93,7 @@ class AnyTokenContext(LiveContext):
             yield step
 
     def step(self, token_id: int, position: int) -> torch.Tensor:
-        return self.path.forward(self.path.kv, [token_id], position)
+        return self.path.compute([token_id], position)
 
     def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
         path = self.path
@@ -106,6 +107,9 @@ class AnyTokenContext(LiveContext):
         self.prefixes.promote(path.ids, path.kv.lend)
         path.forget_unsettled()
         return num_bytes
+
+    def num_readable(self, ids: TokenIds) -> int:
+        return self.path.ids.common_prefix(ids)
 
     def estimate(self, ids: TokenIds) -> CostEstimate:
         return estimate_cost(ids, self.path.ids.common_prefix(ids), self.prefixes, self.rates)
@@ -140,7 +144,7 @@ class AnyTokenContext(LiveContext):
             return True
         if held.disk_tokens and held.spans[-1].start < total - MIN_PART_TOKENS - 1:
             return True
-        with self.prefixes.acquire(ids, total) as lease:
+        with self.prefixes.acquire(ids, total, is_use=False) as lease:
             restored = self.prefixes.restore(lease, self.path.kv, start)
         is_whole = restored.num_tokens == total
         self.path.hold(ids, total if is_whole else start)
@@ -209,7 +213,7 @@ class LengthBoundContext(LiveContext):
     def step(self, token_id: int, position: int) -> torch.Tensor:
         if self._is_beyond or position < self._max_tokens:
             self._decoded.append(token_id)
-            return self.path.forward(self.path.kv, [token_id], position)
+            return self.path.compute([token_id], position)
         return self._cross(token_id)
 
     def commit(self, ids: TokenIds, boundaries: Sequence[int]) -> int:
@@ -218,6 +222,9 @@ class LengthBoundContext(LiveContext):
             self.start_cold()
             return 0
         return self._within.commit(ids, boundaries)
+
+    def num_readable(self, ids: TokenIds) -> int:
+        return 0 if self._is_beyond else self._within.num_readable(ids)
 
     def estimate(self, ids: TokenIds) -> CostEstimate:
         return self._within.estimate(ids)

@@ -24,24 +24,37 @@ from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
 from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
 from chatcache.backends.local.packed.known import takes_step
-from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
+from chatcache.backends.local.run.any_token import (
+    MIN_PART_TOKENS,
+    AnyTokenContext,
+    LengthBoundContext,
+)
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.chunk_choice import ChunkChoice
+from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.run.idle import IdleWork
-from chatcache.backends.local.run.live_context import Forward, LiveContext, LivePath
+from chatcache.backends.local.run.live_context import LiveContext, LivePath
 from chatcache.backends.local.run.reasons import TurnExplainer
 from chatcache.backends.local.run.threads import threads_for, use
 from chatcache.backends.local.run.turn import TurnPlanner
 from chatcache.backends.local.run.turn_runner import CacheReporter, TurnRunner
 from chatcache.backends.local.run.whole_prompt import WholePromptContext
 from chatcache.backends.local.study.answers import Answers
+from chatcache.backends.local.study.attention import AttentionStudy
+from chatcache.backends.local.study.beside import Beside
+from chatcache.backends.local.study.next_tokens import NextTokenStudy
 from chatcache.backends.local.study.pieces import Vocabulary
+from chatcache.backends.local.study.shape import model_shape
+from chatcache.backends.local.study.vocabularies import Vocabularies
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.policy import Precision
 from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.int8 import Int8KV
+from chatcache.cache.tensors.link import CudaLink, Link
 from chatcache.cache.tensors.live_kv import LiveKV
+from chatcache.checks import num_bytes
 from chatcache.errors import NotFiniteError
 from chatcache.machine import allowance
 
@@ -86,14 +99,15 @@ def build_runner(
     rates = RateBook(directory / "rates.json")
     chunk_choice = ChunkChoice(loaded, directory)
     threads = threads_for(loaded.model, loaded.device, is_fixed=settings.num_threads is not None)
-    live = build_live(loaded, cut, precision)
+    ram_budget = fit.budget(loaded.fit, settings.ram_budget)
+    live = build_live(loaded, cut, precision, link_to(loaded.device), ram_budget)
     path = LivePath(Forward(loaded.model, loaded.device, threads), live)
     with naming_gpu():
         kv_bytes = warm_up(cut, path, rates)
         if threads is not None and cut.is_cuttable:
             threads.settle(rates, lambda: _first_step(path))
-        if cut.is_cuttable and chunk_choice.is_open:
-            chunk_choice.measure(lambda num_tokens: _seconds(path, num_tokens))
+        if cut.is_cuttable:
+            get_ready_on_device(path, chunk_choice)
     planner = TurnPlanner(loaded)
     info = replace(
         _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes),
@@ -101,7 +115,8 @@ def build_runner(
         think_switch=planner.think_switch,
     )
     reporter = CacheReporter(emit, path)
-    prefixes = reporter.prefixes = _prefix_cache(loaded, settings, cut, namespace, reporter.note)
+    prefixes = _prefix_cache(loaded, settings, cut, namespace, path, reporter.note)
+    reporter.prefixes = prefixes
     chunk = settings.prefill_chunk_tokens or chunk_choice.num_tokens
     context = build_context(
         cut,
@@ -124,9 +139,43 @@ def build_runner(
     prefixes.open(fields)
     path.forward.get_ready()
     reporter.show()
-    answers = Answers(Vocabulary(loaded.tokenizer, planner.codec, loaded.name), context)
+    answers = _answers(loaded, settings, cut, idle, info)
     return TurnRunner(
         loaded, info, planner, context, idle, explainer, reporter, answers, settings.log_path
+    )
+
+
+def _answers(
+    loaded: LoadedModel,
+    settings: EngineSettings,
+    cut: CutPolicy,
+    idle: IdleWork,
+    info: ModelInfo,
+) -> Answers:
+    """They compute at the pace of idle work, on which a turn does not wait long."""
+    vocabulary = Vocabulary(loaded.tokenizer, idle.planner.codec, loaded.name)
+    context, config = idle.context, loaded.model.config
+    path = context.path
+
+    def make() -> LiveContext:
+        live = build_live(loaded, cut, settings.policy.precision)
+        if live.has_states:  # only what has run once has states that a checkpoint can be put into
+            path.forward(live, [0], 0)
+            live.truncate(0)
+        beside = LivePath(path.forward, live)
+        beside.give_way = path.give_way
+        return build_context(cut, beside, context.prefixes, context.rates, idle.max_chunk, config)
+
+    chunk = min(idle.max_chunk, MIN_PART_TOKENS)
+    beside = Beside(context, make, lambda: max(chunk, idle.chunk()))
+    return Answers(
+        vocabulary=vocabulary,
+        vocabularies=Vocabularies(settings.cache_dir, is_offline=settings.is_offline),
+        describe=lambda: model_shape(loaded, path.kv, info.kv_bytes_per_token, idle.max_chunk),
+        beside=beside,
+        attention=AttentionStudy(loaded.model, path.forward, beside, cut),
+        next_tokens=NextTokenStudy(beside, cut, loaded.generation_defaults, vocabulary.piece),
+        max_context=loaded.max_context_tokens,
     )
 
 
@@ -135,12 +184,19 @@ def _prefix_cache(
     settings: EngineSettings,
     cut: CutPolicy,
     namespace: str,
+    path: LivePath,
     on_event: Callable[[str, str], None],
 ) -> PrefixCache:
-    return PrefixCache(
+    live, vram_budget = path.kv, 0
+    if isinstance(live, DeviceKV):
+        live.warn = lambda text: on_event("warning", text)
+        live.get_ready()
+        vram_budget = num_bytes(settings.vram_budget, live.link.num_free_bytes)
+    prefixes = PrefixCache(
         settings.cache_dir,
         namespace,
         ram_budget=fit.budget(loaded.fit, settings.ram_budget),
+        vram_budget=vram_budget,
         disk_budget=settings.disk_budget,
         policy=settings.policy,
         is_spilling=cut.is_cuttable,
@@ -148,12 +204,30 @@ def _prefix_cache(
         on_event=on_event,
         may_keep=lambda: loaded.watch.changed() is None,
     )
+    path.give_way = prefixes.vram.give_up
+    return prefixes
 
 
-def build_live(loaded: LoadedModel, cut: CutPolicy, precision: Precision = "exact") -> LiveKV:
+def link_to(device: torch.device) -> Link | None:
+    """To a device with memory of its own; None: there is none, or its copies cannot be queued."""
+    return CudaLink(device) if device.type == "cuda" else None
+
+
+def build_live(
+    loaded: LoadedModel,
+    cut: CutPolicy,
+    precision: Precision = "exact",
+    link: Link | None = None,
+    ram_budget: int = 0,
+) -> LiveKV:
     """An empty live KV; with the states of the layers where the model has such.
 
-    `precision`: how its blocks keep K and V."""
+    `precision`: how its blocks keep K and V. With a `link` they are in slabs for it, of about
+    `ram_budget` bytes, unless the kind of the model or of the blocks wants them otherwise."""
+    if link is not None and cut.kind == "any_token" and precision == "exact":
+        return DeviceKV(
+            loaded.num_layers, loaded.dtype, loaded.device, link=link, slab_budget=ram_budget
+        )
     config = loaded.model.config if cut.needs_states else None
     kind = Int8KV if precision == "int8" else LiveKV
     return kind(loaded.num_layers, loaded.dtype, loaded.device, config)
@@ -190,11 +264,18 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
     num_bytes = live.num_bytes // 2
     live.truncate(0)
     if not rates.is_measured:
-        rates.note_prefill(MIN_MEASURED_TOKENS, _seconds(path, MIN_MEASURED_TOKENS))
+        rates.note_prefill(MIN_MEASURED_TOKENS, seconds_of(path, MIN_MEASURED_TOKENS))
     return num_bytes
 
 
-def _seconds(path: LivePath, num_tokens: int) -> float:
+def get_ready_on_device(path: LivePath, chunk_choice: ChunkChoice) -> None:
+    """What a GPU does before its first turn; on a CPU there is nothing."""
+    path.forward.settle(path.kv)
+    if chunk_choice.is_open:
+        chunk_choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
+
+
+def seconds_of(path: LivePath, num_tokens: int) -> float:
     """How long the model reads so many tokens; nothing is live afterwards."""
     began = time.perf_counter()
     with suppress(NotFiniteError):

@@ -5,7 +5,7 @@ Nothing here touches the cache: K and V of a token do not depend on how it was c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
 import torch
@@ -36,13 +36,22 @@ _MIN_TEMPERATURE = 1e-5
 
 
 class Sampler:
-    """Chooses tokens for one turn. Keeps the ids read so far for the repetition penalty."""
+    """Chooses tokens for one turn. Keeps the ids read so far for the repetition penalty.
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], device: torch.device):
+    `likeliest` tells the largest of some logits where that is known already."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        device: torch.device,
+        likeliest: Callable[[torch.Tensor], int | None] = lambda logits: None,
+    ):
         if params.temperature is not None and params.temperature < _MIN_TEMPERATURE:
             params = replace(params, temperature=0.0)
         self._is_greedy = not params.temperature
         self._processors = _processors(params)
+        self._likeliest = likeliest
         self._generator = torch.Generator(device=device)
         if params.seed is not None:
             self._generator.manual_seed(params.seed)
@@ -54,19 +63,37 @@ class Sampler:
 
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor) -> int:
-        """The next id, from logits `[1, vocab]`; float32 whatever the model's dtype."""
-        scores = logits.float()
-        if self._processors:
-            ids = self._history if self._history is not None else logits.new_empty((1, 0)).long()
-            scores = self._processors(ids, scores)  # type: ignore[arg-type]
+        """The next id, from logits `[1, vocab]`."""
+        if self._is_greedy and not self._processors:
+            known = self._likeliest(logits)
+            if known is not None:
+                return known
         if self._is_greedy:
-            chosen = scores.argmax(dim=-1)
+            chosen = self._scores(logits).argmax(dim=-1)
         else:
-            probabilities = torch.softmax(scores, dim=-1)
+            probabilities = self.probabilities(logits)
             chosen = torch.multinomial(probabilities, 1, generator=self._generator)[0]
         if self._history is not None:
             self._history = torch.cat([self._history, chosen.view(1, 1)], dim=1)
         return int(chosen.item())
+
+    @torch.inference_mode()
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """With which probability each id is the next one, `[1, vocab]`, from logits `[1, vocab]`.
+        Changes nothing."""
+        scores = self._scores(logits)
+        if self._is_greedy:
+            return torch.zeros_like(scores).scatter_(1, scores.argmax(dim=-1, keepdim=True), 1.0)
+        return torch.softmax(scores, dim=-1)
+
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """After penalty, temperature and cuts; float32 whatever the model's dtype."""
+        scores = logits.float()
+        if not self._processors:
+            return scores
+        ids = self._history if self._history is not None else logits.new_empty((1, 0)).long()
+        processed: torch.Tensor = self._processors(ids, scores)  # type: ignore[arg-type]
+        return processed
 
 
 def _has_penalty(params: SamplingParams) -> bool:

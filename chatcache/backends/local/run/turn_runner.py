@@ -74,7 +74,8 @@ class CacheReporter:
         ram, disk = self.prefixes.use()
         rows = self.prefixes.rows(self._path.ids, _SNAPSHOT_ROWS)
         live = self._path.kv
-        self._emit(CacheSnapshot(ram, disk, live.num_tokens, live.num_bytes, tuple(rows)))
+        vram = self.prefixes.vram.use()
+        self._emit(CacheSnapshot(ram, disk, live.num_tokens, live.num_bytes, tuple(rows), vram))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ class TurnRunner:
         """Give up in memory what has been deleted on disk, or all that is in memory. Between
         turns: nothing is live afterwards."""
         self.context.path.forget()
+        self.answers.forget()
         self.context.prefixes.forget_deleted(is_all=is_all)
         self.reporter.show()
 
@@ -174,6 +176,7 @@ class TurnRunner:
             return
         yield TurnFinished(request.turn_id, self._finish(state, answer))
         self.reporter.show()
+        self.context.path.forward.look_ahead(self.context.path.kv)
 
     def _reuse(self, state: TurnState) -> None:
         """Make the live KV hold the longest reusable prefix of the prompt, and say why not more."""
@@ -211,7 +214,8 @@ class TurnRunner:
             answer.finish_reason = "stopped"
             return
         params = with_defaults(state.request.sampling, self.loaded.generation_defaults)
-        sampler = Sampler(params, state.plan.ids, self.loaded.device)
+        likeliest = self.context.path.forward.likeliest
+        sampler = Sampler(params, state.plan.ids, self.loaded.device, likeliest)
         limit = min(params.max_new_tokens or DEFAULT_NEW_TOKENS, state.room)
         position, logits = len(state.plan.ids), state.logits
         loops = LoopWatch()

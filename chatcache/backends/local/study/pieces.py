@@ -10,8 +10,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from transformers.convert_slow_tokenizer import bytes_to_unicode
-
 from chatcache.backends.local.prompt.detokenize import REPLACEMENT
 from chatcache.backends.local.prompt.symbols import SymbolCodec
 from chatcache.backends.local.prompt.template import free_marker
@@ -19,8 +17,14 @@ from chatcache.backends.questions import TokenPiece, TokenPieces
 from chatcache.token_ids import TokenIds
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_CHARACTER_OF: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
-_BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
+# How byte-level vocabularies are spelled: printable bytes of Latin-1 as they are, the others by the
+# characters from 256 on (GPT-2, Radford et al. 2019).
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = [byte for byte in range(0x100) if byte not in _PRINTABLE]
+_BYTE_OF = {
+    **{chr(byte): byte for byte in _PRINTABLE},
+    **{chr(0x100 + number): byte for number, byte in enumerate(_OTHERS)},
+}
 _ESCAPED = range(0xDC80, 0xDD00)  # what Python makes of bytes that are no UTF-8
 
 

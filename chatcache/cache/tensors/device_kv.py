@@ -1,0 +1,288 @@
+"""The live KV on a device with memory of its own, and the ways of its runs there and back.
+
+    `export`    to a block in slabs     on a stream of its own, behind the turn
+    `load`      from a block            on another one, layer by layer: each layer of the model
+    `writable`  from a file, by a slab  waits for its own K and V only
+    `reside`    to a resident           a copy on the device, when the path is left
+
+Nothing is lent here: a copy on the device takes milliseconds, and captured graphs want the live
+path where it was. Every method is called by the thread that computes; copies down are queued by
+a thread of their own, because slabs may have to be made for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from chatcache.cache.segments import LostBlockError
+from chatcache.cache.tensors.blocks import DTYPES, ResidentBlock, TensorBlock, memory_of
+from chatcache.cache.tensors.buckets import BucketLayer
+from chatcache.cache.tensors.device_blocks import SlabBlock, SlabTensors, carve_tensors
+from chatcache.cache.tensors.layers import Buffers
+from chatcache.cache.tensors.link import Event, InFlight, Link, Stream, copy_run
+from chatcache.cache.tensors.live_kv import LiveKV
+from chatcache.cache.tensors.slabs import SLAB_BYTES, Slabs
+
+log = logging.getLogger(__name__)
+
+_SHARED_PIECE_BYTES = SLAB_BYTES // 4
+_READY_BYTES = 4 * SLAB_BYTES
+
+
+class ArrivingLayer(BucketLayer):  # type: ignore[no-untyped-call]
+    """A layer whose K and V may be on their way: whatever touches them follows their arrival."""
+
+    def __init__(self, compute: Stream):
+        super().__init__()
+        self._compute = compute
+        self.arrival: Event | None = None
+
+    def arrive(self) -> None:
+        """What the model computes from now on finds everything in its place."""
+        if self.arrival is not None:
+            self._compute.follow(self.arrival)
+            self.arrival = None
+
+    def slot(self, kind: str, start: int, stop: int) -> torch.Tensor:
+        """`[num_kv_heads, stop - start, head_dim]`, to copy to behind what is on its way."""
+        return self.home.tensors[kind][0, :, start:stop]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.arrive()
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def view(self, kind: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        self.arrive()
+        return super().view(kind, start, stop)
+
+    def _move(self, room: int, *, is_same: bool = False) -> None:
+        self.arrive()
+        super()._move(room, is_same=is_same)
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """Live tokens before `stop` are read until `block` has arrived."""
+
+    stop: int
+    block: SlabBlock
+
+
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """Tensors for the positions from `start` on; `owner` has their memory."""
+
+    tensors: Mapping[str, torch.Tensor]
+    start: int
+    owner: TensorBlock
+
+
+class DeviceKV(LiveKV):
+    """A live KV on a device, for models with attention in all layers. Its blocks lie in slabs of
+    about `slab_budget` bytes at most; `warn` hears of what is slower than it could be."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        link: Link,
+        slab_budget: int,
+        slab_bytes: int = SLAB_BYTES,
+    ):
+        self.link = link
+        self._compute = link.compute
+        super().__init__(num_layers, dtype, device, new_layer=self._new_layer)
+        self._arriving = {
+            number: layer
+            for number, layer in self._growing.items()
+            if isinstance(layer, ArrivingLayer)
+        }
+        self.warn: Callable[[str], None] = log.warning
+        self._up, self._down = link.stream(), link.stream()
+        self._in_flight = InFlight()
+        self.slabs = Slabs(
+            link.pinned,
+            slab_budget,
+            self._in_flight.wait_for_one,
+            lambda text: self.warn(text),
+            slab_bytes,
+        )
+        self._sender = ThreadPoolExecutor(1, "kv-down")
+        self._exports: list[_Export] = []
+        self._loadings: list[_Loading] = []
+        self._reading: dict[str, SlabTensors] = {}
+        self._read: dict[tuple[int, int], dict[str, SlabTensors]] = {}
+
+    def _new_layer(self) -> ArrivingLayer:
+        return ArrivingLayer(self._compute)
+
+    @property
+    def is_staged(self) -> bool:
+        return True
+
+    # on the device
+
+    def truncate(self, num_tokens: int) -> None:
+        self._in_flight.release()
+        self._exports = [export for export in self._exports if not export.block.has_arrived()]
+        for export in self._exports:
+            if export.stop > num_tokens:  # what comes next is written where this is still read
+                with contextlib.suppress(LostBlockError):
+                    export.block.tensors_behind(self._compute)
+        self._loadings = [load for load in self._loadings if load.start < num_tokens]
+        self._reading.clear()
+        self._read = {run: read for run, read in self._read.items() if run[1] <= num_tokens}
+        super().truncate(num_tokens)
+
+    def arrive(self) -> None:
+        """All that is on its way is there for whatever the model computes from now on."""
+        for layer in self._arriving.values():
+            layer.arrive()
+
+    def claim_buckets(self, start: int, stop: int) -> list[Buffers] | None:
+        self.arrive()
+        return super().claim_buckets(start, stop)
+
+    def _runs(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        self.flush()
+        return super()._runs(start, stop)
+
+    # down
+
+    @torch.inference_mode()
+    def export(
+        self, start: int, stop: int, states: dict[str, torch.Tensor] | None = None
+    ) -> SlabBlock:
+        """Tokens `start` to `stop` on their way into host memory; nothing waits for them here."""
+        runs = self._runs(start, stop)
+        block = SlabBlock(sum(run.nbytes for run in runs.values()), states)
+        self._exports.append(_Export(stop, block))
+        self._sender.submit(self._send, block, runs, self._compute.mark())
+        return block
+
+    @torch.inference_mode()
+    def _send(self, block: SlabBlock, runs: Mapping[str, torch.Tensor], computed: Event) -> None:
+        """Queue the copies into a block (in the thread of the copies)."""
+        memory: SlabTensors | None = None
+        try:
+            shapes = {name: tuple(run.shape) for name, run in runs.items()}
+            memory = carve_tensors(self.slabs, shapes, self._dtype, _SHARED_PIECE_BYTES)
+            self._down.follow(computed)
+            for name, run in runs.items():
+                copy_run(self._down, memory.tensors[name], run)
+            arrival = self._down.mark()
+        except Exception as error:
+            log.exception("keys and values could not be copied to host memory")
+            block.lose(str(error).partition("\n")[0] or type(error).__name__)
+            if memory is not None:
+                self._in_flight.hold(self._down.mark(), memory, runs)
+            return
+        self._in_flight.hold(arrival, memory, runs)
+        block.fill(memory, arrival)
+
+    def get_ready(self) -> None:
+        """Make slabs for the first turns, in the thread of the copies."""
+        self._sender.submit(self.slabs.prepare, _READY_BYTES)
+
+    def wait_for_exports(self) -> None:
+        """Have the host wait until all that was exported is in its memory."""
+        for export in self._exports:
+            with contextlib.suppress(LostBlockError):
+                _ = export.block.tensors
+
+    def lend(self, start: int, stop: int) -> SlabBlock | None:
+        """The run as it was read from a file, where the slabs have it still."""
+        read = self._read.pop((start, stop), {})
+        if len(read) < 2 * len(self._growing):
+            return None
+        whole = SlabTensors()
+        for tensors in read.values():
+            whole.join(tensors)
+        block = SlabBlock(whole.num_bytes)
+        block.fill(whole)
+        return block
+
+    # up
+
+    @torch.inference_mode()
+    def load(self, block: Any, at: int, start: int, stop: int) -> None:
+        """Take tokens `start` to `stop` of a block whose first token has position `at`, or of a
+        resident. `flush` sends them on their way. Raises LostBlockError."""
+        is_behind = isinstance(block, SlabBlock)
+        whole = block.tensors_behind(self._up) if is_behind else block.tensors
+        part = {name: tensor[:, start - at : stop - at] for name, tensor in whole.items()}
+        for name, run in part.items():
+            self._make_room(name, tuple(run.shape), start)
+        if isinstance(block, ResidentBlock):
+            for name, run in part.items():
+                layer, kind = self._locate(name)
+                layer.view(kind, start, stop)[0].copy_(run)
+        else:
+            self._loadings.append(_Loading(part, start, block))
+
+    @torch.inference_mode()
+    def flush(self) -> None:
+        """Send what was loaded on its way: of all runs the first layer first."""
+        loadings, self._loadings = self._loadings, []
+        if not loadings:
+            return
+        self._up.follow(self._compute.mark())
+        try:
+            for number, layer in self._arriving.items():
+                for kind in ("key", "value"):
+                    for load in loadings:
+                        run = load.tensors[f"{kind}.{number}"]
+                        target = layer.slot(kind, load.start, load.start + run.shape[1])
+                        copy_run(self._up, target, run, is_whole=run.is_contiguous())
+                layer.arrival = self._up.mark()
+        finally:
+            self._in_flight.hold(self._up.mark(), loadings)
+
+    @torch.inference_mode()
+    def writable(
+        self, name: str, dtype: str, shape: tuple[int, ...], start: int
+    ) -> list[memoryview]:
+        if DTYPES.get(dtype) != self._dtype or len(shape) != 3:
+            raise ValueError(f"{name} is {dtype}{list(shape)}, the model wants {self._dtype}")
+        self.flush()
+        self._make_room(name, shape, start)
+        memory = carve_tensors(self.slabs, {name: shape}, self._dtype, _SHARED_PIECE_BYTES)
+        self._reading[name] = memory
+        return [memory_of(head) for head in memory.tensors[name]]
+
+    @torch.inference_mode()
+    def written(self, name: str, start: int) -> None:
+        memory = self._reading.pop(name)
+        run = memory.tensors[name]
+        layer, kind = self._locate(name)
+        self._up.follow(self._compute.mark())
+        copy_run(self._up, layer.slot(kind, start, start + run.shape[1]), run)
+        layer.arrival = self._up.mark()
+        self._in_flight.hold(layer.arrival, memory)
+        if self.slabs.has_room(0):
+            self._read.setdefault((start, start + run.shape[1]), {})[name] = memory
+
+    def _make_room(self, name: str, shape: tuple[int, ...], start: int) -> None:
+        """Have the live path take a run of this shape. Raises ValueError if it is not of this
+        model."""
+        layer, kind = self._locate(name)
+        layer.allocate(kind, shape[0], shape[2], self._dtype, self._device)
+        stop = start + shape[1]
+        layer.claim(start, stop)
+        if (found := tuple(layer.slot(kind, start, stop).shape)) != shape:
+            raise ValueError(f"{name} is {list(shape)}, the model wants {list(found)}")
+
+    def _locate(self, name: str) -> tuple[ArrivingLayer, str]:
+        layer, kind = super()._locate(name)
+        return self._arriving[layer.number], kind

@@ -1,0 +1,69 @@
+"""The lens in words: what somebody types behind /lens, and the sentences that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from chatcache.errors import UsageError
+from chatcache.frontend.lens.lens import Lens
+from chatcache.frontend.lens.source import LensSource
+from chatcache.frontend.lens.state import LensState
+from chatcache.frontend.lens.views import VIEW_NAMES
+
+# Sentences need no width; lines that are drawn beside them do.
+_WIDTH = 80
+_NUMBERS = ("token", "layer", "head", "step")
+_HINT = (
+    "Say /lens [VIEW] [TURN] [token N] [layer N] [head N] [step N]."
+    f" Views: {', '.join(VIEW_NAMES)}."
+)
+
+
+def opened(source: LensSource, words: Sequence[str]) -> Lens:
+    """A lens on what the words name: a view, a turn as a number, `token 5`, `layer 2`, `head 0`,
+    `step 3`, `ids`. May block. Raises UsageError or NotFoundError."""
+    view, state, turn = "", LensState(), None
+    rest = iter(words)
+    for word in rest:
+        if word.isdecimal():
+            turn = int(word)
+        elif word == "turn":
+            turn = _number(word, next(rest, ""))
+        elif word in _NUMBERS:
+            state = _with_number(state, word, _number(word, next(rest, "")))
+        elif word == "ids":
+            state = replace(state, has_ids=True)
+        elif view:
+            raise UsageError(f"The lens does not know what {word!r} means.", _HINT)
+        else:
+            view = word
+    lens = Lens(source, view, state)
+    if turn is not None:
+        lens.choose_turn(turn)
+        lens.state = replace(state, turn=turn)
+    return lens
+
+
+def _with_number(state: LensState, name: str, number: int) -> LensState:
+    changes: dict[str, Any] = {name: number}
+    return replace(state, **changes)
+
+
+def _number(name: str, word: str) -> int:
+    if not word.isdecimal():
+        raise UsageError(f"The number of the {name} is missing.", _HINT)
+    return int(word)
+
+
+def said(source: LensSource, words: Sequence[str]) -> Iterator[str]:
+    """The sentences of a view; and what would show more, where a model would. May block."""
+    lens = opened(source, words)
+    page = lens.page_now(_WIDTH)
+    yield from page.sentences
+    if lens.can_load:
+        yield "No model is loaded: with one, more of this can be shown."
+    others = [name for name in VIEW_NAMES if name != lens.view.name]
+    if others:
+        yield f"Other views: {', '.join(others)}."

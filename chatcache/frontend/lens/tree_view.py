@@ -1,0 +1,398 @@
+"""The radix tree of a namespace, edge by edge, and its last changes step by step.
+
+Owns the facts of this view, what of them is on the page, and the shape of the drawing. An edge
+takes one line; the tree branches where the drawing does, and an edge that alone goes on from the
+one above it stands below it at the same depth. Pure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from chatcache import formatting as fmt
+from chatcache.backends.questions import (
+    AskTree,
+    DescribeTokens,
+    TokenPiece,
+    TreeEdge,
+    TreeEvent,
+    TreeShape,
+)
+from chatcache.errors import UnavailableError
+from chatcache.frontend.lens import tree_words as words
+from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line
+from chatcache.frontend.lens.source import LensSource
+from chatcache.frontend.lens.state import LensKey
+from chatcache.frontend.lens.tree_replay import after_event
+from chatcache.frontend.lens.view import moved
+from chatcache.token_ids import TokenIds
+
+TITLE = "The tree"
+KEYS = "↑↓ edge · ←→ what happened, step by step"
+ASK_FOR_MODEL = "Tokens are shown by their ids: Enter loads the model for their text."
+LEGEND = "R RAM · D disk · C neither · P pinned · L live now · [X] a control token"
+_SHOWN_IDS = 48  # of an edge, more than a line has room for
+_MAX_LEAD = 16
+_WIDE = 60  # cells that all columns need
+_MIN_TEXT = 8
+_MIN_ROWS = 3
+_MAX_SENTENCES = 40
+MAX_EVENTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TreeFacts:
+    """`pieces` are what the ids stand for, {} without a model. `now` is the Unix time of the
+    shape. `has_engine`: it is an engine's; otherwise it is what lies on disk."""
+
+    shape: TreeShape
+    now: float
+    model: str = ""
+    pieces: words.Pieces = field(default_factory=dict[int, TokenPiece])
+    has_engine: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TreeState:
+    """`chosen` is the number of an edge; None: the one used last, or that a change happened to.
+    `step` is a change counted from 1, 0: the tree of now."""
+
+    chosen: int | None = None
+    step: int = 0
+
+
+NOW = TreeState()
+
+
+def read(source: LensSource) -> TreeFacts:
+    """The tree of the model that can answer now; without one, that of the model which read the
+    chat last, as it lies on disk. Raises UnavailableError. Blocks."""
+    if (info := source.info) is not None:
+        shape = source.study(AskTree(MAX_EVENTS))
+        if isinstance(shape, TreeShape):
+            told = source.pieces(info.tokenizer_id, question(shape))
+            pieces = {piece.token_id: piece for piece in told.pieces} if told else {}
+            return TreeFacts(shape, time.time(), info.model, pieces)
+    reading = source.reading(None)
+    on_disk = source.service.tree_on_disk(reading.namespace_id)
+    if on_disk is None:
+        raise UnavailableError(
+            "No tree is known without a model: nothing that it read in this chat is on disk.",
+            "Load the model, or say something.",
+        )
+    return TreeFacts(on_disk, time.time(), reading.model, has_engine=False)
+
+
+def question(shape: TreeShape) -> DescribeTokens:
+    """What has to be asked of a tokenizer to draw this tree."""
+    runs = [edge.ids[:_SHOWN_IDS] for edge in shape.edges]
+    runs += [event.ids[:_SHOWN_IDS] for event in shape.events] + [e.tail for e in shape.events]
+    ids = {token_id for run in runs for token_id in run}
+    return DescribeTokens(TokenIds(sorted(ids)))
+
+
+def page(facts: TreeFacts, width: int, state: TreeState = NOW, height: int | None = None) -> Page:
+    """The tree of now, or after a change, or, where the change took an edge away, before it. Of a
+    long tree as many edges around the chosen one as the height has room for."""
+    shape, event, touched = _seen(facts.shape, state.step)
+    chosen = _chosen(shape, touched, state.chosen)
+    above = [line(Marked(part, "title")) for part in flow(_summary(facts, shape), width)]
+    if event is not None:
+        above += _event_lines(facts, event, state.step, width)
+    below = list(_below(facts, shape, chosen, event, width))
+    rows = len(shape.edges)
+    if height is not None and rows > (room := height - len(above) - len(below) - 1):
+        rows = max(_MIN_ROWS, room - 2)  # two lines say how many more there are
+    signs = dict.fromkeys(touched, words.SIGNS[event.change]) if event else {}
+    drawn = tree_lines(shape, facts.pieces, width, facts.now, rows, chosen, signs)
+    return Page(
+        TITLE,
+        (*above, *drawn, *below),
+        tuple(_sentences(facts, shape, event, state)),
+        _data(facts, shape, event),
+        KEYS,
+    )
+
+
+def press(facts: TreeFacts, state: TreeState, key: LensKey) -> TreeState:
+    """Up and down go along the edges, left and right through what happened, up to now."""
+    num_steps = len(facts.shape.events)
+    if key in ("left", "right"):
+        now = num_steps + 1
+        at = state.step if 1 <= state.step <= num_steps else now
+        at = max(min(1, num_steps), min(now, at + (1 if key == "right" else -1)))
+        return TreeState(step=0 if at == now else at)
+    shape, _, touched = _seen(facts.shape, state.step)
+    chosen = _chosen(shape, touched, state.chosen)
+    place = moved(key, chosen, len(shape.edges))
+    return state if place == chosen else replace(state, chosen=place)
+
+
+def _below(
+    facts: TreeFacts, shape: TreeShape, chosen: int, event: TreeEvent | None, width: int
+) -> Iterator[Line]:
+    """What is said under the tree: of the chosen edge, of the last changes, and the legend."""
+    if shape.edges:
+        yield ()
+        for part in flow(_edge_sentence(shape.edges[chosen], facts), width):
+            yield line(part)
+    if event is None:
+        yield from _last_events(facts, width)
+    has_vram = any("vram" in edge.tiers for edge in shape.edges)
+    notes = [f"V VRAM · {LEGEND}" if has_vram else LEGEND]
+    notes += [ASK_FOR_MODEL] if not facts.pieces and shape.edges else []
+    for note in notes:
+        for part in flow(note, width):
+            yield line(Marked(part, "muted"))
+
+
+def tree_lines(
+    shape: TreeShape,
+    pieces: words.Pieces,
+    width: int,
+    now: float,
+    rows: int,
+    chosen: int = -1,
+    signs: Mapping[int, str] | None = None,
+) -> list[Line]:
+    """A header and a line per edge, at most `rows` of them, with the chosen one in view. `signs`
+    stand before the edges with these numbers."""
+    if not shape.edges:
+        return [line("The tree is empty: nothing is remembered yet.")]
+    first, last = _window(len(shape.edges), rows, chosen)
+    leads = _leads(shape.edges)
+    signs = signs or {}
+    columns = f"{'WHERE':<11} {'SHARED':>6} {'HITS':>4} {'USED':>6}" if width >= _WIDE else "IN "
+    lines = [line(Marked(f"  {'TOKENS':>6} {columns} PL TEXT", "muted"))]
+    if first:
+        lines.append(line(Marked(f"  ... {first:,} more above", "muted")))
+    for number in range(first, last):
+        pointer = signs.get(number, ">" if number == chosen else " ")
+        mark: Mark = "cut" if number in signs else "chosen" if number == chosen else ""
+        edge, lead = shape.edges[number], leads[number]
+        lines.append(_edge_line(edge, lead, pointer, mark, pieces, width, now))
+    if last < len(shape.edges):
+        lines.append(line(Marked(f"  ... {len(shape.edges) - last:,} more below", "muted")))
+    return lines
+
+
+# What is on the page
+
+
+def _seen(shape: TreeShape, step: int) -> tuple[TreeShape, TreeEvent | None, list[int]]:
+    """The tree that a step shows, its event, and the edges that it happened to."""
+    if not 1 <= step <= len(shape.events):
+        return shape, None, []
+    event = shape.events[step - 1]
+    was = after_event(shape, step - 2 if event.is_gone else step - 1)
+    touched = [
+        number
+        for number, edge in enumerate(was.edges)
+        if set(edge.segments) & set(event.segments)
+        and edge.start < event.stop
+        and edge.stop > event.start
+    ]
+    return was, event, touched
+
+
+def _chosen(shape: TreeShape, touched: Sequence[int], chosen: int | None) -> int:
+    if chosen is not None:
+        return max(0, min(chosen, len(shape.edges) - 1))
+    if touched:
+        return touched[0]
+    latest = range(len(shape.edges))
+    return max(latest, key=lambda number: (shape.edges[number].last_used, number), default=0)
+
+
+def _window(total: int, rows: int, chosen: int) -> tuple[int, int]:
+    """The first edge that is drawn, and the one behind the last."""
+    first = max(0, min(chosen - rows // 2, total - rows))
+    return first, min(total, first + rows)
+
+
+def _leads(edges: Sequence[TreeEdge]) -> list[str]:
+    """The branches that are drawn before the text of each edge."""
+    num_children = Counter(edge.parent for edge in edges)
+    num_drawn: Counter[int] = Counter()
+    below: dict[int, str] = {-1: ""}
+    leads = []
+    for number, edge in enumerate(edges):
+        above = below[edge.parent]
+        num_drawn[edge.parent] += 1
+        if num_children[edge.parent] == 1:
+            leads.append(above)
+            below[number] = above
+            continue
+        is_last = num_drawn[edge.parent] == num_children[edge.parent]
+        leads.append(above + ("└ " if is_last else "├ "))
+        below[number] = above + ("  " if is_last else "│ ")
+    return [lead if len(lead) <= _MAX_LEAD else f"…{lead[-_MAX_LEAD + 1 :]}" for lead in leads]
+
+
+def _edge_line(
+    edge: TreeEdge,
+    lead: str,
+    pointer: str,
+    mark: Mark,
+    pieces: words.Pieces,
+    width: int,
+    now: float,
+) -> Line:
+    """On a narrow screen without the columns that can be asked for by choosing the edge."""
+    flags = ("P" if edge.is_pinned else "") + ("L" if edge.is_live else "")
+    shared = f"{edge.num_below:,}" if edge.num_below > 1 else ""
+    hits = f"{edge.hits:,}" if edge.hits else ""
+    place, figures = f"{words.letters(edge):<3}", f" {flags:<2} "
+    if width >= _WIDE:
+        place += f"{words.place(edge):<8}"
+        figures = f" {shared:>6} {hits:>4} {words.age(edge.last_used, now):>6}{figures}"
+    before = f"{pointer} {len(edge.ids):>6,} "
+    room = max(_MIN_TEXT, width - fmt.width(before + place + figures + lead))
+    return line(
+        Marked(before, mark),
+        Marked(place, _mark(edge)),
+        figures,
+        Marked(lead, "muted"),
+        Marked(words.shown(edge.ids, pieces, room), mark),
+    )
+
+
+def _mark(edge: TreeEdge) -> Mark:
+    if "ram" in edge.tiers or "vram" in edge.tiers:
+        return "ram"
+    return "disk" if edge.tiers else "computed"
+
+
+def _summary(facts: TreeFacts, shape: TreeShape) -> str:
+    num_tokens = sum(len(edge.ids) for edge in shape.edges)
+    num_bytes = sum(edge.num_bytes for edge in shape.edges)
+    num_ends = sum(edge.num_below for edge in shape.edges if edge.parent < 0)
+    parts = [
+        fmt.model_name(facts.model) if facts.model else "",
+        fmt.plural(len(shape.edges), "edge"),
+        fmt.plural(num_ends, "path"),
+        fmt.plural(num_tokens, "token"),
+        fmt.size(num_bytes),
+        "" if facts.has_engine else "as it lies on disk",
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def _event_lines(facts: TreeFacts, event: TreeEvent, step: int, width: int) -> Iterator[Line]:
+    for part in flow(_step_title(facts, event, step), width):
+        yield line(Marked(part, "strong"))
+    sentence = words.event_words(event, facts.pieces)
+    for part in flow(f"{sentence[:1].upper()}{sentence[1:]}.", width):
+        yield line(part)
+
+
+def _step_title(facts: TreeFacts, event: TreeEvent, step: int) -> str:
+    when = "before it" if event.is_gone else "behind it"
+    change = event.change.replace("_", " ")
+    title = f"Step {step:,} of {len(facts.shape.events):,}, {words.clock(event.at)}: {change}"
+    return f"{title} ({words.SIGNS[event.change]} below; the tree {when})"
+
+
+def _last_events(facts: TreeFacts, width: int) -> Iterator[Line]:
+    events = facts.shape.events
+    if not events:
+        return
+    yield line(Marked(f"LAST CHANGES, {len(events):,} to step through", "muted"))
+    for event in events[-3:]:
+        change = event.change.replace("_", " ")
+        text = f"{words.clock(event.at)} {words.SIGNS[event.change]} {change}: "
+        yield line(fmt.shorten(text + words.event_words(event, facts.pieces), width))
+
+
+def _edge_sentence(edge: TreeEdge, facts: TreeFacts) -> str:
+    shared = f"shared by {edge.num_below:,} paths" if edge.num_below > 1 else "of one path"
+    held = fmt.plural(len(edge.segments), "segment")
+    parts = [
+        f"Tokens {edge.start:,} to {edge.stop:,}, {shared}",
+        f"{words.place_words(edge)}, {fmt.size(edge.num_bytes)} in {held}",
+        fmt.plural(edge.hits, "hit") if edge.hits else "not reused yet",
+    ]
+    if used := words.age(edge.last_used, facts.now):
+        parts.append("used just now" if used == "now" else f"used {used} ago")
+    if edge.is_pinned:
+        parts.append("pinned")
+    if edge.is_live:
+        parts.append("live now")
+    if edge.num_below > 1 and len(edge.segments) > 1:
+        parts.append("computed more than once")
+    return f"{'; '.join(parts)}."
+
+
+def _sentences(
+    facts: TreeFacts, shape: TreeShape, event: TreeEvent | None, state: TreeState
+) -> Iterator[str]:
+    yield f"{TITLE}: {_summary(facts, shape).replace(' · ', ', ')}."
+    if event is not None:
+        yield f"{_step_title(facts, event, state.step)}."
+        yield f"{words.event_words(event, facts.pieces)}."
+    yield from edge_sentences(facts, shape)
+    if event is None:
+        for past in facts.shape.events[-3:]:
+            yield f"At {words.clock(past.at)}: {words.event_words(past, facts.pieces)}."
+
+
+def edge_sentences(facts: TreeFacts, shape: TreeShape) -> Iterator[str]:
+    """The edges of a tree, the first of them, one sentence each."""
+    for number, edge in enumerate(shape.edges[:_MAX_SENTENCES]):
+        above = f"behind edge {edge.parent + 1}" if edge.parent >= 0 else "at the root"
+        text = words.spoken(edge.ids, facts.pieces, 60)
+        tokens = fmt.plural(len(edge.ids), "token")
+        yield f"Edge {number + 1}, {above}, {tokens}, {text}. {_edge_sentence(edge, facts)}"
+    if (num_more := len(shape.edges) - _MAX_SENTENCES) > 0:
+        yield f"{fmt.plural(num_more, 'edge')} more."
+
+
+def _data(facts: TreeFacts, shape: TreeShape, event: TreeEvent | None) -> dict[str, Any]:
+    return {
+        "engine": facts.has_engine,
+        "model": facts.model,
+        "edges": [edge_data(edge, facts.pieces) for edge in shape.edges],
+        "segments_not_shown": shape.num_more,
+        "events": [event_data(past, facts.pieces) for past in facts.shape.events],
+        "after_event": None if event is None else event.number,
+    }
+
+
+def edge_data(edge: TreeEdge, pieces: words.Pieces) -> dict[str, Any]:
+    """An edge for programs; `parent` is the index of an edge, -1 at the root."""
+    return {
+        "parent": edge.parent,
+        "start": edge.start,
+        "stop": edge.stop,
+        "tokens": len(edge.ids),
+        "token_ids": edge.ids.to_list(),
+        "text": words.shown(edge.ids, pieces, 60) if pieces else None,
+        "tiers": list(edge.tiers),
+        "bytes": edge.num_bytes,
+        "paths": edge.num_below,
+        "hits": edge.hits,
+        "last_used": edge.last_used or None,
+        "pinned": edge.is_pinned,
+        "live": edge.is_live,
+        "segments": list(edge.segments),
+    }
+
+
+def event_data(event: TreeEvent, pieces: words.Pieces) -> dict[str, Any]:
+    return {
+        "number": event.number,
+        "at": event.at,
+        "change": event.change,
+        "tier": event.tier,
+        "start": event.start,
+        "stop": event.stop,
+        "cut": event.cut if event.change == "split" else None,
+        "bytes": event.num_bytes,
+        "gone": event.is_gone,
+        "tail_ids": event.tail.to_list(),
+        "tail": words.shown(event.tail, pieces, 60) if pieces else None,
+    }

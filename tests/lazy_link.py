@@ -1,0 +1,115 @@
+"""A device for tests without one: its memory is ordinary memory, and its streams are as slow as
+they may be. What is queued is done when somebody waits for it, and not before; so a wait that is
+missing, or memory that is used again too early, shows as wrong numbers. `is_eager`: at once."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from chatcache.cache.tensors.link import Event, Stream
+
+GARBAGE = 0xFF  # bytes of NaN
+
+
+class Computing:
+    """The model's stream: the test computes at once, in order. Who has waited for it is counted."""
+
+    def __init__(self) -> None:
+        self.num_waits = 0
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source)
+
+    def follow(self, event: Event) -> None:
+        event.wait()
+
+    def mark(self) -> Event:
+        return _Computed(self)
+
+
+class _Computed:
+    def __init__(self, compute: Computing):
+        self._compute = compute
+
+    def is_over(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        self._compute.num_waits += 1
+
+
+class LazyStream:
+    def __init__(self, *, is_eager: bool):
+        self._is_eager = is_eager
+        self._lock = threading.RLock()
+        self._queue: deque[Callable[[], object]] = deque()
+        self._num_queued = 0
+        self._num_done = 0
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        self._push(lambda: self._copy(target, source))
+
+    @torch.inference_mode()
+    def _copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source)
+
+    def follow(self, event: Event) -> None:
+        self._push(event.wait)
+
+    def mark(self) -> Event:
+        return _Mark(self, self._num_queued)
+
+    def run_to(self, number: int) -> None:
+        with self._lock:
+            while self._num_done < number:
+                self._queue.popleft()()
+                self._num_done += 1
+
+    def has_done(self, number: int) -> bool:
+        return self._num_done >= number
+
+    def _push(self, work: Callable[[], object]) -> None:
+        with self._lock:
+            self._queue.append(work)
+            self._num_queued += 1
+            if self._is_eager:
+                self.run_to(self._num_queued)
+
+
+class _Mark:
+    def __init__(self, stream: LazyStream, number: int):
+        self._stream = stream
+        self._number = number
+
+    def is_over(self) -> bool:
+        return self._stream.has_done(self._number)
+
+    def wait(self) -> None:
+        self._stream.run_to(self._number)
+
+
+class LazyLink:
+    """`num_pinnable_bytes`: so much can be locked; `num_free_bytes` are told to whoever asks."""
+
+    def __init__(self, *, is_eager: bool = False, num_pinnable_bytes: int = 1 << 40):
+        self.compute = Computing()
+        self._is_eager = is_eager
+        self._num_pinnable_bytes = num_pinnable_bytes
+        self.num_pins = 0
+
+    def stream(self) -> Stream:
+        return LazyStream(is_eager=self._is_eager)
+
+    def pinned(self, num_bytes: int) -> torch.Tensor:
+        if num_bytes > self._num_pinnable_bytes:
+            raise RuntimeError("CUDA error: out of memory\nmore lines")
+        self._num_pinnable_bytes -= num_bytes
+        self.num_pins += 1
+        return torch.full((num_bytes,), GARBAGE, dtype=torch.uint8)
+
+    def num_free_bytes(self) -> int:
+        return 1 << 20
