@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from chatcache.backends.local.engine.settings import EngineSettings
     from chatcache.cache.book.policy import TierPolicy
     from chatcache.cache.inspect import CacheInspector
+    from chatcache.cache.views import TreeShape
     from chatcache.chat.bill import PriceList
     from chatcache.chat.forget import Journals
     from chatcache.chat.idle import IdleOptions
@@ -74,6 +75,7 @@ def opened_service(
         store,
         backend,
         offline_cost=partial(_offline_cost, settings),
+        offline_tree=partial(_offline_tree, settings),
         forget_kv=partial(_forget_kv, settings),
         idle=idle_options(settings),
     )
@@ -346,6 +348,13 @@ def _forget_kv(settings: Settings, namespace: str, gone: Journals, kept: Journal
     except OSError:
         logging.getLogger(__name__).exception("segments of a deleted session are left behind")
     forget_in_memory(settings.paths)
+
+
+def _offline_tree(settings: Settings, namespace: str) -> TreeShape | None:
+    try:
+        return open_inspector(settings).tree(namespace)
+    except OSError:
+        return None
 
 
 def _offline_cost(

@@ -132,9 +132,12 @@ class CacheInspector:
                 found += cache.rows()
         return sorted(found, key=lambda row: (-row.last_used, row.segment_id))
 
-    def tree(self, namespace: str) -> TreeShape:
-        """The tree of a namespace, as far as it is on disk."""
-        with self._opened(SegmentStore(self.cache_dir, namespace)) as cache:
+    def tree(self, namespace: str) -> TreeShape | None:
+        """The tree of a namespace, as far as it is on disk; None for an unknown one."""
+        store = SegmentStore(self.cache_dir, namespace)
+        if not namespace or not store.directory.is_dir():
+            return None
+        with self._opened(store, self._policy) as cache:
             return cache.tree()
 
     def path_of(self, row: SegmentRow) -> Path:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from chatcache.backends.base import Backend, CostEstimate, HistoryMode
-from chatcache.backends.questions import Answer, Question
+from chatcache.backends.questions import Answer, Question, TreeShape
 from chatcache.chat import transfer, verify
 from chatcache.chat.chat_turn import ChatTurn, RunningTurns
 from chatcache.chat.conversation import check_turn, clean_text
@@ -44,6 +44,7 @@ from chatcache.chat.views import (
 from chatcache.errors import NotFoundError, UnavailableError, UsageError
 
 DEFAULT_OPTIONS = TurnOptions()
+OfflineTree = Callable[[str], TreeShape | None]
 CLOSE_SECONDS = 5.0
 
 
@@ -56,12 +57,14 @@ class ChatService:
         backend: Backend | None,
         *,
         offline_cost: OfflineCost | None = None,
+        offline_tree: OfflineTree | None = None,
         forget_kv: ForgetKV | None = None,
         idle: IdleOptions = ALL_IDLE_WORK,
     ) -> None:
         self._store = store
         self._backend = backend
         self._costs = CostBook(store, backend, offline_cost)
+        self._offline_tree = offline_tree
         self._forget_kv = forget_kv
         self._seen: dict[str, int | None] = {}
         self.tree = TreeKeeper(store, self._costs, forget_kv, self._seen)
@@ -258,6 +261,10 @@ class ChatService:
     def study(self, question: Question, timeout: float | None = None) -> Answer:
         """What the model or its cache has to say; see `Backend.study`."""
         return self._need_backend().study(question, timeout)
+
+    def tree_on_disk(self, namespace_id: str) -> TreeShape | None:
+        """The tree of a namespace as far as it is on disk; None where nobody can look."""
+        return None if self._offline_tree is None else self._offline_tree(namespace_id)
 
     # Turns
 

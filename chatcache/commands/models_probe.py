@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from chatcache.chat import date_warning
+from chatcache.chat import unstable
 from chatcache.commands import models_remote
 from chatcache.commands.parser import MODEL_HELP, Parser, settings_of
 from chatcache.commands.prompt import read_system
@@ -107,6 +107,8 @@ def _rows(probe: ModelProbe) -> Iterator[tuple[str, str]]:
         f" ({plural(probe.num_layers, 'layer')}: {kinds})",
     )
     yield "reuse", f"{CUT_WORDS[probe.cut.kind]}: {probe.cut.detail}"
+    why = probe.why_eager
+    yield "on a GPU", f"decodes step by step: {why}" if why else "decodes by captured graphs"
     speed = "not measured on this machine yet"
     if probe.prefill_tokens_per_second is not None:
         speed = f"reads {rate(probe.prefill_tokens_per_second)} tokens/s"
@@ -182,7 +184,7 @@ def _warnings(probe: ModelProbe, system: str | None) -> Iterator[str]:
             " `chatcache sessions mode SESSION append` reads nothing again, but leaves what the"
             " model was trained on."
         )
-    told = date_warning.warning(system, datetime.now())
+    told = unstable.warning(system, datetime.now())
     if told is not None:
         yield told
 
@@ -205,6 +207,8 @@ def _as_json(probe: ModelProbe, warnings: list[str]) -> dict[str, Any]:
         "kv_bytes_per_token": probe.kv_bytes_per_token,
         "cut": probe.cut.kind,
         "cut_detail": probe.cut.detail,
+        "gpu_steps": "eager" if probe.why_eager else "captured",
+        "gpu_steps_detail": probe.why_eager,
         "max_context_tokens": probe.max_context_tokens,
         "namespace": probe.namespace,
         "template": {

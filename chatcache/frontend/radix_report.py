@@ -68,8 +68,7 @@ def sentences(step: DemoStep) -> Iterator[str]:
         yield f"{sentence[2:3].upper()}{sentence[3:]}."
     yield f"In RAM: {_ram_use(step)}."
     facts = tree_view.TreeFacts(step.shape, step.at, pieces=step.pieces)
-    state = tree_view.TreeState(rows=MAX_ROWS)
-    yield from tree_view.edge_sentences(facts, step.shape, state)
+    yield from tree_view.edge_sentences(facts, step.shape)
 
 
 def data(step: DemoStep) -> dict[str, Any]:

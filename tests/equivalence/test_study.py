@@ -17,6 +17,7 @@ from chatcache.backends.local.model.cut_policy import ANY_TOKEN_FAMILIES, cut_po
 from chatcache.backends.local.run.assemble import build_context
 from chatcache.backends.local.run.live_context import LiveContext, LivePath
 from chatcache.backends.local.run.sampling import Sampler
+from chatcache.backends.local.run.threads import Threads
 from chatcache.backends.local.study import attention
 from chatcache.backends.local.study.attention import AttentionStudy
 from chatcache.backends.local.study.beside import Beside
@@ -44,6 +45,7 @@ from tests.equivalence.engine import (
 )
 from tests.equivalence.families import family_model
 from tests.equivalence.stateful import stateful_model
+from tests.lazy_link import LazyLink
 
 TOLERANCE = 1e-3
 CPU = torch.device("cpu")
@@ -178,7 +180,33 @@ def test_what_can_hide_something_hides_it() -> None:
 def test_a_conversation_that_was_studied_goes_on_as_if_it_had_not_been(
     model: Any, tmp_path: Path
 ) -> None:
-    plain, studied = IdsEngine(model, tmp_path / "a"), IdsEngine(model, tmp_path / "b")
+    assert_not_disturbed(IdsEngine(model, tmp_path / "a"), IdsEngine(model, tmp_path / "b"))
+
+
+def test_no_more_is_one_whose_k_and_v_are_kept_as_integers(tmp_path: Path) -> None:
+    model = new_model("qwen3")
+    assert_not_disturbed(*(IdsEngine(model, tmp_path / name, "int8") for name in "ab"))
+
+
+def test_no_more_is_one_on_a_device_with_memory_of_its_own(tmp_path: Path) -> None:
+    model = new_model("qwen3")
+
+    def start(name: str) -> IdsEngine:
+        return IdsEngine(model, tmp_path / name, link=LazyLink(), vram_budget=1 << 24)
+
+    assert_not_disturbed(start("a"), start("b"))
+    engine = start("c")
+    ids = talk(engine).ids
+    engine.turn(OTHER, 3)
+    found = Asked(engine).attention(ids, 20, 20)  # of a path that was left
+    truth = eager(model, ids)[:, :, 20, :21].mean((0, 1))
+    assert (torch.tensor(found.rows[0]) - truth).abs().max() <= TOLERANCE
+    assert found.num_reused == 20
+    engine.close()
+
+
+def assert_not_disturbed(plain: IdsEngine, studied: IdsEngine) -> None:
+    """A conversation goes on with the same bits where it was studied; closes both."""
     asked = Asked(studied)
     other = studied.turn(FIRST[:6] + OTHER, 4)  # so that there is another path to be asked about
     plain.turn(FIRST[:6] + OTHER, 4)
@@ -353,3 +381,21 @@ def test_what_sampling_cannot_do_is_said(qwen: IdsEngine) -> None:
         asked.next_tokens(ids, temperature=1.0, top_p=-3.0)
     with pytest.raises(UsageError, match="0 tokens"):
         asked.next_tokens(ids, 0)
+
+
+def test_what_is_computed_for_a_question_says_nothing_of_the_pace_of_turns(
+    qwen: IdsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = talk(qwen).ids
+    threads = Threads(2, lambda most: False)
+    noted: list[float] = []
+    monkeypatch.setattr(threads._chooser, "note", lambda seconds, now: noted.append(seconds))
+    monkeypatch.setattr(qwen.context.path.forward, "_threads", threads)
+    before = qwen.rates.prefill_tokens_per_second
+    asked = Asked(qwen)
+    asked.attention(ids, 12, 20)
+    asked.next_tokens(ids)
+    asked.next_tokens([*ids[:5], *OTHER])
+    assert (noted, qwen.rates.prefill_tokens_per_second) == ([], before)
+    qwen.context.step(5, len(ids))
+    assert len(noted) == 1

@@ -64,9 +64,9 @@ def test_each_edge_is_a_line_in_columns(bench: Bench) -> None:
 @pytest.mark.parametrize("has_model", [True, False])
 def test_no_line_is_wider_than_asked_for(bench: Bench, width: int, has_model: bool) -> None:
     facts = facts_of(bench, has_model=has_model)
-    for step in range(tree_view.step_count(facts) + 1):
+    for step in range(len(facts.shape.events) + 1):
         for chosen in range(len(facts.shape.edges)):
-            page = tree_view.page(facts, width, TreeState(chosen, step, rows=4))
+            page = tree_view.page(facts, width, TreeState(chosen, step), 20)
             assert max(fmt.width(text) for text in lines_of(page)) <= width
             assert width < 80 or len(page.lines) <= 20
 
@@ -81,13 +81,32 @@ def test_without_a_model_ids_stand_for_the_text(bench: Bench) -> None:
 def test_a_long_tree_is_cut_around_what_is_chosen() -> None:
     edges = tuple(TreeEdge(-1, 0, TokenIds([n, 1]), ("ram",), 10, 1, 0, 1.0) for n in range(50))
     facts = TreeFacts(TreeShape(edges), 1.0)
-    first = lines_of(tree_view.page(facts, 80, TreeState(chosen=0, rows=10)))
-    assert "  ... 40 more below" in first
-    middle = lines_of(tree_view.page(facts, 80, TreeState(chosen=25, rows=10)))
-    assert {"  ... 20 more above", "  ... 20 more below"} <= set(middle)
-    assert any(text.startswith(">") and "#25 #1" in text for text in middle)
-    last = lines_of(tree_view.page(facts, 80, TreeState(chosen=999, rows=10)))
-    assert any(text.startswith(">") and "#49 #1" in text for text in last)
+    lines = lines_of(tree_view.page(facts, 80, TreeState(chosen=0), 20))
+    assert len(lines) == 19  # in the middle there is one more: what is above
+    shown = [text for text in lines if "#1" in text and "R  RAM" in text]
+    assert f"  ... {50 - len(shown)} more below" in lines
+    middle = lines_of(tree_view.page(facts, 80, TreeState(chosen=25), 20))
+    assert [text for text in middle if text.startswith(">") and "#25 #1" in text]
+    assert sum(int(text.split()[1]) for text in middle if "..." in text) == 50 - len(shown)
+    last = lines_of(tree_view.page(facts, 80, TreeState(chosen=999), 20))
+    assert [text for text in last if text.startswith(">") and "#49 #1" in text]
+    assert len(tree_view.page(facts, 80).lines) > 50  # without a height, all of it
+
+
+def test_keys_go_along_the_edges_and_through_what_happened(bench: Bench) -> None:
+    facts = facts_of(bench)
+    num_steps = len(facts.shape.events)
+    state = tree_view.press(facts, NOW, "left")
+    assert state == TreeState(step=num_steps)
+    assert tree_view.press(facts, state, "right") == NOW
+    assert tree_view.press(facts, NOW, "right") == NOW
+    for _ in range(num_steps + 3):
+        state = tree_view.press(facts, state, "left")
+    assert state == TreeState(step=1)
+    assert tree_view.press(facts, NOW, "home").chosen == 0
+    assert tree_view.press(facts, TreeState(chosen=2), "down").chosen == 3
+    assert tree_view.press(facts, TreeState(chosen=5), "down") == TreeState(chosen=5)
+    assert tree_view.press(TreeFacts(TreeShape(()), 1.0), NOW, "left") == NOW
 
 
 def test_each_change_is_a_step_with_the_tree_of_its_time(bench: Bench) -> None:

@@ -23,8 +23,9 @@ import torch
 
 from chatcache.cache.segments import LostBlockError
 from chatcache.cache.tensors.blocks import DTYPES, ResidentBlock, TensorBlock, memory_of
+from chatcache.cache.tensors.buckets import BucketLayer
 from chatcache.cache.tensors.device_blocks import SlabBlock, SlabTensors, carve_tensors
-from chatcache.cache.tensors.layers import GrowingLayer
+from chatcache.cache.tensors.layers import Buffers
 from chatcache.cache.tensors.link import Event, InFlight, Link, Stream, copy_run
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.tensors.slabs import SLAB_BYTES, Slabs
@@ -32,9 +33,10 @@ from chatcache.cache.tensors.slabs import SLAB_BYTES, Slabs
 log = logging.getLogger(__name__)
 
 _SHARED_PIECE_BYTES = SLAB_BYTES // 4
+_READY_BYTES = 4 * SLAB_BYTES
 
 
-class ArrivingLayer(GrowingLayer):  # type: ignore[no-untyped-call]
+class ArrivingLayer(BucketLayer):  # type: ignore[no-untyped-call]
     """A layer whose K and V may be on their way: whatever touches them follows their arrival."""
 
     def __init__(self, compute: Stream):
@@ -152,6 +154,10 @@ class DeviceKV(LiveKV):
         for layer in self._arriving.values():
             layer.arrive()
 
+    def claim_buckets(self, start: int, stop: int) -> list[Buffers] | None:
+        self.arrive()
+        return super().claim_buckets(start, stop)
+
     def _runs(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         self.flush()
         return super()._runs(start, stop)
@@ -188,6 +194,16 @@ class DeviceKV(LiveKV):
             return
         self._in_flight.hold(arrival, memory, runs)
         block.fill(memory, arrival)
+
+    def get_ready(self) -> None:
+        """Make slabs for the first turns, in the thread of the copies."""
+        self._sender.submit(self.slabs.prepare, _READY_BYTES)
+
+    def wait_for_exports(self) -> None:
+        """Have the host wait until all that was exported is in its memory."""
+        for export in self._exports:
+            with contextlib.suppress(LostBlockError):
+                _ = export.block.tensors
 
     def lend(self, start: int, stop: int) -> SlabBlock | None:
         """The run as it was read from a file, where the slabs have it still."""

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chatcache.backends.base import ModelInfo
-from chatcache.backends.questions import Answer, DescribeTokens, Question, TokenPieces
+from chatcache.backends.questions import (
+    Answer,
+    DescribeModel,
+    DescribeTokens,
+    ModelShape,
+    Question,
+    TokenPiece,
+    TokenPieces,
+)
 from chatcache.backends.usage import Figures
 from chatcache.chat.bill import PriceList
 from chatcache.chat.figures import decode
@@ -18,6 +26,7 @@ from chatcache.chat.service import ChatService
 from chatcache.chat.views import ForkPoint, TranscriptMessage
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.frontend.accounts import LedgerFacts, gather
+from chatcache.frontend.lens.compare_view import CompareFacts, questions
 
 NOT_LOADED = "No model is loaded"
 
@@ -91,13 +100,38 @@ class LensSource:
 
     def pieces(self, tokenizer_id: str, question: DescribeTokens) -> TokenPieces | None:
         """What ids stand for; None where nobody can tell now: they are shown by number then."""
-        if not self.can_read(tokenizer_id):
-            return None
-        try:
-            answer = self.study(question)
-        except UnavailableError:  # the engine has just ended
-            return None
+        answer = self._told(question) if self.can_read(tokenizer_id) else None
         return answer if isinstance(answer, TokenPieces) else None
+
+    def texts(self, tokenizer_id: str, question: DescribeTokens) -> dict[int, TokenPiece]:
+        """The same by id."""
+        found = self.pieces(tokenizer_id, question)
+        return {piece.token_id: piece for piece in found.pieces} if found else {}
+
+    def comparison(self, text: str, tokenizer: str) -> CompareFacts:
+        """A text as the tokens of the loaded model and of another one. Raises ChatcacheError where
+        one of them cannot be had."""
+        own, other = (self.study(each) for each in questions(text, tokenizer))
+        if not isinstance(own, TokenPieces) or not isinstance(other, TokenPieces):
+            raise UnavailableError("The engine did not tell the tokens.", "Try again.")
+        return CompareFacts(text, own, other)
+
+    def shape(self, reading: TurnReading) -> ModelShape | None:
+        """The numbers of the model that answered a turn; None unless it is the one that is
+        loaded."""
+        info = self.info
+        is_same = info is not None and (
+            info.namespace == reading.namespace_id or info.model == reading.model
+        )
+        answer = self._told(DescribeModel()) if is_same else None
+        return answer if isinstance(answer, ModelShape) else None
+
+    def _told(self, question: Question) -> Answer | None:
+        """None where the engine cannot tell now: it has just ended, say."""
+        try:
+            return self.study(question)
+        except UnavailableError:
+            return None
 
     def study(self, question: Question) -> Answer:
         """Ask the engine. Raises UnavailableError where it cannot answer."""

@@ -7,22 +7,28 @@ one above it stands below it at the same depth. Pure.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chatcache import formatting as fmt
 from chatcache.backends.questions import (
+    AskTree,
     DescribeTokens,
     TokenPiece,
     TreeEdge,
     TreeEvent,
     TreeShape,
 )
+from chatcache.errors import UnavailableError
 from chatcache.frontend.lens import tree_words as words
 from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line
+from chatcache.frontend.lens.source import LensSource
+from chatcache.frontend.lens.state import LensKey
 from chatcache.frontend.lens.tree_replay import after_event
+from chatcache.frontend.lens.view import moved
 from chatcache.token_ids import TokenIds
 
 TITLE = "The tree"
@@ -33,6 +39,9 @@ _SHOWN_IDS = 48  # of an edge, more than a line has room for
 _MAX_LEAD = 16
 _WIDE = 60  # cells that all columns need
 _MIN_TEXT = 8
+_MIN_ROWS = 3
+_MAX_SENTENCES = 40
+MAX_EVENTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +58,33 @@ class TreeFacts:
 
 @dataclass(frozen=True, slots=True)
 class TreeState:
-    """`chosen` is the number of an edge; None: the one used last. `step` is a change counted from
-    1, 0: the tree of now. `rows`: at most so many edges are drawn."""
+    """`chosen` is the number of an edge; None: the one used last, or that a change happened to.
+    `step` is a change counted from 1, 0: the tree of now."""
 
     chosen: int | None = None
     step: int = 0
-    rows: int = 12
 
 
 NOW = TreeState()
+
+
+def read(source: LensSource) -> TreeFacts:
+    """The tree of the model that can answer now; without one, that of the model which read the
+    chat last, as it lies on disk. Raises UnavailableError. Blocks."""
+    if (info := source.info) is not None:
+        shape = source.study(AskTree(MAX_EVENTS))
+        if isinstance(shape, TreeShape):
+            told = source.pieces(info.tokenizer_id, question(shape))
+            pieces = {piece.token_id: piece for piece in told.pieces} if told else {}
+            return TreeFacts(shape, time.time(), info.model, pieces)
+    reading = source.reading(None)
+    on_disk = source.service.tree_on_disk(reading.namespace_id)
+    if on_disk is None:
+        raise UnavailableError(
+            "No tree is known without a model: nothing that it read in this chat is on disk.",
+            "Load the model, or say something.",
+        )
+    return TreeFacts(on_disk, time.time(), reading.model, has_engine=False)
 
 
 def question(shape: TreeShape) -> DescribeTokens:
@@ -68,32 +95,59 @@ def question(shape: TreeShape) -> DescribeTokens:
     return DescribeTokens(TokenIds(sorted(ids)))
 
 
-def page(facts: TreeFacts, width: int, state: TreeState = NOW) -> Page:
-    """The tree of now, or after a change, or, where the change took an edge away, before it."""
+def page(facts: TreeFacts, width: int, state: TreeState = NOW, height: int | None = None) -> Page:
+    """The tree of now, or after a change, or, where the change took an edge away, before it. Of a
+    long tree as many edges around the chosen one as the height has room for."""
     shape, event, touched = _seen(facts.shape, state.step)
     chosen = _chosen(shape, touched, state.chosen)
-    lines = [line(Marked(part, "title")) for part in flow(_summary(facts, shape), width)]
+    above = [line(Marked(part, "title")) for part in flow(_summary(facts, shape), width)]
     if event is not None:
-        lines += _event_lines(facts, event, state.step, width)
+        above += _event_lines(facts, event, state.step, width)
+    below = list(_below(facts, shape, chosen, event, width))
+    rows = len(shape.edges)
+    if height is not None and rows > (room := height - len(above) - len(below) - 1):
+        rows = max(_MIN_ROWS, room - 2)  # two lines say how many more there are
     signs = dict.fromkeys(touched, words.SIGNS[event.change]) if event else {}
-    lines += tree_lines(shape, facts.pieces, width, facts.now, state.rows, chosen, signs)
-    if shape.edges:
-        text = _edge_sentence(shape.edges[chosen], facts)
-        lines += [(), *(line(part) for part in flow(text, width))]
-    if event is None:
-        lines += _last_events(facts, width)
-    notes = [ASK_FOR_MODEL] if not facts.pieces and shape.edges else []
-    has_vram = any("vram" in edge.tiers for edge in shape.edges)
-    legend = f"V VRAM · {LEGEND}" if has_vram else LEGEND
-    for note in (legend, *notes):
-        lines += [line(Marked(part, "muted")) for part in flow(note, width)]
+    drawn = tree_lines(shape, facts.pieces, width, facts.now, rows, chosen, signs)
     return Page(
         TITLE,
-        tuple(lines),
+        (*above, *drawn, *below),
         tuple(_sentences(facts, shape, event, state)),
         _data(facts, shape, event),
         KEYS,
     )
+
+
+def press(facts: TreeFacts, state: TreeState, key: LensKey) -> TreeState:
+    """Up and down go along the edges, left and right through what happened, up to now."""
+    num_steps = len(facts.shape.events)
+    if key in ("left", "right"):
+        now = num_steps + 1
+        at = state.step if 1 <= state.step <= num_steps else now
+        at = max(min(1, num_steps), min(now, at + (1 if key == "right" else -1)))
+        return TreeState(step=0 if at == now else at)
+    shape, _, touched = _seen(facts.shape, state.step)
+    chosen = _chosen(shape, touched, state.chosen)
+    place = moved(key, chosen, len(shape.edges))
+    return state if place == chosen else replace(state, chosen=place)
+
+
+def _below(
+    facts: TreeFacts, shape: TreeShape, chosen: int, event: TreeEvent | None, width: int
+) -> Iterator[Line]:
+    """What is said under the tree: of the chosen edge, of the last changes, and the legend."""
+    if shape.edges:
+        yield ()
+        for part in flow(_edge_sentence(shape.edges[chosen], facts), width):
+            yield line(part)
+    if event is None:
+        yield from _last_events(facts, width)
+    has_vram = any("vram" in edge.tiers for edge in shape.edges)
+    notes = [f"V VRAM · {LEGEND}" if has_vram else LEGEND]
+    notes += [ASK_FOR_MODEL] if not facts.pieces and shape.edges else []
+    for note in notes:
+        for part in flow(note, width):
+            yield line(Marked(part, "muted"))
 
 
 def tree_lines(
@@ -124,11 +178,6 @@ def tree_lines(
     if last < len(shape.edges):
         lines.append(line(Marked(f"  ... {len(shape.edges) - last:,} more below", "muted")))
     return lines
-
-
-def step_count(facts: TreeFacts) -> int:
-    """How many changes can be stepped through."""
-    return len(facts.shape.events)
 
 
 # What is on the page
@@ -285,20 +334,20 @@ def _sentences(
     if event is not None:
         yield f"{_step_title(facts, event, state.step)}."
         yield f"{words.event_words(event, facts.pieces)}."
-    yield from edge_sentences(facts, shape, state)
+    yield from edge_sentences(facts, shape)
     if event is None:
         for past in facts.shape.events[-3:]:
             yield f"At {words.clock(past.at)}: {words.event_words(past, facts.pieces)}."
 
 
-def edge_sentences(facts: TreeFacts, shape: TreeShape, state: TreeState) -> Iterator[str]:
+def edge_sentences(facts: TreeFacts, shape: TreeShape) -> Iterator[str]:
     """The edges of a tree, the first of them, one sentence each."""
-    for number, edge in enumerate(shape.edges[: state.rows]):
+    for number, edge in enumerate(shape.edges[:_MAX_SENTENCES]):
         above = f"behind edge {edge.parent + 1}" if edge.parent >= 0 else "at the root"
         text = words.spoken(edge.ids, facts.pieces, 60)
         tokens = fmt.plural(len(edge.ids), "token")
         yield f"Edge {number + 1}, {above}, {tokens}, {text}. {_edge_sentence(edge, facts)}"
-    if (num_more := len(shape.edges) - state.rows) > 0:
+    if (num_more := len(shape.edges) - _MAX_SENTENCES) > 0:
         yield f"{fmt.plural(num_more, 'edge')} more."
 
 

@@ -47,15 +47,20 @@ class TabLine(Static):
         self._ends: list[tuple[int, str]] = []
 
     def show(self, name: str, width: int) -> None:
-        gap = "  " if width >= 76 else " "
-        parts: list[Content] = []
+        for letters, gap in ((20, "  "), (20, " "), (6, " "), (3, " ")):
+            texts = [
+                f"[{view.title}]" if view.name == name else view.title[:letters] for view in VIEWS
+            ]
+            if len(gap.join(texts)) <= width:
+                break
         self._ends, at = [], 0
-        for view in VIEWS:
-            is_open = view.name == name
-            text = f"[{view.title}]" if is_open else view.title
-            parts.append(Content.styled(text, TITLE if is_open else MUTED))
+        for view, text in zip(VIEWS, texts, strict=True):
             at += len(text) + len(gap)
             self._ends.append((at, view.name))
+        parts = [
+            Content.styled(text, TITLE if view.name == name else MUTED)
+            for view, text in zip(VIEWS, texts, strict=True)
+        ]
         self.update(Content(gap).join(parts))
 
     def on_click(self, event: Click) -> None:
@@ -121,7 +126,7 @@ class LensScreen(Dialog[int | None]):
         self._num_turns = max(await asyncio.to_thread(source.turns), default=0)
         self._answered = await asyncio.to_thread(source.last_answered)
         self._doing = ""
-        self._draw()
+        self._update()  # what is chosen by now may be something else
 
     def _say_waiting(self) -> None:
         if not self.query(PageView) or self._known_page() is not None:
@@ -149,23 +154,32 @@ class LensScreen(Dialog[int | None]):
     def _draw_frame(self) -> None:
         """The lines around the page."""
         width = self.size.width
-        self.query_one(TabLine).show(self.lens.view.name, width)
+        self.query_one(TabLine).show(self.lens.view.name, width - MARGIN)
         turn = self.lens.state.turn or self._answered
-        which = [f"turn {turn} of {self._num_turns}"] if turn and self._num_turns else []
-        about = [*which, one_line(self._chat_name)]
         title = self._page.title if self._page is not None else self.lens.view.title
+        is_told = not turn or not self._num_turns or "turn" in title
+        which = [] if is_told else [f"turn {turn} of {self._num_turns}"]
+        about = [*which, one_line(self._chat_name)]
         right = self._doing or shorten(" · ".join(about), max(10, width // 2))
         left = shorten(title, max(10, width - MARGIN - len(right) - 2))
         gap = " " * max(1, width - MARGIN - len(left) - len(right))
         self.query_one("#lens-title", Static).update(
             Content.assemble((left, "bold"), gap, (right, TITLE if self._doing else MUTED))
         )
-        self.query_one("#lens-keys", Static).update(Content(self._keys()))
+        self.query_one("#lens-keys", Static).update(Content(self._keys(width - MARGIN)))
 
-    def _keys(self) -> str:
+    def _keys(self, width: int) -> str:
+        """The keys of this view, and those of all; none is broken at the end of a line."""
         own = self._page.keys if self._page is not None else ""
         load = "Enter loads the model" if self.lens.can_load else ""
-        return " · ".join(filter(None, (load, own, ALWAYS)))
+        lines = [""]
+        for key in " · ".join(filter(None, (load, own, ALWAYS))).split(" · "):
+            longer = f"{lines[-1]} · {key}" if lines[-1] else key
+            if len(longer) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(key)
+        return "\n".join(lines)
 
     def _known_page(self) -> Page | None:
         return self.lens.page(self._width, self.query_one(PageView).size.height or None)
