@@ -85,7 +85,7 @@ class IdsEngine:
         path.forward(self.live, [0], 0)
         self.live.truncate(0)
         path.forward.settle(self.live)
-        assert (path.forward.static is not None) == (self.graphs is not None)
+        assert self.graphs is None or path.forward.static is not None
         self.rates = RateBook()
         self.context = build_context(
             cut, path, self.prefixes, self.rates, CHUNK_TOKENS, model.config
