@@ -112,7 +112,7 @@ def page(facts: TreeFacts, width: int, state: TreeState = NOW, height: int | Non
     return Page(
         TITLE,
         (*above, *drawn, *below),
-        tuple(_sentences(facts, shape, event, state)),
+        tuple(_sentences(facts, shape, event, touched, state.step)),
         _data(facts, shape, event),
         KEYS,
     )
@@ -286,7 +286,7 @@ def _event_lines(facts: TreeFacts, event: TreeEvent, step: int, width: int) -> I
     for part in flow(_step_title(facts, event, step), width):
         yield line(Marked(part, "strong"))
     sentence = words.event_words(event, facts.pieces)
-    for part in flow(f"{sentence[:1].upper()}{sentence[1:]}.", width):
+    for part in flow(f"{_capital(sentence)}.", width):
         yield line(part)
 
 
@@ -328,25 +328,38 @@ def _edge_sentence(edge: TreeEdge, facts: TreeFacts) -> str:
 
 
 def _sentences(
-    facts: TreeFacts, shape: TreeShape, event: TreeEvent | None, state: TreeState
+    facts: TreeFacts,
+    shape: TreeShape,
+    event: TreeEvent | None,
+    touched: Sequence[int],
+    step: int,
 ) -> Iterator[str]:
     yield f"{TITLE}: {_summary(facts, shape).replace(' · ', ', ')}."
     if event is not None:
-        yield f"{_step_title(facts, event, state.step)}."
-        yield f"{words.event_words(event, facts.pieces)}."
+        when = "before this change" if event.is_gone else "after this change"
+        yield f"Step {step:,} of {len(facts.shape.events):,}, at {words.clock(event.at)}."
+        yield f"{_capital(words.event_words(event, facts.pieces))}."
+        if touched:
+            numbers = ", ".join(f"{number + 1:,}" for number in touched)
+            yield f"It happened to {'edge' if len(touched) == 1 else 'edges'} {numbers}."
+        yield f"The tree as it was {when}:"
     yield from edge_sentences(facts, shape)
     if event is None:
         for past in facts.shape.events[-3:]:
             yield f"At {words.clock(past.at)}: {words.event_words(past, facts.pieces)}."
 
 
+def _capital(sentence: str) -> str:
+    return f"{sentence[:1].upper()}{sentence[1:]}"
+
+
 def edge_sentences(facts: TreeFacts, shape: TreeShape) -> Iterator[str]:
     """The edges of a tree, the first of them, one sentence each."""
     for number, edge in enumerate(shape.edges[:_MAX_SENTENCES]):
         above = f"behind edge {edge.parent + 1}" if edge.parent >= 0 else "at the root"
-        text = words.spoken(edge.ids, facts.pieces, 60)
-        tokens = fmt.plural(len(edge.ids), "token")
-        yield f"Edge {number + 1}, {above}, {tokens}, {text}. {_edge_sentence(edge, facts)}"
+        said = [f"Edge {number + 1}", above, fmt.plural(len(edge.ids), "token")]
+        said += filter(None, [words.spoken(edge.ids, facts.pieces, 60)])
+        yield f"{', '.join(said)}. {_edge_sentence(edge, facts)}"
     if (num_more := len(shape.edges) - _MAX_SENTENCES) > 0:
         yield f"{fmt.plural(num_more, 'edge')} more."
 
