@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from chatcache.backends.questions import TokenPiece
-from chatcache.backends.usage import CacheReport, Figures, TierRun, Timings, Usage
+from chatcache.backends.usage import CacheReport, Figures, Outcome, TierRun, Timings, Usage
 from chatcache.cache.views import joined, num_tokens_of
 from chatcache.chat.readings import MessageRun, TurnReading
 from chatcache.token_ids import TokenIds
@@ -66,10 +66,12 @@ def reading(
         for index, (start, stop) in enumerate(zip(starts, stops, strict=False))
         if stop > start
     ]
+    outcome: Outcome = "partial" if cached else "miss"
+    outcome = "hit" if cached and reason == "new_user_turn" else outcome
     figures = Figures(
         Usage(num_prompt, num_answer, cached - disk, disk),
         Timings(1.0, 40.0, 60.0, 500.0, 100.0, 50.0),
-        CacheReport("hit" if cached else "miss", reason, cached, "one sentence", runs=runs),
+        CacheReport(outcome, reason, cached, "one sentence", runs=runs),
     )
     facts: dict[str, Any] = {"figures": figures, **more}
     return TurnReading(

@@ -69,7 +69,9 @@ class ModelShape:
     """`num_kv_heads` is that of the first layer that keeps K and V, `head_dim` the mean width of
     both. `latent_dim` is the width of what multi-head latent attention keeps in the place of those,
     0 without. `windows` are the sliding windows of the layers, 0 for a layer that sees everything;
-    `num_states` counts the layers with a recurrent or convolution state."""
+    `num_states` counts the layers with a recurrent or convolution state. `has_tied_embeddings`: one
+    matrix embeds tokens and scores them. `prefill_chunk` is the most tokens of a prompt that are
+    computed at once, 0 where that is not known."""
 
     num_layers: int
     num_heads: int
@@ -84,6 +86,8 @@ class ModelShape:
     windows: tuple[int, ...] = ()
     num_states: int = 0
     latent_dim: int = 0
+    has_tied_embeddings: bool = True
+    prefill_chunk: int = 0
 
 
 # attention

@@ -7,7 +7,6 @@ whole prompt, a `DynamicCache`, sdpa.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,18 +14,21 @@ import torch
 from transformers import DynamicCache
 
 from chatcache.backends.local.run.any_token import AnyTokenContext
+from chatcache.backends.local.run.assemble import link_to, seconds_of
+from chatcache.backends.local.run.chunk_choice import ChunkChoice
 from chatcache.backends.local.run.live_context import Forward, LivePath, Reuse
 from chatcache.backends.local.run.threads import threads_for
+from chatcache.bench.clock import settled_at
 from chatcache.bench.limits import drop_page_cache
 from chatcache.bench.setup import BenchModel
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.blocks import TensorBlock
+from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.token_ids import TokenIds
 
 _BUDGET = 1 << 40
-_CHUNK_TOKENS = 512
 
 
 class Transformers:
@@ -41,20 +43,20 @@ class Transformers:
     def cold(self, ids: Sequence[int]) -> float:
         """Seconds from the prompt to its first token, everything computed."""
         self._rest()
-        began = time.perf_counter()
+        began = settled_at(self._loaded.device)
         self._cache = DynamicCache(config=self._loaded.model.config)
         self._append(ids)
-        return time.perf_counter() - began
+        return settled_at(self._loaded.device) - began
 
     @torch.inference_mode()
     def decode(self, num_tokens: int) -> float:
         """Seconds per token of greedy decoding behind the last prompt."""
         self._rest()
         token = 1
-        began = time.perf_counter()
+        began = settled_at(self._loaded.device)
         for _ in range(num_tokens):
             token = self._append([token])
-        return (time.perf_counter() - began) / num_tokens
+        return (settled_at(self._loaded.device) - began) / num_tokens
 
     def _append(self, ids: Sequence[int]) -> int:
         output = self._loaded.model(
@@ -84,14 +86,20 @@ class CountingKV(LiveKV):
         return pieces
 
 
+class CountingDeviceKV(CountingKV, DeviceKV):
+    """The same on a device with memory of its own."""
+
+
 class Chatcache:
     """A cache directory and the live context of one engine on it."""
 
     def __init__(self, loaded: BenchModel, directory: Path):
         self._loaded = loaded
         self._directory = directory
+        self.link = link_to(loaded.device)
         self._threads = threads_for(loaded.model, loaded.device)
         self._forward = Forward(loaded.model, loaded.device, self._threads)
+        self._choice = ChunkChoice(loaded, directory)
         self._open(RateBook())
 
     def rest(self) -> None:
@@ -123,34 +131,36 @@ class Chatcache:
 
     def cold(self, ids: Sequence[int]) -> float:
         """Seconds from the prompt to its first token, everything computed."""
-        began = time.perf_counter()
+        began = self._now()
         self._context.start_cold()
         self._prefill(TokenIds(ids), 0)
-        return time.perf_counter() - began
+        return self._now() - began
 
     def first_token(self, ids: Sequence[int]) -> tuple[float, Reuse]:
         """Seconds from the prompt to its first token, and what was reused."""
-        began = time.perf_counter()
+        began = self._now()
         prompt = TokenIds(ids)
         reuse = self._context.reuse(prompt, len(prompt) - 1)
         self._prefill(prompt, reuse.num_tokens)
-        return time.perf_counter() - began, reuse
+        return self._now() - began, reuse
 
     def decode(self, num_tokens: int) -> float:
         """Seconds per token of greedy decoding behind the last prompt."""
-        began = time.perf_counter()
+        began = self._now()
         self._decode(num_tokens)
-        return (time.perf_counter() - began) / num_tokens
+        return (self._now() - began) / num_tokens
 
     def commit(self, ends: Sequence[int] = ()) -> tuple[float, float, int]:
         """Keep the last prompt, as two turns unless `ends` says where: seconds until in RAM and
         until on disk, and bytes."""
-        began = time.perf_counter()
+        began = self._now()
         ends = ends or [len(self._ids) // 2, len(self._ids)]
         num_bytes = self._context.commit(TokenIds(self._ids), ends)
-        in_ram = time.perf_counter() - began
+        if isinstance(self.live, DeviceKV):
+            self.live.wait_for_exports()
+        in_ram = self._now() - began
         self.prefixes.drain()
-        return in_ram, time.perf_counter() - began, num_bytes
+        return in_ram, self._now() - began, num_bytes
 
     def turn(self, ids: Sequence[int], num_answer: int) -> int:
         """Answer a prompt and keep it, as a turn does; returns the bytes of the new files."""
@@ -170,18 +180,26 @@ class Chatcache:
             prefixes.commit(TokenIds(ids), [len(ids)], self.live.export)
             with prefixes.computing():
                 while not prefixes.drain(0):
-                    began = time.perf_counter()
+                    began = self._now()
                     self._decode(1)
-                    steps.append(time.perf_counter() - began)
+                    steps.append(self._now() - began)
         finally:
             prefixes.close()
         return steps
 
     def _open(self, rates: RateBook) -> None:
         self.prefixes = self._opened(self._directory)
-        self.live = CountingKV(self._loaded.num_layers, self._loaded.dtype, self._loaded.device)
+        shape = (self._loaded.num_layers, self._loaded.dtype, self._loaded.device)
+        self.live = (
+            CountingKV(*shape)
+            if self.link is None
+            else CountingDeviceKV(*shape, link=self.link, slab_budget=_BUDGET)
+        )
         path = LivePath(self._forward, self.live)
-        self._context = AnyTokenContext(path, self.prefixes, rates, _CHUNK_TOKENS)
+        path.give_way = self.prefixes.vram.give_up
+        if self._choice.is_open:
+            self._choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
+        self._context = AnyTokenContext(path, self.prefixes, rates, self._choice.num_tokens)
         self._ids: list[int] = []
 
     def _prefill(self, ids: TokenIds, start: int) -> None:
@@ -199,8 +217,17 @@ class Chatcache:
             token = int(self._context.step(token, position + offset).argmax())
         return run
 
-    @staticmethod
-    def _opened(directory: Path) -> PrefixCache:
-        prefixes = PrefixCache(directory, "bench", ram_budget=_BUDGET, disk_budget=_BUDGET)
+    def _now(self) -> float:
+        return settled_at(self._loaded.device)
+
+    def _opened(self, directory: Path) -> PrefixCache:
+        vram_budget = 0 if self.link is None else self.link.num_free_bytes() // 2
+        prefixes = PrefixCache(
+            directory,
+            "bench",
+            ram_budget=_BUDGET,
+            disk_budget=_BUDGET,
+            vram_budget=vram_budget,
+        )
         prefixes.open({})
         return prefixes

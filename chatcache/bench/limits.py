@@ -10,32 +10,50 @@ from pathlib import Path
 
 import torch
 
+from chatcache.bench.clock import settled_at
+from chatcache.cache.tensors.link import Link
+
 _BUFFER_BYTES = 1 << 28
 _READ_BYTES = 1 << 22
 _MATRIX = 2048
+_GPU_MATRIX = 8192
 _REPEATS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes per second of reading memory, copying memory and reading disk; flops per second."""
+    """Bytes per second of reading memory, copying memory and reading disk; flops per second. Of a
+    GPU its own memory counts, and the bus: bytes per second to it and back, from locked pages."""
 
     memory_read: float
     memory_copy: float
     disk_read: float
     matmul: float
+    to_device: float | None = None
+    to_host: float | None = None
 
 
-def measure_limits(files: Sequence[Path], dtype: torch.dtype) -> Limits:
-    """The best of five each; `files` are read for the disk rate."""
-    source = torch.ones(_BUFFER_BYTES // 8, dtype=torch.int64)
+def measure_limits(
+    files: Sequence[Path], dtype: torch.dtype, device: torch.device, link: Link | None = None
+) -> Limits:
+    """The best of five each; `files` are read for the disk rate, `link` is to a device with memory
+    of its own."""
+    source = torch.ones(_BUFFER_BYTES // 8, dtype=torch.int64, device=device)
     target = torch.empty_like(source)
-    left = torch.ones((_MATRIX, _MATRIX), dtype=dtype)
+    size = _GPU_MATRIX if device.type == "cuda" else _MATRIX
+    left = torch.ones((size, size), dtype=dtype, device=device)
+    to_device = to_host = None
+    if link is not None:
+        host = link.pinned(_BUFFER_BYTES).view(torch.int64)
+        to_device = _BUFFER_BYTES / _best(lambda: target.copy_(host, non_blocking=True), device)
+        to_host = _BUFFER_BYTES / _best(lambda: host.copy_(source, non_blocking=True), device)
     return Limits(
-        memory_read=_BUFFER_BYTES / _best(source.sum),
-        memory_copy=_BUFFER_BYTES / _best(lambda: target.copy_(source)),
+        memory_read=_BUFFER_BYTES / _best(source.sum, device),
+        memory_copy=_BUFFER_BYTES / _best(lambda: target.copy_(source), device),
         disk_read=_disk_read_rate(files),
-        matmul=2 * _MATRIX**3 / _best(lambda: left @ left),
+        matmul=2 * size**3 / _best(lambda: left @ left, device),
+        to_device=to_device,
+        to_host=to_host,
     )
 
 
@@ -71,10 +89,10 @@ def _disk_read_rate(paths: Sequence[Path]) -> float:
     return max(total, 1) / max(time.perf_counter() - began, 1e-9)
 
 
-def _best(call: Callable[[], object]) -> float:
+def _best(call: Callable[[], object], device: torch.device) -> float:
     best = float("inf")
     for _ in range(_REPEATS):
-        began = time.perf_counter()
+        began = settled_at(device)
         call()
-        best = min(best, time.perf_counter() - began)
+        best = min(best, settled_at(device) - began)
     return best

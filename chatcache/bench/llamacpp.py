@@ -41,6 +41,15 @@ def why_not_installed() -> str | None:
     return None
 
 
+def has_cuda() -> bool:
+    """Whether llama.cpp can compute on a GPU. Asked in a process of its own."""
+    process = _Process()
+    try:
+        return bool(process.call("offload")["can"])
+    finally:
+        process.close()
+
+
 def why_not(config: Any) -> str | None:
     """Why llama.cpp cannot run converted weights; None when it can."""
     return why_not_installed() or refusal(config)
@@ -75,6 +84,7 @@ class LlamaCpp:
         num_threads: int,
         *,
         is_float32: bool = False,
+        is_on_gpu: bool = False,
     ):
         """`directory` is for the state it writes, `num_tokens` the longest history, `is_float32`
         the dtype of K and V. Raises UnavailableError."""
@@ -87,6 +97,7 @@ class LlamaCpp:
             num_threads=num_threads,
             num_context=num_tokens + _SPARE_TOKENS,
             is_float32=is_float32,
+            is_on_gpu=is_on_gpu,
         )
 
     def loading(self, few: Sequence[int], many: Sequence[int]) -> Loading:

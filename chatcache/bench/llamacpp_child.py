@@ -23,18 +23,27 @@ from chatcache.bench.memory import Loading, forget_peak, process_memory
 _BATCH_TOKENS = 2048
 _TYPE_F32 = 0
 _SEQUENCE = 0
+_ALL_LAYERS = 999
 
 
 class Llama:
     """One model, one context, one sequence. Times are seconds."""
 
-    def __init__(self, path: str, *, num_threads: int, num_context: int, is_float32: bool):
+    def __init__(
+        self,
+        path: str,
+        *,
+        num_threads: int,
+        num_context: int,
+        is_float32: bool,
+        is_on_gpu: bool,
+    ):
         self._api = _backend()
         forget_peak()
         self._before, began = process_memory(), time.perf_counter()
-        self._model = self._api.llama_model_load_from_file(
-            path.encode(), self._api.llama_model_default_params()
-        )
+        options = self._api.llama_model_default_params()
+        options.n_gpu_layers = _ALL_LAYERS if is_on_gpu else 0
+        self._model = self._api.llama_model_load_from_file(path.encode(), options)
         params = self._api.llama_context_default_params()
         params.n_ctx, params.n_batch = num_context, _BATCH_TOKENS
         params.n_threads = params.n_threads_batch = num_threads
@@ -162,6 +171,11 @@ def pack(source: str, target: str, mix: str) -> dict[str, Any]:
     return {}
 
 
+def offload() -> dict[str, Any]:
+    """Whether layers can be computed on a GPU."""
+    return {"can": bool(_backend().llama_supports_gpu_offload())}
+
+
 def _backend() -> Any:
     api: Any = importlib.import_module("llama_cpp")
     api.llama_backend_init()
@@ -179,6 +193,8 @@ def main() -> None:
         try:
             if name == "pack":
                 answer = pack(**command)
+            elif name == "offload":
+                answer = offload()
             elif llama is None:
                 llama, answer = Llama(**command), {}
             else:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from chatcache.bench.report import LLAMA_CPP, TRANSFORMERS
+from chatcache.bench.report import COMPILED, LLAMA_CPP, TRANSFORMERS
 from chatcache.errors import UsageError
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -36,6 +36,32 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 500_000.0,
         "tie_word_embeddings": True,
     },
+    "llama-3.1-8b": {
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 131_072,
+        "rope_theta": 500_000.0,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-8b": {
+        "model_type": "qwen3",
+        "vocab_size": 151_936,
+        "hidden_size": 4096,
+        "intermediate_size": 12_288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40_960,
+        "rope_theta": 1_000_000.0,
+        "tie_word_embeddings": False,
+    },
     "smollm2-135m": {
         "model_type": "llama",
         "vocab_size": 49_152,
@@ -63,7 +89,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-CONTENDERS = (TRANSFORMERS, LLAMA_CPP)
+CONTENDERS = (TRANSFORMERS, COMPILED, LLAMA_CPP)
 _SUMMARY = """\
 Measure what a turn costs on this machine, beside what the machine could do at best.
 `chatcache bench growth` measures what the n-th turn of a long chat costs instead.
@@ -84,6 +110,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         choices=("4bit", "8bit"),
         help="measure the weights packed; llama.cpp gets Q4_K_M or Q8_0 of the same",
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes")
     parser.add_argument("--tokens", type=_count, default=4096, help="length of the history")
     parser.add_argument("--runs", type=_count, default=5, help="repetitions of each row")
     parser.add_argument("--threads", type=_count, help="CPU threads (default: torch's choice)")
@@ -97,7 +124,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--against",
         type=_names,
         metavar="NAMES",
-        help="transformers, llama.cpp (default: those that can run here)",
+        help="transformers, compiled (its static cache and compiled step; by itself on a GPU), "
+        "llama.cpp (default: those that can run here)",
     )
     parser.add_argument(
         "--lengths",

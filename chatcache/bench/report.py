@@ -42,9 +42,10 @@ GROUPS: dict[Group, str] = {
     "program": "The program, on this model",
 }
 TRANSFORMERS, LLAMA_CPP, CHATCACHE = "transformers", "llama.cpp", "chatcache"
+COMPILED = "compiled"  # transformers with a static cache and a compiled step
 # What a short prefix is compared with: itself, by three ways.
 FROM_DISK, COMPUTED, CHOSEN = "from disk", "computed", "as a chat"
-COLUMNS = (TRANSFORMERS, LLAMA_CPP, CHATCACHE, FROM_DISK, COMPUTED, CHOSEN)
+COLUMNS = (TRANSFORMERS, COMPILED, LLAMA_CPP, CHATCACHE, FROM_DISK, COMPUTED, CHOSEN)
 
 
 def p99(values: Sequence[float]) -> float | None:
@@ -132,7 +133,11 @@ def as_json(result: BenchResult) -> dict[str, Any]:
     `of_limit` chatcache over the limit."""
     return {
         "conditions": result.conditions,
-        "limits": {f"{name}_per_second": rate for name, rate in asdict(result.limits).items()},
+        "limits": {
+            f"{name}_per_second": rate
+            for name, rate in asdict(result.limits).items()
+            if rate is not None
+        },
         "bytes_written": result.bytes_written,
         "rows": {name: _row_json(row, result) for name, row in result.rows.items()},
         "figures": {figure.name: _figure_json(figure) for figure in result.figures},
@@ -300,6 +305,7 @@ def _conditions(result: BenchResult) -> list[str]:
     lines = [
         f"{known['model']}: {known['parameters']:,} parameters, {kinds}; computed in "
         f"{known['dtype']} by {known['kernels']}",
+        *([known["gpu"]] if known.get("gpu") else []),
         f"{known['cpu']}, {plural(known['threads'], 'thread')}, torch for {known['capability']}",
         f"history {known['tokens']:,} tokens, message {known['message_tokens']}; "
         f"medians of {known['runs']}, least–most below; ratio: of {known['ratio_of']}",
@@ -311,9 +317,14 @@ def _conditions(result: BenchResult) -> list[str]:
 
 def _limits_line(result: BenchResult) -> str:
     limits = result.limits
+    bus = ""
+    if limits.to_device is not None and limits.to_host is not None:
+        bus = (
+            f"to the GPU {limits.to_device / 1e9:.1f} GB/s, back {limits.to_host / 1e9:.1f} GB/s, "
+        )
     return (
         f"This machine: memory read {limits.memory_read / 1e9:.1f} GB/s, copy "
-        f"{limits.memory_copy / 1e9:.1f} GB/s, disk read {limits.disk_read / 1e9:.2f} GB/s, "
+        f"{limits.memory_copy / 1e9:.1f} GB/s, {bus}disk read {limits.disk_read / 1e9:.2f} GB/s, "
         f"matrices {limits.matmul / 1e12:.2f} Tflop/s. K and V of the history: "
         f"{size(result.bytes_written)}."
     )

@@ -11,8 +11,15 @@ from pathlib import Path
 
 import torch
 
-from chatcache.bench.llamacpp import MIXES, LlamaCpp, converted, why_not, why_not_installed
-from chatcache.bench.report import LLAMA_CPP, TRANSFORMERS, Say
+from chatcache.bench.llamacpp import (
+    MIXES,
+    LlamaCpp,
+    converted,
+    has_cuda,
+    why_not,
+    why_not_installed,
+)
+from chatcache.bench.report import COMPILED, LLAMA_CPP, TRANSFORMERS, Say
 from chatcache.bench.setup import BenchModel, Models
 from chatcache.errors import UsageError
 
@@ -28,6 +35,8 @@ class Rivals:
     is_float32: bool
     words: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    has_compiled: bool = False  # transformers with a static cache and a compiled step, too
+    is_on_gpu: bool = False
 
     def start_llama_cpp(self, num_tokens: int) -> LlamaCpp | None:
         """On histories of up to `num_tokens`. Raises UnavailableError."""
@@ -39,6 +48,7 @@ class Rivals:
             num_tokens,
             torch.get_num_threads(),
             is_float32=self.is_float32,
+            is_on_gpu=self.is_on_gpu,
         )
 
 
@@ -50,7 +60,7 @@ def find_rivals(models: Models, directory: Path, options: argparse.Namespace, sa
     left_out: list[str] = []
     chosen = options.against
     plain, llama_file = models.plain, None
-    if chosen is not None and TRANSFORMERS not in chosen:
+    if chosen is not None and not {TRANSFORMERS, COMPILED} & set(chosen):
         plain = None
     elif plain is None:
         _leave_out(TRANSFORMERS, models.why_not_plain, chosen, left_out)
@@ -64,7 +74,13 @@ def find_rivals(models: Models, directory: Path, options: argparse.Namespace, sa
             llama_file, words[LLAMA_CPP] = _llama_file(models, directory, say)
         else:
             _leave_out(LLAMA_CPP, reason, chosen, left_out)
-    return Rivals(directory, plain, llama_file, models.is_float32, words, left_out)
+    is_on_gpu = models.tuned.device.type != "cpu"
+    has_compiled = plain is not None and (is_on_gpu if chosen is None else COMPILED in chosen)
+    if has_compiled:
+        words[COMPILED] = "transformers with a static cache, its step compiled (reduce-overhead)"
+    return Rivals(
+        directory, plain, llama_file, models.is_float32, words, left_out, has_compiled, is_on_gpu
+    )
 
 
 def _leave_out(name: str, reason: str, chosen: tuple[str, ...] | None, left_out: list[str]) -> None:
@@ -75,9 +91,10 @@ def _leave_out(name: str, reason: str, chosen: tuple[str, ...] | None, left_out:
 
 
 def _why_not_llama_cpp(models: Models) -> str | None:
-    if models.gguf is not None:
-        return why_not_installed()
-    return why_not(models.tuned.config)
+    reason = why_not_installed() if models.gguf is not None else why_not(models.tuned.config)
+    if reason is None and models.tuned.device.type == "cuda" and not has_cuda():
+        return "it was built without CUDA"
+    return reason
 
 
 def _llama_file(models: Models, directory: Path, say: Say) -> tuple[Path, str]:

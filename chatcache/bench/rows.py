@@ -8,10 +8,11 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from chatcache.bench.compiled import CompiledTransformers
 from chatcache.bench.contenders import Chatcache, Transformers
 from chatcache.bench.limits import Limits, measure_limits, resident_bytes
 from chatcache.bench.llamacpp import LlamaCpp
-from chatcache.bench.report import CHATCACHE, LLAMA_CPP, TRANSFORMERS, Figure, Point, Row
+from chatcache.bench.report import CHATCACHE, COMPILED, LLAMA_CPP, TRANSFORMERS, Figure, Point, Row
 from chatcache.bench.setup import BenchModel
 from chatcache.formatting import size
 
@@ -58,7 +59,10 @@ class Bench:
         directory: Path,
         tokens: int,
         llama: LlamaCpp | None = None,
+        *,
+        has_compiled: bool = False,
     ):
+        """With `has_compiled` transformers runs compiled as well."""
         draw = random.Random(0)
         self.tuned = tuned
         self.directory = directory
@@ -67,7 +71,13 @@ class Bench:
         self.theirs = None if plain is None else Transformers(plain, self._rest)
         self.llama = llama
         self.ours = Chatcache(tuned, directory)
-        contenders = {TRANSFORMERS: self.theirs, LLAMA_CPP: llama, CHATCACHE: self.ours}
+        num_static = tokens + MESSAGE_TOKENS + DECODE_TOKENS
+        contenders = {
+            TRANSFORMERS: self.theirs,
+            COMPILED: CompiledTransformers(plain, num_static) if plain and has_compiled else None,
+            LLAMA_CPP: llama,
+            CHATCACHE: self.ours,
+        }
         self._contenders = {
             name: contender for name, contender in contenders.items() if contender is not None
         }
@@ -85,7 +95,8 @@ class Bench:
         before = resident_bytes()
         self.ours.cold(self.history)
         keep, spill, self.bytes_written = self.ours.commit()
-        self._note_memory(resident_bytes() - before)
+        if self.ours.link is None:
+            self._note_memory(resident_bytes() - before)
         self._add("keep", CHATCACHE, keep)
         self._add("spill", CHATCACHE, spill)
         if self.llama is not None:
@@ -131,7 +142,8 @@ class Bench:
 
     def label(self) -> Limits:
         """Measure the machine, and say what each row could be at best."""
-        limits = measure_limits(self.ours.files(), self.tuned.dtype)
+        link = self.ours.link
+        limits = measure_limits(self.ours.files(), self.tuned.dtype, self.tuned.device, link)
         tokens, weights = len(self.history), self.tuned.weight_bytes
         message = self.rows["live"].median(CHATCACHE) or 0.0
         kv = self.bytes_written
@@ -140,7 +152,7 @@ class Bench:
             "cold_512": self.tuned.num_flops(MEDIUM_TOKENS) / limits.matmul,
             "live": weights / limits.memory_read,
             "fork": weights / limits.memory_read,
-            "ram": message,  # nothing has to move
+            "ram": message,  # on a CPU nothing has to move
             "warm": kv / limits.memory_copy + message,
             "switch": kv / 2 / limits.memory_copy + message,
             "disk": kv / limits.disk_read + message,
@@ -148,6 +160,10 @@ class Bench:
             "short": (weights + kv * min(SHORT_TOKENS, tokens) / tokens) / limits.memory_read,
             "keep": kv / limits.memory_copy,
         }
+        if limits.to_device is not None and limits.to_host is not None:
+            best["ram"] = best["warm"] = kv / limits.to_device + message
+            best["disk"] = max(kv / limits.disk_read, kv / limits.to_device) + message
+            best["keep"] = kv / limits.to_host
         for name in best.keys() & self.rows.keys():
             self.rows[name].limit = best[name]
         return limits
@@ -187,6 +203,7 @@ class Bench:
 
 COLD, DISK, RAM = "cold", "from disk", "from RAM"
 LENGTHS = (256, 1024, 2048, 4096)
+LONG = 30_000
 # The lines of the chart, slowest first, and the row of the table that is the same measurement.
 _ROWS = {
     f"{TRANSFORMERS}, {COLD}": ("cold", TRANSFORMERS),
@@ -198,9 +215,10 @@ _ROWS = {
 }
 
 
-def default_lengths(tokens: int) -> tuple[int, ...]:
-    """Those below the history, and the history itself."""
-    return (*(length for length in LENGTHS if length < tokens), tokens)
+def default_lengths(tokens: int, *, is_on_gpu: bool = False) -> tuple[int, ...]:
+    """Those below the history, and the history itself; on a GPU a long one, too."""
+    lengths = [length for length in LENGTHS if length < tokens]
+    return (*lengths, tokens, *([LONG] if is_on_gpu else []))
 
 
 class Curve:

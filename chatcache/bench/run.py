@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,7 +33,9 @@ from chatcache.bench.rows import MESSAGE_TOKENS, Bench, Curve, default_lengths
 from chatcache.bench.setup import Models, load_models, note_rates, weight_kinds
 from chatcache.bench.sharing import SharingBench
 from chatcache.errors import StorageError, UnavailableError
-from chatcache.formatting import plural
+from chatcache.formatting import plural, size
+
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -54,13 +57,17 @@ def measure(models: Models, directory: Path, options: argparse.Namespace, say: S
     """Everything that the options ask for; `say` gets a line of progress per step."""
     tuned, tokens, runs = models.tuned, options.tokens, options.runs
     say(f"{tuned.name}: {tuned.num_parameters:,} parameters, {tuned.dtype}, {tokens:,} tokens")
-    lengths = default_lengths(tokens) if options.lengths is None else options.lengths
+    is_on_gpu, lengths = tuned.device.type != "cpu", options.lengths
+    if lengths is None:
+        lengths = default_lengths(tokens, is_on_gpu=is_on_gpu)
     rivals = find_rivals(models, directory, options, say)
     with contextlib.ExitStack() as stack:
         llama = rivals.start_llama_cpp(max(tokens, *lengths, 0))
         if llama is not None:
             stack.callback(llama.close)
-        bench = Bench(rivals.plain, tuned, directory, tokens, llama)
+        bench = Bench(
+            rivals.plain, tuned, directory, tokens, llama, has_compiled=rivals.has_compiled
+        )
         stack.callback(bench.close)
         _run_core(bench, runs, say)
         say("forks, turns and short prefixes")
@@ -78,7 +85,10 @@ def measure(models: Models, directory: Path, options: argparse.Namespace, say: S
     known = conditions(models, rivals, tokens, runs)
     result = BenchResult(known, limits, rows, bench.bytes_written, figures, points)
     result.left_out = list(rivals.left_out)
-    _run_loading(models, directory, rivals, result, say)
+    if models.source:
+        _run_loading(models, directory, rivals, result, say)
+    else:
+        result.left_out.append("Loading is left out: --no-program writes no weights of a shape.")
     if not models.has_tokenizer:
         result.left_out.append("The rows of the program are left out: the file has no tokenizer.")
     elif not options.no_program:
@@ -169,6 +179,7 @@ def conditions(models: Models, rivals: Rivals, tokens: int, runs: int) -> dict[s
         "tokens": tokens,
         "message_tokens": MESSAGE_TOKENS,
         "runs": runs,
+        "gpu": gpu_name(tuned.device),
         "cpu": cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
@@ -177,6 +188,19 @@ def conditions(models: Models, rivals: Rivals, tokens: int, runs: int) -> dict[s
         "contenders": rivals.words,
         "ratio_of": LLAMA_CPP if models.is_packed and has_llama else TRANSFORMERS,
     }
+
+
+def gpu_name(device: torch.device, driver: Path = _DRIVER) -> str | None:
+    """The card, its memory, its driver and the CUDA of torch; None: it is none."""
+    if device.type != "cuda":
+        return None
+    known = torch.cuda.get_device_properties(device)
+    try:
+        version = re.search(r"\s(\d+(?:\.\d+)+)\s", driver.read_text())
+    except OSError:
+        version = None
+    words = [known.name, size(known.total_memory), f"CUDA {torch.version.cuda}"]
+    return ", ".join(words + ([f"driver {version[1]}"] if version else []))
 
 
 def cpu_name() -> str:

@@ -58,6 +58,10 @@ class BenchModel:
         return self.model.config.get_text_config()
 
     @property
+    def max_context_tokens(self) -> int:
+        return int(self.config.max_position_embeddings)
+
+    @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
@@ -80,10 +84,10 @@ class Models:
     """The same weights twice: as transformers makes the model, and as a turn runs it.
 
     `plain` is None where transformers cannot have them, for the reason `why_not_plain`. `source`
-    is what an engine is started with: a model's name or its directory; without a tokenizer there
-    can be none. `gguf` is the file, if the model is one. `cache_dir` is where its engine keeps
-    what it made of it, `file_bytes` are the weights on disk, `rates` is where chats with this
-    model keep their rates; None for a shape.
+    is what an engine is started with: a model's name or its directory, "" if nobody starts one;
+    without a tokenizer there can be none. `gguf` is the file, if the model is one. `cache_dir` is
+    where its engine keeps what it made of it, `file_bytes` are the weights on disk, `rates` is
+    where chats with this model keep their rates; None for a shape.
     """
 
     tuned: BenchModel
@@ -113,13 +117,21 @@ def load_models(options: argparse.Namespace, directory: Path) -> Models:
     Raises ModelLoadError, NotFoundError, UnavailableError."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(
+            "The bench was asked for a GPU, and torch finds none.",
+            "Leave --device out, or install a torch that is made for CUDA.",
+        )
     if options.model is not None:
         return _load_named(options)
-    plain = load_shape(options.shape or DEFAULT_SHAPE, options.dtype)
-    source, cache_dir = shape_directory(plain, directory / "model"), directory / "cache"
+    plain = load_shape(options.shape or DEFAULT_SHAPE, options.dtype, options.device)
+    source, cache_dir = "", directory / "cache"
+    # Writing the weights of a large shape takes longer than all other rows on a GPU.
+    if options.device == "cpu" or options.quantize is not None or not options.no_program:
+        source = shape_directory(plain, directory / "model")
     if options.quantize is not None:
         return _packed_shape(plain, source, cache_dir, options)
-    tuned = copy.deepcopy(plain.model)
+    tuned = _copy(plain.model, plain.device)
     kernels = tune(tuned, plain.device)
     return Models(
         tuned=replace(plain, model=tuned, kernels=kernels),
@@ -130,15 +142,22 @@ def load_models(options: argparse.Namespace, directory: Path) -> Models:
     )
 
 
-def load_shape(name: str, dtype: str) -> BenchModel:
+def load_shape(name: str, dtype: str, device: str = "cpu") -> BenchModel:
     """Random weights of a published configuration, seeded; "auto" is bfloat16."""
     fields = dict(SHAPES[name])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        config, dtype=DTYPES.get(dtype, torch.bfloat16), attn_implementation="sdpa"
-    )
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=DTYPES.get(dtype, torch.bfloat16), attn_implementation="sdpa"
+        )
     return _plain(name, model)
+
+
+def _copy(model: Any, device: torch.device) -> Any:
+    """Another model, to be tuned. On a GPU weights stay as they are, and are shared."""
+    shared = [] if device.type == "cpu" else [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def shape_directory(plain: BenchModel, directory: Path) -> str:
@@ -160,7 +179,12 @@ def shape_directory(plain: BenchModel, directory: Path) -> str:
 
 
 def load_tuned(
-    name: str, cache_dir: Path, *, dtype: str = "auto", quantize: str | None = None
+    name: str,
+    cache_dir: Path,
+    *,
+    dtype: str = "auto",
+    quantize: str | None = None,
+    device: str = "cpu",
 ) -> tuple[BenchModel, LoadedModel | None]:
     """A model as a chat would load it; without what a chat needs besides for a file that has no
     tokenizer. Raises ModelLoadError, NotFoundError, UnavailableError, UsageError."""
@@ -168,7 +192,7 @@ def load_tuned(
     gguf = gguf_of(name)
     if gguf is None or gguf.header.has_tokenizer:
         chat = load_model(
-            name, dtype=dtype, device="cpu", quantize=quantize, offline=True, cache_dir=cache_dir
+            name, dtype=dtype, device=device, quantize=quantize, offline=True, cache_dir=cache_dir
         )
         return _described(name, chat.model, chat.num_parameters, chat.attention), chat
     model, attention = load_bare(gguf, dtype)
@@ -198,7 +222,11 @@ def _load_named(options: argparse.Namespace) -> Models:
         raise UsageError(f"bench: {options.model} is packed already.", "Leave --quantize out.")
     cache_dir = load_settings().paths.cache_dir
     tuned, chat = load_tuned(
-        options.model, cache_dir, dtype=options.dtype, quantize=options.quantize
+        options.model,
+        cache_dir,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        device=options.device,
     )
     policy = cut_policy(tuned.config)
     if policy.kind != "any_token":
@@ -221,7 +249,8 @@ def _with_plain(
     tuned = models.tuned
     if gguf is None:
         assert chat is not None
-        return replace(models, plain=_plain(tuned.name, _stock(chat.path, chat.dtype)))
+        stock = _stock(chat.path, chat.dtype).to(tuned.device)
+        return replace(models, plain=_plain(tuned.name, stock))
     models = replace(
         models,
         gguf=gguf.header.path,
@@ -233,7 +262,8 @@ def _with_plain(
     reason = why_not_unpacked(gguf, tuned.dtype)
     if reason:
         return replace(models, why_not_plain=reason)
-    return replace(models, plain=_plain(tuned.name, load_unpacked(gguf, tuned.dtype)))
+    unpacked = load_unpacked(gguf, tuned.dtype).to(tuned.device)
+    return replace(models, plain=_plain(tuned.name, unpacked))
 
 
 def _stock(directory: Path, dtype: torch.dtype) -> Any:
@@ -247,7 +277,9 @@ def _packed_shape(
     plain: BenchModel, source: str, cache_dir: Path, options: argparse.Namespace
 ) -> Models:
     """The random weights packed, and as they were."""
-    tuned, _ = load_tuned(source, cache_dir, dtype=options.dtype, quantize=options.quantize)
+    tuned, _ = load_tuned(
+        source, cache_dir, dtype=options.dtype, quantize=options.quantize, device=options.device
+    )
     return Models(
         tuned=replace(tuned, name=plain.name),
         plain=replace(plain, model=plain.model.to(tuned.dtype), dtype=tuned.dtype),

@@ -20,6 +20,7 @@ _COLUMNS = """
     n.turn, n.role, n.text, n.reasoning, n.model, n.finish_reason, n.created_ms
 """
 
+MAX_OPENING = 200_000  # characters
 # The nodes from `:tip` up to the root, or down to the first one at turn `:above` or before.
 UP = """
     WITH RECURSIVE up(seq, parent) AS (
@@ -39,6 +40,14 @@ class StoredNode:
     num_tokens: int
     session_id: str | None
     node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a conversation begins with, and the name of the session that it was said in."""
+
+    stored: StoredNode
+    session: str
 
 
 def _stored(row: Row) -> StoredNode:
@@ -264,6 +273,22 @@ class NodeTable:
             for seq, together in beside.items()
             if len(together) > 1
         }
+
+    def openings(self, limit: int) -> list[Opening]:
+        """How the newest conversations begin: their system prompts and first user messages. Texts
+        that are as long as a book are left out."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "WITH roots AS (SELECT seq FROM nodes WHERE parent IS NULL"
+                "  ORDER BY seq DESC LIMIT :limit),"
+                " first(seq) AS (SELECT seq FROM roots UNION"
+                "  SELECT c.seq FROM roots r JOIN nodes c ON c.parent = r.seq WHERE c.turn = 1)"
+                f" SELECT {_COLUMNS}, s.name FROM first JOIN nodes n ON n.seq = first.seq"
+                " LEFT JOIN sessions s ON s.session_id = n.session_id"
+                " WHERE n.role <> 'assistant' AND length(n.text) <= :longest ORDER BY n.seq DESC",
+                {"limit": limit, "longest": MAX_OPENING},
+            ).fetchall()
+        return [Opening(_stored(row[:-1]), row[-1] or "") for row in rows]
 
     def newest_leaf(self, seq: int) -> int:
         """From a node downwards, always the newest child, to the end."""

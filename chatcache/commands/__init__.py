@@ -29,6 +29,7 @@ GROUPS: Mapping[str, str] = {
     "fork": "go on from an earlier turn in a new session",
     "sessions": "list, show, rename, mode, delete, search, export, import, tree",
     "cache": "what is remembered: stats, list, show, verify, pin, unpin, spill, drop, gc, clear",
+    "lint": "what makes the beginning of a prompt change, and costs its reuse",
     "models": "list, show, probe, download",
     "engine": "list, stop: the processes that hold models",
     "demo": "radix: what a prefix cache does, played step by step",

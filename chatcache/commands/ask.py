@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from chatcache import compose
-from chatcache.chat import date_warning
+from chatcache.chat import unstable
 from chatcache.chat.figures import turn_report
 from chatcache.chat.service import ChatService
 from chatcache.chat.views import SessionSummary
@@ -62,7 +62,7 @@ def run(arguments: Namespace) -> int:
         arguments.prompt, arguments.file, narrator.warn, reads_stdin=arguments.stdin
     )
     system = None if arguments.system is None else read_system(arguments.system, narrator.warn)
-    if told := date_warning.warning(system, datetime.now()):
+    if told := unstable.warning(system, datetime.now()):
         narrator.note(told)
     settings = settings_of(arguments, sampling_options(arguments))
     compose.check_model(settings)

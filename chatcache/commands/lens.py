@@ -150,7 +150,8 @@ def _lens(
         has_ids=arguments.ids,
         sampling=compose.sampling(settings).params,
     )
-    lens = Lens(LensSource(service, session.session_id, compose.price_list(settings)), state=state)
+    source = LensSource(service, session.session_id, compose.price_list(settings))
+    lens = Lens(source, state=state)
     if arguments.turn is not None:
         lens.choose_turn(arguments.turn)
         lens.state = replace(state, turn=arguments.turn)

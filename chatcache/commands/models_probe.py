@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from chatcache.chat import date_warning
+from chatcache.chat import unstable
 from chatcache.commands import models_remote
 from chatcache.commands.parser import MODEL_HELP, Parser, settings_of
 from chatcache.commands.prompt import read_system
@@ -182,7 +182,7 @@ def _warnings(probe: ModelProbe, system: str | None) -> Iterator[str]:
             " `chatcache sessions mode SESSION append` reads nothing again, but leaves what the"
             " model was trained on."
         )
-    told = date_warning.warning(system, datetime.now())
+    told = unstable.warning(system, datetime.now())
     if told is not None:
         yield told
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatcache.backends.usage import Figures
-from chatcache.chat import date_warning
+from chatcache.chat import unstable
 from chatcache.chat.bill import PriceList
 from chatcache.chat.conversation import clean_name
 from chatcache.chat.figures import decode
@@ -334,7 +334,7 @@ class OpenChat:
         """Another system prompt for the whole chat (none for ""); a new chat takes it along."""
         self.require_idle()
         text = text or None
-        warning = date_warning.warning(text, datetime.now())
+        warning = unstable.warning(text, datetime.now())
         if self.session is None:
             self.system_prompt = text
             words = "The next message begins the chat with this system prompt."

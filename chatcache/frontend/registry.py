@@ -136,6 +136,7 @@ COMMANDS: tuple[Command, ...] = (
         "[VIEW]",
         plain_argument="[VIEW] [TURN] [token N] [layer N] [head N]",
     ),
+    Command("lint", "what makes this chat's beginning change", VIEW),
     Command("stats", "what the cache did for this chat", VIEW),
     Command("model", "pick another model, or download one", VIEW, "f5", "[NAME]"),
     Command("theme", "pick the colours", VIEW, argument="[NAME]"),

@@ -24,6 +24,8 @@ from chatcache.frontend.changes import SystemChange
 from chatcache.frontend.editor import edit_text
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.spoken import said
+from chatcache.frontend.lint.finding import report
+from chatcache.frontend.lint.look import look_at_open
 from chatcache.frontend.open_chat import as_turn
 from chatcache.frontend.progress import unheard
 from chatcache.frontend.registry import COMMANDS, Command
@@ -321,6 +323,9 @@ class PlainActions:
 
     def _do_stats(self, argument: str) -> None:
         say(self._chat.stats())
+
+    def _do_lint(self, argument: str) -> None:
+        say("\n".join(report(look_at_open(self._talk.service, self._chat.session))))
 
     # The program
 

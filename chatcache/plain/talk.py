@@ -12,6 +12,8 @@ from chatcache.backends.base import CacheSnapshot, ModelInfo
 from chatcache.chat.chat_turn import ChatTurn
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import model_label, one_line
+from chatcache.frontend.lint.finding import panel_line
+from chatcache.frontend.lint.look import look_at_open
 from chatcache.frontend.model_choice import ModelChoice
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.options import Backstage, ChatOptions
@@ -37,6 +39,7 @@ class Talk:
         self.attached: list[str] = []
         self._sent_files: list[str] = []
         self._sent_text = ""
+        self._told_finding = ("", "")
         if service.backend is not None:
             service.backend.subscribe(self._note)
 
@@ -77,6 +80,14 @@ class Talk:
         note_figures(self.lines, saved)
         if saved.result.finish_reason != "stop":
             say("(stopped; /continue goes on)")
+        self._tell_finding()
+
+    def _tell_finding(self) -> None:
+        """What makes the beginning of the chat change, once for each such thing."""
+        words = panel_line(look_at_open(self.service, self.chat.session))
+        if words and (self.chat.session_id, words) != self._told_finding:
+            self._told_finding = (self.chat.session_id, words)
+            self.lines.note(f"This chat: {words}. /lint tells more.")
 
     def _speaker(self) -> str:
         info = self.model_info()
@@ -101,6 +112,7 @@ class Talk:
         say(f"Chat: {one_line(session.name)}, turn {session.num_turns}.")
         for message in self.chat.messages(last_turns=1):
             say(spoken(message))
+        self._tell_finding()
 
     def show_another(self) -> None:
         """Read out a chat that the files for the next message were not meant for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -18,9 +19,12 @@ from chatcache.backends.base import (
     TurnPlanned,
 )
 from chatcache.backends.usage import CacheReport, Figures, Timings, Usage
+from chatcache.chat.bill import PriceList
 from chatcache.chat.figures import decode, encode, figures_of
+from chatcache.chat.totals import GivenAnswer
+from chatcache.frontend.accounts import LedgerFacts, account, stats
 from chatcache.frontend.figures import cost, footer
-from chatcache.frontend.reports import last_code_block, system_change_cost, totals
+from chatcache.frontend.reports import last_code_block, system_change_cost
 from chatcache.token_ids import NO_IDS
 from chatcache.tui.look import formatting as fmt
 from chatcache.tui.panel import drawing
@@ -136,7 +140,7 @@ def test_the_panel_shows_the_memory_of_a_gpu_where_there_is_one() -> None:
     use = TierUse(4_400_000_000, 30_000_000_000, 1)
     state = PanelState(snapshot=replace(held, vram=use, segments=(row,)))
     lines = words(drawing.lines(state, 36, 4000.0))
-    assert any(line.startswith("VRAM") and "4.4 GB / 30 GB" in line for line in lines)
+    assert any(line.startswith("VRAM") and "4.4 GB / 30.0 GB" in line for line in lines)
     assert any(line.split() == ["0–612", "all*", "76", "MB", "1h", "31"] for line in lines)
 
 
@@ -182,11 +186,26 @@ def test_ages_sizes_and_sparks() -> None:
 
 
 def test_reports() -> None:
-    assert "4,688 of them reused (97.4 %)" in totals([HIT])
-    assert totals([]) == "Nothing has been answered yet."
+    answers = [GivenAnswer("s_1", "builtin", 1, True, HIT)]
+    assert "4,688 of them reused (97.4 %)" in stats(LedgerFacts(account(answers, PriceList())))
+    assert stats(LedgerFacts(account([], PriceList()))) == "Nothing has been answered yet."
     assert last_code_block("a\n~~~\nx\n~~~\nb\n```py\ny = 1\n```") == "y = 1"
     assert last_code_block("none") == ""
     assert "5,024 tokens to recompute, about 7.18 s" in system_change_cost(HIT)
+
+
+async def test_the_panel_says_what_makes_the_chat_slow_and_lint_tells_it(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("Hello")
+        assert "date in system prompt" not in chat.text
+        await chat.say(f"/system Today is {datetime.now(UTC):%Y-%m-%d}. Be brief.")
+        await chat.until(lambda: "! date in system prompt" in chat.text)
+        await chat.say("/lint")
+        assert "the date, “" in chat.notices[-1]
+        await chat.say("/system Be brief.")
+        await chat.until(lambda: "date in system prompt" not in chat.text)
+        await chat.say("/lint")
+        assert "Nothing was found" in chat.notices[-1]
 
 
 async def test_the_panel_shows_the_figures_of_the_json(bench: Bench) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from chatcache.bench import limits, main
 from chatcache.bench.chart import first_token_chart, first_token_svg, strip_chart
@@ -16,6 +18,7 @@ from chatcache.bench.gguf_file import write_gguf
 from chatcache.bench.limits import Limits
 from chatcache.bench.report import (
     CHATCACHE,
+    COMPILED,
     LLAMA_CPP,
     TRANSFORMERS,
     WIDTH,
@@ -25,8 +28,12 @@ from chatcache.bench.report import (
     as_json,
     as_table,
 )
-from chatcache.bench.rows import core_rows
-from chatcache.errors import StorageError, UsageError
+from chatcache.bench.rows import Bench, core_rows, default_lengths
+from chatcache.bench.run import gpu_name
+from chatcache.bench.setup import load_shape
+from chatcache.cache.tensors.device_kv import DeviceKV
+from chatcache.errors import StorageError, UnavailableError, UsageError
+from tests.lazy_link import LazyLink
 from tests.models import build_model
 
 CORE = {
@@ -86,6 +93,66 @@ def test_the_last_line_is_one_json_object(
     assert max(len(line) for line in err.splitlines() if str(picture) not in line) <= WIDTH
     ElementTree.fromstring(picture.read_text())
     assert list(directory.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_limits")
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # of torch's compiler
+def test_the_rows_of_a_device_with_memory_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in of one: K and V go by way of slabs, and a fork that is left stays there."""
+    monkeypatch.setattr("chatcache.bench.contenders.link_to", lambda device: LazyLink())
+    monkeypatch.setattr("chatcache.bench.compiled.compiled", lambda model: model)
+    plain = load_shape("tiny", "float32")
+    bench = Bench(plain, plain, tmp_path, 70, has_compiled=True)
+    bench.prepare()
+    bench.run_cold()
+    bench.run_short()
+    bench.run_resumed()
+    limits = bench.label()
+    assert limits.to_device is not None
+    assert limits.to_host is not None
+    for name in ("cold", "decode", "short"):
+        assert set(bench.rows[name].samples) == {TRANSFORMERS, COMPILED, CHATCACHE}
+    assert bench.rows["keep"].limit == bench.bytes_written / limits.to_host
+    assert isinstance(bench.ours.live, DeviceKV)
+    use = bench.ours.prefixes.vram.use()
+    assert use is not None
+    assert use.num_segments > 0
+    assert "to the GPU" in as_table(BenchResult(measured().conditions, limits, bench.rows, 1))
+    bench.close()
+
+
+def test_without_a_gpu_it_is_not_measured(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UnavailableError, match="torch finds none"):
+        main([*QUICK, "--device", "cuda", "--directory", str(tmp_path)])
+
+
+def test_the_header_names_the_card_and_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpu_name(torch.device("cpu")) is None
+    card = SimpleNamespace(name="NVIDIA H200", total_memory=150_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    driver = tmp_path / "version"
+    cuda = torch.device("cuda")
+    assert gpu_name(cuda, driver) == "NVIDIA H200, 150.0 GB, CUDA 12.8"
+    driver.write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Fri Jan 17 UTC 2025\nGCC: 12\n"
+    )
+    assert gpu_name(cuda, driver) == "NVIDIA H200, 150.0 GB, CUDA 12.8, driver 570.86.15"
+    result = measured()
+    result.conditions["gpu"] = gpu_name(cuda, driver)
+    assert "\nNVIDIA H200, 150.0 GB, CUDA 12.8, driver 570.86.15\n" in as_table(result)
+
+
+def test_on_a_gpu_the_chart_has_a_long_history_too() -> None:
+    assert default_lengths(4096) == (256, 1024, 2048, 4096)
+    assert default_lengths(4096, is_on_gpu=True) == (256, 1024, 2048, 4096, 30_000)
 
 
 @pytest.mark.slow

@@ -258,9 +258,12 @@ class DeviceAndGiven(RuleBasedStateMachine):
 
     @initialize(is_eager=st.booleans(), budget=st.sampled_from([0, SLAB, 1 << 22]))
     def begin(self, is_eager: bool, budget: int) -> None:
-        self.live = device_kv(LazyLink(is_eager=is_eager), budget)
+        self.live = self.new_live(budget, is_eager=is_eager)
         append(self.live, [0])
         self.live.truncate(0)
+
+    def new_live(self, budget: int, *, is_eager: bool) -> DeviceKV:
+        return device_kv(LazyLink(is_eager=is_eager), budget)
 
     def some(self, count: int) -> list[int]:
         self.next_token += count
@@ -323,7 +326,7 @@ class DeviceAndGiven(RuleBasedStateMachine):
         tokens = found.path[found.start :]
         if isinstance(found.block, ResidentBlock):
             for name, tensor in found.block.tensors.items():
-                assert torch.equal(tensor, rows(tokens, name[:-2], int(name[-1])))
+                assert torch.equal(tensor.cpu(), rows(tokens, name[:-2], int(name[-1])))
         else:
             assert has(found.block, tokens)
 
@@ -342,7 +345,7 @@ class DeviceAndGiven(RuleBasedStateMachine):
             tensors = block.tensors
             for name, tensor in tensors.items():
                 tokens = found.path[found.start :]
-                assert torch.equal(tensor, rows(tokens, name[:-2], int(name[-1])))
+                assert torch.equal(tensor.cpu(), rows(tokens, name[:-2], int(name[-1])))
         self._patch.undo()
 
 

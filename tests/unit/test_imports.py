@@ -41,6 +41,7 @@ def run_probe(*words: str) -> tuple[int, list[str]]:
         (["sessions", "search", "word"], 0),
         (["cache", "stats"], 0),
         (["cache", "list"], 0),
+        (["lint"], 0),
         (["cache", "verify"], 0),
         (["cache", "clear"], 0),
         (["fork", "nowhere"], 3),

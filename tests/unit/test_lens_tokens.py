@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatcache import formatting as fmt
@@ -87,6 +87,7 @@ def test_every_key_leads_to_a_token(
     assert tokens_view.press(facts, state, "no key", width) is None
 
 
+@settings(max_examples=30)
 @given(readings())
 def test_down_leads_through_all_of_a_turn_and_up_leads_back(turn: TurnReading) -> None:
     facts, state = TokensFacts(turn), TokensState(0)

@@ -52,7 +52,7 @@ def append(live: LiveKV, tokens: list[int]) -> None:
 
 def holds(live: LiveKV, tokens: list[int]) -> bool:
     return live.num_tokens == len(tokens) and all(
-        not tokens or torch.equal(layer.view(kind)[0], rows(tokens, kind, number))
+        not tokens or torch.equal(layer.view(kind)[0].cpu(), rows(tokens, kind, number))
         for number, layer in enumerate(live.layers)
         for kind in ("key", "value")
     )

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,13 @@ def test_commands_change_the_chat(run: Run, made: list[FakeBackend]) -> None:
     assert "Turn 1: eins. Going on: instant (RAM)." in text
     assert "prompt tokens" in text
     assert "RAM: " in text
+
+
+def test_what_makes_the_chat_slow_is_said_once(run: Run) -> None:
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    lines = run(f"/system Today is {today}.", "one", "two", "/lint")
+    assert lines.count("(This chat: date in system prompt. /lint tells more.)") == 1
+    assert any(f"the date, “{today}”, changes by itself." in line for line in lines)
 
 
 def test_every_command_has_a_handler() -> None:

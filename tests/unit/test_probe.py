@@ -14,7 +14,6 @@ from chatcache import cli
 from chatcache.backends.local.prompt.symbols import SymbolCodec
 from chatcache.backends.local.study.probe import TemplateReport, probe_template
 from chatcache.backends.local.study.rehearsal import NUM_TURNS, Rehearsed
-from chatcache.chat.date_warning import moment_in
 from chatcache.errors import UnavailableError
 from tests.models import CHATML_TEMPLATE, build_model_dir, build_tokenizer
 from tests.templates import BY_NAME, SHAPES, Shape
@@ -301,24 +300,3 @@ def test_a_system_prompt_with_todays_date_is_warned_of(
     today = f"{datetime.now():%Y-%m-%d}"
     _, out, _ = run(capsys, str(model_dir), "--system", f"Today is {today}.", "--json")
     assert any(today in warning for warning in json.loads(out)["warnings"])
-
-
-NOW = datetime(2026, 11, 5, 14, 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("Today is 2026-11-05.", "2026-11-05"),
-        ("Heute ist der 5.11.2026.", "5.11.2026"),
-        ("It is November 5, 2026", "November 5, 2026"),
-        ("It is 05 nov 2026", "05 nov 2026"),
-        ("Now: 14:01:55", "14:01"),
-        ("Be brief.", None),
-        ("Released on 2025-11-05, at 09:30.", None),
-        ("Version 12026-11-051", None),
-        ("A ratio of 14:03.5", "14:03"),
-    ],
-)
-def test_the_present_moment_in_a_text(text: str, found: str | None) -> None:
-    assert moment_in(text, NOW) == found

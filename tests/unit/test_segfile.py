@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from chatcache.cache.files import segfile
 from chatcache.cache.files.segfile import (
     SegmentDamagedError,
     SegmentFile,
@@ -41,6 +42,24 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         file.read_into("key.0", [memoryview(row), memoryview(other)])
     block = ByteBlock(IDS, 0, 12)
     assert (row, other) == (block.part("key.0", 0, 0, 12), block.part("key.0", 1, 0, 12))
+
+
+@pytest.mark.parametrize("num_bytes", [1, 7, 64, 100, 1 << 20])
+def test_large_tensors_are_read_and_checked_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int
+) -> None:
+    monkeypatch.setattr(segfile, "_BYTES_PER_READ", num_bytes)
+    path = written(tmp_path / "segment")
+    rows = [bytearray(12 * 8), bytearray(12 * 8)]
+    with SegmentFile(path) as file:
+        file.read_into("value.0", [memoryview(row) for row in rows])
+    block = ByteBlock(IDS, 0, 12)
+    assert rows == [block.part("value.0", head, 0, 12) for head in range(2)]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SegmentDamagedError, match="checksum"), SegmentFile(path) as file:
+        file.read_into("value.0", [memoryview(row) for row in rows])
 
 
 def test_plain_safetensors_reads_the_file(tmp_path: Path) -> None:

@@ -55,6 +55,15 @@ def test_slabs_are_made_once_and_not_beyond_the_budget() -> None:
     assert link.num_pins == 5
 
 
+def test_slabs_that_were_made_ahead_are_used() -> None:
+    link = LazyLink()
+    made = slabs(4 * SLAB, link)
+    made.prepare(100 * SLAB)
+    assert (link.num_pins, made.num_used_bytes, made.check()) == (4, 0, [])
+    held = [made.carve(SLAB) for _ in range(4)]
+    assert (link.num_pins, len(held)) == (4, 4)
+
+
 def test_what_is_larger_than_a_slab_has_one_of_its_own() -> None:
     link = LazyLink()
     made = slabs(100 * SLAB, link)

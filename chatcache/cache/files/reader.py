@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from chatcache.cache.files.segfile import SegmentDamagedError, SegmentFile
 from chatcache.cache.segments import KVSink, Span
+from chatcache.machine import allowance
 from chatcache.token_ids import TokenIds
 
-_NUM_THREADS = 2
+_MOST_THREADS = 6
 _MIN_BYTES_FOR_THREADS = 8 << 20  # below this they cost more than they bring
 
 STATE_PREFIXES = ("conv.", "recurrent.")
@@ -77,14 +79,21 @@ def _read_tensors(
             sink.written(name, start)
         return num_bytes
     running: deque[tuple[str, Future[None]]] = deque()
-    with ThreadPoolExecutor(_NUM_THREADS, "restore") as threads:
+    num_threads = _num_threads()
+    with ThreadPoolExecutor(num_threads, "restore") as threads:
         for name in names:
             running.append((name, threads.submit(_reading(file, name, sink, start, span))))
-            if len(running) > _NUM_THREADS:
+            if len(running) > num_threads:
                 _finish(sink, start, *running.popleft())
         while running:
             _finish(sink, start, *running.popleft())
     return num_bytes
+
+
+@cache
+def _num_threads() -> int:
+    """Two, or half of the cores where there are many."""
+    return min(max(2, allowance().num_threads // 2), _MOST_THREADS)
 
 
 def _finish(sink: KVSink, start: int, name: str, reading: Future[None]) -> None:

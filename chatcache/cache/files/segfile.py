@@ -37,7 +37,7 @@ CHECKSUM_ALGORITHM = "xxh3-64"
 TOKEN_IDS = "token_ids"
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_BUFFERS_PER_READ = 1024
-_MAX_BYTES_PER_READ = 1 << 30
+_BYTES_PER_READ = 1 << 20
 
 
 class SegmentDamagedError(Exception):
@@ -199,8 +199,13 @@ class SegmentFile:
         size = sum(buffer.nbytes for buffer in buffers)
         if size != entry.num_bytes:
             raise SegmentDamagedError(f"{name} has {entry.num_bytes} bytes, {size} are expected")
-        self._read_at(entry.offset, buffers, name)
-        if _checksum(buffers) != entry.checksum:
+        digest, offset = xxhash.xxh3_64(), entry.offset
+        for batch in _batches(buffers):  # what was just read is in the processor's cache
+            self._read_at(offset, batch, name)
+            for piece in batch:
+                digest.update(piece)
+                offset += piece.nbytes
+        if digest.hexdigest() != entry.checksum:
             raise SegmentDamagedError(f"the checksum of {name} is wrong")
         return size
 
@@ -218,18 +223,17 @@ class SegmentFile:
         except KeyError:
             raise SegmentDamagedError(f"tensor {name} is not in the file") from None
 
-    def _read_at(self, offset: int, buffers: Sequence[memoryview], name: str) -> None:
-        for batch in _batches(buffers):
-            pending = list(batch)
-            while pending:
-                try:
-                    num_read = os.preadv(self._fd, pending, offset)
-                except OSError as error:
-                    raise _unreadable(name, error) from error
-                if num_read == 0:
-                    raise SegmentDamagedError(f"the file ends within {name}")
-                offset += num_read
-                pending = _advance(pending, num_read)
+    def _read_at(self, offset: int, batch: Sequence[memoryview], name: str) -> None:
+        pending = list(batch)
+        while pending:
+            try:
+                num_read = os.preadv(self._fd, pending, offset)
+            except OSError as error:
+                raise _unreadable(name, error) from error
+            if num_read == 0:
+                raise SegmentDamagedError(f"the file ends within {name}")
+            offset += num_read
+            pending = _advance(pending, num_read)
 
     def _read_header(self) -> None:
         num_bytes = os.fstat(self._fd).st_size
@@ -294,13 +298,11 @@ def _parse_metadata(metadata: Mapping[str, str], num_bytes: int) -> SegmentHeade
 
 
 def _batches(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """Pieces within the limits of one system call."""
+    """Pieces for one system call each."""
     batch: list[memoryview] = []
     size = 0
-    for piece in _pieces(buffers, _MAX_BYTES_PER_READ):
-        if batch and (
-            len(batch) == _MAX_BUFFERS_PER_READ or size + piece.nbytes > _MAX_BYTES_PER_READ
-        ):
+    for piece in _pieces(buffers, _BYTES_PER_READ):
+        if batch and (len(batch) == _MAX_BUFFERS_PER_READ or size + piece.nbytes > _BYTES_PER_READ):
             yield batch
             batch, size = [], 0
         batch.append(piece)

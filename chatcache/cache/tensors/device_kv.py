@@ -32,6 +32,7 @@ from chatcache.cache.tensors.slabs import SLAB_BYTES, Slabs
 log = logging.getLogger(__name__)
 
 _SHARED_PIECE_BYTES = SLAB_BYTES // 4
+_READY_BYTES = 4 * SLAB_BYTES
 
 
 class ArrivingLayer(GrowingLayer):  # type: ignore[no-untyped-call]
@@ -184,6 +185,16 @@ class DeviceKV(LiveKV):
             return
         self._in_flight.hold(arrival, memory, runs)
         block.fill(memory, arrival)
+
+    def get_ready(self) -> None:
+        """Make slabs for the first turns, in the thread of the copies."""
+        self._sender.submit(self.slabs.prepare, _READY_BYTES)
+
+    def wait_for_exports(self) -> None:
+        """Have the host wait until all that was exported is in its memory."""
+        for export in self._exports:
+            with contextlib.suppress(LostBlockError):
+                _ = export.block.tensors
 
     def lend(self, start: int, stop: int) -> SlabBlock | None:
         """The run as it was read from a file, where the slabs have it still."""

@@ -100,6 +100,14 @@ class Slabs:
             if not self._reclaim():
                 return SlabPiece(torch.empty(num_bytes, dtype=torch.uint8))
 
+    def prepare(self, num_bytes: int) -> None:
+        """Make slabs for so much ahead, as far as the budget goes."""
+        while self.num_bytes < min(num_bytes, self._budget) and self._can_pin:
+            with self._lock:
+                if (found := self._grown(_ALIGNMENT)) is None:
+                    return
+                found[0].give(0, _ALIGNMENT)
+
     def check(self) -> list[str]:
         """Everything that is wrong with the book-keeping; empty when it is sound."""
         with self._lock:

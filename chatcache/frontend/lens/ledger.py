@@ -76,12 +76,15 @@ _READ: tuple[_Row, ...] = (
     _Row("W answer tokens", _count(lambda sums: sums.completion_tokens), "written"),
 )
 _TIME: tuple[_Row, ...] = (
-    _Row("prefill not done again", _saving(lambda sums: sums.saved_ms + sums.restore_ms)),
+    _Row("prefill avoided", _saving(lambda sums: sums.saved_ms + sums.restore_ms)),
     _Row("  less restoring", lambda account: _spent(account.totals.restore_ms)),
     _Row("time saved", _saving(lambda sums: sums.saved_ms), "strong"),
-    _Row("bytes written to disk", lambda account: size(account.totals.bytes_written)),
-    _Row("bytes read from disk", lambda account: size(account.totals.bytes_read)),
+    _Row("bytes written, read", lambda account: _bytes(account.totals)),
 )
+
+
+def _bytes(sums: Totals) -> str:
+    return f"{size(sums.bytes_written)}, {size(sums.bytes_read)}"
 
 
 def _spent(milliseconds: float) -> str:

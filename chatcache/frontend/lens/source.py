@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chatcache.backends.base import ModelInfo
-from chatcache.backends.questions import Answer, DescribeTokens, Question, TokenPieces
+from chatcache.backends.questions import (
+    Answer,
+    DescribeModel,
+    DescribeTokens,
+    ModelShape,
+    Question,
+    TokenPieces,
+)
 from chatcache.backends.usage import Figures
 from chatcache.chat.bill import PriceList
 from chatcache.chat.figures import decode
@@ -91,13 +98,25 @@ class LensSource:
 
     def pieces(self, tokenizer_id: str, question: DescribeTokens) -> TokenPieces | None:
         """What ids stand for; None where nobody can tell now: they are shown by number then."""
-        if not self.can_read(tokenizer_id):
-            return None
-        try:
-            answer = self.study(question)
-        except UnavailableError:  # the engine has just ended
-            return None
+        answer = self._told(question) if self.can_read(tokenizer_id) else None
         return answer if isinstance(answer, TokenPieces) else None
+
+    def shape(self, reading: TurnReading) -> ModelShape | None:
+        """The numbers of the model that answered a turn; None unless it is the one that is
+        loaded."""
+        info = self.info
+        is_same = info is not None and (
+            info.namespace == reading.namespace_id or info.model == reading.model
+        )
+        answer = self._told(DescribeModel()) if is_same else None
+        return answer if isinstance(answer, ModelShape) else None
+
+    def _told(self, question: Question) -> Answer | None:
+        """None where the engine cannot tell now: it has just ended, say."""
+        try:
+            return self.study(question)
+        except UnavailableError:
+            return None
 
     def study(self, question: Question) -> Answer:
         """Ask the engine. Raises UnavailableError where it cannot answer."""

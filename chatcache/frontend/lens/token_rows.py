@@ -6,6 +6,7 @@ which of them are seen around one token. Rows are made block by block and only w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,10 +25,12 @@ MIN_ROOM = 8
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """A line of the outline, and which tokens begin in it: none in a heading."""
+    """A line of the outline, and which tokens begin in it: none in a heading. `shade` is the line
+    below it, where tokens have a heat."""
 
     drawn: Line
     positions: range = range(0)
+    shade: Line = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class _Block:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The tokens of a turn as rows; `blocks` are all that can be seen, in order."""
+    """The tokens of a turn as rows; `blocks` are all that can be seen, in order. `heats` are those
+    of the leading tokens, from 0 to 1; none are drawn where there are none."""
 
     ids: TokenIds
     pieces: Mapping[int, TokenPiece]
@@ -50,6 +54,7 @@ class Outline:
     chosen: int
     width: int
     shows_ids: bool
+    heats: Sequence[float] = ()
 
     def window(self, chosen: int, room: int | None) -> tuple[list[Line], list[TokenRow]]:
         """The rows around a token, `room` of them at most; None: all."""
@@ -109,7 +114,8 @@ class Outline:
             letter = Marked(block.run.letter, block.run.mark)
             begin = Marked(f"{number:>{gutter - 2 - len(letter.text)}} ", "muted")
             edge = Marked("[" if first == self.chosen and positions else SEPARATOR, "muted")
-            done = TokenRow((letter, begin, edge, *row), positions)
+            drawn = (letter, begin, edge, *row)
+            done = TokenRow(drawn, positions, shade_of(drawn) if self.heats else ())
             row, first, used = [], stop, 0
             return done
 
@@ -120,7 +126,7 @@ class Outline:
             mark = self._mark(position, token_id, block.run)
             parts = pieces_of_width(text, room - 1, room - 1)
             for index, part in enumerate(parts):
-                row.append(Marked(part, mark))
+                row.append(Marked(part, mark, self._heat(position)))
                 used += fmt.width(part)
                 if index < len(parts) - 1:
                     yield ended(position + 1)
@@ -146,10 +152,26 @@ class Outline:
         piece = self.pieces.get(token_id)
         return "control" if piece is not None and piece.is_control else run.mark
 
+    def _heat(self, position: int) -> float | None:
+        return self.heats[position] if position < len(self.heats) else None
+
     def _edge(self, position: int) -> str:
         if position == self.chosen:
             return "]"
         return "[" if position + 1 == self.chosen else SEPARATOR
+
+
+def shade(heat: float) -> str:
+    """How a heat from 0 to 1 is drawn without colour."""
+    return " ░▒▓█"[min(4, math.ceil(heat * 4 - 0.2))] if heat > 0.02 else " "
+
+
+def shade_of(drawn: Line) -> Line:
+    """The heats of a line as shades, each below its text."""
+    return tuple(
+        Marked((" " if part.heat is None else shade(part.heat)) * fmt.width(part.text), "muted")
+        for part in drawn
+    )
 
 
 def _filled(
@@ -173,6 +195,7 @@ def outline(
     width: int,
     shows_ids: bool,
     is_folded: bool,
+    heats: Sequence[float] = (),
 ) -> Outline:
     """Headings of all runs; the tokens of all, or only of that with the chosen one."""
     blocks: list[_Block] = []
@@ -186,7 +209,7 @@ def outline(
             if len(inside) > 1:
                 blocks.append(_Block(run, start, start, f"── {message_words(part)}"))
             blocks += [_Block(run, begin, end) for begin, end in _pieces(start, stop)]
-    return Outline(ids, pieces, blocks, chosen, width, shows_ids)
+    return Outline(ids, pieces, blocks, chosen, width, shows_ids, heats)
 
 
 def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -10,10 +10,17 @@ from typing import Any
 
 from chatcache.errors import UsageError, did_you_mean
 from chatcache.frontend.accounts import LedgerFacts
-from chatcache.frontend.lens import ledger, tokens_view, tree_view, turns
+from chatcache.frontend.lens import (
+    divergence_view,
+    growth_view,
+    ledger,
+    tokens_view,
+    tree_view,
+    turns,
+)
 from chatcache.frontend.lens.page import Page
 from chatcache.frontend.lens.source import LensSource
-from chatcache.frontend.lens.state import LensKey, LensState
+from chatcache.frontend.lens.state import LensKey, LensState, clamped
 from chatcache.frontend.lens.view import LensView, moved, with_turn
 
 
@@ -73,6 +80,48 @@ class TokensView(LensView[tokens_view.TokensFacts]):
         return tokens_view.TokensState(state.token, state.has_ids, is_folded)
 
 
+class DivergenceView(LensView[divergence_view.DivergenceFacts]):
+    name, title, need = "divergence", "Divergence", "tokenizer"
+
+    def read(self, source: LensSource, state: LensState) -> divergence_view.DivergenceFacts:
+        reading = source.reading(state.turn)
+        pieces = source.pieces(reading.tokenizer_id, divergence_view.question(reading))
+        return divergence_view.divergence_facts(reading, pieces)
+
+    def page(
+        self,
+        facts: divergence_view.DivergenceFacts,
+        state: LensState,
+        width: int,
+        height: int | None,
+    ) -> Page:
+        return divergence_view.page(facts, width, height)
+
+
+class GrowthView(LensView[growth_view.GrowthFacts]):
+    name, title, need = "growth", "Growth", "model"
+
+    def read(self, source: LensSource, state: LensState) -> growth_view.GrowthFacts:
+        reading = source.reading(state.turn)
+        return growth_view.GrowthFacts(reading, source.shape(reading))
+
+    def page(
+        self, facts: growth_view.GrowthFacts, state: LensState, width: int, height: int | None
+    ) -> Page:
+        return growth_view.page(facts, width, height, self._step(facts, state))
+
+    def press(
+        self, facts: growth_view.GrowthFacts, state: LensState, key: LensKey, width: int
+    ) -> LensState:
+        before = self._step(facts, state)
+        after = growth_view.press(facts, before, key)
+        return state if after == before else state.with_own(self.name, after)
+
+    def _step(self, facts: growth_view.GrowthFacts, state: LensState) -> int:
+        step = int(state.own.get(self.name, state.step or 0))
+        return clamped(step, max(1, growth_view.num_steps(facts)))
+
+
 class TreeView(LensView[tree_view.TreeFacts]):
     name, title, need = "tree", "Tree", "tokenizer"
 
@@ -90,13 +139,15 @@ class TreeView(LensView[tree_view.TreeFacts]):
     def press(
         self, facts: tree_view.TreeFacts, state: LensState, key: LensKey, width: int
     ) -> LensState:
-        pressed = tree_view.press(facts, own := self._own(state), key)
-        if pressed == own:
-            return state
-        return replace(state, step=pressed.step or None).with_own(self.name, pressed.chosen)
+        before = self._own(state)
+        after = tree_view.press(facts, before, key)
+        return state if after == before else state.with_own(self.name, after)
 
     def _own(self, state: LensState) -> tree_view.TreeState:
-        return tree_view.TreeState(state.own.get(self.name), state.step or 0)
+        kept = state.own.get(self.name)
+        if isinstance(kept, tree_view.TreeState):
+            return kept
+        return tree_view.TreeState(step=state.step or 0)
 
 
 class LedgerView(LensView[LedgerFacts]):
@@ -112,7 +163,14 @@ class LedgerView(LensView[LedgerFacts]):
         return ledger.page(facts, width)
 
 
-VIEWS: tuple[LensView[Any], ...] = (TurnsView(), TokensView(), TreeView(), LedgerView())
+VIEWS: tuple[LensView[Any], ...] = (
+    TurnsView(),
+    TokensView(),
+    DivergenceView(),
+    GrowthView(),
+    TreeView(),
+    LedgerView(),
+)
 VIEW_NAMES = tuple(view.name for view in VIEWS)
 
 

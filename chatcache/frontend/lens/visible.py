@@ -53,6 +53,13 @@ def pieces_of_width(text: str, first: int, others: int) -> list[str]:
     return [*pieces, current]
 
 
+def cut_to(text: str, cells: int) -> str:
+    """A drawn token in at most so many cells, with an ellipsis where it was cut."""
+    if fmt.width(text) <= cells:
+        return text
+    return pieces_of_width(text, max(1, cells - 1), 1)[0] + "…"
+
+
 def _plain(character: str) -> str:
     is_space = character.isspace()
     has_shape = character.isprintable() and not is_space and not _is_joining(character)

@@ -14,6 +14,8 @@ from chatcache.frontend import keycheck, servers
 from chatcache.frontend.desk import required, spill
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.spoken import opened
+from chatcache.frontend.lint.finding import report
+from chatcache.frontend.lint.look import look_at_open
 from chatcache.frontend.progress import Report
 from chatcache.tui.look import layout
 from chatcache.tui.messages import PanelModeChosen
@@ -33,6 +35,7 @@ class ProgramActions:
         self._desk, self._work = parts.desk, parts.work
         self.handlers: dict[str, Handler] = {
             "panel": self._show_panel,
+            "lint": self._lint,
             "stats": self._stats,
             "segments": self._segments,
             "lens": self._lens,
@@ -57,6 +60,10 @@ class ProgramActions:
     @property
     def _is_remote(self) -> bool:
         return self._panel.info is not None and self._panel.info.backend == "remote"
+
+    async def _lint(self, argument: str) -> None:
+        found = await self._stage.ask(look_at_open, self._chat.service, self._chat.session)
+        await self._stage.show_note("\n  ".join(report(found)))
 
     async def _segments(self, argument: str) -> None:
         snapshot = self._panel.snapshot

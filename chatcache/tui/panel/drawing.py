@@ -52,6 +52,7 @@ def lines(state: PanelState, width: int, now: float) -> list[Line]:
     parts = [
         _restore_lines(state, width),
         _reuse_lines(state, width),
+        _lint_lines(state.lint, width),
         _latency_lines(state, width),
         _store_lines(state.snapshot, width, now),
         _idle_lines(state.idle, width),
@@ -138,6 +139,11 @@ def _reuse_lines(state: PanelState, width: int) -> Iterator[Line]:
     if figures.cache.ahead_tokens:
         yield (Piece(f"  {figures.cache.ahead_tokens:,} of them computed ahead", "dim"),)
     yield _count_line("computed", figures.computed_tokens, _progress(state, figures))
+
+
+def _lint_lines(words: str, width: int) -> Iterator[Line]:
+    if words:
+        yield (Piece("/lint  ", "title"), Piece(shorten(f"! {words}", width - 7), "bad"))
 
 
 def _server_lines(state: PanelState, figures: Figures, width: int) -> Iterator[Line]:

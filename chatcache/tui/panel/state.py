@@ -100,7 +100,8 @@ class Decoding:
 
 @dataclass
 class PanelState:
-    """Everything the panel shows. Changed by events only."""
+    """Everything the panel shows. Changed by events only. `lint`: what makes the beginning of the
+    chat change, in a few words."""
 
     info: ModelInfo | None = None
     sampling: tuple[str, ...] = ()
@@ -116,6 +117,7 @@ class PanelState:
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=40))
     events: deque[CacheEvent] = field(default_factory=lambda: deque(maxlen=40))
     idle: IdleTotals = field(default_factory=IdleTotals)
+    lint: str = ""
 
     @property
     def model_name(self) -> str:

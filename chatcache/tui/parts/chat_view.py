@@ -49,6 +49,7 @@ class ChatView:
         self._panel, self._drafts = panel, drafts
         self._is_opened = asyncio.Event()
         self._origin: str | None = None
+        self._linted: tuple[str, str | None] | None = None
 
     # Opening
 
@@ -99,6 +100,24 @@ class ChatView:
         if messages and messages[-1].role == "user":
             await self._stage.show_note("This message has no answer yet.", "/regen answers it.")
         self._stage.run(self._transcript.fill_up())
+        self._stage.run(self._lint())
+
+    async def _lint(self) -> None:
+        """Have the panel say what makes the chat's beginning change; once for each of its tips."""
+        session = self._chat.session
+        place = (session.session_id, session.tip) if session is not None else None
+        if place != self._linted:
+            self._linted = place
+            words = await self._stage.ask(self._finding)
+            if self._linted == place and words != self._panel.lint:
+                self._panel.lint = words
+                self._stage.refresh_panel()
+
+    def _finding(self) -> str:
+        from chatcache.frontend.lint.finding import panel_line  # not for the first chat shown
+        from chatcache.frontend.lint.look import look_at_open
+
+        return panel_line(look_at_open(self._chat.service, self._chat.session))
 
     def _show_written(self, text: str | None) -> None:
         """What is written here, and behind it what was typed for this chat while it was opened."""
@@ -180,6 +199,7 @@ class ChatView:
         await self.refresh()
         for message in await self._stage.ask(self._chat.messages, 1):
             await self._adopt(message, user, answer)
+        self._stage.run(self._lint())
 
     async def _adopt(
         self, message: TranscriptMessage, user: UserMessage | None, answer: AnswerMessage | None

@@ -151,21 +151,30 @@ class LensScreen(Dialog[int | None]):
         width = self.size.width
         self.query_one(TabLine).show(self.lens.view.name, width)
         turn = self.lens.state.turn or self._answered
-        which = [f"turn {turn} of {self._num_turns}"] if turn and self._num_turns else []
-        about = [*which, one_line(self._chat_name)]
         title = self._page.title if self._page is not None else self.lens.view.title
+        is_told = not turn or not self._num_turns or "turn" in title
+        which = [] if is_told else [f"turn {turn} of {self._num_turns}"]
+        about = [*which, one_line(self._chat_name)]
         right = self._doing or shorten(" · ".join(about), max(10, width // 2))
         left = shorten(title, max(10, width - MARGIN - len(right) - 2))
         gap = " " * max(1, width - MARGIN - len(left) - len(right))
         self.query_one("#lens-title", Static).update(
             Content.assemble((left, "bold"), gap, (right, TITLE if self._doing else MUTED))
         )
-        self.query_one("#lens-keys", Static).update(Content(self._keys()))
+        self.query_one("#lens-keys", Static).update(Content(self._keys(width - MARGIN)))
 
-    def _keys(self) -> str:
+    def _keys(self, width: int) -> str:
+        """The keys of this view, and those of all; none is broken at the end of a line."""
         own = self._page.keys if self._page is not None else ""
         load = "Enter loads the model" if self.lens.can_load else ""
-        return " · ".join(filter(None, (load, own, ALWAYS)))
+        lines = [""]
+        for key in " · ".join(filter(None, (load, own, ALWAYS))).split(" · "):
+            longer = f"{lines[-1]} · {key}" if lines[-1] else key
+            if len(longer) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(key)
+        return "\n".join(lines)
 
     def _known_page(self) -> Page | None:
         return self.lens.page(self._width, self.query_one(PageView).size.height or None)

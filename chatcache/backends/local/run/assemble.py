@@ -102,7 +102,7 @@ def build_runner(
         if threads is not None and cut.is_cuttable:
             threads.settle(rates, lambda: _first_step(path))
         if cut.is_cuttable and chunk_choice.is_open:
-            chunk_choice.measure(lambda num_tokens: _seconds(path, num_tokens))
+            chunk_choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
     planner = TurnPlanner(loaded)
     info = replace(
         _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes),
@@ -164,7 +164,7 @@ def _answers(
     return Answers(
         vocabulary=vocabulary,
         vocabularies=Vocabularies(settings.cache_dir, is_offline=settings.is_offline),
-        describe=lambda: model_shape(loaded, path.kv, info.kv_bytes_per_token),
+        describe=lambda: model_shape(loaded, path.kv, info.kv_bytes_per_token, idle.max_chunk),
         beside=beside,
         attention=AttentionStudy(loaded.model, path.forward, beside, cut),
         next_tokens=NextTokenStudy(beside, cut, loaded.generation_defaults, vocabulary.piece),
@@ -183,6 +183,7 @@ def _prefix_cache(
     live, vram_budget = path.kv, 0
     if isinstance(live, DeviceKV):
         live.warn = lambda text: on_event("warning", text)
+        live.get_ready()
         vram_budget = num_bytes(settings.vram_budget, live.link.num_free_bytes)
     prefixes = PrefixCache(
         settings.cache_dir,
@@ -256,11 +257,11 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
     num_bytes = live.num_bytes // 2
     live.truncate(0)
     if not rates.is_measured:
-        rates.note_prefill(MIN_MEASURED_TOKENS, _seconds(path, MIN_MEASURED_TOKENS))
+        rates.note_prefill(MIN_MEASURED_TOKENS, seconds_of(path, MIN_MEASURED_TOKENS))
     return num_bytes
 
 
-def _seconds(path: LivePath, num_tokens: int) -> float:
+def seconds_of(path: LivePath, num_tokens: int) -> float:
     """How long the model reads so many tokens; nothing is live afterwards."""
     began = time.perf_counter()
     with suppress(NotFiniteError):

@@ -12,13 +12,12 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from chatcache.atomic_write import write_atomically
 from chatcache.backends.local.model import device_attention
-from chatcache.backends.local.model.loader import LoadedModel
 
 FILE_NAME = "chunk.json"
 CHUNK_TOKENS = 512  # on a CPU, and the least on a GPU
@@ -29,10 +28,26 @@ _SHARE_OF_FREE = 4  # the rest is for K and V
 _MEASURE_TIMES = 2  # the first run is that of kernels being loaded
 
 
+class ChunkedModel(Protocol):
+    """What has to be known of a model."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def max_context_tokens(self) -> int: ...
+
+
 class ChunkChoice:
     """The chunk of one namespace; `path` is where it is kept, by the name of the card."""
 
-    def __init__(self, loaded: LoadedModel, directory: Path):
+    def __init__(self, loaded: ChunkedModel, directory: Path):
         self._loaded = loaded
         self._path = directory / FILE_NAME
 

@@ -9,7 +9,9 @@ from chatcache.backends.questions import ModelShape
 from chatcache.cache.tensors.live_kv import LiveKV
 
 
-def model_shape(loaded: LoadedModel, kv: LiveKV, kv_bytes_per_token: int) -> ModelShape:
+def model_shape(
+    loaded: LoadedModel, kv: LiveKV, kv_bytes_per_token: int, prefill_chunk: int = 0
+) -> ModelShape:
     """Of K and V what the model really writes, once it has been run on `kv`; the rest from its
     config."""
     config = loaded.model.config.get_text_config()
@@ -36,6 +38,8 @@ def model_shape(loaded: LoadedModel, kv: LiveKV, kv_bytes_per_token: int) -> Mod
         windows=_windows(config, loaded.num_layers),
         num_states=kv.num_states,
         latent_dim=latent and latent + _number(config, "qk_rope_head_dim"),
+        has_tied_embeddings=bool(getattr(config, "tie_word_embeddings", True)),
+        prefill_chunk=prefill_chunk,
     )
 
 
