@@ -14,9 +14,10 @@ import torch
 from transformers import DynamicCache
 
 from chatcache.backends.local.run.any_token import AnyTokenContext
-from chatcache.backends.local.run.assemble import link_to, seconds_of
+from chatcache.backends.local.run.assemble import get_ready_on_device, link_to
 from chatcache.backends.local.run.chunk_choice import ChunkChoice
-from chatcache.backends.local.run.live_context import Forward, LivePath, Reuse
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import LivePath, Reuse
 from chatcache.backends.local.run.threads import threads_for
 from chatcache.bench.clock import settled_at
 from chatcache.bench.limits import drop_page_cache
@@ -160,7 +161,9 @@ class Chatcache:
             self.live.wait_for_exports()
         in_ram = self._now() - began
         self.prefixes.drain()
-        return in_ram, self._now() - began, num_bytes
+        on_disk = self._now() - began
+        self._forward.look_ahead(self.live)  # as between two turns
+        return in_ram, on_disk, num_bytes
 
     def turn(self, ids: Sequence[int], num_answer: int) -> int:
         """Answer a prompt and keep it, as a turn does; returns the bytes of the new files."""
@@ -197,8 +200,7 @@ class Chatcache:
         )
         path = LivePath(self._forward, self.live)
         path.give_way = self.prefixes.vram.give_up
-        if self._choice.is_open:
-            self._choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
+        get_ready_on_device(path, self._choice)
         self._context = AnyTokenContext(path, self.prefixes, rates, self._choice.num_tokens)
         self._ids: list[int] = []
 

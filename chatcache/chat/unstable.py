@@ -55,12 +55,12 @@ _TIME = re.compile(
 )
 _EPOCH = re.compile(r"(?<![\w.])1\d{9}(?:\d{3})?(?:\.\d{1,9})?(?![\w.]*\w)")
 _UUID = re.compile(
-    r"(?<![0-9a-z-])[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?![0-9a-z-])",
+    r"(?<![0-9a-z/-])[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?![0-9a-z-])",
     re.IGNORECASE,
 )
 _EXAMPLE_UUIDS = ("123e4567-e89b-12d3-a456-426614174000", "550e8400-e29b-41d4-a716-446655440000")
 _TOKEN = re.compile(r"(?<![\w/#.:+@-])(?:[a-z]{2,10}[-_])?(?P<id>[A-Za-z0-9]{12,})(?![\w/.@-]*\w)")
-# In a link only what is behind the question mark is made anew.
+# In the path of a link an id names what is there; behind the question mark it may be made anew.
 _IN_QUERY = re.compile(r"(?<==)(?P<id>[A-Za-z0-9]{16,})(?![\w/.@-])")
 _NAMED_ID = re.compile(
     r"\b(?:(?:request|session|trace|span|run|correlation|conversation|transaction|invocation)"
@@ -74,10 +74,10 @@ _MOVING = (
     r"|uuid4?|(?:request|session|trace|run)_id|nonce|random\w*"
 )
 _PLACEHOLDER = re.compile(
-    rf"\{{\{{?-?\s*(?:[\w.]*[._])?(?:{_MOVING})(?:_(?:utc|str|iso|local))?(?:\([^)}}]*\))?"
+    rf"\{{\{{?-?\s*(?:\w+\.)*(?:{_MOVING})(?:_(?:utc|str|iso|local))?(?:\([^)}}]*\))?"
     r"\s*(?:[|:!][^}]*)?-?\}\}?"
     r"|\$\(\s*(?:date|uuidgen)\b[^)]*\)"
-    r"|\$\{?(?:DATE|TIME|NOW|TODAY|TIMESTAMP|UUID|RANDOM|REQUEST_ID)\b\}?"
+    r"|(?-i:\$\{?(?:DATE|TIME|NOW|TODAY|TIMESTAMP|UUID|RANDOM|REQUEST_ID)\b\}?)"
     r"|\bstrftime_now\([^)]*\)",
     re.IGNORECASE,
 )
@@ -90,7 +90,11 @@ _CUE = re.compile(
     rf"(?:[\s:=*_\"'`(\[<>,-]|\b(?:is|ist|the|der|den|now|on|at|it|utc|{_WEEKDAYS})\b)*$",
     re.IGNORECASE,
 )
-_TIME_CUE = re.compile(r"(?:epoch|timestamp|unix[ _-]?time|\bts)[\"'`*]*\W{0,3}$", re.IGNORECASE)
+_TIME_CUE = re.compile(
+    r"(?:^[\s*#>-]*|\b(?:current|now)\W{1,2})(?:unix[ _-]?)?(?:epoch|timestamp|time)"
+    r"[*`]*\s*[:=]\W{0,3}$",
+    re.IGNORECASE,
+)
 _VERSION = re.compile(r"(?:\bv|version|release[ds]?(?: on)?)\W{0,2}$", re.IGNORECASE)
 _CUE_LENGTH = 60
 _JOINED = re.compile(r"(?:[\s,T·-]|\bat\b|\bum\b){1,6}")
@@ -250,9 +254,9 @@ def _random_ids(text: str) -> Iterator[UnstablePart]:
 def looks_random(word: str) -> bool:
     """Letters and digits mixed as no name mixes them: `9f8a2c41d07b3e65`, not `Utf8ToUtf16`."""
     digits = sum(character.isdigit() for character in word)
-    if digits < 2 or len(word) - digits < 2:
+    if digits < 4 or len(word) - digits < 3:
         return False
-    if re.search(r"[a-z]{6}|[A-Z]{9}", word):
+    if re.search(r"[a-z]{6}|[A-Z]{9}|EXAMPLE|X{3}|x{3}", word):
         return False
     return _num_changes(word) >= len(word) / 4
 

@@ -107,6 +107,8 @@ def _rows(probe: ModelProbe) -> Iterator[tuple[str, str]]:
         f" ({plural(probe.num_layers, 'layer')}: {kinds})",
     )
     yield "reuse", f"{CUT_WORDS[probe.cut.kind]}: {probe.cut.detail}"
+    why = probe.why_eager
+    yield "on a GPU", f"decodes step by step: {why}" if why else "decodes by captured graphs"
     speed = "not measured on this machine yet"
     if probe.prefill_tokens_per_second is not None:
         speed = f"reads {rate(probe.prefill_tokens_per_second)} tokens/s"
@@ -205,6 +207,8 @@ def _as_json(probe: ModelProbe, warnings: list[str]) -> dict[str, Any]:
         "kv_bytes_per_token": probe.kv_bytes_per_token,
         "cut": probe.cut.kind,
         "cut_detail": probe.cut.detail,
+        "gpu_steps": "eager" if probe.why_eager else "captured",
+        "gpu_steps_detail": probe.why_eager,
         "max_context_tokens": probe.max_context_tokens,
         "namespace": probe.namespace,
         "template": {

@@ -11,14 +11,18 @@ import torch
 
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.run.assemble import build_context
-from chatcache.backends.local.run.live_context import Forward, LivePath, Reuse
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import LivePath, Reuse
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.buckets import BucketLayer
 from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.link import Link
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.token_ids import TokenIds
+from tests.equivalence.families import is_captured
+from tests.recorded_calls import RecordedCalls
 
 FIRST = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
 SECOND = [43, 38, 32, 79, 50, 28]
@@ -46,7 +50,8 @@ class Said:
 
 
 class IdsEngine:
-    """What the engine process does, on token ids."""
+    """What the engine process does, on token ids. A model on the attention of a GPU takes its steps
+    as a GPU would: captured, by a stand-in."""
 
     def __init__(
         self,
@@ -69,15 +74,18 @@ class IdsEngine:
         config = model.config if cut.needs_states else None
         device, num_layers = model.device, model.config.num_hidden_layers
         kind = Int8KV if precision == "int8" else LiveKV
+        self.graphs = RecordedCalls() if is_captured(model) else None
         self.live = (
-            kind(num_layers, torch.float32, device, config)
+            kind(num_layers, torch.float32, device, config, BucketLayer if self.graphs else None)
             if link is None
             else device_kv(num_layers, device, link, budgets.get("ram_budget", 1 << 24))
         )
-        path = LivePath(Forward(model, device), self.live)
+        path = LivePath(Forward(model, device, graphs=self.graphs), self.live)
         path.give_way = self.prefixes.vram.give_up
         path.forward(self.live, [0], 0)
         self.live.truncate(0)
+        path.forward.settle(self.live)
+        assert self.graphs is None or path.forward.static is not None
         self.rates = RateBook()
         self.context = build_context(
             cut, path, self.prefixes, self.rates, CHUNK_TOKENS, model.config

@@ -21,7 +21,7 @@ from chatcache.backends.local.model.cut_policy import (
     STEPWISE_FAMILIES,
     cut_policy,
 )
-from chatcache.backends.local.run.live_context import Forward
+from chatcache.backends.local.run.forward import Forward
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.errors import UnavailableError
 from chatcache.token_ids import TokenIds

@@ -25,13 +25,13 @@ from tests.equivalence.engine import (
     assert_same_bits,
     three_turns,
 )
-from tests.equivalence.families import THOROUGHLY, family_model
+from tests.equivalence.families import CAPTURED, THOROUGHLY, family_model
 
 TOLERANCE = 5e-3
 NUM_ANSWER = 6
 
 
-@pytest.fixture(scope="module", params=THOROUGHLY)
+@pytest.fixture(scope="module", params=[*THOROUGHLY, CAPTURED + "qwen3", CAPTURED + "llama"])
 def model(request: pytest.FixtureRequest) -> Any:
     return family_model(str(request.param))
 

@@ -11,7 +11,7 @@ from chatcache.backends.local.model.cut_policy import (
     STEPWISE_FAMILIES,
 )
 from chatcache.backends.local.model.needs import kv_bytes_per_token, text_config
-from chatcache.backends.local.run.live_context import Forward
+from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.study.probe import kv_values_per_token, layer_kinds
 from chatcache.cache.tensors.live_kv import LiveKV
 from tests.equivalence.families import family_model

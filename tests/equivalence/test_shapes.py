@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chatcache.backends.local.model.cut_policy import ANY_TOKEN_FAMILIES, CHECKPOINT_FAMILIES
-from chatcache.backends.local.run.live_context import Forward
+from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.study.shape import model_shape
 from chatcache.backends.questions import ModelShape
 from chatcache.cache.tensors.live_kv import LiveKV

@@ -44,6 +44,7 @@ from tests.equivalence.engine import (
 )
 from tests.equivalence.families import family_model
 from tests.equivalence.stateful import stateful_model
+from tests.lazy_link import LazyLink
 
 TOLERANCE = 1e-3
 CPU = torch.device("cpu")
@@ -178,7 +179,33 @@ def test_what_can_hide_something_hides_it() -> None:
 def test_a_conversation_that_was_studied_goes_on_as_if_it_had_not_been(
     model: Any, tmp_path: Path
 ) -> None:
-    plain, studied = IdsEngine(model, tmp_path / "a"), IdsEngine(model, tmp_path / "b")
+    assert_not_disturbed(IdsEngine(model, tmp_path / "a"), IdsEngine(model, tmp_path / "b"))
+
+
+def test_no_more_is_one_whose_k_and_v_are_kept_as_integers(tmp_path: Path) -> None:
+    model = new_model("qwen3")
+    assert_not_disturbed(*(IdsEngine(model, tmp_path / name, "int8") for name in "ab"))
+
+
+def test_no_more_is_one_on_a_device_with_memory_of_its_own(tmp_path: Path) -> None:
+    model = new_model("qwen3")
+
+    def start(name: str) -> IdsEngine:
+        return IdsEngine(model, tmp_path / name, link=LazyLink(), vram_budget=1 << 24)
+
+    assert_not_disturbed(start("a"), start("b"))
+    engine = start("c")
+    ids = talk(engine).ids
+    engine.turn(OTHER, 3)
+    found = Asked(engine).attention(ids, 20, 20)  # of a path that was left
+    truth = eager(model, ids)[:, :, 20, :21].mean((0, 1))
+    assert (torch.tensor(found.rows[0]) - truth).abs().max() <= TOLERANCE
+    assert found.num_reused == 20
+    engine.close()
+
+
+def assert_not_disturbed(plain: IdsEngine, studied: IdsEngine) -> None:
+    """A conversation goes on with the same bits where it was studied; closes both."""
     asked = Asked(studied)
     other = studied.turn(FIRST[:6] + OTHER, 4)  # so that there is another path to be asked about
     plain.turn(FIRST[:6] + OTHER, 4)

@@ -16,7 +16,8 @@ from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.run.assemble import build_context, build_live
-from chatcache.backends.local.run.live_context import Forward, LivePath
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import LivePath
 from chatcache.backends.local.study import recheck_process
 from chatcache.backends.local.study.recheck import (
     RecheckEvent,

@@ -11,7 +11,7 @@ from chatcache.backends.local.model.failures import (
     naming_gpu,
     without_gpu,
 )
-from chatcache.backends.local.run.live_context import memory_for
+from chatcache.backends.local.run.forward import memory_for
 from chatcache.errors import ModelLoadError, UnavailableError
 
 OF_GPU: list[Exception] = [

@@ -81,6 +81,26 @@ def test_facts_are_read_once_until_something_changes(source: LensSource) -> None
     assert lens.reading() is not None
 
 
+def test_while_a_model_is_asked_keys_go_on_from_where_one_is(source: LensSource) -> None:
+    lens = Lens(source, "attention")
+    read = lens.reading()
+    assert read is not None
+    read()
+    assert lens.press("home", 80)
+    asking = lens.reading()
+    assert asking is not None
+    assert lens.press("right", 80)
+    assert lens.press("right", 80)
+    assert lens.state.token == 2
+    assert lens.reading() is None  # one question of a view at a time
+    asking()
+    assert lens.page(80) is None  # token 0 was asked for
+    last = lens.reading()
+    assert last is not None
+    last()
+    assert lens.page(80) is not None
+
+
 def test_what_cannot_be_read_is_a_page_too(
     source: LensSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

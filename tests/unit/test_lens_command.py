@@ -135,6 +135,7 @@ def test_pictures_are_written_once(run: Run, usage: dict[str, Any], tmp_path: Pa
         (["--turn", "9"], 3, "turns 1 to 2"),
         (["--turn", "0"], 2, "--turn"),
         (["--width", "4"], 2, "--width"),
+        (["--view", "tokens", "--token", "999", "--no-load"], 2, "tokens 0 to 39"),
         (["tide"], 3, "tides"),
         (["--svg", "no/such/place.svg"], 2, "cannot be written"),
         (["--layer", "x"], 2, "--layer"),

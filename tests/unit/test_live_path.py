@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatcache.backends.local.run.live_context import Forward, LivePath, chunks
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import LivePath, chunks
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.token_ids import TokenIds
 

@@ -222,6 +222,7 @@ def test_a_probe_as_json(model_dir: Path, capsys: pytest.CaptureFixture[str]) ->
     assert set(found) >= KEYS
     assert found["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
     assert (found["cut"], found["layers"], found["max_context_tokens"]) == ("any_token", 2, 4096)
+    assert (found["gpu_steps"], found["gpu_steps_detail"]) == ("captured", None)
     assert (found["layer_kinds"], found["dtype"]) == ({"full_attention": 2}, "float32")
     assert found["namespace"] is found["prefill_tokens_per_second"] is None
     template = found["template"]

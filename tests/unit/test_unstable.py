@@ -111,6 +111,11 @@ def test_words_in_front_say_what_is_made_anew(text: str, first: str) -> None:
         "Aspect ratios 16:9 and 4:3, odds of 14:1, John 3:16.",
         "IP 10.11.20.26, port 8080, range 192.168.0.0/16.",
         "Account DE89370400440532013000 is the example of IBANs.",
+        "Use Qwen3OmniMoeCode2WavConfig, RTDetrV2FrozenBatchNorm2d or MobileNetV2DeepLabV3Plus.",
+        "See https://example.com/assets/963603bc-aa07-4688-bd24-379962ece871 for a picture.",
+        "Say {total_time}, {birth_date}, {frame_time:.1f} and $Date: 2011/11/11 as they are.",
+        'An event is {"CreatedTimestamp": 1534452029.587, "timestamp": 1560269319}.',
+        "Services are called svc-0285b53b2eEXAMPLE.",
         "Keep {name} and {update} and {runtime} as they are.",
     ],
 )
@@ -142,7 +147,7 @@ def test_the_warning_names_the_first_and_nothing_is_said_of_a_stable_text() -> N
     assert warning(None, NOW) is None
 
 
-@given(st.uuids(version=4))
+@given(st.uuids(version=4).filter(lambda number: len(set(number.hex)) > 6))
 def test_every_random_uuid_is_found(number: uuid.UUID) -> None:
     assert found(f"Id {number}.") == [str(number)]
 

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from chatcache.cache.segments import LostBlockError
 from chatcache.cache.tensors.blocks import DTYPES, ResidentBlock, TensorBlock, memory_of
+from chatcache.cache.tensors.buckets import BucketLayer
 from chatcache.cache.tensors.device_blocks import SlabBlock, SlabTensors, carve_tensors
-from chatcache.cache.tensors.layers import GrowingLayer
+from chatcache.cache.tensors.layers import Buffers
 from chatcache.cache.tensors.link import Event, InFlight, Link, Stream, copy_run
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.tensors.slabs import SLAB_BYTES, Slabs
@@ -37,7 +38,7 @@ _SHARED_PIECE_BYTES = SLAB_BYTES // 4
 _READY_BYTES = 4 * SLAB_BYTES
 
 
-class ArrivingLayer(GrowingLayer):  # type: ignore[no-untyped-call]
+class ArrivingLayer(BucketLayer):  # type: ignore[no-untyped-call]
     """A layer whose K and V may be on their way: whatever touches them follows their arrival."""
 
     def __init__(self, compute: Stream):
@@ -178,6 +179,10 @@ class DeviceKV(LiveKV):
         """All that is on its way is there for whatever the model computes from now on."""
         for layer in self._arriving.values():
             layer.arrive()
+
+    def claim_buckets(self, start: int, stop: int) -> list[Buffers] | None:
+        self.arrive()
+        return super().claim_buckets(start, stop)
 
     def _runs(self, start: int, stop: int) -> dict[str, Tensor]:
         self.flush()

@@ -29,7 +29,7 @@ class Borrower(Protocol):
         """The buffers of layer `number` are others now, the same as far as they are frozen."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Buffers:
     """Memory for K and V of one layer: by kind ("key", "value"), `[1, num_kv_heads, room,
     head_dim]`. Positions before `frozen_to` are lent, and are never written again."""
@@ -53,7 +53,7 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         # Not the constructor of the class above, which sets the tensors: they are views of buffers.
         self.number = number
         self.num_tokens = 0
-        self.home = Buffers(_GROWTH_TOKENS)
+        self.home = Buffers(self._room(1))
         self._spare: Buffers | None = None
         self._num_passed = 0
 
@@ -67,7 +67,8 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Make an empty buffer for "key" or "value", unless there is one."""
         if kind not in self.home.tensors:
             shape = (1, num_heads, self.home.room, head_dim)
-            self.home.tensors[kind] = torch.empty(shape, dtype=dtype, device=device)
+            like = torch.empty(0, dtype=dtype, device=device)
+            self.home.tensors[kind] = self._memory(shape, like)
 
     def reserve(self, num_tokens: int) -> None:
         """Make room for `num_tokens` in all, and for some more to come; buffers that are much too
@@ -82,7 +83,7 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         is_lent = start < self.home.frozen_to
         if is_lent or stop > self.home.room:
             is_same = not is_lent and self.num_tokens >= self.home.frozen_to
-            self._move(room_for(max(stop, self.num_tokens)), is_same=is_same)
+            self._move(self._room(max(stop, self.num_tokens)), is_same=is_same)
 
     def _move(self, room: int, *, is_same: bool = False) -> None:
         """Go on in other buffers. With `is_same` they hold all that is lent as well: borrowers are
@@ -110,8 +111,15 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
                 return spare
         made = {}  # both or none: memory may run out in between
         for kind, tensor in self.home.tensors.items():
-            made[kind] = tensor.new_empty((1, tensor.shape[1], room, tensor.shape[3]))
+            made[kind] = self._memory((1, tensor.shape[1], room, tensor.shape[3]), tensor)
         return Buffers(room, made)
+
+    def _room(self, num_tokens: int) -> int:
+        """How long buffers for so many tokens are made."""
+        return room_for(num_tokens)
+
+    def _memory(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        return like.new_empty(shape)
 
     def _leave(self, home: Buffers) -> None:
         """Keep one set of buffers for later, unless it is lent: memory that was used before is

@@ -25,7 +25,8 @@ from chatcache.cache.tensors.blocks import (
     TensorBlock,
     memory_of,
 )
-from chatcache.cache.tensors.layers import GrowingLayer
+from chatcache.cache.tensors.buckets import BucketLayer
+from chatcache.cache.tensors.layers import Buffers, GrowingLayer
 from chatcache.cache.tensors.recurrent import (
     copy_states,
     has_states,
@@ -44,6 +45,7 @@ class LiveKV(Cache):
     """The growing layers of the active path. All layers always hold the same tokens.
 
     With a `config`, the layers are those that transformers makes for it: states included.
+    `new_layer` makes one without states; where graphs are captured, it has buckets.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class LiveKV(Cache):
         dtype: torch.dtype,
         device: torch.device,
         config: PreTrainedConfig | None = None,
-        new_layer: Callable[[], GrowingLayer] = GrowingLayer,
+        new_layer: Callable[[], GrowingLayer] | None = None,
     ):
+        if new_layer is None:
+            new_layer = BucketLayer if device.type == "cuda" else GrowingLayer
         plain = [new_layer() for _ in range(num_layers)]
         layers: list[Any] = layers_for(config) if config is not None else [*plain]
         super().__init__(layers=layers)
@@ -125,6 +129,23 @@ class LiveKV(Cache):
         """Make room for a path of this length at once, instead of growing on the way there."""
         for layer in self._growing.values():
             layer.reserve(num_tokens)
+
+    @torch.inference_mode()
+    def claim_buckets(self, start: int, stop: int) -> list[Buffers] | None:
+        """The buffers of all layers, writable from `start` to `stop` and as long as the bucket of
+        `stop`; None: they are no buckets, or nothing was ever in them."""
+        layers = [layer for layer in self.layers if isinstance(layer, BucketLayer)]
+        if len(layers) < len(self.layers) or not all(layer.is_initialized for layer in layers):
+            return None
+        for layer in layers:
+            layer.claim(start, stop)
+        return [layer.home for layer in layers]
+
+    def scrub(self, start: int) -> None:
+        """The model computed what is no numbers: nothing of it stays behind `start`."""
+        for layer in self._growing.values():
+            if isinstance(layer, BucketLayer):
+                layer.scrub(start)
 
     def truncate(self, num_tokens: int) -> None:
         """Keep the first `num_tokens` tokens; in O(1), nothing is freed.

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from chatcache.errors import ChatcacheError, NotFoundError
+from chatcache.errors import ChatcacheError, NotFoundError, UsageError
 from chatcache.frontend.lens.page import Marked, Page, flow, line
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.state import LensKey, LensState
@@ -33,7 +33,8 @@ class Lens:
         self.state = state or LensState()
         self.view: LensView[Any] = view_named(view) if view else VIEWS[0]
         self._facts: OrderedDict[Hashable, Any] = OrderedDict()
-        self._being_read: set[Hashable] = set()
+        self._latest: dict[str, tuple[int | None, Any]] = {}
+        self._being_read: set[str] = set()
         self._edition = 0
 
     # Which view
@@ -72,22 +73,23 @@ class Lens:
         return self._edition, self.view.name, self.view.depends(self.state)
 
     def reading(self) -> Callable[[], None] | None:
-        """What gets the facts of the open view; None when they are there, or are being read. What
-        cannot be read is said on the page."""
-        key = self._key
-        if key in self._facts or key in self._being_read:
+        """What gets the facts of the open view; None when they are there, or while others of this
+        view are being read: ask again then. What cannot be read is said on the page."""
+        key, view, state = self._key, self.view, self.state
+        if key in self._facts or view.name in self._being_read:
             return None
-        view, state = self.view, self.state
 
         def read() -> None:
             try:
-                self._keep(key, view.read(self.source, state))
+                facts = view.read(self.source, state)
+                self._keep(key, facts)
+                self._latest[view.name] = (state.turn, facts)
             except ChatcacheError as error:
                 self._keep(key, error)
             finally:
-                self._being_read.discard(key)
+                self._being_read.discard(view.name)
 
-        self._being_read.add(key)
+        self._being_read.add(view.name)
         return read
 
     def _keep(self, key: Hashable, facts: Any) -> None:
@@ -100,8 +102,12 @@ class Lens:
         self._edition += 1
 
     def press(self, key: LensKey, width: int) -> bool:
-        """What a key does in the open view; False where it does nothing."""
+        """What a key does in the open view; False where it does nothing. While a model is being
+        asked, keys go on from where one is: what is asked last counts."""
         facts = self._facts.get(self._key)
+        if facts is None and self.view.name in self._latest:
+            turn, latest = self._latest[self.view.name]
+            facts = latest if turn == self.state.turn else None
         if facts is None or isinstance(facts, ChatcacheError):
             return False
         before, self.state = self.state, self.view.press(facts, self.state, key, width)
@@ -115,7 +121,15 @@ class Lens:
         return None if facts is None else self.view.page(facts, self.state, width, height)
 
     def page_now(self, width: int) -> Page:
-        """The page, after reading what it needs. Blocks. Raises ChatcacheError."""
+        """The page, after reading what it needs. Blocks. Raises ChatcacheError, also for a token
+        that there is none of."""
+        if (token := self.state.token) is not None:
+            num_tokens = len(self.source.reading(self.state.turn).ids)
+            if num_tokens and token >= num_tokens:
+                raise UsageError(
+                    f"There is no token {token:,} in this turn.",
+                    f"Its prompt and answer are tokens 0 to {num_tokens - 1:,}.",
+                )
         if (read := self.reading()) is not None:
             read()
         facts = self._facts[self._key]

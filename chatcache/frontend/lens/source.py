@@ -15,6 +15,7 @@ from chatcache.backends.questions import (
     DescribeTokens,
     ModelShape,
     Question,
+    TokenPiece,
     TokenPieces,
 )
 from chatcache.backends.usage import Figures
@@ -100,6 +101,11 @@ class LensSource:
         """What ids stand for; None where nobody can tell now: they are shown by number then."""
         answer = self._told(question) if self.can_read(tokenizer_id) else None
         return answer if isinstance(answer, TokenPieces) else None
+
+    def texts(self, tokenizer_id: str, question: DescribeTokens) -> dict[int, TokenPiece]:
+        """The same by id."""
+        found = self.pieces(tokenizer_id, question)
+        return {piece.token_id: piece for piece in found.pieces} if found else {}
 
     def shape(self, reading: TurnReading) -> ModelShape | None:
         """The numbers of the model that answered a turn; None unless it is the one that is

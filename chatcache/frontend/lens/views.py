@@ -5,15 +5,19 @@ Owns no facts and no drawing: those are in the modules of the views.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
-from chatcache.errors import UsageError, did_you_mean
+from chatcache.backends.questions import AttentionRows, DescribeTokens, NextTokens
+from chatcache.errors import UnavailableError, UsageError, did_you_mean
 from chatcache.frontend.accounts import LedgerFacts
 from chatcache.frontend.lens import (
+    attention_view,
     divergence_view,
     growth_view,
     ledger,
+    next_view,
     tokens_view,
     tree_view,
     turns,
@@ -98,6 +102,43 @@ class DivergenceView(LensView[divergence_view.DivergenceFacts]):
         return divergence_view.page(facts, width, height)
 
 
+class AttentionView(LensView[attention_view.AttentionFacts]):
+    name, title, need = "attention", "Attention", "model"
+
+    def depends(self, state: LensState) -> Hashable:
+        return state.turn, self._own(state)
+
+    def read(self, source: LensSource, state: LensState) -> attention_view.AttentionFacts:
+        reading, own = source.reading(state.turn), self._own(state)
+        if reading.unknown or not source.can_read(reading.tokenizer_id):
+            return attention_view.AttentionFacts(reading)
+        pieces = source.texts(reading.tokenizer_id, DescribeTokens(reading.ids))
+        try:
+            rows = source.study(attention_view.question(reading, own))
+        except UnavailableError as error:
+            return attention_view.AttentionFacts(reading, None, pieces, _sentences(error))
+        found = rows if isinstance(rows, AttentionRows) else None
+        return attention_view.AttentionFacts(reading, found, pieces)
+
+    def page(
+        self, facts: attention_view.AttentionFacts, state: LensState, width: int, height: int | None
+    ) -> Page:
+        return attention_view.page(facts, width, height, self._own(state))
+
+    def press(
+        self, facts: attention_view.AttentionFacts, state: LensState, key: LensKey, width: int
+    ) -> LensState:
+        pressed = attention_view.press(facts, self._own(state), key, width)
+        if pressed is None:
+            return state
+        moved = replace(state, token=pressed.chosen, layer=pressed.layer, head=pressed.head)
+        return moved.with_own(self.name, pressed.is_grid)
+
+    def _own(self, state: LensState) -> attention_view.AttentionState:
+        is_grid = bool(state.own.get(self.name, False))
+        return attention_view.AttentionState(state.token, state.layer, state.head, is_grid)
+
+
 class GrowthView(LensView[growth_view.GrowthFacts]):
     name, title, need = "growth", "Growth", "model"
 
@@ -120,6 +161,47 @@ class GrowthView(LensView[growth_view.GrowthFacts]):
     def _step(self, facts: growth_view.GrowthFacts, state: LensState) -> int:
         step = int(state.own.get(self.name, state.step or 0))
         return clamped(step, max(1, growth_view.num_steps(facts)))
+
+
+class NextView(LensView[next_view.NextFacts]):
+    name, title, need = "next", "Next", "model"
+
+    def depends(self, state: LensState) -> Hashable:
+        own = self._own(state)
+        return state.turn, own.num_behind, own.sampling
+
+    def read(self, source: LensSource, state: LensState) -> next_view.NextFacts:
+        reading, own = source.reading(state.turn), self._own(state)
+        if reading.unknown or not source.can_read(reading.tokenizer_id):
+            return next_view.NextFacts(reading)
+        pieces = source.texts(reading.tokenizer_id, DescribeTokens(reading.ids))
+        try:
+            told = source.study(next_view.question(reading, own))
+        except UnavailableError as error:
+            return next_view.NextFacts(reading, None, pieces, _sentences(error))
+        return next_view.NextFacts(reading, told if isinstance(told, NextTokens) else None, pieces)
+
+    def page(
+        self, facts: next_view.NextFacts, state: LensState, width: int, height: int | None
+    ) -> Page:
+        return next_view.page(facts, width, height, self._own(state))
+
+    def press(
+        self, facts: next_view.NextFacts, state: LensState, key: LensKey, width: int
+    ) -> LensState:
+        pressed = next_view.press(facts, self._own(state), key)
+        if pressed is None:
+            return state
+        kept = (pressed.num_behind, pressed.setting)
+        return replace(state, sampling=pressed.sampling).with_own(self.name, kept)
+
+    def _own(self, state: LensState) -> next_view.NextState:
+        num_behind, setting = state.own.get(self.name, (state.step or 0, 0))
+        return next_view.NextState(num_behind, setting, state.sampling)
+
+
+def _sentences(error: UnavailableError) -> str:
+    return f"{error.message} {error.hint}".strip()
 
 
 class TreeView(LensView[tree_view.TreeFacts]):
@@ -167,7 +249,9 @@ VIEWS: tuple[LensView[Any], ...] = (
     TurnsView(),
     TokensView(),
     DivergenceView(),
+    AttentionView(),
     GrowthView(),
+    NextView(),
     TreeView(),
     LedgerView(),
 )

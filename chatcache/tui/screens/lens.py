@@ -47,15 +47,20 @@ class TabLine(Static):
         self._ends: list[tuple[int, str]] = []
 
     def show(self, name: str, width: int) -> None:
-        gap = "  " if width >= 76 else " "
-        parts: list[Content] = []
+        for letters, gap in ((20, "  "), (20, " "), (6, " "), (3, " ")):
+            texts = [
+                f"[{view.title}]" if view.name == name else view.title[:letters] for view in VIEWS
+            ]
+            if len(gap.join(texts)) <= width:
+                break
         self._ends, at = [], 0
-        for view in VIEWS:
-            is_open = view.name == name
-            text = f"[{view.title}]" if is_open else view.title
-            parts.append(Content.styled(text, TITLE if is_open else MUTED))
+        for view, text in zip(VIEWS, texts, strict=True):
             at += len(text) + len(gap)
             self._ends.append((at, view.name))
+        parts = [
+            Content.styled(text, TITLE if view.name == name else MUTED)
+            for view, text in zip(VIEWS, texts, strict=True)
+        ]
         self.update(Content(gap).join(parts))
 
     def on_click(self, event: Click) -> None:
@@ -121,7 +126,7 @@ class LensScreen(Dialog[int | None]):
         self._num_turns = max(await asyncio.to_thread(source.turns), default=0)
         self._answered = await asyncio.to_thread(source.last_answered)
         self._doing = ""
-        self._draw()
+        self._update()  # what is chosen by now may be something else
 
     def _say_waiting(self) -> None:
         if not self.query(PageView) or self._known_page() is not None:
@@ -149,7 +154,7 @@ class LensScreen(Dialog[int | None]):
     def _draw_frame(self) -> None:
         """The lines around the page."""
         width = self.size.width
-        self.query_one(TabLine).show(self.lens.view.name, width)
+        self.query_one(TabLine).show(self.lens.view.name, width - MARGIN)
         turn = self.lens.state.turn or self._answered
         title = self._page.title if self._page is not None else self.lens.view.title
         is_told = not turn or not self._num_turns or "turn" in title

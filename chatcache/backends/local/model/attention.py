@@ -45,14 +45,15 @@ def is_tuned(config: Any) -> bool:
 def install(model: Any, device: torch.device) -> str:
     """Let `model` use this kernel if it is the right one; returns the name of the kernel in use."""
     config = model.config.get_text_config()
-    is_known = is_tuned(config) and not _has_window(config)
+    is_known = is_tuned(config) and not has_window(config)
     kernel = _KERNELS.get(device.type)
     if kernel is not None and is_known and config._attn_implementation == "sdpa":
         model.set_attn_implementation(kernel)
     return str(config._attn_implementation)
 
 
-def _has_window(config: Any) -> bool:
+def has_window(config: Any) -> bool:
+    """Whether some layers see a part of the past only."""
     kinds = set(getattr(config, "layer_types", None) or ())
     has_own_kinds = bool(kinds - {"full_attention"})
     return has_own_kinds or (not kinds and bool(getattr(config, "sliding_window", None)))

@@ -24,11 +24,16 @@ from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
 from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
 from chatcache.backends.local.packed.known import takes_step
-from chatcache.backends.local.run.any_token import AnyTokenContext, LengthBoundContext
+from chatcache.backends.local.run.any_token import (
+    MIN_PART_TOKENS,
+    AnyTokenContext,
+    LengthBoundContext,
+)
 from chatcache.backends.local.run.checkpoints import CheckpointContext
 from chatcache.backends.local.run.chunk_choice import ChunkChoice
+from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.run.idle import IdleWork
-from chatcache.backends.local.run.live_context import Forward, LiveContext, LivePath
+from chatcache.backends.local.run.live_context import LiveContext, LivePath
 from chatcache.backends.local.run.reasons import TurnExplainer
 from chatcache.backends.local.run.threads import threads_for, use
 from chatcache.backends.local.run.turn import TurnPlanner
@@ -101,8 +106,8 @@ def build_runner(
         kv_bytes = warm_up(cut, path, rates)
         if threads is not None and cut.is_cuttable:
             threads.settle(rates, lambda: _first_step(path))
-        if cut.is_cuttable and chunk_choice.is_open:
-            chunk_choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
+        if cut.is_cuttable:
+            get_ready_on_device(path, chunk_choice)
     planner = TurnPlanner(loaded)
     info = replace(
         _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes),
@@ -158,9 +163,11 @@ def _answers(
             path.forward(live, [0], 0)
             live.truncate(0)
         beside = LivePath(path.forward, live)
+        beside.give_way = path.give_way
         return build_context(cut, beside, context.prefixes, context.rates, idle.max_chunk, config)
 
-    beside = Beside(context, make, idle.chunk)
+    chunk = min(idle.max_chunk, MIN_PART_TOKENS)
+    beside = Beside(context, make, lambda: max(chunk, idle.chunk()))
     return Answers(
         vocabulary=vocabulary,
         vocabularies=Vocabularies(settings.cache_dir, is_offline=settings.is_offline),
@@ -259,6 +266,13 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
     if not rates.is_measured:
         rates.note_prefill(MIN_MEASURED_TOKENS, seconds_of(path, MIN_MEASURED_TOKENS))
     return num_bytes
+
+
+def get_ready_on_device(path: LivePath, chunk_choice: ChunkChoice) -> None:
+    """What a GPU does before its first turn; on a CPU there is nothing."""
+    path.forward.settle(path.kv)
+    if chunk_choice.is_open:
+        chunk_choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
 
 
 def seconds_of(path: LivePath, num_tokens: int) -> float:

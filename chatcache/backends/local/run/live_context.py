@@ -14,140 +14,29 @@ like a turn does, so what is measured is what people get.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import math
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from transformers.cache_utils import Cache
 
-from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
-from chatcache.backends.local.packed.known import takes_step
-from chatcache.backends.local.run.threads import Threads
+from chatcache.backends.local.model.failures import is_out_of_memory
+from chatcache.backends.local.run.forward import Forward, memory_for
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.views import CostEstimate, TierRun, num_tokens_of
-from chatcache.errors import NotFiniteError, UnavailableError
+from chatcache.errors import UnavailableError
 from chatcache.token_ids import NO_IDS, TokenIds
 
 Result = TypeVar("Result")
-
-
-class Forward:
-    """Calls the model on new ids at the end of a cache; last logits only, batch of one.
-
-    A hand loop instead of `generate()`, because that is silently wrong when the cache covers the
-    whole prompt and has neither progress nor a stop between chunks.
-    """
-
-    def __init__(self, model: Any, device: torch.device, threads: Threads | None = None):
-        """`threads` chooses those that compute; without it they are torch's, as they are."""
-        self._model = model
-        self._threads = threads
-        self._device = device
-        self._step: Callable[[LiveKV, int, int], torch.Tensor] | None = None
-        self._takes_step = takes_step(model)
-        accepted = inspect.signature(model.forward).parameters
-        self._options: dict[str, Any] = {"use_cache": True}
-        if "logits_to_keep" in accepted:
-            self._options["logits_to_keep"] = 1
-        self._has_positions = "position_ids" in accepted
-        self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
-
-    @torch.inference_mode()
-    def __call__(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
-        """Append the ids at positions from `start`; returns the logits `[1, vocab]` of the last.
-
-        Raises UnavailableError when the device is out of memory; the cache then holds an unknown
-        number of the new tokens and must be truncated to `start`. Raises NotFiniteError when the
-        logits are no numbers; nothing of the cache is of any use then.
-        """
-        if self._threads is not None:
-            self._threads.begin(len(token_ids))
-        with memory_for(start + len(token_ids)):
-            if self._takes_step and len(token_ids) == 1 and isinstance(cache, LiveKV):
-                logits = self.step()(cache, token_ids[0], start)
-            else:
-                logits = self._through_modules(cache, token_ids, start).logits[:, -1]
-            # The largest tells: NaN wins over any number, and an overflow is infinite. Minus
-            # infinity is fine where not all are: such a token is never chosen.
-            is_finite = math.isfinite(logits.max().item())
-        if self._threads is not None:
-            self._threads.end()
-        if not is_finite:
-            raise _not_finite(self._model.dtype)
-        return logits
-
-    def step(self) -> Callable[[LiveKV, int, int], torch.Tensor]:
-        """What computes one token in compiled code; made at first use, because what it needs is
-        imported and compiled then."""
-        if self._step is None:
-            from chatcache.backends.local.packed.decode import decode_step
-
-            self._step = decode_step(self._model)
-        return self._step
-
-    def get_ready(self) -> None:
-        """Make what the first step will need, in a thread of its own."""
-        if self._takes_step:
-            threading.Thread(target=self.step, name="get-ready").start()
-
-    @torch.inference_mode()
-    def output(self, cache: Cache, token_ids: Sequence[int], start: int, **options: Any) -> Any:
-        """Like calling it, but all that the model's modules tell with these `options` of theirs.
-
-        Raises UnavailableError when there is no memory."""
-        with memory_for(start + len(token_ids)):
-            return self._through_modules(cache, token_ids, start, **options)
-
-    def _through_modules(
-        self, cache: Cache, token_ids: Sequence[int], start: int, **asked: Any
-    ) -> Any:
-        options = {**self._options, **asked}
-        if self._has_positions:
-            stop = start + len(token_ids)
-            options["position_ids"] = torch.arange(start, stop, device=self._device)[None]
-        ids = torch.tensor([list(token_ids)], device=self._device)
-        return self._model(input_ids=ids, **{self._cache_name: cache}, **options)
-
-
-def _not_finite(dtype: torch.dtype) -> NotFiniteError:
-    hints = {
-        torch.float16: "Choose --dtype bfloat16, which has room for larger numbers.",
-        torch.bfloat16: "Choose --dtype float32; if that does not help, the weights are damaged.",
-    }
-    return NotFiniteError(
-        f"The model computed numbers that are not finite (NaN or infinite) in "
-        f"{str(dtype).removeprefix('torch.')}: an answer would mean nothing.",
-        hints.get(dtype, "Its weights are damaged: download it again, or choose another model."),
-    )
 
 
 def chunks(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     """The prefill plan from `start` to `stop`: it depends on nothing but its arguments."""
     for begin in range(start, stop, size):
         yield begin, min(begin + size, stop)
-
-
-@contextlib.contextmanager
-def memory_for(num_tokens: int) -> Iterator[None]:
-    """Where memory may run out. Raises UnavailableError then, with what helps."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UnavailableError(
-            f"There is not enough memory for a context of {num_tokens:,} tokens.",
-            "Shorten the conversation, use a smaller model, or choose --dtype bfloat16."
-            f"{without_gpu(error)}",
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)

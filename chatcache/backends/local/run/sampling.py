@@ -5,7 +5,7 @@ Nothing here touches the cache: K and V of a token do not depend on how it was c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
 import torch
@@ -36,13 +36,22 @@ _MIN_TEMPERATURE = 1e-5
 
 
 class Sampler:
-    """Chooses tokens for one turn. Keeps the ids read so far for the repetition penalty."""
+    """Chooses tokens for one turn. Keeps the ids read so far for the repetition penalty.
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], device: torch.device):
+    `likeliest` tells the largest of some logits where that is known already."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        device: torch.device,
+        likeliest: Callable[[torch.Tensor], int | None] = lambda logits: None,
+    ):
         if params.temperature is not None and params.temperature < _MIN_TEMPERATURE:
             params = replace(params, temperature=0.0)
         self._is_greedy = not params.temperature
         self._processors = _processors(params)
+        self._likeliest = likeliest
         self._generator = torch.Generator(device=device)
         if params.seed is not None:
             self._generator.manual_seed(params.seed)
@@ -55,6 +64,10 @@ class Sampler:
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor) -> int:
         """The next id, from logits `[1, vocab]`."""
+        if self._is_greedy and not self._processors:
+            known = self._likeliest(logits)
+            if known is not None:
+                return known
         if self._is_greedy:
             chosen = self._scores(logits).argmax(dim=-1)
         else:

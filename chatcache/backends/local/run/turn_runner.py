@@ -176,6 +176,7 @@ class TurnRunner:
             return
         yield TurnFinished(request.turn_id, self._finish(state, answer))
         self.reporter.show()
+        self.context.path.forward.look_ahead(self.context.path.kv)
 
     def _reuse(self, state: TurnState) -> None:
         """Make the live KV hold the longest reusable prefix of the prompt, and say why not more."""
@@ -213,7 +214,8 @@ class TurnRunner:
             answer.finish_reason = "stopped"
             return
         params = with_defaults(state.request.sampling, self.loaded.generation_defaults)
-        sampler = Sampler(params, state.plan.ids, self.loaded.device)
+        likeliest = self.context.path.forward.likeliest
+        sampler = Sampler(params, state.plan.ids, self.loaded.device, likeliest)
         limit = min(params.max_new_tokens or DEFAULT_NEW_TOKENS, state.room)
         position, logits = len(state.plan.ids), state.logits
         loops = LoopWatch()

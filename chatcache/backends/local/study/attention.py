@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.model.cut_policy import CutPolicy
-from chatcache.backends.local.run.live_context import Forward, chunks
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import chunks
 from chatcache.backends.local.study.beside import Beside, Footing
 from chatcache.backends.local.study.shape import num_heads_of
 from chatcache.backends.questions import AskAttention, AttentionRows
@@ -24,7 +25,7 @@ from chatcache.token_ids import NO_IDS, TokenIds
 
 MAX_ROWS = 64
 MAX_NUMBERS = 1 << 20  # of an answer
-MAX_ROW_BYTES = 1 << 30
+MAX_BYTES = 512 << 20  # of all weights of all rows that are asked for at once
 KEPT_BYTES = 64 << 20
 _TELLING = "eager"  # the attention code of transformers that returns its weights
 _CHUNK_BYTES = 64 << 20  # of the weights that are there at once
@@ -62,9 +63,11 @@ class AttentionStudy:
             yield from self._compute(ids[: missing[-1] + 1], footing)
             num_reused = footing.num_reused
             num_computed = missing[-1] + 1 - num_reused
-        rows = tuple(self._picked(at, question) for at in range(question.first, stop))
         num_layers, num_heads = self._rows[question.last].shape[:2]
-        self._shorten(question)
+        try:
+            rows = tuple(self._picked(at, question) for at in range(question.first, stop))
+        finally:
+            self._shorten(question)
         return AttentionRows(
             first=question.first,
             rows=rows,
@@ -82,17 +85,17 @@ class AttentionStudy:
                 f"There are no tokens {first} to {last} in a path of {plural(num_ids, 'token')}.",
                 f"Choose positions from 0 to {num_ids - 1}.",
             )
-        most = min(MAX_ROWS, MAX_NUMBERS // (last + 1))
+        row_bytes = (last + 1) * self._bytes_per_position
+        most = min(MAX_ROWS, MAX_NUMBERS // (last + 1), MAX_BYTES // row_bytes)
+        if most == 0:
+            raise UnavailableError(
+                f"All heads of all layers have {size(row_bytes)} of weights on these tokens.",
+                "Choose a token that is nearer to the beginning.",
+            )
         if last - first + 1 > most:
             raise UsageError(
                 f"Attention of {plural(last - first + 1, 'token')} is more than is shown at once.",
                 f"Choose at most {most} in a path of this length.",
-            )
-        row_bytes = (last + 1) * self._bytes_per_position
-        if row_bytes > MAX_ROW_BYTES:
-            raise UnavailableError(
-                f"All heads of all layers have {size(row_bytes)} of weights on these tokens.",
-                "Choose a token that is nearer to the beginning.",
             )
         if not self._cut.is_cuttable:
             raise UnavailableError(

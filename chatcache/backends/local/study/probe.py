@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from chatcache.backends.base import ChatMessage
 from chatcache.backends.local.model import files, identity, resolve
+from chatcache.backends.local.model.capturing import why_eager
 from chatcache.backends.local.model.cut_policy import CutPolicy, cut_policy
 from chatcache.backends.local.model.forms import form_of
 from chatcache.backends.local.model.generation import context_limit, end_token_ids
@@ -96,7 +97,8 @@ class TemplateReport:
 @dataclass(frozen=True, slots=True)
 class ModelProbe:
     """The report. `namespace` and the rates are known when the model has run on this machine with
-    these settings and left something in the cache directory."""
+    these settings and left something in the cache directory. `why_eager`: why a GPU cannot replay
+    its steps; None: it can."""
 
     model: str
     path: Path
@@ -110,6 +112,7 @@ class ModelProbe:
     cut: CutPolicy
     max_context_tokens: int
     template: TemplateReport
+    why_eager: str | None
     remarks: tuple[str, ...] = ()
     namespace: str | None = None
     prefill_tokens_per_second: float | None = None
@@ -157,6 +160,7 @@ def probe_model(
         cut=cut_policy(text_config),
         max_context_tokens=context_limit(text_config, tokenizer),
         template=probe_template(tokenizer, ends, system or SYSTEM),
+        why_eager=why_eager(text_config),
         remarks=remarks_of(directory) if is_file else (),
     )
     if cache_dir is None:

@@ -25,7 +25,8 @@ from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.loader import LoadedModel
 from chatcache.backends.local.run.assemble import build_live, load
 from chatcache.backends.local.run.chunk_choice import ChunkChoice
-from chatcache.backends.local.run.live_context import Forward, LivePath, chunks
+from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.live_context import LivePath, chunks
 from chatcache.backends.local.study.recheck import (
     CODEC,
     RecheckFinished,

@@ -1,0 +1,283 @@
+"""A few tokens through the model in a form that a graph can hold.
+
+Everything that changes from one step to the next lies in tensors: the ids, the position, how many
+of them count. The attention reads a whole bucket of K and V behind a mask that is made of the
+position. So the same operations on the same memory are right for every position of a bucket, and a
+captured graph repeats them with one launch.
+
+A step is computed directly until a graph pays, and the bits are the same: which of the two it was
+depends on how long the process lives, and a resumed chat must not show that. Rows (1, or a short
+prompt padded to 16, 64 or 256) and bucket follow from where it starts and stops, and from nothing
+else.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from chatcache.backends.local.run.graphs import Graphs
+from chatcache.cache.tensors.buckets import bucket_for
+from chatcache.cache.tensors.layers import Buffers
+from chatcache.cache.tensors.live_kv import LiveKV
+
+log = logging.getLogger(__name__)
+
+ROWS = (1, 16, 64, 256)
+MAX_ROWS = ROWS[-1]
+# So many times a step is computed directly: the first tokens do not wait for a graph, and what is
+# asked once does not pay for one.
+_DIRECT_TOKENS, _DIRECT_PROMPTS = 4, 1
+_CLOSE = {torch.float32: 5e-3}  # logits that differ by less, in their deviations, are the same
+_CLOSE_IN_HALF = 0.3
+
+
+class _Written:
+    """Where the tokens of a step go: set before the layers are asked."""
+
+    positions: torch.Tensor  # [rows]
+    is_padding: torch.Tensor | None  # [rows, 1]; None: all rows count
+
+
+class _BucketSlot(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """K and V of one layer to transformers: writes at positions that a tensor tells, and gives the
+    whole bucket."""
+
+    is_compileable = False
+
+    def __init__(self, home: Buffers, bucket: int, written: _Written):
+        # What holds a step must not keep buffers that the path has left.
+        self._home = weakref.ref(home)
+        self._bucket, self._written = bucket, written
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """The buffers are there."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._put("key", key_states), self._put("value", value_states)
+
+    def _put(self, kind: str, states: torch.Tensor) -> torch.Tensor:
+        home, written = self._home(), self._written
+        if home is None:
+            raise RuntimeError("the buffers of this step are gone")
+        whole = home.tensors[kind]
+        if written.is_padding is not None:  # it stays finite, whatever the model makes of it
+            states = states.masked_fill(written.is_padding, 0.0)
+        whole.index_copy_(2, written.positions, states)
+        return whole[:, :, : self._bucket]
+
+    def get_seq_length(self) -> int:
+        return self._bucket
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._bucket, 0
+
+    def get_max_length(self) -> int:
+        return self._bucket
+
+
+@dataclass(eq=False, slots=True)
+class _Step:
+    """One number of rows in one bucket, on buffers that lie somewhere."""
+
+    rows: int
+    homes: list[weakref.ref[Buffers]]
+    compute: Callable[[], None]
+    num_direct: int = 0
+    replay: Callable[[], None] | None = None
+    is_fixed: bool = False  # it stays direct: there is no memory for a graph, or no use
+
+    def is_on(self, homes: Sequence[Buffers]) -> bool:
+        return all(mine() is home for mine, home in zip(self.homes, homes, strict=True))
+
+
+class StaticStep:
+    """Appends up to MAX_ROWS tokens to a live KV. Not thread-safe: it belongs to the thread that
+    computes, under inference mode."""
+
+    def __init__(self, model: Any, device: torch.device, graphs: Graphs):
+        self._model, self._device = model, device
+        self._graphs: Graphs | None = graphs
+        self._host = graphs.host_numbers(MAX_ROWS + 2)
+        self._numbers = torch.zeros(MAX_ROWS + 2, dtype=torch.long, device=device)
+        self._offsets = torch.arange(MAX_ROWS, device=device)
+        vocab = int(model.get_output_embeddings().out_features)
+        self._logits = torch.zeros((1, vocab), dtype=model.dtype, device=device)
+        self._steps: dict[tuple[int, int], _Step] = {}
+        self._live: weakref.ref[LiveKV] | None = None
+        self._has_own_bits = False  # a graph adds up in another order
+
+    def __call__(self, kv: LiveKV, token_ids: Sequence[int], start: int) -> torch.Tensor | None:
+        """Append the ids at positions from `start`; returns the logits `[1, vocab]` of the last,
+        which the next step leaves alone. None, and nothing is done: this is not for that KV."""
+        rows = rows_for(len(token_ids))
+        step = self._step(kv, rows, start)
+        if step is None:
+            return None
+        self._fill(rows, token_ids, start)
+        self._run(step)
+        for layer in kv.growing:
+            layer.set_length(start + len(token_ids))
+        return self._logits.clone()
+
+    @property
+    def num_captured(self) -> int:
+        """How many steps are replayed by now."""
+        return sum(step.replay is not None for step in self._steps.values())
+
+    @torch.inference_mode()
+    def get_ready(self, kv: LiveKV) -> None:
+        """Capture what the next turn behind the live tokens will want: nothing of it counts."""
+        try:
+            for rows in reversed(ROWS):  # the longest first: it may need longer buffers
+                step = self._step(kv, rows, kv.num_tokens)
+                if step is None or self._graphs is None:
+                    return
+                if step.replay is None and not step.is_fixed:
+                    self._fill(rows, [], kv.num_tokens)
+                    self._capture(step)
+        except RuntimeError as error:  # there is no memory for it
+            log.info("nothing is captured ahead: %s", error)
+
+    @torch.inference_mode()
+    def prove(self, kv: LiveKV, ordinary: Callable[[LiveKV, Sequence[int], int], Any]) -> bool:
+        """Whether these steps say what the `ordinary` ones say, on a prompt and one token, captured
+        and not. Nothing is live afterwards. From now on this KV is the only one worth graphs."""
+        self._live = weakref.ref(kv)
+        ids = list(range(MAX_ROWS // 16))
+        expected = [ordinary(kv, ids, 0), ordinary(kv, [1], len(ids))]
+        kv.truncate(0)
+        found = [self(kv, ids, 0), self(kv, [1], len(ids))]
+        is_right = all(
+            ours is not None and _is_close(ours, theirs)
+            for ours, theirs in zip(found, expected, strict=True)
+        )
+        if is_right:
+            kv.truncate(len(ids))
+            self._fill(1, [1], len(ids))
+            self._capture(self._steps[1, bucket_for(len(ids) + 1)])
+        kv.truncate(0)
+        if not is_right:
+            log.warning("steps on buckets say something else than the model: it stays eager")
+        return is_right
+
+    # one step
+
+    def _step(self, kv: LiveKV, rows: int, start: int) -> _Step | None:
+        bucket = bucket_for(start + rows)
+        homes = kv.claim_buckets(start, start + rows)
+        if homes is None:
+            return None
+        if not self._is_live(kv):  # a path beside the live one is not worth a graph
+            return _Step(rows, [], self._call(homes, rows, bucket), is_fixed=True)
+        step = self._steps.get((rows, bucket))
+        if step is None or not step.is_on(homes):
+            # Buffers were left: nothing that was captured on others is of use.
+            self._steps = {key: known for key, known in self._steps.items() if known.is_on(homes)}
+            step = _Step(rows, list(map(weakref.ref, homes)), self._call(homes, rows, bucket))
+            self._steps[rows, bucket] = step
+        return step
+
+    def _is_live(self, kv: LiveKV) -> bool:
+        live = None if self._live is None else self._live()
+        return live is None or live is kv
+
+    def _fill(self, rows: int, token_ids: Sequence[int], start: int) -> None:
+        """The memory that all steps read: the ids, and behind them where they begin and how many
+        they are."""
+        padding = [0] * (rows - len(token_ids))
+        words = torch.tensor([start, len(token_ids), *token_ids, *padding])
+        self._host[: len(words)] = words
+        self._numbers[: len(words)].copy_(self._host[: len(words)], non_blocking=True)
+
+    def _run(self, step: _Step) -> None:
+        if step.replay is not None:
+            step.replay()
+        elif self._is_due(step):
+            self._capture(step)
+        else:
+            step.num_direct += 1
+            step.compute()
+
+    def _is_due(self, step: _Step) -> bool:
+        enough = _DIRECT_TOKENS if step.rows == 1 else _DIRECT_PROMPTS
+        if self._graphs is None or step.is_fixed:
+            return False
+        return self._has_own_bits or step.num_direct >= enough
+
+    def _capture(self, step: _Step) -> None:
+        """Compute a step and capture it; where that fails, or says something else, it stays direct,
+        and so do all others."""
+        if self._graphs is None:
+            step.compute()
+            return
+        try:
+            replay = self._graphs.capture(step.compute)
+            direct = self._logits.clone()
+            replay()
+            is_close = _is_close(self._logits, direct)
+        except torch.OutOfMemoryError:
+            step.is_fixed = True
+            step.compute()
+            return
+        except RuntimeError as error:
+            self._stay_eager(f"they cannot be captured: {str(error).partition(chr(10))[0]}")
+            step.compute()
+            return
+        if not is_close:
+            self._stay_eager("a graph says something else than the steps in it")
+            step.compute()
+            return
+        step.replay = replay
+        if not (self._has_own_bits or torch.equal(self._logits, direct)):
+            log.info("graphs round differently here: no step is computed without one")
+            self._has_own_bits = True
+
+    def _stay_eager(self, why: str) -> None:
+        log.warning("steps are computed without graphs: %s", why)
+        self._graphs = None
+        for step in self._steps.values():
+            step.replay = None
+
+    def _call(self, homes: list[Buffers], rows: int, bucket: int) -> Callable[[], None]:
+        written = _Written()
+        slots = [_BucketSlot(home, bucket, written) for home in homes]
+        cache = Cache(layers=[*slots])
+        keys = torch.arange(bucket, device=self._device)
+
+        def compute() -> None:
+            start, count = self._numbers[0], self._numbers[1]
+            offsets = self._offsets[:rows]
+            written.positions = positions = offsets + start
+            written.is_padding = (offsets >= count)[:, None] if rows > 1 else None
+            output = self._model(
+                input_ids=self._numbers[2 : 2 + rows][None],
+                position_ids=positions[None],
+                attention_mask=(keys <= positions[:, None])[None, None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=(count - 1).clamp(min=0).view(1),
+            )
+            self._logits.copy_(output.logits[:, -1])
+
+        return compute
+
+
+def rows_for(num_tokens: int) -> int:
+    """How many rows a step for so many tokens has, at most MAX_ROWS."""
+    return next(rows for rows in ROWS if rows >= num_tokens)
+
+
+def _is_close(logits: torch.Tensor, others: torch.Tensor) -> bool:
+    """Whether two runs of a model say the same, up to rounding."""
+    limit = _CLOSE.get(others.dtype, _CLOSE_IN_HALF) * float(others.float().std())
+    return float((logits.float() - others.float()).abs().max()) <= limit

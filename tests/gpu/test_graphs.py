@@ -1,0 +1,105 @@
+"""Captured graphs on a card: what the stand-in is asked, of the real thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chatcache.backends.local.model import device_attention
+from chatcache.backends.local.model.device_attention import grouped_attention
+from chatcache.backends.local.run import static_step
+from chatcache.backends.local.run.forward import Forward
+from chatcache.cache.tensors.link import CudaLink
+from chatcache.cache.tensors.live_kv import LiveKV
+from tests.equivalence.engine import SECOND, THIRD, IdsEngine, assert_same_bits, three_turns
+from tests.equivalence.families import CAPTURED, family_model
+from tests.equivalence.test_attention import reference
+from tests.equivalence.test_static_step import PROMPT, spoken
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def model(request: pytest.FixtureRequest, card: torch.device) -> Any:
+    return family_model(CAPTURED + "qwen3").to(card, request.param)
+
+
+def _forward(model: Any) -> tuple[Forward, LiveKV]:
+    forward = Forward(model, model.device)
+    live = LiveKV(model.config.num_hidden_layers, model.dtype, model.device)
+    forward.settle(live)
+    assert forward.static is not None
+    return forward, live
+
+
+def test_a_graph_has_the_bits_of_the_steps_in_it(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, live = _forward(model)
+    assert forward.static is not None
+    assert forward.static.num_captured == 1
+    captured = spoken(forward, live, 40)
+    assert not forward.static._has_own_bits
+    monkeypatch.setattr(static_step, "_DIRECT_TOKENS", 1 << 30)
+    monkeypatch.setattr(static_step, "_DIRECT_PROMPTS", 1 << 30)
+    direct, other = _forward(model)
+    assert direct.static is not None
+    direct.static._steps.clear()  # what was captured as it was proven
+    assert torch.equal(spoken(direct, other, 40), captured)
+    assert direct.static.num_captured == 0
+
+
+def test_all_that_a_turn_may_want_is_captured_between_turns(model: Any) -> None:
+    forward, live = _forward(model)
+    forward(live, PROMPT, 0)
+    forward.look_ahead(live)
+    assert forward.static is not None
+    assert {rows for rows, _ in forward.static._steps} >= set(static_step.ROWS)
+    assert all(step.replay is not None for step in forward.static._steps.values())
+    found = forward(live, SECOND, len(PROMPT))
+    assert forward.likeliest(found) == int(found.argmax())
+    live.truncate(0)
+    forward.static = None
+    expected = forward(live, [*PROMPT, *SECOND], 0)
+    assert static_step._is_close(found, expected)
+
+
+def test_buffers_that_grow_are_captured_anew(model: Any) -> None:
+    forward, live = _forward(model)
+    first = spoken(forward, live, 12)
+    live.truncate(0)
+    live.reserve(20_000)
+    assert torch.equal(spoken(forward, live, 12), first)
+
+
+def test_resumed_from_memory_and_disk_is_never_stopped(card: torch.device, tmp_path: Path) -> None:
+    model = family_model(CAPTURED + "llama").to(card)
+    engine = IdsEngine(model, tmp_path, link=CudaLink(card))
+    one, two, three = three_turns(engine, 30)
+    engine.prefixes.drain()
+    again = IdsEngine(model, tmp_path, link=CudaLink(card))
+    assert again.context.path.forward.static is not None
+    assert_same_bits(again.turn(two.ids + THIRD, 30), three)
+    again.forget_live()
+    assert_same_bits(again.turn(one.ids + SECOND, 30), two)
+    engine.close()
+    again.close()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("num_new", "num_keys"), [(1, 300), (64, 64), (500, 2000)])
+def test_the_fused_kernels_see_what_a_mask_would_show(
+    card: torch.device, dtype: torch.dtype, num_new: int, num_keys: int
+) -> None:
+    generator = torch.Generator().manual_seed(num_keys)
+    query = torch.randn((1, 8, num_new, 64), generator=generator).to(card, dtype)
+    key, value = torch.randn((2, 1, 2, num_keys, 64), generator=generator).to(card, dtype)
+    output, _ = grouped_attention(torch.nn.Identity(), query, key, value, None)
+    limit = 2e-2 if dtype is torch.bfloat16 else 1e-4
+    expected = reference(query.cpu(), key.cpu(), value.cpu())
+    assert (output.cpu().double() - expected).abs().max() <= limit
+    if dtype is torch.bfloat16 and torch.cuda.get_device_capability(card) >= (8, 0):
+        assert device_attention._has_grouped_kernel(query, key, value)
