@@ -65,6 +65,9 @@ def configure(parser: Parser) -> None:
         parser.add_argument(f"--{name}", metavar="N", type=kind, help=words)
     parser.add_argument("--ids", action="store_true", help="with the ids of the tokens")
     parser.add_argument(
+        "--tokenizer", metavar="M", default="", help="tokens: what that model makes of the question"
+    )
+    parser.add_argument(
         "--width",
         metavar="N",
         type=number_option(whole(MIN_WIDTH), int),
@@ -148,6 +151,7 @@ def _lens(
         head=arguments.head,
         step=arguments.step,
         has_ids=arguments.ids,
+        tokenizer=arguments.tokenizer,
         sampling=compose.sampling(settings).params,
     )
     source = LensSource(service, session.session_id, compose.price_list(settings))
