@@ -115,11 +115,20 @@ class Forward:
 
     @torch.inference_mode()
     def output(self, cache: Cache, token_ids: Sequence[int], start: int, **options: Any) -> Any:
-        """Like calling it, but all that the model's modules tell with these `options` of theirs.
-
-        Raises UnavailableError when there is no memory."""
+        """All that the model's modules tell with these `options` of theirs. It is no step of a
+        turn, and says nothing of their pace. Raises what calling it raises."""
+        if self._threads is not None:
+            self._threads.begin(len(token_ids))
         with memory_for(start + len(token_ids)):
-            return self._through_modules(cache, token_ids, start, **options)
+            output = self._through_modules(cache, token_ids, start, **options)
+            if not math.isfinite(output.logits[:, -1].max().item()):
+                raise _not_finite(self._model.dtype)
+            return output
+
+    def aside(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
+        """The logits `[1, vocab]` of the last, for no turn."""
+        logits: torch.Tensor = self.output(cache, token_ids, start).logits[:, -1]
+        return logits
 
     def _computed(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
         if isinstance(cache, LiveKV):
