@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,25 @@ def test_an_export_waits_for_nothing_and_arrives_when_it_is_read() -> None:
     append(live, [90, 91, 92])  # where the copy still reads
     assert has(block, list(range(2, 8)))
     assert holds(live, [0, 1, 90, 91, 92])
+
+
+def test_a_path_that_is_left_waits_for_no_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While memory is locked for what it held, it goes on: what is still read is set aside."""
+    live, may_go_on = device_kv(), threading.Event()
+    carve = live.slabs.carve
+
+    def slow(num_bytes: int) -> Any:
+        may_go_on.wait()
+        return carve(num_bytes)
+
+    monkeypatch.setattr(live.slabs, "carve", slow)
+    append(live, list(range(8)))
+    block = live.export(2, 8)
+    live.truncate(4)
+    append(live, [90, 91, 92])
+    may_go_on.set()
+    assert has(block, list(range(2, 8)))
+    assert holds(live, [0, 1, 2, 3, 90, 91, 92])
 
 
 def test_what_is_appended_behind_does_not_wait_for_a_copy_down() -> None:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from chatcache.cache.segments import LostBlockError
 from chatcache.cache.tensors.blocks import DTYPES, ResidentBlock, TensorBlock, memory_of
@@ -50,17 +52,17 @@ class ArrivingLayer(BucketLayer):  # type: ignore[no-untyped-call]
             self._compute.follow(self.arrival)
             self.arrival = None
 
-    def slot(self, kind: str, start: int, stop: int) -> torch.Tensor:
+    def slot(self, kind: str, start: int, stop: int) -> Tensor:
         """`[num_kv_heads, stop - start, head_dim]`, to copy to behind what is on its way."""
         return self.home.tensors[kind][0, :, start:stop]
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         self.arrive()
         return super().update(key_states, value_states, *args, **kwargs)
 
-    def view(self, kind: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    def view(self, kind: str, start: int = 0, stop: int | None = None) -> Tensor:
         self.arrive()
         return super().view(kind, start, stop)
 
@@ -69,19 +71,45 @@ class ArrivingLayer(BucketLayer):  # type: ignore[no-untyped-call]
         super()._move(room, is_same=is_same)
 
 
-@dataclass(frozen=True, slots=True)
 class _Export:
-    """Live tokens before `stop` are read until `block` has arrived."""
+    """Live tokens before `stop` are read until `block` has arrived. `computed` is when `runs` can
+    be read. Shared by the thread that computes and that of the copies."""
 
-    stop: int
-    block: SlabBlock
+    def __init__(self, stop: int, block: SlabBlock, runs: Mapping[str, Tensor], computed: Event):
+        self.stop, self.block = stop, block
+        self._runs, self._computed = runs, computed
+        self._lock = threading.Lock()
+        self._has_begun = False
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(run.shape) for name, run in self._runs.items()}
+
+    def begin(self) -> tuple[Mapping[str, Tensor], Event]:
+        """What to copy, and behind what: from now on it stays that."""
+        with self._lock:
+            self._has_begun = True
+            return self._runs, self._computed
+
+    def detach(self, compute: Stream) -> bool:
+        """Read a copy on the device instead of the live path, whose memory is free at once; False:
+        the copies have begun, or there is no room."""
+        with self._lock:
+            if self._has_begun:
+                return False
+            try:
+                self._runs = {name: run.clone() for name, run in self._runs.items()}
+            except torch.OutOfMemoryError:
+                return False
+            self._computed, self.stop = compute.mark(), 0
+            return True
 
 
 @dataclass(frozen=True, slots=True)
 class _Loading:
     """Tensors for the positions from `start` on; `owner` has their memory."""
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Tensor]
     start: int
     owner: TensorBlock
 
@@ -131,13 +159,19 @@ class DeviceKV(LiveKV):
     def is_staged(self) -> bool:
         return True
 
+    @property
+    def is_queueing(self) -> bool:
+        return True
+
     # on the device
 
+    @torch.inference_mode()
     def truncate(self, num_tokens: int) -> None:
         self._in_flight.release()
         self._exports = [export for export in self._exports if not export.block.has_arrived()]
         for export in self._exports:
-            if export.stop > num_tokens:  # what comes next is written where this is still read
+            # What comes next is written where this is still read.
+            if export.stop > num_tokens and not export.detach(self._compute):
                 with contextlib.suppress(LostBlockError):
                     export.block.tensors_behind(self._compute)
         self._loadings = [load for load in self._loadings if load.start < num_tokens]
@@ -154,30 +188,31 @@ class DeviceKV(LiveKV):
         self.arrive()
         return super().claim_buckets(start, stop)
 
-    def _runs(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+    def _runs(self, start: int, stop: int) -> dict[str, Tensor]:
         self.flush()
         return super()._runs(start, stop)
 
     # down
 
     @torch.inference_mode()
-    def export(
-        self, start: int, stop: int, states: dict[str, torch.Tensor] | None = None
-    ) -> SlabBlock:
+    def export(self, start: int, stop: int, states: dict[str, Tensor] | None = None) -> SlabBlock:
         """Tokens `start` to `stop` on their way into host memory; nothing waits for them here."""
         runs = self._runs(start, stop)
         block = SlabBlock(sum(run.nbytes for run in runs.values()), states)
-        self._exports.append(_Export(stop, block))
-        self._sender.submit(self._send, block, runs, self._compute.mark())
+        export = _Export(stop, block, runs, self._compute.mark())
+        self._exports.append(export)
+        self._sender.submit(self._send, export)
         return block
 
     @torch.inference_mode()
-    def _send(self, block: SlabBlock, runs: Mapping[str, torch.Tensor], computed: Event) -> None:
+    def _send(self, export: _Export) -> None:
         """Queue the copies into a block (in the thread of the copies)."""
+        block = export.block
+        runs: Mapping[str, Tensor] = {}
         memory: SlabTensors | None = None
-        try:
-            shapes = {name: tuple(run.shape) for name, run in runs.items()}
-            memory = carve_tensors(self.slabs, shapes, self._dtype, _SHARED_PIECE_BYTES)
+        try:  # slabs may take long to be made
+            memory = carve_tensors(self.slabs, export.shapes, self._dtype, _SHARED_PIECE_BYTES)
+            runs, computed = export.begin()
             self._down.follow(computed)
             for name, run in runs.items():
                 copy_run(self._down, memory.tensors[name], run)
