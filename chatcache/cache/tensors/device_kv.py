@@ -176,6 +176,10 @@ class DeviceKV(LiveKV):
     def is_staged(self) -> bool:
         return True
 
+    @property
+    def is_queueing(self) -> bool:
+        return True
+
     # on the device
 
     @torch.inference_mode()
