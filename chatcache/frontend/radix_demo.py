@@ -34,6 +34,7 @@ NUM_STEPS = 9
 ANSWER_TOKENS = 8
 LONG_ANSWER_TOKENS = 40
 SETTLE_SECONDS = 20.0
+QUIET_SECONDS = 0.03  # the writer has nothing more to do
 
 SYSTEM = "You are a helpful assistant."
 HELLO = "Hello!"
@@ -102,8 +103,7 @@ class DemoStep:
     @property
     def ram_bytes(self) -> int:
         """What segments take in RAM."""
-        segments = self.shape.segments
-        return sum(segment.num_bytes for segment in segments if "ram" in segment.tiers)
+        return _ram_bytes(self.shape)
 
 
 class RadixDemo:
@@ -211,16 +211,26 @@ class RadixDemo:
         )
 
     def _settled(self) -> TreeShape:
-        """The tree, once what has no room in RAM is on disk and out of RAM."""
+        """The tree, once what has no room in RAM is on disk and out of RAM, and all is quiet."""
         give_up_at = time.monotonic() + SETTLE_SECONDS
-        while True:
-            shape = self._service.study(AskTree(num_events=256))
-            if not isinstance(shape, TreeShape):
-                raise UnavailableError("The engine does not tell its tree.", "Update chatcache.")
-            in_ram = [segment.num_bytes for segment in shape.segments if "ram" in segment.tiers]
-            if sum(in_ram) <= RAM_BUDGET or time.monotonic() > give_up_at:
-                return shape
-            time.sleep(0.01)
+        shape = self._tree()
+        while time.monotonic() < give_up_at:
+            if self._has_disk:
+                time.sleep(QUIET_SECONDS)
+            before, shape = shape, self._tree()
+            if _ram_bytes(shape) <= RAM_BUDGET and shape.events == before.events:
+                break
+        return shape
+
+    def _tree(self) -> TreeShape:
+        shape = self._service.study(AskTree(num_events=256))
+        if not isinstance(shape, TreeShape):
+            raise UnavailableError("The engine does not tell its tree.", "Update chatcache.")
+        return shape
+
+
+def _ram_bytes(shape: TreeShape) -> int:
+    return sum(segment.num_bytes for segment in shape.segments if "ram" in segment.tiers)
 
 
 def settings_options(directory: str, *, has_disk: bool) -> dict[str, Any]:

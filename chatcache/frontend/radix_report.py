@@ -9,6 +9,7 @@ from chatcache import formatting as fmt
 from chatcache.frontend.lens import tree_view
 from chatcache.frontend.lens import tree_words as words
 from chatcache.frontend.lens.page import flow, text_of
+from chatcache.frontend.lens.tree_lines import edge_data, event_data, tree_lines
 from chatcache.frontend.radix_demo import NUM_STEPS, RAM_BUDGET, DemoStep, DemoTurn
 
 MAX_ROWS = 40
@@ -52,9 +53,7 @@ def drawn(step: DemoStep, width: int) -> Iterator[str]:
     for sentence in _changes(step):
         yield from _flowed(f"{sentence}.", width)
     yield from _flowed(f"in RAM: {_ram_use(step)}.", width)
-    lines = tree_view.tree_lines(
-        step.shape, step.pieces, width, step.at, MAX_ROWS, signs=_signs(step)
-    )
+    lines = tree_lines(step.shape, step.pieces, width, step.at, MAX_ROWS, signs=_signs(step))
     yield from map(text_of, lines)
 
 
@@ -78,8 +77,8 @@ def data(step: DemoStep) -> dict[str, Any]:
         "expected": step.expected,
         "turns": [_turn_data(turn) for turn in step.turns],
         "ram_bytes": step.ram_bytes,
-        "edges": [tree_view.edge_data(edge, step.pieces) for edge in step.shape.edges],
-        "events": [tree_view.event_data(event, step.pieces) for event in step.events],
+        "edges": [edge_data(edge, step.pieces) for edge in step.shape.edges],
+        "events": [event_data(event, step.pieces) for event in step.events],
     }
 
 

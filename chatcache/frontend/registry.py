@@ -134,7 +134,7 @@ COMMANDS: tuple[Command, ...] = (
         VIEW,
         "f6",
         "[VIEW]",
-        plain_argument="[VIEW] [TURN] [token N] [layer N] [head N]",
+        plain_argument="[VIEW] [TURN] [token N] [layer N] [head N] [beside MODEL]",
     ),
     Command("lint", "what makes this chat's beginning change", VIEW),
     Command("stats", "what the cache did for this chat", VIEW),

@@ -44,10 +44,10 @@ def price_words(price: TurnPrice) -> str:
     return f"{words} (saved {money(price.saved, price.currency)})" if price.saved else words
 
 
-def money(amount: float, currency: str) -> str:
-    """An amount to two digits that mean something: `$1.20`, `$0.0042`, `0.35 CHF`."""
+def money(amount: float, currency: str, digits: int = 2) -> str:
+    """An amount to `digits` digits that mean something: `$1.20`, `$0.0042`, `0.35 CHF`."""
     decimals = 2
-    while decimals < 8 and 0 < amount < 10 ** (1 - decimals):
+    while decimals < 8 and 0 < amount < 10 ** (digits - 1 - decimals):
         decimals += 1
     text = f"{amount:,.{decimals}f}"
     sign = _SIGNS.get(currency)

@@ -102,7 +102,7 @@ def test_a_step_in_float32_gives_the_logits_and_the_cache_of_the_modules(name: s
     logits = through_modules(model, IDS, expected)
     through_modules(model, IDS[:20], kv)
     for position in range(20, 60):
-        got = step(kv, int(IDS[position]), position)[0]
+        got = step(kv, [int(IDS[position])], position)[0]
         assert (got - logits[position]).abs().max() < 2e-4 * logits.abs().max()
     for ours, theirs in zip(kv.growing, expected.growing, strict=True):
         for kind in ("key", "value"):
@@ -115,7 +115,7 @@ def test_a_step_with_blocks_from_the_first_token_on(name: str, kind: str) -> Non
     model = build(CONFIGS[name], torch.float32, kind)
     step, kv = DecodeStep(model), live(model)
     logits = through_modules(model, IDS, live(model))
-    got = torch.cat([step(kv, int(token), at) for at, token in enumerate(IDS)])
+    got = torch.cat([step(kv, [int(token)], at) for at, token in enumerate(IDS)])
     assert (got - logits).abs().max() < 5e-3 * logits.abs().max()
     assert torch.equal(got.argmax(-1), logits.argmax(-1))
 
@@ -127,11 +127,12 @@ def test_a_step_in_bfloat16_is_nearer_to_the_exact_logits_than_the_modules(
     model = build(CONFIGS["qwen3"], torch.bfloat16, kind)
     exact = build(CONFIGS["qwen3"], torch.float32, kind)
     step, kv = DecodeStep(model), live(model)
-    got = torch.cat([step(kv, int(token), at) for at, token in enumerate(IDS)])
-    rounded = through_modules(model, IDS, live(model))
+    ids = torch.cat([IDS, IDS])  # more than are multiplied with the blocks as they lie
+    got = torch.cat([step(kv, [int(token)], at) for at, token in enumerate(ids)])
+    rounded = through_modules(model, ids, live(model))
     weights = {k: v.float() for k, v in model.state_dict().items() if v.dtype is torch.bfloat16}
     exact.load_state_dict(weights, strict=False)
-    logits = through_modules(exact, IDS, live(exact))
+    logits = through_modules(exact, ids, live(exact))
     assert (got - logits).pow(2).mean() < (rounded - logits).pow(2).mean()
 
 
@@ -147,14 +148,32 @@ def test_bits_depend_neither_on_threads_nor_on_the_room_nor_on_where_a_path_was_
             step, kv = DecodeStep(model), live(model)
             kv.reserve(room)
             for at, token in enumerate(IDS):
-                logits = step(kv, int(token), at)
+                logits = step(kv, [int(token)], at)
             kv.truncate(30)
             for at in range(30, 60):
-                logits = step(kv, int(IDS[at]), at)
+                logits = step(kv, [int(IDS[at])], at)
             results.append(logits)
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "biases", "llama, one key head", "qwen3", "smollm3"])
+def test_a_token_gets_the_same_bits_alone_and_among_others(name: str, dtype: torch.dtype) -> None:
+    model = build(CONFIGS[name], dtype, "Q4_0")
+    step, alone = DecodeStep(model), live(model)
+    logits = [step(alone, [int(token)], at) for at, token in enumerate(IDS)]
+    for sizes in ((60,), (7, 1, 2, 3, 47), (33, 4, 23)):
+        kv, stop = live(model), 0
+        for size in sizes:
+            ids = IDS[stop : stop + size].tolist()
+            got = step(kv, ids, stop)
+            stop += size
+            assert torch.equal(got, logits[stop - 1])
+        for ours, theirs in zip(kv.growing, alone.growing, strict=True):
+            for kind in ("key", "value"):
+                assert torch.equal(ours.view(kind), theirs.view(kind))
 
 
 def test_a_path_that_grows_past_its_buffers_and_its_scores() -> None:
@@ -163,7 +182,7 @@ def test_a_path_that_grows_past_its_buffers_and_its_scores() -> None:
     step, kv = DecodeStep(model), live(model)
     through_modules(model, ids[:1000], kv)
     for position in range(1000, 1100):
-        got = step(kv, int(ids[position]), position)
+        got = step(kv, [int(ids[position])], position)
     expected = through_modules(model, ids, live(model))[-1]
     assert (got[0] - expected).abs().max() < 5e-3 * expected.abs().max()
 
@@ -172,9 +191,9 @@ def test_a_path_that_grows_past_its_buffers_and_its_scores() -> None:
 def test_numbers_that_are_not_finite_are_not_hidden() -> None:
     model = build(CONFIGS["llama"], torch.float32, "Q8_0")
     step, kv = DecodeStep(model), live(model)
-    step(kv, 1, 0)
+    step(kv, [1], 0)
     next(iter(kv.growing)).view("key")[0, 0, 0, 3] = float("nan")
-    assert torch.isnan(step(kv, 2, 1)).any()
+    assert torch.isnan(step(kv, [2], 1)).any()
 
 
 @pytest.mark.parametrize(

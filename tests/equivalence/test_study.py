@@ -17,6 +17,7 @@ from chatcache.backends.local.model.cut_policy import ANY_TOKEN_FAMILIES, cut_po
 from chatcache.backends.local.run.assemble import build_context
 from chatcache.backends.local.run.live_context import LiveContext, LivePath
 from chatcache.backends.local.run.sampling import Sampler
+from chatcache.backends.local.run.threads import Threads
 from chatcache.backends.local.study import attention
 from chatcache.backends.local.study.attention import AttentionStudy
 from chatcache.backends.local.study.beside import Beside
@@ -380,3 +381,21 @@ def test_what_sampling_cannot_do_is_said(qwen: IdsEngine) -> None:
         asked.next_tokens(ids, temperature=1.0, top_p=-3.0)
     with pytest.raises(UsageError, match="0 tokens"):
         asked.next_tokens(ids, 0)
+
+
+def test_what_is_computed_for_a_question_says_nothing_of_the_pace_of_turns(
+    qwen: IdsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = talk(qwen).ids
+    threads = Threads(2, lambda most: False)
+    noted: list[float] = []
+    monkeypatch.setattr(threads._chooser, "note", lambda seconds, now: noted.append(seconds))
+    monkeypatch.setattr(qwen.context.path.forward, "_threads", threads)
+    before = qwen.rates.prefill_tokens_per_second
+    asked = Asked(qwen)
+    asked.attention(ids, 12, 20)
+    asked.next_tokens(ids)
+    asked.next_tokens([*ids[:5], *OTHER])
+    assert (noted, qwen.rates.prefill_tokens_per_second) == ([], before)
+    qwen.context.step(5, len(ids))
+    assert len(noted) == 1

@@ -323,3 +323,18 @@ def test_a_question_that_means_nothing_is_refused_and_the_connection_goes_on(
         assert "does not know this question" in error.message
     first.ask("hello")
     assert first.wait_for(TurnFinished).result.text == "so hello"
+
+
+def test_idle_work_goes_on_after_a_study(front_ends: list[FrontEnd], tmp_path: Path) -> None:
+    from chatcache.backends.base import CacheEvent, Prepare, Prepared
+
+    first, second, _ = front_ends
+    (tmp_path / ENOUGH).touch()
+    turn = TurnRequest("p", (ChatMessage("user", "until cancelled"),))
+    first.send(wire.PrepareTurn(Prepare("idle", "draft", turn)))
+    first.wait_for(CacheEvent, text="begun")
+    ask_study(second, Tokenize("x", model="slow"))
+    assert told(second) == TokenPieces((), tokenizer="Tokenize")
+    assert isinstance(first.channel.receive(), CacheEvent)  # once more, and no end was told
+    first.send(wire.CancelPrepare())
+    assert first.wait_for(Prepared).was_cancelled

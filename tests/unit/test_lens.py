@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from textual.color import Color
 
 from chatcache import formatting as fmt
+from chatcache.backends.questions import Tokenize, TokenPiece, TokenPieces
 from chatcache.backends.usage import CacheReport, Figures, Timings, Usage
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
@@ -26,6 +27,7 @@ from chatcache.frontend.lens.page import Mark, Marked, Page, flow, line, text_of
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.spoken import opened, said
 from chatcache.frontend.lens.views import VIEW_NAMES
+from chatcache.token_ids import TokenIds
 from chatcache.tui.look.contrast import ratio
 from tests.fakes import FakeBackend
 
@@ -167,6 +169,12 @@ def test_a_turn_that_reused_nothing_says_why() -> None:
     assert "about 1.00 s" in slow.answer
 
 
+def test_a_turn_that_was_slow_in_spite_of_reuse_is_not_called_quick() -> None:
+    quick = asked(2, figures(50, 10, 5.0), 67)[0]
+    assert quick.question == "Why was turn 2 slow?"
+    assert "the machine was busy" in quick.answer
+
+
 def test_nothing_is_invented_where_nothing_is_known() -> None:
     answers = asked(2, figures(50, 10, None), 67)
     assert all("about" not in part.answer for part in answers)
@@ -187,6 +195,26 @@ def test_what_is_typed_behind_lens(source: LensSource) -> None:
         assert "/lens [VIEW]" in caught.value.hint
     with pytest.raises(NotFoundError):
         opened(source, ["9"])
+
+
+def test_two_tokenizers_on_what_was_asked(source: LensSource) -> None:
+    backend = source.service.backend
+    assert isinstance(backend, FakeBackend)
+    with pytest.raises(UsageError, match="model to compare with is missing"):
+        opened(source, ["beside"])
+    lens = opened(source, ["beside", "smollm2"])
+    with pytest.raises(UnavailableError):
+        lens.page_now(80)
+    backend.study_answers[Tokenize] = TokenPieces(
+        (TokenPiece(0, "tw"), TokenPiece(1, "o")), TokenIds([0, 1]), "chars"
+    )
+    lens.refresh()
+    page = lens.page_now(80)
+    assert page.data["text"] == "two"
+    assert page.data["groups"] == [{"a": ["tw"], "b": ["tw"]}, {"a": ["o"], "b": ["o"]}]
+    lens.press("mode", 80)  # back to the tokens of the turn
+    assert lens.state.tokenizer == ""
+    assert "cut" in lens.page_now(80).data
 
 
 def test_a_view_in_sentences(source: LensSource) -> None:

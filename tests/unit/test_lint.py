@@ -407,3 +407,10 @@ def test_the_line_of_the_panel_fits_and_is_there_only_with_a_finding() -> None:
         assert width(line) <= 34
         assert RULE_WORDS[rule] in line
     assert not any("/lint" in str(line) for line in drawing.lines(PanelState(), 34, 0.0))
+
+
+def test_the_panel_of_one_line_names_the_command_where_there_is_a_finding() -> None:
+    figures = past(2, "new_user_turn", 4, 90).figures
+    for words, is_there in (("date in system prompt", True), ("", False)):
+        line = drawing.compact_line(PanelState(figures=figures, lint=words), 60)
+        assert ("! /lint" in "".join(piece.text for piece in line)) is is_there

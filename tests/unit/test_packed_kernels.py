@@ -73,7 +73,7 @@ def test_products_are_those_of_the_unpacked_weights(
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_row_gives_the_same_bits_alone_and_among_others(name: str) -> None:
     layer = BlockLinear(random_blocks(name, 37, 768))
-    most = max_few(KINDS[name], torch.float32)
+    most = max_few(KINDS[name])
     states = torch.randn((most, 768), generator=torch.Generator().manual_seed(3))
     alone = torch.cat([layer(row[None]) for row in states])
     for num_rows in (2, 3, 5, 7, most):

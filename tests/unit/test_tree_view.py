@@ -135,6 +135,15 @@ def test_the_sentences_say_the_same_without_drawing(bench: Bench) -> None:
     assert not set("├└│·↵") & set(told)
 
 
+def test_a_step_is_told_with_the_edges_that_it_happened_to(bench: Bench) -> None:
+    facts = facts_of(bench)
+    changes = [event.change for event in facts.shape.events]
+    split = tree_view.page(facts, 80, TreeState(step=changes.index("split") + 1))
+    assert "It happened to edges 2, 3." in split.sentences
+    blind = tree_view.page(facts_of(bench, has_model=False), 80)
+    assert not [sentence for sentence in blind.sentences if "#" in sentence]
+
+
 def test_a_tree_that_is_empty_says_so() -> None:
     page = tree_view.page(TreeFacts(TreeShape(()), 1.0, has_engine=False), 80, NOW)
     assert "The tree is empty: nothing is remembered yet." in lines_of(page)

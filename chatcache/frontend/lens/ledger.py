@@ -21,6 +21,7 @@ from chatcache.frontend.servers import money
 
 TITLE = "Ledger"
 NAMES = 34  # cells for what a line is called
+DIGITS = 3  # bills that are to be compared
 SERVER_ROWS = {
     "prompt_tokens": "prompt tokens",
     "cached_tokens": "cached there",
@@ -128,7 +129,7 @@ def _bill_rows(shown: Bill) -> list[_Row]:
     other = next(ttl for ttl in shown.totals if ttl != prices.ttl)
 
     def price(read: Callable[[Bill], float]) -> _Cell:
-        return lambda account: money(read(account.bill), prices.currency)
+        return lambda account: money(read(account.bill), prices.currency, DIGITS)
 
     def tokens(name: str) -> _Cell:
         return lambda account: f"{getattr(account.bill.tokens, name):,}"
@@ -223,10 +224,8 @@ def _account_sentences(who: str, shown: Account) -> Iterable[str]:
 
 def _bill_words(found: Bill) -> str:
     currency = found.prices.currency
-    words = (
-        f"A hosted model would bill {money(found.total, currency)}, and without a cache"
-        f" {money(found.uncached, currency)}"
-    )
+    total, uncached = (money(amount, currency, DIGITS) for amount in (found.total, found.uncached))
+    words = f"A hosted model would bill {total}, and without a cache {uncached}"
     if found.own:
         words += f"; servers with their own prices cost {_own(found)}"
     if found.num_unknown:

@@ -216,7 +216,7 @@ def _bar(share: float, most: float, cells: int) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
 def _cost(told: NextTokens) -> str:

@@ -26,6 +26,7 @@ from chatcache.chat.service import ChatService
 from chatcache.chat.views import ForkPoint, TranscriptMessage
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.frontend.accounts import LedgerFacts, gather
+from chatcache.frontend.lens.compare_view import CompareFacts, questions
 
 NOT_LOADED = "No model is loaded"
 
@@ -106,6 +107,14 @@ class LensSource:
         """The same by id."""
         found = self.pieces(tokenizer_id, question)
         return {piece.token_id: piece for piece in found.pieces} if found else {}
+
+    def comparison(self, text: str, tokenizer: str) -> CompareFacts:
+        """A text as the tokens of the loaded model and of another one. Raises ChatcacheError where
+        one of them cannot be had."""
+        own, other = (self.study(each) for each in questions(text, tokenizer))
+        if not isinstance(own, TokenPieces) or not isinstance(other, TokenPieces):
+            raise UnavailableError("The engine did not tell the tokens.", "Try again.")
+        return CompareFacts(text, own, other)
 
     def shape(self, reading: TurnReading) -> ModelShape | None:
         """The numbers of the model that answered a turn; None unless it is the one that is

@@ -16,14 +16,15 @@ from chatcache.frontend.lens.views import VIEW_NAMES
 _WIDTH = 80
 _NUMBERS = ("token", "layer", "head", "step")
 _HINT = (
-    "Say /lens [VIEW] [TURN] [token N] [layer N] [head N] [step N]."
+    "Say /lens [VIEW] [TURN] [token N] [layer N] [head N] [step N] [beside MODEL]."
     f" Views: {', '.join(VIEW_NAMES)}."
 )
 
 
 def opened(source: LensSource, words: Sequence[str]) -> Lens:
     """A lens on what the words name: a view, a turn as a number, `token 5`, `layer 2`, `head 0`,
-    `step 3`, `ids`. May block. Raises UsageError or NotFoundError."""
+    `step 3`, `ids`, `beside smollm2` (a second tokenizer). May block. Raises UsageError or
+    NotFoundError."""
     view, state, turn = "", LensState(), None
     rest = iter(words)
     for word in rest:
@@ -33,6 +34,9 @@ def opened(source: LensSource, words: Sequence[str]) -> Lens:
             turn = _number(word, next(rest, ""))
         elif word in _NUMBERS:
             state = _with_number(state, word, _number(word, next(rest, "")))
+        elif word == "beside":
+            state = replace(state, tokenizer=_model(next(rest, "")))
+            view = view or "tokens"
         elif word == "ids":
             state = replace(state, has_ids=True)
         elif view:
@@ -49,6 +53,12 @@ def opened(source: LensSource, words: Sequence[str]) -> Lens:
 def _with_number(state: LensState, name: str, number: int) -> LensState:
     changes: dict[str, Any] = {name: number}
     return replace(state, **changes)
+
+
+def _model(word: str) -> str:
+    if not word:
+        raise UsageError("The model to compare with is missing.", "Say /lens beside MODEL.")
+    return word
 
 
 def _number(name: str, word: str) -> int:

@@ -2,7 +2,7 @@
 
 An event says which segments it happened to, so undoing one is taking a segment off the edges, or
 putting it back on them, or joining what was split. What the events do not tell, such as when a
-segment had been used before, is not known. Pure.
+segment had been used before and what was live, is not known. Pure.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ class _Branch:
     above: _Branch | None
     labels: list[str] = field(default_factory=list)
     below: list[_Branch] = field(default_factory=list)
-    is_live: bool = False
 
     @property
     def stop(self) -> int:
@@ -46,8 +45,7 @@ class _Tree:
         branches = [self._root]
         for edge in shape.edges:
             above = branches[edge.parent + 1]
-            labels, is_live = list(edge.segments), edge.is_live
-            branches.append(_Branch(edge.ids, edge.start, above, labels, is_live=is_live))
+            branches.append(_Branch(edge.ids, edge.start, above, list(edge.segments)))
             above.below.append(branches[-1])
         # The size of a segment, to share its bytes out to its edges.
         self._num_tokens: dict[str, int] = {}
@@ -99,7 +97,6 @@ class _Tree:
             hits=max((holder.hits for holder in holders), default=0),
             last_used=0.0,
             is_pinned=any(holder.is_pinned for holder in holders),
-            is_live=branch.is_live,
             segments=tuple(branch.labels),
         )
 
@@ -182,7 +179,6 @@ class _Tree:
         """`branch` keeps its first ids."""
         start = branch.start + length
         lower = _Branch(branch.ids[length:], start, branch, [*branch.labels], branch.below)
-        lower.is_live = branch.is_live
         for below in lower.below:
             below.above = lower
         branch.ids, branch.below = branch.ids[:length], [lower]

@@ -1,15 +1,13 @@
 """The radix tree of a namespace, edge by edge, and its last changes step by step.
 
-Owns the facts of this view, what of them is on the page, and the shape of the drawing. An edge
-takes one line; the tree branches where the drawing does, and an edge that alone goes on from the
-one above it stands below it at the same depth. Pure.
+Owns the facts of this view, what of them is on the page, and where one can go in it. All but
+`read` is pure.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,9 +22,10 @@ from chatcache.backends.questions import (
 )
 from chatcache.errors import UnavailableError
 from chatcache.frontend.lens import tree_words as words
-from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line
+from chatcache.frontend.lens.page import Line, Marked, Page, flow, line
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.state import LensKey
+from chatcache.frontend.lens.tree_lines import edge_data, event_data, tree_lines
 from chatcache.frontend.lens.tree_replay import after_event
 from chatcache.frontend.lens.view import moved
 from chatcache.token_ids import TokenIds
@@ -36,9 +35,6 @@ KEYS = "↑↓ edge · ←→ what happened, step by step"
 ASK_FOR_MODEL = "Tokens are shown by their ids: Enter loads the model for their text."
 LEGEND = "R RAM · D disk · C neither · P pinned · L live now · [X] a control token"
 _SHOWN_IDS = 48  # of an edge, more than a line has room for
-_MAX_LEAD = 16
-_WIDE = 60  # cells that all columns need
-_MIN_TEXT = 8
 _MIN_ROWS = 3
 _MAX_SENTENCES = 40
 MAX_EVENTS = 256
@@ -112,7 +108,7 @@ def page(facts: TreeFacts, width: int, state: TreeState = NOW, height: int | Non
     return Page(
         TITLE,
         (*above, *drawn, *below),
-        tuple(_sentences(facts, shape, event, state)),
+        tuple(_sentences(facts, shape, event, touched, state.step)),
         _data(facts, shape, event),
         KEYS,
     )
@@ -150,36 +146,6 @@ def _below(
             yield line(Marked(part, "muted"))
 
 
-def tree_lines(
-    shape: TreeShape,
-    pieces: words.Pieces,
-    width: int,
-    now: float,
-    rows: int,
-    chosen: int = -1,
-    signs: Mapping[int, str] | None = None,
-) -> list[Line]:
-    """A header and a line per edge, at most `rows` of them, with the chosen one in view. `signs`
-    stand before the edges with these numbers."""
-    if not shape.edges:
-        return [line("The tree is empty: nothing is remembered yet.")]
-    first, last = _window(len(shape.edges), rows, chosen)
-    leads = _leads(shape.edges)
-    signs = signs or {}
-    columns = f"{'WHERE':<11} {'SHARED':>6} {'HITS':>4} {'USED':>6}" if width >= _WIDE else "IN "
-    lines = [line(Marked(f"  {'TOKENS':>6} {columns} PL TEXT", "muted"))]
-    if first:
-        lines.append(line(Marked(f"  ... {first:,} more above", "muted")))
-    for number in range(first, last):
-        pointer = signs.get(number, ">" if number == chosen else " ")
-        mark: Mark = "cut" if number in signs else "chosen" if number == chosen else ""
-        edge, lead = shape.edges[number], leads[number]
-        lines.append(_edge_line(edge, lead, pointer, mark, pieces, width, now))
-    if last < len(shape.edges):
-        lines.append(line(Marked(f"  ... {len(shape.edges) - last:,} more below", "muted")))
-    return lines
-
-
 # What is on the page
 
 
@@ -208,65 +174,6 @@ def _chosen(shape: TreeShape, touched: Sequence[int], chosen: int | None) -> int
     return max(latest, key=lambda number: (shape.edges[number].last_used, number), default=0)
 
 
-def _window(total: int, rows: int, chosen: int) -> tuple[int, int]:
-    """The first edge that is drawn, and the one behind the last."""
-    first = max(0, min(chosen - rows // 2, total - rows))
-    return first, min(total, first + rows)
-
-
-def _leads(edges: Sequence[TreeEdge]) -> list[str]:
-    """The branches that are drawn before the text of each edge."""
-    num_children = Counter(edge.parent for edge in edges)
-    num_drawn: Counter[int] = Counter()
-    below: dict[int, str] = {-1: ""}
-    leads = []
-    for number, edge in enumerate(edges):
-        above = below[edge.parent]
-        num_drawn[edge.parent] += 1
-        if num_children[edge.parent] == 1:
-            leads.append(above)
-            below[number] = above
-            continue
-        is_last = num_drawn[edge.parent] == num_children[edge.parent]
-        leads.append(above + ("└ " if is_last else "├ "))
-        below[number] = above + ("  " if is_last else "│ ")
-    return [lead if len(lead) <= _MAX_LEAD else f"…{lead[-_MAX_LEAD + 1 :]}" for lead in leads]
-
-
-def _edge_line(
-    edge: TreeEdge,
-    lead: str,
-    pointer: str,
-    mark: Mark,
-    pieces: words.Pieces,
-    width: int,
-    now: float,
-) -> Line:
-    """On a narrow screen without the columns that can be asked for by choosing the edge."""
-    flags = ("P" if edge.is_pinned else "") + ("L" if edge.is_live else "")
-    shared = f"{edge.num_below:,}" if edge.num_below > 1 else ""
-    hits = f"{edge.hits:,}" if edge.hits else ""
-    place, figures = f"{words.letters(edge):<3}", f" {flags:<2} "
-    if width >= _WIDE:
-        place += f"{words.place(edge):<8}"
-        figures = f" {shared:>6} {hits:>4} {words.age(edge.last_used, now):>6}{figures}"
-    before = f"{pointer} {len(edge.ids):>6,} "
-    room = max(_MIN_TEXT, width - fmt.width(before + place + figures + lead))
-    return line(
-        Marked(before, mark),
-        Marked(place, _mark(edge)),
-        figures,
-        Marked(lead, "muted"),
-        Marked(words.shown(edge.ids, pieces, room), mark),
-    )
-
-
-def _mark(edge: TreeEdge) -> Mark:
-    if "ram" in edge.tiers or "vram" in edge.tiers:
-        return "ram"
-    return "disk" if edge.tiers else "computed"
-
-
 def _summary(facts: TreeFacts, shape: TreeShape) -> str:
     num_tokens = sum(len(edge.ids) for edge in shape.edges)
     num_bytes = sum(edge.num_bytes for edge in shape.edges)
@@ -286,7 +193,7 @@ def _event_lines(facts: TreeFacts, event: TreeEvent, step: int, width: int) -> I
     for part in flow(_step_title(facts, event, step), width):
         yield line(Marked(part, "strong"))
     sentence = words.event_words(event, facts.pieces)
-    for part in flow(f"{sentence[:1].upper()}{sentence[1:]}.", width):
+    for part in flow(f"{_capital(sentence)}.", width):
         yield line(part)
 
 
@@ -328,25 +235,38 @@ def _edge_sentence(edge: TreeEdge, facts: TreeFacts) -> str:
 
 
 def _sentences(
-    facts: TreeFacts, shape: TreeShape, event: TreeEvent | None, state: TreeState
+    facts: TreeFacts,
+    shape: TreeShape,
+    event: TreeEvent | None,
+    touched: Sequence[int],
+    step: int,
 ) -> Iterator[str]:
     yield f"{TITLE}: {_summary(facts, shape).replace(' · ', ', ')}."
     if event is not None:
-        yield f"{_step_title(facts, event, state.step)}."
-        yield f"{words.event_words(event, facts.pieces)}."
+        when = "before this change" if event.is_gone else "after this change"
+        yield f"Step {step:,} of {len(facts.shape.events):,}, at {words.clock(event.at)}."
+        yield f"{_capital(words.event_words(event, facts.pieces))}."
+        if touched:
+            numbers = ", ".join(f"{number + 1:,}" for number in touched)
+            yield f"It happened to {'edge' if len(touched) == 1 else 'edges'} {numbers}."
+        yield f"The tree as it was {when}:"
     yield from edge_sentences(facts, shape)
     if event is None:
         for past in facts.shape.events[-3:]:
             yield f"At {words.clock(past.at)}: {words.event_words(past, facts.pieces)}."
 
 
+def _capital(sentence: str) -> str:
+    return f"{sentence[:1].upper()}{sentence[1:]}"
+
+
 def edge_sentences(facts: TreeFacts, shape: TreeShape) -> Iterator[str]:
     """The edges of a tree, the first of them, one sentence each."""
     for number, edge in enumerate(shape.edges[:_MAX_SENTENCES]):
         above = f"behind edge {edge.parent + 1}" if edge.parent >= 0 else "at the root"
-        text = words.spoken(edge.ids, facts.pieces, 60)
-        tokens = fmt.plural(len(edge.ids), "token")
-        yield f"Edge {number + 1}, {above}, {tokens}, {text}. {_edge_sentence(edge, facts)}"
+        said = [f"Edge {number + 1}", above, fmt.plural(len(edge.ids), "token")]
+        said += filter(None, [words.spoken(edge.ids, facts.pieces, 60)])
+        yield f"{', '.join(said)}. {_edge_sentence(edge, facts)}"
     if (num_more := len(shape.edges) - _MAX_SENTENCES) > 0:
         yield f"{fmt.plural(num_more, 'edge')} more."
 
@@ -359,40 +279,4 @@ def _data(facts: TreeFacts, shape: TreeShape, event: TreeEvent | None) -> dict[s
         "segments_not_shown": shape.num_more,
         "events": [event_data(past, facts.pieces) for past in facts.shape.events],
         "after_event": None if event is None else event.number,
-    }
-
-
-def edge_data(edge: TreeEdge, pieces: words.Pieces) -> dict[str, Any]:
-    """An edge for programs; `parent` is the index of an edge, -1 at the root."""
-    return {
-        "parent": edge.parent,
-        "start": edge.start,
-        "stop": edge.stop,
-        "tokens": len(edge.ids),
-        "token_ids": edge.ids.to_list(),
-        "text": words.shown(edge.ids, pieces, 60) if pieces else None,
-        "tiers": list(edge.tiers),
-        "bytes": edge.num_bytes,
-        "paths": edge.num_below,
-        "hits": edge.hits,
-        "last_used": edge.last_used or None,
-        "pinned": edge.is_pinned,
-        "live": edge.is_live,
-        "segments": list(edge.segments),
-    }
-
-
-def event_data(event: TreeEvent, pieces: words.Pieces) -> dict[str, Any]:
-    return {
-        "number": event.number,
-        "at": event.at,
-        "change": event.change,
-        "tier": event.tier,
-        "start": event.start,
-        "stop": event.stop,
-        "cut": event.cut if event.change == "split" else None,
-        "bytes": event.num_bytes,
-        "gone": event.is_gone,
-        "tail_ids": event.tail.to_list(),
-        "tail": words.shown(event.tail, pieces, 60) if pieces else None,
     }

@@ -73,9 +73,9 @@ def shown(ids: TokenIds, pieces: Pieces, cells: int) -> str:
 
 
 def spoken(ids: TokenIds, pieces: Pieces, cells: int) -> str:
-    """The same for sentences: as it is read, without control tokens."""
+    """The same for sentences: as it is read, without control tokens; "" without a model."""
     if not pieces:
-        return fmt.shorten(shown(ids, pieces, cells), cells)
+        return ""
     known = [pieces[token_id] for token_id in ids[: cells + 1] if token_id in pieces]
     text = "".join(" " if piece.is_control else piece.text for piece in known)
     return f'"{fmt.shorten(text, cells)}"' if text.split() else "control tokens"

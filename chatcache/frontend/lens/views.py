@@ -14,6 +14,7 @@ from chatcache.errors import UnavailableError, UsageError, did_you_mean
 from chatcache.frontend.accounts import LedgerFacts
 from chatcache.frontend.lens import (
     attention_view,
+    compare_view,
     divergence_view,
     growth_view,
     ledger,
@@ -57,22 +58,43 @@ class TurnsView(LensView[turns.TurnsFacts]):
         return with_turn(state, facts.rows[index].turn)
 
 
-class TokensView(LensView[tokens_view.TokensFacts]):
+class TokensView(LensView[tokens_view.TokensFacts | compare_view.CompareFacts]):
+    """The tokens of a turn; with a second tokenizer, what both make of its question."""
+
     name, title, need = "tokens", "Tokens", "tokenizer"
 
-    def read(self, source: LensSource, state: LensState) -> tokens_view.TokensFacts:
+    def depends(self, state: LensState) -> Hashable:
+        return state.turn, state.tokenizer
+
+    def read(
+        self, source: LensSource, state: LensState
+    ) -> tokens_view.TokensFacts | compare_view.CompareFacts:
         reading = source.reading(state.turn)
+        if state.tokenizer:
+            return source.comparison(reading.question, state.tokenizer)
         pieces = source.pieces(reading.tokenizer_id, tokens_view.question(reading))
         return tokens_view.tokens_facts(reading, pieces)
 
     def page(
-        self, facts: tokens_view.TokensFacts, state: LensState, width: int, height: int | None
+        self,
+        facts: tokens_view.TokensFacts | compare_view.CompareFacts,
+        state: LensState,
+        width: int,
+        height: int | None,
     ) -> Page:
+        if isinstance(facts, compare_view.CompareFacts):
+            return compare_view.page(facts, width, height)
         return tokens_view.page(facts, width, height, self._own(state))
 
     def press(
-        self, facts: tokens_view.TokensFacts, state: LensState, key: LensKey, width: int
+        self,
+        facts: tokens_view.TokensFacts | compare_view.CompareFacts,
+        state: LensState,
+        key: LensKey,
+        width: int,
     ) -> LensState:
+        if isinstance(facts, compare_view.CompareFacts):
+            return replace(state, tokenizer="") if key == "mode" else state
         pressed = tokens_view.press(facts, self._own(state), key, width)
         if pressed is None:
             return state

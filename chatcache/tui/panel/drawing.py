@@ -87,6 +87,8 @@ def compact_line(state: PanelState, width: int) -> Line:
         head = f"  {first}"
     elif figures.cached_tokens:
         parts.insert(1, f"{figures.cached_tokens:,} reused ({sources(figures)})")
+    if state.lint:
+        parts.insert(0, "! /lint")
     if figures.timings.ttft_ms is not None:
         parts.append(f"TTFT {duration(figures.timings.ttft_ms)}")
     if figures.cache.saved_ms:

@@ -20,24 +20,21 @@ from chatcache.backends.local.packed.team import team
 
 # Rows of activations up to which blocks are quicker than unpacked weights: measured with 1,024 to
 # 3,072 columns. Where rows are multiplied one by one, as with float weights, it is fewer.
-_FEW = {torch.float32: 32}
-_FEW_OF_NARROW, _FEW_ONE_BY_ONE = 16, 8
+_FEW, _FEW_ONE_BY_ONE = 64, 8
 _SLAB_WEIGHTS = 1 << 22  # unpacked at a time
 _TARGETS = {torch.float32: KINDS["F32"].ggml_type, torch.bfloat16: KINDS["BF16"].ggml_type}
 
 
 def product(rows: torch.Tensor, matrix: BlockMatrix) -> torch.Tensor:
     """`[num, num_columns]` times the transposed matrix: `[num, num_rows]`."""
-    if len(rows) <= max_few(matrix.kind, rows.dtype):
+    if len(rows) <= max_few(matrix.kind):
         return multiplied(rows, matrix)
     return multiplied_unpacked(rows, matrix)
 
 
-def max_few(kind: BlockKind, dtype: torch.dtype) -> int:
+def max_few(kind: BlockKind) -> int:
     """How many rows of activations are multiplied with the blocks as they lie."""
-    if kind.ggml_type in FLOAT_KINDS:
-        return _FEW_ONE_BY_ONE
-    return _FEW.get(dtype, _FEW_OF_NARROW)
+    return _FEW_ONE_BY_ONE if kind.ggml_type in FLOAT_KINDS else _FEW
 
 
 def multiplied(rows: torch.Tensor, matrix: BlockMatrix) -> torch.Tensor:
@@ -45,10 +42,12 @@ def multiplied(rows: torch.Tensor, matrix: BlockMatrix) -> torch.Tensor:
     x = rows.detach().float().contiguous()
     output = torch.empty((len(x), matrix.num_rows))
     threads = team(torch.get_num_threads())
-    memory, records, record_bytes = _records(threads.num_threads * len(x), matrix.num_columns)
+    num_threads = threads.num_threads
+    memory, records, record_bytes = _records(num_threads * len(x), matrix.num_columns)
+    scratch, decoded, scratch_bytes = _scratch(num_threads, matrix.num_columns)
     job = np.array(
         [
-            kernels.product_functions(matrix.kind.ggml_type, len(x)).ctypes.data,
+            kernels.product_functions(matrix.kind.ggml_type).ctypes.data,
             matrix.data.data_ptr(),
             matrix.data.shape[1],
             matrix.num_rows,
@@ -59,11 +58,13 @@ def multiplied(rows: torch.Tensor, matrix: BlockMatrix) -> torch.Tensor:
             output.data_ptr(),
             records,
             record_bytes,
+            decoded,
+            scratch_bytes,
         ],
         dtype=np.int64,
     )
     threads.run(kernels.product_task(), job.ctypes.data)
-    del memory  # which was in use up to here
+    del memory, scratch  # which were in use up to here
     return output.to(rows.dtype)
 
 
@@ -135,3 +136,11 @@ def _records(num_records: int, num_columns: int) -> tuple[np.ndarray, int, int]:
     for number in range(num_records):
         kernels.make_record(address + number * size, num_columns)
     return memory, address, size
+
+
+@functools.lru_cache(maxsize=16)
+def _scratch(num_threads: int, num_columns: int) -> tuple[np.ndarray, int, int]:
+    """Room for the decoded rows of each thread: the memory, its address, bytes for each."""
+    size = kernels.scratch_bytes(num_columns)
+    memory = np.zeros(num_threads * size + 64, dtype=np.uint8)
+    return memory, -(-memory.ctypes.data // 64) * 64, size

@@ -1,4 +1,4 @@
-"""The decode step of one model, on its live KV.
+"""The step of one model through compiled code, on its live KV: one token, or a few.
 
 Owns the job that `step.py` reads: where each weight is, and where the cache keeps K and V. Which
 models are known is `known.py`'s business.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from chatcache.backends.local.packed import kernels
+from chatcache.backends.local.packed.attending import TOKENS_AT_ONCE, scores_of, sums_of
 from chatcache.backends.local.packed.blocks import KINDS
 from chatcache.backends.local.packed.known import UnknownStepError, check, size_of
 from chatcache.backends.local.packed.modules import BlockLinear
@@ -22,6 +24,8 @@ from chatcache.backends.local.packed.team import BARRIER_WORDS, team
 from chatcache.cache.tensors.layers import Buffers
 from chatcache.cache.tensors.live_kv import LiveKV
 
+_AT_ONCE = 32  # tokens
+_ALIGNED = 64
 _POSITIONS = 256  # rotary angles computed at once
 _FLOATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
@@ -29,7 +33,7 @@ _MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
 class DecodeStep:
-    """Appends one token to a live KV and gives the scores of the next. Not thread-safe."""
+    """Appends tokens to a live KV and gives the scores of the next. Not thread-safe."""
 
     def __init__(self, model: Any):
         """Raises UnknownStepError."""
@@ -43,25 +47,34 @@ class DecodeStep:
         self._layers = np.zeros(config.num_hidden_layers, LAYER)
         self._task = step_task()
         self._fill(model)
-        self._score_room, self._num_threads = 0, 0
+        self._set_kind(model.dtype)
+        self._room = 0, 0, 0  # for threads, tokens and keys
 
     @torch.inference_mode()
-    def __call__(self, kv: LiveKV, token_id: int, position: int) -> torch.Tensor:
-        """Append the token at `position`, behind all that is held; returns float32 `[1, vocab]`,
-        which the next step leaves alone."""
-        job = self._job[0]
-        self._find_room(kv, position)
-        self._prepare(torch.get_num_threads(), position + 1)
-        vector = self._base.embed_tokens(torch.tensor([token_id]))
-        self._states[:] = vector[0].float().numpy()
-        job["rotary"] = self._rotary(position)
-        job["num_keys"] = position + 1
-        logits = torch.empty((1, int(job["vocab"])))
-        job["logits"] = logits.data_ptr()
-        team(self._num_threads).run(self._task, self._job.ctypes.data)
-        for layer in kv.growing:
-            layer.set_length(position + 1)
+    def __call__(self, kv: LiveKV, token_ids: Sequence[int], position: int) -> torch.Tensor:
+        """Append tokens from `position` on, behind all that is held; returns float32 `[1, vocab]`,
+        behind the last, which the next step leaves alone. A token gets the same bits whatever is
+        appended with it."""
+        logits = torch.empty((1, int(self._job[0]["vocab"])))
+        for first in range(0, len(token_ids), _AT_ONCE):
+            self._append(kv, token_ids[first : first + _AT_ONCE], position + first, logits)
         return logits
+
+    def _append(
+        self, kv: LiveKV, token_ids: Sequence[int], position: int, logits: torch.Tensor
+    ) -> None:
+        job, num_tokens = self._job[0], len(token_ids)
+        stop = position + num_tokens
+        self._find_room(kv, position, stop)
+        self._prepare(torch.get_num_threads(), num_tokens, stop)
+        vectors = self._base.embed_tokens(torch.tensor(list(token_ids)))
+        self._states[:num_tokens] = vectors.float().numpy()
+        job["rotary"] = self._rotary(position)
+        job["num_tokens"], job["num_keys"] = num_tokens, stop
+        job["logits"] = logits.data_ptr()
+        team(self._room[0]).run(self._task, self._job.ctypes.data)
+        for layer in kv.growing:
+            layer.set_length(stop)
 
     # what stays the same
 
@@ -90,11 +103,8 @@ class DecodeStep:
         self._put_matrix(job["head"], model.lm_head, shapes["head"])
         job["final_norm"] = self._norm(self._base.norm)
         job["layers"] = self._layers.ctypes.data
-        self._states = self._floats(job, "states", hidden)
-        for name, size in (("queries", queries), ("new_keys", keys), ("new_values", keys)):
-            self._floats(job, name, size)
-        self._floats(job, "seen", queries)
-        self._floats(job, "gated", inner)
+        self._sizes = {"states": hidden, "queries": queries, "new_keys": keys, "new_values": keys}
+        self._sizes |= {"seen": queries, "gated": inner}
         barrier = np.zeros(BARRIER_WORDS, np.int64)
         self._kept.append(barrier)
         job["barrier"] = barrier.ctypes.data
@@ -109,7 +119,7 @@ class DecodeStep:
         if kind.ggml_type not in kernels.PRODUCT_KINDS or not weights.is_contiguous():
             raise UnknownStepError(f"there is no kernel for {kind.name}")
         self._kept.append(weights)
-        words["function"] = kernels.product_rows(kind.ggml_type)
+        words["functions"] = kernels.product_functions(kind.ggml_type).ctypes.data
         words["weights"], words["group"] = weights.data_ptr(), kernels.group_of(kind.ggml_type)
         words["row_bytes"] = kind.row_bytes(shape[1])
         if module.bias is not None:
@@ -132,23 +142,17 @@ class DecodeStep:
         self._kept.append(values)
         return int(values.data_ptr())
 
-    def _floats(self, job: Any, name: str, size: int) -> np.ndarray:
-        values = np.zeros(size, np.float32)
-        self._kept.append(values)
-        job[name] = values.ctypes.data
-        return values
-
     # what changes
 
-    def _find_room(self, kv: LiveKV, position: int) -> None:
-        """Where keys and values of the new token go; a layer's buffers may have moved."""
+    def _find_room(self, kv: LiveKV, position: int, stop: int) -> None:
+        """Where keys and values of the new tokens go; a layer's buffers may have moved."""
         job = self._job[0]
         for number, layer in enumerate(kv.growing):
             for kind in ("key", "value"):
                 layer.allocate(
                     kind, int(job["num_kv_heads"]), int(job["head_dim"]), kv.dtype, kv.device
                 )
-            layer.claim(position, position + 1)
+            layer.claim(position, stop)
             home = layer.home
             if home is self._homes[number]:
                 continue
@@ -157,46 +161,67 @@ class DecodeStep:
             words["keys"] = home.tensors["key"].data_ptr()
             words["values"] = home.tensors["value"].data_ptr()
             words["room"] = home.room
-        job["is_bfloat16"] = kv.dtype is torch.bfloat16
+        self._set_kind(kv.dtype)
 
-    def _prepare(self, num_threads: int, num_keys: int) -> None:
-        """What each thread has for itself."""
-        if num_threads == self._num_threads and num_keys <= self._score_room:
+    def _set_kind(self, dtype: torch.dtype) -> None:
+        """Of keys and values."""
+        job, kind = self._job[0], KINDS[_FLOATS[dtype]].ggml_type
+        job["is_bfloat16"] = dtype is torch.bfloat16
+        job["scores_of"], job["sums_of"] = scores_of(kind), sums_of(kind)
+
+    def _prepare(self, num_threads: int, num_tokens: int, num_keys: int) -> None:
+        """What is computed into: by all threads together, and by each alone."""
+        had_threads, had_tokens, had_keys = self._room
+        if num_threads == had_threads and num_tokens <= had_tokens and num_keys <= had_keys:
             return
+        num_tokens = 1 if num_tokens == 1 and had_tokens < 2 else _AT_ONCE
+        num_keys = max(had_keys, -(-num_keys // 1024) * 1024)
+        self._room = num_threads, num_tokens, num_keys
         job = self._job[0]
-        heads = int(job["num_heads"] // job["num_kv_heads"])
-        widest = max(int(job[name]) for name in ("hidden", "inner"))
-        widest = max(widest, int(job["num_heads"] * job["head_dim"]))
-        self._num_threads, self._score_room = num_threads, -(-num_keys // 1024) * 1024
-        sizes = {
-            "record": kernels.record_bytes(widest),
-            "sums": 4 * widest,
-            "scores": 4 * heads * self._score_room,
+        self._shared = {
+            name: np.zeros((num_tokens, size), np.float32) for name, size in self._sizes.items()
         }
-        own = sum(-(-size // 64) * 64 for size in sizes.values()) + 4 * int(job["hidden"])
-        own = -(-own // 64) * 64
-        self._own = np.zeros(own * num_threads + 64, np.uint8)
-        address = -(-self._own.ctypes.data // 64) * 64
-        job["own_bytes"], job["score_room"] = own, self._score_room
+        self._states = self._shared["states"]
+        for name, values in self._shared.items():
+            job[name] = values.ctypes.data
+        heads = int(job["num_heads"] // job["num_kv_heads"]) * min(num_tokens, TOKENS_AT_ONCE)
+        hidden, widest = self._sizes["states"], max(self._sizes.values())
+        record = kernels.record_bytes(widest)
+        sizes = {
+            "records": record * num_tokens,
+            "sums": 4 * max(hidden, self._sizes["gated"]) * num_tokens,
+            "scores": 4 * heads * num_keys,
+            "heads": 2 * 4 * heads * int(job["head_dim"]),
+            "scratch": kernels.scratch_bytes(widest),
+        }
+        own = sum(_aligned(size) for size in sizes.values()) + _aligned(4 * hidden) * num_tokens
+        self._own = np.zeros(own * num_threads + _ALIGNED, np.uint8)
+        address = _aligned(self._own.ctypes.data)
+        job["own_bytes"], job["score_room"], job["record_bytes"] = own, num_keys, record
         for name, size in sizes.items():
             job[name] = address
-            address += -(-size // 64) * 64
+            address += _aligned(size)
         for thread in range(num_threads):
-            kernels.make_record(
-                int(job["record"]) + own * thread, widest, floats=address + own * thread
-            )
+            for token in range(num_tokens):
+                place = int(job["records"]) + own * thread + record * token
+                floats = address + own * thread + _aligned(4 * hidden) * token
+                kernels.make_record(place, widest, floats=floats)
 
     def _rotary(self, position: int) -> int:
-        """The address of the cosines and sines of a position."""
+        """The address of the cosines and sines of a position, and of those behind it."""
         start = position - position % _POSITIONS
         if self._angles is None or self._angles[0] != start:
-            positions = torch.arange(start, start + _POSITIONS)[None]
+            positions = torch.arange(start, start + _POSITIONS + _AT_ONCE)[None]
             cosines, sines = self._base.rotary_emb(torch.empty((1, 1)), positions)
             half = cosines.shape[-1] // 2
             angles = torch.cat([cosines[0, :, :half], sines[0, :, :half]], dim=-1).float()
             self._angles = start, np.ascontiguousarray(angles.numpy())
         table = self._angles[1]
         return int(table.ctypes.data) + table.strides[0] * (position - start)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED
 
 
 _LOCK = threading.Lock()

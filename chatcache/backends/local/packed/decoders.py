@@ -265,3 +265,4 @@ DECODERS: dict[int, Decoder] = {
         "TQ2_0": _tq2_0,
     }.items()
 }
+WITH_MINIMA = frozenset(KINDS[name].ggml_type for name in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"))

@@ -204,20 +204,52 @@ def call_rows(
 
 
 @intrinsic
-def call_several(
+def call_tile(
     typing: Any,
     function: Any,
-    weights: Any,
-    row_bytes: Any,
-    num_rows: Any,
+    decoded: Any,
+    decoded_bytes: Any,
     num_columns: Any,
     records: Any,
     record_bytes: Any,
     out: Any,
     step: Any,
 ) -> Any:
-    """Call a kernel of rows for several activations by its address."""
+    """Call a kernel of a tile by its address."""
+    return _calling(7)
+
+
+@intrinsic
+def call_scores(
+    typing: Any,
+    function: Any,
+    keys: Any,
+    start: Any,
+    stop: Any,
+    queries: Any,
+    num_queries: Any,
+    out: Any,
+    dim: Any,
+    room: Any,
+) -> Any:
+    """Call a kernel of queries and keys by its address."""
     return _calling(8)
+
+
+@intrinsic
+def call_sums(
+    typing: Any,
+    function: Any,
+    values: Any,
+    num_values: Any,
+    weights: Any,
+    num_queries: Any,
+    out: Any,
+    dim: Any,
+    room: Any,
+) -> Any:
+    """Call a kernel of weights and values by its address."""
+    return _calling(7)
 
 
 def _calling(num_arguments: int) -> tuple[Any, Any]:

@@ -24,11 +24,11 @@ import numpy as np
 from numba import carray, cfunc, njit, types
 
 from chatcache.backends.local.packed.blocks import KINDS
-from chatcache.backends.local.packed.decoders import DECODERS, GROUP
+from chatcache.backends.local.packed.decoders import DECODERS, GROUP, RUN
 from chatcache.backends.local.packed.intrinsics import (
     FLOAT_KINDS,
     call_rows,
-    call_several,
+    call_tile,
     floats_at,
     shorts_at,
     unpack_blocks,
@@ -43,20 +43,25 @@ from chatcache.backends.local.packed.products import (
     SCALES,
     SUMS,
     float_dot,
-    integer_dots,
+    integer_dot,
 )
+from chatcache.backends.local.packed.tiles import decode_row, decoded_bytes, integer_dots
+from chatcache.backends.local.packed.vectors import has_wide_registers
 
 log = logging.getLogger(__name__)
 
 PRODUCT_KINDS = frozenset(DECODERS) | FLOAT_KINDS
 _LARGEST = np.float32(16383.0)
 _ROWS = types.void(*[types.intp] * 6)
-_SEVERAL_ROWS = types.void(*[types.intp] * 8)
-_NUM_TOGETHER = 4  # kernels: for 1, 2, 4, and 8 vectors
+_TILE = types.void(*[types.intp] * 7)
+# Vectors in a tile; two rows of weights are the other side of it.
+WIDE, NARROW = (4, 2) if has_wide_registers() else (2, 2)
+# The words of `product_functions`.
+F_ROWS, F_DECODE, F_WIDE, F_NARROW, F_GROUP, F_NUM_WORDS = range(6)
 _TASK = types.void(*[types.intp] * 3)
 _SUMS = {"reassoc", "contract", "nsz"}  # sums in any order; NaN and infinity stay what they are
 _ALIGNED = 64
-_ROWS_AT_ONCE = 8  # of weights, while they are in the cache, with every row of activations
+ROWS_AT_ONCE = 8  # of weights, decoded together
 
 
 @functools.cache
@@ -115,36 +120,49 @@ def product_rows(kind: int) -> int:
             num_blocks = num_columns // num_weights
             for row in range(num_rows):
                 place = weights + row * row_bytes
-                integer_dots(kind, 1, place, activations, 0, num_blocks, out + 4 * row, 0)
+                integer_dot(kind, place, activations, num_blocks, out + 4 * row)
 
     return compiled(rows, _ROWS)
 
 
-def _product_of_several(kind: int, num_x: int) -> int:
-    """`(weights, row_bytes, num_rows, num_columns, records, record_bytes, out, step)`: the same
-    with so many vectors, each `step` floats behind the other in `out`."""
+def _decoding(kind: int) -> int:
+    """`(weights, row_bytes, num_rows, num_columns, decoded_bytes, decoded)`: rows of weights as
+    tiles read them, so many bytes apart."""
     num_weights = _group(kind)
 
-    def rows(weights, row_bytes, num_rows, num_columns, records, record_bytes, out, step):  # type: ignore[no-untyped-def]
-        num_blocks = num_columns // num_weights
+    def rows(weights, row_bytes, num_rows, num_columns, decoded_bytes, decoded):  # type: ignore[no-untyped-def]
         for row in range(num_rows):
-            place, target = weights + row * row_bytes, out + 4 * row
-            integer_dots(kind, num_x, place, records, record_bytes, num_blocks, target, step)
+            source, target = weights + row * row_bytes, decoded + row * decoded_bytes
+            decode_row(kind, source, num_columns // num_weights, target)
 
-    return compiled(rows, _SEVERAL_ROWS)
+    return compiled(rows, _ROWS)
+
+
+def _tile(kind: int, num_x: int) -> int:
+    """`(decoded, decoded_bytes, num_columns, records, record_bytes, out, step)`: the products of
+    two decoded rows with so many vectors, each `step` floats behind the other in `out`."""
+    num_weights = _group(kind)
+
+    def tile(decoded, decoded_bytes, num_columns, records, record_bytes, out, step):  # type: ignore[no-untyped-def]
+        num_blocks = num_columns // num_weights
+        integer_dots(
+            kind, 2, num_x, decoded, decoded_bytes, records, record_bytes, num_blocks, out, step
+        )
+
+    return compiled(tile, _TILE)
 
 
 @functools.cache
-def product_functions(kind: int, num_x: int) -> np.ndarray:
-    """Addresses of kernels for 1, 2, 4, 8 vectors at a time, as far as `num_x` of them need them;
-    0 where it is not needed, or where all are taken one by one."""
-    functions = np.zeros(_NUM_TOGETHER, dtype=np.int64)
-    functions[0] = product_rows(kind)
-    for power in range(1, _NUM_TOGETHER):
-        is_needed = num_x & (1 << power) or (power == _NUM_TOGETHER - 1 and num_x >> power)
-        if is_needed and kind not in FLOAT_KINDS:
-            functions[power] = _product_of_several(kind, 1 << power)
-    return functions
+def product_functions(kind: int) -> np.ndarray:
+    """The words that `multiply_rows` reads. Kernels of tiles are 0 for float weights, which are
+    multiplied one by one."""
+    words = np.zeros(F_NUM_WORDS, dtype=np.int64)
+    words[F_ROWS] = product_rows(kind)
+    if kind not in FLOAT_KINDS:
+        words[F_DECODE] = _decoding(kind)
+        words[F_WIDE], words[F_NARROW] = _tile(kind, WIDE), _tile(kind, NARROW)
+        words[F_GROUP] = _group(kind)
+    return words
 
 
 @functools.cache
@@ -215,6 +233,11 @@ def round_activations(num_columns: Any, group: Any, record: Any) -> None:
             sums[part * (group // GROUP) + run] = np.float32(total) * scale
 
 
+def scratch_bytes(num_columns: int) -> int:
+    """Room for the decoded rows of any kind."""
+    return ROWS_AT_ONCE * decoded_bytes(num_columns, RUN)
+
+
 def record_bytes(num_columns: int) -> int:
     """Of a record and all that it points to, for so many activations."""
     needed = 8 * NUM_WORDS + (2 + 4) * num_columns + 4 * -(-num_columns // GROUP)
@@ -237,6 +260,57 @@ def share(total: Any, thread: Any, num_threads: Any) -> Any:
     return total * thread // num_threads, total * (thread + 1) // num_threads
 
 
+@njit
+def _decoded_bytes(num_columns: Any, num_weights: Any) -> Any:
+    """As `tiles.decoded_bytes` has it."""
+    total = 0
+    for size in (2 * num_columns, 4 * (num_columns // num_weights), 4 * (num_columns // GROUP)):
+        total += (size + _ALIGNED - 1) // _ALIGNED * _ALIGNED
+    return total
+
+
+@njit
+def multiply_rows(
+    matrix: Any, num_columns: Any, rows: Any, activations: Any, out: Any, step: Any
+) -> None:
+    """Rows of a matrix times records of activations, rounded already: float32 at `out`, `step` from
+    one vector to the next.
+
+    `matrix`: addresses of `product_functions` and of the weights, bytes of a row. `rows`: from here
+    to there. `activations`: address, bytes from one to the next, how many, and an address with room
+    for `ROWS_AT_ONCE` decoded rows."""
+    functions, weights, row_bytes = matrix
+    records, record_bytes, num_x, scratch = activations
+    words = carray(words_at(functions), F_NUM_WORDS)
+    width = WIDE if num_x >= WIDE else NARROW
+    decoded_bytes = _decoded_bytes(num_columns, max(1, words[F_GROUP]))
+    for first in range(rows[0], rows[1], ROWS_AT_ONCE):
+        count = min(ROWS_AT_ONCE, rows[1] - first)
+        place = weights + row_bytes * first
+        if num_x == 1 or count == 1 or words[F_DECODE] == 0:
+            for x in range(num_x):
+                record, target = records + record_bytes * x, out + 4 * (step * x + first)
+                call_rows(words[F_ROWS], place, row_bytes, count, num_columns, record, target)
+            continue
+        call_rows(words[F_DECODE], place, row_bytes, count, num_columns, decoded_bytes, scratch)
+        kernel = words[F_WIDE] if width == WIDE else words[F_NARROW]
+        # The last tile overlaps the one before where rows or vectors are left over.
+        for next_x in range(0, num_x, width):
+            x = min(next_x, num_x - width)
+            for next_row in range(0, count, 2):
+                row = min(next_row, count - 2)
+                call_tile(
+                    kernel,
+                    scratch + decoded_bytes * row,
+                    decoded_bytes,
+                    num_columns,
+                    records + record_bytes * x,
+                    record_bytes,
+                    out + 4 * (step * x + first + row),
+                    step,
+                )
+
+
 # tasks of modules
 
 # The words of a product's job.
@@ -252,18 +326,19 @@ def share(total: Any, thread: Any, num_threads: Any) -> Any:
     P_OUT,
     P_RECORDS,
     P_RECORD_BYTES,
+    P_SCRATCH,
+    P_SCRATCH_BYTES,
     P_NUM_WORDS,
-) = range(12)
+) = range(14)
 
 
 def _product(job, thread, num_threads):  # type: ignore[no-untyped-def]
     """All rows of `x`, float32 [num_x, num_columns], times a matrix: float32 [num_x, num_rows].
 
     Every thread rounds the activations for itself: that is quicker than to wait for each other.
-    `functions`: those of `product_functions`; `records`: for each thread, `num_x` records."""
+    `records`: for each thread, `num_x` records; `scratch`: for each what `multiply_rows` wants."""
     words = carray(words_at(job), P_NUM_WORDS)
     num_rows, num_columns, num_x = words[P_NUM_ROWS], words[P_NUM_COLUMNS], words[P_NUM_X]
-    functions = carray(words_at(words[P_FUNCTIONS]), _NUM_TOGETHER)
     records = words[P_RECORDS] + words[P_RECORD_BYTES] * num_x * thread
     for number in range(num_x):
         record = records + words[P_RECORD_BYTES] * number
@@ -271,33 +346,15 @@ def _product(job, thread, num_threads):  # type: ignore[no-untyped-def]
         if words[P_GROUP]:
             round_activations(num_columns, words[P_GROUP], record)
     start, stop = share(num_rows, thread, num_threads)
-    for first in range(start, stop, _ROWS_AT_ONCE):
-        count = min(_ROWS_AT_ONCE, stop - first)
-        number = 0
-        while number < num_x:
-            power = _NUM_TOGETHER - 1
-            while functions[power] == 0 or 1 << power > num_x - number:
-                power -= 1
-            weights = words[P_WEIGHTS] + words[P_ROW_BYTES] * first
-            record = records + words[P_RECORD_BYTES] * number
-            out = words[P_OUT] + 4 * (num_rows * number + first)
-            if power == 0:
-                call_rows(
-                    functions[0], weights, words[P_ROW_BYTES], count, num_columns, record, out
-                )
-            else:
-                call_several(
-                    functions[power],
-                    weights,
-                    words[P_ROW_BYTES],
-                    count,
-                    num_columns,
-                    record,
-                    words[P_RECORD_BYTES],
-                    out,
-                    num_rows,
-                )
-            number += 1 << power
+    scratch = words[P_SCRATCH] + words[P_SCRATCH_BYTES] * thread
+    multiply_rows(
+        (words[P_FUNCTIONS], words[P_WEIGHTS], words[P_ROW_BYTES]),
+        num_columns,
+        (start, stop),
+        (records, words[P_RECORD_BYTES], num_x, scratch),
+        words[P_OUT],
+        num_rows,
+    )
 
 
 # The words of an unpacking job.

@@ -8,6 +8,7 @@ and what a row gets does not depend on how many there are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from chatcache.backends.local.packed.decoders import DECODERS, GROUP, RUN, Decod
 from chatcache.backends.local.packed.intrinsics import WIDTHS, at, emitting
 from chatcache.backends.local.packed.vectors import FLOAT, HALF, I8, I16, I32, I64, Emitter, lanes
 
-_LANES = 16
+LANES = 16
 _STEP = 128
 _COLUMNS = 64  # of float weights, at a time
 
@@ -30,118 +31,149 @@ _COLUMNS = 64  # of float weights, at a time
 FLOATS, INTEGERS, SCALES, SUMS, ROUNDED_FOR, OWN_FLOATS, _, NUM_WORDS = range(8)
 
 
-def _zeros(count: int) -> Any:
+def zeros(count: int) -> Any:
     return ir.Constant(lanes(FLOAT, count), [0.0] * count)
 
 
 @intrinsic(prefer_literal=True)
-def integer_dots(
-    typing: Any,
-    kind: Any,
-    num_x: Any,
-    row: Any,
-    records: Any,
-    record_bytes: Any,
-    num_blocks: Any,
-    out: Any,
-    step: Any,
-) -> Any:
-    """The products of a row of blocks of the constant `kind` with a constant number of rounded
-    activations, in groups of a block's size: float32 at `out`, `step` of them apart."""
-    constants = kind.literal_value, num_x.literal_value
-    return emitting(types.void, [types.intp] * 6, _integer_dots, *constants)
+def integer_dot(typing: Any, kind: Any, row: Any, record: Any, num_blocks: Any, out: Any) -> Any:
+    """The product of a row of blocks of the constant `kind` with activations that were rounded in
+    groups of a block's size: a float32 at `out`."""
+    return emitting(types.void, [types.intp] * 4, _integer_dot, kind.literal_value)
 
 
 @dataclass(frozen=True, slots=True)
-class _Underway:
-    """Rounded activations, and where their sums are under way."""
+class Rounded:
+    """Rounded activations."""
 
     integers: Any
     scales: Any
     sums: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Underway:
+    """Where the sums of a row of weights with a row of activations are under way."""
+
     products: Any
     minima: dict[int, Any]  # by how many blocks are added at once
 
 
-def _integer_dots(
-    emit: Emitter,
-    number: int,
-    num_x: int,
-    row: Any,
-    records: Any,
-    record_bytes: Any,
-    num_blocks: Any,
-    out: Any,
-    step: Any,
+def rounded_at(emit: Emitter, record: Any) -> Rounded:
+    words = emit.pointer(record, I64)
+    places = ((INTEGERS, I16), (SCALES, FLOAT), (SUMS, FLOAT))
+    return Rounded(*(emit.pointer(emit.load(words, at, I64), kind) for at, kind in places))
+
+
+def begun(emit: Emitter, kind: BlockKind) -> Underway:
+    products = cgutils.alloca_once(emit.b, lanes(FLOAT, LANES))
+    emit.b.store(zeros(LANES), products)
+    minima = {}
+    for count in {_at_once(kind), 1}:
+        width = count * kind.num_weights // GROUP
+        minima[count] = cgutils.alloca_once(emit.b, lanes(FLOAT, width))
+        emit.b.store(zeros(width), minima[count])
+    return Underway(products, minima)
+
+
+def _at_once(kind: BlockKind) -> int:
+    return max(1, _STEP // kind.num_weights)
+
+
+def over_blocks(
+    emit: Emitter, kind: BlockKind, num_blocks: Any, add: Callable[[Any, int], None]
+) -> None:
+    """Code for all blocks of a row: `add` emits that for some at a time, from the first on."""
+    b, at_once = emit.b, ir.Constant(I64, _at_once(kind))
+    num_steps = b.sdiv(num_blocks, at_once)
+    with cgutils.for_range(b, num_steps) as loop:
+        add(b.mul(loop.index, at_once), _at_once(kind))
+    if _at_once(kind) > 1:
+        done = b.mul(num_steps, at_once)
+        with cgutils.for_range(b, b.sub(num_blocks, done)) as loop:
+            add(b.add(done, loop.index), 1)
+
+
+def ended(emit: Emitter, own: Underway) -> Any:
+    """All sums of a product in 16 lanes; what is left is to add these up."""
+    total, width = emit.b.load(own.products), LANES
+    for count in sorted(own.minima, reverse=True):
+        minima = emit.b.load(own.minima[count])
+        missing = ir.Constant(minima.type, [0.0] * minima.type.count)
+        lanes_of_both = [min(lane, minima.type.count) for lane in range(width)]
+        total = emit.b.fadd(total, emit.both(minima, missing, lanes_of_both))
+    return total
+
+
+def _integer_dot(
+    emit: Emitter, number: int, row: Any, record: Any, num_blocks: Any, out: Any
 ) -> None:
     kind, b = KINDS_BY_TYPE[number], emit.b
     row, out = emit.pointer(row, I8), emit.pointer(out, FLOAT)
-    at_once = max(1, _STEP // kind.num_weights)
-    rows = []
-    for x in range(num_x):
-        record = b.add(records, b.mul(record_bytes, ir.Constant(I64, x)))
-        rows.append(_begun(emit, kind, emit.pointer(record, I64), at_once))
-    num_steps = b.sdiv(num_blocks, ir.Constant(I64, at_once))
-    with cgutils.for_range(b, num_steps) as loop:
-        _add_blocks(emit, kind, row, b.mul(loop.index, ir.Constant(I64, at_once)), at_once, rows)
-    if at_once > 1:
-        done = b.mul(num_steps, ir.Constant(I64, at_once))
-        with cgutils.for_range(b, b.sub(num_blocks, done)) as loop:
-            _add_blocks(emit, kind, row, b.add(done, loop.index), 1, rows)
-    for x, own in enumerate(rows):
-        total = emit.total(b.load(own.products))
-        for place in own.minima.values():
-            total = b.fadd(total, emit.total(b.load(place)))
-        b.store(total, b.gep(out, [b.mul(step, ir.Constant(I64, x))]))
+    rounded, own = rounded_at(emit, record), begun(emit, kind)
+
+    def add(first: Any, count: int) -> None:
+        block = at(emit, row, first, kind.num_bytes)
+        places = [b.gep(block, [ir.Constant(I64, kind.num_bytes * each)]) for each in range(count)]
+        decoded = [DECODERS[kind.ggml_type](emit, place) for place in places]
+        _add_blocks(emit, kind, together(emit, decoded), first, rounded, own)
+
+    over_blocks(emit, kind, num_blocks, add)
+    b.store(emit.total(ended(emit, own)), out)
 
 
-def _begun(emit: Emitter, kind: BlockKind, words: Any, at_once: int) -> _Underway:
-    def pointer(word: int, element: Any) -> Any:
-        return emit.pointer(emit.load(words, word, I64), element)
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Blocks of a row: their runs, block by block; float32 [blocks] and [groups], if any."""
 
-    products = cgutils.alloca_once_value(emit.b, _zeros(_LANES))
-    minima = {
-        count: cgutils.alloca_once_value(emit.b, _zeros(count * kind.num_weights // GROUP))
-        for count in (at_once, 1)
-    }
-    return _Underway(
-        pointer(INTEGERS, I16), pointer(SCALES, FLOAT), pointer(SUMS, FLOAT), products, minima
-    )
+    runs: list[list[Any]]
+    scales: Any
+    minima: Any | None
+
+
+def together(emit: Emitter, decoded: list[Decoded]) -> Blocks:
+    scales = emit.widened([each.scale for each in decoded])
+    return Blocks([each.runs for each in decoded], scales, _minima(emit, decoded))
 
 
 def _add_blocks(
-    emit: Emitter, kind: BlockKind, row: Any, first: Any, count: int, rows: list[_Underway]
+    emit: Emitter, kind: BlockKind, blocks: Blocks, first: Any, rounded: Rounded, own: Underway
 ) -> None:
-    """The next blocks of a row of weights, with all rows of activations."""
-    b, num_groups = emit.b, kind.num_weights // GROUP
-    block = at(emit, row, first, kind.num_bytes)
-    decoded = [
-        DECODERS[kind.ggml_type](emit, b.gep(block, [ir.Constant(I64, kind.num_bytes * number)]))
-        for number in range(count)
-    ]
-    scales = emit.widened([each.scale for each in decoded])
-    minima = _minima(emit, decoded)
-    for own in rows:
-        values = at(emit, own.integers, first, kind.num_weights)
-        units = b.fmul(scales, emit.load(own.scales, first, lanes(FLOAT, count)))
-        totals = []
-        for number, each in enumerate(decoded):
-            start = kind.num_weights * number
-            totals.append(_block_total(emit, each, at(emit, values, ir.Constant(I64, start), 1)))
-        for number in range(0, count, 2):
-            total, unit = _paired(emit, totals[number : number + 2], units, number)
-            b.store(emit.fma(emit.floats(total), unit, b.load(own.products)), own.products)
-        if minima is not None:
-            width = lanes(FLOAT, count * num_groups)
-            sums = emit.load(at(emit, own.sums, first, num_groups), 0, width)
-            place = own.minima[count]
-            b.store(emit.fma(minima, sums, b.load(place)), place)
+    """The next blocks of a row of weights, with a row of activations."""
+    values = at(emit, rounded.integers, first, kind.num_weights)
+    totals = []
+    for number, runs in enumerate(blocks.runs):
+        start = kind.num_weights * number
+        totals.append(_block_total(emit, runs, at(emit, values, ir.Constant(I64, start), 1)))
+    add_totals(emit, kind, blocks, totals, first, rounded, own)
 
 
-def _block_total(emit: Emitter, decoded: Decoded, values: Any) -> Any:
+def add_totals(
+    emit: Emitter,
+    kind: BlockKind,
+    blocks: Blocks,
+    totals: list[Any],
+    first: Any,
+    rounded: Rounded,
+    own: Underway,
+) -> None:
+    """What was summed up in integers, to the products; and the minima."""
+    b, count, num_groups = emit.b, len(totals), kind.num_weights // GROUP
+    units = b.fmul(blocks.scales, emit.load(rounded.scales, first, lanes(FLOAT, count)))
+    for number in range(0, count, 2):
+        total, unit = _paired(emit, totals[number : number + 2], units, number)
+        b.store(emit.fma(emit.floats(total), unit, b.load(own.products)), own.products)
+    if blocks.minima is not None:
+        width = lanes(FLOAT, count * num_groups)
+        sums = emit.load(at(emit, rounded.sums, first, num_groups), 0, width)
+        place = own.minima[count]
+        b.store(emit.fma(blocks.minima, sums, b.load(place)), place)
+
+
+def _block_total(emit: Emitter, runs: list[Any], values: Any) -> Any:
     """The sums over a block of integers times activations, in 16 lanes."""
     total = None
-    for run, weights in enumerate(decoded.runs):
+    for run, weights in enumerate(runs):
         pairs = emit.pair_products(weights, emit.load(values, RUN * run, lanes(I16, RUN)))
         total = pairs if total is None else emit.b.add(total, pairs)
     return total
@@ -150,9 +182,9 @@ def _block_total(emit: Emitter, decoded: Decoded, values: Any) -> Any:
 def _paired(emit: Emitter, totals: list[Any], units: Any, number: int) -> tuple[Any, Any]:
     """Two blocks in the lanes of one, and the unit of each lane."""
     if len(totals) == 1:
-        return totals[0], emit.pick(units, [number] * _LANES)
-    half = _LANES // 2
-    lower = [*range(half), *range(_LANES, _LANES + half)]
+        return totals[0], emit.pick(units, [number] * LANES)
+    half = LANES // 2
+    lower = [*range(half), *range(LANES, LANES + half)]
     upper = [lane + half for lane in lower]
     first, second = totals
     total = emit.b.add(emit.both(first, second, lower), emit.both(first, second, upper))
@@ -183,19 +215,19 @@ def float_dot(typing: Any, kind: Any, row: Any, x: Any, num_columns: Any) -> Any
 def _float_dot(emit: Emitter, number: int, row: Any, x: Any, num_columns: Any) -> Any:
     b, width = emit.b, WIDTHS[number]
     row, x = emit.pointer(row, width), emit.pointer(x, FLOAT)
-    places = [cgutils.alloca_once_value(b, _zeros(_LANES)) for _ in range(_COLUMNS // _LANES)]
+    places = [cgutils.alloca_once_value(b, zeros(LANES)) for _ in range(_COLUMNS // LANES)]
     rest = cgutils.alloca_once_value(b, ir.Constant(FLOAT, 0.0))
     num_whole = b.sdiv(num_columns, ir.Constant(I64, _COLUMNS))
     with cgutils.for_range(b, num_whole) as loop:
         weights, values = (at(emit, pointer, loop.index, _COLUMNS) for pointer in (row, x))
         for part, place in enumerate(places):
-            loaded = _widened(emit, emit.load(weights, _LANES * part, lanes(width, _LANES)))
-            other = emit.load(values, _LANES * part, lanes(FLOAT, _LANES))
+            loaded = widened(emit, emit.load(weights, LANES * part, lanes(width, LANES)))
+            other = emit.load(values, LANES * part, lanes(FLOAT, LANES))
             b.store(emit.fma(loaded, other, b.load(place)), place)
     start = b.mul(num_whole, ir.Constant(I64, _COLUMNS))
     with cgutils.for_range(b, b.sub(num_columns, start)) as loop:
         index = b.add(start, loop.index)
-        loaded = _widened(emit, emit.load(row, index, lanes(width, 1)))
+        loaded = widened(emit, emit.load(row, index, lanes(width, 1)))
         product = b.fmul(b.extract_element(loaded, ir.Constant(I32, 0)), emit.load(x, index, FLOAT))
         b.store(b.fadd(product, b.load(rest)), rest)
     sums = [b.load(place) for place in places]
@@ -203,47 +235,7 @@ def _float_dot(emit: Emitter, number: int, row: Any, x: Any, num_columns: Any) -
     return b.fadd(emit.total(total), b.load(rest))
 
 
-@intrinsic(prefer_literal=True)
-def weighted_rows(
-    typing: Any, kind: Any, weights: Any, rows: Any, num_rows: Any, width: Any, out: Any
-) -> Any:
-    """`out`, float32 [width], is the sum of rows (float type `kind`, contiguous) times a float32
-    weight each, first to last; `width` is a multiple of 16."""
-    arguments = [types.intp] * 5
-    return emitting(types.void, arguments, _weighted_rows, kind.literal_value)
-
-
-def _weighted_rows(
-    emit: Emitter, number: int, weights: Any, rows: Any, num_rows: Any, width: Any, out: Any
-) -> None:
-    b, kind = emit.b, WIDTHS[number]
-    weights, rows, out = (
-        emit.pointer(address, each)
-        for address, each in ((weights, FLOAT), (rows, kind), (out, FLOAT))
-    )
-    done: Any = ir.Constant(I64, 0)
-    # Columns in registers, many at a time, then few: rows are read once for each such strip.
-    for num_parts in (8, 4, 1):
-        strip = _LANES * num_parts
-        places = [cgutils.alloca_once(b, lanes(FLOAT, _LANES)) for _ in range(num_parts)]
-        num_strips = b.sdiv(b.sub(width, done), ir.Constant(I64, strip))
-        with cgutils.for_range(b, num_strips) as strips:
-            start = b.add(done, b.mul(strips.index, ir.Constant(I64, strip)))
-            for place in places:
-                b.store(_zeros(_LANES), place)
-            with cgutils.for_range(b, num_rows) as loop:
-                row = b.gep(rows, [b.add(b.mul(loop.index, width), start)])
-                weight = emit.splat(emit.load(weights, loop.index, FLOAT), _LANES)
-                for part, place in enumerate(places):
-                    values = _widened(emit, emit.load(row, _LANES * part, lanes(kind, _LANES)))
-                    b.store(emit.fma(values, weight, b.load(place)), place)
-            target = b.gep(out, [start])
-            for part, place in enumerate(places):
-                emit.store(b.load(place), target, _LANES * part)
-        done = b.add(done, b.mul(num_strips, ir.Constant(I64, strip)))
-
-
-def _widened(emit: Emitter, loaded: Any) -> Any:
+def widened(emit: Emitter, loaded: Any) -> Any:
     """Weights as float32."""
     kind, count = loaded.type.element, loaded.type.count
     if kind == FLOAT:

@@ -1,4 +1,7 @@
-"""The arithmetic of one decode step, as one task: all layers, in all threads of a team.
+"""The arithmetic of a few tokens, as one task: all layers, in all threads of a team.
+
+One token is a decode step; some more are a short message. A token gets the same bits alone and
+among others.
 
 Each thread takes its rows of every matrix, and its heads; they meet at a barrier between the
 products. Weights are read where the modules have them, packed or not; K and V are written and read
@@ -16,30 +19,31 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from chatcache.backends.local.packed.blocks import KINDS
+from chatcache.backends.local.packed.attending import attend, exponential
 from chatcache.backends.local.packed.intrinsics import (
     bits_of_float,
-    call_rows,
-    float_of_bits,
     floats_at,
     memory_at,
     words_at,
 )
-from chatcache.backends.local.packed.kernels import round_activations, share, task
+from chatcache.backends.local.packed.kernels import (
+    multiply_rows,
+    round_activations,
+    share,
+    task,
+)
 from chatcache.backends.local.packed.products import (
     FLOATS,
     NUM_WORDS,
     OWN_FLOATS,
     ROUNDED_FOR,
-    float_dot,
-    weighted_rows,
 )
 from chatcache.backends.local.packed.team import barrier
 
 # Addresses are int64; 0 means that there is none.
 MATRIX = np.dtype(
     [
-        ("function", "i8"),  # of `kernels.product_rows`
+        ("functions", "i8"),  # of `kernels.product_functions`
         ("weights", "i8"),
         ("row_bytes", "i8"),
         ("group", "i8"),  # of `kernels.group_of`
@@ -60,29 +64,33 @@ JOB = np.dtype(
     [
         *((name, "i8") for name in ("num_layers", "hidden", "inner", "vocab")),
         *((name, "i8") for name in ("num_heads", "num_kv_heads", "head_dim")),
-        ("num_keys", "i8"),  # the new token's among them
+        ("num_tokens", "i8"),  # new ones, one behind the other
+        ("num_keys", "i8"),  # the new tokens' among them
         ("is_bfloat16", "i8"),  # keys and values; float32 otherwise
+        ("scores_of", "i8"),  # of `attending`, for these
+        ("sums_of", "i8"),
         ("epsilon", "f4"),
         ("scale", "f4"),  # of scores
         ("layers", "i8"),  # LAYER [num_layers]
         ("final_norm", "i8"),
         ("head", MATRIX),
-        ("rotary", "i8"),  # float32 [2, head_dim / 2]: cosines, sines
-        ("states", "i8"),  # float32 [hidden]: the embedding at first
-        ("logits", "i8"),  # float32 [vocab]
-        # What threads share between two barriers, float32.
+        ("rotary", "i8"),  # float32 [num_tokens, 2, head_dim / 2]: cosines, sines
+        ("states", "i8"),  # float32 [num_tokens, hidden]: the embeddings at first
+        ("logits", "i8"),  # float32 [vocab], behind the last token
+        # What threads share between two barriers, float32, for each token.
         *((name, "i8") for name in ("queries", "new_keys", "new_values", "seen", "gated")),
         # What each thread has for itself, `own_bytes` apart.
         ("own_bytes", "i8"),
-        ("record", "i8"),  # of activations, which begins with the address of its floats
-        ("sums", "i8"),  # float32 [max(hidden, vocab)]: products before they are added
-        ("scores", "i8"),  # float32 [num_heads, score_room]
+        ("records", "i8"),  # of activations, one for each token, `record_bytes` apart
+        ("record_bytes", "i8"),
+        ("sums", "i8"),  # float32 [num_tokens, max(hidden, inner)]: products before they are added
+        ("scores", "i8"),  # float32 [TOKENS_AT_ONCE, heads that share keys, score_room]
+        ("heads", "i8"),  # float32 [2, TOKENS_AT_ONCE, heads that share keys, head_dim]
         ("score_room", "i8"),
+        ("scratch", "i8"),  # of `kernels.scratch_bytes`
         ("barrier", "i8"),
     ]
 )
-_F32, _BF16 = KINDS["F32"].ggml_type, KINDS["BF16"].ggml_type
-_KEYS_AT_ONCE = 256  # that every head which shares them reads while they are in the cache
 _ANY_ORDER = {"reassoc", "contract", "nsz"}
 
 
@@ -97,58 +105,69 @@ def _normalise(states: Any, weight: Any, epsilon: Any, out: Any) -> None:
         out[index] = states[index] * scale * weight[index]
 
 
-@njit(fastmath={"contract"}, error_model="numpy")
-def _exp(x: Any) -> Any:
-    """e to the power of x up to 88, within 2e-7: 2**n times a polynomial of the rest, which needs
-    no call and so runs in vectors. Coefficients: Taylor's."""
-    x = max(np.float32(-87.0), min(np.float32(88.0), x)) if x == x else x
-    whole = np.rint(x * np.float32(1.4426950408889634))
-    rest = x - whole * np.float32(0.693359375)
-    rest = rest - whole * np.float32(-2.12194440e-4)
-    series = np.float32(1.0 / 5040.0)
-    series = series * rest + np.float32(1.0 / 720.0)
-    series = series * rest + np.float32(1.0 / 120.0)
-    series = series * rest + np.float32(1.0 / 24.0)
-    series = series * rest + np.float32(1.0 / 6.0)
-    series = series * rest + np.float32(0.5)
-    series = series * rest * rest + rest + np.float32(1.0)
-    power = np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23)
-    return series * float_of_bits(np.uint32(power))
-
-
 @njit
 def _multiply(
-    matrix: Any, num_rows: Any, num_columns: Any, record: Any, thread: Any, threads: Any, out: Any
+    job: Any,
+    matrix: Any,
+    shape: Any,
+    records: Any,
+    num_records: Any,
+    share_of: Any,
+    out: Any,
 ) -> Any:
-    """The thread's rows of a matrix times the activations of its record, to `out` (an address of
-    float32 [num_rows]); returns which rows. The record is rounded as the matrix wants it."""
-    words = carray(words_at(record), NUM_WORDS)
-    if matrix.group != 0 and matrix.group != words[ROUNDED_FOR]:
-        round_activations(num_columns, matrix.group, record)
-        words[ROUNDED_FOR] = matrix.group
-    start, stop = share(num_rows, thread, threads)
-    call_rows(
-        matrix.function,
-        matrix.weights + matrix.row_bytes * start,
-        matrix.row_bytes,
-        stop - start,
+    """The thread's rows of a matrix of this shape times the activations of its records, to `out`
+    (an address of float32 [num_records, num_rows]); returns which rows. `share_of`: the thread, and
+    how many there are. The records are rounded as the matrix wants it."""
+    num_rows, num_columns = shape
+    for number in range(num_records):
+        record = records + job.record_bytes * number
+        words = carray(words_at(record), NUM_WORDS)
+        if matrix.group != 0 and matrix.group != words[ROUNDED_FOR]:
+            round_activations(num_columns, matrix.group, record)
+            words[ROUNDED_FOR] = matrix.group
+    start, stop = share(num_rows, share_of[0], share_of[1])
+    scratch = job.scratch + job.own_bytes * share_of[0]
+    multiply_rows(
+        (matrix.functions, matrix.weights, matrix.row_bytes),
         num_columns,
-        record,
-        out + 4 * start,
+        (start, stop),
+        (records, job.record_bytes, num_records, scratch),
+        out,
+        num_rows,
     )
     if matrix.bias != 0:
-        target = carray(floats_at(out), num_rows)
         bias = carray(floats_at(matrix.bias), num_rows)
-        for row in range(start, stop):
-            target[row] += bias[row]
+        for number in range(num_records):
+            target = carray(floats_at(out + 4 * num_rows * number), num_rows)
+            for row in range(start, stop):
+                target[row] += bias[row]
     return start, stop
 
 
 @njit
-def _new_floats(record: Any, address: Any) -> None:
-    """The record is of other activations from now on, and not rounded."""
+def _read(job: Any, records: Any, address: Any, width: Any) -> None:
+    """The records are of other activations from now on, `width` for each token, not rounded."""
+    for number in range(job.num_tokens):
+        words = carray(words_at(records + job.record_bytes * number), NUM_WORDS)
+        words[FLOATS], words[ROUNDED_FOR] = address + 4 * width * number, 0
+
+
+@njit
+def _read_normalised(job: Any, record: Any, token: Any, weight: Any) -> None:
+    """The record is of the normalised states of a token from now on."""
+    hidden = job.hidden
     words = carray(words_at(record), NUM_WORDS)
-    words[FLOATS], words[ROUNDED_FOR] = address, 0
+    states = carray(floats_at(job.states + 4 * hidden * token), hidden)
+    values = carray(floats_at(words[OWN_FLOATS]), hidden)
+    _normalise(states, carray(floats_at(weight), hidden), job.epsilon, values)
+    words[FLOATS], words[ROUNDED_FOR] = words[OWN_FLOATS], 0
+
+
+@njit
+def _read_all_normalised(job: Any, records: Any, weight: Any) -> None:
+    """Each thread makes them for itself."""
+    for token in range(job.num_tokens):
+        _read_normalised(job, records + job.record_bytes * token, token, weight)
 
 
 @njit(fastmath={"contract"})
@@ -183,86 +202,56 @@ def _keep(head: Any, address: Any, is_bfloat16: Any) -> None:
         short[index] = np.uint16(rounded) if head[index] == head[index] else np.uint16(0x7FC0)
 
 
-@njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
-def _softmax(scores: Any) -> None:
-    """In place. Any NaN among the scores makes all of them NaN."""
-    largest, check = scores[0], np.float32(0.0)
-    for index in range(len(scores)):
-        largest = max(largest, scores[index])
-        check += scores[index] * np.float32(0.0)
-    total = np.float32(0.0)
-    for index in range(len(scores)):
-        weight = _exp(scores[index] - largest)
-        scores[index] = weight
-        total += weight
-    scale = np.float32(1.0) / total + check
-    for index in range(len(scores)):
-        scores[index] *= scale
-
-
 @njit
-def _attend(job: Any, layer: Any, first: Any, last: Any, scores: Any) -> None:
-    """The query heads `first` to `last` (not counted) that share one head of keys and values."""
-    dim, num_keys = job.head_dim, job.num_keys
-    width = 2 if job.is_bfloat16 else 4
-    offset = first // (job.num_heads // job.num_kv_heads) * layer.room * dim * width
-    for start in range(0, num_keys, _KEYS_AT_ONCE):
-        stop = min(start + _KEYS_AT_ONCE, num_keys)
-        for head in range(first, last):
-            query = job.queries + 4 * dim * head
-            own = carray(floats_at(scores + 4 * job.score_room * (head - first)), num_keys)
-            for key in range(start, stop):
-                place = layer.keys + offset + key * dim * width
-                if job.is_bfloat16:
-                    own[key] = float_dot(_BF16, place, query, dim) * job.scale
-                else:
-                    own[key] = float_dot(_F32, place, query, dim) * job.scale
-    for head in range(first, last):
-        address = scores + 4 * job.score_room * (head - first)
-        _softmax(carray(floats_at(address), num_keys))
-        out = job.seen + 4 * dim * head
-        if job.is_bfloat16:
-            weighted_rows(_BF16, address, layer.values + offset, num_keys, dim, out)
-        else:
-            weighted_rows(_F32, address, layer.values + offset, num_keys, dim, out)
-
-
-@njit
-def _attention(job: Any, layer: Any, record: Any, scores: Any, thread: Any, threads: Any) -> None:
-    """From the normalised states of the record to what the heads have seen."""
-    dim, hidden = job.head_dim, job.hidden
-    num_queries, num_keys = job.num_heads * dim, job.num_kv_heads * dim
-    _multiply(layer.q, num_queries, hidden, record, thread, threads, job.queries)
-    _multiply(layer.k, num_keys, hidden, record, thread, threads, job.new_keys)
-    _multiply(layer.v, num_keys, hidden, record, thread, threads, job.new_values)
-    barrier(job.barrier, threads)
-    rotary = carray(floats_at(job.rotary), dim)
+def _keep_keys(job: Any, layer: Any, thread: Any, threads: Any) -> None:
+    """Write the new keys and values of the thread's heads where the cache keeps them."""
+    dim = job.head_dim
     width = 2 if job.is_bfloat16 else 4
     start, stop = share(job.num_kv_heads, thread, threads)
-    for head in range(start, stop):
-        key = carray(floats_at(job.new_keys + 4 * dim * head), dim)
-        value = carray(floats_at(job.new_values + 4 * dim * head), dim)
-        _rotate(key, layer.k_norm, job.epsilon, rotary, layer.is_rotated)
-        place = (head * layer.room + job.num_keys - 1) * dim * width
-        _keep(key, layer.keys + place, job.is_bfloat16)
-        _keep(value, layer.values + place, job.is_bfloat16)
+    for token in range(job.num_tokens):
+        rotary = carray(floats_at(job.rotary + 4 * dim * token), dim)
+        for head in range(start, stop):
+            offset = 4 * dim * (job.num_kv_heads * token + head)
+            key = carray(floats_at(job.new_keys + offset), dim)
+            value = carray(floats_at(job.new_values + offset), dim)
+            _rotate(key, layer.k_norm, job.epsilon, rotary, layer.is_rotated)
+            place = (head * layer.room + job.num_keys - job.num_tokens + token) * dim * width
+            _keep(key, layer.keys + place, job.is_bfloat16)
+            _keep(value, layer.values + place, job.is_bfloat16)
+
+
+@njit
+def _attention(job: Any, layer: Any, records: Any, thread: Any, threads: Any) -> None:
+    """From the normalised states of the records to what the heads have seen."""
+    dim, hidden = job.head_dim, job.hidden
+    num_tokens, own = job.num_tokens, (thread, threads)
+    shape = (job.num_kv_heads * dim, hidden)
+    _multiply(job, layer.q, (job.num_heads * dim, hidden), records, num_tokens, own, job.queries)
+    _multiply(job, layer.k, shape, records, num_tokens, own, job.new_keys)
+    _multiply(job, layer.v, shape, records, num_tokens, own, job.new_values)
+    barrier(job.barrier, threads)
+    _keep_keys(job, layer, thread, threads)
     barrier(job.barrier, threads)
     start, stop = share(job.num_heads, thread, threads)
-    for head in range(start, stop):
-        query = carray(floats_at(job.queries + 4 * dim * head), dim)
-        _rotate(query, layer.q_norm, job.epsilon, rotary, layer.is_rotated)
-    group = job.num_heads // job.num_kv_heads
-    while start < stop:
-        last = min(stop, (start // group + 1) * group)
-        _attend(job, layer, start, last, scores)
-        start = last
+    for token in range(job.num_tokens):
+        rotary = carray(floats_at(job.rotary + 4 * dim * token), dim)
+        for head in range(start, stop):
+            place = job.queries + 4 * dim * (job.num_heads * token + head)
+            query = carray(floats_at(place), dim)
+            _rotate(query, layer.q_norm, job.epsilon, rotary, layer.is_rotated)
+    offset = job.own_bytes * thread
+    attend(job, layer, start, stop, job.scores + offset, job.heads + offset)
     barrier(job.barrier, threads)
 
 
 @njit
-def _add(states: Any, sums: Any, start: Any, stop: Any) -> None:
-    for row in range(start, stop):
-        states[row] += sums[row]
+def _add(job: Any, sums: Any, start: Any, stop: Any) -> None:
+    """What was multiplied, `start` to `stop` of each token, to the states."""
+    for number in range(job.num_tokens):
+        states = carray(floats_at(job.states + 4 * job.hidden * number), job.hidden)
+        added = carray(floats_at(sums + 4 * job.hidden * number), job.hidden)
+        for row in range(start, stop):
+            states[row] += added[row]
 
 
 @njit(fastmath={"contract"}, error_model="numpy")
@@ -270,45 +259,45 @@ def _gate(gated: Any, sums: Any, start: Any, stop: Any) -> None:
     """SiLU of the one, times the other."""
     for row in range(start, stop):
         value = gated[row]
-        gated[row] = value / (np.float32(1.0) + _exp(-value)) * sums[row]
+        gated[row] = value / (np.float32(1.0) + exponential(-value)) * sums[row]
+
+
+@njit
+def _feed_forward(job: Any, layer: Any, records: Any, sums: Any, thread: Any, threads: Any) -> None:
+    hidden, inner, num_tokens = job.hidden, job.inner, job.num_tokens
+    own, shape = (thread, threads), (inner, hidden)
+    _multiply(job, layer.gate, shape, records, num_tokens, own, job.gated)
+    start, stop = _multiply(job, layer.up, shape, records, num_tokens, own, sums)
+    for number in range(num_tokens):
+        gated = carray(floats_at(job.gated + 4 * inner * number), inner)
+        _gate(gated, carray(floats_at(sums + 4 * inner * number), inner), start, stop)
+    barrier(job.barrier, threads)
+    _read(job, records, job.gated, inner)
+    start, stop = _multiply(job, layer.down, (hidden, inner), records, num_tokens, own, sums)
+    _add(job, sums, start, stop)
+    barrier(job.barrier, threads)
 
 
 def _step(address, thread, threads):  # type: ignore[no-untyped-def]
     """The job `JOB` at `address`."""
     job = carray(memory_at(address), 1, JOB)[0]
     layers = carray(memory_at(job.layers), job.num_layers, LAYER)
-    hidden, own = job.hidden, job.own_bytes * thread
-    record, sums_address, scores = job.record + own, job.sums + own, job.scores + own
-    states = carray(floats_at(job.states), hidden)
-    sums = carray(floats_at(sums_address), max(hidden, job.inner))
-    normal = carray(words_at(record), NUM_WORDS)[
-        OWN_FLOATS
-    ]  # where this thread keeps normalised states
-    values = carray(floats_at(normal), hidden)
+    hidden, offset = job.hidden, job.own_bytes * thread
+    records, sums = job.records + offset, job.sums + offset
+    own = (thread, threads)
     for number in range(job.num_layers):
         layer = layers[number]
-        _normalise(states, carray(floats_at(layer.input_norm), hidden), job.epsilon, values)
-        _new_floats(record, normal)
-        _attention(job, layer, record, scores, thread, threads)
-        width = job.num_heads * job.head_dim
-        _new_floats(record, job.seen)
-        start, stop = _multiply(layer.o, hidden, width, record, thread, threads, sums_address)
-        _add(states, sums, start, stop)
+        _read_all_normalised(job, records, layer.input_norm)
+        _attention(job, layer, records, thread, threads)
+        shape = (hidden, job.num_heads * job.head_dim)
+        _read(job, records, job.seen, shape[1])
+        start, stop = _multiply(job, layer.o, shape, records, job.num_tokens, own, sums)
+        _add(job, sums, start, stop)
         barrier(job.barrier, threads)
-        _normalise(states, carray(floats_at(layer.output_norm), hidden), job.epsilon, values)
-        _new_floats(record, normal)
-        inner = job.inner
-        _multiply(layer.gate, inner, hidden, record, thread, threads, job.gated)
-        start, stop = _multiply(layer.up, inner, hidden, record, thread, threads, sums_address)
-        _gate(carray(floats_at(job.gated), inner), sums, start, stop)
-        barrier(job.barrier, threads)
-        _new_floats(record, job.gated)
-        start, stop = _multiply(layer.down, hidden, inner, record, thread, threads, sums_address)
-        _add(states, sums, start, stop)
-        barrier(job.barrier, threads)
-    _normalise(states, carray(floats_at(job.final_norm), hidden), job.epsilon, values)
-    _new_floats(record, normal)
-    _multiply(job.head, job.vocab, hidden, record, thread, threads, job.logits)
+        _read_all_normalised(job, records, layer.output_norm)
+        _feed_forward(job, layer, records, sums, thread, threads)
+    _read_normalised(job, records, job.num_tokens - 1, job.final_norm)
+    _multiply(job, job.head, (job.vocab, hidden), records, 1, own, job.logits)
 
 
 @functools.cache

@@ -28,6 +28,13 @@ def _converts_halves() -> bool:
     return "+f16c" in features.split(",")
 
 
+@functools.cache
+def has_wide_registers() -> bool:
+    """Whether the processor that code is compiled for has 32 vector registers of 512 bits."""
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    return "+avx512f" in features.split(",")
+
+
 def lanes(kind: Any, count: int) -> Any:
     """The type of a vector."""
     return ir.VectorType(kind, count)
@@ -188,3 +195,23 @@ class Emitter:
             vector = self.b.fadd(ahead, self.pick(vector, range(count, 2 * count)))
         first, second = (self.b.extract_element(vector, ir.Constant(I32, lane)) for lane in (0, 1))
         return self.b.fadd(first, second)
+
+    def totals(self, vectors: Sequence[Any]) -> list[Any]:
+        """`total` of each of a power of two of vectors, at most as many as each has lanes: added up
+        together, in the same order."""
+        held, size = list(vectors), vectors[0].type.count
+        num_lanes = size
+        while size > 1:
+            size //= 2
+            lower = [lane for lane in range(num_lanes * 2) if lane % (2 * size) < size]
+            pairs = list(zip(held[::2], held[1::2], strict=True)) if len(held) > 1 else []
+            if not pairs:  # all are in one vector, which is half as wide from now on
+                lower = lower[: num_lanes // 2]
+                pairs, num_lanes = [(held[0], held[0])], num_lanes // 2
+            upper = [lane + size for lane in lower]
+            held = [
+                self.b.fadd(self.both(first, second, lower), self.both(first, second, upper))
+                for first, second in pairs
+            ]
+        indices = (ir.Constant(I32, lane) for lane in range(len(vectors)))
+        return [self.b.extract_element(held[0], index) for index in indices]

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from chatcache.backends.local.model.capturing import takes_static_step
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
-from chatcache.backends.local.packed.known import takes_step
+from chatcache.backends.local.packed.known import no_step, step_limit
 from chatcache.backends.local.run.graphs import Graphs, graphs_for
 from chatcache.backends.local.run.static_step import MAX_ROWS, StaticStep
 from chatcache.backends.local.run.threads import Threads
@@ -46,12 +46,12 @@ class Forward:
         self._model = model
         self._threads = threads
         self._device = device
-        self._step: Callable[[LiveKV, int, int], torch.Tensor] | None = None
+        self._step: Callable[[LiveKV, Sequence[int], int], torch.Tensor] | None = None
         self._likeliest: tuple[torch.Tensor, int] | None = None
         self.static: StaticStep | None = None  # that a GPU replays
         if takes_static_step(model, device) and (graphs := graphs or graphs_for(device)):
             self.static = StaticStep(model, device, graphs)
-        self._takes_step = self.static is None and takes_step(model)
+        self._step_limit = step_limit(model) if self.static is None else no_step
         accepted = inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in accepted:
@@ -88,8 +88,8 @@ class Forward:
         known = self._likeliest
         return known[1] if known is not None and known[0] is logits else None
 
-    def step(self) -> Callable[[LiveKV, int, int], torch.Tensor]:
-        """What computes one token in compiled code; made at first use, because what it needs is
+    def step(self) -> Callable[[LiveKV, Sequence[int], int], torch.Tensor]:
+        """What computes a few tokens in compiled code; made at first use, because what it needs is
         imported and compiled then."""
         if self._step is None:
             from chatcache.backends.local.packed.decode import decode_step
@@ -110,16 +110,25 @@ class Forward:
 
     def get_ready(self) -> None:
         """Make what the first step will need, in a thread of its own."""
-        if self._takes_step:
+        if self._step_limit(0):
             threading.Thread(target=self.step, name="get-ready").start()
 
     @torch.inference_mode()
     def output(self, cache: Cache, token_ids: Sequence[int], start: int, **options: Any) -> Any:
-        """Like calling it, but all that the model's modules tell with these `options` of theirs.
-
-        Raises UnavailableError when there is no memory."""
+        """All that the model's modules tell with these `options` of theirs. It is no step of a
+        turn, and says nothing of their pace. Raises what calling it raises."""
+        if self._threads is not None:
+            self._threads.begin(len(token_ids))
         with memory_for(start + len(token_ids)):
-            return self._through_modules(cache, token_ids, start, **options)
+            output = self._through_modules(cache, token_ids, start, **options)
+            if not math.isfinite(output.logits[:, -1].max().item()):
+                raise _not_finite(self._model.dtype)
+            return output
+
+    def aside(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
+        """The logits `[1, vocab]` of the last, for no turn."""
+        logits: torch.Tensor = self.output(cache, token_ids, start).logits[:, -1]
+        return logits
 
     def _computed(self, cache: Cache, token_ids: Sequence[int], start: int) -> torch.Tensor:
         if isinstance(cache, LiveKV):
@@ -127,8 +136,8 @@ class Forward:
                 logits = self.static(cache, token_ids, start)
                 if logits is not None:
                     return logits
-            if self._takes_step and len(token_ids) == 1:
-                return self.step()(cache, token_ids[0], start)
+            if len(token_ids) <= self._step_limit(start):
+                return self.step()(cache, token_ids, start)
         return self._ordinary(cache, token_ids, start)
 
     def _largest(self, logits: torch.Tensor) -> float:

@@ -44,7 +44,7 @@ class Beside:
             cache = BehindKV(self.live.path.kv, num_live)
             for start, stop in chunks(num_live, num_tokens, self.chunk()):
                 yield
-                self.live.path.forward(cache, ids[start:stop], start)
+                self.live.path.forward.aside(cache, ids[start:stop], start)
             return Footing(cache, num_tokens, num_live)
         context = self._empty()
         start = self._restore(context.path, ids)

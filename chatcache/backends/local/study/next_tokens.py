@@ -65,7 +65,8 @@ class NextTokenStudy:
         last = len(ids) - 1
         footing = yield from self._beside.up_to(ids, last)
         yield
-        return self._beside.live.path.forward(footing.cache, ids[last:], last), footing.num_reused
+        forward = self._beside.live.path.forward
+        return forward.aside(footing.cache, ids[last:], last), footing.num_reused
 
     @torch.inference_mode()
     def _told(
