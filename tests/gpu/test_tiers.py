@@ -12,7 +12,7 @@ from hypothesis import settings
 from chatcache.backends.local.run.assemble import link_to
 from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.link import CudaLink, Link
-from tests.equivalence.families import family_model
+from tests.equivalence.families import CAPTURED, family_model
 from tests.equivalence.test_device import start as start
 from tests.equivalence.test_device import (
     test_a_fork_and_the_way_back_stay_on_the_device as test_a_fork_and_the_way_back,
@@ -30,9 +30,9 @@ __all__ = ["start", "test_a_fork_and_the_way_back", "test_any_order", "test_resu
 MANY_TOKENS = 20_000
 
 
-@pytest.fixture(scope="module")
-def model(card: torch.device) -> Any:
-    return family_model("qwen3").to(card)
+@pytest.fixture(scope="module", params=["qwen3", CAPTURED + "qwen3"])
+def model(request: pytest.FixtureRequest, card: torch.device) -> Any:
+    return family_model(request.param).to(card)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,25 @@ def test_an_export_waits_for_nothing_and_arrives_when_it_is_read() -> None:
     append(live, [90, 91, 92])  # where the copy still reads
     assert has(block, list(range(2, 8)))
     assert holds(live, [0, 1, 90, 91, 92])
+
+
+def test_a_path_that_is_left_waits_for_no_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While memory is locked for what it held, it goes on: what is still read is set aside."""
+    live, may_go_on = device_kv(), threading.Event()
+    carve = live.slabs.carve
+
+    def slow(num_bytes: int) -> Any:
+        may_go_on.wait()
+        return carve(num_bytes)
+
+    monkeypatch.setattr(live.slabs, "carve", slow)
+    append(live, list(range(8)))
+    block = live.export(2, 8)
+    live.truncate(4)
+    append(live, [90, 91, 92])
+    may_go_on.set()
+    assert has(block, list(range(2, 8)))
+    assert holds(live, [0, 1, 2, 3, 90, 91, 92])
 
 
 def test_what_is_appended_behind_does_not_wait_for_a_copy_down() -> None:
@@ -149,14 +169,26 @@ def test_memory_of_a_block_that_is_given_up_is_not_used_before_its_copies_have_e
     assert holds(live, [*range(20, 28), *range(60, 68)])
 
 
-def test_runs_of_several_blocks_come_together() -> None:
+def without_room(runs: Any, dim: int) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_runs_of_several_blocks_come_together(
+    has_room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_room:
+        monkeypatch.setattr(torch, "cat", without_room)
     live = device_kv()
     append(live, list(range(20)))
-    blocks = [(live.export(start, start + 5), start) for start in range(0, 20, 5)]
+    blocks = [
+        (live.reside(start, start + 4) if is_there else live.export(start, start + 4), start)
+        for start, is_there in zip(range(0, 20, 4), (True, True, False, True, False), strict=True)
+    ]
     live.truncate(0)
     for block, start in blocks:
-        live.load(block, start, start, start + 5)
-        live.set_length(start + 5)
+        live.load(block, start, start, start + 4)
+        live.set_length(start + 4)
     read_file(live, [20, 21], 20)
     live.flush()
     assert holds(live, list(range(22)))

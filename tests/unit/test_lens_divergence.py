@@ -98,7 +98,7 @@ def test_what_the_cache_has_lost_is_no_difference() -> None:
 def test_on_a_full_hit_nothing_diverged() -> None:
     turn = reading(100, 0, (TierRun(90, "ram"),), history_ids=TokenIds(range(90)))
     shown = text(page_of(turn))
-    assert "Nothing diverged: 90 tokens of it were reused." in shown
+    assert "Nothing diverged: the prompt begins with what was read before." in shown
     assert "avoid" not in shown
     assert "(end)" in shown
 
@@ -124,6 +124,10 @@ def test_each_reason_says_what_would_avoid_it(reason: Reason) -> None:
 
 
 def test_a_turn_that_nobody_knows_the_ids_of_says_why() -> None:
-    gone = replace(reading(4), prompt_ids=TokenIds(()), unknown="Gone.")
-    assert page_of(gone).sentences == ("Gone.",)
+    remote = replace(reading(4, reason="remote"), prompt_ids=TokenIds(()), unknown="Gone.")
+    assert page_of(remote).sentences == ("Gone.",)
+    gone = replace(reading(4, reason="evicted"), prompt_ids=TokenIds(()), unknown="Gone.")
+    told = page_of(gone).sentences
+    assert told[0] == "Evicted."
+    assert "Gone." in told
     assert "not recorded" in page_of(replace(reading(4), figures=None)).sentences[0]

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from chatcache import formatting as fmt
 from chatcache.backends.questions import TokenPiece, TokenPieces
 from chatcache.backends.usage import TierRun
-from chatcache.chat.readings import OF_SERVER, TurnReading
+from chatcache.chat.readings import NOT_KEPT, OF_SERVER, TurnReading
 from chatcache.frontend.lens import tokens_view
 from chatcache.frontend.lens.fates import fate_runs
 from chatcache.frontend.lens.page import LETTERS, text_of
 from chatcache.frontend.lens.tokens_view import TokensFacts, TokensState, tokens_facts
 from chatcache.frontend.lens.visible import shown
+from chatcache.token_ids import TokenIds
 from tests.lens_facts import HOSTILE, PIECE_LISTS, reading, readings
 
 STATES = st.builds(TokensState, st.none() | st.integers(-5, 400), st.booleans(), st.booleans())
@@ -160,9 +161,35 @@ def test_without_an_engine_tokens_are_ids_and_a_turn_without_ids_says_why() -> N
     text = "\n".join(text_of(line) for line in page.lines)
     assert "[#0]#1│#2│#3│" in text
     assert "Enter loads the model" in text
-    gone = replace(reading(4), prompt_ids=reading(4).ids[:0], unknown=OF_SERVER)
+    gone = replace(reading(4, reason="remote"), prompt_ids=TokenIds(()), unknown=OF_SERVER)
     page = tokens_view.page(TokensFacts(gone), 40)
     assert page.sentences == (OF_SERVER,)
+
+
+def test_a_part_of_a_character_says_which() -> None:
+    pieces = (
+        TokenPiece(0, "a"),
+        TokenPiece(1, "<E6><97>", is_part=True),
+        TokenPiece(2, "<A5>", is_part=True),
+        TokenPiece(3, "<F0>", is_part=True),  # nothing comes of it
+    )
+    facts = tokens_facts(reading(4), TokenPieces(pieces))
+    for chosen, words in (
+        (1, "<E6><97>, a part of 日"),
+        (2, "<A5>, a part of 日"),
+        (3, "<F0>, id"),
+    ):
+        assert words in tokens_view.page(facts, 80, None, TokensState(chosen)).sentences[-1]
+
+
+def test_a_turn_without_ids_still_has_its_figures() -> None:
+    turn = replace(reading(100, 4, RAM_THEN_DISK), prompt_ids=TokenIds(()), unknown=NOT_KEPT)
+    told = tokens_view.page(TokensFacts(turn), 80).sentences
+    assert told[0] == (
+        "100 tokens in the prompt: 60 from RAM, 30 from disk, 10 computed, 4 written by the model."
+    )
+    assert told[1].startswith("Cut at token 90: new user turn")
+    assert told[2] == NOT_KEPT
 
 
 def test_a_question_without_an_answer_has_ids_and_no_fates() -> None:

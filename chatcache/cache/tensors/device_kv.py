@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from chatcache.cache.segments import LostBlockError
-from chatcache.cache.tensors.blocks import DTYPES, ResidentBlock, TensorBlock, memory_of
+from chatcache.cache.tensors.blocks import DTYPES, ResidentBlock, memory_of
 from chatcache.cache.tensors.buckets import BucketLayer
 from chatcache.cache.tensors.device_blocks import SlabBlock, SlabTensors, carve_tensors
 from chatcache.cache.tensors.layers import Buffers
@@ -50,17 +52,17 @@ class ArrivingLayer(BucketLayer):  # type: ignore[no-untyped-call]
             self._compute.follow(self.arrival)
             self.arrival = None
 
-    def slot(self, kind: str, start: int, stop: int) -> torch.Tensor:
+    def slot(self, kind: str, start: int, stop: int) -> Tensor:
         """`[num_kv_heads, stop - start, head_dim]`, to copy to behind what is on its way."""
         return self.home.tensors[kind][0, :, start:stop]
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         self.arrive()
         return super().update(key_states, value_states, *args, **kwargs)
 
-    def view(self, kind: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    def view(self, kind: str, start: int = 0, stop: int | None = None) -> Tensor:
         self.arrive()
         return super().view(kind, start, stop)
 
@@ -69,21 +71,63 @@ class ArrivingLayer(BucketLayer):  # type: ignore[no-untyped-call]
         super()._move(room, is_same=is_same)
 
 
-@dataclass(frozen=True, slots=True)
 class _Export:
-    """Live tokens before `stop` are read until `block` has arrived."""
+    """Live tokens before `stop` are read until `block` has arrived. `computed` is when `runs` can
+    be read. Shared by the thread that computes and that of the copies."""
 
-    stop: int
-    block: SlabBlock
+    def __init__(self, stop: int, block: SlabBlock, runs: Mapping[str, Tensor], computed: Event):
+        self.stop, self.block = stop, block
+        self._runs, self._computed = runs, computed
+        self._lock = threading.Lock()
+        self._has_begun = False
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(run.shape) for name, run in self._runs.items()}
+
+    def begin(self) -> tuple[Mapping[str, Tensor], Event]:
+        """What to copy, and behind what: from now on it stays that."""
+        with self._lock:
+            self._has_begun = True
+            return self._runs, self._computed
+
+    def detach(self, compute: Stream) -> bool:
+        """Read a copy on the device instead of the live path, whose memory is free at once; False:
+        the copies have begun, or there is no room."""
+        with self._lock:
+            if self._has_begun:
+                return False
+            try:
+                self._runs = {name: run.clone() for name, run in self._runs.items()}
+            except torch.OutOfMemoryError:
+                return False
+            self._computed, self.stop = compute.mark(), 0
+            return True
 
 
 @dataclass(frozen=True, slots=True)
 class _Loading:
     """Tensors for the positions from `start` on; `owner` has their memory."""
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Tensor]
     start: int
-    owner: TensorBlock
+    owner: Any
+
+    @property
+    def stop(self) -> int:
+        return self.start + next(iter(self.tensors.values())).shape[1]
+
+
+def _rows(loadings: Sequence[_Loading]) -> Iterator[list[_Loading]]:
+    """Those that follow one another, together."""
+    row: list[_Loading] = []
+    for load in loadings:
+        if row and row[-1].stop != load.start:
+            yield row
+            row = []
+        row.append(load)
+    if row:
+        yield row
 
 
 class DeviceKV(LiveKV):
@@ -121,6 +165,7 @@ class DeviceKV(LiveKV):
         self._sender = ThreadPoolExecutor(1, "kv-down")
         self._exports: list[_Export] = []
         self._loadings: list[_Loading] = []
+        self._residents: list[_Loading] = []
         self._reading: dict[str, SlabTensors] = {}
         self._read: dict[tuple[int, int], dict[str, SlabTensors]] = {}
 
@@ -131,16 +176,23 @@ class DeviceKV(LiveKV):
     def is_staged(self) -> bool:
         return True
 
+    @property
+    def is_queueing(self) -> bool:
+        return True
+
     # on the device
 
+    @torch.inference_mode()
     def truncate(self, num_tokens: int) -> None:
         self._in_flight.release()
         self._exports = [export for export in self._exports if not export.block.has_arrived()]
         for export in self._exports:
-            if export.stop > num_tokens:  # what comes next is written where this is still read
+            # What comes next is written where this is still read.
+            if export.stop > num_tokens and not export.detach(self._compute):
                 with contextlib.suppress(LostBlockError):
                     export.block.tensors_behind(self._compute)
         self._loadings = [load for load in self._loadings if load.start < num_tokens]
+        self._residents = [load for load in self._residents if load.start < num_tokens]
         self._reading.clear()
         self._read = {run: read for run, read in self._read.items() if run[1] <= num_tokens}
         super().truncate(num_tokens)
@@ -154,30 +206,31 @@ class DeviceKV(LiveKV):
         self.arrive()
         return super().claim_buckets(start, stop)
 
-    def _runs(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+    def _runs(self, start: int, stop: int) -> dict[str, Tensor]:
         self.flush()
         return super()._runs(start, stop)
 
     # down
 
     @torch.inference_mode()
-    def export(
-        self, start: int, stop: int, states: dict[str, torch.Tensor] | None = None
-    ) -> SlabBlock:
+    def export(self, start: int, stop: int, states: dict[str, Tensor] | None = None) -> SlabBlock:
         """Tokens `start` to `stop` on their way into host memory; nothing waits for them here."""
         runs = self._runs(start, stop)
         block = SlabBlock(sum(run.nbytes for run in runs.values()), states)
-        self._exports.append(_Export(stop, block))
-        self._sender.submit(self._send, block, runs, self._compute.mark())
+        export = _Export(stop, block, runs, self._compute.mark())
+        self._exports.append(export)
+        self._sender.submit(self._send, export)
         return block
 
     @torch.inference_mode()
-    def _send(self, block: SlabBlock, runs: Mapping[str, torch.Tensor], computed: Event) -> None:
+    def _send(self, export: _Export) -> None:
         """Queue the copies into a block (in the thread of the copies)."""
+        block = export.block
+        runs: Mapping[str, Tensor] = {}
         memory: SlabTensors | None = None
-        try:
-            shapes = {name: tuple(run.shape) for name, run in runs.items()}
-            memory = carve_tensors(self.slabs, shapes, self._dtype, _SHARED_PIECE_BYTES)
+        try:  # slabs may take long to be made
+            memory = carve_tensors(self.slabs, export.shapes, self._dtype, _SHARED_PIECE_BYTES)
+            runs, computed = export.begin()
             self._down.follow(computed)
             for name, run in runs.items():
                 copy_run(self._down, memory.tensors[name], run)
@@ -224,16 +277,15 @@ class DeviceKV(LiveKV):
         part = {name: tensor[:, start - at : stop - at] for name, tensor in whole.items()}
         for name, run in part.items():
             self._make_room(name, tuple(run.shape), start)
-        if isinstance(block, ResidentBlock):
-            for name, run in part.items():
-                layer, kind = self._locate(name)
-                layer.view(kind, start, stop)[0].copy_(run)
-        else:
-            self._loadings.append(_Loading(part, start, block))
+        is_there = isinstance(block, ResidentBlock)
+        (self._residents if is_there else self._loadings).append(_Loading(part, start, block))
 
     @torch.inference_mode()
     def flush(self) -> None:
         """Send what was loaded on its way: of all runs the first layer first."""
+        residents, self._residents = self._residents, []
+        for row in _rows(residents):
+            self._place(row)
         loadings, self._loadings = self._loadings, []
         if not loadings:
             return
@@ -272,6 +324,21 @@ class DeviceKV(LiveKV):
         self._in_flight.hold(layer.arrival, memory)
         if self.slabs.has_room(0):
             self._read.setdefault((start, start + run.shape[1]), {})[name] = memory
+
+    def _place(self, residents: Sequence[_Loading]) -> None:
+        """Copy runs that follow one another into the live path: a few long copies, where a
+        conversation may be many short runs."""
+        start = residents[0].start
+        for number, layer in self._arriving.items():
+            for kind in ("key", "value"):
+                runs = [resident.tensors[f"{kind}.{number}"] for resident in residents]
+                stop = start + sum(run.shape[1] for run in runs)
+                target = layer.view(kind, start, stop)[0]
+                try:
+                    target.copy_(runs[0] if len(runs) == 1 else torch.cat(runs, dim=1))
+                except torch.OutOfMemoryError:  # without another copy, then
+                    for resident, run in zip(residents, runs, strict=True):
+                        layer.slot(kind, resident.start, resident.stop).copy_(run)
 
     def _make_room(self, name: str, shape: tuple[int, ...], start: int) -> None:
         """Have the live path take a run of this shape. Raises ValueError if it is not of this

@@ -5,7 +5,6 @@ Owns the facts of this comparison, how the tokens are aligned, and its lines. Pu
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from typing import Any
 from chatcache import formatting as fmt
 from chatcache.backends.questions import Tokenize, TokenPiece, TokenPieces
 from chatcache.frontend.lens.page import Line, Marked, Page, flow, line
-from chatcache.frontend.lens.visible import SEPARATOR, pieces_of_width, shown_piece
+from chatcache.frontend.lens.visible import SEPARATOR, part_bytes, pieces_of_width, shown_piece
 
 MAX_GROUPS = 2_000
 BOTH = "┃"  # both tokenizers end a token here
 LEGEND = f"{BOTH} both end a token here  {SEPARATOR} one does"
-_BYTE = re.compile(rb"<([0-9A-F]{2})>")
 _SPACE = b" \t\n\r\x0b\x0c"
 
 
@@ -72,10 +70,7 @@ def _pieces(tokens: TokenPieces) -> list[TokenPiece]:
 
 def _num_bytes(piece: TokenPiece) -> int:
     """How much of the text a token is, without white space, which tokenizers write differently."""
-    raw = piece.text.encode("utf-8", "surrogatepass")
-    if piece.is_part:
-        raw = _BYTE.sub(lambda found: bytes([int(found[1], 16)]), raw)
-    return len(raw.translate(None, _SPACE))
+    return len(part_bytes(piece).translate(None, _SPACE))
 
 
 def aligned(facts: CompareFacts) -> list[Group]:

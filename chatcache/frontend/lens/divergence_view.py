@@ -99,7 +99,7 @@ def page(facts: DivergenceFacts, width: int, height: int | None = None) -> Page:
     reading, figures = facts.reading, facts.reading.figures
     title = f"Divergence in turn {reading.turn} of {reading.num_turns}"
     basics = {"session": reading.session_name, "turn": reading.turn, "turns": reading.num_turns}
-    if figures is None or not reading.prompt_ids:
+    if figures is None or (figures.is_remote and not reading.prompt_ids):
         why = reading.unknown or "This turn has no answer: how it was read is not recorded."
         lines = tuple(line(text) for text in flow(why, width))
         return Page(title, lines, (why,), {**basics, "unknown": why})
@@ -107,7 +107,7 @@ def page(facts: DivergenceFacts, width: int, height: int | None = None) -> Page:
     lines = tuple(line(Marked(text, mark)) for mark, words in told for text in flow(words, width))
     return Page(
         title=title,
-        lines=(*lines, *_strips(facts, width)),
+        lines=(*lines, *(_strips(facts, width) if reading.prompt_ids else ())),
         sentences=(*(words for _, words in told), *_place_sentences(facts)),
         data={**basics, **_data(facts, figures)},
     )
@@ -121,8 +121,7 @@ def _told(reading: TurnReading, figures: Figures) -> list[tuple[Mark, str]]:
         words = f"The prompt differs from what was read before at token {place_of(reading):,}, and"
         told = [("strong", f"{words} that was computed ahead.")]
     elif cache.outcome == "hit":
-        reused = fmt.plural(figures.cached_tokens, "token")
-        told = [("strong", f"Nothing diverged: {reused} of it were reused.")]
+        told = [("strong", "Nothing diverged: the prompt begins with what was read before.")]
     else:
         told = [("cut", f"{reason_words(cache.reason).capitalize()}.")]
     if cache.detail:
@@ -130,6 +129,8 @@ def _told(reading: TurnReading, figures: Figures) -> list[tuple[Mark, str]]:
     told.append(("", _cost_sentence(reading, figures)))
     if cache.outcome != "hit":
         told.append(("", f"What would avoid it: {AVOIDING[cache.reason]}"))
+    if reading.unknown:
+        told.append(("muted", reading.unknown))
     if reading.no_history and cache.outcome != "hit":
         told.append(("muted", reading.no_history))
     return told

@@ -16,6 +16,7 @@ from chatcache.chat.readings import TurnReading
 from chatcache.frontend.figures import reason_words
 from chatcache.frontend.lens.fates import (
     WORDS,
+    Fate,
     FateRun,
     fate_runs,
     is_order_known,
@@ -26,12 +27,13 @@ from chatcache.frontend.lens.fates import (
 )
 from chatcache.frontend.lens.page import Line, Marked, Page, flow, line, wrapped
 from chatcache.frontend.lens.token_rows import Outline, TokenRow, outline
-from chatcache.frontend.lens.visible import shown_piece
+from chatcache.frontend.lens.visible import part_bytes, shown, shown_piece
 
 KEYS = "←→ token · ↑↓ line · PgUp PgDn message · c cut · f fold · i ids"
 LEGEND = "│ ends a token  ·↵→ white space  <E2> part of a character  X: control  [ ] chosen"
 ASK_FOR_MODEL = "Enter loads the model; until then tokens are shown by their ids."
 MIN_ROWS = 4
+MOST_PARTS = 4  # a character has four bytes at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +118,9 @@ def page(
     reading = facts.reading
     title = f"Tokens of turn {reading.turn} of {reading.num_turns}"
     if not reading.prompt_ids:
-        lines = tuple(line(text) for text in flow(reading.unknown, width))
-        data = {**_basics(facts), "unknown": reading.unknown}
-        return Page(title, lines, (reading.unknown,), data)
+        told = _without_ids(reading)
+        lines = tuple(line(text) for words in told for text in flow(words, width))
+        return Page(title, lines, told, {**_basics(facts), "unknown": reading.unknown})
     chosen = chosen_of(facts, state)
     top = _top(facts, width)
     bottom = _bottom(facts, chosen, width)
@@ -131,6 +133,22 @@ def page(
         data=_data(facts, rows),
         keys=KEYS,
     )
+
+
+def _without_ids(reading: TurnReading) -> tuple[str, ...]:
+    """What the figures tell of a turn whose ids are not known."""
+    figures = reading.figures
+    if figures is None or figures.is_remote:
+        return (reading.unknown,)
+    counts: tuple[tuple[int, Fate], ...] = (
+        (figures.cached_ram_tokens, "ram"),
+        (figures.cached_disk_tokens, "disk"),
+        (figures.computed_tokens, "computed"),
+        (figures.completion_tokens, "written"),
+    )
+    words = ", ".join(f"{number:,} {WORDS[fate]}" for number, fate in counts if number)
+    prompt = fmt.plural(figures.prompt_tokens, "token")
+    return f"{prompt} in the prompt: {words}.", _cut_sentence(reading), reading.unknown
 
 
 def _outline(facts: TokensFacts, state: TokensState, width: int) -> Outline:
@@ -188,7 +206,7 @@ def _cut_sentence(reading: TurnReading) -> str:
     figures = reading.figures
     if figures is None:
         return "This turn has no answer: how it was read is not recorded."
-    words = f"Cut at token {cut_of(reading):,}: {reason_words(figures.cache.reason)}"
+    words = f"Cut at token {figures.cached_tokens:,}: {reason_words(figures.cache.reason)}"
     if figures.cache.detail:
         words += f"; {figures.cache.detail}"
     if figures.cache.ahead_tokens:
@@ -207,7 +225,7 @@ def _token_sentence(facts: TokensFacts, position: int) -> str:
     reading = facts.reading
     ids = reading.ids
     run, message = run_at(fate_runs(reading), position), message_at(reading.messages, position)
-    words = [f"Token {position:,} of {len(ids):,}: {_quoted(facts, ids[position])}"]
+    words = [f"Token {position:,} of {len(ids):,}: {_quoted(facts, position)}"]
     words.append(f"id {ids[position]}")
     if run is not None:
         words.append(WORDS[run.fate])
@@ -216,11 +234,29 @@ def _token_sentence(facts: TokensFacts, position: int) -> str:
     return ", ".join(words)
 
 
-def _quoted(facts: TokensFacts, token_id: int) -> str:
-    piece = facts.pieces.get(token_id)
+def _quoted(facts: TokensFacts, position: int) -> str:
+    piece = facts.pieces.get(facts.reading.ids[position])
     if piece is None:
         return "text not known"
-    return shown_piece(piece) or "nothing visible"
+    whole = _split_character(facts, position) if piece.is_part else ""
+    return (shown_piece(piece) or "nothing visible") + (f", a part of {whole}" if whole else "")
+
+
+def _split_character(facts: TokensFacts, position: int) -> str:
+    """The characters that a token is a part of, with the tokens beside it; "" for none."""
+    first = max(0, position - MOST_PARTS)
+    near = facts.reading.ids[first : position + MOST_PARTS + 1]
+    raw = [part_bytes(facts.pieces.get(token_id)) for token_id in near]
+    at = position - first
+    begin = sum(len(part) for part in raw[:at])
+    end = begin + len(raw[at])
+    place, found = 0, ""
+    for character in b"".join(raw).decode("utf-8", "surrogateescape"):
+        stop = place + len(character.encode("utf-8", "surrogateescape"))
+        if place < end and stop > begin and character.isprintable():
+            found += shown(character)
+        place = stop
+    return found
 
 
 def _sentences(facts: TokensFacts, chosen: int) -> tuple[str, ...]:

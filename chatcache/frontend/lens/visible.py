@@ -6,6 +6,7 @@ a terminal would act upon, join with its neighbour or draw in no cells.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from functools import lru_cache
 
@@ -13,6 +14,7 @@ from chatcache import formatting as fmt
 from chatcache.backends.questions import TokenPiece
 
 SEPARATOR = "│"
+_BYTE = re.compile(rb"<([0-9A-F]{2})>")
 SIGNS = {" ": "·", "\n": "↵", "\t": "→"}
 _MARKS = ("Mn", "Me")
 _BASE = "◌"  # carries a mark whose letter is in the token before
@@ -38,6 +40,16 @@ def shown(text: str) -> str:
 def shown_piece(piece: TokenPiece) -> str:
     """A token; a control token says so, for its text could be anybody's."""
     return f"X:{shown(piece.text)}" if piece.is_control else shown(piece.text)
+
+
+def part_bytes(piece: TokenPiece | None) -> bytes:
+    """The bytes that a token stands for, also where they are a part of a character."""
+    if piece is None:
+        return b""
+    raw = piece.text.encode("utf-8", "surrogatepass")
+    if not piece.is_part:
+        return raw
+    return _BYTE.sub(lambda found: bytes([int(found[1], 16)]), raw)
 
 
 def pieces_of_width(text: str, first: int, others: int) -> list[str]:

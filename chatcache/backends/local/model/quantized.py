@@ -83,9 +83,10 @@ def packing_of(quantize: str | None, device: torch.device) -> str | None:
     """What is wanted by a setting; None: exact weights. Raises UnavailableError."""
     if quantize in (None, EXACT_WEIGHTS):
         return None
-    if device.type != "cpu":
+    if device.type not in ("cpu", "cuda"):
         raise UnavailableError(
-            f"Weights in {quantize} are computed with on the CPU only, not on {device.type}.",
+            f"Weights in {quantize} are computed with on a CPU or a CUDA device, not on "
+            f"{device.type}.",
             "Add --device cpu, or leave out --quantize.",
         )
     return quantize
