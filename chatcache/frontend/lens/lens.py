@@ -120,7 +120,7 @@ class Lens:
             return problem_page(self.view.title, facts, width)
         return None if facts is None else self.view.page(facts, self.state, width, height)
 
-    def page_now(self, width: int) -> Page:
+    def page_now(self, width: int, height: int | None = None) -> Page:
         """The page, after reading what it needs. Blocks. Raises ChatcacheError, also for a token
         that there is none of."""
         if (token := self.state.token) is not None:
@@ -135,7 +135,7 @@ class Lens:
         facts = self._facts[self._key]
         if isinstance(facts, ChatcacheError):
             raise facts
-        return self.view.page(facts, self.state, width, None)
+        return self.view.page(facts, self.state, width, height)
 
     @property
     def waits_for(self) -> str:

@@ -23,6 +23,7 @@ from chatcache.frontend.lens.svg import (
     LIGHT,
     LINE,
     MARGIN,
+    SHADES,
     Palette,
     block_of,
     cells_of,
@@ -95,6 +96,8 @@ class _Pen:
         if behind != self._palette.background:
             self._box(x, y, cells * CELL, LINE, behind)
         for char, left in _placed(piece.text):
+            if piece.heat is not None and char in SHADES:
+                continue
             self._character(char, x + left * CELL, y, colour, behind, is_bold=piece.mark in BOLD)
 
     def _character(

@@ -16,6 +16,10 @@ from chatcache.frontend.lens.page import Line, Mark, Marked, Page
 
 CELL, LINE, FONT = 8.4, 19.0, 14
 MARGIN = 16
+# Shades say in letters what heat says in colour.
+SHADES = "░▒▓█"
+# Blocks of one kind beside each other, one block that does not fill its cell, or words.
+_PARTS = re.compile(r"([▀-█░-▓])\1*|[▉-▐]|[^▀-▟\s]+(?: [^▀-▟\s]+)*")
 # What XML cannot hold, beside what no picture should: controls and halves of characters.
 _NOT_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
 
@@ -137,15 +141,24 @@ def _drawn(drawn: Line, y: float) -> Iterator[str]:
 def _text(piece: Marked, x: float, y: float) -> Iterator[str]:
     """The words of a piece, each where it stands; blocks between them are rectangles."""
     # Heat takes the colour of the mark away: the shade is what is to be seen.
-    colour = piece.mark if piece.heat is None or piece.mark == "chosen" else ""
+    is_hot = piece.heat is not None
+    colour = piece.mark if not is_hot or piece.mark == "chosen" else ""
     names = " ".join(filter(None, (colour, "bold" if piece.mark in BOLD else "")))
-    for match in re.finditer(r"[▀-▟]|[^▀-▟\s]+(?: [^▀-▟\s]+)*", piece.text):
+    for match in _PARTS.finditer(piece.text):
         left = x + fmt.width(piece.text[: match.start()]) * CELL
         word = match[0]
-        if (block := block_of(word)) is not None:
+        if (block := block_of(word[0])) is not None:
+            if is_hot and word[0] in SHADES:
+                continue
             dx, dy, width, height, opacity = block
-            name = colour or "block"
-            yield _rect(left + dx * CELL, y + dy * LINE, width * CELL, height * LINE, name, opacity)
+            yield _rect(
+                left + dx * CELL,
+                y + dy * LINE,
+                (len(word) - 1 + width) * CELL,
+                height * LINE,
+                colour or "block",
+                opacity,
+            )
             continue
         length = fmt.width(word) * CELL
         yield (

@@ -186,9 +186,8 @@ class LensScreen(Dialog[int | None]):
 
     @property
     def _width(self) -> int:
-        view = self.query_one(PageView)
-        room = view.size.width or self.app.size.width
-        return max(20, room - MARGIN)
+        room = self.query_one(PageView).scrollable_content_region.width
+        return max(20, room or self.app.size.width - MARGIN)
 
     # Keys
 
