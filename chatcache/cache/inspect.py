@@ -245,7 +245,13 @@ class CacheInspector:
             return None
         rates = RateBook(store.directory / "rates.json")
         with self._opened(store, self._policy) as cache:
-            return [_estimate(cache, rates, journal) for journal in journals]
+            has_states = store.has_states()
+            return [
+                rates.estimate(
+                    cache.lookup(journal).held, 0, len(journal), can_decline=not has_states
+                )
+                for journal in journals
+            ]
 
     def branch_kv(
         self, journals: Sequence[tuple[str, TokenIds]], branches: Sequence[Collection[int]]
@@ -286,14 +292,6 @@ class CacheInspector:
         cache.open({})
         with contextlib.closing(cache):
             yield cache
-
-
-def _estimate(cache: PrefixCache, rates: RateBook, journal: TokenIds) -> CostEstimate:
-    held = cache.lookup(journal)
-    recompute = len(journal) - held.num_tokens
-    compute_ms = rates.prefill_ms(recompute) if recompute else 0.0
-    estimated = None if compute_ms is None else compute_ms + rates.restore_ms(held.disk_bytes)
-    return CostEstimate(0, held.disk_tokens, recompute, estimated, held.disk_bytes)
 
 
 def _branch_kv(held: Sequence[tuple[int, dict[str, int]]], users: Counter[str]) -> SessionKV:

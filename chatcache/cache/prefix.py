@@ -37,7 +37,7 @@ from chatcache.cache.tiers.restore import adopt_tokens, restore_states, restore_
 from chatcache.cache.tiers.spiller import Spiller
 from chatcache.cache.tiers.tree import tree_shape
 from chatcache.cache.tiers.vram import VramTier
-from chatcache.cache.views import SegmentRow, TierUse, TreeShape
+from chatcache.cache.views import Held, SegmentRow, TierUse, TreeShape
 from chatcache.os_failures import reason
 from chatcache.token_ids import NO_IDS, TokenIds
 
@@ -148,22 +148,18 @@ class PrefixCache:
         self._refresh()
         with self._book.lock:
             spans: list[Span] = []
-            ram = disk = disk_bytes = 0
+            held: list[Held] = []
             found, _, checkpoint = self._match(ids)
             for span in found:
                 entry = self._book[span.segment_id]
                 place = self._lifetimes.place(entry)
                 if place is None:
                     break
-                if place == "ram":
-                    ram += span.stop - span.start
-                else:
-                    disk += span.stop - span.start
-                    disk_bytes += entry.disk_bytes
                 spans.append(span)
-            if checkpoint is not None and ram + disk < checkpoint.stop:
-                return Lookup(0, 0, 0, 0, ())
-            return Lookup(ram + disk, ram, disk, disk_bytes, tuple(spans))
+                held.append(entry.held(span, place))
+            if checkpoint is not None and (not held or held[-1].stop < checkpoint.stop):
+                return Lookup()
+            return Lookup(tuple(spans), tuple(held))
 
     def on_path(self, ids: TokenIds) -> dict[str, int]:
         """The segments of a path with their sizes in bytes: those that a restore would use, and
@@ -215,13 +211,14 @@ class PrefixCache:
                 fresh, num_matched, checkpoint = self._fresh(ids[:limit])
                 spans = fresh if checkpoint else self._without_small_part(fresh, min_part)
                 held = [self._book[s.segment_id] for s in (*spans, checkpoint) if s is not None]
-                on_disk = self._on_disk(spans)
                 if is_use:
                     stack.callback(self._touch, held, self._used(held))
                 stack.enter_context(self._book.held(held))
+                lies = [self._lies(span) for span in spans]
                 if is_use and spans:
-                    self._book.log.note_hit(ids, spans, "disk" if on_disk else "ram")
-                lease = Lease(ids, spans, num_matched, checkpoint, on_disk, is_use=is_use)
+                    is_read = any(each.tier == "disk" for each in lies)
+                    self._book.log.note_hit(ids, spans, "disk" if is_read else "ram")
+                lease = Lease(ids, spans, num_matched, checkpoint, lies, is_use=is_use)
             yield lease
 
     def adopt(self, lease: Lease, sink: KVSink, start: int) -> int:
@@ -359,11 +356,10 @@ class PrefixCache:
         is_part = last.stop < self._book[last.segment_id].stop
         return spans[:-1] if is_part and last.stop - last.start < min_part else spans
 
-    def _on_disk(self, spans: Sequence[Span]) -> tuple[int, int] | None:
-        """Where the first span starts that has to be read, and the bytes of all such files."""
-        pairs = [(span, self._book[span.segment_id]) for span in spans]
-        read = [(span, entry) for span, entry in pairs if not entry.is_in_memory]
-        return (read[0][0].start, sum(entry.disk_bytes for _, entry in read)) if read else None
+    def _lies(self, span: Span) -> Held:
+        """Where a restore would take it from."""
+        entry = self._book[span.segment_id]
+        return entry.held(span, next(iter(entry.tiers), "disk"))
 
     def _used(self, entries: Sequence[Entry]) -> float:
         """They are used now; returns the time."""

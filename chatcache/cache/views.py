@@ -21,6 +21,27 @@ class TierRun:
     tier: Tier
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The tokens of a prefix up to `stop`, from where the one before it ends, lie in one segment:
+    `num_bytes` have to be brought from its tier."""
+
+    stop: int
+    tier: Tier
+    num_bytes: int
+
+
+def to_read(held: Iterable[Held], start: int = 0) -> tuple[int, int]:
+    """How many tokens behind `start` lie in files alone, and the bytes of these files."""
+    num_tokens = num_bytes = before = 0
+    for each in held:
+        if each.tier == "disk" and each.stop > start:
+            num_tokens += each.stop - max(start, before)
+            num_bytes += each.num_bytes
+        before = each.stop
+    return num_tokens, num_bytes
+
+
 def joined(runs: Iterable[TierRun]) -> tuple[TierRun, ...]:
     """The same tokens in as few runs as can be: none is empty, no two neighbours have one tier."""
     found: list[TierRun] = []

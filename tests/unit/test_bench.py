@@ -31,7 +31,9 @@ from chatcache.bench.report import (
 from chatcache.bench.rows import Bench, core_rows, default_lengths
 from chatcache.bench.run import gpu_name
 from chatcache.bench.setup import load_shape
+from chatcache.cache.book.rates import RateBook
 from chatcache.cache.tensors.device_kv import DeviceKV
+from chatcache.cache.views import Held
 from chatcache.errors import StorageError, UnavailableError, UsageError
 from tests.lazy_link import LazyLink
 from tests.models import build_model
@@ -246,10 +248,10 @@ def test_a_model_of_this_machine_learns_its_rates(
         "--against", "transformers", "--no-program",
     )  # fmt: skip
     (rates,) = (home / "cache" / "segments").glob("*/rates.json")
-    known = json.loads(rates.read_text())
-    assert known["is_measured"]
-    assert known["prefill_tokens_per_second"] > 0
-    assert known["restore_bytes_per_second"] > 0
+    known = RateBook(rates)
+    assert known.is_measured
+    assert (known.prefill_tokens_per_second or 0) > 0
+    assert (known.restore_ms([Held(80, "disk", 400_000)]) or 0) > 0
 
 
 def test_long_prompts_have_a_row_of_512_tokens() -> None:

@@ -278,6 +278,7 @@ def test_what_was_measured_before_is_told(
 ) -> None:
     from chatcache.backends.local.model.loader import load_model
     from chatcache.cache.book.namespace import namespace_id
+    from chatcache.cache.book.rates import RateBook
     from chatcache.cache.files.store import SegmentStore
 
     cache = home / "cache"
@@ -285,12 +286,14 @@ def test_what_was_measured_before_is_told(
     fields = loaded.namespace_fields()
     store = SegmentStore(cache, namespace_id(fields))
     store.prepare(fields)
-    rates = {"prefill_tokens_per_second": 50.0, "restore_bytes_per_second": 512e3}
-    (store.directory / "rates.json").write_text(json.dumps(rates | {"is_measured": True}))
+    rates = RateBook(store.directory / "rates.json")
+    rates.note_prefill(512, 10.24)
+    rates.note_restore(51_200_000, 100.0)
+    rates.save()
     found = json.loads(run(capsys, str(model_dir), "--device", "cpu", "--json")[1])
     assert found["namespace"] == store.namespace
-    assert found["prefill_tokens_per_second"] == 50.0
-    assert found["restore_tokens_per_second"] == 1000.0
+    assert found["prefill_tokens_per_second"] == pytest.approx(50.0)
+    assert found["restore_tokens_per_second"] == pytest.approx(1000.0)
     other = json.loads(run(capsys, str(model_dir), "--dtype", "bfloat16", "--json")[1])
     assert other["namespace"] is None
 

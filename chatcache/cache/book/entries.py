@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chatcache.cache.book.eviction import Candidate
 from chatcache.cache.book.namespace import chain_digest
 from chatcache.cache.book.policy import is_over
+from chatcache.cache.book.transfer_rate import NO_TRANSFER, Transfer
 from chatcache.cache.segments import Block, Resident, Span
-from chatcache.cache.views import TIERS, SegmentRow, Tier, TierRun, num_tokens_of
+from chatcache.cache.views import (
+    TIERS,
+    Held,
+    SegmentRow,
+    Tier,
+    TierRun,
+    joined,
+    num_tokens_of,
+    to_read,
+)
 from chatcache.token_ids import TokenIds
 
 
@@ -68,6 +78,12 @@ class Entry:
             expires_at=None if ttl is None else self.last_used + ttl,
         )
 
+    def held(self, span: Span, tier: Tier) -> Held:
+        """What a restore of a span of it has to bring from a tier. A file is read as a whole."""
+        share = (span.stop - span.start) / (self.stop - self.start)
+        in_ram = int(self.num_bytes * share)
+        return Held(span.stop, tier, self.disk_bytes if tier == "disk" else in_ram)
+
     def row(self, namespace: str, *, is_live: bool = False) -> SegmentRow:
         return SegmentRow(
             segment_id=self.segment_id,
@@ -106,19 +122,33 @@ def new_entry(
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What is held of a prompt: tokens per tier. A snapshot; acquire a lease to rely on it."""
+    """What is held of a prompt, and where. A snapshot; acquire a lease to rely on it."""
 
-    num_tokens: int
-    ram_tokens: int
-    disk_tokens: int
-    disk_bytes: int
-    spans: tuple[Span, ...]
+    spans: tuple[Span, ...] = ()
+    held: tuple[Held, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.held[-1].stop if self.held else 0
+
+    @property
+    def ram_tokens(self) -> int:
+        return self.num_tokens - self.disk_tokens
+
+    @property
+    def disk_tokens(self) -> int:
+        return to_read(self.held)[0]
+
+    @property
+    def disk_bytes(self) -> int:
+        return to_read(self.held)[1]
 
 
 class Lease:
     """A held prefix: its segments are neither evicted nor changed until it is released.
 
     `checkpoint` is the segment with the states behind the last token, for models with states.
+    `held` says of each span where it lies, and how many bytes have to be brought from there.
     Without `is_use` it is looked at, for no turn.
     """
 
@@ -128,7 +158,7 @@ class Lease:
         spans: Sequence[Span],
         num_matched: int,
         checkpoint: Span | None = None,
-        disk: tuple[int, int] | None = None,
+        held: Sequence[Held] = (),
         *,
         is_use: bool = True,
     ):
@@ -138,8 +168,7 @@ class Lease:
         self.num_tokens = self.spans[-1].stop if self.spans else 0
         self.num_matched = num_matched
         self.checkpoint = checkpoint
-        # From which position on files have to be read, and the bytes of all of them.
-        self.disk_start, self.disk_bytes = disk or (self.num_tokens, 0)
+        self.held = tuple(held)
 
     def up_to(self, position: int) -> Lease:
         """The same, less what lies behind `position`; for models without states."""
@@ -148,21 +177,36 @@ class Lease:
             for span in self.spans
             if span.start < position
         ]
-        return Lease(self.ids, spans, self.num_matched)
+        held = [held for held in self.held if held.stop <= position]
+        return Lease(self.ids, spans, self.num_matched, held=held, is_use=self.is_use)
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
     """How far a restore got. `problem` is why it ended before the end of the lease.
 
-    `runs` are all tokens that are held now; those that were held before it are in RAM."""
+    `runs` are all tokens that are held now; those that were held before it are in RAM. `transfers`
+    are what was brought from each tier, and how long that took."""
 
     num_tokens: int
     runs: tuple[TierRun, ...]
     bytes_read: int
     problem: str | None = None
     is_damage: bool = False
+    transfers: Mapping[Tier, Transfer] = field(default_factory=dict)
 
     @property
     def disk_tokens(self) -> int:
         return num_tokens_of(self.runs, "disk")
+
+    def then(self, other: RestoreResult) -> RestoreResult:
+        """This one, gone on with by another."""
+        transfers = dict(self.transfers)
+        for tier, more in other.transfers.items():
+            transfers[tier] = more.plus(transfers.get(tier, NO_TRANSFER))
+        return replace(
+            other,
+            runs=joined((*self.runs, *other.runs)),
+            bytes_read=self.bytes_read + other.bytes_read,
+            transfers=transfers,
+        )

@@ -115,6 +115,11 @@ class LiveKV(Cache):
         return not self.is_staged and not self.has_states
 
     @property
+    def is_queueing(self) -> bool:
+        """Whether `load` returns before what is loaded has arrived."""
+        return False
+
+    @property
     def num_settled(self) -> int:
         """How many leading tokens are here, bit by bit, what a restore would bring back of them."""
         return self.num_tokens

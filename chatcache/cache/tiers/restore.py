@@ -6,12 +6,14 @@ up, and the live KV holds exactly the tokens before it. What may be restored was
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from chatcache.cache.book.entries import Entry, Lease, RestoreResult
 from chatcache.cache.book.segment_book import SegmentBook
+from chatcache.cache.book.transfer_rate import NO_TRANSFER, Transfer
 from chatcache.cache.files.reader import read_segment, read_states
 from chatcache.cache.files.segfile import (
     SegmentDamagedError,
@@ -40,6 +42,11 @@ class _Source:
     @property
     def start(self) -> int:
         return 0 if self._entry is None else self._entry.start
+
+    def bytes_of(self, num_tokens: int) -> int:
+        """About how many bytes so many of its tokens take."""
+        entry = self._entry
+        return 0 if entry is None else entry.num_bytes * num_tokens // (entry.stop - entry.start)
 
     def note_read(self, book: SegmentBook, span: Span, num_bytes: int) -> None:
         if self._entry is not None:
@@ -81,10 +88,13 @@ def _bring_tokens(
 ) -> RestoreResult:
     position, bytes_read = start, 0
     runs = [TierRun(start, "ram")]
+    transfers: dict[Tier, Transfer] = {}
     for span in lease.spans:
         if span.stop <= position:
             continue
         source = _Source(book, give_up, span.segment_id)
+        began = time.perf_counter()
+        num_bytes = source.bytes_of(span.stop - position)
         try:
             if source.resident is not None:
                 sink.load(source.resident, source.start, position, span.stop)
@@ -102,11 +112,15 @@ def _bring_tokens(
         except (SegmentDamagedError, SegmentMissingError, LostBlockError) as error:
             sink.set_length(position)
             is_damage = source.failed(error)
-            return RestoreResult(position, joined(runs), bytes_read, str(error), is_damage)
+            return RestoreResult(
+                position, joined(runs), bytes_read, str(error), is_damage, transfers
+            )
         position = span.stop
         runs.append(TierRun(position, tier))
         sink.set_length(position)
-    return RestoreResult(position, joined(runs), bytes_read)
+        took = Transfer(num_bytes, time.perf_counter() - began)
+        transfers[tier] = transfers.get(tier, NO_TRANSFER).plus(took)
+    return RestoreResult(position, joined(runs), bytes_read, transfers=transfers)
 
 
 def restore_states(book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSink) -> RestoreResult:
@@ -115,6 +129,7 @@ def restore_states(book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSin
     if span is None:
         return RestoreResult(0, (), 0)
     source = _Source(book, give_up, span.segment_id)
+    began = time.perf_counter()
     try:
         if source.block is not None:
             sink.load_states(source.block)
@@ -124,4 +139,5 @@ def restore_states(book: SegmentBook, give_up: GiveUp, lease: Lease, sink: KVSin
             raise SegmentMissingError("it was evicted")
     except (SegmentDamagedError, SegmentMissingError) as error:
         return RestoreResult(0, (), 0, str(error), source.failed(error))
-    return RestoreResult(span.stop, (), num_bytes)
+    took = Transfer(num_bytes, time.perf_counter() - began)
+    return RestoreResult(span.stop, (), num_bytes, transfers={"disk": took})

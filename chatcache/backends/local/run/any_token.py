@@ -10,17 +10,16 @@ from itertools import pairwise
 
 import torch
 
+from chatcache.backends.local.run.choices import declined_words, read_words
 from chatcache.backends.local.run.live_context import (
     LiveContext,
     PrefillStep,
     Reuse,
     chunks,
-    estimate_cost,
 )
-from chatcache.cache.book.entries import Lease
+from chatcache.cache.book.entries import Lease, RestoreResult
 from chatcache.cache.tensors.live_kv import MIN_LENT_TOKENS
-from chatcache.cache.views import CostEstimate
-from chatcache.formatting import plural, size
+from chatcache.cache.views import CostEstimate, to_read
 from chatcache.token_ids import TokenIds
 
 # Long enough that a part of it, all but its last token, is still worth a restore.
@@ -51,21 +50,14 @@ class AnyTokenContext(LiveContext):
                     live = min(live, lease.num_tokens)
             self.prefixes.vram.keep(path.ids, live, path.kv.reside)
             path.hold(ids, live)
-            declined = self._decline(lease, live)
-            wanted = lease if declined is None else lease.up_to(max(live, lease.disk_start))
-            start = self.prefixes.adopt(wanted, path.kv, live)
             path.reserve(len(ids))
-            if (num_to_read := wanted.num_tokens - max(start, wanted.disk_start)) > 0:
-                self.on_restore(num_to_read, wanted.disk_bytes)
-            restored = self.prefixes.restore(wanted, path.kv, start)
+            restored, declined = self._bring(lease, live)
         seconds = time.perf_counter() - began
         path.hold(ids, restored.num_tokens)
         if not is_ahead:
             path.num_kept = restored.num_tokens
         # What was known and is computed again is not written again.
         path.computed_from = path.num_kept if declined is None else lease.num_tokens
-        if restored.disk_tokens:
-            self.rates.note_restore(restored.bytes_read, seconds)
         return Reuse(
             runs=restored.runs,
             num_matched=max(lease.num_matched, restored.num_tokens),
@@ -74,6 +66,7 @@ class AnyTokenContext(LiveContext):
             problem=restored.problem,
             is_damage=restored.is_damage,
             declined=declined,
+            read=read_words(self.rates, restored, lease.held, len(ids)),
         )
 
     def start_cold(self) -> None:
@@ -86,7 +79,7 @@ class AnyTokenContext(LiveContext):
         began = time.perf_counter()
         for step in self.path.run(ids, chunks(start, len(ids), chunk or self.chunk)):
             if step.done == len(ids) and chunk is None:
-                self.rates.note_prefill(len(ids) - start, time.perf_counter() - began)
+                self.rates.note_prefill(len(ids) - start, time.perf_counter() - began, start)
                 if not self._settle(ids, start):
                     yield from self.prefill(ids, start)
                     return
@@ -112,22 +105,34 @@ class AnyTokenContext(LiveContext):
         return self.path.ids.common_prefix(ids)
 
     def estimate(self, ids: TokenIds) -> CostEstimate:
-        return estimate_cost(ids, self.path.ids.common_prefix(ids), self.prefixes, self.rates)
+        held, num_live = self.prefixes.lookup(ids).held, self.path.ids.common_prefix(ids)
+        return self.rates.estimate(held, num_live, len(ids))
 
-    def _decline(self, lease: Lease, live: int) -> str | None:
-        """Why computing beats reading what files hold of the lease; None: it does not."""
-        num_tokens = lease.num_tokens - max(live, lease.disk_start)
-        compute_ms = self.rates.prefill_ms(num_tokens)
-        if compute_ms is None or num_tokens <= 0:
-            return None
-        if not self.rates.is_restore_dearer(lease.disk_bytes, num_tokens):
-            return None
-        read_ms = self.rates.restore_ms(lease.disk_bytes)
-        self.rates.note_declined()
-        return (
-            f"reading {size(lease.disk_bytes)} would take about {read_ms:,.0f} ms, computing "
-            f"{plural(num_tokens, 'token')} about {compute_ms:,.0f} ms"
-        )
+    def _bring(self, lease: Lease, live: int) -> tuple[RestoreResult, str | None]:
+        """Bring back what is held of the lease, or as much as is not computed more quickly; then
+        there are words for that."""
+        rates, held, total = self.rates, lease.held, len(lease.ids)
+        stop = rates.best_stop(held, live, total)
+        trial = rates.trial_stop(held, stop) if stop < lease.num_tokens else None
+        restored = self._restore(lease, live, stop if trial is None else trial)
+        if trial is not None and restored.problem is None:
+            stop = max(trial, rates.best_stop(held, trial, total))
+            restored = restored.then(self._restore(lease, restored.num_tokens, stop))
+        if stop >= lease.num_tokens:
+            return restored, None
+        rates.note_declined(each.tier for each in held if each.stop > stop)
+        return restored, declined_words(rates.cost(held, stop, total))
+
+    def _restore(self, lease: Lease, live: int, stop: int) -> RestoreResult:
+        """Bring the lease back up to `stop`, and learn from it."""
+        wanted = lease if stop >= lease.num_tokens else lease.up_to(max(live, stop))
+        start = self.prefixes.adopt(wanted, self.path.kv, live)
+        num_tokens, num_bytes = to_read(wanted.held, start)
+        if num_tokens > 0:
+            self.on_restore(num_tokens, num_bytes)
+        restored = self.prefixes.restore(wanted, self.path.kv, start)
+        self.note_transfers(restored)
+        return restored
 
     def _settle(self, ids: TokenIds, start: int) -> bool:
         """Where segments hold a whole prompt that was computed once more (for its logits), their

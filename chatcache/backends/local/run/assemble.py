@@ -22,7 +22,7 @@ from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
-from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
+from chatcache.backends.local.packed.kernel_store import COMPILING, KERNELS_VARIABLE, STORE
 from chatcache.backends.local.packed.known import takes_step
 from chatcache.backends.local.run.any_token import (
     MIN_PART_TOKENS,
@@ -30,7 +30,7 @@ from chatcache.backends.local.run.any_token import (
     LengthBoundContext,
 )
 from chatcache.backends.local.run.checkpoints import CheckpointContext
-from chatcache.backends.local.run.chunk_choice import ChunkChoice
+from chatcache.backends.local.run.chunk_choice import ChunkChoice, card
 from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.run.idle import IdleWork
 from chatcache.backends.local.run.live_context import LiveContext, LivePath
@@ -48,7 +48,8 @@ from chatcache.backends.local.study.shape import model_shape
 from chatcache.backends.local.study.vocabularies import Vocabularies
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.book.policy import Precision
-from chatcache.cache.book.rates import MIN_MEASURED_TOKENS, RateBook
+from chatcache.cache.book.prefill_rate import MIN_MEASURED_TOKENS
+from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.int8 import Int8KV
@@ -64,6 +65,7 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     use(settings.num_threads or min(allowance().num_threads, torch.get_num_threads()))
     kernels = Path(os.environ.get(KERNELS_VARIABLE) or settings.cache_dir / "kernels")
     STORE.keep_in(kernels)
+    is_first = not STORE.has_kernels  # even quantising compiles some of them
     with naming_gpu():
         loaded = load_model(
             settings.model,
@@ -79,8 +81,8 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
             cache_dir=settings.cache_dir,
             progress=progress,
         )
-        if not STORE.has_kernels and takes_step(loaded.model):
-            progress(ModelLoading("compiling for this processor, once"))
+        if is_first and takes_step(loaded.model):
+            progress(ModelLoading(COMPILING))
             Forward(loaded.model, loaded.device).step()
         return loaded
 
@@ -96,7 +98,7 @@ def build_runner(
     precision = settings.policy.precision
     namespace = namespace_id(fields := loaded.namespace_fields(precision))
     directory = settings.cache_dir / "segments" / namespace
-    rates = RateBook(directory / "rates.json")
+    rates = RateBook(directory / "rates.json", card(loaded.device))
     chunk_choice = ChunkChoice(loaded, directory)
     threads = threads_for(loaded.model, loaded.device, is_fixed=settings.num_threads is not None)
     ram_budget = fit.budget(loaded.fit, settings.ram_budget)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from chatcache.backends.local.run.choices import read_words
 from chatcache.backends.local.run.live_context import (
     LiveContext,
     PrefillStep,
     Reuse,
     chunks,
-    estimate_cost,
     live_run,
 )
 from chatcache.cache.book.rates import CLEARLY_DEARER
@@ -56,8 +56,6 @@ class CheckpointContext(LiveContext):
             reuse = Reuse()
         self.path.computed_from = self.path.num_kept = reuse.num_tokens
         seconds = time.perf_counter() - began
-        if reuse.bytes_read:
-            self.rates.note_restore(reuse.bytes_read, seconds)
         if problem is not None:
             reuse = replace(reuse, problem=problem.problem, is_damage=problem.is_damage)
         declined = self._decline_steps(reuse.num_tokens, len(ids))
@@ -79,7 +77,7 @@ class CheckpointContext(LiveContext):
                 if step.done in stops:
                     self._checkpoints[step.done] = self.path.kv.copy_states()
                 if step.done == len(ids) and is_typical:
-                    self.rates.note_prefill(len(ids) - start, time.perf_counter() - began)
+                    self.rates.note_prefill(len(ids) - start, time.perf_counter() - began, start)
                 yield step
         except Exception:
             self.path.kv.is_torn = True  # some layers' states have moved on and others have not
@@ -130,7 +128,8 @@ class CheckpointContext(LiveContext):
         return num_bytes
 
     def estimate(self, ids: TokenIds) -> CostEstimate:
-        return estimate_cost(ids, self._num_usable(ids, len(ids)), self.prefixes, self.rates)
+        held, num_live = self.prefixes.lookup(ids).held, self._num_usable(ids, len(ids))
+        return self.rates.estimate(held, num_live, len(ids), can_decline=False)
 
     def _reuse_once(self, ids: TokenIds, limit: int) -> Reuse:
         path = self.path
@@ -142,14 +141,17 @@ class CheckpointContext(LiveContext):
             start = min(path.ids.common_prefix(ids), lease.num_tokens)
             path.hold(ids, start)
             tokens = self.prefixes.restore(lease, path.kv, start)
+            self.note_transfers(tokens)
             path.hold(ids, tokens.num_tokens)
             if tokens.problem is not None:
                 return Reuse(problem=tokens.problem, is_damage=tokens.is_damage)
             states = self.prefixes.restore_states(lease, path.kv)
+            self.note_transfers(states)
         return Reuse(
             runs=tokens.runs,
             num_matched=num_matched,
             bytes_read=tokens.bytes_read + states.bytes_read,
+            read=read_words(self.rates, tokens, lease.held, len(ids)),
             problem=states.problem,
             is_damage=states.is_damage,
         )

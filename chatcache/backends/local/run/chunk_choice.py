@@ -81,7 +81,7 @@ class ChunkChoice:
 
     def _kept(self) -> int | None:
         try:
-            found = json.loads(self._path.read_text())[_card(self._loaded.device)]
+            found = json.loads(self._path.read_text())[card(self._loaded.device)]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return found if isinstance(found, int) and found > 0 else None
@@ -91,7 +91,7 @@ class ChunkChoice:
             found = dict(json.loads(self._path.read_text()))
         except (OSError, ValueError, TypeError):
             found = {}
-        found[_card(self._loaded.device)] = num_tokens
+        found[card(self._loaded.device)] = num_tokens
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(self._path, json.dumps(found).encode())
@@ -121,7 +121,8 @@ def _free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
-def _card(device: torch.device) -> str:
+def card(device: torch.device) -> str:
+    """What a speed is a speed of."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return device.type

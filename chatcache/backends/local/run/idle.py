@@ -182,7 +182,7 @@ class IdleWork:
         num_history = prompt.num_history if prompt.is_rewritten else 0
         num_kept = num_history if is_draft else len(prompt.ids)
         for end in (num_history, len(prompt.ids)):
-            for step in self.context.prefill(prompt.ids[:end], stop, self.chunk()):
+            for step in self.context.prefill(prompt.ids[:end], stop, self.chunk(stop)):
                 stop = step.done
                 is_wanted_still = is_wanted()
                 if not is_wanted_still and stop < end:
@@ -194,10 +194,11 @@ class IdleWork:
                 break
         return stop >= len(prompt.ids), stop
 
-    def chunk(self) -> int:
-        """Tokens of one step: as many as the model reads in STEP_SECONDS, as far as is known."""
-        rate = self.context.rates.prefill_tokens_per_second or 0.0
-        return int(max(MIN_CHUNK_TOKENS, min(self.max_chunk, rate * STEP_SECONDS)))
+    def chunk(self, start: int = 0) -> int:
+        """Tokens of one step from `start` on: as many as the model reads in STEP_SECONDS, as far as
+        is known."""
+        num_tokens = self.context.rates.tokens_within(STEP_SECONDS, start)
+        return max(MIN_CHUNK_TOKENS, min(self.max_chunk, num_tokens))
 
 
 def _going_on(turn: TurnRequest, words: str) -> TurnRequest:

@@ -23,6 +23,7 @@ import torch
 
 from chatcache.backends.local.model.failures import is_out_of_memory
 from chatcache.backends.local.run.forward import Forward, memory_for
+from chatcache.cache.book.entries import RestoreResult
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.live_kv import LiveKV
@@ -124,7 +125,7 @@ class Reuse:
 
     `runs` are all of them; what was live already is in RAM. `num_matched` tokens were known; fewer
     are reused where a cut inside a segment does not pay, or where computing is quicker than reading
-    (`declined` says so).
+    (`declined` says so). `read` says how long reading took, and computing would have taken.
     """
 
     runs: tuple[TierRun, ...] = ()
@@ -134,6 +135,7 @@ class Reuse:
     problem: str | None = None
     is_damage: bool = False
     declined: str | None = None
+    read: str | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -158,6 +160,13 @@ class LiveContext(ABC):
     path: LivePath
     prefixes: PrefixCache
     rates: RateBook
+
+    def note_transfers(self, restored: RestoreResult) -> None:
+        """Learn from a restore how fast each tier is. What is queued for a device arrives while the
+        model computes already: that takes no time that could be told."""
+        for tier, each in restored.transfers.items():
+            if tier == "disk" or not self.path.kv.is_queueing:
+                self.rates.note_restore(each.num_bytes, each.seconds, tier, each.num_segments)
 
     @abstractmethod
     def reuse(self, ids: TokenIds, limit: int) -> Reuse:
@@ -215,19 +224,3 @@ class LiveContext(ABC):
         num_kept = self.path.num_kept
         is_shared = num_kept <= self.path.ids.common_prefix(ids)
         return is_shared or self.prefixes.lookup(self.path.ids).num_tokens >= num_kept
-
-
-def estimate_cost(
-    ids: TokenIds, num_live: int, prefixes: PrefixCache, rates: RateBook
-) -> CostEstimate:
-    """What continuing a path would cost, if `num_live` of its tokens can be gone on from."""
-    held = prefixes.lookup(ids)
-    in_ram = max(num_live, held.ram_tokens)
-    from_disk = max(0, held.num_tokens - in_ram)
-    if rates.is_restore_dearer(held.disk_bytes, from_disk):
-        from_disk = 0
-    disk_bytes = held.disk_bytes if from_disk else 0
-    recompute = len(ids) - in_ram - from_disk
-    compute_ms = rates.prefill_ms(recompute) if recompute else 0.0
-    estimated = None if compute_ms is None else compute_ms + rates.restore_ms(disk_bytes)
-    return CostEstimate(in_ram, from_disk, recompute, estimated, disk_bytes)

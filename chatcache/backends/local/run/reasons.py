@@ -44,6 +44,7 @@ class TurnFacts:
     previous: PreviousTurn | None = None
     num_matched: int = 0
     declined: str | None = None
+    read: str | None = None
     restore_problem: str | None = None
     is_damage: bool = False
     stopped_at: int | None = None
@@ -80,6 +81,8 @@ def explain(
         or _lost(facts, namespace, damaged, expired)
         or facts.divergence
     )
+    if found is None and facts.declined is not None:
+        found = "cheaper_to_recompute", facts.declined
     if found is not None:
         return Explanation(outcome, found[0], f"{found[1]}: {counts}")
     is_little = facts.num_journal == 0 and facts.reused < MIN_MENTIONED_TOKENS
@@ -103,8 +106,10 @@ def _hit_sentence(facts: TurnFacts) -> str:
 
 
 def _mode_words(facts: TurnFacts) -> str:
-    """What append mode keeps against the template, and that 8-bit integers are approximate."""
+    """What was read, what append mode keeps against the template, and that 8-bit integers are
+    approximate."""
     words = "; what is reused is approximate (int8)" if facts.is_approximate else ""
+    words += f"; {facts.read}" if facts.read else ""
     if not facts.num_deviating:
         return words
     tokens = plural(facts.num_deviating, "token")
@@ -196,6 +201,7 @@ class TurnExplainer:
             previous=request.previous,
             num_matched=reuse.num_matched,
             declined=reuse.declined,
+            read=reuse.read,
             restore_problem=reuse.problem,
             is_damage=reuse.is_damage,
             stopped_at=self._stopped_at(state),
