@@ -169,14 +169,26 @@ def test_memory_of_a_block_that_is_given_up_is_not_used_before_its_copies_have_e
     assert holds(live, [*range(20, 28), *range(60, 68)])
 
 
-def test_runs_of_several_blocks_come_together() -> None:
+def without_room(runs: Any, dim: int) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_runs_of_several_blocks_come_together(
+    has_room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_room:
+        monkeypatch.setattr(torch, "cat", without_room)
     live = device_kv()
     append(live, list(range(20)))
-    blocks = [(live.export(start, start + 5), start) for start in range(0, 20, 5)]
+    blocks = [
+        (live.reside(start, start + 4) if is_there else live.export(start, start + 4), start)
+        for start, is_there in zip(range(0, 20, 4), (True, True, False, True, False), strict=True)
+    ]
     live.truncate(0)
     for block, start in blocks:
-        live.load(block, start, start, start + 5)
-        live.set_length(start + 5)
+        live.load(block, start, start, start + 4)
+        live.set_length(start + 4)
     read_file(live, [20, 21], 20)
     live.flush()
     assert holds(live, list(range(22)))

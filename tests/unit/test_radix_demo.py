@@ -82,6 +82,20 @@ def test_the_counts_are_those_of_the_scenario(played: Played) -> None:
             assert turn.prompt_tokens == turn.reused_tokens + turn.computed_tokens
 
 
+def test_the_tree_counts_what_the_usage_of_the_turns_counts(played: Played) -> None:
+    for number, step in played.steps.items():
+        hits = [event.stop for event in played.events(number, "hit")]
+        assert hits == [turn.reused_tokens for turn in step.turns if turn.reused_tokens]
+        read = played.events(number, "restored", "disk")
+        assert sum(e.stop - e.start for e in read) == sum(turn.disk_tokens for turn in step.turns)
+        new = [e.stop for e in played.events(number, "inserted", "ram")]
+        for turn in step.turns:
+            assert turn.prompt_tokens + turn.answer_tokens in new
+        live = sum(len(edge.ids) for edge in step.shape.edges if edge.is_live)
+        if step.turns:
+            assert live == step.turns[-1].prompt_tokens + step.turns[-1].answer_tokens
+
+
 def test_edges_are_split_where_the_paths_part(played: Played) -> None:
     prompts = played.prompts
     parted = prompts["A", 1].common_prefix(prompts["B", 1])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from chatcache.cache.segments import LostBlockError
-from chatcache.cache.tensors.blocks import DTYPES, ResidentBlock, TensorBlock, memory_of
+from chatcache.cache.tensors.blocks import DTYPES, ResidentBlock, memory_of
 from chatcache.cache.tensors.buckets import BucketLayer
 from chatcache.cache.tensors.device_blocks import SlabBlock, SlabTensors, carve_tensors
 from chatcache.cache.tensors.layers import Buffers
@@ -111,7 +111,23 @@ class _Loading:
 
     tensors: Mapping[str, Tensor]
     start: int
-    owner: TensorBlock
+    owner: Any
+
+    @property
+    def stop(self) -> int:
+        return self.start + next(iter(self.tensors.values())).shape[1]
+
+
+def _rows(loadings: Sequence[_Loading]) -> Iterator[list[_Loading]]:
+    """Those that follow one another, together."""
+    row: list[_Loading] = []
+    for load in loadings:
+        if row and row[-1].stop != load.start:
+            yield row
+            row = []
+        row.append(load)
+    if row:
+        yield row
 
 
 class DeviceKV(LiveKV):
@@ -149,6 +165,7 @@ class DeviceKV(LiveKV):
         self._sender = ThreadPoolExecutor(1, "kv-down")
         self._exports: list[_Export] = []
         self._loadings: list[_Loading] = []
+        self._residents: list[_Loading] = []
         self._reading: dict[str, SlabTensors] = {}
         self._read: dict[tuple[int, int], dict[str, SlabTensors]] = {}
 
@@ -175,6 +192,7 @@ class DeviceKV(LiveKV):
                 with contextlib.suppress(LostBlockError):
                     export.block.tensors_behind(self._compute)
         self._loadings = [load for load in self._loadings if load.start < num_tokens]
+        self._residents = [load for load in self._residents if load.start < num_tokens]
         self._reading.clear()
         self._read = {run: read for run, read in self._read.items() if run[1] <= num_tokens}
         super().truncate(num_tokens)
@@ -259,16 +277,15 @@ class DeviceKV(LiveKV):
         part = {name: tensor[:, start - at : stop - at] for name, tensor in whole.items()}
         for name, run in part.items():
             self._make_room(name, tuple(run.shape), start)
-        if isinstance(block, ResidentBlock):
-            for name, run in part.items():
-                layer, kind = self._locate(name)
-                layer.view(kind, start, stop)[0].copy_(run)
-        else:
-            self._loadings.append(_Loading(part, start, block))
+        is_there = isinstance(block, ResidentBlock)
+        (self._residents if is_there else self._loadings).append(_Loading(part, start, block))
 
     @torch.inference_mode()
     def flush(self) -> None:
         """Send what was loaded on its way: of all runs the first layer first."""
+        residents, self._residents = self._residents, []
+        for row in _rows(residents):
+            self._place(row)
         loadings, self._loadings = self._loadings, []
         if not loadings:
             return
@@ -307,6 +324,21 @@ class DeviceKV(LiveKV):
         self._in_flight.hold(layer.arrival, memory)
         if self.slabs.has_room(0):
             self._read.setdefault((start, start + run.shape[1]), {})[name] = memory
+
+    def _place(self, residents: Sequence[_Loading]) -> None:
+        """Copy runs that follow one another into the live path: a few long copies, where a
+        conversation may be many short runs."""
+        start = residents[0].start
+        for number, layer in self._arriving.items():
+            for kind in ("key", "value"):
+                runs = [resident.tensors[f"{kind}.{number}"] for resident in residents]
+                stop = start + sum(run.shape[1] for run in runs)
+                target = layer.view(kind, start, stop)[0]
+                try:
+                    target.copy_(runs[0] if len(runs) == 1 else torch.cat(runs, dim=1))
+                except torch.OutOfMemoryError:  # without another copy, then
+                    for resident, run in zip(residents, runs, strict=True):
+                        layer.slot(kind, resident.start, resident.stop).copy_(run)
 
     def _make_room(self, name: str, shape: tuple[int, ...], start: int) -> None:
         """Have the live path take a run of this shape. Raises ValueError if it is not of this

@@ -155,7 +155,7 @@ def load_model(
     chosen = _dtype_with_room(dtype, source, config, place, memory)
     packing, said = _packing(quantize, source, place)
     room = source.look(chosen, place, memory, packing)
-    origin = WeightsOrigin(source, form, adapter, cache_dir)
+    origin = WeightsOrigin(source, form, adapter, cache_dir, memory)
     weights = origin.weights(packing, chosen, stored, place, progress)
     model = weights.model
     return LoadedModel(

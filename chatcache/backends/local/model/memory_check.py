@@ -47,6 +47,10 @@ class MemoryCheck:
         ways = needs.ways_out(path, dtype, can_quantize=device.type == "cpu")
         if quantize is not None:
             needed = needs.quantized_needs(path, quantize)
+            if device.type == "cuda":
+                on_gpu = replace(needed, held=needed.weights, mapped=0)
+                self.judge(name, needed, self.limits(), [])
+                return self.judge(name, on_gpu, _gpu_limits(device), [], "--device cpu")
             return self.judge(name, needed, self.limits(), ways[-1:] if quantize == "8bit" else [])
         if device.type == "cuda":
             on_gpu = needs.device_needs(path, dtype)
@@ -73,6 +77,10 @@ class MemoryCheck:
         """The verdict on what is `needed` on a device. Raises NoRoomError if there is no room."""
         limits = _gpu_limits(device) if device.type == "cuda" else self.limits()
         return self.judge(name, needed, limits, ())
+
+    def has_room_on(self, needed: fit.Needs, device: torch.device) -> bool:
+        """Whether a GPU has room for what is `needed`."""
+        return fit.fit(needed, _gpu_limits(device)).verdict == "fits"
 
     def judge(
         self,

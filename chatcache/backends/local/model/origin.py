@@ -16,6 +16,7 @@ from chatcache.backends.local.model import identity
 from chatcache.backends.local.model.forms import Form
 from chatcache.backends.local.model.generation import generation_config
 from chatcache.backends.local.model.gguf.loading import load_gguf
+from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress, reported_progress
 from chatcache.backends.local.model.quantized import QuantizedForm, load_quantized
 from chatcache.backends.local.model.source import ModelSource
@@ -42,12 +43,14 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class WeightsOrigin:
-    """Where weights come from: the files of a model, and an adapter."""
+    """Where weights come from: the files of a model, and an adapter. `memory` tells what a GPU has
+    room for."""
 
     source: ModelSource
     form: Form
     adapter: Path | None
     cache_dir: Path | None
+    memory: MemoryCheck
 
     @property
     def adapter_id(self) -> str:
@@ -68,7 +71,7 @@ class WeightsOrigin:
             if self.source.gguf is not None:
                 return self._of_gguf(dtype, device, watch, progress)
             if packing is not None:
-                return self._packed(packing, dtype, stored, watch, progress)
+                return self._packed(packing, dtype, stored, device, watch, progress)
             model = self._load(dtype, device)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         return Weights(model, self._hash(progress), num_parameters, watch)
@@ -82,7 +85,10 @@ class WeightsOrigin:
     ) -> Weights:
         if self.source.gguf is None or not isinstance(dtype, torch.dtype):
             raise TypeError("a GGUF file is loaded in a dtype")
-        model, said = load_gguf(self.source.gguf, self.form.config, dtype, device)
+        is_unpacked = not self.source.stays_packed(dtype, device, self.memory)
+        model, said = load_gguf(
+            self.source.gguf, self.form.config, dtype, device, is_unpacked=is_unpacked
+        )
         model.generation_config = generation_config(self.source.directory, self.form.config)
         is_packed = any(isinstance(module, BlockLinear) for module in model.modules())
         name = model_name(self.source.name)
@@ -100,6 +106,7 @@ class WeightsOrigin:
         packing: str,
         dtype: torch.dtype | str,
         stored: torch.dtype,
+        device: torch.device,
         watch: identity.FileWatch,
         progress: Progress,
     ) -> Weights:
@@ -115,7 +122,7 @@ class WeightsOrigin:
         found.model.generation_config = generation_config(self.source.path, self.form.config)
         watch.add(found.file)
         return Weights(
-            found.model,
+            found.model.to(device),
             weights_id,
             found.num_parameters,
             watch,

@@ -29,6 +29,7 @@ from chatcache.backends.local.packed.kept import (
     read_kept,
     writing,
 )
+from chatcache.backends.local.packed.kernel_store import COMPILING, STORE
 from chatcache.backends.local.packed.quantize import (
     QUANTIZER_VERSION,
     Quantizer,
@@ -82,9 +83,10 @@ def packing_of(quantize: str | None, device: torch.device) -> str | None:
     """What is wanted by a setting; None: exact weights. Raises UnavailableError."""
     if quantize in (None, EXACT_WEIGHTS):
         return None
-    if device.type != "cpu":
+    if device.type not in ("cpu", "cuda"):
         raise UnavailableError(
-            f"Weights in {quantize} are computed with on the CPU only, not on {device.type}.",
+            f"Weights in {quantize} are computed with on a CPU or a CUDA device, not on "
+            f"{device.type}.",
             "Add --device cpu, or leave out --quantize.",
         )
     return quantize
@@ -119,6 +121,8 @@ def load_quantized(
         if "scaled_dot_product_attention" not in str(error):
             raise
         model = _installed(kept, config, dtype, "eager")
+    if not STORE.has_kernels:
+        progress(ModelLoading(COMPILING))
     _check_runs(model)
     return QuantizedModel(model, _num_weights(kept), kept.path, tuple(remarks))
 

@@ -67,15 +67,32 @@ class ModelSource:
         """Whether there is room for it. Raises NoRoomError if surely not."""
         if self.gguf is None or not isinstance(dtype, torch.dtype):
             return memory.look(self.name, self.path, dtype, device, packing)
+        is_packed = self.stays_packed(dtype, device, memory)
+        return memory.judge_on(self.name, self._needs(dtype, device, is_packed=is_packed), device)
+
+    def stays_packed(
+        self, dtype: torch.dtype | str, device: torch.device, memory: MemoryCheck
+    ) -> bool:
+        """Whether the weights of a GGUF file stay in its blocks: on a CPU, and on a GPU that has no
+        room for them otherwise."""
+        if self.gguf is None or not self.gguf.is_packed or not isinstance(dtype, torch.dtype):
+            return False
+        if device.type != "cuda":
+            return device.type == "cpu"
+        return not memory.has_room_on(self._needs(dtype, device, is_packed=False), device)
+
+    def _needs(self, dtype: torch.dtype, device: torch.device, *, is_packed: bool) -> Needs:
         text = text_config(read_object(self.directory / "config.json"))
-        stays = device.type == "cpu" and self.gguf.is_packed
-        needed = Needs(
-            held=0 if stays else self.num_parameters * dtype.itemsize,
-            mapped=sum(file.stat().st_size for file in self.weight_files) if stays else 0,
+        num_bytes = self.num_parameters * dtype.itemsize
+        if is_packed:
+            num_bytes = sum(file.stat().st_size for file in self.weight_files)
+        is_mapped = is_packed and device.type == "cpu"
+        return Needs(
+            held=0 if is_mapped else num_bytes,
+            mapped=num_bytes if is_mapped else 0,
             bytes_per_token=kv_bytes_per_token(text, dtype.itemsize),
             max_tokens=context_tokens(text),
         )
-        return memory.judge_on(self.name, needed, device)
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -99,7 +99,8 @@ def _check_config(config: Any, dtype: torch.dtype) -> None:
 
 def size_of(module: Any) -> tuple[int, int]:
     """Rows and columns of a linear layer on a CPU, exact or packed. Raises UnknownStepError."""
-    is_plain = type(module) is torch.nn.Linear and module.weight.device.type == "cpu"
-    if not isinstance(module, PackedModule) and not is_plain:
+    is_known = isinstance(module, PackedModule) or type(module) is torch.nn.Linear
+    weights = [*module.parameters(), *module.buffers()]
+    if not is_known or any(tensor.device.type != "cpu" for tensor in weights):
         raise UnknownStepError(f"{type(module).__name__} is no linear layer that is known")
     return int(module.out_features), int(module.in_features)

@@ -1,10 +1,13 @@
 """Linear layers and embeddings whose weights stay packed.
 
 What they compute is in `computing.py`, which is imported when the first of them computes: the
-compiler behind it takes a second to import, and models that are not packed need none.
+compiler behind it takes a second to import, and models that are not packed need none. On a GPU it
+is `device_computing.py`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -27,9 +30,8 @@ class BlockLinear(PackedModule):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
-        from chatcache.backends.local.packed.computing import product
-
-        output = product(states.reshape(-1, self.in_features), self.matrix)
+        rows = states.reshape(-1, self.in_features)
+        output: torch.Tensor = _computing(states.device).product(rows, self.matrix)
         bias = self._buffers["bias"]
         if bias is not None:
             output += bias
@@ -54,10 +56,20 @@ class BlockEmbedding(PackedModule):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """`[...]` to `[..., embedding_dim]`. Raises IndexError for an id that is no row."""
-        from chatcache.backends.local.packed.computing import unpacked
-
         rows = self.get_buffer("blocks")[ids.reshape(-1)]
-        vectors = unpacked(BlockMatrix(self.kind, rows, self.embedding_dim), self.dtype)
+        matrix = BlockMatrix(self.kind, rows, self.embedding_dim)
+        vectors: torch.Tensor = _computing(ids.device).unpacked(matrix, self.dtype)
         if self.scale != 1.0:
             vectors = vectors * self.scale
         return vectors.view(*ids.shape, self.embedding_dim)
+
+
+def _computing(device: torch.device) -> Any:
+    """The module that computes there."""
+    if device.type == "cpu":
+        from chatcache.backends.local.packed import computing
+
+        return computing
+    from chatcache.backends.local.packed import device_computing
+
+    return device_computing

@@ -16,9 +16,15 @@ from chatcache.backends.local.model.weights import check_complete, load_on_devic
 
 
 def load_gguf(
-    gguf_model: GgufModel, config: Any, dtype: torch.dtype, device: torch.device
+    gguf_model: GgufModel,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    is_unpacked: bool = False,
 ) -> tuple[Any, tuple[str, ...]]:
-    """The model on its device, and what somebody should know of its weights.
+    """The model on its device, and what somebody should know of its weights. `is_unpacked`: they
+    take more memory, and are multiplied as any others.
 
     Raises ModelLoadError or UnavailableError."""
     header, word = gguf_model.header, str(dtype).removeprefix("torch.")
@@ -27,22 +33,27 @@ def load_gguf(
     def load(kernel: str) -> tuple[Any, dict[str, Any]]:
         if not gguf_model.is_packed:
             return _load_unpacked(gguf_model, config, dtype, kernel)
-        model, said = _load_packed(gguf_model, config, dtype, device, kernel)
+        model, said = _load_packed(gguf_model, config, dtype, kernel, is_unpacked=is_unpacked)
         remarks.extend(said)
         return model, {}
 
     model = load_on_device(header.path, config, device, load)
-    if device.type != "cpu" or not gguf_model.is_packed:
+    if is_unpacked or not gguf_model.is_packed:
         where = f"on {device.type}" if gguf_model.is_packed else f"for {header.architecture}"
         remarks.append(
             f"Its weights ({header.quantization}) are unpacked to {word} {where}, and take more "
             "memory than the file."
         )
+    elif device.type != "cpu":
+        remarks.append(
+            f"Its weights ({header.quantization}) stay packed on the GPU, which has no room for "
+            "them otherwise: each step unpacks them. With --device cpu it may be quicker."
+        )
     return model, tuple(remarks)
 
 
 def _load_packed(
-    gguf_model: GgufModel, config: Any, dtype: torch.dtype, device: torch.device, kernel: str
+    gguf_model: GgufModel, config: Any, dtype: torch.dtype, kernel: str, *, is_unpacked: bool
 ) -> tuple[Any, list[str]]:
     skeleton = _skeleton(config, dtype, kernel)
 
@@ -51,7 +62,7 @@ def _load_packed(
         check_complete(gguf_model.header.path, info)
         return model
 
-    return load_packed(gguf_model, build, skeleton, dtype, device)
+    return load_packed(gguf_model, build, skeleton, dtype, is_unpacked=is_unpacked)
 
 
 def _load_unpacked(

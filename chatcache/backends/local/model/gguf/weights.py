@@ -38,14 +38,14 @@ def load_packed(
     build: Callable[[dict[str, torch.Tensor]], Any],
     skeleton: Any,
     dtype: torch.dtype,
-    device: torch.device,
+    *,
+    is_unpacked: bool,
 ) -> tuple[Any, list[str]]:
     """The model, and what is to be said of its weights. Raises ModelLoadError.
 
     `skeleton` is the model without weights, on `meta`; `build` makes it with those given."""
     source = _MappedTensors(gguf_model, dtype)
     names = _names(gguf_model, skeleton)
-    is_unpacked = device.type != "cpu"
     state: dict[str, torch.Tensor] = {}
     matrices: dict[str, GgufTensor] = {}
     for target, tensor in names.items():
