@@ -6,6 +6,7 @@ Only a view that asks a model has one loaded, and then the one that the session 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from argparse import Namespace
@@ -37,6 +38,7 @@ from chatcache.frontend.shell_output import Narrator, is_terminal, print_json, w
 from chatcache.frontend.shell_turn import watch_backend
 from chatcache.places import path_of
 from chatcache.remotes import remote_model
+from chatcache.sections import QUANTIZE
 
 MIN_WIDTH, MAX_WIDTH = 40, 400
 DEFAULT_WIDTH = 80
@@ -124,6 +126,8 @@ def _for_session(settings: Settings, session: SessionSummary) -> Settings:
     if is_named or session.model is None:
         return settings
     model = replace(settings.config.model, default=session.model)
+    if session.quantization in QUANTIZE and settings.origins.get("model.quantize") != "option":
+        model = replace(model, quantize=session.quantization)
     return replace(settings, config=replace(settings.config, model=model))
 
 
@@ -135,17 +139,43 @@ def _opened(
     arguments: Namespace,
 ) -> Iterator[ChatService]:
     """The conversations, with a model that is loaded where a view needs it and one can answer."""
-    is_remote = remote_model(settings.config.model.default, settings.config.remotes) is not None
     is_asked = any(view.need != "disk" for view in views) and session.num_turns > 0
-    has_engine = is_asked and not is_remote and not arguments.no_load
+    has_engine = is_asked and not arguments.no_load
     narrator = Narrator(arguments.quiet)
-    if has_engine:
-        compose.check_model(settings)
-    with compose.opened_service(settings, "lens", has_engine=has_engine) as service:
-        if has_engine and service.backend is not None:
+    with contextlib.ExitStack() as opened:
+        service = None
+        if has_engine and _is_loadable(settings, narrator, is_alone=len(views) == 1):
+            service = opened.enter_context(compose.opened_service(settings, "lens"))
             watch_backend(service, narrator, lambda: compose.sampling(settings))
-            service.backend.wait_ready()
+            if service.backend is not None:
+                with _telling(narrator, is_alone=len(views) == 1):
+                    service.backend.wait_ready()
+        if service is None:
+            service = opened.enter_context(compose.opened_service(settings, has_engine=False))
         yield service
+
+
+def _is_loadable(settings: Settings, narrator: Narrator, *, is_alone: bool) -> bool:
+    """Whether there is a model of this machine to load."""
+    is_loadable = False
+    with _telling(narrator, is_alone=is_alone):
+        if remote_model(settings.config.model.default, settings.config.remotes) is None:
+            compose.check_model(settings)
+            is_loadable = True
+    return is_loadable
+
+
+@contextmanager
+def _telling(narrator: Narrator, *, is_alone: bool) -> Iterator[None]:
+    """Of several views, what a model would be needed for is left out with a word; one that is
+    asked for alone fails with it."""
+    try:
+        yield
+    except ChatcacheError as error:
+        if is_alone:
+            hint = f"{error.hint} --no-load shows what the disk knows.".strip()
+            raise type(error)(error.message, hint) from error
+        narrator.warn(f"{error.message} What the disk knows is shown.")
 
 
 def _lens(

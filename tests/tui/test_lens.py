@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,20 @@ async def test_without_a_model_the_disk_is_shown_and_enter_loads_it(bench: Bench
         gate.open()
         await chat.until(lambda: "t1" in chat.text and "loading the model" not in chat.text)
         assert "Enter loads" not in chat.text
+
+
+async def test_enter_names_the_model_that_read_a_turn_when_another_is_loaded(bench: Bench) -> None:
+    async with bench.run() as chat:
+        await chat.say("one")
+    bench.backend = FakeBackend(
+        info=replace(bench.backend.info, model="other", tokenizer_id="of-another"),
+        starts_ready=True,
+    )
+    async with bench.run() as chat:
+        await opened(chat, "tokens")
+        assert "Enter loads" not in chat.text.splitlines()[-1]
+        await chat.press("enter")
+        await chat.until(lambda: any("/model fake loads it" in toast for toast in chat.toasts))
 
 
 async def test_the_lens_may_be_opened_while_an_answer_is_written(bench: Bench) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from chatcache import cli, compose
 from chatcache.backends.questions import DescribeTokens, TokenPiece, TokenPieces
+from chatcache.errors import NotFoundError
 from chatcache.frontend.lens.views import VIEW_NAMES
 from chatcache.token_ids import TokenIds
 from tests.fakes import FakeBackend
@@ -112,6 +113,23 @@ def test_a_view_that_asks_a_model_loads_the_one_of_the_chat(
     code, out, _ = run("lens", "--view", "tokens", "--no-load")
     assert code == 0
     assert "#" in out  # ids alone
+    assert made == []
+
+
+def test_a_model_that_is_gone_leaves_what_the_disk_knows(
+    run: Run, made: list[FakeBackend], usage: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_gone(settings: Any) -> None:
+        raise NotFoundError("There is no model 'builtin'.", "Put it back.")
+
+    monkeypatch.setattr(compose, "check_model", is_gone)
+    code, out, err = run("lens", "--view", "tokens")
+    assert (code, out) == (3, "")
+    assert "--no-load shows what the disk knows" in err
+    code, out, err = run("lens", "--json")
+    assert code == 0
+    assert tuple(json.loads(out)["views"]) == VIEW_NAMES
+    assert "There is no model 'builtin'. What the disk knows is shown." in err
     assert made == []
 
 

@@ -145,7 +145,14 @@ class Lens:
     @property
     def can_load(self) -> bool:
         """Whether a model would show more of this view than is known without one."""
-        return self.view.need != "disk" and self.source.info is None
+        return self.view.need != "disk" and self.source.can_load
+
+    def other_model(self) -> str:
+        """The model that read the turn, if the one that is loaded cannot tell what its tokens
+        are; else "". May block."""
+        reading = self.source.reading(self.state.turn)
+        is_known = not reading.tokenizer_id or self.source.can_read(reading.tokenizer_id)
+        return "" if is_known else reading.model
 
 
 def problem_page(title: str, error: ChatcacheError, width: int) -> Page:

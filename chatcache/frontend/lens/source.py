@@ -85,6 +85,15 @@ class LensSource:
             return None
         return info if info is not None and info.backend == "local" else None
 
+    @property
+    def can_load(self) -> bool:
+        """Whether a model of this machine could be loaded, and is not."""
+        backend = self.service.backend
+        try:
+            return backend is not None and backend.wait_ready(0) is None
+        except (TimeoutError, ChatcacheError):
+            return True
+
     def load(self) -> None:
         """Have the model loaded, and wait until it is. Raises UnavailableError."""
         backend = self.service.backend

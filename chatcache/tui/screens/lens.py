@@ -16,7 +16,7 @@ from textual.content import Content
 from textual.events import Click, Resize
 from textual.widgets import Static
 
-from chatcache.formatting import one_line, shorten
+from chatcache.formatting import model_name, one_line, shorten
 from chatcache.frontend.lens.exports import export_name, export_page
 from chatcache.frontend.lens.lens import Lens, problem_page
 from chatcache.frontend.lens.page import Page
@@ -240,6 +240,13 @@ class LensScreen(Dialog[int | None]):
             self._do(self._load())
         elif self.lens.view is VIEWS[0]:
             self._do(self._leave_for_figures())
+        elif self.lens.view.need != "disk":
+            self._do(self._name_model())
+
+    async def _name_model(self) -> None:
+        if model := await asyncio.to_thread(self.lens.other_model):
+            words = f"{model_name(model)} read this turn. /model {one_line(model)} loads it."
+            self.notify(words, markup=False)
 
     async def _load(self) -> None:
         self._doing = "loading the model …"

@@ -29,6 +29,7 @@ from chatcache.backends.local.packed.kept import (
     read_kept,
     writing,
 )
+from chatcache.backends.local.packed.kernel_store import COMPILING, STORE
 from chatcache.backends.local.packed.quantize import (
     QUANTIZER_VERSION,
     Quantizer,
@@ -120,6 +121,8 @@ def load_quantized(
         if "scaled_dot_product_attention" not in str(error):
             raise
         model = _installed(kept, config, dtype, "eager")
+    if not STORE.has_kernels:
+        progress(ModelLoading(COMPILING))
     _check_runs(model)
     return QuantizedModel(model, _num_weights(kept), kept.path, tuple(remarks))
 

@@ -8,19 +8,31 @@ anew; nothing here is needed. Knows neither the compiler nor what a kernel is.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
 import shutil
 import stat
 import time
+from importlib import metadata
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 KERNELS_VARIABLE = "CHATCACHE_KERNELS_DIR"  # another place than the cache directory
+COMPILING = "compiling for this processor, once"  # what is said while it takes seconds
 _SUFFIX = ".b2"
 _UNUSED_SECONDS = 7 * 24 * 3600.0
+
+
+@functools.cache
+def version() -> str:
+    """Of all that compiled code depends on, beside the processor."""
+    digest = hashlib.blake2b(metadata.version("numba").encode(), digest_size=8)
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 class KernelStore:
@@ -36,14 +48,14 @@ class KernelStore:
 
     @property
     def has_kernels(self) -> bool:
-        """Whether kernels of some version are kept: a process can have them without compiling."""
-        return self._directory is not None and any(self._directory.glob("*/*"))
+        """Whether kernels are kept: a process can have them without compiling."""
+        return self._directory is not None and bool(_files(self._directory / version()))
 
-    def open(self, version: str) -> Path | None:
+    def open(self) -> Path | None:
         """Where kernels of this version are, without those that are damaged; None if nowhere."""
         if self._directory is None:
             return None
-        place = self._directory / version
+        place = self._directory / version()
         if self._place == place:
             return place
         try:

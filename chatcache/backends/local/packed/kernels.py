@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -64,19 +62,10 @@ _ALIGNED = 64
 ROWS_AT_ONCE = 8  # of weights, decoded together
 
 
-@functools.cache
-def _version() -> str:
-    """Of all that compiled code depends on, beside the processor."""
-    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
-
-
 def compiled(function: Callable[..., None], signature: Any) -> int:
     """The address of a C function; it lives as long as the process."""
     made: Any = None
-    place = STORE.open(_version())
+    place = STORE.open()
     if place is not None:
         numba.config.CACHE_DIR = str(place)
         try:

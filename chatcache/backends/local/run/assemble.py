@@ -22,7 +22,7 @@ from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
-from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
+from chatcache.backends.local.packed.kernel_store import COMPILING, KERNELS_VARIABLE, STORE
 from chatcache.backends.local.packed.known import takes_step
 from chatcache.backends.local.run.any_token import (
     MIN_PART_TOKENS,
@@ -65,6 +65,7 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     use(settings.num_threads or min(allowance().num_threads, torch.get_num_threads()))
     kernels = Path(os.environ.get(KERNELS_VARIABLE) or settings.cache_dir / "kernels")
     STORE.keep_in(kernels)
+    is_first = not STORE.has_kernels  # even quantising compiles some of them
     with naming_gpu():
         loaded = load_model(
             settings.model,
@@ -80,8 +81,8 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
             cache_dir=settings.cache_dir,
             progress=progress,
         )
-        if not STORE.has_kernels and takes_step(loaded.model):
-            progress(ModelLoading("compiling for this processor, once"))
+        if is_first and takes_step(loaded.model):
+            progress(ModelLoading(COMPILING))
             Forward(loaded.model, loaded.device).step()
         return loaded
 
