@@ -111,3 +111,15 @@ def test_a_cut_that_does_not_pay_is_not_called_an_eviction() -> None:
     assert reason(replace(facts, reused=30, num_matched=60)) == ("partial", "evicted")
     gone = replace(facts, reused=30, restore_problem="it is gone")
     assert reason(gone) == ("partial", "evicted")
+
+
+def test_what_was_declined_is_said_also_where_nothing_was_promised() -> None:
+    """Another conversation has read the document; reading its keys and values is slower."""
+    facts = replace(FACTS, keep=0, num_journal=0, reused=0, num_matched=80, declined="slow disk")
+    assert reason(facts) == ("miss", "cheaper_to_recompute")
+    assert explain(facts, NAMESPACE, FIELDS).detail.startswith("slow disk: 100 of 100")
+
+
+def test_what_was_read_is_said_with_what_it_spared() -> None:
+    detail = explain(replace(FACTS, read="reading took 1 ms"), NAMESPACE, FIELDS).detail
+    assert detail == "all 80 tokens read before were reused, 20 are new; reading took 1 ms"
