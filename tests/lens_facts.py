@@ -95,7 +95,7 @@ def readings(draw: st.DrawFn) -> TurnReading:
     num_prompt, num_answer = draw(st.integers(1, 300)), draw(st.integers(0, 40))
     cached = draw(st.integers(0, num_prompt - 1))
     inner = draw(st.lists(st.integers(1, max(1, cached)), max_size=4))
-    tiers = st.sampled_from(["ram", "disk"])
+    tiers = st.sampled_from(["vram", "ram", "disk"])
     cuts = sorted({*inner, cached} if cached else ())
     runs = joined(TierRun(stop, draw(tiers)) for stop in cuts)
     ends = tuple(sorted(set(draw(st.lists(st.integers(1, num_prompt), max_size=5)))))

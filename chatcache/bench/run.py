@@ -85,10 +85,10 @@ def measure(models: Models, directory: Path, options: argparse.Namespace, say: S
     known = conditions(models, rivals, tokens, runs)
     result = BenchResult(known, limits, rows, bench.bytes_written, figures, points)
     result.left_out = list(rivals.left_out)
-    if models.source:
-        _run_loading(models, directory, rivals, result, say)
+    if is_on_gpu:
+        result.left_out.append("Loading is left out: it is measured on a CPU alone.")
     else:
-        result.left_out.append("Loading is left out: --no-program writes no weights of a shape.")
+        _run_loading(models, directory, rivals, result, say)
     if not models.has_tokenizer:
         result.left_out.append("The rows of the program are left out: the file has no tokenizer.")
     elif not options.no_program:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,34 +28,43 @@ class OnCard:
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(chunk_choice, "_card", lambda device: "a card")
+    monkeypatch.setattr(chunk_choice, "card", lambda device: "a card")
     monkeypatch.setattr(chunk_choice, "_free_bytes", lambda device: 80 << 30)
     model = family_model("qwen3")
     model.config._attn_implementation = device_attention.NAME
     return OnCard(model, torch.device("cuda"))
 
 
+@pytest.mark.parametrize(("most", "expected"), [(8192, 8192), (3000, 2048), (300, 300)])
+def test_a_little_less_memory_makes_no_other_plan(most: int, expected: int) -> None:
+    assert longest_chunk(most) == expected
+
+
 @pytest.mark.parametrize(
-    ("rate", "most", "expected"),
-    [
-        (60_000, 8192, 8192),
-        (6_000, 8192, 2048),
-        (100, 8192, 512),
-        (1e9, 3000, 2048),
-        (1e9, 300, 300),
-        (math.inf, 8192, 8192),
-    ],
+    ("fixed", "per_token", "expected"),
+    [(0.0, 1e-6, 8192), (0.05, 4e-5, 8192), (0.0, 1e-4, 4096), (0.2, 1e-3, 512)],
 )
-def test_a_chunk_ends_before_a_stop_is_overdue(rate: float, most: int, expected: int) -> None:
-    assert longest_chunk(rate, most) == expected
+def test_a_chunk_ends_before_a_stop_is_overdue(
+    loaded: Any, tmp_path: Path, fixed: float, per_token: float, expected: int
+) -> None:
+    """A fast card takes as long for few tokens as for some more: launches cost time, too."""
+    choice = ChunkChoice(loaded, tmp_path)
+    choice.measure(lambda num_tokens: max(fixed, per_token * num_tokens))
+    assert choice.num_tokens == expected
 
 
 def test_it_is_measured_once_and_kept(loaded: Any, tmp_path: Path) -> None:
     directory = tmp_path / "namespace"
     choice = ChunkChoice(loaded, directory)
     assert choice.is_open
-    paces = iter([9.0, 0.05])  # the first run is slow: kernels are loaded
-    choice.measure(lambda num_tokens: next(paces))
+    slow = {512, 1024, 2048}  # the first run of a length: kernels are loaded
+
+    def seconds_of(num_tokens: int) -> float:
+        first = num_tokens in slow
+        slow.discard(num_tokens)
+        return 9.0 if first else num_tokens * 1.5e-4
+
+    choice.measure(seconds_of)
     assert not choice.is_open
     assert choice.num_tokens == 2048
     again = ChunkChoice(loaded, directory)
@@ -89,14 +97,14 @@ def test_a_damaged_note_is_measured_anew(loaded: Any, tmp_path: Path, content: s
     (tmp_path / chunk_choice.FILE_NAME).write_text(content)
     choice = ChunkChoice(loaded, tmp_path)
     assert choice.is_open
-    choice.measure(lambda num_tokens: 0.05)
+    choice.measure(lambda num_tokens: num_tokens * 1.5e-4)
     assert choice.num_tokens == 2048
 
 
 def test_cards_do_not_share_a_note(loaded: Any, tmp_path: Path) -> None:
     (tmp_path / chunk_choice.FILE_NAME).write_text(json.dumps({"another": 4096}))
     choice = ChunkChoice(loaded, tmp_path)
-    choice.measure(lambda num_tokens: 0.05)
+    choice.measure(lambda num_tokens: num_tokens * 1.5e-4)
     found = json.loads((tmp_path / chunk_choice.FILE_NAME).read_text())
     assert found == {"another": 4096, "a card": 2048}
 

@@ -68,7 +68,7 @@ def test_counts_are_those_of_usage_and_every_token_is_there_once(
     assert usage is not None
     counted = Counter(token["fate"] for token in data["tokens"])
     assert counted == Counter(data["counts"])
-    assert counted["ram"] == usage.cached_ram_tokens
+    assert counted["ram"] + counted["vram"] == usage.cached_ram_tokens
     assert counted["disk"] == usage.cached_disk_tokens
     assert counted["computed"] == usage.computed_tokens
     assert counted["written"] == usage.completion_tokens
@@ -202,6 +202,8 @@ def test_each_fate_has_its_letter() -> None:
     turn = reading(100, 4, RAM_THEN_DISK)
     assert [run.letter for run in fate_runs(turn)] == ["R", "D", "C", "W"]
     assert all(LETTERS[run.mark] == run.letter for run in fate_runs(turn))
+    held = reading(100, 0, (TierRun(60, "vram"), TierRun(90, "ram")))
+    assert [run.letter for run in fate_runs(held)] == ["V", "R", "C"]
 
 
 def test_only_what_is_seen_of_a_long_prompt_is_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from chatcache.backends.base import SamplingParams
 from chatcache.backends.questions import DescribeModel, TokenPieces
 from chatcache.chat import readings
+from chatcache.chat.conversation import Message
 from chatcache.chat.readings import TurnReading
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
@@ -178,3 +179,23 @@ def test_questions_are_passed_on(service: ChatService, backend: FakeBackend) -> 
         service.study(DescribeModel())
     backend.study_answers[DescribeModel] = TokenPieces((), tokenizer="chars")
     assert service.study(DescribeModel()) == TokenPieces((), tokenizer="chars")
+
+
+def test_an_answer_of_which_only_the_words_were_saved_has_its_prompt(
+    service: ChatService, backend: FakeBackend
+) -> None:
+    session_id = service.create_session("x", "Be kind.").session_id
+    say(service, session_id, "one")
+    backend.fail_at = "prefill"
+    with pytest.raises(Exception, match="fake model failed"):
+        say(service, session_id, "two")
+    store = service.store
+    tip = store.sessions.tip(session_id)
+    assert tip is not None
+    message = Message("assistant", "Half an", model="fake", finish_reason="stopped")
+    store.add_answer(session_id, store.nodes.get(tip), message, tip, None, 3)
+    reading = service.reading(session_id)
+    assert (reading.answer, reading.figures) == ("Half an", None)
+    assert reading.prompt_ids.to_list() == render(backend.requests[-1].messages)
+    assert reading.answer_ids == reading.ids[:0]
+    assert [run.stop for run in reading.messages][-1] == len(reading.prompt_ids)

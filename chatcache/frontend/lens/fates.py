@@ -14,10 +14,11 @@ from chatcache.chat.readings import MessageRun, TurnReading
 from chatcache.frontend.lens.page import LETTERS, Mark
 
 # "reused": from RAM or disk, but in which order was not recorded. "read": the turn has no answer,
-# and so no figures.
-Fate = Literal["ram", "disk", "reused", "computed", "written", "read"]
+# and so no figures. "vram": what a GPU held; usage counts it as RAM.
+Fate = Literal["vram", "ram", "disk", "reused", "computed", "written", "read"]
 
 WORDS: dict[Fate, str] = {
+    "vram": "from VRAM",
     "ram": "from RAM",
     "disk": "from disk",
     "reused": "reused",
@@ -25,6 +26,7 @@ WORDS: dict[Fate, str] = {
     "written": "written by the model",
     "read": "read",
 }
+_OWN_LETTERS: dict[Fate, str] = {"vram": "V", "reused": "R/D"}
 ROLES = {"system": "system prompt", "user": "you", "assistant": "the model"}
 
 
@@ -42,13 +44,13 @@ class FateRun:
 
     @property
     def mark(self) -> Mark:
-        if self.fate == "reused":
+        if self.fate == "vram" or self.fate == "reused":
             return "ram"
         return "" if self.fate == "read" else self.fate
 
     @property
     def letter(self) -> str:
-        return "R/D" if self.fate == "reused" else LETTERS.get(self.mark, "-")
+        return _OWN_LETTERS.get(self.fate) or LETTERS.get(self.mark, "-")
 
     @property
     def where(self) -> str:
@@ -87,7 +89,7 @@ def _reused(reading: TurnReading) -> list[FateRun]:
     runs: list[FateRun] = []
     start = 0
     for run in figures.cache.runs:
-        runs.append(FateRun(start, run.stop, "disk" if run.tier == "disk" else "ram"))
+        runs.append(FateRun(start, run.stop, run.tier))
         start = run.stop
     return runs
 

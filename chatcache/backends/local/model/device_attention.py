@@ -75,8 +75,9 @@ def _fused(
 
 
 def _has_grouped_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether a kernel that needs no mask takes grouped heads as they are."""
-    return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, True, True))
+    """Whether a kernel that needs no mask takes grouped heads as they are. (As `torch` asks it for
+    a lower-right bias: with `is_causal` it would say no to a chunk behind a prefix.)"""
+    return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, False, True))
 
 
 def _over_bucket(

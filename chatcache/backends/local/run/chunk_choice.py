@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +22,7 @@ FILE_NAME = "chunk.json"
 CHUNK_TOKENS = 512  # on a CPU, and the least on a GPU
 _MAX_STOCK_TOKENS = 1024  # masks and scores of the stock kernels grow with the chunk
 _MAX_TOKENS = 8192
-_MAX_SECONDS = 0.35  # behind a long prefix a chunk takes longer
+_MAX_SECONDS = 0.42  # behind a long prefix a chunk takes longer
 _SHARE_OF_FREE = 4  # the rest is for K and V
 _MEASURE_TIMES = 2  # the first run is that of kernels being loaded
 
@@ -61,13 +60,18 @@ class ChunkChoice:
         """What was chosen, as far as there is memory for it now."""
         if self._loaded.device.type == "cpu":
             return CHUNK_TOKENS
-        return min(self._kept() or CHUNK_TOKENS, longest_chunk(math.inf, self._most()))
+        return min(self._kept() or CHUNK_TOKENS, longest_chunk(self._most()))
 
     def measure(self, seconds_of: Callable[[int], float]) -> None:
-        """Choose, by how long the model reads a number of tokens."""
-        size = min(CHUNK_TOKENS, self._loaded.max_context_tokens)
-        seconds = min(seconds_of(size) for _ in range(_MEASURE_TIMES))
-        self._keep(longest_chunk(size / seconds, self._most()))
+        """Choose, by how long the model reads a number of tokens. Twice as many take at most about
+        twice as long, and on a fast card much less: so each length is tried."""
+        most = longest_chunk(self._most())
+        chunk = min(CHUNK_TOKENS, most)
+        while 2 * chunk <= most:
+            if 2 * min(seconds_of(chunk) for _ in range(_MEASURE_TIMES)) > _MAX_SECONDS:
+                break
+            chunk *= 2
+        self._keep(chunk)
 
     def _most(self) -> int:
         loaded = self._loaded
@@ -97,10 +101,11 @@ class ChunkChoice:
             write_atomically(self._path, json.dumps(found).encode())
 
 
-def longest_chunk(tokens_per_second: float, most: int) -> int:
-    """CHUNK_TOKENS times a power of two: what is read quickly enough, and at most `most`."""
+def longest_chunk(most: int) -> int:
+    """CHUNK_TOKENS times a power of two, at most `most`; what is less than that is taken whole. So
+    a little more or less memory makes no other plan."""
     chunk = CHUNK_TOKENS
-    while 2 * chunk <= min(most, tokens_per_second * _MAX_SECONDS):
+    while 2 * chunk <= most:
         chunk *= 2
     return max(1, min(chunk, most))
 
