@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chatcache.budgets import disk_budget, disk_kept, disk_size, ram_budget
 from chatcache.checks import (
     OWN_ENGINE,
     keep_alive_seconds,
@@ -26,7 +26,6 @@ from chatcache.checks import (
 from chatcache.config import Paths, Settings
 from chatcache.configfile import set_value
 from chatcache.errors import UsageError
-from chatcache.machine import allowance
 from chatcache.remotes import check_reach, remote_model
 from chatcache.token_ids import TokenIds
 
@@ -173,7 +172,12 @@ def open_inspector(settings: Settings) -> CacheInspector:
     """A look at the segments on disk, without an engine."""
     from chatcache.cache.inspect import CacheInspector
 
-    return CacheInspector(settings.paths.cache_dir, *budgets(settings), tier_policy(settings))
+    return CacheInspector(
+        settings.paths.cache_dir,
+        ram_budget(settings).num_bytes,
+        disk_budget(settings).num_bytes,
+        tier_policy(settings),
+    )
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
@@ -183,7 +187,6 @@ def engine_settings(settings: Settings) -> EngineSettings:
     model = settings.config.model
     chosen = None if model.adapter is None else adapter_dir(model.adapter).absolute()
     name, adapter = _with_adapter(model.default, chosen)
-    ram_budget, disk_budget = budgets(settings)
     return EngineSettings(
         model=name,
         adapter=adapter,
@@ -197,9 +200,9 @@ def engine_settings(settings: Settings) -> EngineSettings:
         num_threads=model.threads,
         cache_dir=settings.paths.cache_dir,
         log_path=_engine_log(settings),
-        ram_budget=ram_budget,
+        ram_budget=ram_budget(settings).num_bytes,
         vram_budget=settings.config.cache.vram_budget,
-        disk_budget=disk_budget,
+        disk_budget=disk_budget(settings).num_bytes,
         policy=tier_policy(settings),
     )
 
@@ -215,6 +218,7 @@ def tier_policy(settings: Settings) -> TierPolicy:
         ram_ttl=num_seconds(cache.ram_ttl),
         disk_ttl=num_seconds(cache.disk_ttl),
         disk_floor=num_bytes(cache.disk_floor, lambda: disk_size(settings.paths.cache_dir)),
+        disk_kept=disk_kept(settings),
         precision="int8" if is_int8 else "exact",
     )
 
@@ -224,24 +228,6 @@ def idle_options(settings: Settings) -> IdleOptions:
 
     cache = settings.config.cache
     return IdleOptions(cache.idle_next_turn, cache.idle_draft, cache.idle_restore)
-
-
-def budgets(settings: Settings) -> tuple[int, int]:
-    """The bytes for segments in memory and on disk.
-
-    What nobody has chosen is never more than half of the memory that there is to use."""
-    cache = settings.config.cache
-    memory = allowance().memory_bytes
-    ram_budget = num_bytes(cache.ram_budget, lambda: memory)
-    if settings.origins.get("cache.ram_budget") == "default":
-        ram_budget = min(ram_budget, memory // 2)
-    return ram_budget, num_bytes(cache.disk_budget, lambda: disk_size(settings.paths.cache_dir))
-
-
-def disk_size(path: Path) -> int:
-    """The size in bytes of the disk that `path` is on, or will be on."""
-    existing = next(place for place in (path, *path.parents) if place.exists())
-    return shutil.disk_usage(existing).total
 
 
 def _engine_log(settings: Settings) -> Path:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from chatcache.assets import pocket_dir
+from chatcache.budgets import disk_budget, ram_budget
 from chatcache.cache.files.ownership import foreign_owner
 from chatcache.cache.inspect import VerifyReport
 from chatcache.chat.schema import APPLICATION_ID
-from chatcache.checks import num_bytes, spill_parts
+from chatcache.checks import spill_parts
 from chatcache.config import Paths, Settings
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import plural, size
@@ -88,7 +89,8 @@ def examine(
     yield _python()
     yield from _packages()
     yield _devices(load)
-    yield _machine(load)
+    yield _machine()
+    yield from _budgets(load)
     yield _builtin_model()
     yield _config(paths, load)
     yield from _model(load)
@@ -168,30 +170,28 @@ def _devices(load: Callable[[], Settings]) -> Finding:
     return Finding("devices", "problem", f"torch does not start: {last_line}", "Install it again.")
 
 
-def _machine(load: Callable[[], Settings]) -> Finding:
-    """How much of the machine may be used, and whether the memory of the cache fits into it."""
-    found = allowance()
+def _machine() -> Finding:
+    """How much of the machine may be used."""
+    found, why = allowance(), ""
     cpus, memory = f"{found.num_host_cpus} CPUs", size(found.host_bytes)
     if found.is_less:
-        cpus = f"{found.num_cpus:.3g} of {cpus}"
-        memory = f"{size(found.memory_bytes)} of {memory}"
-    detail = f"{cpus}, {memory} of memory"
-    if found.is_less:
-        detail += " (limits of the container, the service or the shell)"
+        cpus, memory = f"{found.num_cpus:.3g} of {cpus}", f"{size(found.memory_bytes)} of {memory}"
+        why = " (limits of the container, the service or the shell)"
+    return Finding("machine", "ok", f"{cpus}, {memory} of memory{why}")
+
+
+def _budgets(load: Callable[[], Settings]) -> Iterator[Finding]:
+    """What segments may take at most, and whether that leaves room for a model."""
     try:
-        settings = load()
-        budget = num_bytes(settings.config.cache.ram_budget, lambda: found.memory_bytes)
-    except ChatcacheError:
-        return Finding("machine", "ok", detail)
-    is_chosen = settings.origins.get("cache.ram_budget") != "default"
-    if is_chosen and budget > found.memory_bytes // 2:
-        return Finding(
-            "machine",
-            "note",
-            f"{detail}; cache.ram_budget is {size(budget)}, more than half of it",
-            "Leave room for the model: `chatcache config set cache.ram_budget 25%`.",
-        )
-    return Finding("machine", "ok", detail)
+        settings, memory = load(), allowance().memory_bytes
+        ram, disk = ram_budget(settings, memory), disk_budget(settings)
+    except (ChatcacheError, OSError):
+        return  # the settings and the directory have findings of their own
+    advice = ""
+    if ram.is_chosen and ram.num_bytes > memory // 2:
+        advice = "That leaves little for the model: `chatcache config set cache.ram_budget 25%`."
+    yield Finding("cache in memory", "note" if advice else "ok", ram.words, advice)
+    yield Finding("cache on disk", "ok", disk.words)
 
 
 def _builtin_model() -> Finding:

@@ -83,16 +83,18 @@ class EngineSection:
 class CacheSection:
     """How much attention state is kept. Budgets are bytes, "2 GB", "2 GiB", or "25%"."""
 
-    ram_budget: int | str = setting("2 GiB", byte_size)
-    """Memory for segments that are not in use. A percentage is of the memory
-    that chatcache may use."""
+    ram_budget: int | str = setting("25%", byte_size)
+    """Memory for segments that are not in use: at most so much per engine, and less where the model
+    leaves less. A percentage is of the memory that chatcache may use. Left out: 25%, but at least
+    2 GiB (or half of what there is)."""
 
     vram_budget: int | str = setting("50%", byte_size)
     """Memory of the GPU for conversations that are not open, so that going back to one moves
     nothing over the bus. A percentage is of what is free there once the model is loaded."""
 
-    disk_budget: int | str = setting("16 GiB", byte_size)
-    """Disk space for segments. A percentage is of the disk that the cache directory is on."""
+    disk_budget: int | str = setting("10%", byte_size)
+    """Disk space for the segments of all models. A percentage is of the disk that the cache
+    directory is on. Left out: 10%, but at least 8 GiB (or half of the disk) and at most 64 GiB."""
 
     disk_floor: int | str = setting("1 GB", byte_size)
     """Free space that is left on the disk whatever the budget says. A percentage is of the disk."""

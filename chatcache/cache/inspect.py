@@ -105,11 +105,10 @@ class CacheInspector:
     def tiers(self) -> tuple[TierUse, TierUse]:
         """RAM (always empty here: it belongs to a running engine) and disk."""
         used = self.namespaces()
-        disk = TierUse(
-            sum(use.num_bytes for use in used),
-            self._disk_budget,
-            sum(use.num_segments for use in used),
-        )
+        num_bytes = sum(use.num_bytes for use in used)
+        kept = 0 if self._policy is None else min(num_bytes, self._policy.disk_kept)
+        budget = max(self._disk_budget, kept)
+        disk = TierUse(num_bytes, budget, sum(use.num_segments for use in used))
         return TierUse(0, self._ram_budget, 0), disk
 
     def namespaces(self) -> list[NamespaceUse]:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatcache.budgets import KEPT_DISK
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.checks import byte_size, num_bytes
 from chatcache.compose import engine_settings
@@ -238,7 +239,7 @@ def test_spill_is_a_mode_or_a_switch(home: Path, value: Any, kept: str) -> None:
 def test_times_to_live_and_floor_reach_the_engine(home: Path) -> None:
     write_config(home, '[cache]\nram_ttl = "5m"\ndisk_ttl = "2d"\ndisk_floor = "2 GB"\n')
     policy = engine_settings(load_settings()).policy
-    assert policy == TierPolicy("turn", 300, 172_800, 2_000_000_000)
+    assert policy == TierPolicy("turn", 300, 172_800, 2_000_000_000, KEPT_DISK)
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,16 @@ class TierPolicy:
     `spill`: "turn" writes what is new after each turn; "exit" when the cache is closed, and before
     that only what RAM has no room for; "pressure" only what RAM has no room for; "never" nothing.
     The times to live are seconds since the last use, None is for ever. `disk_floor` is how many
-    bytes are left free on the disk, whatever the budget says. `precision`: K and V are kept as they
-    were computed, or as 8-bit integers, in a namespace of their own.
+    bytes are left free on the disk, whatever the budget says. Of what is on disk when the cache is
+    opened, up to `disk_kept` bytes stay where the budget is less. `precision`: K and V are kept as
+    they were computed, or as 8-bit integers, in a namespace of their own.
     """
 
     spill: SpillMode = "turn"
     ram_ttl: float | None = None
     disk_ttl: float | None = None
     disk_floor: int = 0
+    disk_kept: int = 0
     precision: Precision = "exact"
 
 

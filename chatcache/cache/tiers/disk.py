@@ -76,6 +76,8 @@ class DiskTier:
             self.store.index.open(is_writing=self.is_writing)
             self._bring_up_to_date()
             self.refresh_pins()
+            if self._policy.disk_kept > self.budget:
+                self.budget = max(self.budget, min(self.num_bytes, self._policy.disk_kept))
             self.enforce()
 
     def open_again(self) -> None:
