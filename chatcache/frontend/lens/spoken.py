@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from chatcache.errors import UsageError
+from chatcache.errors import UnavailableError, UsageError
 from chatcache.frontend.lens.lens import Lens
 from chatcache.frontend.lens.source import LensSource
 from chatcache.frontend.lens.state import LensState
@@ -68,12 +68,16 @@ def _number(name: str, word: str) -> int:
 
 
 def said(source: LensSource, words: Sequence[str]) -> Iterator[str]:
-    """The sentences of a view; and what would show more, where a model would. May block."""
+    """The sentences of a view, once the model is there that it needs; without one, what the disk
+    knows. May block."""
     lens = opened(source, words)
-    page = lens.page_now(_WIDTH)
-    yield from page.sentences
     if lens.can_load:
-        yield "No model is loaded: with one, more of this can be shown."
+        yield "Waiting for the model."
+        try:
+            source.load()
+        except UnavailableError as error:
+            yield f"{error.message} {error.hint}".strip()
+    yield from lens.page_now(_WIDTH).sentences
     others = [name for name in VIEW_NAMES if name != lens.view.name]
     if others:
         yield f"Other views: {', '.join(others)}."

@@ -272,9 +272,9 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
 
 def get_ready_on_device(path: LivePath, chunk_choice: ChunkChoice) -> None:
     """What a GPU does before its first turn; on a CPU there is nothing."""
-    path.forward.settle(path.kv)
-    if chunk_choice.is_open:
+    if chunk_choice.is_open:  # first: it may take other buffers, which graphs would have to follow
         chunk_choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
+    path.forward.settle(path.kv)
 
 
 def seconds_of(path: LivePath, num_tokens: int) -> float:
