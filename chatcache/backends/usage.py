@@ -84,8 +84,8 @@ class CacheReport:
     """What was reused in a turn, and why not more.
 
     `diverged_at` is the position of the first computed prompt token; None: a server did not say.
-    `estimated_cold_ttft_ms` is a measured prefill rate times the prompt; `is_estimate_measured` is
-    True once that rate comes from a prefill of at least 64 tokens of this model on this machine.
+    `estimated_cold_ttft_ms` is what measured prefills say of the prompt; `is_estimate_measured` is
+    True once one of them had at least 64 tokens of this model on this machine.
     `ahead_tokens` of the reused tokens had been computed in idle time, ahead of this turn.
     `is_approximate`: what was reused is kept with fewer bits than it was computed with.
     `runs` tell from where each of the reused tokens came; None: it was not recorded.
