@@ -208,7 +208,7 @@ def _cut_sentence(reading: TurnReading) -> str:
         return "This turn has no answer: how it was read is not recorded."
     words = f"Cut at token {figures.cached_tokens:,}: {reason_words(figures.cache.reason)}"
     if figures.cache.detail:
-        words += f"; {figures.cache.detail}"
+        words += f"; {figures.cache.detail.rstrip('.')}"
     if figures.cache.ahead_tokens:
         ahead = fmt.plural(figures.cache.ahead_tokens, "reused token")
         words += f"; {ahead} had been computed ahead, while nobody waited"
