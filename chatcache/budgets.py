@@ -51,6 +51,14 @@ def ram_budget(settings: Settings, memory: int | None = None) -> Budget:
     return Budget(found, because, origin)
 
 
+def vram_words(settings: Settings) -> str:
+    """For segments on a GPU that are not live. How much that is, only a loaded model knows."""
+    value, origin = settings.config.cache.vram_budget, _origin(settings, "vram_budget")
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return f"at most {value.strip()} of what the model leaves free ({origin})"
+    return f"at most {size(num_bytes(value, lambda: 0))} ({origin})"
+
+
 def disk_budget(settings: Settings, disk: int | None = None) -> Budget:
     """For segments on a disk of so many bytes. What nobody has chosen is at least 8 GiB, but never
     more than half of the disk, and at most 64 GiB."""

@@ -1,4 +1,4 @@
-"""`chatcache doctor`: runs the checks of `doctor.py` on this installation."""
+"""`chatcache doctor`: runs the checks of `doctor/` on this installation."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 
-from chatcache import compose, doctor
+from chatcache import compose
 from chatcache.backends.local.engine.control import running_engines
 from chatcache.cache.inspect import VerifyReport
 from chatcache.commands import GROUPS, ShellCommand
 from chatcache.commands.parser import Parser, options_of
 from chatcache.commands.paths import paths_of
 from chatcache.config import Config, Settings, load_settings
+from chatcache.doctor import examination
+from chatcache.doctor.finding import Finding, exit_code
 from chatcache.formatting import one_line
 from chatcache.frontend.progress import Report, unheard
 from chatcache.frontend.shell_output import print_json, print_line
@@ -35,13 +37,13 @@ def run(arguments: Namespace) -> int:
         findings.append(finding)
         if not arguments.json:
             print_line("\n".join(lines_of(finding)))
-    code = doctor.exit_code(findings)
+    code = exit_code(findings)
     if arguments.json:
         print_json({"ok": code == 0, "findings": [asdict(finding) for finding in findings]})
     return code
 
 
-def examine(arguments: Namespace, report: Report = unheard) -> Iterator[doctor.Finding]:
+def examine(arguments: Namespace, report: Report = unheard) -> Iterator[Finding]:
     """All findings, for the options of a command. `report` hears how far the long ones are."""
     paths, origins = paths_of(arguments)
     # The stores are looked at even when config.toml is broken.
@@ -61,10 +63,10 @@ def examine(arguments: Namespace, report: Report = unheard) -> Iterator[doctor.F
 
     load = partial(load_settings, options_of(arguments))
     engines = partial(running_engines, compose.engines_directory(paths))
-    return doctor.examine(paths, load, verify_words, verify_cache, engines, fix=fix)
+    return examination.examine(paths, load, verify_words, verify_cache, engines, fix=fix)
 
 
-def lines_of(finding: doctor.Finding) -> list[str]:
+def lines_of(finding: Finding) -> list[str]:
     """A finding as people read it, with what to do in a second line."""
     lines = [f"{SIGNS[finding.status]}  {finding.subject}: {one_line(finding.detail)}"]
     return lines + ([f"         {one_line(finding.advice)}"] if finding.advice else [])

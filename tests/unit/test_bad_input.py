@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from chatcache import cli, compose, doctor
+from chatcache import cli, compose
 from chatcache.cache.book.namespace import namespace_id
 from chatcache.cache.files import ownership
 from chatcache.cache.inspect import CacheInspector
 from chatcache.chat import database
+from chatcache.doctor import machine
 from chatcache.frontend.files import list_directory
 from tests.fakes import FakeBackend
 from tests.kvfakes import Bench, ids_of
@@ -41,7 +42,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 @pytest.fixture
 def no_device_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """The doctor does not start torch, which takes seconds."""
-    monkeypatch.setattr(doctor, "DEVICE_PROBE", "print('cpu')")
+    monkeypatch.setattr(machine, "DEVICE_PROBE", "print('cpu')")
 
 
 @pytest.fixture

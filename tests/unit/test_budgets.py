@@ -17,10 +17,12 @@ from chatcache.budgets import (
     disk_kept,
     disk_size,
     ram_budget,
+    vram_words,
 )
 from chatcache.cache.book.policy import TierPolicy
 from chatcache.cache.inspect import CacheInspector
 from chatcache.config import Settings, load_settings
+from chatcache.doctor.examination import _made_files
 from tests.kvfakes import Bench
 
 GIB = 1 << 30
@@ -114,3 +116,27 @@ def test_a_default_that_became_smaller_takes_nothing_away(is_kept: bool, tmp_pat
     if is_kept:
         inspector = CacheInspector(tmp_path, 1, before // 2, replace(policy))
         assert inspector.tiers()[1].budget_bytes == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "at most 50% of what the model leaves free (default)"),
+        ('vram_budget = "3GB"\n', "at most 3.0 GB"),
+    ],
+)
+def test_what_segments_may_take_of_a_gpu_is_said(text: str, words: str, tmp_path: Path) -> None:
+    assert vram_words(settings(tmp_path, text)).startswith(words)
+
+
+def test_the_doctor_says_what_was_made_of_models(tmp_path: Path) -> None:
+    found = settings(tmp_path)
+    report = list(_made_files(found.paths))
+    assert report == []
+    folder = found.paths.cache_dir / "quantized" / "a model"
+    folder.mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(bytes(2_000_000))
+    (finding,) = _made_files(found.paths)
+    assert finding.status == "ok"
+    assert "quantised weights 2.0 MB" in finding.detail
+    assert "kernels" not in finding.detail

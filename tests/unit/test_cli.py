@@ -748,7 +748,9 @@ def test_the_doctor_finds_damage_and_says_what_to_do(
     report = run_json(run, "doctor")
     assert report["ok"]
     assert all(finding["detail"] for finding in report["findings"])
-    monkeypatch.setattr("chatcache.doctor.DEVICE_PROBE", "print('cpu')")  # torch takes seconds
+    monkeypatch.setattr(
+        "chatcache.doctor.machine.DEVICE_PROBE", "print('cpu')"
+    )  # torch takes seconds
     (home / "config.toml").write_text("[ui]\nthem = 1\n")
     code, out, _ = run("doctor")
     assert code == 4

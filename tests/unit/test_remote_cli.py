@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from chatcache import cli, doctor
+from chatcache import cli
+from chatcache.doctor import machine
 from tests.fake_server import FakeServer, Status
 
 KEY = "sk-secret-0123456789"
@@ -100,7 +101,7 @@ def test_a_probe_tells_how_far_away_it_is_and_what_it_has(
 def test_doctor_tells_of_keys_and_of_who_reads_along(
     server: FakeServer, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_devices", lambda load: doctor.Finding("devices", "ok", ""))
+    monkeypatch.setattr(machine, "_devices", lambda load: machine.Finding("devices", "ok", ""))
     monkeypatch.setenv("CHATCACHE_MODEL", "prof:m")
 
     def findings() -> dict[str, dict[str, str]]:

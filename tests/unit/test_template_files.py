@@ -53,7 +53,7 @@ def test_files_that_tell_nothing(tmp_path: Path, content: str) -> None:
 def test_doctor_notes_a_template_that_changes_by_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatcache.doctor.DEVICE_PROBE", "print('cpu')")
+    monkeypatch.setattr("chatcache.doctor.machine.DEVICE_PROBE", "print('cpu')")
     (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}")
     cli.main(["doctor", "--json", "--model", str(tmp_path)])
     findings = {one["subject"]: one for one in json.loads(capsys.readouterr().out)["findings"]}

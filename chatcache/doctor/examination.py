@@ -1,73 +1,37 @@
-"""Looks at the installation, the directories and the stores, and says what to do.
+"""All that is looked at: the installation, the settings, the directories and the stores.
 
-Owns the checks and their words. What the stores verify is handed in: it opens none itself, and
-loads neither torch nor a model (the devices are asked in a process of their own).
+Owns the order, and the checks of what is on disk and of what the settings name. What the stores
+verify is handed in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import platform
 import shlex
 import shutil
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from chatcache.assets import pocket_dir
-from chatcache.budgets import disk_budget, ram_budget
 from chatcache.cache.files.ownership import foreign_owner
 from chatcache.cache.inspect import VerifyReport
 from chatcache.chat.schema import APPLICATION_ID
 from chatcache.checks import spill_parts
 from chatcache.config import Paths, Settings
+from chatcache.doctor.finding import Finding, Status
+from chatcache.doctor.machine import surroundings
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import plural, size
 from chatcache.frontend.engines import state_of
-from chatcache.machine import allowance
 from chatcache.network import check_environment, proxy_variables
 from chatcache.os_failures import lock_failure, reason
 from chatcache.remotes import remote_model
 
 if TYPE_CHECKING:
-    from packaging.specifiers import SpecifierSet
-
     from chatcache.backends.local.engine.control import RunningEngine
-
-Status = Literal["ok", "note", "problem", "damage"]
-
-PACKAGES = (
-    *("torch", "transformers", "tokenizers", "safetensors"),
-    *("textual", "httpx2", "xxhash", "tomlkit"),
-)
-DEVICE_SECONDS = 120
-DEVICE_PROBE = """
-import sys
-import torch
-chosen, allowed = map(int, sys.argv[1:])
-num_threads = chosen or min(allowed, torch.get_num_threads())
-names = ["cpu (%d thread%s)" % (num_threads, "s" * (num_threads > 1))]
-if torch.cuda.is_available():
-    names += ["cuda (%s)" % torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-if torch.backends.mps.is_available():
-    names.append("mps")
-print(", ".join(names))
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report; `advice` says what to do when it is not ok."""
-
-    subject: str
-    status: Status
-    detail: str
-    advice: str = ""
 
 
 def examine(
@@ -86,11 +50,7 @@ def examine(
     run. No server is asked.
     With `fix`, directories that others can read are closed to them.
     """
-    yield _python()
-    yield from _packages()
-    yield _devices(load)
-    yield _machine()
-    yield from _budgets(load)
+    yield from surroundings(load)
     yield _builtin_model()
     yield _config(paths, load)
     yield from _model(load)
@@ -102,96 +62,11 @@ def examine(
         ("log directory", paths.log_dir),
     ):
         yield _directory(name, directory, fix=fix)
+    yield from _made_files(paths)
     yield Finding("engines", *state_of(look_at_engines))
     yield _words(paths, verify_words)
     yield from _copies(paths)
     yield _cache(load, verify_cache)
-
-
-def exit_code(findings: Sequence[Finding]) -> int:
-    """5 for damage, 4 when something keeps chatcache from working, else 0."""
-    statuses = {finding.status for finding in findings}
-    return 5 if "damage" in statuses else 4 if "problem" in statuses else 0
-
-
-def _python() -> Finding:
-    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Finding("python", "ok", detail)
-
-
-def _packages() -> Iterator[Finding]:
-    wanted = _requirements()
-    for name in PACKAGES:
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            yield Finding(name, "problem", "not installed", "Install chatcache again with pip.")
-            continue
-        specifier = wanted.get(name)
-        if specifier and not specifier.contains(version, prereleases=True):
-            advice = "It was not tested with this version; install chatcache again with pip."
-            yield Finding(name, "note", f"{version}, expected {specifier}", advice)
-        else:
-            yield Finding(name, "ok", version)
-
-
-def _requirements() -> dict[str, SpecifierSet]:
-    """What chatcache asks for, by package; nothing when it runs without being installed."""
-    from packaging.requirements import Requirement
-
-    try:
-        lines = metadata.requires("chatcache") or []
-    except metadata.PackageNotFoundError:
-        return {}
-    requirements = [Requirement(line) for line in lines]
-    return {needed.name: needed.specifier for needed in requirements if needed.marker is None}
-
-
-def _devices(load: Callable[[], Settings]) -> Finding:
-    """What torch would compute on, and with how many threads the engine does."""
-    try:
-        chosen = load().config.model.threads or 0
-    except ChatcacheError:
-        chosen = 0  # the settings have a finding of their own
-    numbers = [str(chosen), str(allowance().num_threads)]
-    try:
-        asked = subprocess.run(
-            [sys.executable, "-c", DEVICE_PROBE, *numbers],
-            capture_output=True,
-            text=True,
-            timeout=DEVICE_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("devices", "problem", f"torch did not answer: {error}", "Install it again.")
-    if asked.returncode == 0:
-        return Finding("devices", "ok", asked.stdout.strip())
-    last_line = (asked.stderr.strip().splitlines() or ["no message"])[-1]
-    return Finding("devices", "problem", f"torch does not start: {last_line}", "Install it again.")
-
-
-def _machine() -> Finding:
-    """How much of the machine may be used."""
-    found, why = allowance(), ""
-    cpus, memory = f"{found.num_host_cpus} CPUs", size(found.host_bytes)
-    if found.is_less:
-        cpus, memory = f"{found.num_cpus:.3g} of {cpus}", f"{size(found.memory_bytes)} of {memory}"
-        why = " (limits of the container, the service or the shell)"
-    return Finding("machine", "ok", f"{cpus}, {memory} of memory{why}")
-
-
-def _budgets(load: Callable[[], Settings]) -> Iterator[Finding]:
-    """What segments may take at most, and whether that leaves room for a model."""
-    try:
-        settings, memory = load(), allowance().memory_bytes
-        ram, disk = ram_budget(settings, memory), disk_budget(settings)
-    except (ChatcacheError, OSError):
-        return  # the settings and the directory have findings of their own
-    advice = ""
-    if ram.is_chosen and ram.num_bytes > memory // 2:
-        advice = "That leaves little for the model: `chatcache config set cache.ram_budget 25%`."
-    yield Finding("cache in memory", "note" if advice else "ok", ram.words, advice)
-    yield Finding("cache on disk", "ok", disk.words)
 
 
 def _builtin_model() -> Finding:
@@ -324,6 +199,32 @@ def _directory(name: str, directory: Path, *, fix: bool) -> Finding:
     except OSError as error:
         return Finding(name, "note", f"{detail}: {reason(error)}", "Its file system may keep none.")
     return Finding(name, "ok", f"{directory}, {free}; others can no longer read it")
+
+
+def _made_files(paths: Paths) -> Iterator[Finding]:
+    """What was made of models, once: it costs time to make again, and nothing else."""
+    told = []
+    for folder, what in (
+        ("quantized", "quantised weights"),
+        ("gguf", "what GGUF files were read for"),
+        ("kernels", "compiled kernels"),
+    ):
+        num_bytes = _bytes_below(paths.cache_dir / folder)
+        if num_bytes:
+            told.append(f"{what} {size(num_bytes)} ({folder}/)")
+    if told:
+        where = f"in {paths.cache_dir}; what is deleted of it is made again when it is needed"
+        yield Finding("made of models", "ok", f"{', '.join(told)} {where}")
+
+
+def _bytes_below(directory: Path) -> int:
+    """What can be seen of it."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118 - many files
+    return total
 
 
 def _words(paths: Paths, verify_words: Callable[[], Sequence[str]]) -> Finding:
