@@ -194,12 +194,12 @@ class FakeBackend:
         if gate := self._gates.get("load"):
             gate.wait(lambda: self.is_closed)
         if self.load_error is not None:
-            self.emit(BackendFailed(self.load_error))
             self._loaded.set()
+            self.emit(BackendFailed(self.load_error))
             return
         self.emit(ModelLoading("reading the weights", 2, 2))
+        self._loaded.set()  # first: who is told may ask at once
         self.emit(ModelReady(self.info))
-        self._loaded.set()
         self.emit(self.snapshot())
 
     def subscribe(self, listener: Callable[[BackendEvent], None]) -> Callable[[], None]:
