@@ -22,7 +22,6 @@ from chatcache.backends.local.model.cut_policy import cut_policy
 # Families whose code does not fit, though they may be cut at any token.
 _EAGER = {
     "bloom": "its attention adds a bias of its own making (ALiBi)",
-    "opt": "it counts its positions from a mask of all that came before",
 }
 # Families whose layers have masks by kind, and families with one window for all layers. Others see
 # the whole past, whatever their config says. (A test compares the tables with transformers' code.)
