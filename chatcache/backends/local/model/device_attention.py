@@ -12,6 +12,7 @@ It computes plain causal attention, batch one, and nothing else (see `attention.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def grouped_attention(
     in the others does not matter as long as the values are finite. Raises ValueError for an option
     (window, soft cap, sinks) that this kernel does not know.
     """
-    unknown = [name for name in ("sliding_window", "softcap", "s_aux") if options.get(name)]
+    unknown = unknown_options(options)
     if query.shape[0] != 1 or unknown:
         raise ValueError(f"{NAME} is plain causal attention for one sequence; got {unknown}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -51,6 +52,11 @@ def grouped_attention(
     else:
         output = _over_bucket(query, key, value, scale, attention_mask[0, 0])
     return output.transpose(1, 2).contiguous(), None
+
+
+def unknown_options(options: Mapping[str, Any]) -> list[str]:
+    """Those of a model's options (window, soft cap, sinks) that plain causal attention has not."""
+    return [name for name in ("sliding_window", "softcap", "s_aux") if options.get(name)]
 
 
 def _fused(
