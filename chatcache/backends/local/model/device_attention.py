@@ -14,6 +14,7 @@ Batch one, and nothing else (see `attention.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,8 +35,6 @@ def grouped_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of `num_new` positions over `num_keys`.
@@ -43,21 +42,28 @@ def grouped_attention(
     query `[1, num_heads, num_new, head_dim]`, key and value `[1, num_kv_heads, num_keys,
     head_dim]`; returns `[1, num_new, num_heads, head_dim]`. `attention_mask` None: they are the
     last positions. Else it is bool `[1, 1, num_new, num_keys]`, True where a key is seen, windows
-    and all; what lies in the others does not matter as long as the values are finite. `softcap`
-    bounds scores smoothly, and `s_aux` `[num_heads]` are sinks: scores of a key without a value.
+    and all; what lies in the others does not matter as long as the values are finite. Of the
+    `options`, `softcap` bounds scores, and `s_aux` `[num_heads]` are scores of a key without value.
     Raises ValueError for a window, a soft cap or sinks without a mask.
     """
-    asked = {"softcap": softcap, "s_aux": s_aux, "sliding_window": options.get("sliding_window")}
-    unknown = [name for name, given in asked.items() if given is not None and given is not False]
-    if query.shape[0] != 1 or (attention_mask is None and unknown):
+    unknown = unknown_options(options) if attention_mask is None else []
+    if query.shape[0] != 1 or unknown:
         raise ValueError(f"{NAME} is plain causal attention for one sequence; got {unknown}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is None:
         output = _fused(query, key, value, scale)
     else:
+        softcap, sinks = options.get("softcap"), options.get("s_aux")
         is_seen = attention_mask[0, 0]
-        output = _over_bucket(query, key, value, scale, is_seen, softcap=softcap, sinks=s_aux)
+        output = _over_bucket(query, key, value, scale, is_seen, softcap=softcap, sinks=sinks)
     return output.transpose(1, 2).contiguous(), None
+
+
+def unknown_options(options: Mapping[str, Any]) -> list[str]:
+    """Those of a model's options (window, soft cap, sinks) that plain causal attention has not."""
+    return [
+        name for name in ("sliding_window", "softcap", "s_aux") if options.get(name) is not None
+    ]
 
 
 def _fused(
