@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from chatcache.backends.local.model.capturing import takes_static_step
 from chatcache.backends.local.model.gguf import derived
 from chatcache.backends.local.model.gguf.derived import derived_directory, open_model
 from chatcache.backends.local.model.gguf.loading import load_gguf
@@ -105,6 +106,7 @@ def test_experts_stay_packed_and_give_what_unpacked_ones_give(tmp_path: Path, fa
     experts = [module for module in found.model.modules() if isinstance(module, BlockExperts)]
     assert [[m.kind.name for m in each.matrices] for each in experts] == [[kind, kind, "Q8_0"]] * 2
     assert all(parameter.dim() < 3 for parameter in found.model.parameters())
+    assert not takes_static_step(found.model, found.device)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q6_K", "IQ4_XS"])

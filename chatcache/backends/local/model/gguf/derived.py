@@ -68,8 +68,8 @@ class GgufModel:
         """What its weights take while they stay packed: in memory of their own, and mapped."""
         apart = [each for each in self.tensors if each.type.name in READ_AS_Q8_0]
         held = int(sum(tensor.num_weights for tensor in apart) * _Q8_0_BYTES)
-        mapped = sum(header.num_tensor_bytes for header in self.headers)
-        return held, mapped - sum(tensor.num_bytes for tensor in apart)
+        of_file, changed = (sum(each.num_bytes for each in some) for some in (self.tensors, apart))
+        return held, of_file - changed
 
 
 def open_model(path: Path) -> GgufModel:
