@@ -12,6 +12,7 @@ import torch
 from chatcache.backends.local.model import device_attention
 from chatcache.backends.local.model.attention import install
 from chatcache.backends.local.model.capturing import takes_static_step
+from tests import machines
 from tests.models import build_model
 
 VOCAB = 97
@@ -57,21 +58,25 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen2": {**WINDOW, "use_sliding_window": True, "max_window_layers": 1},
     "starcoder2": WINDOW,
 }
-CAPTURED = "captured "  # in front of a family: with the attention and the steps of a GPU
+CAPTURED = "captured "  # in front of a family: with the steps of a GPU on any machine
 THOROUGHLY = ["deepseek_v3", "gemma3_text", "gpt2", "gpt_oss", "llama", "llama4_text", "qwen3"]
 
 
 def family_model(family: str, **overrides: Any) -> Any:
-    """Random, seeded, float32; `overrides` go on top of the family's own."""
+    """Random, seeded, float32, as the machine of the test runs it; `overrides` go on top of the
+    family's own."""
     name = family.removeprefix(CAPTURED)
     fields = {**OVERRIDES.get(name, {}), **overrides}
     if name != family:
         fields |= {"sliding_window": None, "use_sliding_window": False, "layer_types": None}
     model = build_model(name, vocab_size=VOCAB, eos_token_id=0, seed=1, **fields)
-    if name != family:
-        assert install(model, torch.device("cuda")) == device_attention.NAME
-    return model
+    machine = machines.current()
+    if name != family or machine.new_link is not None:
+        kernel = install(model, torch.device("cuda"))
+        assert name == family or kernel == device_attention.NAME
+    return model.to(machine.device)
 
 
 def is_captured(model: Any) -> bool:
+    """By the stand-in: a card has graphs of its own."""
     return takes_static_step(model, torch.device("cpu"))
