@@ -68,7 +68,8 @@ class Forward:
         logits are no numbers; nothing of the cache is of any use then.
         """
         if self._threads is not None:
-            self._threads.begin(len(token_ids))
+            is_compiled = self._takes_step(cache, len(token_ids), start)
+            self._threads.begin(len(token_ids), is_compiled=is_compiled)
         with memory_for(start + len(token_ids)):
             logits = self._computed(cache, token_ids, start)
             largest = self._largest(logits)
@@ -136,9 +137,13 @@ class Forward:
                 logits = self.static(cache, token_ids, start)
                 if logits is not None:
                     return logits
-            if len(token_ids) <= self._step_limit(start):
+            if self._takes_step(cache, len(token_ids), start):
                 return self.step()(cache, token_ids, start)
         return self._ordinary(cache, token_ids, start)
+
+    def _takes_step(self, cache: Cache, num_tokens: int, start: int) -> bool:
+        """Whether so many tokens from there on go through compiled code."""
+        return isinstance(cache, LiveKV) and num_tokens <= self._step_limit(start)
 
     def _largest(self, logits: torch.Tensor) -> float:
         """The largest of the logits; from a device it comes with its place, in one wait."""

@@ -107,7 +107,7 @@ class StaticStep:
     def __init__(self, model: Any, device: torch.device, graphs: Graphs):
         self._model, self._device = model, device
         self._graphs: Graphs | None = graphs
-        self._host = graphs.host_numbers(MAX_ROWS + 2)
+        self._send = graphs.send
         self._numbers = torch.zeros(MAX_ROWS + 2, dtype=torch.long, device=device)
         self._offsets = torch.arange(MAX_ROWS, device=device)
         vocab = int(model.get_output_embeddings().out_features)
@@ -195,9 +195,7 @@ class StaticStep:
         """The memory that all steps read: the ids, and behind them where they begin and how many
         they are."""
         padding = [0] * (rows - len(token_ids))
-        words = torch.tensor([start, len(token_ids), *token_ids, *padding])
-        self._host[: len(words)] = words
-        self._numbers[: len(words)].copy_(self._host[: len(words)], non_blocking=True)
+        self._send([start, len(token_ids), *token_ids, *padding], self._numbers)
 
     def _run(self, step: _Step) -> None:
         if step.replay is not None:
