@@ -21,7 +21,9 @@ FILES = {
         "import shop.till.drawer\nfrom shop.till.drawer import KEY as key\n"
         "def mark(function):\n    function.is_marked = True\n    return function\n"
     ),
-    "shop/shelf/__init__.py": "import shop.log\nshop.log.ran.append('shelf')\n__all__ = ['soap']\ndepth = 2\n",
+    "shop/shelf/__init__.py": (
+        "import shop.log\nshop.log.ran.append('shelf')\n__all__ = ['soap']\ndepth = 2\n"
+    ),
     "shop/shelf/soap.py": "import shop.log\nshop.log.ran.append('soap')\nprice = 3\n",
     "shop/counter.py": (
         "import shop.log\nshop.log.ran.append('counter')\nimport shop.shelf\nshop.shelf.depth\n"
