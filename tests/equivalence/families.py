@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from chatcache.backends.local.model import device_attention
 from chatcache.backends.local.model.attention import install
 from chatcache.backends.local.model.capturing import takes_static_step
 from tests.models import build_model
@@ -65,13 +64,19 @@ def family_model(family: str, **overrides: Any) -> Any:
     """Random, seeded, float32; `overrides` go on top of the family's own."""
     name = family.removeprefix(CAPTURED)
     fields = {**OVERRIDES.get(name, {}), **overrides}
-    if name != family:
-        fields |= {"sliding_window": None, "use_sliding_window": False, "layer_types": None}
     model = build_model(name, vocab_size=VOCAB, eos_token_id=0, seed=1, **fields)
+    model.is_captured_in_tests = name != family
     if name != family:
-        assert install(model, torch.device("cuda")) == device_attention.NAME
+        install(model, torch.device("cuda"))
+        assert takes_static_step(model, torch.device("cpu"))
     return model
 
 
+def without_windows(family: str) -> Any:
+    """The model of a family all of whose layers see the whole past."""
+    fields = {"sliding_window": None, "use_sliding_window": False, "layer_types": None}
+    return family_model(family, **fields)
+
+
 def is_captured(model: Any) -> bool:
-    return takes_static_step(model, torch.device("cpu"))
+    return bool(getattr(model, "is_captured_in_tests", False))

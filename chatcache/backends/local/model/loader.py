@@ -6,7 +6,6 @@ wrong into an error that names the cause. Never runs code that came with a model
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +48,6 @@ from chatcache.cache.book.namespace import (
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
 from chatcache.sections import EXACT_WEIGHTS
-
-log = logging.getLogger(__name__)
 
 DTYPES = {
     "float32": torch.float32,
