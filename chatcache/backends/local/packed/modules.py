@@ -118,9 +118,9 @@ class BlockExperts(PackedModule):
         `[num_tokens, num_chosen]` each."""
         output: torch.Tensor
         if states.device.type == "cpu":
-            from chatcache.backends.local.packed import routing
+            from chatcache.backends.local.packed import mixing
 
-            output = routing.mixed(self.mixture, states, choices, weights)
+            output = mixing.mixed(self.mixture, states, choices, weights)
         else:
             output = torch.zeros(states.shape, device=states.device)
             computing = _computing(states.device)
