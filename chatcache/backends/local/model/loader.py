@@ -155,6 +155,8 @@ def load_model(
     origin = WeightsOrigin(source, form, adapter, cache_dir, memory)
     weights = origin.weights(packing, chosen, stored, place, progress)
     model = weights.model
+    parameters_id = identity.parameters_id(model.state_dict().items())
+    tuned = tune(model, place, lambda text: progress(ModelLoading(text)))
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -170,16 +172,21 @@ def load_model(
         end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
         generation_defaults=sampling_defaults(model.generation_config),
         weights_id=weights.weights_id,
-        parameters_id=identity.parameters_id(model.state_dict().items()),
+        parameters_id=parameters_id,
         tokenizer_id=_tokenizer_id(tokenizer, source, cache_dir),
         config_id=identity.config_id(config.to_dict()),
         adapter_id=origin.adapter_id,
-        attention=tune(model, place),  # last: it takes the weights out of reach
+        attention=tuned.kernels,
         load_ms=1000 * (time.perf_counter() - began),
         watch=weights.watch,
         stored_dtype=stored if weights.form == EXACT else model.dtype,
         fit=room,
-        notes=(*form.notes(name, None if packing else model.dtype), *weights.remarks, *said),
+        notes=(
+            *form.notes(name, None if packing else model.dtype),
+            *weights.remarks,
+            *said,
+            *tuned.remarks,
+        ),
         quantization=packing or source.quantization,
         weights_form=weights.form,
     )

@@ -14,7 +14,23 @@ import torch
 from chatcache.backends.local.packed.blocks import BlockMatrix, PackedModule
 
 
-class BlockLinear(PackedModule):
+class _Computed(PackedModule):
+    """One whose computing depends on where its weights are."""
+
+    is_plain = False  # by torch alone
+
+    def computing(self, device: torch.device) -> Any:
+        """The module that computes there."""
+        if device.type == "cpu" and not self.is_plain:
+            from chatcache.backends.local.packed import computing
+
+            return computing
+        from chatcache.backends.local.packed import device_computing
+
+        return device_computing
+
+
+class BlockLinear(_Computed):
     """`nn.Linear` with a packed weight. The results do not depend on the number of threads."""
 
     def __init__(self, matrix: BlockMatrix, bias: torch.Tensor | None = None):
@@ -31,7 +47,7 @@ class BlockLinear(PackedModule):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
         rows = states.reshape(-1, self.in_features)
-        output: torch.Tensor = _computing(states.device).product(rows, self.matrix)
+        output: torch.Tensor = self.computing(states.device).product(rows, self.matrix)
         bias = self._buffers["bias"]
         if bias is not None:
             output += bias
@@ -41,7 +57,7 @@ class BlockLinear(PackedModule):
         return f"{self.in_features}, {self.out_features}, {self.kind.name}"
 
 
-class BlockEmbedding(PackedModule):
+class BlockEmbedding(_Computed):
     """`nn.Embedding` with a packed weight; gives vectors of `dtype`."""
 
     def __init__(self, matrix: BlockMatrix, dtype: torch.dtype, scale: float = 1.0):
@@ -58,18 +74,14 @@ class BlockEmbedding(PackedModule):
         """`[...]` to `[..., embedding_dim]`. Raises IndexError for an id that is no row."""
         rows = self.get_buffer("blocks")[ids.reshape(-1)]
         matrix = BlockMatrix(self.kind, rows, self.embedding_dim)
-        vectors: torch.Tensor = _computing(ids.device).unpacked(matrix, self.dtype)
+        vectors: torch.Tensor = self.computing(ids.device).unpacked(matrix, self.dtype)
         if self.scale != 1.0:
             vectors = vectors * self.scale
         return vectors.view(*ids.shape, self.embedding_dim)
 
 
-def _computing(device: torch.device) -> Any:
-    """The module that computes there."""
-    if device.type == "cpu":
-        from chatcache.backends.local.packed import computing
-
-        return computing
-    from chatcache.backends.local.packed import device_computing
-
-    return device_computing
+def compute_plainly(model: torch.nn.Module) -> None:
+    """Let torch unpack the weights of a model from now on, without kernels."""
+    for module in model.modules():
+        if isinstance(module, _Computed):
+            module.is_plain = True
