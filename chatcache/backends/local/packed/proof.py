@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from chatcache import machine
-from chatcache.backends.local.packed.blocks import BlockMatrix
+from chatcache.backends.local.packed.blocks import BlockMatrix, PackedModule
 from chatcache.backends.local.packed.kernel_store import COMPILING, STORE, Verdict
 from chatcache.backends.local.packed.known import UnknownStepError, refuse, takes_step
-from chatcache.backends.local.packed.modules import BlockLinear, compute_plainly
+from chatcache.backends.local.packed.modules import compute_plainly
 from chatcache.cache.tensors.live_kv import LiveKV
 
 log = logging.getLogger(__name__)
@@ -87,11 +87,13 @@ def _key(model: Any) -> str:
 
 def _matrices(model: Any) -> dict[str, BlockMatrix]:
     """One of each kind of blocks, on a CPU."""
-    found: dict[str, BlockMatrix] = {}
-    for module in model.modules():
-        if isinstance(module, BlockLinear) and module.blocks.device.type == "cpu":
-            found.setdefault(module.kind.name, module.matrix)
-    return found
+    return {
+        matrix.kind.name: matrix
+        for module in model.modules()
+        if isinstance(module, PackedModule)
+        for matrix in module.matrices
+        if matrix.data.device.type == "cpu"
+    }
 
 
 @torch.inference_mode()
