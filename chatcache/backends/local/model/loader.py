@@ -155,8 +155,9 @@ def load_model(
     origin = WeightsOrigin(source, form, adapter, cache_dir, memory)
     weights = origin.weights(packing, chosen, stored, place, progress)
     model = weights.model
-    parameters_id = identity.parameters_id(model.state_dict().items())
+    parameters_id = identity.parameters_id(model.state_dict().items())  # first: see `tune`
     tuned = tune(model, place, lambda text: progress(ModelLoading(text)))
+    notes = (*form.notes(name, None if packing else model.dtype), *weights.remarks, *said)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -181,12 +182,7 @@ def load_model(
         watch=weights.watch,
         stored_dtype=stored if weights.form == EXACT else model.dtype,
         fit=room,
-        notes=(
-            *form.notes(name, None if packing else model.dtype),
-            *weights.remarks,
-            *said,
-            *tuned.remarks,
-        ),
+        notes=(*notes, *tuned.remarks),
         quantization=packing or source.quantization,
         weights_form=weights.form,
     )
