@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chatcache.cache.tensors.blocks import ResidentBlock
 from chatcache.cache.tensors.device_blocks import SlabBlock, SlabTensors, TensorSpec
-from chatcache.cache.tensors.device_kv import DeviceKV, Loading
+from chatcache.cache.tensors.device_kv import DeviceKV, Incoming
 from chatcache.cache.tensors.int8 import (
     SCALE_PREFIXES,
     SettlingKV,
@@ -62,7 +62,7 @@ class DeviceInt8KV(SettlingKV, DeviceKV):
         parts = parts_of(whole, start - at, stop - at)
         integers = {name: part for name, (part, _) in parts.items()}
         scales = {name: scales for name, (_, scales) in parts.items()}
-        self._queue(Loading(integers, start, block, scales))
+        self._queue(Incoming(integers, start, block, scales))
 
     @torch.inference_mode()
     def writable(
@@ -87,13 +87,13 @@ class DeviceInt8KV(SettlingKV, DeviceKV):
             raise ValueError(f"{name} has no scales")
         layer, kind = self._locate(name)
         self._up.follow(self._compute.mark())
-        read = Loading({name: integers}, start, memory, {name: scales.tensors[known]})
+        read = Incoming({name: integers}, start, memory, {name: scales.tensors[known]})
         self._bring(read, name, layer.slot(kind, start, read.stop))
         layer.arrival = self._up.mark()
         self._in_flight.hold(layer.arrival, memory, scales)
         self._note_read(start, read.stop, {known: scales, name: memory})
 
-    def _bring(self, load: Loading, name: str, target: Tensor) -> None:
+    def _bring(self, load: Incoming, name: str, target: Tensor) -> None:
         integers, scales = load.tensors[name], load.scales[name]
 
         def work() -> None:

@@ -111,7 +111,7 @@ class _Export:
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class Incoming:
     """Tensors for the positions from `start` on; `owner` has their memory. `scales`, by the same
     names: those of integers."""
 
@@ -125,9 +125,9 @@ class Loading:
         return self.start + next(iter(self.tensors.values())).shape[1]
 
 
-def _rows(loadings: Sequence[Loading]) -> Iterator[list[Loading]]:
+def _rows(loadings: Sequence[Incoming]) -> Iterator[list[Incoming]]:
     """Those that follow one another, together."""
-    row: list[Loading] = []
+    row: list[Incoming] = []
     for load in loadings:
         if row and row[-1].stop != load.start:
             yield row
@@ -173,8 +173,8 @@ class DeviceKV(LiveKV):
         )
         self._sender = ThreadPoolExecutor(1, "kv-down")
         self._exports: list[_Export] = []
-        self._loadings: list[Loading] = []
-        self._residents: list[Loading] = []
+        self._loadings: list[Incoming] = []
+        self._residents: list[Incoming] = []
         self._reading: dict[str, SlabTensors] = {}
         self._read: dict[tuple[int, int], dict[str, SlabTensors]] = {}
 
@@ -289,9 +289,9 @@ class DeviceKV(LiveKV):
         is_behind = isinstance(block, SlabBlock)
         whole = block.tensors_behind(self._up) if is_behind else block.tensors
         part = {name: tensor[:, start - at : stop - at] for name, tensor in whole.items()}
-        self._queue(Loading(part, start, block))
+        self._queue(Incoming(part, start, block))
 
-    def _queue(self, loading: Loading) -> None:
+    def _queue(self, loading: Incoming) -> None:
         """Have it brought with the next flush, to where there is room for it."""
         for name, run in loading.tensors.items():
             self._make_room(name, tuple(run.shape), loading.start)
@@ -319,7 +319,7 @@ class DeviceKV(LiveKV):
         finally:
             self._in_flight.hold(self._up.mark(), loadings)
 
-    def _bring(self, load: Loading, name: str, target: Tensor) -> None:
+    def _bring(self, load: Incoming, name: str, target: Tensor) -> None:
         """Queue one tensor of what was loaded on its way to `target`."""
         run = load.tensors[name]
         copy_run(self._up, target, run, is_whole=run.is_contiguous())
@@ -356,7 +356,7 @@ class DeviceKV(LiveKV):
         if self.slabs.has_room(0):
             self._read.setdefault((start, stop), {}).update(read)
 
-    def _place(self, residents: Sequence[Loading]) -> None:
+    def _place(self, residents: Sequence[Incoming]) -> None:
         """Copy runs that follow one another into the live path: a few long copies, where a
         conversation may be many short runs."""
         start = residents[0].start
