@@ -7,6 +7,7 @@ Only a view that asks a model has one loaded, and then the one that the session 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 from argparse import Namespace
@@ -25,6 +26,7 @@ from chatcache.commands.parser import Parser, number_option, sampling_options, s
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, NotFoundError, UsageError
 from chatcache.frontend import remembered
+from chatcache.frontend.lens.ansi import as_coloured_text, has_colours
 from chatcache.frontend.lens.exports import as_text, write_new
 from chatcache.frontend.lens.lens import Lens
 from chatcache.frontend.lens.page import Page
@@ -245,7 +247,8 @@ def _write(
         }
         print_json(data)
     elif arguments.svg is None and arguments.png is None:
-        write_data(as_text(page), is_last=True)
+        is_coloured = is_terminal(sys.stdout) and has_colours(os.environ)
+        write_data(as_coloured_text(page) if is_coloured else as_text(page), is_last=True)
 
 
 COMMANDS = {"": ShellCommand(GROUPS["lens"], configure, run)}

@@ -142,7 +142,7 @@ def test_one_token_attends_to_itself(is_grid: bool) -> None:
 
 def test_without_a_model_it_says_what_is_missing() -> None:
     turn = reading(5)
-    assert "Enter loads the model" in drawn(AttentionFacts(turn), view.START)
+    assert view.ASK_FOR_MODEL in drawn(AttentionFacts(turn), view.START)
     assert "No attention." in drawn(AttentionFacts(turn, problem="No attention."), view.START)
     gone = replace(turn, prompt_ids=TokenIds(()), unknown="Gone.")
     assert drawn(AttentionFacts(gone), view.START).startswith("Gone.")

@@ -105,7 +105,7 @@ def test_settings_go_on_from_what_counted_when_the_model_was_asked() -> None:
 
 
 def test_without_a_model_it_says_what_is_missing() -> None:
-    assert "Enter loads the model" in view.page(NextFacts(reading(9)), 80).sentences[0]
+    assert view.ASK_FOR_MODEL in view.page(NextFacts(reading(9)), 80).sentences[0]
     gone = replace(reading(9), prompt_ids=TokenIds(()), unknown="Gone.")
     assert view.page(NextFacts(gone), 80).sentences[0] == "Gone."
     assert view.page(NextFacts(reading(9), problem="It says no."), 80).sentences[0] == "It says no."

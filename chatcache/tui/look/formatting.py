@@ -79,6 +79,11 @@ def padded(text: str | Content, width: int) -> Content:
     return content.pad_right(max(0, width - content.cell_length))
 
 
+def fitting(texts: Sequence[str], width: int) -> str:
+    """The first of these, from long to short, that has room; else the last."""
+    return next((text for text in texts if len(text) <= width), texts[-1])
+
+
 def key_lines(text: str, width: int) -> str:
     """Keys with what they do, separated by ` · `; none is broken at the end of a line."""
     lines = [""]
