@@ -105,11 +105,13 @@ def run(arguments: Namespace) -> int:
     with compose.opened_service(settings, has_engine=False) as service:
         session = _session(service, settings, arguments.session)
     settings = _for_session(settings, session)
-    with _opened(settings, session, views, arguments) as service:
+    narrator = Narrator(arguments.quiet)
+    with _opened(settings, session, views, narrator, is_loading=not arguments.no_load) as service:
         lens = _lens(service, session, settings, arguments)
         pages = dict(_pages(lens, views, arguments))
         turn = lens.state.turn or lens.source.last_answered() or None
-    _write(arguments, session, turn, pages)
+    narrator.release()
+    _write(arguments, session, turn, pages, narrator)
     return 0
 
 
@@ -138,12 +140,13 @@ def _opened(
     settings: Settings,
     session: SessionSummary,
     views: tuple[LensView[Any], ...],
-    arguments: Namespace,
+    narrator: Narrator,
+    *,
+    is_loading: bool,
 ) -> Iterator[ChatService]:
     """The conversations, with a model that is loaded where a view needs it and one can answer."""
     is_asked = any(view.need != "disk" for view in views) and session.num_turns > 0
-    has_engine = is_asked and not arguments.no_load
-    narrator = Narrator(arguments.quiet)
+    has_engine = is_asked and is_loading
     with contextlib.ExitStack() as opened:
         service = None
         if has_engine and _is_loadable(settings, narrator, is_alone=len(views) == 1):
@@ -226,11 +229,14 @@ def _width(arguments: Namespace) -> int:
 
 
 def _write(
-    arguments: Namespace, session: SessionSummary, turn: int | None, pages: dict[str, Page]
+    arguments: Namespace,
+    session: SessionSummary,
+    turn: int | None,
+    pages: dict[str, Page],
+    narrator: Narrator,
 ) -> None:
     """To stdout and to the files that were named."""
     page = next(iter(pages.values()))
-    narrator = Narrator(arguments.quiet)
     caption = f"{page.title}: {session.name}" + (f", turn {turn}" if turn else "")
     if arguments.svg is not None:
         write_new(path_of(arguments.svg), svg(page, caption).encode())
