@@ -12,12 +12,13 @@ from chatcache.backends.local.model import device_attention
 from chatcache.backends.local.model.device_attention import grouped_attention
 from chatcache.backends.local.run import static_step
 from chatcache.backends.local.run.forward import Forward
+from chatcache.backends.local.run.graphs import CudaGraphs
 from chatcache.cache.tensors.link import CudaLink
 from chatcache.cache.tensors.live_kv import LiveKV
 from tests.equivalence.engine import SECOND, THIRD, IdsEngine, assert_same_bits, three_turns
 from tests.equivalence.families import CAPTURED, family_model
 from tests.equivalence.test_attention import reference
-from tests.equivalence.test_static_step import PROMPT, spoken
+from tests.equivalence.test_static_step import PROMPT, ready, spoken
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -25,6 +26,10 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.fixture(scope="module", params=DTYPES, ids=str)
 def model(request: pytest.FixtureRequest, card: torch.device) -> Any:
     return family_model(CAPTURED + "qwen3").to(card, request.param)
+
+
+def _add(number: torch.Tensor, amount: int = 1) -> None:
+    number += amount
 
 
 def _forward(model: Any) -> tuple[Forward, LiveKV]:
@@ -55,7 +60,7 @@ def test_a_graph_has_the_bits_of_the_steps_in_it(
 def test_all_that_a_turn_may_want_is_captured_between_turns(model: Any) -> None:
     forward, live = _forward(model)
     forward(live, PROMPT, 0)
-    forward.look_ahead(live)
+    ready(forward, live)
     assert forward.static is not None
     assert {rows for rows, _ in forward.static._steps} >= set(static_step.ROWS)
     assert all(step.replay is not None for step in forward.static._steps.values())
@@ -65,6 +70,39 @@ def test_all_that_a_turn_may_want_is_captured_between_turns(model: Any) -> None:
     forward.static = None
     expected = forward(live, [*PROMPT, *SECOND], 0)
     assert static_step._is_close(found, expected)
+
+
+def test_what_is_sent_waits_for_what_was_sent_before(card: torch.device) -> None:
+    graphs = CudaGraphs(card)
+    target = torch.zeros(4, dtype=torch.long, device=card)
+    found = []
+    for number in range(3):
+        torch.cuda._sleep(50_000_000)  # the device is behind
+        graphs.send([number, number + 1], target)
+        found.append(target.clone())
+    assert torch.stack(found).tolist() == [[0, 1, 0, 0], [1, 2, 0, 0], [2, 3, 0, 0]]
+
+
+def test_a_capture_does_not_wait_for_copies(card: torch.device) -> None:
+    graphs, number = CudaGraphs(card), torch.zeros(1, device=card)
+    beside = torch.cuda.Stream(card)
+    with torch.cuda.stream(beside):
+        torch.cuda._sleep(2_000_000_000)
+        over = beside.record_event()
+    replay = graphs.capture(lambda: _add(number))
+    assert not over.query()
+    replay()
+    assert number.item() == 2
+
+
+def test_a_call_that_cannot_be_captured_is_refused_and_the_next_one_is_captured(
+    card: torch.device,
+) -> None:
+    graphs, number = CudaGraphs(card), torch.zeros(1, device=card)
+    with pytest.raises(RuntimeError):
+        graphs.capture(lambda: _add(number, int(number.item()) + 1))
+    graphs.capture(lambda: _add(number))()
+    assert number.item() == 3
 
 
 def test_buffers_that_grow_are_captured_anew(model: Any) -> None:

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from chatcache.backends.local.packed.known import takes_step
+from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.run.threads import Sleep, Threads, use
 from chatcache.cache.book.rates import RateBook
+from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.machine import is_crowded
 
 
@@ -64,6 +68,7 @@ def test_steps_are_measured_once_and_kept_only_from_a_quiet_machine(
     assert set(kept) == (set() if is_busy else {1, 2})
     crowd = False
     assert not threads.look(0.0)
+    threads.rest()
 
 
 @pytest.mark.parametrize("damage", ["[]", "7", '{"2": "x"}', '{"2": -1}', '{"a": 1}', "[[1]]"])
@@ -83,9 +88,10 @@ def test_where_others_want_the_cores_threads_sleep_until_they_do_not() -> None:
     use(2)
     threads = Threads(2, is_crowded=lambda count: crowd)
     expected = product()
-    for now, is_asleep in ((0.0, True), (9.0, True), (10.0, False), (11.0, False)):
+    for is_asleep in (True, True, False, False):
         crowd = is_asleep
-        assert threads.look(now) == is_asleep
+        assert threads.look(0.0) == is_asleep
+        threads.begin(64)
         assert num_sleepers() == is_asleep
         assert torch.equal(product(), expected)
 
@@ -94,18 +100,36 @@ def test_where_kernels_share_the_cores_threads_sleep_on_a_quiet_machine_too() ->
     use(2)
     threads = Threads(2, is_crowded=lambda count: False, is_shared=True)
     expected = product()
-    for now in (0.0, 10.0):
-        assert not threads.look(now)
+    for num_tokens in (64, 1):
+        threads.begin(num_tokens)
         assert num_sleepers() == 1
         assert torch.equal(product(), expected)
-    threads._sleep.end()
+    threads.rest()
+    assert num_sleepers() == 0
+
+
+def test_threads_sleep_for_compiled_steps_and_wake_for_the_prompts_of_the_modules() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=1, **sizes)).eval()
+    assert takes_step(model)
+    device = torch.device("cpu")
+    kv = LiveKV(1, torch.float32, device)
+    use(2)
+    threads = Threads(2, is_crowded=lambda count: False, is_fixed=True)
+    forward = Forward(model, device, threads)
+    sleepers = []
+    for ids in ([1, 2, 3], [4], [5], [6, 7]):
+        forward(kv, ids, kv.num_tokens)
+        sleepers.append(num_sleepers())
+    assert sleepers == [0, 1, 1, 0]
+    forward(kv, [8], kv.num_tokens)
+    forward.output(kv, [9], kv.num_tokens)  # through the modules, though it is one token
     assert num_sleepers() == 0
 
 
 def test_a_moment_is_no_crowd() -> None:
     looks = iter([True, True, True, True, False])
     assert not Threads(2, is_crowded=lambda count: next(looks)).look(0.0)
-    assert num_sleepers() == 0
 
 
 def test_sleep_leaves_no_threads_and_the_count_as_it_was() -> None:

@@ -74,7 +74,7 @@ def matmul_attention(
     head_dim]`; returns `[1, num_new, num_heads, head_dim]`. Raises ValueError for a mask or an
     option (window, soft cap, sinks) that this kernel does not know.
     """
-    unknown = [name for name in ("sliding_window", "softcap", "s_aux") if options.get(name)]
+    unknown = device_attention.unknown_options(options)
     if attention_mask is not None or query.shape[0] != 1 or unknown:
         raise ValueError(f"{NAME} is plain causal attention for one sequence; got {unknown}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -53,13 +53,7 @@ def _float_dots(
         emit.pointer(address, each)
         for address, each in ((keys, kind), (queries, FLOAT), (out, FLOAT))
     )
-    sums = [
-        [cgutils.alloca_once(b, lanes(FLOAT, LANES)) for _ in range(num_keys)]
-        for _ in range(num_queries)
-    ]
-    for places in sums:
-        for place in places:
-            b.store(zeros(LANES), place)
+    sums = [_sums(emit, num_keys) for _ in range(num_queries)]
     with cgutils.for_range(b, b.sdiv(dim, ir.Constant(I64, LANES))) as loop:
         start = b.mul(loop.index, ir.Constant(I64, LANES))
         loaded = [_part(emit, keys, key, dim, start) for key in range(num_keys)]

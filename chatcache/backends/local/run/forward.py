@@ -21,7 +21,7 @@ from chatcache.backends.local.model.capturing import takes_static_step
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
 from chatcache.backends.local.packed.known import no_step, step_limit
 from chatcache.backends.local.run.graphs import Graphs, graphs_for
-from chatcache.backends.local.run.static_step import MAX_ROWS, StaticStep
+from chatcache.backends.local.run.static_step import MAX_ROWS, VERDICTS, StaticStep
 from chatcache.backends.local.run.threads import Threads
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.errors import NotFiniteError, UnavailableError
@@ -49,7 +49,7 @@ class Forward:
         self._step: Callable[[LiveKV, Sequence[int], int], torch.Tensor] | None = None
         self._likeliest: tuple[torch.Tensor, int] | None = None
         self.static: StaticStep | None = None  # that a GPU replays
-        if takes_static_step(model, device) and (graphs := graphs or graphs_for(device)):
+        if (graphs := graphs or graphs_for(device)) and takes_static_step(model, device):
             self.static = StaticStep(model, device, graphs)
         self._step_limit = step_limit(model) if self.static is None else no_step
         accepted = inspect.signature(model.forward).parameters
@@ -68,7 +68,8 @@ class Forward:
         logits are no numbers; nothing of the cache is of any use then.
         """
         if self._threads is not None:
-            self._threads.begin(len(token_ids))
+            is_compiled = self._takes_step(cache, len(token_ids), start)
+            self._threads.begin(len(token_ids), is_compiled=is_compiled)
         with memory_for(start + len(token_ids)):
             logits = self._computed(cache, token_ids, start)
             largest = self._largest(logits)
@@ -97,16 +98,25 @@ class Forward:
             self._step = decode_step(self._model)
         return self._step
 
-    def settle(self, kv: LiveKV) -> None:
-        """Compare the steps that a GPU replays with the ordinary ones, once, before any turn: where
-        they are not right, they are not taken. Nothing is live afterwards."""
-        if self.static is not None and not self.static.prove(kv, self._ordinary):
+    def settle(self, kv: LiveKV, known: str | None = None) -> str | None:
+        """Compare the steps that a GPU replays with the ordinary ones, before any turn, unless it
+        is `known` how they compare; where they are not right, they are not taken. Returns what is
+        known now, for the next process; None: nothing. Nothing is live afterwards."""
+        static, verdict = self.static, next((each for each in VERDICTS if each == known), None)
+        if static is None:
+            return None
+        if verdict is None:
+            verdict = static.prove(kv, self._ordinary)
+        else:
+            static.trust(kv, verdict)
+        if verdict == "wrong":
             self.static = None
+        return verdict
 
-    def look_ahead(self, kv: LiveKV) -> None:
-        """Between turns: have a GPU get ready for a short message behind what is live."""
-        if self.static is not None:
-            self.static.get_ready(kv)
+    def look_ahead(self, kv: LiveKV) -> bool:
+        """Between turns: have a GPU get ready for a short message behind what is live, by one
+        capture; False: there was nothing to do."""
+        return self.static is not None and self.static.get_ready(kv)
 
     def get_ready(self) -> None:
         """Make what the first step will need, in a thread of its own."""
@@ -136,9 +146,13 @@ class Forward:
                 logits = self.static(cache, token_ids, start)
                 if logits is not None:
                     return logits
-            if len(token_ids) <= self._step_limit(start):
+            if self._takes_step(cache, len(token_ids), start):
                 return self.step()(cache, token_ids, start)
         return self._ordinary(cache, token_ids, start)
+
+    def _takes_step(self, cache: Cache, num_tokens: int, start: int) -> bool:
+        """Whether so many tokens from there on go through compiled code."""
+        return isinstance(cache, LiveKV) and num_tokens <= self._step_limit(start)
 
     def _largest(self, logits: torch.Tensor) -> float:
         """The largest of the logits; from a device it comes with its place, in one wait."""

@@ -17,11 +17,18 @@ import logging
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from chatcache.backends.local.model.capturing import (
+    BY_LAYER,
+    Sight,
+    StaticForm,
+    layer_kinds,
+    sight_of,
+)
 from chatcache.backends.local.run.graphs import Graphs
 from chatcache.cache.tensors.buckets import bucket_for
 from chatcache.cache.tensors.layers import Buffers
@@ -36,25 +43,58 @@ MAX_ROWS = ROWS[-1]
 _DIRECT_TOKENS, _DIRECT_PROMPTS = 4, 1
 _CLOSE = {torch.float32: 5e-3}  # logits that differ by less, in their deviations, are the same
 _CLOSE_IN_HALF = 0.3
+# Scores of one head are rows times bucket. Where they are more, writing and reading them takes
+# longer than the ordinary pass, which makes none (by reckoning, for 8 billion weights on an H200:
+# 47 ms for 256 rows over 32,768, and 70 ms for any ordinary pass).
+_MAX_SCORES = 256 * 32_768
+_MAX_STEPS = 4 * len(ROWS)  # a graph of a large model takes megabytes of the device
+_MIN_SAVED = 2  # what a window shows is copied together where the bucket is so many times as long
+
+# What is known of these steps: they say something else than the ordinary ones, or graphs of them
+# have the bits of their operations, or others, near enough.
+Verdict = Literal["wrong", "same bits", "own bits"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 class _Written:
     """Where the tokens of a step go: set before the layers are asked."""
 
+    start: torch.Tensor  # of no dimensions
     positions: torch.Tensor  # [rows]
     is_padding: torch.Tensor | None  # [rows, 1]; None: all rows count
 
 
+class _View:
+    """What layers of one kind read of a bucket: all of it, or as much in a row as they see at most,
+    where that is much less."""
+
+    def __init__(self, sight: Sight, rows: int, bucket: int, device: torch.device):
+        reach = sight.reach(rows)
+        self._is_part = reach is not None and _MIN_SAVED * reach <= bucket
+        num_keys = reach if reach is not None and self._is_part else bucket
+        self._sight, self._last = sight, bucket - num_keys
+        self._keys = torch.arange(num_keys, device=device)
+        self.places: torch.Tensor | None = None  # [num_keys], in the bucket; None: it is all of it
+
+    def follow(self, written: _Written) -> torch.Tensor:
+        """Where to look in this step; returns the mask."""
+        keys = self._keys
+        if self._is_part:
+            first = self._sight.first(written.start).clamp(0, self._last)
+            keys = self.places = self._keys + first
+        return self._sight.seen(keys, written.positions)[None, None]
+
+
 class _BucketSlot(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """K and V of one layer to transformers: writes at positions that a tensor tells, and gives the
-    whole bucket."""
+    bucket, or what the layer may see of it."""
 
     is_compileable = False
 
-    def __init__(self, home: Buffers, bucket: int, written: _Written):
+    def __init__(self, home: Buffers, bucket: int, written: _Written, view: _View):
         # What holds a step must not keep buffers that the path has left.
         self._home = weakref.ref(home)
-        self._bucket, self._written = bucket, written
+        self._bucket, self._written, self._view = bucket, written, view
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -73,10 +113,12 @@ class _BucketSlot(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if written.is_padding is not None:  # it stays finite, whatever the model makes of it
             states = states.masked_fill(written.is_padding, 0.0)
         whole.index_copy_(2, written.positions, states)
+        if (places := self._view.places) is not None:
+            return whole.index_select(2, places)
         return whole[:, :, : self._bucket]
 
-    def get_seq_length(self) -> int:
-        return self._bucket
+    def get_seq_length(self) -> Any:
+        return self._written.start  # a tensor, as transformers' own static layers tell it
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._bucket, 0
@@ -106,8 +148,12 @@ class StaticStep:
 
     def __init__(self, model: Any, device: torch.device, graphs: Graphs):
         self._model, self._device = model, device
+        self._config = model.config.get_text_config()
+        self._kinds = layer_kinds(self._config)
+        self._is_by_layer = self._config.model_type in BY_LAYER
+        self._form = StaticForm(model)
         self._graphs: Graphs | None = graphs
-        self._host = graphs.host_numbers(MAX_ROWS + 2)
+        self._send = graphs.send
         self._numbers = torch.zeros(MAX_ROWS + 2, dtype=torch.long, device=device)
         self._offsets = torch.arange(MAX_ROWS, device=device)
         vocab = int(model.get_output_embeddings().out_features)
@@ -135,23 +181,32 @@ class StaticStep:
         return sum(step.replay is not None for step in self._steps.values())
 
     @torch.inference_mode()
-    def get_ready(self, kv: LiveKV) -> None:
-        """Capture what the next turn behind the live tokens will want: nothing of it counts."""
+    def get_ready(self, kv: LiveKV) -> bool:
+        """Capture one of the steps that the next turn behind the live tokens may want, if there is
+        one; nothing of it counts."""
         try:
             for rows in reversed(ROWS):  # the longest first: it may need longer buffers
-                step = self._step(kv, rows, kv.num_tokens)
-                if step is None or self._graphs is None:
-                    return
-                if step.replay is None and not step.is_fixed:
+                step = None if self._graphs is None else self._step(kv, rows, kv.num_tokens)
+                if step is not None and step.replay is None and not step.is_fixed:
                     self._fill(rows, [], kv.num_tokens)
                     self._capture(step)
+                    return True
         except RuntimeError as error:  # there is no memory for it
             log.info("nothing is captured ahead: %s", error)
+        return False
+
+    def trust(self, kv: LiveKV, verdict: Verdict) -> None:
+        """Take it from an earlier process. From now on this KV is the only one worth graphs."""
+        self._live = weakref.ref(kv)
+        self._has_own_bits = verdict == "own bits"
 
     @torch.inference_mode()
-    def prove(self, kv: LiveKV, ordinary: Callable[[LiveKV, Sequence[int], int], Any]) -> bool:
+    def prove(
+        self, kv: LiveKV, ordinary: Callable[[LiveKV, Sequence[int], int], Any]
+    ) -> Verdict | None:
         """Whether these steps say what the `ordinary` ones say, on a prompt and one token, captured
-        and not. Nothing is live afterwards. From now on this KV is the only one worth graphs."""
+        and not; None: there was no memory for a graph. Nothing is live afterwards. From now on this
+        KV is the only one worth graphs."""
         self._live = weakref.ref(kv)
         ids = list(range(MAX_ROWS // 16))
         expected = [ordinary(kv, ids, 0), ordinary(kv, [1], len(ids))]
@@ -161,30 +216,36 @@ class StaticStep:
             ours is not None and _is_close(ours, theirs)
             for ours, theirs in zip(found, expected, strict=True)
         )
-        if is_right:
-            kv.truncate(len(ids))
-            self._fill(1, [1], len(ids))
-            self._capture(self._steps[1, bucket_for(len(ids) + 1)])
-        kv.truncate(0)
         if not is_right:
+            kv.truncate(0)
             log.warning("steps on buckets say something else than the model: it stays eager")
-        return is_right
+            return "wrong"
+        kv.truncate(len(ids))
+        self._fill(1, [1], len(ids))
+        step = self._steps[1, bucket_for(len(ids) + 1)]
+        self._capture(step)
+        kv.truncate(0)
+        if step.replay is None:
+            return None
+        return "own bits" if self._has_own_bits else "same bits"
 
     # one step
 
     def _step(self, kv: LiveKV, rows: int, start: int) -> _Step | None:
         bucket = bucket_for(start + rows)
-        homes = kv.claim_buckets(start, start + rows)
+        homes = kv.claim_buckets(start, start + rows) if rows * bucket <= _MAX_SCORES else None
         if homes is None:
             return None
         if not self._is_live(kv):  # a path beside the live one is not worth a graph
             return _Step(rows, [], self._call(homes, rows, bucket), is_fixed=True)
-        step = self._steps.get((rows, bucket))
+        step = self._steps.pop((rows, bucket), None)
         if step is None or not step.is_on(homes):
             # Buffers were left: nothing that was captured on others is of use.
             self._steps = {key: known for key, known in self._steps.items() if known.is_on(homes)}
             step = _Step(rows, list(map(weakref.ref, homes)), self._call(homes, rows, bucket))
-            self._steps[rows, bucket] = step
+        self._steps[rows, bucket] = step
+        if len(self._steps) > _MAX_STEPS:
+            del self._steps[next(iter(self._steps))]  # the least recently used one
         return step
 
     def _is_live(self, kv: LiveKV) -> bool:
@@ -195,9 +256,7 @@ class StaticStep:
         """The memory that all steps read: the ids, and behind them where they begin and how many
         they are."""
         padding = [0] * (rows - len(token_ids))
-        words = torch.tensor([start, len(token_ids), *token_ids, *padding])
-        self._host[: len(words)] = words
-        self._numbers[: len(words)].copy_(self._host[: len(words)], non_blocking=True)
+        self._send([start, len(token_ids), *token_ids, *padding], self._numbers)
 
     def _run(self, step: _Step) -> None:
         if step.replay is not None:
@@ -250,23 +309,31 @@ class StaticStep:
 
     def _call(self, homes: list[Buffers], rows: int, bucket: int) -> Callable[[], None]:
         written = _Written()
-        slots = [_BucketSlot(home, bucket, written) for home in homes]
+        views = {
+            kind: _View(sight_of(kind, self._config), rows, bucket, self._device)
+            for kind in set(self._kinds)
+        }
+        slots = [
+            _BucketSlot(home, bucket, written, views[kind])
+            for home, kind in zip(homes, self._kinds, strict=True)
+        ]
         cache = Cache(layers=[*slots])
-        keys = torch.arange(bucket, device=self._device)
 
         def compute() -> None:
             start, count = self._numbers[0], self._numbers[1]
             offsets = self._offsets[:rows]
-            written.positions = positions = offsets + start
+            written.start, written.positions = start, offsets + start
             written.is_padding = (offsets >= count)[:, None] if rows > 1 else None
-            output = self._model(
-                input_ids=self._numbers[2 : 2 + rows][None],
-                position_ids=positions[None],
-                attention_mask=(keys <= positions[:, None])[None, None],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=(count - 1).clamp(min=0).view(1),
-            )
+            masks = {kind: view.follow(written) for kind, view in views.items()}
+            with self._form.entered():
+                output = self._model(
+                    input_ids=self._numbers[2 : 2 + rows][None],
+                    position_ids=written.positions[None],
+                    attention_mask=masks if self._is_by_layer else masks[self._kinds[0]],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=(count - 1).clamp(min=0).view(1),
+                )
             self._logits.copy_(output.logits[:, -1])
 
         return compute

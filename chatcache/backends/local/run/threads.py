@@ -2,8 +2,9 @@
 
 A prompt is read with all that this process may have a core for; what a step of an answer gets is
 decided by `thread_choice.py`. Between two products OpenMP's threads wait awake, which is quick
-while each has a core. Where other programs want the cores they keep them from whoever has the next
-product ready, and a step takes ten or fifty times as long; there they are made to sleep.
+while each has a core. Where others want the cores they keep them from whoever has the next product
+ready, and a step takes ten or fifty times as long; there they are made to sleep. Others are other
+programs, and the threads of compiled code (`packed/team.py`).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Threads:
     """Not thread-safe: it belongs to the engine's main thread. `most` threads compute at most.
 
     `is_shared`: kernels of packed weights compute on the same cores between OpenMP's products, so
-    its threads always sleep there: awake they would take turns with the kernels' own. `is_fixed`:
-    it is always `most`, because somebody wants it so."""
+    its threads always sleep there. `is_fixed`: it is always `most`, because somebody wants it so.
+    """
 
     def __init__(
         self,
@@ -48,14 +49,16 @@ class Threads:
         self._chooser = ThreadChooser(self._counts, {})
         self._is_crowded = is_crowded
         self._sleep = Sleep()
+        self._is_alone = True  # as it was seen last
         self._next_look = 0.0
         self._began: float | None = None  # when a step began; None: it is no step
 
-    def begin(self, num_tokens: int) -> None:
-        """So many tokens are given to the model now."""
+    def begin(self, num_tokens: int, *, is_compiled: bool = False) -> None:
+        """So many tokens are given to the model now; `is_compiled`: to its compiled step."""
         now = time.perf_counter()
         if now >= self._next_look:
             self.look(now)
+        self._wait(is_asleep=is_compiled or self._is_shared or not self._is_alone)
         use(self._chooser.count if num_tokens == 1 else self.most)
         self._began = time.perf_counter() if num_tokens == 1 else None
 
@@ -66,8 +69,9 @@ class Threads:
             self._chooser.note(now - self._began, now)
 
     def rest(self) -> None:
-        """Something else computes until the next `begin`, with OpenMP's threads as they were."""
+        """Something else computes until the next `begin`, with all of OpenMP's threads, awake."""
         self._sleep.end()
+        use(self.most)
         self._next_look = 0.0
 
     def settle(self, rates: RateBook, step: Callable[[], object]) -> None:
@@ -101,20 +105,21 @@ class Threads:
         return seconds
 
     def look(self, now: float) -> bool:
-        """Whether others want the cores, for more than a moment; threads wait accordingly."""
+        """Whether others want the cores, for more than a moment."""
         for look in range(_NUM_LOOKS):
             if look:
                 time.sleep(_MOMENT)
             if not self._is_crowded(self.most):
-                if self._is_shared:
-                    self._sleep.begin(self.most)
-                else:
-                    self._sleep.end()
-                self._next_look = now + _LOOK_SECONDS
+                self._is_alone, self._next_look = True, now + _LOOK_SECONDS
                 return False
-        self._sleep.begin(self.most)
-        self._next_look = now + _CROWDED_SECONDS
+        self._is_alone, self._next_look = False, now + _CROWDED_SECONDS
         return True
+
+    def _wait(self, *, is_asleep: bool) -> None:
+        if is_asleep:
+            self._sleep.begin(self.most)
+        else:
+            self._sleep.end()
 
 
 class Sleep:
