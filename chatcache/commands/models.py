@@ -163,6 +163,7 @@ def show(arguments: Namespace) -> int:
         counts = {name: f"{details[name]:,}" for name in ("parameters", "bytes")}
         if details["memory_bytes"] is not None:
             counts["memory_bytes"] = f"{details['memory_bytes']:,}"
+        counts["quantization"] = details["quantization"] or "none: its weights are exact"
         shown = (details | counts).items()
         rows = [(name, "unknown" if value is None else str(value)) for name, value in shown]
     return print_result(details, table(("FIELD", "VALUE"), rows), as_json=arguments.json)
