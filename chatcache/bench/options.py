@@ -111,15 +111,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="measure the weights packed; llama.cpp gets Q4_K_M or Q8_0 of the same",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes")
-    parser.add_argument(
-        "--tokens", metavar="N", type=_count, default=4096, help="length of the history"
-    )
-    parser.add_argument(
-        "--runs", metavar="N", type=_count, default=5, help="repetitions of each row"
-    )
-    parser.add_argument(
-        "--threads", metavar="N", type=_count, help="CPU threads (default: torch's choice)"
-    )
+    for name, default, words in (
+        ("tokens", 4096, "length of the history"),
+        ("runs", 5, "repetitions of each row"),
+        ("threads", None, "CPU threads (default: torch's choice)"),
+        ("turns", 200, "growth: turns of the chat"),
+        ("sessions", 10_000, "growth: conversations to list and search"),
+    ):
+        parser.add_argument(f"--{name}", metavar="N", type=_count, default=default, help=words)
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -142,16 +141,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--svg", metavar="FILE", help="write the chart as a picture too")
     parser.add_argument(
         "--no-program", action="store_true", help="leave the rows of the whole program out"
-    )
-    parser.add_argument(
-        "--turns", metavar="N", type=_count, default=200, help="growth: turns of the chat"
-    )
-    parser.add_argument(
-        "--sessions",
-        metavar="N",
-        type=_count,
-        default=10_000,
-        help="growth: conversations to list and search",
     )
     parser.add_argument("--directory", metavar="D", help="disk to measure (default: temporary)")
     parser.add_argument("--json", action="store_true", help="no table and no progress")
