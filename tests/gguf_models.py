@@ -33,7 +33,7 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("llama", {}),
     "qwen2_moe": ("qwen2moe", {"shared_expert_intermediate_size": 512, "norm_topk_prob": False}),
     "qwen3_moe": ("qwen3moe", {"norm_topk_prob": True}),
-    "olmoe": ("olmoe", {"norm_topk_prob": False}),
+    "olmoe": ("olmoe", {"norm_topk_prob": False, "num_key_value_heads": 4}),
     "granitemoe": (
         "granitemoe",
         {
@@ -149,6 +149,12 @@ def _add_config(writer: Any, config: Any, architecture: str) -> None:
     if config.model_type in MIXTURES:
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
+    if architecture in ("qwen2moe", "qwen3moe"):
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if architecture == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if architecture == "gpt-oss":
+        writer.add_expert_feed_forward_length(config.intermediate_size)
     if architecture == "granitemoe":
         for key, name in _GRANITE.items():
             writer.add_float32(f"granitemoe.{key}", getattr(config, name))

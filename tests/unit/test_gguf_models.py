@@ -116,6 +116,12 @@ def test_experts_may_be_of_any_type(tmp_path: Path, kind: str) -> None:
     assert difference(loaded(path).model, expected) < TOLERANCE
 
 
+def test_heads_may_be_of_another_size_than_the_width_says(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    expected = write_mixture(path, "qwen3_moe", num_attention_heads=8)
+    assert difference(loaded(path).model, expected) < TOLERANCE
+
+
 def test_what_they_need_is_the_size_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write_mixture(path, "qwen3_moe", experts=("Q4_K", "Q4_K", "Q6_K"))

@@ -53,6 +53,7 @@ from chatcache.cache.book.policy import Precision
 from chatcache.cache.book.prefill_rate import MIN_MEASURED_TOKENS
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.device_int8 import DeviceInt8KV
 from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.link import CudaLink, Link
@@ -229,13 +230,15 @@ def build_live(
     """An empty live KV; with the states of the layers where the model has such.
 
     `precision`: how its blocks keep K and V. With a `link` they are in slabs for it, of about
-    `ram_budget` bytes, unless the kind of the model or of the blocks wants them otherwise."""
-    if link is not None and cut.kind == "any_token" and precision == "exact":
-        return DeviceKV(
+    `ram_budget` bytes, unless the model has states."""
+    is_int8 = precision == "int8"
+    if link is not None and cut.kind == "any_token":
+        on_device = DeviceInt8KV if is_int8 else DeviceKV
+        return on_device(
             loaded.num_layers, loaded.dtype, loaded.device, link=link, slab_budget=ram_budget
         )
     config = loaded.model.config if cut.needs_states else None
-    kind = Int8KV if precision == "int8" else LiveKV
+    kind = Int8KV if is_int8 else LiveKV
     return kind(loaded.num_layers, loaded.dtype, loaded.device, config)
 
 

@@ -54,7 +54,8 @@ def config_of(header: GgufHeader, tensors: Sequence[GgufTensor]) -> Any:
         return hasattr(known, name)
 
     head_dim = header.integer(header.of_model("attention.key_length"))
-    if head_dim is not None and has("head_dim"):
+    usual = int(fields["hidden_size"]) // int(fields["num_attention_heads"])
+    if head_dim is not None and (has("head_dim") or head_dim != usual):
         fields["head_dim"] = head_dim
     fields["vocab_size"] = by_name["token_embd.weight"].shape[0]
     fields["tie_word_embeddings"] = "output.weight" not in by_name
