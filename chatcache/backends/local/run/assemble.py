@@ -13,7 +13,7 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 from chatcache import __version__
-from chatcache.backends.base import BackendEvent, ModelInfo, ModelLoading, RestoreBegan
+from chatcache.backends.base import BackendEvent, ModelInfo, RestoreBegan
 from chatcache.backends.local.engine.room import other_engines
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model import fit
@@ -23,8 +23,7 @@ from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
-from chatcache.backends.local.packed.kernel_store import COMPILING, KERNELS_VARIABLE, STORE
-from chatcache.backends.local.packed.known import takes_step
+from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
 from chatcache.backends.local.run.any_token import (
     MIN_PART_TOKENS,
     AnyTokenContext,
@@ -53,6 +52,7 @@ from chatcache.cache.book.policy import Precision
 from chatcache.cache.book.prefill_rate import MIN_MEASURED_TOKENS
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.device_int8 import DeviceInt8KV
 from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.link import CudaLink, Link
@@ -69,9 +69,8 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     use(settings.num_threads or min(allowance().num_threads, torch.get_num_threads()))
     kernels = Path(os.environ.get(KERNELS_VARIABLE) or settings.cache_dir / "kernels")
     STORE.keep_in(kernels)
-    is_first = not STORE.has_kernels  # even quantising compiles some of them
     with naming_gpu():
-        loaded = load_model(
+        return load_model(
             settings.model,
             device=settings.device,
             dtype=settings.dtype,
@@ -85,10 +84,6 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
             cache_dir=settings.cache_dir,
             progress=progress,
         )
-        if is_first and takes_step(loaded.model):
-            progress(ModelLoading(COMPILING))
-            Forward(loaded.model, loaded.device).step()
-        return loaded
 
 
 def build_runner(
@@ -229,13 +224,15 @@ def build_live(
     """An empty live KV; with the states of the layers where the model has such.
 
     `precision`: how its blocks keep K and V. With a `link` they are in slabs for it, of about
-    `ram_budget` bytes, unless the kind of the model or of the blocks wants them otherwise."""
-    if link is not None and cut.kind == "any_token" and precision == "exact":
-        return DeviceKV(
+    `ram_budget` bytes, unless the model has states."""
+    is_int8 = precision == "int8"
+    if link is not None and cut.kind == "any_token":
+        on_device = DeviceInt8KV if is_int8 else DeviceKV
+        return on_device(
             loaded.num_layers, loaded.dtype, loaded.device, link=link, slab_budget=ram_budget
         )
     config = loaded.model.config if cut.needs_states else None
-    kind = Int8KV if precision == "int8" else LiveKV
+    kind = Int8KV if is_int8 else LiveKV
     return kind(loaded.num_layers, loaded.dtype, loaded.device, config)
 
 
