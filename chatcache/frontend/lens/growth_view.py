@@ -26,7 +26,7 @@ from chatcache.frontend.lens.fates import FateRun, basics, fate_runs, run_at
 from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line, page_of
 
 KEYS = "←→ step · PgUp PgDn ten steps · Home End"
-ASK_FOR_MODEL = "Enter loads the model: then multiplications and bytes are shown, too."
+ASK_FOR_MODEL = "Multiplications and bytes are shown when the model is loaded."
 StepKind = Literal["reuse", "prefill", "decode"]
 
 
