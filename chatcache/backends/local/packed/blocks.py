@@ -83,7 +83,12 @@ class BlockMatrix:
 
 
 class PackedModule(torch.nn.Module):
-    """A module whose weight is a matrix of blocks. What is one can be told without the kernels."""
+    """A module with matrices of blocks. What is one can be told without the kernels."""
+
+    @property
+    def matrices(self) -> list[BlockMatrix]:
+        """All that it holds."""
+        raise NotImplementedError
 
 
 def is_packed(model: torch.nn.Module) -> bool:
