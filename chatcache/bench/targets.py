@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chatcache.bench.report import CHATCACHE, TRANSFORMERS, BenchResult, Row, Target
+from chatcache.bench.report import CHATCACHE, TRANSFORMERS, BenchResult, Promise, Row
 
 _TITLE = 41
 
 
-def targets(result: BenchResult) -> list[Target]:
+def targets(result: BenchResult) -> list[Promise]:
     """In the order of a turn."""
     rows = result.rows
     cold, theirs = _ours(rows, "cold"), _median(rows, "cold", TRANSFORMERS)
@@ -23,25 +23,25 @@ def targets(result: BenchResult) -> list[Target]:
     figures = {figure.name: figure.value for figure in result.figures}
     limit = rows["decode"].limit if "decode" in rows else None
     return [
-        Target("cold", "cold, of transformers in one pass", 1.15, _over(cold, theirs), "ratio"),
-        Target("decode", "a token, transformers eager takes", 6.0,
+        Promise("cold", "cold, of transformers in one pass", 1.15, _over(cold, theirs), "ratio"),
+        Promise("decode", "a token, transformers eager takes", 6.0,
                _over(_median(rows, "decode", TRANSFORMERS), step), "ratio", is_least=True),
-        Target("decode_limit", "a token, of the memory limit", 0.45,
+        Promise("decode_limit", "a token, of the memory limit", 0.45,
                _over(limit, step), "ratio", is_least=True),
-        Target("ram", "from RAM, of the pinned copy, a turn", 1.25, _over(ram, least), "ratio"),
-        Target("switch", "switch between two forks on the card", 20.0,
+        Promise("ram", "from RAM, of the pinned copy, a turn", 1.25, _over(ram, least), "ratio"),
+        Promise("switch", "switch between two forks on the card", 20.0,
                _ms(_ours(rows, "switch_forks")), "ms"),
-        Target("live", "16 tokens behind what is live: steps", 2.0, _over(live, step), "ratio"),
-        Target("spill", "slower decode while it is written", 3.0,
+        Promise("live", "16 tokens behind what is live: steps", 2.0, _over(live, step), "ratio"),
+        Promise("spill", "slower decode while it is written", 3.0,
                figures.get("spill_cost"), "percent"),
-        Target("captures", "captured before a first token", 0.0,
+        Promise("captures", "captured before a first token", 0.0,
                figures.get("first_captures"), "steps"),
-        Target("stop", "stop, while it reads", 500.0, _ms(_ours(rows, "stop_prefill")), "ms"),
-        Target("slowest", _slowest(rows)[0], 1.0, _slowest(rows)[1], "ratio", is_least=True),
+        Promise("stop", "stop, while it reads", 500.0, _ms(_ours(rows, "stop_prefill")), "ms"),
+        Promise("slowest", _slowest(rows)[0], 1.0, _slowest(rows)[1], "ratio", is_least=True),
     ]  # fmt: skip
 
 
-def target_lines(found: Sequence[Target]) -> list[str]:
+def target_lines(found: Sequence[Promise]) -> list[str]:
     """A table: what, its bound, what was measured, and the verdict."""
     lines = [f"{'It must show':<{_TITLE}}{'bound':>16}{'measured':>11}"]
     for target in found:
