@@ -120,7 +120,7 @@ def decades(points: Sequence[Point]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class BenchTarget:
     """What a GPU must show. `measured` is at most `bound`, or at least (`is_least`); None: there is
     nothing to tell it from."""
 
@@ -147,7 +147,7 @@ class BenchResult:
     figures: list[Figure] = field(default_factory=list)
     curve: Sequence[Point] = ()
     left_out: list[str] = field(default_factory=list)
-    targets: Sequence[Promise] = ()
+    targets: Sequence[BenchTarget] = ()
 
 
 def as_json(result: BenchResult) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def load_models(options: argparse.Namespace, directory: Path) -> Models:
     if options.quantize is not None:
         return _packed_shape(plain, source, cache_dir, options)
     tuned = _copy(plain.model, plain.device)
-    kernels = tune(tuned, plain.device)
+    kernels = tune(tuned, plain.device).kernels
     return Models(
         tuned=replace(plain, model=tuned, kernels=kernels),
         plain=plain,

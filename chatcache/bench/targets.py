@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chatcache.bench.report import CHATCACHE, TRANSFORMERS, BenchResult, Promise, Row
+from chatcache.bench.report import CHATCACHE, TRANSFORMERS, BenchResult, BenchTarget, Row
 
 _TITLE = 41
 
 
-def targets(result: BenchResult) -> list[Promise]:
+def targets(result: BenchResult) -> list[BenchTarget]:
     """In the order of a turn."""
     rows = result.rows
     cold, theirs = _ours(rows, "cold"), _median(rows, "cold", TRANSFORMERS)
@@ -23,25 +23,25 @@ def targets(result: BenchResult) -> list[Promise]:
     figures = {figure.name: figure.value for figure in result.figures}
     limit = rows["decode"].limit if "decode" in rows else None
     return [
-        Promise("cold", "cold, of transformers in one pass", 1.15, _over(cold, theirs), "ratio"),
-        Promise("decode", "a token, transformers eager takes", 6.0,
+        BenchTarget("cold", "cold, of transformers in one pass", 1.15, _over(cold, theirs), "ratio"),
+        BenchTarget("decode", "a token, transformers eager takes", 6.0,
                _over(_median(rows, "decode", TRANSFORMERS), step), "ratio", is_least=True),
-        Promise("decode_limit", "a token, of the memory limit", 0.45,
+        BenchTarget("decode_limit", "a token, of the memory limit", 0.45,
                _over(limit, step), "ratio", is_least=True),
-        Promise("ram", "from RAM, of the pinned copy, a turn", 1.25, _over(ram, least), "ratio"),
-        Promise("switch", "switch between two forks on the card", 20.0,
+        BenchTarget("ram", "from RAM, of the pinned copy, a turn", 1.25, _over(ram, least), "ratio"),
+        BenchTarget("switch", "switch between two forks on the card", 20.0,
                _ms(_ours(rows, "switch_forks")), "ms"),
-        Promise("live", "16 tokens behind what is live: steps", 2.0, _over(live, step), "ratio"),
-        Promise("spill", "slower decode while it is written", 3.0,
+        BenchTarget("live", "16 tokens behind what is live: steps", 2.0, _over(live, step), "ratio"),
+        BenchTarget("spill", "slower decode while it is written", 3.0,
                figures.get("spill_cost"), "percent"),
-        Promise("captures", "captured before a first token", 0.0,
+        BenchTarget("captures", "captured before a first token", 0.0,
                figures.get("first_captures"), "steps"),
-        Promise("stop", "stop, while it reads", 500.0, _ms(_ours(rows, "stop_prefill")), "ms"),
-        Promise("slowest", _slowest(rows)[0], 1.0, _slowest(rows)[1], "ratio", is_least=True),
+        BenchTarget("stop", "stop, while it reads", 500.0, _ms(_ours(rows, "stop_prefill")), "ms"),
+        BenchTarget("slowest", _slowest(rows)[0], 1.0, _slowest(rows)[1], "ratio", is_least=True),
     ]  # fmt: skip
 
 
-def target_lines(found: Sequence[Promise]) -> list[str]:
+def target_lines(found: Sequence[BenchTarget]) -> list[str]:
     """A table: what, its bound, what was measured, and the verdict."""
     lines = [f"{'It must show':<{_TITLE}}{'bound':>16}{'measured':>11}"]
     for target in found:
