@@ -22,22 +22,23 @@ def targets(result: BenchResult) -> list[BenchTarget]:
     least = None if copy is None or live is None else copy + live / 1.25
     figures = {figure.name: figure.value for figure in result.figures}
     limit = rows["decode"].limit if "decode" in rows else None
+    target = BenchTarget
     return [
-        BenchTarget("cold", "cold, of transformers in one pass", 1.15, _over(cold, theirs), "ratio"),
-        BenchTarget("decode", "a token, transformers eager takes", 6.0,
+        target("cold", "cold, of transformers in one pass", 1.15, _over(cold, theirs), "ratio"),
+        target("decode", "a token, transformers eager takes", 6.0,
                _over(_median(rows, "decode", TRANSFORMERS), step), "ratio", is_least=True),
-        BenchTarget("decode_limit", "a token, of the memory limit", 0.45,
+        target("decode_limit", "a token, of the memory limit", 0.45,
                _over(limit, step), "ratio", is_least=True),
-        BenchTarget("ram", "from RAM, of the pinned copy, a turn", 1.25, _over(ram, least), "ratio"),
-        BenchTarget("switch", "switch between two forks on the card", 20.0,
+        target("ram", "from RAM, of the pinned copy, a turn", 1.25, _over(ram, least), "ratio"),
+        target("switch", "switch between two forks on the card", 20.0,
                _ms(_ours(rows, "switch_forks")), "ms"),
-        BenchTarget("live", "16 tokens behind what is live: steps", 2.0, _over(live, step), "ratio"),
-        BenchTarget("spill", "slower decode while it is written", 3.0,
+        target("live", "16 tokens behind what is live: steps", 2.0, _over(live, step), "ratio"),
+        target("spill", "slower decode while it is written", 3.0,
                figures.get("spill_cost"), "percent"),
-        BenchTarget("captures", "captured before a first token", 0.0,
+        target("captures", "captured before a first token", 0.0,
                figures.get("first_captures"), "steps"),
-        BenchTarget("stop", "stop, while it reads", 500.0, _ms(_ours(rows, "stop_prefill")), "ms"),
-        BenchTarget("slowest", _slowest(rows)[0], 1.0, _slowest(rows)[1], "ratio", is_least=True),
+        target("stop", "stop, while it reads", 500.0, _ms(_ours(rows, "stop_prefill")), "ms"),
+        target("slowest", _slowest(rows)[0], 1.0, _slowest(rows)[1], "ratio", is_least=True),
     ]  # fmt: skip
 
 
