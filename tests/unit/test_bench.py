@@ -61,6 +61,13 @@ def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_MATRIX", 64)
 
 
+@pytest.fixture
+def core_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without loading in processes of its own, and without what branches share."""
+    for part in ("LoadingBench", "SharingBench"):
+        monkeypatch.setattr(f"chatcache.bench.run.{part}.run", lambda *_: None)
+
+
 def run_bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
     """The JSON of the last line, and what people read."""
     assert main(list(arguments)) == 0
@@ -255,7 +262,7 @@ def test_weights_are_packed_and_say_of_what_kind_they_are(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_limits")
+@pytest.mark.usefixtures("quick_limits", "core_only")
 def test_without_llama_cpp_one_line_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +276,7 @@ def test_without_llama_cpp_one_line_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_limits")
+@pytest.mark.usefixtures("quick_limits", "core_only")
 def test_a_model_of_this_machine_learns_its_rates(
     capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:
