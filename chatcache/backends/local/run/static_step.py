@@ -54,8 +54,8 @@ _MIN_SAVED = 2  # what a window shows is copied together where the bucket is so 
 
 # What is known of these steps: they say something else than the ordinary ones, or graphs of them
 # have the bits of their operations, or others, near enough.
-Verdict = Literal["wrong", "same bits", "own bits"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+StepVerdict = Literal["wrong", "same bits", "own bits"]
+VERDICTS: tuple[StepVerdict, ...] = get_args(StepVerdict)
 
 
 class _Written:
@@ -197,7 +197,7 @@ class StaticStep:
             log.info("nothing is captured ahead: %s", error)
         return False
 
-    def trust(self, kv: LiveKV, verdict: Verdict) -> None:
+    def trust(self, kv: LiveKV, verdict: StepVerdict) -> None:
         """Take it from an earlier process. From now on this KV is the only one worth graphs."""
         self._live = weakref.ref(kv)
         self._has_own_bits = verdict == "own bits"
@@ -205,7 +205,7 @@ class StaticStep:
     @torch.inference_mode()
     def prove(
         self, kv: LiveKV, ordinary: Callable[[LiveKV, Sequence[int], int], Any]
-    ) -> Verdict | None:
+    ) -> StepVerdict | None:
         """Whether these steps say what the `ordinary` ones say, on a prompt and one token, captured
         and not; None: there was no memory for a graph. Nothing is live afterwards. From now on this
         KV is the only one worth graphs."""
