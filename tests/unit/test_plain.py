@@ -89,7 +89,7 @@ def test_a_long_message_of_yesterday_is_not_read_out_to_the_end(run: Run) -> Non
     lines = run()
     said = next(line for line in lines if line.startswith("You: "))
     assert len(said) < 3000
-    assert "(9,000 characters more; /export FILE writes all.)" in lines
+    assert any("characters more; /export FILE writes all." in line for line in lines)
 
 
 def test_lines_of_another_system_end_where_they_end(run: Run) -> None:
