@@ -60,6 +60,11 @@ def model_label(model: str, quantization: str) -> str:
     return f"{name} · {quantization}" if quantization and quantization not in name else name
 
 
+def capital(sentence: str) -> str:
+    """With a capital letter at its beginning; the others stay as they are."""
+    return f"{sentence[:1].upper()}{sentence[1:]}"
+
+
 def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
