@@ -368,6 +368,14 @@ def test_chats_without_words_and_chats_that_are_gone(service: ChatService) -> No
     assert look.look_at_open(service, empty) == []
 
 
+def test_very_long_texts_are_looked_at_once() -> None:
+    """By what grows with the square of their length this would take minutes."""
+    word, tags = "a1" * 100_000 + "/x", "<file>\n" * 100_000
+    assert at(f"Be kind. {word} {RULES}") == []
+    assert quoted_files(tags) == []
+    assert [file.text for file in quoted_files(f"{tags}<files>\nabc\n</files>")] == ["abc"]
+
+
 def test_what_begins_like_a_file_and_never_ends_is_none() -> None:
     message = LintMessage("user", "File a.txt:\n```\nnever closed", "turn 1")
     assert list(file_findings([message, replace(message, place="turn 2")], TokenScale())) == []
