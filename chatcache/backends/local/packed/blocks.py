@@ -81,6 +81,14 @@ class BlockMatrix:
     def num_bytes(self) -> int:
         return int(self.data.numel())
 
+    def rows(self, ids: torch.Tensor) -> BlockMatrix:
+        """Some of its rows. Raises IndexError for an id that is no row."""
+        return BlockMatrix(self.kind, self.data[ids], self.num_columns)
+
+    def part(self, start: int, stop: int) -> BlockMatrix:
+        """The rows from `start` to `stop`: a view."""
+        return BlockMatrix(self.kind, self.data[start:stop], self.num_columns)
+
 
 class PackedModule(torch.nn.Module):
     """A module whose weight is a matrix of blocks. What is one can be told without the kernels."""

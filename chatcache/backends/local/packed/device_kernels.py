@@ -197,22 +197,23 @@ def _codes(field, row, column, is_there, bits: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["first_row", "num_rows", "num_blocks"],
+    do_not_specialize=["num_rows", "num_blocks"],
     do_not_specialize_on_alignment=["scales", "units"],
 )
 def unpack(
-    low, high, scales, units, book, output, first_row, num_rows, num_blocks,
+    low, high, scales, units, book, output, num_rows, num_blocks,
     rows: tl.constexpr, spans: tl.constexpr,
     block_size: tl.constexpr, scaling: tl.constexpr, span: tl.constexpr,
     low_bits: tl.constexpr, high_bits: tl.constexpr,
     middle: tl.constexpr, has_book: tl.constexpr,
 ):  # fmt: skip
-    """`num_rows` rows of weights from `first_row` on, `[num_rows, columns]`."""
+    """All weights of a matrix, `[num_rows, columns]`."""
     bits: tl.constexpr = low_bits + high_bits
     factor: tl.constexpr = 1 if has_book else 1 << bits
     offset: tl.constexpr = 0 if has_book else factor + middle
-    place = tl.program_id(0) * rows + tl.arange(0, rows)[:, None]
-    row = first_row + tl.minimum(place, num_rows - 1)
+    row = tl.program_id(0) * rows + tl.arange(0, rows)[:, None]
+    is_row = row < num_rows
+    row = tl.minimum(row, num_rows - 1)
     num_groups = num_blocks * (block_size // 32)
     first_group = row.to(tl.int64) * num_groups
     first = (tl.program_id(1) * spans + tl.arange(0, spans)[None, :]) * span
@@ -227,6 +228,6 @@ def unpack(
     scale, minimum = _scaling(scales, units, block, first % block_size, is_there, scaling)
     numbers = _float_of(code, book, bits, has_book) * factor - offset
     weights = scale[:, :, None] * numbers + minimum[:, :, None]
-    target = output + (place.to(tl.int64) * (num_groups * 32))[:, :, None] + column
-    is_wanted = (is_there & (place < num_rows))[:, :, None]
+    target = output + (row.to(tl.int64) * (num_groups * 32))[:, :, None] + column
+    is_wanted = (is_there & is_row)[:, :, None]
     tl.store(target, weights.to(output.dtype.element_ty), is_wanted)

@@ -13,6 +13,7 @@ Owns that order, and what the codes of each kind are. The layouts in a file are 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +97,14 @@ class SplitMatrix:
 
     def rows(self, ids: torch.Tensor) -> SplitMatrix:
         """Some of its rows. Raises IndexError for an id that is no row."""
-        fields = (field[ids] for field in (self.low, self.high, self.scales, self.units))
+        return self._of(lambda field: field[ids])
+
+    def part(self, start: int, stop: int) -> SplitMatrix:
+        """The rows from `start` to `stop`: views."""
+        return self._of(lambda field: field[start:stop])
+
+    def _of(self, taken: Callable[[torch.Tensor], torch.Tensor]) -> SplitMatrix:
+        fields = map(taken, (self.low, self.high, self.scales, self.units))
         return SplitMatrix(self.kind, self.num_columns, *fields)
 
 

@@ -39,19 +39,17 @@ def multiplied(rows: torch.Tensor, matrix: SplitMatrix) -> torch.Tensor:
     return output
 
 
-def unpacked(
-    matrix: SplitMatrix, dtype: torch.dtype, first_row: int = 0, num_rows: int | None = None
-) -> torch.Tensor:
-    """Weights of some rows, `[num_rows, num_columns]`."""
-    count = matrix.num_rows - first_row if num_rows is None else num_rows
-    output = torch.empty((count, matrix.num_columns), dtype=dtype, device=matrix.low.device)
-    grid = (_parts(count, _UNPACKED_ROWS), _parts(matrix.num_columns, _UNPACKED_COLUMNS))
+def unpacked(matrix: SplitMatrix, dtype: torch.dtype) -> torch.Tensor:
+    """All weights of a matrix, `[num_rows, num_columns]`."""
+    shape = matrix.num_rows, matrix.num_columns
+    output = torch.empty(shape, dtype=dtype, device=matrix.low.device)
+    grid = (_parts(matrix.num_rows, _UNPACKED_ROWS), _parts(shape[1], _UNPACKED_COLUMNS))
     known = constants(matrix.kind)
     _launch(
         device_kernels.unpack,
         grid,
         4,
-        (*_memory(matrix), output, first_row, count, matrix.num_blocks),
+        (*_memory(matrix), output, matrix.num_rows, matrix.num_blocks),
         {"rows": _UNPACKED_ROWS, "spans": _UNPACKED_COLUMNS // int(known["span"]), **known},
     )
     return output
