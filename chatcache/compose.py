@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from chatcache.frontend.sampling import Sampling
 
 SWITCH_SECONDS = 0.0005
-BUILTIN = "builtin"
 
 
 @contextlib.contextmanager

@@ -28,7 +28,6 @@ HEADER = """\
 # Settings of chatcache. Everything here is optional; a line that starts with # is the default.
 # An option of the command line and the environment go before this file.
 """
-WIDTH = 100
 
 
 def documented_keys(section: type) -> Iterator[tuple[str, str]]:

@@ -101,14 +101,9 @@ class DamageError(ChatcacheError):
     exit_code = 5
 
 
-def nearest(word: str, known: Iterable[str], limit: int = 3) -> list[str]:
-    """The known words most like `word`, best first; for "did you mean" hints."""
-    by_folded = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(word.casefold(), by_folded, n=limit, cutoff=0.5)
-    return [by_folded[folded] for folded in close]
-
-
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint sentence that names the nearest known words, or the empty string."""
-    names = nearest(word, known)
+    by_folded = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), by_folded, cutoff=0.5)
+    names = [by_folded[folded] for folded in close]
     return f"Did you mean {' or '.join(repr(name) for name in names)}?" if names else ""

@@ -104,14 +104,15 @@ def _num_cores(processors: Path) -> int | None:
     return len(cores)
 
 
-def has_fast_bfloat16(cpus: Path = _PROC.parent / "cpuinfo") -> bool:
+def has_fast_bfloat16() -> bool:
     """Whether this CPU says that it multiplies bfloat16 matrices in hardware."""
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_words(cpus).split())
+    words = _words(_PROC.parent / "cpuinfo").split()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
 
 
-def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
+def has_nvidia_gpu() -> bool:
     """Whether there is a GPU that torch calls cuda, without asking torch."""
-    return any(devices.glob("nvidia[0-9]*"))
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def is_crowded(num_threads: int, proc: Path = _PROC.parent, num_cpus: int | None = None) -> bool:

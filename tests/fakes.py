@@ -151,7 +151,6 @@ class FakeBackend:
             ram=self._use(self.ram_journals, 1 << 30),
             disk=self._use(self.disk_journals, 8 << 30),
             live_tokens=live,
-            live_bytes=live * BYTES_PER_TOKEN,
             segments=tuple(reversed(rows)),
         )
 

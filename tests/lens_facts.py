@@ -80,7 +80,6 @@ def reading(
         turn=2,
         num_turns=3,
         question="q",
-        answer="a",
         model="builtin",
         tokenizer_id="t",
         prompt_ids=ids[:num_prompt],

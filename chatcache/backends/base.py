@@ -123,7 +123,6 @@ class ModelInfo:
     namespace_fields: Mapping[str, str]
     description: str = ""
     load_ms: float = 0.0
-    checkpoint_bytes: int = 0
     stored_dtype: str = ""
     remarks: tuple[str, ...] = ()
     think_switch: ThinkSwitch = ""
@@ -292,7 +291,6 @@ class CacheSnapshot:
     ram: TierUse
     disk: TierUse
     live_tokens: int
-    live_bytes: int
     segments: tuple[SegmentRow, ...] = ()
     vram: TierUse | None = None
 

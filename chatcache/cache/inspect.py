@@ -218,11 +218,6 @@ class CacheInspector:
         with self._opened(SegmentStore(self.cache_dir, namespace)) as cache:
             return _segment_ids(cache, journals)
 
-    def delete(self, row: SegmentRow) -> None:
-        store = SegmentStore(self.cache_dir, row.namespace)
-        store.delete(self.path_of(row))
-        store.forget_deleted()
-
     def forget(self, namespace: str, gone: Sequence[TokenIds], kept: Sequence[TokenIds]) -> int:
         """Delete the segments that lie on journals of `gone` and on none of `kept`.
 

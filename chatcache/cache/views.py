@@ -179,7 +179,6 @@ class TreeSegment:
     tiers: tuple[Tier, ...]
     num_bytes: int
     hits: int
-    last_used: float = 0.0
     is_pinned: bool = False
 
 

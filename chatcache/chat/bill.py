@@ -60,7 +60,6 @@ class Bill:
     tokens: HostedTokens
     totals: Mapping[str, float]
     own: tuple[TurnPrice, ...]
-    num_own: int
     num_unknown: int
 
     @property
@@ -88,12 +87,11 @@ def bill(answers: Iterable[GivenAnswer], price_list: PriceList) -> Bill:
     """The bill of some answers."""
     prices = price_list.hosted
     own: dict[str, TurnPrice] = {}
-    num_own = num_unknown = num_billed = 0
+    num_unknown = num_billed = 0
     sums: dict[str, HostedTokens] = dict.fromkeys(HOSTED_TTLS, HostedTokens())
     for answer in answers:
         price = _own_price(answer, price_list)
         if price is not None and price.total is not None:
-            num_own += 1
             own[price.currency] = _added(own.get(price.currency), price)
         elif price is not None or not _is_told(answer):
             num_unknown += 1
@@ -107,7 +105,6 @@ def bill(answers: Iterable[GivenAnswer], price_list: PriceList) -> Bill:
         tokens=sums[prices.ttl],
         totals={ttl: amount(tokens, prices, ttl) for ttl, tokens in sums.items()},
         own=tuple(own.values()),
-        num_own=num_own,
         num_unknown=num_unknown,
     )
 

@@ -90,11 +90,6 @@ class BranchTree:
                 waiting += [TreeRow(other, row.depth + 1, True) for other in reversed(others)]
         return rows
 
-    def find(self, node_id: str) -> Branch | None:
-        """The branch that ends with a message."""
-        every = (branch for root in self.roots for branch in root.walk())
-        return next((branch for branch in every if branch.node_id == node_id), None)
-
 
 @dataclass(frozen=True, slots=True)
 class Removal:

@@ -56,7 +56,6 @@ class TurnReading:
     turn: int
     num_turns: int
     question: str
-    answer: str
     model: str = ""
     tokenizer_id: str = ""
     namespace_id: str = ""
@@ -92,7 +91,6 @@ def read_turn(
         turn=turn,
         num_turns=num_turns,
         question=question.node.text,
-        answer=answer.node.text if answer else "",
         model=(answer.node.message.model or "") if answer else "",
         namespace_id=(found[answer.seq].namespace_id or "") if answer and figures else "",
         figures=figures,

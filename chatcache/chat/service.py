@@ -8,9 +8,9 @@ does not start the backend.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from chatcache.backends.base import Backend, CostEstimate, HistoryMode
+from chatcache.backends.base import Backend, HistoryMode
 from chatcache.backends.questions import Answer, Question, TreeShape
 from chatcache.chat import transfer, verify
 from chatcache.chat.chat_turn import ChatTurn, RunningTurns
@@ -109,11 +109,9 @@ class ChatService:
         """The session used last; None when there is none."""
         return next(iter(self._store.sessions.list(limit=1)), None)
 
-    def create_session(
-        self, name: str | None = None, system: str | None = None, *, forked_from: str | None = None
-    ) -> SessionSummary:
+    def create_session(self, name: str | None = None, system: str | None = None) -> SessionSummary:
         """A new, empty session. Without a name, its first message will name it."""
-        row = self._store.create(name, system_message(system), forked_from)
+        row = self._store.create(name, system_message(system))
         self._seen[row.session_id] = row.tip
         return self._store.sessions.summary(row.session_id)
 
@@ -252,11 +250,6 @@ class ChatService:
         """What was read and written in a turn (None: the last), with the ids of the model that
         answered it. Raises NotFoundError for a turn that is not there."""
         return read_turn(self._store, session_id, self._store.sessions.tip(session_id), turn)
-
-    def costs(self, session_ids: Sequence[str]) -> list[CostEstimate | None]:
-        """What continuing each session would cost; None where nothing is known."""
-        tips = [self._store.sessions.tip(session_id) for session_id in session_ids]
-        return self._costs.of_tips(tips)
 
     def study(self, question: Question, timeout: float | None = None) -> Answer:
         """What the model or its cache has to say; see `Backend.study`."""

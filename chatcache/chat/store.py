@@ -111,15 +111,12 @@ class SessionStore:
 
     # Sessions
 
-    def create(
-        self, name: str | None = None, system: Message | None = None, forked_from: str | None = None
-    ) -> SessionRow:
+    def create(self, name: str | None = None, system: Message | None = None) -> SessionRow:
         """A new session. Without a name it gets a free one, until its first message names it."""
         with self.database.writing():
             session_id = self.sessions.insert(
                 clean_name(name) if name is not None else self.sessions.free_dated_name(),
                 is_auto_name=name is None,
-                forked_from=forked_from,
             )
             if system is not None:
                 root = self.nodes.insert(child_of(None, system), None, session_id)

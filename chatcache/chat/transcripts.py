@@ -42,7 +42,6 @@ def _shown(
     node, message = stored.node, stored.node.message
     return TranscriptMessage(
         node_id=node.node_id,
-        parent_id=node.parent_id,
         turn=node.turn,
         role=node.role,
         text=node.text,
@@ -77,7 +76,6 @@ def fork_points(store: SessionStore, tip: int | None, costs: CostBook) -> list[F
         points.append(
             ForkPoint(
                 turn=turn,
-                node_id=last.node.node_id if last else None,
                 user_text=_line(nodes, "user"),
                 answer_text=_line(nodes, "assistant"),
                 num_tokens=last.num_tokens if last else 0,

@@ -43,7 +43,6 @@ class TranscriptMessage:
     (usage, timings, cache, as in `ask --json`), None for other roles."""
 
     node_id: str
-    parent_id: str | None
     turn: int
     role: Role
     text: str
@@ -65,7 +64,6 @@ class ForkPoint:
     """
 
     turn: int
-    node_id: str | None
     user_text: str
     answer_text: str
     num_tokens: int

@@ -283,10 +283,6 @@ class Unknown:
     hint: str
 
 
-def command(command_id: str) -> Command:
-    return _BY_ID[command_id]
-
-
 def parse(
     text: str, expand: Callable[[str], str] = str, *, is_typed: bool = True, is_plain: bool = False
 ) -> Prompt | Call | Unknown:

@@ -21,6 +21,7 @@ from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.link import Link
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.token_ids import TokenIds
+from tests import machines
 from tests.equivalence.families import is_captured
 from tests.recorded_calls import RecordedCalls
 
@@ -30,6 +31,10 @@ THIRD = [84, 19, 71, 69, 39]
 OTHER = [93, 75, 10, 58, 20]
 CHUNK_TOKENS = 8
 TAIL_TOKENS = 2  # of a prompt stand for the generation prompt
+
+
+def num_layers(model: Any) -> int:
+    return int(model.config.num_hidden_layers)
 
 
 def device_kv(num_layers: int, device: torch.device, link: Link, slab_budget: int) -> DeviceKV:
@@ -59,11 +64,28 @@ class IdsEngine:
         directory: Path,
         precision: str = "exact",
         link: Link | None = None,
+        *,
+        is_plain: bool = False,
         **budgets: Any,
     ):
-        """With a `link` the model is on a device with memory of its own, or taken to be."""
+        """With a `link` the model is on a device with memory of its own, or taken to be; without
+        one it is on what the machine of the test has, unless it is to be plain."""
         cut = cut_policy(model.config)
+        machine = machines.HOST if is_plain else machines.current()
+        if link is None and machine.new_link is not None:
+            link = machine.new_link()
         self.model = model
+        self.graphs = RecordedCalls() if is_captured(model) else None
+        has_buckets = self.graphs is not None or link is not None
+        if link is not None and cut.kind == "any_token" and precision == "exact":
+            budgets.setdefault("vram_budget", machines.VRAM_BUDGET)
+            slab_budget = budgets.get("ram_budget", 1 << 24)
+            self.live: LiveKV = device_kv(num_layers(model), model.device, link, slab_budget)
+        else:
+            kind = Int8KV if precision == "int8" else LiveKV
+            config = model.config if cut.needs_states else None
+            layer = BucketLayer if has_buckets else None
+            self.live = kind(num_layers(model), torch.float32, model.device, config, layer)
         self.prefixes = PrefixCache(
             directory,
             f"equivalence-{precision}",
@@ -71,16 +93,7 @@ class IdsEngine:
             **{"ram_budget": 1 << 30, "disk_budget": 1 << 30, **budgets},
         )
         self.prefixes.open({})
-        config = model.config if cut.needs_states else None
-        device, num_layers = model.device, model.config.num_hidden_layers
-        kind = Int8KV if precision == "int8" else LiveKV
-        self.graphs = RecordedCalls() if is_captured(model) else None
-        self.live = (
-            kind(num_layers, torch.float32, device, config, BucketLayer if self.graphs else None)
-            if link is None
-            else device_kv(num_layers, device, link, budgets.get("ram_budget", 1 << 24))
-        )
-        path = LivePath(Forward(model, device, graphs=self.graphs), self.live)
+        path = LivePath(Forward(model, model.device, graphs=self.graphs), self.live)
         path.give_way = self.prefixes.vram.give_up
         path.forward(self.live, [0], 0)
         self.live.truncate(0)

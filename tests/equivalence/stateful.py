@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests import machines
 from tests.equivalence.families import VOCAB
 from tests.models import build_model
 
@@ -101,4 +102,5 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 def stateful_model(family: str, **overrides: Any) -> Any:
     """Random, seeded, float32; `overrides` go on top of the family's own."""
     fields = {**OVERRIDES[family], **overrides}
-    return build_model(family, vocab_size=VOCAB, eos_token_id=0, seed=1, **fields)
+    model = build_model(family, vocab_size=VOCAB, eos_token_id=0, seed=1, **fields)
+    return model.to(machines.current().device)

@@ -10,7 +10,7 @@ import pytest
 
 from chatcache.token_ids import TokenIds
 from tests.equivalence.engine import FIRST, Factory, IdsEngine, Said, assert_same_bits
-from tests.equivalence.families import CAPTURED, family_model
+from tests.equivalence.families import family_model
 
 DRAFT = [43, 38, 32, 79, 50, 28, 84, 19, 71, 69, 39, 93, 75, 10]
 SENT = [*DRAFT, 58, 20]
@@ -18,9 +18,9 @@ THIRD = [84, 49, 44, 59]
 TOLERANCE = 5e-3
 
 
-@pytest.fixture(scope="module", params=["qwen3", CAPTURED + "qwen3"])
-def model(request: pytest.FixtureRequest) -> Any:
-    return family_model(str(request.param))
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return family_model("qwen3")
 
 
 def ahead(engine: IdsEngine, ids: Sequence[int], chunk: int = 3) -> None:

@@ -11,6 +11,7 @@ import torch
 from chatcache.backends.local.model import attention, tuning
 from chatcache.backends.local.model.attention import install, matmul_attention
 from chatcache.backends.local.model.families import TUNED_FAMILIES
+from chatcache.backends.local.packed import reordered
 from tests.equivalence.engine import IdsEngine
 from tests.equivalence.families import VOCAB, family_model
 from tests.models import build_model
@@ -117,7 +118,7 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
     return made
 
 
-@pytest.mark.skipif(not tuning._is_sound(), reason="this torch packs no weights")
+@pytest.mark.skipif(not reordered.is_sound(), reason="this torch packs no weights")
 def test_packed_weights_give_the_same_bits(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,8 +127,8 @@ def test_packed_weights_give_the_same_bits(
     ids = torch.tensor([[3, 14, 15, 92, 65, 35, 89, 79]])
     with torch.inference_mode():
         expected = model(input_ids=ids).logits
-        assert tuning.pack_linears(model, torch.device("cuda")) == 0
-        assert tuning.pack_linears(model, CPU) > 2 * 4
+        assert tuning.reorder_linears(model, torch.device("cuda")) == 0
+        assert tuning.reorder_linears(model, CPU) > 2 * 4
         assert torch.equal(model(input_ids=ids).logits, expected)
 
 

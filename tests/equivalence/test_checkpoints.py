@@ -51,8 +51,8 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def straight(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Said, Said, Said]:
-    """Three turns that were never stopped, on an engine of their own."""
-    engine = IdsEngine(model, tmp_path_factory.mktemp("straight"))
+    """Three turns that were never stopped, on an engine of their own without a device."""
+    engine = IdsEngine(model, tmp_path_factory.mktemp("straight"), is_plain=True)
     said = three_turns(engine, NUM_ANSWER)
     engine.close()
     return said

@@ -25,21 +25,21 @@ from tests.equivalence.engine import (
     assert_same_bits,
     three_turns,
 )
-from tests.equivalence.families import CAPTURED, THOROUGHLY, family_model
+from tests.equivalence.families import THOROUGHLY, family_model
 
 TOLERANCE = 5e-3
 NUM_ANSWER = 6
 
 
-@pytest.fixture(scope="module", params=[*THOROUGHLY, CAPTURED + "qwen3", CAPTURED + "llama"])
+@pytest.fixture(scope="module", params=THOROUGHLY)
 def model(request: pytest.FixtureRequest) -> Any:
     return family_model(str(request.param))
 
 
 @pytest.fixture(scope="module")
 def straight(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Said, Said, Said]:
-    """Three turns that were never stopped, on an engine of their own."""
-    engine = IdsEngine(model, tmp_path_factory.mktemp("straight"))
+    """Three turns that were never stopped, on an engine of their own without a device."""
+    engine = IdsEngine(model, tmp_path_factory.mktemp("straight"), is_plain=True)
     said = three_turns(engine, NUM_ANSWER)
     engine.close()
     return said

@@ -17,6 +17,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from chatcache.backends.local.model.tuning import reorder_linears
 from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix
 from chatcache.backends.local.packed.decode import DecodeStep
 from chatcache.backends.local.packed.install import is_matrix, replace_with_blocks
@@ -51,6 +52,7 @@ CONFIGS = {
     "yarn": LlamaConfig(**SIZES, rope_parameters=YARN),
     "biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "wide heads": LlamaConfig(**SIZES, head_dim=80),
+    "odd sizes": LlamaConfig(**SIZES | {"vocab_size": 331, "intermediate_size": 2176}),
     "mistral": MistralConfig(**SIZES, sliding_window=None),
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=64),
@@ -58,8 +60,12 @@ CONFIGS = {
 }
 
 
+REORDERED = "reordered"
+
+
 def build(config: Any, dtype: torch.dtype, kind: str | None) -> Any:
-    """A model with weights that say something, in blocks of one kind if there is one."""
+    """A model with weights that say something, in blocks of one kind if there is one, or in the
+    order that this processor wants: the large ones, as an engine has them."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -70,7 +76,9 @@ def build(config: Any, dtype: torch.dtype, kind: str | None) -> Any:
         else:
             parameter.data *= 4
     model = model.to(dtype)
-    if kind is not None:
+    if kind == REORDERED:
+        reorder_linears(model, torch.device("cpu"))
+    elif kind is not None:
         for name, module in list(model.named_modules()):
             if is_matrix(module):
                 weights = module.weight.float().numpy()
@@ -92,6 +100,7 @@ def through_modules(model: Any, ids: torch.Tensor, kv: LiveKV) -> torch.Tensor:
     return logits
 
 
+FORMS = [(torch.float32, "Q4_0"), (torch.bfloat16, "Q4_0"), (torch.bfloat16, REORDERED)]
 IDS = torch.randint(0, 320, (60,), generator=torch.Generator().manual_seed(3))
 
 
@@ -121,27 +130,33 @@ def test_a_step_with_blocks_from_the_first_token_on(name: str, kind: str) -> Non
     assert (got.argmax(-1) == logits.argmax(-1)).sum() >= len(IDS) - 2
 
 
-@pytest.mark.parametrize("kind", [None, "Q4_1"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("qwen3", None), ("qwen3", "Q4_1"), *((name, REORDERED) for name in CONFIGS)],
+)
 def test_a_step_in_bfloat16_is_nearer_to_the_exact_logits_than_the_modules(
-    kind: str | None,
+    name: str, kind: str | None
 ) -> None:
-    model = build(CONFIGS["qwen3"], torch.bfloat16, kind)
-    exact = build(CONFIGS["qwen3"], torch.float32, kind)
+    model = build(CONFIGS[name], torch.bfloat16, kind)
+    exact = build(CONFIGS[name], torch.float32, None if kind == REORDERED else kind)
     step, kv = DecodeStep(model), live(model)
     ids = torch.cat([IDS, IDS])  # more than are multiplied with the blocks as they lie
     got = torch.cat([step(kv, [int(token)], at) for at, token in enumerate(ids)])
     rounded = through_modules(model, ids, live(model))
-    weights = {k: v.float() for k, v in model.state_dict().items() if v.dtype is torch.bfloat16}
-    exact.load_state_dict(weights, strict=False)
+    if kind == REORDERED:
+        exact.load_state_dict(build(CONFIGS[name], torch.bfloat16, None).state_dict())
+    else:
+        weights = {k: v.float() for k, v in model.state_dict().items() if v.dtype is torch.bfloat16}
+        exact.load_state_dict(weights, strict=False)
     logits = through_modules(exact, ids, live(exact))
     assert (got - logits).pow(2).mean() < (rounded - logits).pow(2).mean()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "kind"), FORMS)
 def test_bits_depend_neither_on_threads_nor_on_the_room_nor_on_where_a_path_was_cut(
-    dtype: torch.dtype,
+    dtype: torch.dtype, kind: str
 ) -> None:
-    model = build(CONFIGS["qwen3"], dtype, "Q4_0")
+    model = build(CONFIGS["qwen3"], dtype, kind)
     before, results = torch.get_num_threads(), []
     try:
         for num_threads, room in ((1, 0), (2, 1000), (3, 300), (5, 0)):
@@ -159,10 +174,14 @@ def test_bits_depend_neither_on_threads_nor_on_the_room_nor_on_where_a_path_was_
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["llama", "biases", "llama, one key head", "qwen3", "smollm3"])
-def test_a_token_gets_the_same_bits_alone_and_among_others(name: str, dtype: torch.dtype) -> None:
-    model = build(CONFIGS[name], dtype, "Q4_0")
+@pytest.mark.parametrize(("dtype", "kind"), FORMS)
+@pytest.mark.parametrize(
+    "name", ["llama", "biases", "llama, one key head", "odd sizes", "qwen3", "smollm3"]
+)
+def test_a_token_gets_the_same_bits_alone_and_among_others(
+    name: str, dtype: torch.dtype, kind: str
+) -> None:
+    model = build(CONFIGS[name], dtype, kind)
     step, alone = DecodeStep(model), live(model)
     logits = [step(alone, [int(token)], at) for at, token in enumerate(IDS)]
     for sizes in ((60,), (7, 1, 2, 3, 47), (33, 4, 23)):

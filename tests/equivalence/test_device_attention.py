@@ -10,6 +10,7 @@ import torch
 
 from chatcache.backends.local.model import device_attention
 from chatcache.backends.local.model.attention import install
+from chatcache.backends.local.model.capturing import Sight
 from chatcache.backends.local.model.device_attention import grouped_attention
 from chatcache.backends.local.model.families import TUNED_FAMILIES
 from tests.equivalence.engine import IdsEngine
@@ -54,6 +55,49 @@ def test_behind_a_length_a_bucket_may_hold_anything(
     is_seen = torch.arange(num_keys + 60)[None] <= positions[:, None]
     output, _ = grouped_attention(torch.nn.Identity(), query, *buckets, is_seen[None, None])
     torch.testing.assert_close(output.double(), reference(query, key, value), atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("score_numbers", [1 << 25, 4000])
+@pytest.mark.parametrize(("softcap", "has_sinks"), [(3.0, False), (None, True), (3.0, True)])
+def test_soft_caps_and_sinks_over_a_bucket(
+    softcap: float | None, has_sinks: bool, score_numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_attention, "_SCORE_NUMBERS", score_numbers)
+    query, key, value = _states(70, 200, 4)
+    sinks = torch.linspace(-2, 3, 8) if has_sinks else None
+    is_seen = Sight(window=50).seen(torch.arange(200), torch.arange(130, 200))
+    output, _ = grouped_attention(
+        torch.nn.Identity(),
+        query,
+        key,
+        value,
+        is_seen[None, None],
+        softcap=softcap,
+        s_aux=sinks,
+        sliding_window=50,
+    )
+    wide_key, wide_value = (each.double().repeat_interleave(4, 1) for each in (key, value))
+    scores = query.double() @ wide_key.transpose(2, 3) * 16**-0.5
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    exponents = scores.masked_fill(~is_seen, float("-inf")).exp()
+    total = exponents.sum(-1, keepdim=True)
+    if sinks is not None:
+        total += sinks.double().exp().view(1, 8, 1, 1)
+    expected = (exponents / total @ wide_value).transpose(1, 2)
+    torch.testing.assert_close(output.double(), expected, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("sight", [Sight(), Sight(window=9), Sight(chunk=9)])
+def test_what_is_seen_lies_within_reach(sight: Sight) -> None:
+    for start in (0, 5, 8, 30):
+        positions = torch.arange(start, start + 4)
+        is_seen = sight.seen(torch.arange(60), positions)
+        at, seen = is_seen.nonzero().unbind(1)
+        assert at.unique().numel() == 4  # each sees itself at least
+        assert (seen <= positions[at]).all()
+        first, reach = int(sight.first(positions[0])), sight.reach(4)
+        assert reach is None or (seen.min() >= first and seen.max() < first + reach)
 
 
 @pytest.mark.parametrize("option", ["sliding_window", "softcap", "s_aux"])

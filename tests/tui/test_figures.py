@@ -110,7 +110,6 @@ def snapshot(num_segments: int = 1) -> CacheSnapshot:
         TierUse(612_000_000, 1_000_000_000, 2),
         TierUse(1_900_000_000, 8_000_000_000, 5),
         4812,
-        586_000_000,
         rows,
     )
 

@@ -26,7 +26,7 @@ HOSTILE = "[bold]x[/] \x1b[31mred <b>&amp; 日本語 e\u0301 \u202e"
 
 
 def point(turn: int, tokens: int, cost: CostEstimate | None) -> ForkPoint:
-    return ForkPoint(turn, f"n{turn}", f"question {turn}", "answer", tokens, cost)
+    return ForkPoint(turn, f"question {turn}", "answer", tokens, cost)
 
 
 def tell_tokens(question: DescribeTokens) -> TokenPieces:

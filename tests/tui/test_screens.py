@@ -18,7 +18,7 @@ RAM = CostEstimate(100, 0, 0, 0.0)
 
 
 def point(turn: int, answer: str = "answer") -> ForkPoint:
-    return ForkPoint(turn, f"n{turn}", f"question {turn}" if turn else "", answer, turn * 10, RAM)
+    return ForkPoint(turn, f"question {turn}" if turn else "", answer, turn * 10, RAM)
 
 
 def test_fork_rows_are_newest_first_and_begin_with_everything() -> None:

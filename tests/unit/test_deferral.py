@@ -21,8 +21,14 @@ FILES = {
         "import shop.till.drawer\nfrom shop.till.drawer import KEY as key\n"
         "def mark(function):\n    function.is_marked = True\n    return function\n"
     ),
-    "shop/shelf/__init__.py": "import shop.log\nshop.log.ran.append('shelf')\n__all__ = ['soap']\n",
+    "shop/shelf/__init__.py": (
+        "import shop.log\nshop.log.ran.append('shelf')\n__all__ = ['soap']\ndepth = 2\n"
+    ),
     "shop/shelf/soap.py": "import shop.log\nshop.log.ran.append('soap')\nprice = 3\n",
+    "shop/counter.py": (
+        "import shop.log\nshop.log.ran.append('counter')\nimport shop.shelf\nshop.shelf.depth\n"
+    ),
+    "shop/window.py": "import shop.log\nshop.log.ran.append('window')\nwidth = 9\n",
     "lists/__init__.py": (
         "import sys, types\n"
         "class Listing(types.ModuleType):\n"
@@ -113,6 +119,16 @@ def test_modules_of_one_package_run_in_the_order_of_their_imports(defer: Defer) 
     load("shop")
     assert load("shop.shelf.soap").price == 3
     assert ran() == ["shop", "till", "drawer", "shelf", "soap"]
+
+
+def test_a_module_may_have_others_run_that_were_next(defer: Defer) -> None:
+    names = ["shop.counter", "shop.shelf", "shop.window"]
+    deferral = defer(dict.fromkeys(names, Rule()))
+    *_, window = map(load, names)
+    assert deferral.pending == tuple(names)
+    assert window.width == 9
+    assert ran()[-3:] == ["counter", "shelf", "window"]
+    assert deferral.pending == ()
 
 
 def test_what_is_given_holds_until_the_module_has_run(defer: Defer) -> None:

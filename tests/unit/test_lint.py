@@ -295,6 +295,21 @@ def test_an_id_that_two_chats_have_stays_and_one_that_differs_does_not(
     assert rules(chat(service, "c", f"Tenant {other}. {RULES}", "one")) == ["random_id"]
 
 
+def test_a_fork_shares_the_prompt_of_its_chat_and_shows_nothing_to_stay(
+    service: ChatService,
+) -> None:
+    number = "6f1c2a9e-3b54-4d0f-9a77-0c1d2e3f4a5b"
+    (found,) = chat(service, "a", f"Tenant {number}. {RULES}", "one")
+    fork = service.fork(found.session_id or "", name="fork")
+    answer(service.send(fork.session_id, "two"))
+    service.fork(fork.session_id, name="fork of the fork")
+    for name in ("fork", "fork of the fork"):
+        assert rules(look.look_at_chat(service, service.find_session(name))) == ["random_id"]
+    service.delete(found.session_id or "")
+    for name in ("fork", "fork of the fork"):
+        assert rules(look.look_at_chat(service, service.find_session(name))) == ["random_id"]
+
+
 def test_files_that_are_attached_again(service: ChatService) -> None:
     file = quoted_file("a.txt", "the text of the file\n" * 9)
     (found,) = chat(service, "a", None, f"{file}\n\nWhat is it?", f"{file}\n\nAnd now?")

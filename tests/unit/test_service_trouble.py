@@ -21,6 +21,7 @@ from chatcache.backends.base import (
     TurnStream,
 )
 from chatcache.chat import answer_keeper, chat_turn
+from chatcache.chat.costs import CostBook
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
 from chatcache.chat.views import AnswerSaved, UserMessageSaved
@@ -134,7 +135,8 @@ def test_costs_without_an_engine_come_from_the_disk(path: Path) -> None:
     fork = offline.fork(session)
     assert fork.cost == CostEstimate(0, tokens, 0, None)
     assert asked == [("ns-fake", [tokens])]
-    known, nothing = offline.costs([session, fresh])
+    tips = [offline.store.sessions.tip(session_id) for session_id in (session, fresh)]
+    known, nothing = CostBook(offline.store, None, look).of_tips(tips)
     assert known == fork.cost
     assert nothing is not None
     assert nothing.recompute_tokens == 0

@@ -139,10 +139,6 @@ class Lookup:
     def disk_tokens(self) -> int:
         return to_read(self.held)[0]
 
-    @property
-    def disk_bytes(self) -> int:
-        return to_read(self.held)[1]
-
 
 class Lease:
     """A held prefix: its segments are neither evicted nor changed until it is released.

@@ -156,7 +156,6 @@ class SegmentFile:
 
     def __init__(self, path: Path):
         """Open and check the header. Raises SegmentMissingError, SegmentDamagedError."""
-        self.path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:

@@ -62,11 +62,10 @@ class FileStamp(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
-    """A segment whose header was read. `last_used` is Unix time."""
+    """A segment whose header was read."""
 
     header: SegmentHeader
     path: Path
-    last_used: float
     inode: int
 
     @property
@@ -244,7 +243,7 @@ class SegmentStore:
             raise SegmentDamagedError("the file has been renamed or belongs to another model")
         try:
             status = path.stat()
-            return StoredSegment(header, path, status.st_mtime, status.st_ino)
+            return StoredSegment(header, path, status.st_ino)
         except OSError as error:
             raise SegmentMissingError(str(error)) from error
 

@@ -34,7 +34,6 @@ from chatcache.cache.tensors.recurrent import (
     load_states,
     reset_states,
     state_like,
-    states_of,
 )
 
 # Copying less than this is quicker than what lending it may cost later: a move to other buffers.
@@ -123,11 +122,6 @@ class LiveKV(Cache):
     def num_settled(self) -> int:
         """How many leading tokens are here, bit by bit, what a restore would bring back of them."""
         return self.num_tokens
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Bytes of the states, whatever the number of tokens."""
-        return sum(tensor.nbytes for tensor in states_of(self.layers).values())
 
     @torch.inference_mode()
     def reserve(self, num_tokens: int) -> None:

@@ -86,7 +86,6 @@ def _segment(entry: Entry) -> TreeSegment:
         entry.tiers,
         entry.num_bytes,
         entry.hits,
-        entry.last_used,
         entry.is_pinned,
     )
 

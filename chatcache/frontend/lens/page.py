@@ -90,14 +90,14 @@ def flow(text: str, width: int, indent: str = "") -> list[str]:
     return [*lines, current]
 
 
-def wrapped(parts: Iterable[Marked], width: int, gap: str = "  ") -> list[Line]:
+def wrapped(parts: Iterable[Marked], width: int) -> list[Line]:
     """Parts beside each other on lines of at most `width` cells; one is broken only where it does
     not fit on a line of its own."""
     lines: list[list[Marked]] = [[]]
     used = 0
     for part in parts:
         for text in flow(part.text, width):
-            space = gap if lines[-1] else ""
+            space = "  " if lines[-1] else ""
             if used + len(space) + fmt.width(text) > width and lines[-1]:
                 lines.append([])
                 used, space = 0, ""

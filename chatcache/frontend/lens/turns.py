@@ -34,7 +34,6 @@ class LensRow:
     disk_tokens: int
     missing_tokens: int
     user_text: str
-    answer_text: str
     is_known: bool
 
     @property
@@ -89,7 +88,6 @@ def _row(point: ForkPoint, before: ForkPoint | None) -> LensRow:
         disk_tokens=disk,
         missing_tokens=missing,
         user_text=point.user_text,
-        answer_text=point.answer_text,
         is_known=is_known and stop > start,
     )
 

@@ -45,16 +45,15 @@ class LensView(Generic[Facts]):
         return state
 
 
-def moved(key: LensKey, place: int, count: int, *, row: int = 1) -> int:
-    """Where a key leads in a row of `count` places; `row` is how far up and down go. The same
-    place for a key that does not move."""
+def moved(key: LensKey, place: int, count: int) -> int:
+    """Where a key leads in a row of `count` places; the same place for a key that does not move."""
     steps: dict[LensKey, int] = {
         "left": -1,
         "right": 1,
-        "up": -row,
-        "down": row,
-        "page_up": -PAGE * row,
-        "page_down": PAGE * row,
+        "up": -1,
+        "down": 1,
+        "page_up": -PAGE,
+        "page_down": PAGE,
         "home": -count,
         "end": count,
     }

@@ -58,7 +58,12 @@ def look_at_chat(
     if not path:
         return []
     openings = store.nodes.openings(MAX_KNOWN) if openings is None else openings
-    others = [opening for opening in openings if opening.stored.session_id != session.session_id]
+    own = {stored.seq for stored in path}  # what a fork shares was said in another chat
+    others = [
+        opening
+        for opening in openings
+        if opening.stored.session_id != session.session_id and opening.stored.seq not in own
+    ]
     turns = list(_past_turns(service, path))
     found = [
         *_prompt_findings(path, turns, others),

@@ -6,7 +6,6 @@ Owns what was last told to each about the turns that wait. Knows nothing of mode
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Iterable
 
@@ -21,8 +20,6 @@ from chatcache.backends.base import (
 )
 from chatcache.backends.local.engine.channel import ChannelClosedError, PatientChannel
 from chatcache.backends.local.engine.schedule import Turn
-
-log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5.0
 

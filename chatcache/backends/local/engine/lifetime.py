@@ -8,7 +8,6 @@ ended here.
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -102,10 +101,10 @@ def memory_is_short(num_bytes: int = 0) -> bool:
     )
 
 
-def memory_bytes(pid: int | None = None) -> int:
-    """What a process holds that no file backs; 0 where that is not told."""
+def memory_bytes() -> int:
+    """What this process holds that no file backs; 0 where that is not told."""
     try:
-        lines = Path(f"/proc/{pid or os.getpid()}/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text().splitlines()
         values = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
         return int(values["RssAnon"].split()[0]) << 10
     except (OSError, ValueError, KeyError, IndexError):

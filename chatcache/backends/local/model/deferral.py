@@ -100,7 +100,8 @@ class Deferral(MetaPathFinder):
         with self._lock:
             top = name.partition(".")[0]
             for earlier in self.pending:
-                if name in self._pending and earlier.partition(".")[0] == top:
+                is_left = earlier in self._pending and name in self._pending  # one may run others
+                if is_left and earlier.partition(".")[0] == top:
                     self._run_one(earlier)
 
     def run_all(self) -> bool:

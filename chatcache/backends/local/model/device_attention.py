@@ -4,10 +4,12 @@ A prompt is read in chunks. The first is plain causal; one behind a prefix has t
 causal bias, which the fused kernels know without a mask in memory. Query heads that share a KV head
 read it where it lies; only where no such kernel is (float32, older cards) are K and V repeated.
 
-A step over a bucket (`run/static_step.py`) comes with a mask that tells how much of it counts. Its
-query heads are the rows of one product per KV head, in parts, so that scores stay small.
+A step over a bucket (`run/static_step.py`) comes with a mask that tells what of it counts: its
+length, and the windows of layers that have such. Its query heads are the rows of one product per KV
+head, in parts, so that scores stay small. Soft caps and sinks are computed there, as transformers'
+eager code has them; a prompt with such goes through the stock kernels.
 
-It computes plain causal attention, batch one, and nothing else (see `attention.py`).
+Batch one, and nothing else (see `attention.py`).
 """
 
 from __future__ import annotations
@@ -39,24 +41,29 @@ def grouped_attention(
 
     query `[1, num_heads, num_new, head_dim]`, key and value `[1, num_kv_heads, num_keys,
     head_dim]`; returns `[1, num_new, num_heads, head_dim]`. `attention_mask` None: they are the
-    last positions. Else it is bool `[1, 1, num_new, num_keys]`, True where a key is seen; what lies
-    in the others does not matter as long as the values are finite. Raises ValueError for an option
-    (window, soft cap, sinks) that this kernel does not know.
+    last positions. Else it is bool `[1, 1, num_new, num_keys]`, True where a key is seen, windows
+    and all; what lies in the others does not matter as long as the values are finite. Of the
+    `options`, `softcap` bounds scores, and `s_aux` `[num_heads]` are scores of a key without value.
+    Raises ValueError for a window, a soft cap or sinks without a mask.
     """
-    unknown = unknown_options(options)
+    unknown = unknown_options(options) if attention_mask is None else []
     if query.shape[0] != 1 or unknown:
         raise ValueError(f"{NAME} is plain causal attention for one sequence; got {unknown}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is None:
         output = _fused(query, key, value, scale)
     else:
-        output = _over_bucket(query, key, value, scale, attention_mask[0, 0])
+        softcap, sinks = options.get("softcap"), options.get("s_aux")
+        is_seen = attention_mask[0, 0]
+        output = _over_bucket(query, key, value, scale, is_seen, softcap=softcap, sinks=sinks)
     return output.transpose(1, 2).contiguous(), None
 
 
 def unknown_options(options: Mapping[str, Any]) -> list[str]:
     """Those of a model's options (window, soft cap, sinks) that plain causal attention has not."""
-    return [name for name in ("sliding_window", "softcap", "s_aux") if options.get(name)]
+    return [
+        name for name in ("sliding_window", "softcap", "s_aux") if options.get(name) is not None
+    ]
 
 
 def _fused(
@@ -92,6 +99,9 @@ def _over_bucket(
     value: torch.Tensor,
     scale: float,
     is_seen: torch.Tensor,
+    *,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """`is_seen` `[num_new, num_keys]`. Parts depend on nothing but the shapes."""
     num_kv_heads, num_keys, head_dim = key.shape[1:]
@@ -99,23 +109,35 @@ def _over_bucket(
     heads = (query[0] * scale).view(num_kv_heads, num_heads // num_kv_heads, num_new, head_dim)
     hidden = ~is_seen
     size = max(1, _SCORE_NUMBERS // (num_heads * num_keys))
-    parts = [
-        _few(heads[:, :, start : start + size], key[0], value[0], hidden[start : start + size])
-        for start in range(0, num_new, size)
-    ]
+    parts = []
+    for start in range(0, num_new, size):
+        part = slice(start, start + size)
+        scores = _scores(heads[:, :, part], key[0], hidden[part], softcap)
+        weights = _weights(scores, sinks).flatten(1, 2)
+        parts.append(torch.bmm(weights, value[0]).view(num_heads, scores.shape[2], -1))
     return torch.cat(parts, dim=1)[None]
 
 
-def _few(
-    heads: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor
+def _scores(
+    heads: torch.Tensor, key: torch.Tensor, hidden: torch.Tensor, softcap: float | None
 ) -> torch.Tensor:
-    """`[num_kv_heads, group, num_new, head_dim]` to `[num_heads, num_new, head_dim]`."""
+    """`[num_kv_heads, group, num_new, num_keys]`."""
     num_kv_heads, group, num_new, head_dim = heads.shape
     rows = heads.reshape(num_kv_heads, group * num_new, head_dim)
     scores = torch.bmm(rows, key.transpose(1, 2)).view(num_kv_heads, group, num_new, -1)
-    scores.masked_fill_(hidden, float("-inf"))
-    weights = torch.softmax(scores, dim=-1).view(num_kv_heads, group * num_new, -1)
-    return torch.bmm(weights, value).view(num_kv_heads * group, num_new, -1)
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    return scores.masked_fill_(hidden, float("-inf"))
+
+
+def _weights(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """The same shape; with sinks they add up to less than one."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    num_kv_heads, group, num_new = scores.shape[:3]
+    sink = sinks.to(scores.dtype).view(num_kv_heads, group, 1, 1)
+    whole = torch.cat([scores, sink.expand(-1, -1, num_new, -1)], dim=-1)
+    return torch.softmax(whole, dim=-1)[..., :-1]
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, grouped_attention)

@@ -6,7 +6,6 @@ wrong into an error that names the cause. Never runs code that came with a model
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +48,6 @@ from chatcache.cache.book.namespace import (
 from chatcache.cache.book.policy import Precision
 from chatcache.errors import ModelLoadError, UnavailableError
 from chatcache.sections import EXACT_WEIGHTS
-
-log = logging.getLogger(__name__)
 
 DTYPES = {
     "float32": torch.float32,
@@ -220,17 +217,20 @@ def _find(
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device to run on; "auto" takes a GPU if there is one. Raises UnavailableError."""
+    """The device to run on, with its index, as tensors on it have it; "auto" takes a GPU if there
+    is one. Raises UnavailableError."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}
     if wanted == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
-    kind = wanted.partition(":")[0]
+        wanted = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    kind, _, index = wanted.partition(":")
     if not available.get(kind, False):
         usable = ", ".join(f"--device {kind}" for kind, is_there in available.items() if is_there)
         raise UnavailableError(
             f"This machine has no device {wanted!r} that torch can use.",
             f"Use --device auto, or {usable}.",
         )
+    if kind == "cuda" and not index:
+        return torch.device(kind, torch.cuda.current_device())
     return torch.device(wanted)
 
 

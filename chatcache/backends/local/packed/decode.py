@@ -19,6 +19,8 @@ from chatcache.backends.local.packed.attending import TOKENS_AT_ONCE, scores_of,
 from chatcache.backends.local.packed.blocks import KINDS
 from chatcache.backends.local.packed.known import UnknownStepError, check, size_of
 from chatcache.backends.local.packed.modules import BlockLinear
+from chatcache.backends.local.packed.pairs import pair_functions
+from chatcache.backends.local.packed.reordered import ReorderedLinear
 from chatcache.backends.local.packed.step import JOB, LAYER, step_task
 from chatcache.backends.local.packed.team import BARRIER_WORDS, team
 from chatcache.cache.tensors.layers import Buffers
@@ -112,6 +114,13 @@ class DecodeStep:
     def _put_matrix(self, words: Any, module: Any, shape: tuple[int, int]) -> None:
         if size_of(module) != shape:
             raise UnknownStepError(f"a matrix is {size_of(module)}, not {shape}")
+        if module.bias is not None:
+            words["bias"] = self._keep(module.bias)
+        if isinstance(module, ReorderedLinear):
+            self._kept.append(module)
+            words["functions"], words["is_paired"] = pair_functions().ctypes.data, 1
+            words["weights"] = module.pairs_at
+            return
         if isinstance(module, BlockLinear):
             kind, weights = module.kind, module.matrix.data
         else:
@@ -122,8 +131,6 @@ class DecodeStep:
         words["functions"] = kernels.product_functions(kind.ggml_type).ctypes.data
         words["weights"], words["group"] = weights.data_ptr(), kernels.group_of(kind.ggml_type)
         words["row_bytes"] = kind.row_bytes(shape[1])
-        if module.bias is not None:
-            words["bias"] = self._keep(module.bias)
 
     def _put_norms(self, words: Any, layer: Any) -> None:
         words["input_norm"] = self._norm(layer.input_layernorm)

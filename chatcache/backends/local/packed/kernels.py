@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -45,8 +44,6 @@ from chatcache.backends.local.packed.products import (
 )
 from chatcache.backends.local.packed.tiles import decode_row, decoded_bytes, integer_dots
 from chatcache.backends.local.packed.vectors import has_wide_registers
-
-log = logging.getLogger(__name__)
 
 PRODUCT_KINDS = frozenset(DECODERS) | FLOAT_KINDS
 _LARGEST = np.float32(16383.0)

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.packed.blocks import PackedModule, is_packed
+from chatcache.backends.local.packed.reordered import ReorderedLinear
 
 VERSION = "2"  # of the arithmetic: other bits, another number
 _LANES = 16
-# Tokens up to which packed weights are quicker read by the step, measured; fewer behind a long
-# history, over which many tokens attend more quickly in the modules.
-_PACKED_TOKENS, _PACKED_TOKENS_BEHIND = 128, 64
+# Tokens up to which weights are quicker read by the step, measured; fewer behind a long history,
+# over which many tokens attend more quickly in the modules.
+_PACKED_TOKENS = 128, 64
+_BFLOAT16_TOKENS = 16, 8
+_FLOAT32_TOKENS = 1, 1
 _LONG_HISTORY = 2048
 _FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 _STATIC_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})  # the same at any length
@@ -40,15 +43,13 @@ def step_limit(model: Any) -> Callable[[int], int]:
     """How many tokens at a time go through compiled code, by the position of the first."""
     if not takes_step(model):
         return no_step
-    return _packed_tokens if is_packed(model) else lambda position: 1
+    exact = _BFLOAT16_TOKENS if model.dtype is torch.bfloat16 else _FLOAT32_TOKENS
+    most, most_behind = _PACKED_TOKENS if is_packed(model) else exact
+    return lambda position: most if position < _LONG_HISTORY else most_behind
 
 
 def no_step(position: int) -> int:
     return 0
-
-
-def _packed_tokens(position: int) -> int:
-    return _PACKED_TOKENS if position < _LONG_HISTORY else _PACKED_TOKENS_BEHIND
 
 
 def check(model: Any) -> None:
@@ -100,6 +101,8 @@ def _check_config(config: Any, dtype: torch.dtype) -> None:
 def size_of(module: Any) -> tuple[int, int]:
     """Rows and columns of a linear layer on a CPU, exact or packed. Raises UnknownStepError."""
     is_known = isinstance(module, PackedModule) or type(module) is torch.nn.Linear
+    if isinstance(module, ReorderedLinear):
+        is_known = module.pairs_at is not None
     weights = [*module.parameters(), *module.buffers()]
     if not is_known or any(tensor.device.type != "cpu" for tensor in weights):
         raise UnknownStepError(f"{type(module).__name__} is no linear layer that is known")

@@ -32,8 +32,10 @@ from chatcache.backends.local.packed.kernels import (
     share,
     task,
 )
+from chatcache.backends.local.packed.pairs import multiply_pairs
 from chatcache.backends.local.packed.products import (
     FLOATS,
+    LANES,
     NUM_WORDS,
     OWN_FLOATS,
     ROUNDED_FOR,
@@ -43,10 +45,11 @@ from chatcache.backends.local.packed.team import barrier
 # Addresses are int64; 0 means that there is none.
 MATRIX = np.dtype(
     [
-        ("functions", "i8"),  # of `kernels.product_functions`
+        ("functions", "i8"),  # of `kernels.product_functions`, or of `pairs.pair_functions`
         ("weights", "i8"),
         ("row_bytes", "i8"),
         ("group", "i8"),  # of `kernels.group_of`
+        ("is_paired", "i8"),  # they lie as `pairs` has it
         ("bias", "i8"),  # float32 [num_rows]
     ]
 )
@@ -106,6 +109,13 @@ def _normalise(states: Any, weight: Any, epsilon: Any, out: Any) -> None:
 
 
 @njit
+def _share_of_rows(num_rows: Any, thread: Any, threads: Any) -> Any:
+    """Whole vectors of 16 for each thread, but for the last rows."""
+    start, stop = share((num_rows + LANES - 1) // LANES, thread, threads)
+    return LANES * start, min(LANES * stop, num_rows)
+
+
+@njit
 def _multiply(
     job: Any,
     matrix: Any,
@@ -125,16 +135,19 @@ def _multiply(
         if matrix.group != 0 and matrix.group != words[ROUNDED_FOR]:
             round_activations(num_columns, matrix.group, record)
             words[ROUNDED_FOR] = matrix.group
-    start, stop = share(num_rows, share_of[0], share_of[1])
-    scratch = job.scratch + job.own_bytes * share_of[0]
-    multiply_rows(
-        (matrix.functions, matrix.weights, matrix.row_bytes),
-        num_columns,
-        (start, stop),
-        (records, job.record_bytes, num_records, scratch),
-        out,
-        num_rows,
+    start, stop = _share_of_rows(num_rows, share_of[0], share_of[1])
+    activations = (
+        records,
+        job.record_bytes,
+        num_records,
+        job.scratch + job.own_bytes * share_of[0],
     )
+    if matrix.is_paired:
+        weights = (matrix.functions, matrix.weights)
+        multiply_pairs(weights, num_columns, (start, stop), activations, out, num_rows)
+    else:
+        rows = (matrix.functions, matrix.weights, matrix.row_bytes)
+        multiply_rows(rows, num_columns, (start, stop), activations, out, num_rows)
     if matrix.bias != 0:
         bias = carray(floats_at(matrix.bias), num_rows)
         for number in range(num_records):

@@ -30,9 +30,8 @@ _SNIPPET_CHARACTERS = 32
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where and why a prompt leaves the journal; `position` is a token index."""
+    """Why a prompt leaves the journal."""
 
-    position: int
     kind: DivergenceKind
     detail: str
 
@@ -288,14 +287,14 @@ class PromptPlanner:
         if date is not None or changes_itself:
             what = "something else each time" if date is None else f"the date ({date!r})"
             detail = f"the template writes {what} at token {keep:,}: {lost}"
-            return Divergence(keep, "template_is_unstable", detail)
+            return Divergence("template_is_unstable", detail)
         read = _snippet(self._written(journal, keep, _SNIPPET_IDS))
         now = _snippet(self._written(match.ids, keep, _SNIPPET_IDS))
         detail = (
             f"the template renders {_place(render, match.offset)} differently than it was read, "
             f"from token {keep:,} on: {read} was read, {now} is rendered; {lost}"
         )
-        return Divergence(keep, "template_rewrote_history", detail)
+        return Divergence("template_rewrote_history", detail)
 
     def _written(self, ids: TokenIds, start: int, length: int) -> str:
         """The text of a few ids as it stands behind the id in front of them."""

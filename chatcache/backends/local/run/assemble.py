@@ -112,7 +112,7 @@ def build_runner(
             get_ready_on_device(path, chunk_choice)
     planner = TurnPlanner(loaded)
     info = replace(
-        _describe(loaded, cut, fields, kv_bytes, path.kv.checkpoint_bytes),
+        _describe(loaded, cut, fields, kv_bytes),
         remarks=tuple(remarks(loaded, is_dtype_chosen=settings.dtype != "auto")),
         think_switch=planner.think_switch,
     )
@@ -298,7 +298,6 @@ def _describe(
     cut: CutPolicy,
     fields: dict[str, str],
     kv_bytes: int,
-    checkpoint_bytes: int,
 ) -> ModelInfo:
     return ModelInfo(
         model=loaded.name,
@@ -309,7 +308,6 @@ def _describe(
         device=str(loaded.device),
         num_layers=loaded.num_layers,
         kv_bytes_per_token=kv_bytes,
-        checkpoint_bytes=checkpoint_bytes,
         max_context_tokens=loaded.max_context_tokens,
         cut=cut.kind,
         cut_detail=cut.detail,

@@ -49,7 +49,7 @@ class Forward:
         self._step: Callable[[LiveKV, Sequence[int], int], torch.Tensor] | None = None
         self._likeliest: tuple[torch.Tensor, int] | None = None
         self.static: StaticStep | None = None  # that a GPU replays
-        if takes_static_step(model, device) and (graphs := graphs or graphs_for(device)):
+        if (graphs := graphs or graphs_for(device)) and takes_static_step(model, device):
             self.static = StaticStep(model, device, graphs)
         self._step_limit = step_limit(model) if self.static is None else no_step
         accepted = inspect.signature(model.forward).parameters

@@ -36,13 +36,11 @@ _NEXT_WORDS = (" x", "\n1")
 class StablePrompt:
     """The leading ids of a prompt that do not depend on how its last message goes on.
 
-    The first `keep` of them are the journal's, and the first `num_history` come before anything
-    that the last message says. `is_rewritten`: the template renders the history differently from
-    how it was read.
+    The first `num_history` of them come before anything that the last message says.
+    `is_rewritten`: the template renders the history differently from how it was read.
     """
 
     ids: TokenIds
-    keep: int
     num_history: int
     is_rewritten: bool
 
@@ -155,7 +153,7 @@ class IdleWork:
             num_stable = num_history
         if not 0 < num_stable < self.max_context:
             return None
-        return StablePrompt(plan.ids[:num_stable], plan.keep, num_history, is_rewritten)
+        return StablePrompt(plan.ids[:num_stable], num_history, is_rewritten)
 
     # the work itself
 

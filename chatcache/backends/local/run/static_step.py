@@ -22,6 +22,13 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from chatcache.backends.local.model.capturing import (
+    BY_LAYER,
+    Sight,
+    StaticForm,
+    layer_kinds,
+    sight_of,
+)
 from chatcache.backends.local.run.graphs import Graphs
 from chatcache.cache.tensors.buckets import bucket_for
 from chatcache.cache.tensors.layers import Buffers
@@ -36,25 +43,48 @@ MAX_ROWS = ROWS[-1]
 _DIRECT_TOKENS, _DIRECT_PROMPTS = 4, 1
 _CLOSE = {torch.float32: 5e-3}  # logits that differ by less, in their deviations, are the same
 _CLOSE_IN_HALF = 0.3
+_MIN_SAVED = 2  # what a window shows is copied together where the bucket is so many times as long
 
 
 class _Written:
     """Where the tokens of a step go: set before the layers are asked."""
 
+    start: torch.Tensor  # of no dimensions
     positions: torch.Tensor  # [rows]
     is_padding: torch.Tensor | None  # [rows, 1]; None: all rows count
 
 
+class _View:
+    """What layers of one kind read of a bucket: all of it, or as much in a row as they see at most,
+    where that is much less."""
+
+    def __init__(self, sight: Sight, rows: int, bucket: int, device: torch.device):
+        reach = sight.reach(rows)
+        self._is_part = reach is not None and _MIN_SAVED * reach <= bucket
+        num_keys = reach if reach is not None and self._is_part else bucket
+        self._sight, self._last = sight, bucket - num_keys
+        self._keys = torch.arange(num_keys, device=device)
+        self.places: torch.Tensor | None = None  # [num_keys], in the bucket; None: it is all of it
+
+    def follow(self, written: _Written) -> torch.Tensor:
+        """Where to look in this step; returns the mask."""
+        keys = self._keys
+        if self._is_part:
+            first = self._sight.first(written.start).clamp(0, self._last)
+            keys = self.places = self._keys + first
+        return self._sight.seen(keys, written.positions)[None, None]
+
+
 class _BucketSlot(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """K and V of one layer to transformers: writes at positions that a tensor tells, and gives the
-    whole bucket."""
+    bucket, or what the layer may see of it."""
 
     is_compileable = False
 
-    def __init__(self, home: Buffers, bucket: int, written: _Written):
+    def __init__(self, home: Buffers, bucket: int, written: _Written, view: _View):
         # What holds a step must not keep buffers that the path has left.
         self._home = weakref.ref(home)
-        self._bucket, self._written = bucket, written
+        self._bucket, self._written, self._view = bucket, written, view
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -73,10 +103,12 @@ class _BucketSlot(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if written.is_padding is not None:  # it stays finite, whatever the model makes of it
             states = states.masked_fill(written.is_padding, 0.0)
         whole.index_copy_(2, written.positions, states)
+        if (places := self._view.places) is not None:
+            return whole.index_select(2, places)
         return whole[:, :, : self._bucket]
 
-    def get_seq_length(self) -> int:
-        return self._bucket
+    def get_seq_length(self) -> Any:
+        return self._written.start  # a tensor, as transformers' own static layers tell it
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._bucket, 0
@@ -106,6 +138,10 @@ class StaticStep:
 
     def __init__(self, model: Any, device: torch.device, graphs: Graphs):
         self._model, self._device = model, device
+        self._config = model.config.get_text_config()
+        self._kinds = layer_kinds(self._config)
+        self._is_by_layer = self._config.model_type in BY_LAYER
+        self._form = StaticForm(model)
         self._graphs: Graphs | None = graphs
         self._send = graphs.send
         self._numbers = torch.zeros(MAX_ROWS + 2, dtype=torch.long, device=device)
@@ -248,23 +284,31 @@ class StaticStep:
 
     def _call(self, homes: list[Buffers], rows: int, bucket: int) -> Callable[[], None]:
         written = _Written()
-        slots = [_BucketSlot(home, bucket, written) for home in homes]
+        views = {
+            kind: _View(sight_of(kind, self._config), rows, bucket, self._device)
+            for kind in set(self._kinds)
+        }
+        slots = [
+            _BucketSlot(home, bucket, written, views[kind])
+            for home, kind in zip(homes, self._kinds, strict=True)
+        ]
         cache = Cache(layers=[*slots])
-        keys = torch.arange(bucket, device=self._device)
 
         def compute() -> None:
             start, count = self._numbers[0], self._numbers[1]
             offsets = self._offsets[:rows]
-            written.positions = positions = offsets + start
+            written.start, written.positions = start, offsets + start
             written.is_padding = (offsets >= count)[:, None] if rows > 1 else None
-            output = self._model(
-                input_ids=self._numbers[2 : 2 + rows][None],
-                position_ids=positions[None],
-                attention_mask=(keys <= positions[:, None])[None, None],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=(count - 1).clamp(min=0).view(1),
-            )
+            masks = {kind: view.follow(written) for kind, view in views.items()}
+            with self._form.entered():
+                output = self._model(
+                    input_ids=self._numbers[2 : 2 + rows][None],
+                    position_ids=written.positions[None],
+                    attention_mask=masks if self._is_by_layer else masks[self._kinds[0]],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=(count - 1).clamp(min=0).view(1),
+                )
             self._logits.copy_(output.logits[:, -1])
 
         return compute

@@ -75,7 +75,7 @@ class CacheReporter:
         rows = self.prefixes.rows(self._path.ids, _SNAPSHOT_ROWS)
         live = self._path.kv
         vram = self.prefixes.vram.use()
-        self._emit(CacheSnapshot(ram, disk, live.num_tokens, live.num_bytes, tuple(rows), vram))
+        self._emit(CacheSnapshot(ram, disk, live.num_tokens, tuple(rows), vram))
 
 
 @dataclass(frozen=True, slots=True)

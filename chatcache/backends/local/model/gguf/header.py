@@ -85,10 +85,6 @@ class GgufHeader:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return float(value) if is_number else None  # type: ignore[arg-type]
 
-    def flag(self, key: str) -> bool | None:
-        value = self.metadata.get(key)
-        return value if isinstance(value, bool) else None
-
     def array(self, key: str) -> GgufArray | None:
         value = self.metadata.get(key)
         return value if isinstance(value, GgufArray) else None
@@ -114,15 +110,6 @@ class GgufHeader:
         return "vocab" if is_only_vocabulary else "model"
 
     @property
-    def name(self) -> str:
-        return self.text("general.name") or ""
-
-    @property
-    def size_label(self) -> str:
-        """Such as `135M` or `8x7B`; empty if the file does not say."""
-        return self.text("general.size_label") or ""
-
-    @property
     def context_length(self) -> int | None:
         return self.integer(self.of_model("context_length"))
 
@@ -141,17 +128,8 @@ class GgufHeader:
         return sum(tensor.num_weights for tensor in self.tensors)
 
     @property
-    def num_tensor_bytes(self) -> int:
-        return sum(tensor.num_bytes for tensor in self.tensors)
-
-    @property
     def num_splits(self) -> int:
         return max(1, self.integer("split.count") or 1)
-
-    @property
-    def split_index(self) -> int:
-        """Which part this is, from 0."""
-        return self.integer("split.no") or 0
 
     @property
     def quantization(self) -> str:
