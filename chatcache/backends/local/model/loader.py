@@ -37,6 +37,8 @@ from chatcache.backends.local.model.source import (
     open_source,
 )
 from chatcache.backends.local.model.tuning import tune
+from chatcache.backends.local.packed import device_ready
+from chatcache.backends.local.packed.blocks import is_packed
 from chatcache.cache.book.namespace import (
     EXACT,
     LAYOUT_VERSION,
@@ -155,6 +157,8 @@ def load_model(
     origin = WeightsOrigin(source, form, adapter, cache_dir, memory)
     weights = origin.weights(packing, chosen, stored, place, progress)
     model = weights.model
+    if place.type == "cuda" and is_packed(model):
+        progress(ModelLoading(device_ready.GETTING_READY))
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -179,7 +183,12 @@ def load_model(
         watch=weights.watch,
         stored_dtype=stored if weights.form == EXACT else model.dtype,
         fit=room,
-        notes=(*form.notes(name, None if packing else model.dtype), *weights.remarks, *said),
+        notes=(
+            *form.notes(name, None if packing else model.dtype),
+            *weights.remarks,
+            *said,
+            *device_ready.remarks(model),
+        ),
         quantization=packing or source.quantization,
         weights_form=weights.form,
     )

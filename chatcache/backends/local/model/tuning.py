@@ -1,12 +1,12 @@
 """What is done to a loaded model so that it runs near the speed of the machine.
 
 On a CPU, for families that are known to work with both: the matmul attention kernel, and linear
-layers whose weights lie in the order in which the matrix kernels read them. Everything else, and
-every other device, stays as transformers made it.
+layers whose weights lie in the order in which the matrix kernels read them. Everything else stays
+as transformers made it.
 
 The weight in that order (`packed/reordered.py`) replaces the original. Only an output layer that
 shares its weight with the embedding costs memory: the embedding needs rows, the product needs the
-other order.
+other order. On a GPU packed weights are put in the order that its kernels read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.model import attention
+from chatcache.backends.local.packed import device_ready
 from chatcache.backends.local.packed.blocks import is_packed
 from chatcache.backends.local.packed.known import VERSION, takes_step
 from chatcache.backends.local.packed.reordered import ReorderedLinear, is_sound
@@ -24,13 +25,16 @@ _MIN_WEIGHTS = 1 << 16  # below this the call costs more than the weight
 
 
 def tune(model: Any, device: torch.device) -> str:
-    """Change `model` in place; returns the names of what computes attention.
+    """Change `model` in place; returns the names of what computes attention, and of what else
+    computes with bits of its own.
 
     The weights can no longer be read from the model afterwards: take their digest before.
     """
     if not is_packed(model) and attention.is_tuned(model.config.get_text_config()):
         reorder_linears(model, device)
     kernel = attention.install(model, device)
+    if device.type == "cuda" and device_ready.get_ready(model):
+        return f"{kernel}, blocks {device_ready.VERSION}"
     return f"{kernel}, step {VERSION}" if takes_step(model) else kernel
 
 

@@ -78,6 +78,10 @@ class BlockMatrix:
         return int(self.data.shape[0])
 
     @property
+    def address(self) -> int:
+        return self.data.data_ptr()
+
+    @property
     def num_bytes(self) -> int:
         return int(self.data.numel())
 

@@ -30,7 +30,8 @@ _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 def product(rows: torch.Tensor, matrix: BlockMatrix | SplitMatrix) -> torch.Tensor:
     """`[num, num_columns]` times the transposed matrix: `[num, num_rows]`."""
     if isinstance(matrix, SplitMatrix) and len(rows) <= FEW_ROWS:
-        return _products().multiplied(rows, matrix)
+        output: torch.Tensor = _products().multiplied(rows, matrix)
+        return output
     parts = [linear(rows, weights) for weights in _unpacked_parts(matrix, rows.dtype)]
     return torch.cat(parts, dim=1)
 
@@ -38,7 +39,8 @@ def product(rows: torch.Tensor, matrix: BlockMatrix | SplitMatrix) -> torch.Tens
 def unpacked(matrix: BlockMatrix | SplitMatrix, dtype: torch.dtype) -> torch.Tensor:
     """All weights of a matrix, `[num_rows, num_columns]`."""
     if isinstance(matrix, SplitMatrix):
-        return _products().unpacked(matrix, dtype)
+        output: torch.Tensor = _products().unpacked(matrix, dtype)
+        return output
     plain = _FLOATS.get(matrix.kind.name)
     if plain is not None:
         return matrix.data.view(plain).to(dtype)

@@ -6,7 +6,8 @@ taken off once for all columns that share a scale, by the sum of their activatio
 
 Sums are float32, in an order that does not depend on how many rows of activations there are. The
 kernels ask nothing of the host, and their sizes follow from shapes alone, so that graphs can hold
-them. Importing this imports Triton, which comes with torch's builds for CUDA.
+them. Importing this imports Triton, which comes with torch's builds for CUDA. It reads these
+functions as its own language, which is why they have no types.
 """
 
 from __future__ import annotations
@@ -109,7 +110,9 @@ def _apart(whole, first: tl.constexpr, second: tl.constexpr, count: tl.constexpr
 
 
 @triton.jit
-def _words(field, row, group, is_there, rows: tl.constexpr, groups: tl.constexpr, bits: tl.constexpr):
+def _words(
+    field, row, group, is_there, rows: tl.constexpr, groups: tl.constexpr, bits: tl.constexpr
+):
     """The codes of 32 columns each, as `bits` words `[rows, groups]`."""
     at = field.to(tl.pointer_type(tl.int32)) + row + group * bits
     place = at[:, :, None] + tl.arange(0, bits)[None, None, :]

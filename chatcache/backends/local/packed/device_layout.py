@@ -95,6 +95,18 @@ class SplitMatrix:
     def num_blocks(self) -> int:
         return int(self.low.shape[1])
 
+    @property
+    def address(self) -> int:
+        return self.low.data_ptr()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(field.numel() for field in self._fields)
+
+    @property
+    def _fields(self) -> tuple[torch.Tensor, ...]:
+        return self.low, self.high, self.scales, self.units
+
     def rows(self, ids: torch.Tensor) -> SplitMatrix:
         """Some of its rows. Raises IndexError for an id that is no row."""
         return self._of(lambda field: field[ids])
@@ -104,8 +116,7 @@ class SplitMatrix:
         return self._of(lambda field: field[start:stop])
 
     def _of(self, taken: Callable[[torch.Tensor], torch.Tensor]) -> SplitMatrix:
-        fields = map(taken, (self.low, self.high, self.scales, self.units))
-        return SplitMatrix(self.kind, self.num_columns, *fields)
+        return SplitMatrix(self.kind, self.num_columns, *map(taken, self._fields))
 
 
 def split(matrix: BlockMatrix) -> SplitMatrix:
@@ -136,7 +147,7 @@ def _fields_in(
 ) -> tuple[torch.Tensor, ...]:
     """The fields of all blocks, one behind the other in `data`."""
     shapes = [(*blocks.shape[:2], size) for size in sizes]
-    parts = data.view(-1).split([math.prod(shape) for shape in shapes])
+    parts = torch.split(data.view(-1), [math.prod(shape) for shape in shapes])
     return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 
 

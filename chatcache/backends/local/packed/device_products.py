@@ -60,9 +60,7 @@ def groups_of(num_columns: int) -> int:
     """How many groups of columns a program takes at a time: as many as leave few threads idle."""
     num_groups = _parts(num_columns, _GROUP)
     taken = {size: size * _parts(num_groups, size) for size in (128, 64, 32)}
-    return next(
-        (size for size, total in taken.items() if total <= _MOST_WASTE * num_groups), 32
-    )
+    return next((size for size, total in taken.items() if total <= _MOST_WASTE * num_groups), 32)
 
 
 @functools.cache

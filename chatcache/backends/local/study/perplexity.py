@@ -98,7 +98,7 @@ def weight_bytes(loaded: LoadedModel) -> int:
     blocks = [m for m in loaded.model.modules() if isinstance(m, BlockLinear | BlockEmbedding)]
     if not blocks:
         return loaded.num_parameters * loaded.dtype.itemsize
-    packed = {m.matrix.data.data_ptr(): m.matrix.num_bytes for m in blocks}
+    packed = {m.weights.address: m.weights.num_bytes for m in blocks}
     rest = sum(int(parameter.nbytes) for parameter in loaded.model.parameters())
     return sum(packed.values()) + rest
 
