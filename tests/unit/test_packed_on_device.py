@@ -54,7 +54,7 @@ def test_products_are_those_of_the_unpacked_weights(
     torch.testing.assert_close(product(rows, matrix).double(), expected, atol=1e-4, rtol=1e-4)
 
 
-def _with_blocks(model: Any, form: str) -> None:
+def with_blocks(model: Any, form: str) -> None:
     """Put the weights of all linear layers into blocks, and the same weights back where they were
     in a copy: both models then have the same numbers."""
     for name, module in list(model.named_modules()):
@@ -72,7 +72,7 @@ def test_a_packed_model_has_the_bits_of_an_unpacked_one_and_is_captured(
     monkeypatch.setattr(modules, "_computing", lambda device: device_computing)
     plain = family_model(CAPTURED + "qwen3", tie_word_embeddings=False)
     packed = copy.deepcopy(plain)
-    _with_blocks(packed, form)
+    with_blocks(packed, form)
     for name, module in packed.named_modules():
         if isinstance(module, modules.BlockLinear | modules.BlockEmbedding):
             weights = unpacked(module.matrix, torch.float32)
