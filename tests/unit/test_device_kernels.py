@@ -47,13 +47,13 @@ def test_kernels_give_the_weights_and_the_products_of_the_reference() -> None:
 @pytest.mark.slow
 def test_kernels_compile_for_a_card(tmp_path: Path) -> None:
     """For one kind, through what a launch does: wide loads, nothing spilled, one order of sums."""
-    said = _in_own_process("compile", "90", "Q4_K", TRITON_CACHE_DIR=str(tmp_path))
+    said = _in_own_process("compile", "90", "Q5_K", TRITON_CACHE_DIR=str(tmp_path))
     told = {made["kernel"]: made for made in map(json.loads, said.splitlines())}
     assert set(told) == {"multiply 1", "multiply 16", "multiply 5", "unpack"}
     for made in told.values():
         assert (made["stack"], made["local"], made["atomics"]) == (0, 0, 0)
     assert told["multiply 1"]["loads"][".v4.b32"] >= 8
-    assert told["multiply 1"]["registers"] <= 64
+    assert told["multiply 1"]["registers"] <= 96
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
