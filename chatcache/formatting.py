@@ -137,17 +137,43 @@ def width(text: str) -> int:
     return cells
 
 
+def fitting(text: str, cells: int) -> str:
+    """As much of the beginning of a line as has room in so many cells."""
+    used = 0
+    for index, char in enumerate(text):
+        used += width(char)
+        if used > cells:
+            return text[:index]
+    return text
+
+
 def shorten(text: str, limit: int) -> str:
     """The text on one line of at most `limit` cells, with an ellipsis where it was cut."""
     text = one_line(text)
-    if width(text) <= limit:
+    if fitting(text, limit) == text:
         return text
-    kept = ""
-    for char in text:
-        if width(kept + char) > limit - 1:
-            break
-        kept += char
-    return kept.rstrip() + "…"
+    return fitting(text, limit - 1).rstrip() + "…"
+
+
+def flow(text: str, cells: int, indent: str = "") -> list[str]:
+    """A text on lines of at most so many cells, broken between words; those behind the first begin
+    with `indent`. A word that is longer than a line is broken within."""
+    lines, current, is_empty = [], "", True
+    for word in one_line(text).split():
+        if not is_empty and not _fits(word, cells - width(current) - 1):
+            lines.append(current)
+            current, is_empty = indent, True
+        while is_empty and not _fits(word, room := max(1, cells - width(current))):
+            head = fitting(word, room) or word[:1]
+            lines.append(current + head)
+            current, word = indent, word[len(head) :]
+        current += word if is_empty else f" {word}"
+        is_empty = False
+    return [*lines, current]
+
+
+def _fits(word: str, cells: int) -> bool:
+    return len(fitting(word, cells)) == len(word)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:

@@ -61,6 +61,7 @@ class EchoRunner:
     def __init__(self, settings: EngineSettings, emit: Emit) -> None:
         self._settings = settings
         self._emit = emit
+        self._num_ahead = 0
         self.info = ModelInfo(
             model=settings.model,
             backend="local",
@@ -84,6 +85,8 @@ class EchoRunner:
         if text == "nothing":
             return
         yield TextDelta(turn_id, "so ", False, 1)
+        if text == "get ready":
+            self._num_ahead = 4
         if text == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if text == "raise":
@@ -125,6 +128,15 @@ class EchoRunner:
     def spill(self, segment_id: str | None = None) -> int:
         self._emit(CacheEvent(0.0, "spilled", segment_id or "all of it"))
         return 0
+
+    def look_ahead(self) -> bool:
+        """A turn that says "get ready" leaves three things to be made ahead; the last one fails."""
+        self._num_ahead = max(0, self._num_ahead - 1)
+        if self._num_ahead:
+            self._emit(CacheEvent(0.0, "restored", f"{self._num_ahead} ahead"))
+        if self._num_ahead == 1:
+            raise ZeroDivisionError("by design")
+        return self._num_ahead > 0
 
     def forget_deleted(self, *, is_all: bool) -> None:
         self._emit(CacheEvent(0.0, "evicted", "everything" if is_all else "what was deleted"))

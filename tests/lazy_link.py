@@ -24,6 +24,9 @@ class Computing:
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         target.copy_(source)
 
+    def run(self, work: Callable[[], None]) -> None:
+        work()
+
     def follow(self, event: Event) -> None:
         event.wait()
 
@@ -56,6 +59,9 @@ class LazyStream:
     @torch.inference_mode()
     def _copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         target.copy_(source)
+
+    def run(self, work: Callable[[], None]) -> None:
+        self._push(torch.inference_mode()(work))
 
     def follow(self, event: Event) -> None:
         self._push(event.wait)

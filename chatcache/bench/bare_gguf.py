@@ -18,9 +18,6 @@ from chatcache.backends.local.model.gguf.parts import whole_parts
 from chatcache.backends.local.model.loader import choose_dtype
 from chatcache.backends.local.model.resolve import resolve_model
 from chatcache.backends.local.model.tuning import tune
-from chatcache.backends.local.packed.computing import unpacked
-from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear
-from chatcache.errors import UnavailableError
 from chatcache.formatting import size
 from chatcache.machine import memory_left
 
@@ -37,11 +34,6 @@ def gguf_of(name: str) -> GgufModel | None:
         return None
     model = GgufModel(tuple(read_gguf(part) for part in whole_parts(path)))
     check_known(model.header)
-    if not model.is_packed:
-        raise UnavailableError(
-            f"The bench knows no way to measure {model.header.architecture} in a GGUF file.",
-            "Choose another --model, or a --shape.",
-        )
     return model
 
 
@@ -66,28 +58,5 @@ def why_not_unpacked(gguf: GgufModel, dtype: torch.dtype) -> str:
 def load_unpacked(gguf: GgufModel, dtype: torch.dtype) -> Any:
     """The same weights as transformers runs them: its own modules, nothing packed."""
     config = config_of(gguf.header, gguf.tensors)
-    model, _ = load_gguf(gguf, config, dtype, _CPU)
-    weights: dict[int, torch.nn.Parameter] = {}  # tied ones are held once
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, BlockLinear | BlockEmbedding):
-                matrix = child.matrix
-                at = matrix.data.data_ptr()
-                if at not in weights:
-                    weight = unpacked(matrix, dtype)
-                    weights[at] = torch.nn.Parameter(weight, requires_grad=False)
-                setattr(module, name, _plain_module(child, weights[at]))
+    model, _ = load_gguf(gguf, config, dtype, _CPU, is_unpacked=True)
     return model
-
-
-def _plain_module(packed: BlockLinear | BlockEmbedding, weight: torch.nn.Parameter) -> Any:
-    """The layer of torch that computes the same from unpacked weights."""
-    if isinstance(packed, BlockEmbedding):
-        if packed.scale != 1.0:
-            weight = torch.nn.Parameter(weight * packed.scale, requires_grad=False)
-        return torch.nn.Embedding.from_pretrained(weight)  # type: ignore[no-untyped-call]
-    bias = packed._buffers["bias"]
-    plain: Any = torch.nn.Linear(packed.in_features, packed.out_features, device="meta")
-    plain.weight = weight
-    plain.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
-    return plain

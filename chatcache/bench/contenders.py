@@ -162,7 +162,8 @@ class Chatcache:
         in_ram = self._now() - began
         self.prefixes.drain()
         on_disk = self._now() - began
-        self._forward.look_ahead(self.live)  # as between two turns
+        while self._forward.look_ahead(self.live):  # as between two turns
+            pass
         return in_ram, on_disk, num_bytes
 
     def turn(self, ids: Sequence[int], num_answer: int) -> int:
@@ -200,7 +201,7 @@ class Chatcache:
         )
         path = LivePath(self._forward, self.live)
         path.give_way = self.prefixes.vram.give_up
-        get_ready_on_device(path, self._choice)
+        get_ready_on_device(path, self._choice, self._directory)
         self._context = AnyTokenContext(path, self.prefixes, rates, self._choice.num_tokens)
         self._ids: list[int] = []
 

@@ -27,7 +27,7 @@ from chatcache.backends.local.model.loader import DTYPES, LoadedModel, load_mode
 from chatcache.backends.local.model.tuning import tune
 from chatcache.backends.local.packed.blocks import BlockKind
 from chatcache.backends.local.packed.kernel_store import STORE
-from chatcache.backends.local.run.chunk_choice import card
+from chatcache.backends.local.run.card_notes import card_name
 from chatcache.bench.bare_gguf import gguf_of, load_bare, load_unpacked, why_not_unpacked
 from chatcache.bench.options import SHAPES
 from chatcache.bench.report import CHATCACHE, TRANSFORMERS, Row
@@ -208,7 +208,7 @@ def note_rates(
     if models.rates is None:
         return
     models.rates.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    book = RateBook(models.rates, card(models.tuned.device))
+    book = RateBook(models.rates, card_name(models.tuned.device))
     for seconds in cold.samples[CHATCACHE]:
         book.note_prefill(tokens, seconds)
     for num_bytes, seconds in restores:

@@ -19,7 +19,14 @@ from chatcache.cache.views import SegmentRow
 from chatcache.places import path_of
 from chatcache.token_ids import TokenIds
 
-_NOTES = ("namespace.json", "rates.json", "chunk.json", pins.FILE_NAME, *index.FILE_NAMES)
+_NOTES = (
+    "namespace.json",
+    "rates.json",
+    "chunk.json",
+    "steps.json",
+    pins.FILE_NAME,
+    *index.FILE_NAMES,
+)
 
 
 @dataclass(frozen=True, slots=True)

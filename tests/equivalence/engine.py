@@ -16,6 +16,7 @@ from chatcache.backends.local.run.live_context import LivePath, Reuse
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.buckets import BucketLayer
+from chatcache.cache.tensors.device_int8 import DeviceInt8KV
 from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.link import Link
@@ -37,9 +38,12 @@ def num_layers(model: Any) -> int:
     return int(model.config.num_hidden_layers)
 
 
-def device_kv(num_layers: int, device: torch.device, link: Link, slab_budget: int) -> DeviceKV:
+def device_kv(
+    num_layers: int, device: torch.device, link: Link, slab_budget: int, precision: str = "exact"
+) -> DeviceKV:
     """With slabs that are small enough for a few tokens to need several."""
-    return DeviceKV(
+    kind = DeviceInt8KV if precision == "int8" else DeviceKV
+    return kind(
         num_layers, torch.float32, device, link=link, slab_budget=slab_budget, slab_bytes=1 << 18
     )
 
@@ -77,10 +81,12 @@ class IdsEngine:
         self.model = model
         self.graphs = RecordedCalls() if is_captured(model) else None
         has_buckets = self.graphs is not None or link is not None
-        if link is not None and cut.kind == "any_token" and precision == "exact":
+        if link is not None and cut.kind == "any_token":
             budgets.setdefault("vram_budget", machines.VRAM_BUDGET)
             slab_budget = budgets.get("ram_budget", 1 << 24)
-            self.live: LiveKV = device_kv(num_layers(model), model.device, link, slab_budget)
+            self.live: LiveKV = device_kv(
+                num_layers(model), model.device, link, slab_budget, precision
+            )
         else:
             kind = Int8KV if precision == "int8" else LiveKV
             config = model.config if cut.needs_states else None

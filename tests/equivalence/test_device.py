@@ -45,7 +45,7 @@ def start(
     monkeypatch.setattr(buckets, "MIN_BUCKET", 32)
     engines: list[IdsEngine] = []
 
-    def made(name: str, *, is_device: bool = True, **budgets: int) -> IdsEngine:
+    def made(name: str, *, is_device: bool = True, **budgets: Any) -> IdsEngine:
         options = {"link": new_link(), "vram_budget": 1 << 24} if is_device else {}
         engines.append(IdsEngine(model, tmp_path / name, **{**options, **budgets}))
         return engines[-1]
@@ -70,6 +70,23 @@ def test_a_fork_and_the_way_back_stay_on_the_device(start: Start) -> None:
     assert {run.tier for run in back.reuse.runs} == {"ram", "vram"}
     assert again.reuse.runs[-1].tier == "vram"
     assert back.reuse.disk_tokens == 0
+
+
+def test_integers_stay_on_the_device_as_the_numbers_that_they_say(start: Start) -> None:
+    told: list[list[Said]] = []
+    for engine in (
+        start("ours", precision="int8"),
+        start("without", precision="int8", vram_budget=0),
+        start("plain", precision="int8", is_device=False),
+    ):
+        one = engine.turn(FIRST, 4)
+        two = engine.turn(one.ids + SECOND, 4)
+        engine.turn(one.ids + OTHER, 4)
+        told.append([one, two, engine.turn([*two.ids, 7, 8], 4)])
+    (_, _, back), (_, _, again), (_, _, plain) = told
+    assert (back.reuse.runs[-1].tier, again.reuse.runs[-1].tier) == ("vram", "ram")
+    assert_same_bits(back, again)
+    assert_same_bits(back, plain)
 
 
 def test_resumed_from_disk_is_never_stopped(start: Start) -> None:

@@ -6,9 +6,13 @@ says, within the rounding of another attention.
 
 from __future__ import annotations
 
+import gc
 import inspect
+import json
 import logging
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,10 @@ from chatcache.backends.local.model.capturing import (
 )
 from chatcache.backends.local.model.cut_policy import ANY_TOKEN_FAMILIES
 from chatcache.backends.local.run import static_step
+from chatcache.backends.local.run.assemble import get_ready_on_device
+from chatcache.backends.local.run.chunk_choice import ChunkChoice
 from chatcache.backends.local.run.forward import Forward, outcome_of
+from chatcache.backends.local.run.live_context import LivePath
 from chatcache.backends.local.run.sampling import Sampler
 from chatcache.backends.local.run.static_step import StaticStep
 from chatcache.cache.tensors import buckets
@@ -79,6 +86,11 @@ def live(model: Any, forward: Forward) -> LiveKV:
     forward(kv, [0], 0)
     kv.truncate(0)
     return kv
+
+
+def ready(forward: Forward, live: LiveKV) -> None:
+    while forward.look_ahead(live):
+        pass
 
 
 def spoken(forward: Forward, live: LiveKV, num_tokens: int) -> torch.Tensor:
@@ -220,22 +232,57 @@ def test_buffers_that_have_moved_are_captured_anew(forward: Forward, live: LiveK
     assert torch.equal(spoken(forward, live, 30), first)
 
 
+def test_few_graphs_are_kept_and_none_of_buffers_that_were_left(
+    forward: Forward, live: LiveKV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static_step, "_MAX_STEPS", 5)
+    static = forward.static
+    assert static is not None
+    live.reserve(600)  # all buckets in one set of buffers
+    spoken(forward, live, 12)
+    for num_tokens in range(20, 500, 40):
+        live.set_length(num_tokens)
+        ready(forward, live)
+        assert {rows for rows, _ in static._steps} == set(static_step.ROWS)
+    assert static.num_captured <= 5
+    kept = [weakref.ref(step.replay) for step in static._steps.values() if step.replay]
+    left = [weakref.ref(layer.home.tensors["key"]) for layer in live.growing]
+    live.reserve(3000)
+    ready(forward, live)
+    gc.collect()
+    assert [ref() for ref in [*kept, *left]] == [None] * len([*kept, *left])
+
+
+def test_many_rows_far_back_are_read_by_an_ordinary_pass(
+    forward: Forward, live: LiveKV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward(live, PROMPT, 0)
+    monkeypatch.setattr(static_step, "_MAX_SCORES", 16 * 64)
+    static: Any = forward.static
+    with torch.inference_mode():
+        assert static(live, SECOND, len(PROMPT)) is not None
+        assert static(live, PROMPT, len(PROMPT) + len(SECOND)) is None  # it would be 64 rows
+    ready(forward, live)
+    ahead = {rows for rows, bucket in static._steps if rows * bucket <= 16 * 64}
+    assert ahead == {1, 16}
+
+
 def test_getting_ready_changes_nothing_that_counts(forward: Forward, live: LiveKV) -> None:
     forward(live, PROMPT, 0)
     before = [layer.view(kind).clone() for layer in live.growing for kind in ("key", "value")]
-    forward.look_ahead(live)
+    ready(forward, live)
     after = [layer.view(kind) for layer in live.growing for kind in ("key", "value")]
     assert live.num_tokens == len(PROMPT)
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
     assert forward.static is not None
     num_captured = forward.static.num_captured
-    forward.look_ahead(live)
+    ready(forward, live)
     assert forward.static.num_captured == num_captured
 
 
 def test_a_short_message_is_one_repeated_step(forward: Forward, live: LiveKV, model: Any) -> None:
     forward(live, PROMPT, 0)
-    forward.look_ahead(live)
+    ready(forward, live)
     assert forward.static is not None
     graphs: Any = forward.static._graphs
     before = graphs.num_replayed
@@ -316,6 +363,38 @@ def test_a_graph_is_compared_before_it_is_trusted(
     if is_kept:  # it has bits of its own, so nothing is computed without one
         assert {step.num_direct for step in drifting.static._steps.values()} <= {0, 1}
         assert any("round differently" in text for text in _logged(caplog, logging.INFO))
+
+
+def test_what_is_known_of_a_card_is_found_out_once(model: Any, tmp_path: Path) -> None:
+    directory, calls = tmp_path / "namespace", RecordedCalls()
+    for num_captured in (1, 1):  # the second load compares nothing, and captures nothing
+        path = LivePath(Forward(model, CPU, graphs=calls), live_kv(model))
+        path.forward(path.kv, [0], 0)
+        path.kv.truncate(0)
+        get_ready_on_device(path, ChunkChoice(OnCpu(model), directory), directory)
+        assert path.forward.static is not None
+        assert calls.num_captured == num_captured
+    (kept,) = directory.iterdir()
+    told = json.loads(kept.read_text())
+    assert list(told.values()) == ["same bits"]
+    for verdict, is_taken in [("own bits", True), ("wrong", False)]:
+        kept.write_text(json.dumps(dict.fromkeys(told, verdict)))
+        forward = Forward(model, CPU, graphs=calls)
+        get_ready_on_device(
+            LivePath(forward, live_kv(model)), ChunkChoice(OnCpu(model), directory), directory
+        )
+        assert (forward.static is not None) == is_taken
+        assert forward.static is None or forward.static._has_own_bits
+
+
+@dataclass
+class OnCpu:
+    """As much of a loaded model as the choice of a chunk looks at."""
+
+    model: Any
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+    max_context_tokens: int = 4096
 
 
 def test_steps_that_say_something_else_are_not_taken(

@@ -18,7 +18,7 @@ from chatcache.cache.tensors.live_kv import LiveKV
 from tests.equivalence.engine import SECOND, THIRD, IdsEngine, assert_same_bits, three_turns
 from tests.equivalence.families import CAPTURED, family_model
 from tests.equivalence.test_attention import reference
-from tests.equivalence.test_static_step import PROMPT, spoken
+from tests.equivalence.test_static_step import PROMPT, ready, spoken
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -60,7 +60,7 @@ def test_a_graph_has_the_bits_of_the_steps_in_it(
 def test_all_that_a_turn_may_want_is_captured_between_turns(model: Any) -> None:
     forward, live = _forward(model)
     forward(live, PROMPT, 0)
-    forward.look_ahead(live)
+    ready(forward, live)
     assert forward.static is not None
     assert {rows for rows, _ in forward.static._steps} >= set(static_step.ROWS)
     assert all(step.replay is not None for step in forward.static._steps.values())

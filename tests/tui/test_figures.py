@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from rich.cells import cell_len
 
 from chatcache.backends.base import (
     CacheEvent,
@@ -151,6 +152,14 @@ def test_no_line_of_the_panel_is_wider_than_it(width: int) -> None:
     state.events.append(CacheEvent(0.0, "warning", "something long that has to be wrapped " * 3))
     for line in drawing.lines(state, width, 0.0):
         assert sum(len(piece.text) for piece in line) <= max(width, 34)
+
+
+def test_wide_characters_of_a_chat_are_wrapped_by_their_cells() -> None:
+    cache = replace(HIT.cache, detail="the prompt says “" + "漢字" * 30 + "” there")
+    state = PanelState(figures=replace(HIT, cache=cache))
+    state.events.append(CacheEvent(0.0, "warning", "漢字" * 30))
+    for line in drawing.lines(state, 36, 0.0):
+        assert sum(cell_len(piece.text) for piece in line) <= 36
 
 
 def test_a_planned_turn_shows_its_reason_before_the_first_token() -> None:

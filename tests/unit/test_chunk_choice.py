@@ -28,7 +28,7 @@ class OnCard:
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(chunk_choice, "card", lambda device: "a card")
+    monkeypatch.setattr(chunk_choice, "card_name", lambda device: "a card")
     monkeypatch.setattr(chunk_choice, "_free_bytes", lambda device: 80 << 30)
     model = family_model("qwen3")
     model.config._attn_implementation = device_attention.NAME

@@ -12,6 +12,7 @@ import pytest
 
 from chatcache import __version__
 from chatcache.backends.base import (
+    CacheEvent,
     ChatMessage,
     EngineStatus,
     ModelReady,
@@ -99,6 +100,18 @@ def front_ends(server: EngineServer, settings: EngineSettings) -> Iterator[list[
     yield found
     for front_end in found:
         front_end.channel.close()
+
+
+def test_an_engine_with_nothing_to_do_gets_ready_for_the_next_turn(
+    front_ends: list[FrontEnd],
+) -> None:
+    first = front_ends[0]
+    first.ask("get ready")
+    assert first.wait_for(TurnFinished).result.text == "so get ready"
+    for text in ("3 ahead", "2 ahead", "1 ahead"):
+        first.wait_for(CacheEvent, text=text)
+    first.ask("hello")
+    assert first.wait_for(TurnFinished).result.text == "so hello"
 
 
 def test_a_stop_that_comes_too_late_leaves_the_engine_listening(

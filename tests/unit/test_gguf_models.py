@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+from chatcache.backends.local.model.capturing import takes_static_step
 from chatcache.backends.local.model.gguf import derived
 from chatcache.backends.local.model.gguf.derived import derived_directory, open_model
-from chatcache.backends.local.model.loader import LoadedModel, load_model
-from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear
+from chatcache.backends.local.model.gguf.loading import load_gguf
+from chatcache.backends.local.model.gguf.types import READ_AS_Q8_0, TENSOR_TYPES
+from chatcache.backends.local.model.loader import LoadedModel, load_config, load_model
+from chatcache.backends.local.model.outlook import ENGINE_BYTES, outlook
+from chatcache.backends.local.packed.blocks import KINDS
+from chatcache.backends.local.packed.modules import BlockEmbedding, BlockExperts, BlockLinear
+from chatcache.backends.local.study.perplexity import weight_bytes
 from chatcache.errors import ModelLoadError, UnavailableError
-from tests.gguf_models import FAMILIES, write_experts, write_model
+from tests.gguf_files import UINT32, small_header
+from tests.gguf_models import FAMILIES, MIXTURES, write_mixture, write_model
 
 IDS = torch.tensor([[256, 10, 200, 33, 7, 91, 5, 5, 64, 128, 250, 11, 12]])
 # The activations of a product are rounded to 16 bits where weights are multiplied as they lie.
@@ -85,12 +92,95 @@ def test_a_type_that_nothing_multiplies_becomes_another_and_that_is_said(
     assert any(kind in note and "Q8_0" in note for note in found.notes)
 
 
-def test_experts_are_unpacked_and_that_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_stay_packed_and_give_what_unpacked_ones_give(tmp_path: Path, family: str) -> None:
     path = tmp_path / "model.gguf"
-    expected = write_experts(path)
+    kind = "MXFP4" if family == "gpt_oss" else "Q4_K"
+    expected = write_mixture(path, family, experts=(kind, kind, "Q8_0"))
     found = loaded(path)
-    assert difference(found.model, expected) < 1e-5
-    assert any("unpacked" in note for note in found.notes)
+    assert difference(found.model, expected) < TOLERANCE
+    assert difference(found.model, expected, IDS[:, :3]) < TOLERANCE
+    assert found.architecture == type(expected).__name__
+    assert found.namespace_fields()["weights_form"] != "exact"
+    assert not [note for note in found.notes if "unpacked" in note]
+    experts = [module for module in found.model.modules() if isinstance(module, BlockExperts)]
+    assert [[m.kind.name for m in each.matrices] for each in experts] == [[kind, kind, "Q8_0"]] * 2
+    assert all(parameter.dim() < 3 for parameter in found.model.parameters())
+    assert not takes_static_step(found.model, found.device)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q6_K", "IQ4_XS"])
+def test_experts_may_be_of_any_type(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.gguf"
+    expected = write_mixture(path, "qwen3_moe", kind)
+    assert difference(loaded(path).model, expected) < TOLERANCE
+
+
+def test_heads_may_be_of_another_size_than_the_width_says(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    expected = write_mixture(path, "qwen3_moe", num_attention_heads=8)
+    assert difference(loaded(path).model, expected) < TOLERANCE
+
+
+def test_what_they_need_is_the_size_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_mixture(path, "qwen3_moe", experts=("Q4_K", "Q4_K", "Q6_K"))
+    found = loaded(path)
+    told = outlook("model", path, limits=[])
+    assert (found.fit.needs.held, told and told.num_bytes) == (
+        0,
+        ENGINE_BYTES + found.fit.needs.mapped,
+    )
+    header = path.stat().st_size - found.fit.needs.mapped
+    assert 0 < header < 20_000
+    assert weight_bytes(found) == pytest.approx(found.fit.needs.mapped, rel=0.05)
+
+
+def test_what_becomes_another_type_needs_memory_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_mixture(path, "qwen3_moe", experts=("IQ3_S", "Q4_K", "Q4_K"))
+    needs = loaded(path).fit.needs
+    assert needs.held == 2 * 6 * 256 * 256 * 34 // 32
+    assert {kind.name for kind in TENSOR_TYPES.values()} - KINDS.keys() == READ_AS_Q8_0
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_experts_can_be_unpacked(tmp_path: Path, family: str) -> None:
+    """As for a device that multiplies no blocks."""
+    path = tmp_path / "model.gguf"
+    expected = write_mixture(path, family)
+    model = open_model(path)
+    config = load_config(derived_directory(model, None))
+    found, notes = load_gguf(model, config, torch.float32, torch.device("cpu"), is_unpacked=True)
+    assert difference(found, expected) < 1e-5
+    assert "unpacked" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"blk.1.ffn_up_exps.weight", b"blk.1.ffn_xx_exps.weight", "lacks the experts blk.1.*up"),
+        (b"blk.0.ffn_gate_exps.weight", b"blk.0.ffn_gate_0xps.weight", "lacks blk.0.ffn_gate_exps"),
+        (b"llama.expert_used_count", b"llama.expert_xxxx_count", "their number for a token"),
+    ],
+)
+def test_experts_that_are_incomplete_are_refused(
+    tmp_path: Path, old: bytes, new: bytes, message: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    write_mixture(path, "mixtral")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(old, new))
+    with pytest.raises(ModelLoadError, match=message):
+        loaded(path)
+
+
+def test_experts_of_other_architectures_are_refused(tmp_path: Path) -> None:
+    header = small_header().add_field("llama.expert_count", UINT32, 8)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(header.file_bytes().replace(b"llama", b"qwen2"))
+    with pytest.raises(ModelLoadError, match="a mixture of experts in the architecture 'qwen2'"):
+        open_model(path)
 
 
 def test_scaled_positions_are_read(tmp_path: Path) -> None:

@@ -153,8 +153,8 @@ def test_looking_is_not_having_seen(source: LensSource, tmp_path: Path) -> None:
     assert len(source.messages()) == 7
     for _ in service.send(source.session_id, "four"):
         pass
-    asked_four = service.transcript(source.session_id)[-2]
-    assert (asked_four.text, asked_four.parent_id) == ("four", shown.node_id)
+    before, asked, _ = service.transcript(source.session_id)[-3:]
+    assert (before.node_id, asked.text) == (shown.node_id, "four")
 
 
 # Answers

@@ -12,8 +12,9 @@ from chatcache import formatting as fmt
 from chatcache.backends.questions import AttentionRows, TokenPiece
 from chatcache.chat.readings import TurnReading
 from chatcache.frontend.lens import attention_view as view
-from chatcache.frontend.lens.attention_view import AttentionFacts, AttentionState
+from chatcache.frontend.lens.attention_view import AttentionState
 from chatcache.frontend.lens.page import text_of
+from chatcache.frontend.lens.studied import StudiedTurn
 from chatcache.frontend.lens.token_rows import shade
 from chatcache.token_ids import TokenIds
 from tests.lens_facts import PIECE_LISTS, reading, readings
@@ -40,7 +41,7 @@ def attended(turn: TurnReading, state: AttentionState, *, num_computed: int = 1)
     return AttentionRows(asked.first, tuple(rows), 4, 3, num_computed, reused, 0.014)
 
 
-def drawn(facts: AttentionFacts, state: AttentionState, width: int = 80) -> str:
+def drawn(facts: StudiedTurn[AttentionRows], state: AttentionState, width: int = 80) -> str:
     return "\n".join(text_of(line) for line in view.page(facts, width, None, state).lines)
 
 
@@ -54,7 +55,7 @@ def test_no_line_is_wider_or_obeyed(
     height: int | None,
 ) -> None:
     known = {piece.token_id: piece for piece in pieces}
-    facts = AttentionFacts(turn, attended(turn, state), known)
+    facts = StudiedTurn(turn, attended(turn, state), known)
     page = view.page(facts, width, height, state)
     for line in page.lines:
         assert fmt.width(text_of(line)) <= width
@@ -70,7 +71,7 @@ def test_no_line_is_wider_or_obeyed(
 def test_every_key_leads_to_something_that_can_be_asked(
     turn: TurnReading, state: AttentionState, key: str, width: int
 ) -> None:
-    facts = AttentionFacts(turn, attended(turn, state))
+    facts = StudiedTurn(turn, attended(turn, state))
     after = view.press(facts, state, key, width)
     assert after is not None
     asked = view.question(turn, after)
@@ -82,7 +83,7 @@ def test_every_key_leads_to_something_that_can_be_asked(
 
 
 def test_layers_and_heads_go_round_by_way_of_their_average() -> None:
-    facts = AttentionFacts(reading(8), attended(reading(8), view.START))
+    facts = StudiedTurn(reading(8), attended(reading(8), view.START))
     state, seen = view.START, []
     for _ in range(5):
         state = view.press(facts, state, "layer", 80) or state
@@ -95,7 +96,7 @@ def test_layers_and_heads_go_round_by_way_of_their_average() -> None:
 
 def test_the_strongest_are_listed_with_what_it_cost() -> None:
     turn = reading(90, 5)
-    page = view.page(AttentionFacts(turn, attended(turn, view.START), WORDS), 80, None)
+    page = view.page(StudiedTurn(turn, attended(turn, view.START), WORDS), 80, None)
     text = "\n".join(text_of(line) for line in page.lines)
     assert "Token 89 ·w89 of 95, averaged over 4 layers of 3 heads" in text
     assert "Cost: 1 token computed behind 89 reused, 14 ms." in text
@@ -109,7 +110,7 @@ def test_the_strongest_are_listed_with_what_it_cost() -> None:
 def test_each_token_has_its_shade_below_it() -> None:
     turn = reading(6)
     weights = ((0.5, 0.4, 0.1, 0.0, 0.0, 0.0),)
-    facts = AttentionFacts(turn, AttentionRows(5, weights, 1, 1, 1, 5, 0.001), WORDS)
+    facts = StudiedTurn(turn, AttentionRows(5, weights, 1, 1, 1, 5, 0.001), WORDS)
     lines = drawn(facts, view.START).splitlines()
     row = next(index for index, text in enumerate(lines) if "│·w0│" in text)
     tokens, shades = lines[row], lines[row + 1]
@@ -123,7 +124,7 @@ def test_the_grid_is_a_lower_triangle_of_the_last_tokens() -> None:
     turn, state = reading(90, 5), AttentionState(is_grid=True)
     rows = attended(turn, state, num_computed=16)
     assert (rows.first, len(rows.rows)) == (74, 16)
-    lines = drawn(AttentionFacts(turn, rows, WORDS), state).splitlines()
+    lines = drawn(StudiedTurn(turn, rows, WORDS), state).splitlines()
     grid = [text for text in lines if text.count("│") == 2]
     assert len(grid) == 16
     for index, text in enumerate(grid):
@@ -136,13 +137,13 @@ def test_the_grid_is_a_lower_triangle_of_the_last_tokens() -> None:
 @pytest.mark.parametrize("is_grid", [True, False])
 def test_one_token_attends_to_itself(is_grid: bool) -> None:
     turn, state = reading(1), AttentionState(is_grid=is_grid)
-    text = drawn(AttentionFacts(turn, AttentionRows(0, ((1.0,),), 1, 1, 0, 1, 0.0)), state, 40)
+    text = drawn(StudiedTurn(turn, AttentionRows(0, ((1.0,),), 1, 1, 0, 1, 0.0)), state, 40)
     assert "Nothing was computed for it" in text
 
 
 def test_without_a_model_it_says_what_is_missing() -> None:
     turn = reading(5)
-    assert "Enter loads the model" in drawn(AttentionFacts(turn), view.START)
-    assert "No attention." in drawn(AttentionFacts(turn, problem="No attention."), view.START)
+    assert "Enter loads the model" in drawn(StudiedTurn(turn), view.START)
+    assert "No attention." in drawn(StudiedTurn(turn, reason="No attention."), view.START)
     gone = replace(turn, prompt_ids=TokenIds(()), unknown="Gone.")
-    assert drawn(AttentionFacts(gone), view.START).startswith("Gone.")
+    assert drawn(StudiedTurn(gone), view.START).startswith("Gone.")

@@ -16,6 +16,8 @@ from chatcache.frontend.lens import growth_view as view
 from chatcache.frontend.lens.arithmetic import Work, keepings, work, work_before_each
 from chatcache.frontend.lens.growth_view import GrowthFacts
 from chatcache.frontend.lens.page import text_of
+from chatcache.frontend.lens.state import LensKey, LensState
+from chatcache.frontend.lens.views import view_named
 from tests.lens_facts import reading, readings
 
 QWEN = ModelShape(
@@ -78,9 +80,14 @@ def test_the_steps_add_every_row_once_and_in_order(
     for step in steps:
         assert step.num_rows > 0
         assert step.kind != "prefill" or not chunk or step.num_rows <= chunk
-    assert view.press(facts, 0, "left") == 0
-    assert view.press(facts, 0, "end") == len(steps) - 1
-    assert view.press(facts, len(steps) - 1, "right") == len(steps) - 1
+
+    def after(key: LensKey, step: int) -> int:
+        state = LensState(own={"growth": step})
+        return int(view_named("growth").press(facts, state, key, 80).own["growth"])
+
+    assert after("left", 0) == 0
+    assert after("end", 0) == len(steps) - 1
+    assert after("right", len(steps) - 1) == len(steps) - 1
 
 
 @given(SHAPES, st.integers(0, 40), st.integers(0, 40))

@@ -12,8 +12,9 @@ from chatcache.backends.base import SamplingParams
 from chatcache.backends.questions import NextToken, NextTokens, TokenPiece
 from chatcache.chat.readings import TurnReading
 from chatcache.frontend.lens import next_view as view
-from chatcache.frontend.lens.next_view import SETTINGS, STEPS, NextFacts, NextState
+from chatcache.frontend.lens.next_view import SETTINGS, STEPS, NextState
 from chatcache.frontend.lens.page import text_of
+from chatcache.frontend.lens.studied import StudiedTurn
 from chatcache.token_ids import TokenIds
 from tests.lens_facts import PIECE_LISTS, reading, readings
 
@@ -43,7 +44,7 @@ def test_no_line_is_wider_or_obeyed(
     width: int,
 ) -> None:
     known = {piece.token_id: piece for piece in pieces}
-    page = view.page(NextFacts(turn, scored(pieces, shares), known), width, None, state)
+    page = view.page(StudiedTurn(turn, scored(pieces, shares), known), width, None, state)
     for line in page.lines:
         assert fmt.width(text_of(line)) <= width
         assert text_of(line).isprintable()
@@ -58,7 +59,7 @@ def test_no_line_is_wider_or_obeyed(
 def test_keys_change_settings_within_their_ends_and_no_ids(
     turn: TurnReading, state: NextState, keys: list[str]
 ) -> None:
-    facts = NextFacts(turn)
+    facts = StudiedTurn(turn)
     for key in keys:
         after = view.press(facts, state, key)
         assert after is not None
@@ -74,7 +75,9 @@ def test_keys_change_settings_within_their_ends_and_no_ids(
 def test_the_table_has_both_distributions_and_what_was_said() -> None:
     turn = reading(90, 5)
     shares = [0.55, 0.25, 0.1, *[0.01] * 7]
-    facts = NextFacts(turn, scored(WORDS[90:], shares), {piece.token_id: piece for piece in WORDS})
+    facts = StudiedTurn(
+        turn, scored(WORDS[90:], shares), {piece.token_id: piece for piece in WORDS}
+    )
     page = view.page(facts, 80)
     text = "\n".join(text_of(line) for line in page.lines)
     assert "Scores behind token 89, the prompt's last; the model wrote ·w90" in text
@@ -91,7 +94,7 @@ def test_the_table_has_both_distributions_and_what_was_said() -> None:
 
 
 def test_settings_go_on_from_what_counted_when_the_model_was_asked() -> None:
-    facts = NextFacts(reading(9), scored(WORDS, [0.1] * 10))
+    facts = StudiedTurn(reading(9), scored(WORDS, [0.1] * 10))
     warmer = view.press(facts, NextState(), "more")
     assert warmer is not None
     assert warmer.sampling == SamplingParams(temperature=0.8)
@@ -105,7 +108,9 @@ def test_settings_go_on_from_what_counted_when_the_model_was_asked() -> None:
 
 
 def test_without_a_model_it_says_what_is_missing() -> None:
-    assert "Enter loads the model" in view.page(NextFacts(reading(9)), 80).sentences[0]
+    assert "Enter loads the model" in view.page(StudiedTurn(reading(9)), 80).sentences[0]
     gone = replace(reading(9), prompt_ids=TokenIds(()), unknown="Gone.")
-    assert view.page(NextFacts(gone), 80).sentences[0] == "Gone."
-    assert view.page(NextFacts(reading(9), problem="It says no."), 80).sentences[0] == "It says no."
+    assert view.page(StudiedTurn(gone), 80).sentences[0] == "Gone."
+    assert (
+        view.page(StudiedTurn(reading(9), reason="It says no."), 80).sentences[0] == "It says no."
+    )

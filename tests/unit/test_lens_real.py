@@ -37,6 +37,7 @@ from chatcache.frontend.lens import (
     tokens_view,
 )
 from chatcache.frontend.lens.fates import is_order_known
+from chatcache.frontend.lens.studied import StudiedTurn
 from tests.talks import Engine
 
 pytestmark = pytest.mark.slow
@@ -189,11 +190,11 @@ def test_a_path_of_which_a_part_is_in_ram_and_a_part_on_disk_is_told_in_its_orde
 def _check_attention_and_scores(service: ChatService, reading: TurnReading) -> None:
     state = attention_view.AttentionState()
     rows: Any = service.study(attention_view.question(reading, state))
-    facts = attention_view.AttentionFacts(reading, rows)
+    facts = StudiedTurn(reading, rows)
     data = attention_view.page(facts, 80, 24, state).data
     assert data["cost"]["reused_tokens"] + data["cost"]["computed_tokens"] >= data["position"] + 1
     assert sum(rows.rows[-1]) == pytest.approx(1.0, abs=1e-4)
     asked: Any = service.study(next_view.question(reading, next_view.START))
-    scores = next_view.page(next_view.NextFacts(reading, asked), 80).data
+    scores = next_view.page(StudiedTurn(reading, asked), 80).data
     # Greedy: the most probable token is the one that was written.
     assert scores["candidates"][0]["id"] == scores["written_id"] == reading.answer_ids[0]

@@ -59,7 +59,9 @@ def tell(cache: PrefixCache, ids: TokenIds, boundaries: list[int] | None = None)
 
 
 def leave(cache: PrefixCache, ids: TokenIds, num_staying: int = 0) -> None:
-    cache.vram.keep(ids, num_staying, lambda start, stop: ByteBlock(ids, start, stop))
+    cache.vram.keep(
+        ids, num_staying, lambda start, stop: ByteBlock(ids, start, stop), BYTES_PER_TOKEN
+    )
 
 
 def restored(cache: PrefixCache, ids: TokenIds) -> tuple[list[tuple[int, str]], ByteSink]:
@@ -129,6 +131,13 @@ def test_more_than_the_budget_is_not_kept(cache: PrefixCache) -> None:
     assert resident(cache) == [0]
 
 
+def test_what_takes_more_there_than_in_its_block_counts_as_that(cache: PrefixCache) -> None:
+    """As integers do, which are numbers again on the device."""
+    tell(cache, FIRST)
+    cache.vram.keep(FIRST, 0, lambda start, stop: pytest.fail("no room"), 3 * BYTES_PER_TOKEN)
+    assert resident(cache) == []
+
+
 def test_a_device_without_room_gives_up_what_is_there(cache: PrefixCache) -> None:
     tell(cache, FIRST)
     tell(cache, SECOND)
@@ -137,7 +146,7 @@ def test_a_device_without_room_gives_up_what_is_there(cache: PrefixCache) -> Non
     def fail(start: int, stop: int) -> ByteBlock:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    cache.vram.keep(SECOND, 0, fail)
+    cache.vram.keep(SECOND, 0, fail, BYTES_PER_TOKEN)
     assert resident(cache) == []
     assert restored(cache, FIRST)[0] == [(NUM_TOKENS, "ram")]
 

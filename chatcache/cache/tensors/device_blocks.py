@@ -17,6 +17,25 @@ from chatcache.cache.tensors.blocks import sources_of
 from chatcache.cache.tensors.link import Event, Stream
 from chatcache.cache.tensors.slabs import SlabPiece, Slabs
 
+_ALIGNMENT = 16  # of each tensor in its piece
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a tensor is, without its content."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def room(self) -> int:
+        """Its bytes, and those up to where another tensor may begin."""
+        return -(-self.num_bytes // _ALIGNMENT) * _ALIGNMENT
+
 
 @dataclass(slots=True)
 class SlabTensors:
@@ -97,32 +116,31 @@ class SlabBlock:
         return self._memory.tensors
 
 
-def carve_tensors(
-    slabs: Slabs, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, share_bytes: int
-) -> SlabTensors:
+def carve_tensors(slabs: Slabs, like: Mapping[str, TensorSpec], share_bytes: int) -> SlabTensors:
     """Memory for tensors of these shapes. Those of up to `share_bytes` in all share a piece, so
     that a short run is one. Raises MemoryError or RuntimeError."""
     made = SlabTensors()
-    group: dict[str, tuple[int, ...]] = {}
+    group: dict[str, TensorSpec] = {}
     size = 0
-    for name, shape in [*shapes.items(), ("", ())]:
-        num_bytes = math.prod(shape) * dtype.itemsize
-        if group and (not name or size + num_bytes > share_bytes):
-            piece = slabs.carve(size)
-            made.join(SlabTensors(_cut(piece, group, dtype), [piece]))
+    for name, spec in like.items():
+        if group and size + spec.room > share_bytes:
+            _add_piece(made, slabs, group, size)
             group, size = {}, 0
-        group[name] = shape
-        size += num_bytes
+        group[name] = spec
+        size += spec.room
+    if group:
+        _add_piece(made, slabs, group, size)
     return made
 
 
-def _cut(
-    piece: SlabPiece, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    numbers = piece.memory.view(dtype)
+def _add_piece(
+    made: SlabTensors, slabs: Slabs, group: Mapping[str, TensorSpec], num_bytes: int
+) -> None:
+    """Carve one piece for a group of tensors, one behind the other."""
+    piece = slabs.carve(num_bytes)
     tensors, start = {}, 0
-    for name, shape in shapes.items():
-        stop = start + math.prod(shape)
-        tensors[name] = numbers[start:stop].view(shape)
-        start = stop
-    return tensors
+    for name, spec in group.items():
+        memory = piece.memory[start : start + spec.num_bytes]
+        tensors[name] = memory.view(spec.dtype).view(spec.shape)
+        start += spec.room
+    made.join(SlabTensors(tensors, [piece]))

@@ -17,7 +17,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +26,12 @@ from torch import Tensor
 from chatcache.cache.segments import LostBlockError
 from chatcache.cache.tensors.blocks import DTYPES, ResidentBlock, memory_of
 from chatcache.cache.tensors.buckets import BucketLayer
-from chatcache.cache.tensors.device_blocks import SlabBlock, SlabTensors, carve_tensors
+from chatcache.cache.tensors.device_blocks import (
+    SlabBlock,
+    SlabTensors,
+    TensorSpec,
+    carve_tensors,
+)
 from chatcache.cache.tensors.layers import Buffers
 from chatcache.cache.tensors.link import Event, InFlight, Link, Stream, copy_run
 from chatcache.cache.tensors.live_kv import LiveKV
@@ -34,7 +39,7 @@ from chatcache.cache.tensors.slabs import SLAB_BYTES, Slabs
 
 log = logging.getLogger(__name__)
 
-_SHARED_PIECE_BYTES = SLAB_BYTES // 4
+SHARED_PIECE_BYTES = SLAB_BYTES // 4
 _READY_BYTES = 4 * SLAB_BYTES
 
 
@@ -82,8 +87,8 @@ class _Export:
         self._has_begun = False
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(run.shape) for name, run in self._runs.items()}
+    def specs(self) -> dict[str, TensorSpec]:
+        return {name: TensorSpec(tuple(run.shape), run.dtype) for name, run in self._runs.items()}
 
     def begin(self) -> tuple[Mapping[str, Tensor], Event]:
         """What to copy, and behind what: from now on it stays that."""
@@ -106,21 +111,23 @@ class _Export:
 
 
 @dataclass(frozen=True, slots=True)
-class _Loading:
-    """Tensors for the positions from `start` on; `owner` has their memory."""
+class Incoming:
+    """Tensors for the positions from `start` on; `owner` has their memory. `scales`, by the same
+    names: those of integers."""
 
     tensors: Mapping[str, Tensor]
     start: int
     owner: Any
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def stop(self) -> int:
         return self.start + next(iter(self.tensors.values())).shape[1]
 
 
-def _rows(loadings: Sequence[_Loading]) -> Iterator[list[_Loading]]:
+def _rows(loadings: Sequence[Incoming]) -> Iterator[list[Incoming]]:
     """Those that follow one another, together."""
-    row: list[_Loading] = []
+    row: list[Incoming] = []
     for load in loadings:
         if row and row[-1].stop != load.start:
             yield row
@@ -133,6 +140,8 @@ def _rows(loadings: Sequence[_Loading]) -> Iterator[list[_Loading]]:
 class DeviceKV(LiveKV):
     """A live KV on a device, for models with attention in all layers. Its blocks lie in slabs of
     about `slab_budget` bytes at most; `warn` hears of what is slower than it could be."""
+
+    _tensors_per_layer = 2  # in a block
 
     def __init__(
         self,
@@ -164,8 +173,8 @@ class DeviceKV(LiveKV):
         )
         self._sender = ThreadPoolExecutor(1, "kv-down")
         self._exports: list[_Export] = []
-        self._loadings: list[_Loading] = []
-        self._residents: list[_Loading] = []
+        self._loadings: list[Incoming] = []
+        self._residents: list[Incoming] = []
         self._reading: dict[str, SlabTensors] = {}
         self._read: dict[tuple[int, int], dict[str, SlabTensors]] = {}
 
@@ -215,7 +224,12 @@ class DeviceKV(LiveKV):
     @torch.inference_mode()
     def export(self, start: int, stop: int, states: dict[str, Tensor] | None = None) -> SlabBlock:
         """Tokens `start` to `stop` on their way into host memory; nothing waits for them here."""
-        runs = self._runs(start, stop)
+        return self._export(self._runs(start, stop), stop, states)
+
+    def _export(
+        self, runs: Mapping[str, Tensor], stop: int, states: dict[str, Tensor] | None
+    ) -> SlabBlock:
+        """Send `runs` on their way; live tokens before `stop` are read until they have arrived."""
         block = SlabBlock(sum(run.nbytes for run in runs.values()), states)
         export = _Export(stop, block, runs, self._compute.mark())
         self._exports.append(export)
@@ -229,7 +243,7 @@ class DeviceKV(LiveKV):
         runs: Mapping[str, Tensor] = {}
         memory: SlabTensors | None = None
         try:  # slabs may take long to be made
-            memory = carve_tensors(self.slabs, export.shapes, self._dtype, _SHARED_PIECE_BYTES)
+            memory = carve_tensors(self.slabs, export.specs, SHARED_PIECE_BYTES)
             runs, computed = export.begin()
             self._down.follow(computed)
             for name, run in runs.items():
@@ -257,7 +271,7 @@ class DeviceKV(LiveKV):
     def lend(self, start: int, stop: int) -> SlabBlock | None:
         """The run as it was read from a file, where the slabs have it still."""
         read = self._read.pop((start, stop), {})
-        if len(read) < 2 * len(self._growing):
+        if len(read) < self._tensors_per_layer * len(self._growing):
             return None
         whole = SlabTensors()
         for tensors in read.values():
@@ -275,10 +289,14 @@ class DeviceKV(LiveKV):
         is_behind = isinstance(block, SlabBlock)
         whole = block.tensors_behind(self._up) if is_behind else block.tensors
         part = {name: tensor[:, start - at : stop - at] for name, tensor in whole.items()}
-        for name, run in part.items():
-            self._make_room(name, tuple(run.shape), start)
-        is_there = isinstance(block, ResidentBlock)
-        (self._residents if is_there else self._loadings).append(_Loading(part, start, block))
+        self._queue(Incoming(part, start, block))
+
+    def _queue(self, loading: Incoming) -> None:
+        """Have it brought with the next flush, to where there is room for it."""
+        for name, run in loading.tensors.items():
+            self._make_room(name, tuple(run.shape), loading.start)
+        is_there = isinstance(loading.owner, ResidentBlock)
+        (self._residents if is_there else self._loadings).append(loading)
 
     @torch.inference_mode()
     def flush(self) -> None:
@@ -294,12 +312,23 @@ class DeviceKV(LiveKV):
             for number, layer in self._arriving.items():
                 for kind in ("key", "value"):
                     for load in loadings:
-                        run = load.tensors[f"{kind}.{number}"]
-                        target = layer.slot(kind, load.start, load.start + run.shape[1])
-                        copy_run(self._up, target, run, is_whole=run.is_contiguous())
+                        self._bring(
+                            load, f"{kind}.{number}", layer.slot(kind, load.start, load.stop)
+                        )
                 layer.arrival = self._up.mark()
         finally:
             self._in_flight.hold(self._up.mark(), loadings)
+
+    def _bring(self, load: Incoming, name: str, target: Tensor) -> None:
+        """Queue one tensor of what was loaded on its way to `target`."""
+        run = load.tensors[name]
+        copy_run(self._up, target, run, is_whole=run.is_contiguous())
+
+    def _reading_memory(self, name: str, spec: TensorSpec) -> list[memoryview]:
+        """Memory in slabs that a file is read into, a piece per head."""
+        memory = carve_tensors(self.slabs, {name: spec}, SHARED_PIECE_BYTES)
+        self._reading[name] = memory
+        return [memory_of(head) for head in memory.tensors[name]]
 
     @torch.inference_mode()
     def writable(
@@ -309,9 +338,7 @@ class DeviceKV(LiveKV):
             raise ValueError(f"{name} is {dtype}{list(shape)}, the model wants {self._dtype}")
         self.flush()
         self._make_room(name, shape, start)
-        memory = carve_tensors(self.slabs, {name: shape}, self._dtype, _SHARED_PIECE_BYTES)
-        self._reading[name] = memory
-        return [memory_of(head) for head in memory.tensors[name]]
+        return self._reading_memory(name, TensorSpec(shape, self._dtype))
 
     @torch.inference_mode()
     def written(self, name: str, start: int) -> None:
@@ -322,10 +349,14 @@ class DeviceKV(LiveKV):
         copy_run(self._up, layer.slot(kind, start, start + run.shape[1]), run)
         layer.arrival = self._up.mark()
         self._in_flight.hold(layer.arrival, memory)
-        if self.slabs.has_room(0):
-            self._read.setdefault((start, start + run.shape[1]), {})[name] = memory
+        self._note_read(start, start + run.shape[1], {name: memory})
 
-    def _place(self, residents: Sequence[_Loading]) -> None:
+    def _note_read(self, start: int, stop: int, read: Mapping[str, SlabTensors]) -> None:
+        """What was read from a file of this run may become its block, where the slabs have room."""
+        if self.slabs.has_room(0):
+            self._read.setdefault((start, stop), {}).update(read)
+
+    def _place(self, residents: Sequence[Incoming]) -> None:
         """Copy runs that follow one another into the live path: a few long copies, where a
         conversation may be many short runs."""
         start = residents[0].start

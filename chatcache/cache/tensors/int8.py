@@ -11,6 +11,7 @@ Segments of this kind have a namespace of their own (`namespace.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,11 +44,11 @@ def dequantise(integers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return integers * scales.float()
 
 
-class Int8KV(LiveKV):
-    """A live KV whose blocks and files are 8-bit integers."""
+class SettlingKV(LiveKV):
+    """A live KV some of whose first tokens are what blocks hold of them, and others are exact."""
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
         self._num_settled = 0
 
     @property
@@ -66,44 +67,39 @@ class Int8KV(LiveKV):
         super().set_length(num_tokens)
         self._num_settled = num_tokens
 
+    def note_exported(self, start: int, stop: int) -> None:
+        if start <= self._num_settled:
+            self._num_settled = max(self._num_settled, stop)
+
+
+class Int8KV(SettlingKV):
+    """A live KV whose blocks and files are 8-bit integers."""
+
     @torch.inference_mode()
     def export(
         self, start: int, stop: int, states: dict[str, torch.Tensor] | None = None
     ) -> KVBlock:
         """Like the exact one; what is live from `start` to `stop` is then what is in the block."""
         tensors: dict[str, torch.Tensor] = {}
-        for index, layer in self._growing.items():
-            for kind in ("key", "value"):
-                live = layer.view(kind, start, stop)[0]
-                integers, scales = quantise(live, kind)
-                live.copy_(dequantise(integers, scales))
-                tensors[f"{kind}_scale.{index}"] = scales.cpu().contiguous()
-                tensors[f"{kind}.{index}"] = integers.cpu().contiguous()
-        if start <= self._num_settled:
-            self._num_settled = max(self._num_settled, stop)
+        for name, live in self._runs(start, stop).items():
+            integers, scales = settle(live, name)
+            tensors[scales_of(name)] = scales.cpu().contiguous()
+            tensors[name] = integers.cpu().contiguous()
+        self.note_exported(start, stop)
         return KVBlock(tensors, states or {})
 
     @torch.inference_mode()
     def load(self, block: TensorBlock, at: int, start: int, stop: int) -> None:
-        part = slice(start - at, stop - at)
-        for name, integers in block.tensors.items():
-            if not name.startswith(SCALE_PREFIXES):
-                scales = block.tensors[scales_of(name)]
-                is_per_token = scales.shape[1] == integers.shape[1]
-                self._put(
-                    name, integers[:, part], scales[:, part] if is_per_token else scales, start
-                )
+        for name, (integers, scales) in parts_of(block.tensors, start - at, stop - at).items():
+            self._put(name, integers, scales, start)
 
     @torch.inference_mode()
     def writable(
         self, name: str, dtype: str, shape: tuple[int, ...], start: int
     ) -> list[memoryview]:
         """Host memory for the integers of a tensor, or for its scales, which come before them."""
-        is_scale = name.startswith(SCALE_PREFIXES)
         self._locate(name.replace("_scale", ""))
-        if (dtype, len(shape)) != ("BF16" if is_scale else "I8", 3):
-            raise ValueError(f"{name} is {dtype}{list(shape)}, the model wants int8 and its scales")
-        staged = torch.empty(shape, dtype=torch.bfloat16 if is_scale else torch.int8)
+        staged = torch.empty(shape, dtype=stored_dtype(name, dtype, shape))
         self._staged[name] = staged
         return [memory_of(head) for head in staged]
 
@@ -126,6 +122,36 @@ class Int8KV(LiveKV):
         if live.shape != integers.shape:
             raise ValueError(f"{name} is {list(integers.shape)}, the model has {list(live.shape)}")
         live.copy_(dequantise(integers.to(self._device), scales.to(self._device)))
+
+
+def settle(live: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise what is live of a tensor, `key.N` or `value.N`; it is then what the integers say."""
+    integers, scales = quantise(live, name.partition(".")[0])
+    live.copy_(dequantise(integers, scales))
+    return integers, scales
+
+
+def parts_of(
+    tensors: Mapping[str, torch.Tensor], start: int, stop: int
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Tokens `start` to `stop` of a block: the integers of each tensor, and the scales."""
+    parts = {}
+    for name, integers in tensors.items():
+        if name.startswith(SCALE_PREFIXES):
+            continue
+        scales = tensors[scales_of(name)]
+        is_per_token = scales.shape[1] == integers.shape[1]
+        part = scales[:, start:stop] if is_per_token else scales
+        parts[name] = integers[:, start:stop], part
+    return parts
+
+
+def stored_dtype(name: str, dtype: str, shape: tuple[int, ...]) -> torch.dtype:
+    """How a tensor of a file is kept: integers, or their scales. Raises ValueError for others."""
+    is_scale = name.startswith(SCALE_PREFIXES)
+    if (dtype, len(shape)) != ("BF16" if is_scale else "I8", 3):
+        raise ValueError(f"{name} is {dtype}{list(shape)}, the model wants int8 and its scales")
+    return torch.bfloat16 if is_scale else torch.int8
 
 
 def are_scales_of(integers: torch.Tensor, scales: torch.Tensor, name: str) -> bool:

@@ -31,6 +31,10 @@ class Stream(Protocol):
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Queue a copy; one of the two is on the host."""
 
+    def run(self, work: Callable[[], None]) -> None:
+        """Queue what operations of torch do, called by `work`. It may be called later; what it
+        makes meanwhile is used on this stream alone."""
+
     def follow(self, event: Event) -> None:
         """What is queued from now on begins when the event is over. The host does not wait."""
 
@@ -127,6 +131,10 @@ class _CudaStream:
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         with torch.cuda.stream(self._find()):
             target.copy_(source, non_blocking=True)
+
+    def run(self, work: Callable[[], None]) -> None:
+        with torch.cuda.stream(self._find()):
+            work()
 
     def follow(self, event: Event) -> None:
         if isinstance(event, _CudaEvent):

@@ -104,6 +104,15 @@ class LiveKV(Cache):
         )
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of K and V of a token, as they are live."""
+        return sum(
+            tensor[:, :, :1].nbytes
+            for layer in self._growing.values()
+            for tensor in layer.home.tensors.values()
+        )
+
+    @property
     def is_staged(self) -> bool:
         """Whether files are read into host memory first, because the live KV is elsewhere."""
         return self._device.type != "cpu"

@@ -38,9 +38,16 @@ class VramTier:
         residents = self._residents()
         return TierUse(sum(num_bytes for _, num_bytes in residents), self.budget, len(residents))
 
-    def keep(self, ids: TokenIds, num_staying: int, reside: Callable[[int, int], Resident]) -> None:
+    def keep(
+        self,
+        ids: TokenIds,
+        num_staying: int,
+        reside: Callable[[int, int], Resident],
+        token_bytes: int,
+    ) -> None:
         """The live path `ids` is about to be cut after `num_staying` tokens: its segments that go
-        on behind stay on the device, as `reside(start, stop)` copies them, where there is room."""
+        on behind stay on the device, as `reside(start, stop)` copies them, where there is room.
+        `token_bytes`: how much of it a token takes there."""
         if not self.budget:
             return
         with self.book.lock:
@@ -49,7 +56,7 @@ class VramTier:
                 is_whole = (span.start, span.stop) == (entry.start, entry.stop)
                 if span.stop <= num_staying or not is_whole or entry.resident is not None:
                     continue
-                if not self._make_room(entry):
+                if not self._make_room(token_bytes * (entry.stop - entry.start)):
                     return
                 try:
                     entry.resident = reside(entry.start, entry.stop)
@@ -68,14 +75,13 @@ class VramTier:
                 self._evict(entry)
             return bool(found)
 
-    def _make_room(self, entry: Entry) -> bool:
-        """Give up what is over, and then leaves and the least recently used ones first, until a
-        segment has room; False: it will have none."""
+    def _make_room(self, num_bytes: int) -> bool:
+        """Give up what is over, and then leaves and the least recently used ones first, until so
+        much has room; False: it will have none."""
         now, ttl = self.clock(), self.policy.ram_ttl
         residents = self._residents()
-        used = sum(num_bytes for _, num_bytes in residents)
-        excess = used + entry.num_bytes - self.budget
-        candidates = [found.candidate(num_bytes, ttl) for found, num_bytes in residents]
+        excess = sum(size for _, size in residents) + num_bytes - self.budget
+        candidates = [found.candidate(size, ttl) for found, size in residents]
         victims = choose_victims(candidates, max(0, excess), now)
         if sum(victim.num_bytes for victim in victims) < excess:
             return False

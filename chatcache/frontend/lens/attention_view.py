@@ -6,17 +6,18 @@ Owns the facts of this view, where one can go in it, and its lines. Pure.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chatcache import formatting as fmt
-from chatcache.backends.questions import AskAttention, AttentionRows, TokenPiece
+from chatcache.backends.questions import AskAttention, AttentionRows
 from chatcache.chat.readings import TurnReading
-from chatcache.frontend.lens.fates import fate_runs
-from chatcache.frontend.lens.page import Line, Marked, Page, flow, line
-from chatcache.frontend.lens.token_rows import Outline, outline, shade
-from chatcache.frontend.lens.visible import SEPARATOR, cut_to, shown_piece
+from chatcache.frontend.lens.fates import basics, fate_runs
+from chatcache.frontend.lens.page import Line, Marked, Page, flow, line, page_of
+from chatcache.frontend.lens.studied import StudiedTurn
+from chatcache.frontend.lens.token_rows import Outline, moved_token, outline, shade
+from chatcache.frontend.lens.visible import SEPARATOR, cut_to
 
 KEYS = "←→ ↑↓ token · l L layer · h H head · m grid"
 NEVER_CHANGES = (
@@ -43,17 +44,7 @@ class AttentionState:
     is_grid: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionFacts:
-    """`rows` is the answer to `question`; None, and `problem` may say why: nobody could be asked.
-    `pieces` are what the ids of the turn stand for."""
-
-    reading: TurnReading
-    rows: AttentionRows | None = None
-    pieces: Mapping[int, TokenPiece] = field(default_factory=dict)
-    problem: str = ""
-
-
+AttentionFacts = StudiedTurn[AttentionRows]
 START = AttentionState()
 
 
@@ -74,8 +65,8 @@ def press(
 ) -> AttentionState | None:
     """The state after a key; None: it does nothing here."""
     reading = facts.reading
-    chosen, last = chosen_of(reading, state), max(0, len(reading.ids) - 1)
-    num_layers, num_heads = (facts.rows.num_layers, facts.rows.num_heads) if facts.rows else (0, 0)
+    chosen, rows = chosen_of(reading, state), facts.told
+    num_layers, num_heads = (rows.num_layers, rows.num_heads) if rows else (0, 0)
     if key in ("layer", "layer_back"):
         return replace(state, layer=_next_of(state.layer, num_layers, key == "layer"))
     if key in ("head", "head_back"):
@@ -87,18 +78,9 @@ def press(
     if key in ("up", "down") and not state.is_grid:
         step = -1 if key == "up" else 1
         return replace(state, chosen=_outline(facts, chosen, width, ()).beside(chosen, step))
-    starts = [run.start for run in reading.messages]
-    moves = {
-        "left": chosen - 1,
-        "right": chosen + 1,
-        "up": chosen - 1,
-        "down": chosen + 1,
-        "home": 0,
-        "end": last,
-        "page_up": max((start for start in starts if start < chosen), default=0),
-        "page_down": min((start for start in starts if start > chosen), default=last),
-    }
-    return replace(state, chosen=min(max(0, moves[key]), last)) if key in moves else None
+    key = {"up": "left", "down": "right"}.get(key, key)  # in the grid a token is a row
+    place = moved_token(key, chosen, reading)
+    return None if place is None else replace(state, chosen=place)
 
 
 def _next_of(now: int | None, count: int, is_forward: bool) -> int | None:
@@ -112,15 +94,13 @@ def page(
     facts: AttentionFacts, width: int, height: int | None = None, state: AttentionState = START
 ) -> Page:
     """Without a height all tokens are drawn."""
-    reading, rows = facts.reading, facts.rows
+    reading, rows = facts.reading, facts.told
     chosen = chosen_of(reading, state)
     title = f"Attention in turn {reading.turn} of {reading.num_turns}"
-    basics = {"session": reading.session_name, "turn": reading.turn, "turns": reading.num_turns}
-    why = reading.unknown or facts.problem
-    if why or rows is None or not rows.rows:
-        told = tuple(filter(None, (why, "" if why else ASK_FOR_MODEL, NEVER_CHANGES)))
-        drawn = tuple(line(text) for words in told for text in flow(words, width))
-        return Page(title, drawn, told, {**basics, "unknown": why or ASK_FOR_MODEL}, KEYS)
+    if (why := facts.problem) or rows is None or not rows.rows:
+        why = why or ASK_FOR_MODEL
+        data = {**basics(reading), "unknown": why}
+        return page_of(title, (why, NEVER_CHANGES), width, data, KEYS)
     weights = rows.rows[-1]
     heats, found = heats_of(weights), strongest(weights)
     head = f"{_token(facts, chosen)} of {len(reading.ids):,}, {_averaged(rows, state)}"
@@ -137,7 +117,7 @@ def page(
         title=title,
         lines=(*top, *middle, *bottom),
         sentences=(f"{head}.", *_top_sentences(facts, found), *last),
-        data={**basics, **_data(facts, rows, found, state)},
+        data={**basics(reading), **_data(facts, rows, found, state)},
         keys=KEYS,
     )
 
@@ -150,9 +130,7 @@ def _token(facts: AttentionFacts, position: int) -> str:
 
 
 def _text(facts: AttentionFacts, position: int) -> str:
-    token_id = facts.reading.ids[position]
-    piece = facts.pieces.get(token_id)
-    return (shown_piece(piece) if piece else "") or f"#{token_id}"
+    return facts.text_of(facts.reading.ids[position])
 
 
 def _averaged(rows: AttentionRows, state: AttentionState) -> str:

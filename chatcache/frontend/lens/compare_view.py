@@ -116,7 +116,7 @@ def _strips(groups: Sequence[Group], width: int) -> list[Line]:
             end()
         if cells > room:  # longer than a line: each side on lines of its own
             for letter, text in zip("AB", texts, strict=True):
-                for part in pieces_of_width(text, room, room):
+                for part in pieces_of_width(text, room):
                     lines.append(line(Marked(f"{letter} ", "muted"), f" {part}"))
             continue
         for row, text in zip(rows, texts, strict=True):

@@ -14,7 +14,8 @@ from chatcache.backends.questions import DescribeTokens, TokenPiece, TokenPieces
 from chatcache.backends.usage import Figures, Reason
 from chatcache.chat.readings import LEFT_LINE, TurnReading
 from chatcache.frontend.figures import reason_words
-from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line
+from chatcache.frontend.lens.fates import basics
+from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line, page_of
 from chatcache.frontend.lens.visible import SEPARATOR, cut_to, shown_piece
 from chatcache.token_ids import NO_IDS, TokenIds
 
@@ -98,18 +99,16 @@ def page(facts: DivergenceFacts, width: int, height: int | None = None) -> Page:
     """The height does not matter: it is a short page."""
     reading, figures = facts.reading, facts.reading.figures
     title = f"Divergence in turn {reading.turn} of {reading.num_turns}"
-    basics = {"session": reading.session_name, "turn": reading.turn, "turns": reading.num_turns}
     if figures is None or (figures.is_remote and not reading.prompt_ids):
         why = reading.unknown or "This turn has no answer: how it was read is not recorded."
-        lines = tuple(line(text) for text in flow(why, width))
-        return Page(title, lines, (why,), {**basics, "unknown": why})
+        return page_of(title, (why,), width, {**basics(reading), "unknown": why})
     told = _told(reading, figures)
     lines = tuple(line(Marked(text, mark)) for mark, words in told for text in flow(words, width))
     return Page(
         title=title,
         lines=(*lines, *(_strips(facts, width) if reading.prompt_ids else ())),
         sentences=(*(words for _, words in told), *_place_sentences(facts)),
-        data={**basics, **_data(facts, figures)},
+        data={**basics(reading), **_data(facts, figures)},
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from chatcache import formatting as fmt
 from chatcache.chat.readings import MessageRun, TurnReading
@@ -124,6 +124,11 @@ def covered_words(messages: Sequence[MessageRun], start: int, stop: int) -> str:
         role for run in messages if run.start < stop and run.stop > start for role in run.roles
     )
     return message_words(MessageRun(start, stop, roles)) if roles else ""
+
+
+def basics(reading: TurnReading) -> dict[str, Any]:
+    """Which turn it is, as the data of a page have it."""
+    return {"session": reading.session_name, "turn": reading.turn, "turns": reading.num_turns}
 
 
 def run_words(run: FateRun, messages: Sequence[MessageRun]) -> str:

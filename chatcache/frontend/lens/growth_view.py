@@ -22,12 +22,11 @@ from chatcache.frontend.lens.arithmetic import (
     work,
     work_before_each,
 )
-from chatcache.frontend.lens.fates import FateRun, fate_runs
-from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line
+from chatcache.frontend.lens.fates import FateRun, basics, fate_runs, run_at
+from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line, page_of
 
 KEYS = "←→ step · PgUp PgDn ten steps · Home End"
 ASK_FOR_MODEL = "Enter loads the model: then multiplications and bytes are shown, too."
-BIG_STEP = 10
 StepKind = Literal["reuse", "prefill", "decode"]
 
 
@@ -88,37 +87,15 @@ def _num_chunks(facts: GrowthFacts) -> int:
     return -(-(len(facts.reading.prompt_ids) - _cached(facts)) // _chunk(facts))
 
 
-def press(facts: GrowthFacts, step: int, key: str) -> int:
-    """The step after a key; the same one where it means nothing here."""
-    last = max(0, num_steps(facts) - 1)
-    moves = {
-        "left": step - 1,
-        "right": step + 1,
-        "up": step - 1,
-        "down": step + 1,
-        "page_up": step - BIG_STEP,
-        "page_down": step + BIG_STEP,
-        "home": 0,
-        "end": last,
-    }
-    return min(max(0, moves.get(key, step)), last)
-
-
 def page(facts: GrowthFacts, width: int, height: int | None = None, step: int = 0) -> Page:
     """The height does not matter: it is a short page."""
     reading = facts.reading
     title = f"Growth in turn {reading.turn} of {reading.num_turns}"
-    basics = {"session": reading.session_name, "turn": reading.turn, "turns": reading.num_turns}
     why = reading.unknown
     if not why and reading.figures is None:
         why = "This turn has no answer: how it was read is not recorded."
     if why:
-        return Page(
-            title,
-            tuple(line(text) for text in flow(why, width)),
-            (why,),
-            {**basics, "unknown": why},
-        )
+        return page_of(title, (why,), width, {**basics(reading), "unknown": why})
     step = min(max(0, step), num_steps(facts) - 1)
     told = _step_told(facts, step)
     lines: list[Line] = []
@@ -131,7 +108,8 @@ def page(facts: GrowthFacts, width: int, height: int | None = None, step: int = 
     else:
         lines += [(), *_bytes_lines(facts.shape, reading, width)]
         sentences += _bytes_sentences(facts.shape, reading)
-    return Page(title, tuple(lines), tuple(sentences), {**basics, **_data(facts, step)}, KEYS)
+    data = {**basics(reading), **_data(facts, step)}
+    return Page(title, tuple(lines), tuple(sentences), data, KEYS)
 
 
 # one step
@@ -221,8 +199,7 @@ def _bar(facts: GrowthFacts, step: Step, width: int) -> Line:
     drawn: list[Marked] = [Marked("[", "muted")]
     for cell in range(cells):
         position = min(total - 1, (2 * cell + 1) * total // (2 * cells))
-        run = next((run for run in runs if run.start <= position < run.stop), None)
-        drawn.append(_bar_cell(run, position, step))
+        drawn.append(_bar_cell(run_at(runs, position), position, step))
     drawn.append(Marked("]", "muted"))
     if step.kind == "decode":  # one row may be less than a cell
         at = min(cells - 1, step.start * cells // total)

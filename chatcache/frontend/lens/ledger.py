@@ -6,7 +6,6 @@ Owns how these accounts are drawn, as columns and as sentences. The sums are tho
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from chatcache.chat.totals import Totals
 from chatcache.formatting import duration, one_line, plural, shorten, size
 from chatcache.formatting import width as cells_of
 from chatcache.frontend.accounts import Account, LedgerFacts, shared_words, time_words
-from chatcache.frontend.lens.page import Line, Mark, Marked, Page, line
+from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line
 from chatcache.frontend.servers import money
 
 TITLE = "Ledger"
@@ -177,7 +176,7 @@ def _table(
 
 
 def _wrapped(text: str, width: int) -> Iterable[Line]:
-    return (line(Marked(part, "muted")) for part in textwrap.wrap(text, width))
+    return (line(Marked(part, "muted")) for part in flow(text, width))
 
 
 def _notes(facts: LedgerFacts) -> Iterable[str]:

@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from chatcache import formatting as fmt
 from chatcache.backends.base import SamplingParams
-from chatcache.backends.questions import AskNextTokens, NextToken, NextTokens, TokenPiece
+from chatcache.backends.questions import AskNextTokens, NextToken, NextTokens
 from chatcache.chat.readings import TurnReading
-from chatcache.frontend.lens.page import Line, Marked, Page, flow, line
+from chatcache.frontend.lens.fates import basics
+from chatcache.frontend.lens.page import Line, Marked, Page, flow, line, page_of
+from chatcache.frontend.lens.studied import StudiedTurn
 from chatcache.frontend.lens.visible import cut_to, shown_piece
 
 KEYS = "←→ token of the answer · ↑↓ setting · - + change it"
@@ -46,17 +48,7 @@ class NextState:
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
 
-@dataclass(frozen=True, slots=True)
-class NextFacts:
-    """`told` is the answer to `question`; None, and `problem` may say why: nobody could be asked.
-    `pieces` are what the ids of the turn stand for."""
-
-    reading: TurnReading
-    told: NextTokens | None = None
-    pieces: Mapping[int, TokenPiece] = field(default_factory=dict)
-    problem: str = ""
-
-
+NextFacts = StudiedTurn[NextTokens]
 START = NextState()
 
 
@@ -115,12 +107,10 @@ def page(facts: NextFacts, width: int, height: int | None = None, state: NextSta
     """The height does not matter: it is a short page."""
     reading, told = facts.reading, facts.told
     title = f"Next token in turn {reading.turn} of {reading.num_turns}"
-    basics = {"session": reading.session_name, "turn": reading.turn, "turns": reading.num_turns}
-    why = reading.unknown or facts.problem
-    if why or told is None:
-        said = tuple(filter(None, (why, "" if why else ASK_FOR_MODEL, NOT_ONE_ROW)))
-        drawn = tuple(line(text) for words in said for text in flow(words, width))
-        return Page(title, drawn, said, {**basics, "unknown": why or ASK_FOR_MODEL}, KEYS)
+    if (why := facts.problem) or told is None:
+        why = why or ASK_FOR_MODEL
+        data = {**basics(reading), "unknown": why}
+        return page_of(title, (why, NOT_ONE_ROW), width, data, KEYS)
     where = _where(facts, state)
     spread = (
         f"{fmt.plural(told.num_left, 'token')} of the vocabulary can be drawn with the settings;"
@@ -135,7 +125,7 @@ def page(facts: NextFacts, width: int, height: int | None = None, state: NextSta
         title=title,
         lines=tuple(lines),
         sentences=(f"{where}.", f"{_settings_words(facts, state)}.", *_told(told), *last),
-        data={**basics, **_data(facts, told, state)},
+        data={**basics(reading), **_data(facts, told, state)},
         keys=KEYS,
     )
 
@@ -149,9 +139,7 @@ def _where(facts: NextFacts, state: NextState) -> str:
     said = _said(facts, state)
     if said is None:
         return place
-    piece = facts.pieces.get(said)
-    text = (shown_piece(piece) if piece else "") or f"#{said}"
-    return f"{place}; the model wrote {text}"
+    return f"{place}; the model wrote {facts.text_of(said)}"
 
 
 def _said(facts: NextFacts, state: NextState) -> int | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from chatcache import formatting as fmt
+from chatcache.formatting import flow as flow
 
 # What a text is. Never colour alone: every fate has a letter too (`LETTERS`).
 Mark = Literal[
@@ -68,26 +69,21 @@ def line(*parts: str | Marked) -> Line:
     return tuple(Marked(part) if isinstance(part, str) else part for part in parts)
 
 
+def page_of(
+    title: str,
+    sentences: Iterable[str],
+    width: int,
+    data: Mapping[str, Any],
+    keys: str = "",
+) -> Page:
+    """A page of sentences alone: there is nothing to draw."""
+    told = tuple(sentences)
+    lines = tuple(line(text) for words in told for text in flow(words, width))
+    return Page(title, lines, told, data, keys)
+
+
 def text_of(drawn: Line) -> str:
     return "".join(span.text for span in drawn)
-
-
-def flow(text: str, width: int, indent: str = "") -> list[str]:
-    """A text on lines of at most `width` cells, broken between words; those behind the first begin
-    with `indent`. A word that is longer than a line is broken within."""
-    lines, current, is_empty = [], "", True
-    for word in fmt.one_line(text).split():
-        room = width - fmt.width(current) - (0 if is_empty else 1)
-        if not is_empty and fmt.width(word) > room:
-            lines.append(current)
-            current, is_empty = indent, True
-        while fmt.width(word) > (room := max(1, width - fmt.width(current))) and is_empty:
-            head = _head(word, room)
-            lines.append(current + head)
-            current, word = indent, word[len(head) :]
-        current += word if is_empty else f" {word}"
-        is_empty = False
-    return [*lines, current]
 
 
 def wrapped(parts: Iterable[Marked], width: int) -> list[Line]:
@@ -104,11 +100,3 @@ def wrapped(parts: Iterable[Marked], width: int) -> list[Line]:
             lines[-1] += [Marked(space)] * bool(space) + [replace(part, text=text)]
             used += len(space) + fmt.width(text)
     return [tuple(parts) for parts in lines if parts]
-
-
-def _head(word: str, cells: int) -> str:
-    """As much of a word as fits, and one character at least."""
-    end = 1
-    while end < len(word) and fmt.width(word[: end + 1]) <= cells:
-        end += 1
-    return word[:end]

@@ -27,6 +27,7 @@ from chatcache.chat.views import ForkPoint, TranscriptMessage
 from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.frontend.accounts import LedgerFacts, gather
 from chatcache.frontend.lens.compare_view import CompareFacts, questions
+from chatcache.frontend.lens.studied import StudiedTurn, Told
 
 NOT_LOADED = "No model is loaded"
 
@@ -124,6 +125,19 @@ class LensSource:
         if not isinstance(own, TokenPieces) or not isinstance(other, TokenPieces):
             raise UnavailableError("The engine did not tell the tokens.", "Try again.")
         return CompareFacts(text, own, other)
+
+    def studied(
+        self, reading: TurnReading, question: Question, kind: type[Told]
+    ) -> StudiedTurn[Told]:
+        """A turn with what the loaded model tells of it, as far as it can."""
+        if reading.unknown or not self.can_read(reading.tokenizer_id):
+            return StudiedTurn(reading)
+        pieces = self.texts(reading.tokenizer_id, DescribeTokens(reading.ids))
+        try:
+            told = self.study(question)
+        except UnavailableError as error:
+            return StudiedTurn(reading, None, pieces, f"{error.message} {error.hint}".strip())
+        return StudiedTurn(reading, told if isinstance(told, kind) else None, pieces)
 
     def shape(self, reading: TurnReading) -> ModelShape | None:
         """The numbers of the model that answered a turn; None unless it is the one that is

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from chatcache import formatting as fmt
 from chatcache.backends.questions import TokenPiece
-from chatcache.chat.readings import MessageRun
+from chatcache.chat.readings import MessageRun, TurnReading
 from chatcache.frontend.lens.fates import FateRun, message_words, run_words
 from chatcache.frontend.lens.page import Line, Mark, Marked, line
 from chatcache.frontend.lens.visible import SEPARATOR, pieces_of_width, shown_piece
@@ -21,6 +21,22 @@ from chatcache.token_ids import TokenIds
 # A row ends with its block, so that the rows of a long message can be made from the middle.
 BLOCK_TOKENS = 128
 MIN_ROOM = 8
+
+
+def moved_token(key: str, chosen: int, reading: TurnReading) -> int | None:
+    """Where a key leads from a token: to the next one, the beginning of a message, or an end; None:
+    nowhere."""
+    starts = [run.start for run in reading.messages]
+    last = max(0, len(reading.ids) - 1)
+    moves = {
+        "left": chosen - 1,
+        "right": chosen + 1,
+        "home": 0,
+        "end": last,
+        "page_up": max((start for start in starts if start < chosen), default=0),
+        "page_down": min((start for start in starts if start > chosen), default=last),
+    }
+    return min(max(0, moves[key]), last) if key in moves else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +140,7 @@ class Outline:
             if row and used + fmt.width(text) + 1 > room:
                 yield ended(position)
             mark = self._mark(position, token_id, block.run)
-            parts = pieces_of_width(text, room - 1, room - 1)
+            parts = pieces_of_width(text, room - 1)
             for index, part in enumerate(parts):
                 row.append(Marked(part, mark, self._heat(position)))
                 used += fmt.width(part)

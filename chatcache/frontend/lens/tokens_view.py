@@ -18,6 +18,7 @@ from chatcache.frontend.lens.fates import (
     WORDS,
     Fate,
     FateRun,
+    basics,
     fate_runs,
     is_order_known,
     message_at,
@@ -25,8 +26,8 @@ from chatcache.frontend.lens.fates import (
     run_at,
     run_words,
 )
-from chatcache.frontend.lens.page import Line, Marked, Page, flow, line, wrapped
-from chatcache.frontend.lens.token_rows import Outline, TokenRow, outline
+from chatcache.frontend.lens.page import Line, Marked, Page, flow, line, page_of, wrapped
+from chatcache.frontend.lens.token_rows import Outline, TokenRow, moved_token, outline
 from chatcache.frontend.lens.visible import part_bytes, shown, shown_piece
 
 KEYS = "←→ token · ↑↓ line · PgUp PgDn message · c cut · f fold · i ids"
@@ -96,19 +97,8 @@ def press(facts: TokensFacts, state: TokensState, key: str, width: int) -> Token
     if key in ("up", "down"):
         rows = _outline(facts, state, width)
         return replace(state, chosen=rows.beside(chosen, -1 if key == "up" else 1))
-    starts = [run.start for run in facts.reading.messages]
-    last = len(facts.reading.ids) - 1
-    moves = {
-        "left": chosen - 1,
-        "right": chosen + 1,
-        "home": 0,
-        "end": last,
-        "page_up": max((start for start in starts if start < chosen), default=0),
-        "page_down": min((start for start in starts if start > chosen), default=last),
-    }
-    if key not in moves:
-        return None
-    return replace(state, chosen=min(max(0, moves[key]), max(0, last)))
+    place = moved_token(key, chosen, facts.reading)
+    return None if place is None else replace(state, chosen=place)
 
 
 def page(
@@ -118,9 +108,8 @@ def page(
     reading = facts.reading
     title = f"Tokens of turn {reading.turn} of {reading.num_turns}"
     if not reading.prompt_ids:
-        told = _without_ids(reading)
-        lines = tuple(line(text) for words in told for text in flow(words, width))
-        return Page(title, lines, told, {**_basics(facts), "unknown": reading.unknown})
+        data = {**_basics(facts), "unknown": reading.unknown}
+        return page_of(title, _without_ids(reading), width, data)
     chosen = chosen_of(facts, state)
     top = _top(facts, width)
     bottom = _bottom(facts, chosen, width)
@@ -275,9 +264,7 @@ def _basics(facts: TokensFacts) -> dict[str, Any]:
     reading = facts.reading
     return {
         "session_id": reading.session_id,
-        "session": reading.session_name,
-        "turn": reading.turn,
-        "turns": reading.num_turns,
+        **basics(reading),
         "model": reading.model,
     }
 

@@ -9,8 +9,8 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
-from chatcache.backends.questions import AttentionRows, DescribeTokens, NextTokens
-from chatcache.errors import UnavailableError, UsageError, did_you_mean
+from chatcache.backends.questions import AttentionRows, NextTokens
+from chatcache.errors import UsageError, did_you_mean
 from chatcache.frontend.accounts import LedgerFacts
 from chatcache.frontend.lens import (
     attention_view,
@@ -132,15 +132,7 @@ class AttentionView(LensView[attention_view.AttentionFacts]):
 
     def read(self, source: LensSource, state: LensState) -> attention_view.AttentionFacts:
         reading, own = source.reading(state.turn), self._own(state)
-        if reading.unknown or not source.can_read(reading.tokenizer_id):
-            return attention_view.AttentionFacts(reading)
-        pieces = source.texts(reading.tokenizer_id, DescribeTokens(reading.ids))
-        try:
-            rows = source.study(attention_view.question(reading, own))
-        except UnavailableError as error:
-            return attention_view.AttentionFacts(reading, None, pieces, _sentences(error))
-        found = rows if isinstance(rows, AttentionRows) else None
-        return attention_view.AttentionFacts(reading, found, pieces)
+        return source.studied(reading, attention_view.question(reading, own), AttentionRows)
 
     def page(
         self, facts: attention_view.AttentionFacts, state: LensState, width: int, height: int | None
@@ -177,7 +169,7 @@ class GrowthView(LensView[growth_view.GrowthFacts]):
         self, facts: growth_view.GrowthFacts, state: LensState, key: LensKey, width: int
     ) -> LensState:
         before = self._step(facts, state)
-        after = growth_view.press(facts, before, key)
+        after = moved(key, before, max(1, growth_view.num_steps(facts)))
         return state if after == before else state.with_own(self.name, after)
 
     def _step(self, facts: growth_view.GrowthFacts, state: LensState) -> int:
@@ -194,14 +186,7 @@ class NextView(LensView[next_view.NextFacts]):
 
     def read(self, source: LensSource, state: LensState) -> next_view.NextFacts:
         reading, own = source.reading(state.turn), self._own(state)
-        if reading.unknown or not source.can_read(reading.tokenizer_id):
-            return next_view.NextFacts(reading)
-        pieces = source.texts(reading.tokenizer_id, DescribeTokens(reading.ids))
-        try:
-            told = source.study(next_view.question(reading, own))
-        except UnavailableError as error:
-            return next_view.NextFacts(reading, None, pieces, _sentences(error))
-        return next_view.NextFacts(reading, told if isinstance(told, NextTokens) else None, pieces)
+        return source.studied(reading, next_view.question(reading, own), NextTokens)
 
     def page(
         self, facts: next_view.NextFacts, state: LensState, width: int, height: int | None
@@ -220,10 +205,6 @@ class NextView(LensView[next_view.NextFacts]):
     def _own(self, state: LensState) -> next_view.NextState:
         num_behind, setting = state.own.get(self.name, (state.step or 0, 0))
         return next_view.NextState(num_behind, setting, state.sampling)
-
-
-def _sentences(error: UnavailableError) -> str:
-    return f"{error.message} {error.hint}".strip()
 
 
 class TreeView(LensView[tree_view.TreeFacts]):

@@ -52,24 +52,20 @@ def part_bytes(piece: TokenPiece | None) -> bytes:
     return _BYTE.sub(lambda found: bytes([int(found[1], 16)]), raw)
 
 
-def pieces_of_width(text: str, first: int, others: int) -> list[str]:
-    """A text cut into pieces of at most so many cells: the first one, and those behind it."""
-    if fmt.width(text) <= first:
-        return [text]
-    pieces, current, room = [], "", first
-    for character in text:
-        if current and fmt.width(current + character) > room:
-            pieces.append(current)
-            current, room = "", others
-        current += character
-    return [*pieces, current]
+def pieces_of_width(text: str, cells: int) -> list[str]:
+    """A text cut into pieces of at most so many cells, and of one character at least."""
+    pieces = []
+    while (piece := fmt.fitting(text, cells) or text[:1]) != text:
+        pieces.append(piece)
+        text = text[len(piece) :]
+    return [*pieces, text]
 
 
 def cut_to(text: str, cells: int) -> str:
     """A drawn token in at most so many cells, with an ellipsis where it was cut."""
     if fmt.width(text) <= cells:
         return text
-    return pieces_of_width(text, max(1, cells - 1), 1)[0] + "…"
+    return pieces_of_width(text, max(1, cells - 1))[0] + "…"
 
 
 def _plain(character: str) -> str:

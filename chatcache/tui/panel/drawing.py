@@ -6,14 +6,13 @@ chat service and of the backend; nothing is measured or guessed here.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.cells import cell_len
 
 from chatcache.backends.usage import Figures
-from chatcache.formatting import clean, duration, one_line, parameters, percent, rate, size
+from chatcache.formatting import clean, duration, flow, one_line, parameters, percent, rate, size
 from chatcache.frontend import reports, servers
 from chatcache.frontend.engines import panel_words
 from chatcache.frontend.figures import is_real_miss, reason_words, sign, sources
@@ -282,7 +281,7 @@ def _event_lines(state: PanelState, width: int) -> Iterator[Line]:
         stamp = clock_time(event.at, seconds=True)
         style = "bad" if event.kind in ("quarantined", "warning") else ""
         words = one_line(f"! {event.text}" if style else event.text)
-        text = textwrap.wrap(words, max(10, width - 9)) or [""]
+        text = flow(words, max(10, width - 9))
         yield (Piece(f"{stamp} ", "dim"), Piece(text[0], style))
         for more in text[1:]:
             yield (Piece(" " * 9 + more, style),)
@@ -366,5 +365,5 @@ def _table_line(
 
 
 def _wrapped(text: str, width: int, style: str = "dim") -> Iterator[Line]:
-    for line in textwrap.wrap(text, width):
+    for line in flow(text, width) if text else ():
         yield (Piece(line, style),)

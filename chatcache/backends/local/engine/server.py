@@ -67,6 +67,10 @@ class Runner(Loaded, Protocol):
         self, request: Prepare, is_wanted: Callable[[], bool]
     ) -> Generator[None, None, Prepared]: ...
 
+    def look_ahead(self) -> bool:
+        """Do, in a tenth of a second or so, one of the things that the next turn would have to wait
+        for; False: all is done."""
+
     def spill(self, segment_id: str | None = None) -> int: ...
 
     def forget_deleted(self, *, is_all: bool) -> None: ...
@@ -133,8 +137,13 @@ class EngineServer:
 
     def _work(self, runner: Runner) -> str:
         """Until there is a reason to end; returns it."""
+        is_ready = True
         while True:
-            step = self._schedule.next(self._lifetime.tick_seconds())
+            step = self._schedule.next(self._lifetime.tick_seconds() if is_ready else 0.0)
+            if step is None and not is_ready:
+                is_ready = not self._look_ahead(runner)
+                continue
+            is_ready = is_ready and not isinstance(step, Turn | Idle)
             if isinstance(step, Turn):
                 self._run(runner, step)
             elif isinstance(step, Idle):
@@ -224,6 +233,14 @@ class EngineServer:
         if not (prepared.was_cancelled and self._schedule.put_back(idle)):
             send(prepared)
         self._client = 0
+
+    def _look_ahead(self, runner: Runner) -> bool:
+        """While there is nothing else to do; whether there may be more of it."""
+        try:
+            return runner.look_ahead()
+        except Exception:
+            log.exception("what the next turn needs could not be made ahead")
+            return False
 
     def _study(self, runner: Runner, study: Study) -> None:
         """Answer a question, unless something comes before it on the way: then it is put back."""

@@ -18,6 +18,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from chatcache.backends.local.model import device_attention, device_experts
 from chatcache.backends.local.model.cut_policy import cut_policy
+from chatcache.backends.local.packed.modules import BlockExperts
 
 # Families whose code does not fit, though they may be cut at any token.
 _EAGER = {
@@ -96,7 +97,10 @@ def why_eager(config: Any) -> str | None:
 
 
 def takes_static_step(model: Any, device: torch.device) -> bool:
-    """Whether the steps of a loaded model can be captured."""
+    """Whether the steps of a loaded model can be captured. Packed experts ask the device which of
+    them were chosen."""
+    if any(isinstance(module, BlockExperts) for module in model.modules()):
+        return False
     is_whole = all(weight.device == device for weight in model.parameters())
     is_moved = any(hasattr(module, "_hf_hook") for module in model.modules())
     return is_whole and not is_moved and why_eager(model.config.get_text_config()) is None

@@ -112,32 +112,32 @@ def _over_bucket(
     parts = []
     for start in range(0, num_new, size):
         part = slice(start, start + size)
-        scores = _scores(heads[:, :, part], key[0], hidden[part], softcap)
-        weights = _weights(scores, sinks).flatten(1, 2)
-        parts.append(torch.bmm(weights, value[0]).view(num_heads, scores.shape[2], -1))
+        parts.append(_few(heads[:, :, part], key[0], value[0], hidden[part], softcap, sinks))
     return torch.cat(parts, dim=1)[None]
 
 
-def _scores(
-    heads: torch.Tensor, key: torch.Tensor, hidden: torch.Tensor, softcap: float | None
+def _few(
+    heads: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    hidden: torch.Tensor,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`[num_kv_heads, group, num_new, num_keys]`."""
+    """`[num_kv_heads, group, num_new, head_dim]` to `[num_heads, num_new, head_dim]`."""
     num_kv_heads, group, num_new, head_dim = heads.shape
     rows = heads.reshape(num_kv_heads, group * num_new, head_dim)
     scores = torch.bmm(rows, key.transpose(1, 2)).view(num_kv_heads, group, num_new, -1)
     if softcap is not None:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
-    return scores.masked_fill_(hidden, float("-inf"))
-
-
-def _weights(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
-    """The same shape; with sinks they add up to less than one."""
+        scores.div_(softcap).tanh_().mul_(softcap)
+    scores.masked_fill_(hidden, float("-inf"))
     if sinks is None:
-        return torch.softmax(scores, dim=-1)
-    num_kv_heads, group, num_new = scores.shape[:3]
-    sink = sinks.to(scores.dtype).view(num_kv_heads, group, 1, 1)
-    whole = torch.cat([scores, sink.expand(-1, -1, num_new, -1)], dim=-1)
-    return torch.softmax(whole, dim=-1)[..., :-1]
+        weights = torch.softmax(scores, dim=-1)
+    else:  # one more key, whose value is nothing
+        sink = sinks.to(scores.dtype).view(num_kv_heads, group, 1, 1).expand(-1, -1, num_new, -1)
+        weights = torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
+    weights = weights.reshape(num_kv_heads, group * num_new, -1)
+    return torch.bmm(weights, value).view(num_kv_heads * group, num_new, -1)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, grouped_attention)

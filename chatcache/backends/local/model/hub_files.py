@@ -18,7 +18,7 @@ from chatcache.backends.local.model.gguf.choice import (
     models_among,
     preferred,
 )
-from chatcache.backends.local.model.gguf.known import PACKED_FAMILIES, UNPACKED_FAMILIES
+from chatcache.backends.local.model.gguf.known import ARCHITECTURES
 from chatcache.backends.local.model.hub import asking_hub
 from chatcache.backends.local.model.hub_name import HubName, hub_name
 from chatcache.errors import ModelLoadError, NotFoundError
@@ -61,12 +61,12 @@ def model_on_hub(name: str) -> HubModel:
 def _check_architecture(repo_id: str, told: object) -> None:
     """Raises ModelLoadError for what could not be loaded afterwards, as far as the hub tells."""
     architecture = told.get("architecture") if isinstance(told, dict) else None
-    known = PACKED_FAMILIES.keys() | UNPACKED_FAMILIES
-    if isinstance(architecture, str) and architecture not in known:
+    if isinstance(architecture, str) and architecture not in ARCHITECTURES:
         raise ModelLoadError(
             f"{repo_id} has a model of the architecture {one_line(architecture)!r}, which is not "
             "read from GGUF files.",
-            f"Choose a copy of it as safetensors; these are read: {', '.join(sorted(known))}.",
+            "Choose a copy of it as safetensors; these are read: "
+            f"{', '.join(sorted(ARCHITECTURES))}.",
         )
 
 

@@ -37,7 +37,6 @@ from chatcache.backends.local.model.source import (
     open_source,
 )
 from chatcache.backends.local.model.tuning import tune
-from chatcache.backends.local.packed import device_ready
 from chatcache.backends.local.packed.blocks import is_packed
 from chatcache.cache.book.namespace import (
     EXACT,
@@ -157,8 +156,6 @@ def load_model(
     origin = WeightsOrigin(source, form, adapter, cache_dir, memory)
     weights = origin.weights(packing, chosen, stored, place, progress)
     model = weights.model
-    if place.type == "cuda" and is_packed(model):
-        progress(ModelLoading(device_ready.GETTING_READY))
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -178,20 +175,21 @@ def load_model(
         tokenizer_id=_tokenizer_id(tokenizer, source, cache_dir),
         config_id=identity.config_id(config.to_dict()),
         adapter_id=origin.adapter_id,
-        attention=tune(model, place),  # last: it takes the weights out of reach
+        attention=_tuned(model, place, progress),  # last: it takes the weights out of reach
         load_ms=1000 * (time.perf_counter() - began),
         watch=weights.watch,
         stored_dtype=stored if weights.form == EXACT else model.dtype,
         fit=room,
-        notes=(
-            *form.notes(name, None if packing else model.dtype),
-            *weights.remarks,
-            *said,
-            *device_ready.remarks(model),
-        ),
+        notes=(*form.notes(name, None if packing else model.dtype), *weights.remarks, *said),
         quantization=packing or source.quantization,
         weights_form=weights.form,
     )
+
+
+def _tuned(model: Any, device: torch.device, progress: Progress) -> str:
+    if device.type == "cuda" and is_packed(model):
+        progress(ModelLoading("getting packed weights ready for the GPU"))
+    return tune(model, device)
 
 
 def _packing(

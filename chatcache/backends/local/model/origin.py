@@ -21,7 +21,7 @@ from chatcache.backends.local.model.progress import Progress, reported_progress
 from chatcache.backends.local.model.quantized import QuantizedForm, load_quantized
 from chatcache.backends.local.model.source import ModelSource
 from chatcache.backends.local.model.weights import load_weights, with_adapter
-from chatcache.backends.local.packed.modules import BlockLinear
+from chatcache.backends.local.packed.blocks import is_packed
 from chatcache.backends.local.packed.quantize import QUANTIZER_VERSION
 from chatcache.cache.book.namespace import EXACT
 from chatcache.formatting import model_name
@@ -90,7 +90,6 @@ class WeightsOrigin:
             self.source.gguf, self.form.config, dtype, device, is_unpacked=is_unpacked
         )
         model.generation_config = generation_config(self.source.directory, self.form.config)
-        is_packed = any(isinstance(module, BlockLinear) for module in model.modules())
         name = model_name(self.source.name)
         return Weights(
             model,
@@ -98,7 +97,7 @@ class WeightsOrigin:
             self.source.num_parameters,
             watch,
             tuple(f"{name}: {text}" for text in (*self.source.remarks, *said)),
-            _AS_IN_FILE if is_packed else EXACT,
+            _AS_IN_FILE if is_packed(model) else EXACT,
         )
 
     def _packed(

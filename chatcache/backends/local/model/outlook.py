@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from chatcache.backends.local.model import fit, needs
-from chatcache.backends.local.model.files import count_bytes
+from chatcache.backends.local.model.gguf.derived import open_model
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import model_name, size
 from chatcache.machine import MemoryLimit, memory_limits
@@ -64,7 +64,7 @@ def outlook(
 
 def _needs(path: Path, dtype: str, quantize: str) -> fit.Needs:
     if path.is_file():
-        return fit.Needs(0, count_bytes(path))
+        return fit.Needs(*open_model(path).packed_bytes)
     if quantize != EXACT_WEIGHTS:
         return needs.quantized_needs(path, quantize)
     return needs.directory_needs(path, dtype)

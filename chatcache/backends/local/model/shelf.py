@@ -19,7 +19,7 @@ from chatcache.backends.local.model import files, resolve
 from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.families import text_family
 from chatcache.backends.local.model.gguf.derived import open_model
-from chatcache.backends.local.model.gguf.known import PACKED_FAMILIES
+from chatcache.backends.local.model.gguf.known import ARCHITECTURES, family_of
 from chatcache.backends.local.model.gguf.parts import SUFFIX, whole_parts
 from chatcache.backends.local.model.hub_name import hub_name
 from chatcache.backends.local.model.stores import folders, hub_cache, ollama, package
@@ -29,7 +29,7 @@ from chatcache.places import path_of
 from chatcache.remotes import OLLAMA
 
 # Architectures of GGUF files whose name alone says where K and V can be cut.
-_TOLD_BY_NAME = PACKED_FAMILIES.keys() - {"phi3"}
+_TOLD_BY_NAME = ARCHITECTURES - {"phi3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,8 @@ def _gguf_files(path: Path, stamps: tuple[tuple[int, int], ...]) -> ModelFiles:
     a tenth of a second, and lists are long."""
     model = open_model(path)
     header = model.header
-    family = PACKED_FAMILIES.get(header.architecture, header.architecture)
     config = {
-        "model_type": family,
+        "model_type": family_of(header),
         "architectures": [header.architecture],
         "num_hidden_layers": header.num_layers,
         "max_position_embeddings": header.context_length,

@@ -75,7 +75,7 @@ class ModelSource:
     ) -> bool:
         """Whether the weights of a GGUF file stay in its blocks: on a CPU, and on a GPU that has no
         room for them otherwise."""
-        if self.gguf is None or not self.gguf.is_packed or not isinstance(dtype, torch.dtype):
+        if self.gguf is None or not isinstance(dtype, torch.dtype):
             return False
         if device.type != "cuda":
             return device.type == "cpu"
@@ -83,13 +83,13 @@ class ModelSource:
 
     def _needs(self, dtype: torch.dtype, device: torch.device, *, is_packed: bool) -> Needs:
         text = text_config(read_object(self.directory / "config.json"))
-        num_bytes = self.num_parameters * dtype.itemsize
-        if is_packed:
-            num_bytes = sum(file.stat().st_size for file in self.weight_files)
-        is_mapped = is_packed and device.type == "cpu"
+        held, mapped = self.num_parameters * dtype.itemsize, 0
+        if is_packed and self.gguf is not None:
+            held, mapped = self.gguf.packed_bytes
+        is_mapped = device.type == "cpu"
         return Needs(
-            held=0 if is_mapped else num_bytes,
-            mapped=num_bytes if is_mapped else 0,
+            held=held if is_mapped else held + mapped,
+            mapped=mapped if is_mapped else 0,
             bytes_per_token=kv_bytes_per_token(text, dtype.itemsize),
             max_tokens=context_tokens(text),
         )

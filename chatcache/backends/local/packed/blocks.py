@@ -7,7 +7,9 @@ models, or how a product is computed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -94,8 +96,26 @@ class BlockMatrix:
         return BlockMatrix(self.kind, self.data[start:stop], self.num_columns)
 
 
+class PackedMatrix(Protocol):
+    """A packed matrix in whatever form: where its bytes begin, and how many they are."""
+
+    @property
+    def kind(self) -> BlockKind: ...
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+
 class PackedModule(torch.nn.Module):
-    """A module whose weight is a matrix of blocks. What is one can be told without the kernels."""
+    """A module with matrices of blocks. What is one can be told without the kernels."""
+
+    @property
+    def matrices(self) -> Sequence[PackedMatrix]:
+        """All that it holds."""
+        raise NotImplementedError
 
 
 def is_packed(model: torch.nn.Module) -> bool:

@@ -97,10 +97,7 @@ def _halves(whole, first: tl.constexpr, second: tl.constexpr, count: tl.constexp
 @triton.jit
 def _apart(whole, first: tl.constexpr, second: tl.constexpr, count: tl.constexpr):
     """`[first, second, count]` as so many tensors `[first, second]`: registers get other names."""
-    if count == 1:
-        pieces = (tl.reshape(whole, (first, second)),)
-    else:
-        pieces = (whole,)
+    pieces = (tl.reshape(whole, (first, second)) if count == 1 else whole,)
     for level in tl.static_range(5):
         if count >> level > 1:
             halves = ()

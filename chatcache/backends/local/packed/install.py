@@ -1,7 +1,7 @@
 """Puts packed matrices into a model of transformers, in the place of its layers.
 
-Owns which layers those are: what is exactly a linear layer, and embeddings. Whatever else a model
-has stays as it is.
+Owns which layers those are: what is exactly a linear layer, embeddings, and the experts of a
+mixture. Whatever else a model has stays as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.packed.blocks import BlockMatrix
-from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear
+from chatcache.backends.local.packed.mixture import Gating, Mixture, Stack
+from chatcache.backends.local.packed.modules import BlockEmbedding, BlockExperts, BlockLinear
 
 
 def is_matrix(module: torch.nn.Module) -> bool:
@@ -33,3 +34,31 @@ def replace_with_blocks(
     else:
         bias = None if module.bias is None else module.bias.detach().to(dtype)
         model.set_submodule(module_name, BlockLinear(matrix, bias))
+
+
+def is_experts(module: torch.nn.Module) -> bool:
+    """Whether a module holds the matrices of all experts of a layer."""
+    weights = [getattr(module, name, None) for name in ("gate_up_proj", "down_proj")]
+    return all(isinstance(weight, torch.Tensor) and weight.dim() == 3 for weight in weights)
+
+
+def gating_of(experts: Any) -> Gating | None:
+    """How these experts put their two halves together; None: in a way that is not known here."""
+    from transformers.integrations.moe import _default_apply_gate
+
+    if {"alpha", "limit"} <= vars(experts).keys():
+        return Gating(float(experts.alpha), float(experts.limit))
+    is_plain = type(experts)._apply_gate is _default_apply_gate
+    is_silu = type(getattr(experts, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
+    return Gating() if is_plain and is_silu else None
+
+
+def replace_with_experts(model: Any, module_name: str, gate: Stack, up: Stack, down: Stack) -> None:
+    """Put packed experts in the place of a layer's. Raises ValueError for a kind of experts that
+    compute something else."""
+    module = model.get_submodule(module_name)
+    gating = gating_of(module)
+    if gating is None:
+        raise ValueError(f"{type(module).__name__} computes in a way that is not known")
+    mixture = Mixture(int(module.num_experts), gate, up, down, gating)
+    model.set_submodule(module_name, BlockExperts(mixture))

@@ -1,4 +1,4 @@
-"""Linear layers and embeddings whose weights stay packed.
+"""Linear layers, embeddings and experts whose weights stay packed.
 
 What they compute is in `computing.py`, which is imported when the first of them computes: the
 compiler behind it takes a second to import, and models that are not packed need none. On a GPU it
@@ -7,11 +7,14 @@ is `device_computing.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from chatcache.backends.local.packed.blocks import BlockMatrix, PackedModule
+from chatcache.backends.local.packed.blocks import BlockMatrix, PackedMatrix, PackedModule
+from chatcache.backends.local.packed.mixture import Mixture, Stack, add_each
 
 if TYPE_CHECKING:
     from chatcache.backends.local.packed.device_layout import SplitMatrix
@@ -35,6 +38,10 @@ class BlockModule(PackedModule):
     def weights(self) -> BlockMatrix | SplitMatrix:
         """In the form that they have."""
         return self.split or self.matrix
+
+    @property
+    def matrices(self) -> Sequence[PackedMatrix]:
+        return [self.weights]
 
     def replace_blocks(self, split: SplitMatrix) -> None:
         """Compute with the same weights in another form from now on."""
@@ -78,6 +85,64 @@ class BlockEmbedding(BlockModule):
         if self.scale != 1.0:
             vectors = vectors * self.scale
         return vectors.view(*ids.shape, self.embedding_dim)
+
+
+class BlockExperts(PackedModule):
+    """The experts of a layer. What a token gets does not depend on the number of threads."""
+
+    def __init__(self, mixture: Mixture):
+        super().__init__()
+        self._mixture = mixture
+        gate, up, down = mixture.stacks
+        self.register_buffer("gate_blocks", gate.matrix.data)
+        # Both may lie in one matrix.
+        self.register_buffer("up_blocks", None if up.matrix is gate.matrix else up.matrix.data)
+        self.register_buffer("down_blocks", down.matrix.data)
+        self.register_buffer("gate_bias", gate.bias)
+        self.register_buffer("up_bias", up.bias)
+        self.register_buffer("down_bias", down.bias)
+
+    @property
+    def mixture(self) -> Mixture:
+        """With the weights where they are now."""
+        gate, up, down = self._mixture.stacks
+        return replace(
+            self._mixture,
+            gate=self._now(gate, "gate_blocks", "gate_bias"),
+            up=self._now(up, "up_blocks", "up_bias"),
+            down=self._now(down, "down_blocks", "down_bias"),
+        )
+
+    def _now(self, stack: Stack, blocks: str, bias: str) -> Stack:
+        data = self._buffers[blocks]
+        data = self.get_buffer("gate_blocks") if data is None else data
+        matrix = BlockMatrix(stack.matrix.kind, data, stack.matrix.num_columns)
+        return replace(stack, matrix=matrix, bias=self._buffers[bias])
+
+    @property
+    def matrices(self) -> Sequence[PackedMatrix]:
+        gate, up, down = (stack.matrix for stack in self.mixture.stacks)
+        return [gate, down] if self._buffers["up_blocks"] is None else [gate, up, down]
+
+    def forward(
+        self, states: torch.Tensor, choices: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """`[num_tokens, hidden]` to the same, by the experts of each token and their weights,
+        `[num_tokens, num_chosen]` each."""
+        output: torch.Tensor
+        if states.device.type == "cpu":
+            from chatcache.backends.local.packed import routing
+
+            output = routing.mixed(self.mixture, states, choices, weights)
+        else:
+            output = torch.zeros(states.shape, device=states.device)
+            computing = _computing(states.device)
+            add_each(self.mixture, computing, states, choices, weights, output)
+        return output.to(states.dtype)
+
+    def extra_repr(self) -> str:
+        kinds = ", ".join(stack.matrix.kind.name for stack in self._mixture.stacks)
+        return f"{self._mixture.num_experts} experts, {kinds}"
 
 
 def _computing(device: torch.device) -> Any:

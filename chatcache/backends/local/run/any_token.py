@@ -48,7 +48,8 @@ class AnyTokenContext(LiveContext):
                 live = min(live, path.num_kept)
                 if live <= lease.num_matched:
                     live = min(live, lease.num_tokens)
-            self.prefixes.vram.keep(path.ids, live, path.kv.reside)
+            kept = path.ids[: path.kv.num_settled]
+            self.prefixes.vram.keep(kept, live, path.kv.reside, path.kv.token_bytes)
             path.hold(ids, live)
             path.reserve(len(ids))
             restored, declined = self._bring(lease, live)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
+from chatcache import __version__
 from chatcache.backends.base import BackendEvent, ModelInfo, ModelLoading, RestoreBegan
 from chatcache.backends.local.engine.room import other_engines
 from chatcache.backends.local.engine.settings import EngineSettings
@@ -29,8 +30,9 @@ from chatcache.backends.local.run.any_token import (
     AnyTokenContext,
     LengthBoundContext,
 )
+from chatcache.backends.local.run.card_notes import CardNotes, card_name
 from chatcache.backends.local.run.checkpoints import CheckpointContext
-from chatcache.backends.local.run.chunk_choice import ChunkChoice, card
+from chatcache.backends.local.run.chunk_choice import ChunkChoice
 from chatcache.backends.local.run.forward import Forward
 from chatcache.backends.local.run.idle import IdleWork
 from chatcache.backends.local.run.live_context import LiveContext, LivePath
@@ -51,6 +53,7 @@ from chatcache.cache.book.policy import Precision
 from chatcache.cache.book.prefill_rate import MIN_MEASURED_TOKENS
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.tensors.device_int8 import DeviceInt8KV
 from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.int8 import Int8KV
 from chatcache.cache.tensors.link import CudaLink, Link
@@ -58,6 +61,8 @@ from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.checks import num_bytes
 from chatcache.errors import NotFiniteError
 from chatcache.machine import allowance
+
+STEPS_FILE = "steps.json"
 
 
 def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
@@ -98,7 +103,7 @@ def build_runner(
     precision = settings.policy.precision
     namespace = namespace_id(fields := loaded.namespace_fields(precision))
     directory = settings.cache_dir / "segments" / namespace
-    rates = RateBook(directory / "rates.json", card(loaded.device))
+    rates = RateBook(directory / "rates.json", card_name(loaded.device))
     chunk_choice = ChunkChoice(loaded, directory)
     threads = threads_for(loaded.model, loaded.device, is_fixed=settings.num_threads is not None)
     ram_budget = fit.budget(loaded.fit, settings.ram_budget)
@@ -109,7 +114,7 @@ def build_runner(
         if threads is not None and cut.is_cuttable:
             threads.settle(rates, lambda: _first_step(path))
         if cut.is_cuttable:
-            get_ready_on_device(path, chunk_choice)
+            get_ready_on_device(path, chunk_choice, directory)
     planner = TurnPlanner(loaded)
     info = replace(
         _describe(loaded, cut, fields, kv_bytes),
@@ -225,13 +230,15 @@ def build_live(
     """An empty live KV; with the states of the layers where the model has such.
 
     `precision`: how its blocks keep K and V. With a `link` they are in slabs for it, of about
-    `ram_budget` bytes, unless the kind of the model or of the blocks wants them otherwise."""
-    if link is not None and cut.kind == "any_token" and precision == "exact":
-        return DeviceKV(
+    `ram_budget` bytes, unless the model has states."""
+    is_int8 = precision == "int8"
+    if link is not None and cut.kind == "any_token":
+        on_device = DeviceInt8KV if is_int8 else DeviceKV
+        return on_device(
             loaded.num_layers, loaded.dtype, loaded.device, link=link, slab_budget=ram_budget
         )
     config = loaded.model.config if cut.needs_states else None
-    kind = Int8KV if precision == "int8" else LiveKV
+    kind = Int8KV if is_int8 else LiveKV
     return kind(loaded.num_layers, loaded.dtype, loaded.device, config)
 
 
@@ -270,11 +277,17 @@ def warm_up(cut: CutPolicy, path: LivePath, rates: RateBook) -> int:
     return num_bytes
 
 
-def get_ready_on_device(path: LivePath, chunk_choice: ChunkChoice) -> None:
-    """What a GPU does before its first turn; on a CPU there is nothing."""
+def get_ready_on_device(path: LivePath, chunk_choice: ChunkChoice, directory: Path) -> None:
+    """What a GPU does before its first turn; on a CPU there is nothing. What was found out before
+    is kept in `directory`."""
     if chunk_choice.is_open:  # first: it may take other buffers, which graphs would have to follow
         chunk_choice.measure(lambda num_tokens: seconds_of(path, num_tokens))
-    path.forward.settle(path.kv)
+    notes, live = CardNotes(directory / STEPS_FILE), path.kv
+    where = f"{card_name(live.device)}, torch {torch.__version__}, chatcache {__version__}"
+    known = notes.read(where)
+    found = path.forward.settle(live, known)
+    if found is not None and found != known:
+        notes.write(where, found)
 
 
 def seconds_of(path: LivePath, num_tokens: int) -> float:

@@ -7,16 +7,14 @@ it is chosen once per namespace and card, and kept beside the segments.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from chatcache.atomic_write import write_atomically
 from chatcache.backends.local.model import device_attention
+from chatcache.backends.local.run.card_notes import CardNotes, card_name
 
 FILE_NAME = "chunk.json"
 CHUNK_TOKENS = 512  # on a CPU, and the least on a GPU
@@ -48,7 +46,7 @@ class ChunkChoice:
 
     def __init__(self, loaded: ChunkedModel, directory: Path):
         self._loaded = loaded
-        self._path = directory / FILE_NAME
+        self._notes = CardNotes(directory / FILE_NAME)
 
     @property
     def is_open(self) -> bool:
@@ -71,7 +69,7 @@ class ChunkChoice:
             if 2 * min(seconds_of(chunk) for _ in range(_MEASURE_TIMES)) > _MAX_SECONDS:
                 break
             chunk *= 2
-        self._keep(chunk)
+        self._notes.write(card_name(self._loaded.device), chunk)
 
     def _most(self) -> int:
         loaded = self._loaded
@@ -84,21 +82,8 @@ class ChunkChoice:
         return min(most, free // _SHARE_OF_FREE // bytes_per_token(config, loaded.dtype.itemsize))
 
     def _kept(self) -> int | None:
-        try:
-            found = json.loads(self._path.read_text())[card(self._loaded.device)]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        found = self._notes.read(card_name(self._loaded.device))
         return found if isinstance(found, int) and found > 0 else None
-
-    def _keep(self, num_tokens: int) -> None:
-        try:
-            found = dict(json.loads(self._path.read_text()))
-        except (OSError, ValueError, TypeError):
-            found = {}
-        found[card(self._loaded.device)] = num_tokens
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(self._path, json.dumps(found).encode())
 
 
 def longest_chunk(most: int) -> int:
@@ -124,10 +109,3 @@ def bytes_per_token(config: Any, itemsize: int) -> int:
 def _free_bytes(device: torch.device) -> int | None:
     """What the card has left; None where it does not tell."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-
-
-def card(device: torch.device) -> str:
-    """What a speed is a speed of."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return device.type

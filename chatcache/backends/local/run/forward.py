@@ -21,7 +21,7 @@ from chatcache.backends.local.model.capturing import takes_static_step
 from chatcache.backends.local.model.failures import is_out_of_memory, without_gpu
 from chatcache.backends.local.packed.known import no_step, step_limit
 from chatcache.backends.local.run.graphs import Graphs, graphs_for
-from chatcache.backends.local.run.static_step import MAX_ROWS, StaticStep
+from chatcache.backends.local.run.static_step import MAX_ROWS, VERDICTS, StaticStep
 from chatcache.backends.local.run.threads import Threads
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.errors import NotFiniteError, UnavailableError
@@ -98,16 +98,25 @@ class Forward:
             self._step = decode_step(self._model)
         return self._step
 
-    def settle(self, kv: LiveKV) -> None:
-        """Compare the steps that a GPU replays with the ordinary ones, once, before any turn: where
-        they are not right, they are not taken. Nothing is live afterwards."""
-        if self.static is not None and not self.static.prove(kv, self._ordinary):
+    def settle(self, kv: LiveKV, known: str | None = None) -> str | None:
+        """Compare the steps that a GPU replays with the ordinary ones, before any turn, unless it
+        is `known` how they compare; where they are not right, they are not taken. Returns what is
+        known now, for the next process; None: nothing. Nothing is live afterwards."""
+        static, verdict = self.static, next((each for each in VERDICTS if each == known), None)
+        if static is None:
+            return None
+        if verdict is None:
+            verdict = static.prove(kv, self._ordinary)
+        else:
+            static.trust(kv, verdict)
+        if verdict == "wrong":
             self.static = None
+        return verdict
 
-    def look_ahead(self, kv: LiveKV) -> None:
-        """Between turns: have a GPU get ready for a short message behind what is live."""
-        if self.static is not None:
-            self.static.get_ready(kv)
+    def look_ahead(self, kv: LiveKV) -> bool:
+        """Between turns: have a GPU get ready for a short message behind what is live, by one
+        capture; False: there was nothing to do."""
+        return self.static is not None and self.static.get_ready(kv)
 
     def get_ready(self) -> None:
         """Make what the first step will need, in a thread of its own."""

@@ -17,7 +17,7 @@ import logging
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -43,7 +43,17 @@ MAX_ROWS = ROWS[-1]
 _DIRECT_TOKENS, _DIRECT_PROMPTS = 4, 1
 _CLOSE = {torch.float32: 5e-3}  # logits that differ by less, in their deviations, are the same
 _CLOSE_IN_HALF = 0.3
+# Scores of one head are rows times bucket. Where they are more, writing and reading them takes
+# longer than the ordinary pass, which makes none (by reckoning, for 8 billion weights on an H200:
+# 47 ms for 256 rows over 32,768, and 70 ms for any ordinary pass).
+_MAX_SCORES = 256 * 32_768
+_MAX_STEPS = 4 * len(ROWS)  # a graph of a large model takes megabytes of the device
 _MIN_SAVED = 2  # what a window shows is copied together where the bucket is so many times as long
+
+# What is known of these steps: they say something else than the ordinary ones, or graphs of them
+# have the bits of their operations, or others, near enough.
+Verdict = Literal["wrong", "same bits", "own bits"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 class _Written:
@@ -171,23 +181,32 @@ class StaticStep:
         return sum(step.replay is not None for step in self._steps.values())
 
     @torch.inference_mode()
-    def get_ready(self, kv: LiveKV) -> None:
-        """Capture what the next turn behind the live tokens will want: nothing of it counts."""
+    def get_ready(self, kv: LiveKV) -> bool:
+        """Capture one of the steps that the next turn behind the live tokens may want, if there is
+        one; nothing of it counts."""
         try:
             for rows in reversed(ROWS):  # the longest first: it may need longer buffers
-                step = self._step(kv, rows, kv.num_tokens)
-                if step is None or self._graphs is None:
-                    return
-                if step.replay is None and not step.is_fixed:
+                step = None if self._graphs is None else self._step(kv, rows, kv.num_tokens)
+                if step is not None and step.replay is None and not step.is_fixed:
                     self._fill(rows, [], kv.num_tokens)
                     self._capture(step)
+                    return True
         except RuntimeError as error:  # there is no memory for it
             log.info("nothing is captured ahead: %s", error)
+        return False
+
+    def trust(self, kv: LiveKV, verdict: Verdict) -> None:
+        """Take it from an earlier process. From now on this KV is the only one worth graphs."""
+        self._live = weakref.ref(kv)
+        self._has_own_bits = verdict == "own bits"
 
     @torch.inference_mode()
-    def prove(self, kv: LiveKV, ordinary: Callable[[LiveKV, Sequence[int], int], Any]) -> bool:
+    def prove(
+        self, kv: LiveKV, ordinary: Callable[[LiveKV, Sequence[int], int], Any]
+    ) -> Verdict | None:
         """Whether these steps say what the `ordinary` ones say, on a prompt and one token, captured
-        and not. Nothing is live afterwards. From now on this KV is the only one worth graphs."""
+        and not; None: there was no memory for a graph. Nothing is live afterwards. From now on this
+        KV is the only one worth graphs."""
         self._live = weakref.ref(kv)
         ids = list(range(MAX_ROWS // 16))
         expected = [ordinary(kv, ids, 0), ordinary(kv, [1], len(ids))]
@@ -197,30 +216,36 @@ class StaticStep:
             ours is not None and _is_close(ours, theirs)
             for ours, theirs in zip(found, expected, strict=True)
         )
-        if is_right:
-            kv.truncate(len(ids))
-            self._fill(1, [1], len(ids))
-            self._capture(self._steps[1, bucket_for(len(ids) + 1)])
-        kv.truncate(0)
         if not is_right:
+            kv.truncate(0)
             log.warning("steps on buckets say something else than the model: it stays eager")
-        return is_right
+            return "wrong"
+        kv.truncate(len(ids))
+        self._fill(1, [1], len(ids))
+        step = self._steps[1, bucket_for(len(ids) + 1)]
+        self._capture(step)
+        kv.truncate(0)
+        if step.replay is None:
+            return None
+        return "own bits" if self._has_own_bits else "same bits"
 
     # one step
 
     def _step(self, kv: LiveKV, rows: int, start: int) -> _Step | None:
         bucket = bucket_for(start + rows)
-        homes = kv.claim_buckets(start, start + rows)
+        homes = kv.claim_buckets(start, start + rows) if rows * bucket <= _MAX_SCORES else None
         if homes is None:
             return None
         if not self._is_live(kv):  # a path beside the live one is not worth a graph
             return _Step(rows, [], self._call(homes, rows, bucket), is_fixed=True)
-        step = self._steps.get((rows, bucket))
+        step = self._steps.pop((rows, bucket), None)
         if step is None or not step.is_on(homes):
             # Buffers were left: nothing that was captured on others is of use.
             self._steps = {key: known for key, known in self._steps.items() if known.is_on(homes)}
             step = _Step(rows, list(map(weakref.ref, homes)), self._call(homes, rows, bucket))
-            self._steps[rows, bucket] = step
+        self._steps[rows, bucket] = step
+        if len(self._steps) > _MAX_STEPS:
+            del self._steps[next(iter(self._steps))]  # the least recently used one
         return step
 
     def _is_live(self, kv: LiveKV) -> bool:

@@ -134,6 +134,11 @@ class TurnRunner:
         self.reporter.show()
         return prepared
 
+    def look_ahead(self) -> bool:
+        """Make one of the things that the next turn would have to wait for; False: all is there."""
+        path = self.context.path
+        return path.forward.look_ahead(path.kv)
+
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was said is spilled, as far as it can be."""
         return self.context.prefixes.drain(timeout)
@@ -176,7 +181,6 @@ class TurnRunner:
             return
         yield TurnFinished(request.turn_id, self._finish(state, answer))
         self.reporter.show()
-        self.context.path.forward.look_ahead(self.context.path.kv)
 
     def _reuse(self, state: TurnState) -> None:
         """Make the live KV hold the longest reusable prefix of the prompt, and say why not more."""

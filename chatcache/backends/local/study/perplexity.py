@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.model.loader import LoadedModel
-from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear
+from chatcache.backends.local.packed.blocks import PackedModule
 from chatcache.errors import NotFoundError, UsageError
 
 _SCORED_AT_ONCE = 128
@@ -95,10 +95,14 @@ def perplexity_of(
 
 def weight_bytes(loaded: LoadedModel) -> int:
     """What the weights take, packed or not; those that are shared count once."""
-    blocks = [m for m in loaded.model.modules() if isinstance(m, BlockLinear | BlockEmbedding)]
-    if not blocks:
+    packed = {
+        matrix.address: matrix.num_bytes
+        for module in loaded.model.modules()
+        if isinstance(module, PackedModule)
+        for matrix in module.matrices
+    }
+    if not packed:
         return loaded.num_parameters * loaded.dtype.itemsize
-    packed = {m.weights.address: m.weights.num_bytes for m in blocks}
     rest = sum(int(parameter.nbytes) for parameter in loaded.model.parameters())
     return sum(packed.values()) + rest
 

@@ -1,7 +1,7 @@
 """The transformers config of a GGUF model, from its metadata.
 
 Owns what the mapping of transformers leaves out: rope scaling, head sizes, biases, and decimals
-that the file rounds.
+that the file rounds. What it says of experts is in `expert_config.py`.
 """
 
 from __future__ import annotations
@@ -10,28 +10,39 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+from chatcache.backends.local.model.gguf.expert_config import expert_fields
 from chatcache.backends.local.model.gguf.header import GgufHeader, GgufTensor
-from chatcache.backends.local.model.gguf.known import PACKED_FAMILIES
+from chatcache.backends.local.model.gguf.known import family_of, has_experts
 from chatcache.errors import ModelLoadError
 
 # Layers at which a Gemma divides the scores by another number than its head size.
 _WIDE_GEMMAS = {"gemma2": 46, "gemma3": 62}
+# By what transformers calls the mapping of fields that an architecture has, where that is not its
+# own name.
+_MAPPINGS = {"qwen2moe": "qwen2", "qwen3moe": "qwen3", "gpt-oss": "qwen2"}
+_MAPPINGS |= {"olmoe": "qwen2", "granitemoe": "qwen2"}
+_GRANITE = {
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+    "attention.scale": "attention_multiplier",
+}
 _NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 _DTYPES = {"F32": "float32", "F16": "float16"}
 _ANOTHER = "Choose another model, or a copy of this one as safetensors."
 
 
 def config_of(header: GgufHeader, tensors: Sequence[GgufTensor]) -> Any:
-    """The config of a model of PACKED_FAMILIES; `tensors` are those of all its files.
+    """The config of a model that is known; `tensors` are those of all its files.
 
     Raises ModelLoadError for what transformers would compute otherwise."""
     from transformers import AutoConfig
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-    family = PACKED_FAMILIES[header.architecture]
+    family, mapping = family_of(header), _MAPPINGS.get(header.architecture, header.architecture)
     by_name = {tensor.name: tensor for tensor in tensors}
     fields: dict[str, Any] = dict(_NO_IDS)
-    for group, prefix in ((header.architecture, header.architecture), ("tokenizer", "tokenizer")):
+    for group, prefix in ((mapping, header.architecture), ("tokenizer", "tokenizer")):
         for key, name in GGUF_CONFIG_MAPPING[group].items():
             value = _plain(header, f"{prefix}.{key}")
             if name is not None and value is not None:
@@ -43,7 +54,8 @@ def config_of(header: GgufHeader, tensors: Sequence[GgufTensor]) -> Any:
         return hasattr(known, name)
 
     head_dim = header.integer(header.of_model("attention.key_length"))
-    if head_dim is not None and has("head_dim"):
+    usual = int(fields["hidden_size"]) // int(fields["num_attention_heads"])
+    if head_dim is not None and (has("head_dim") or head_dim != usual):
         fields["head_dim"] = head_dim
     fields["vocab_size"] = by_name["token_embd.weight"].shape[0]
     fields["tie_word_embeddings"] = "output.weight" not in by_name
@@ -55,10 +67,15 @@ def config_of(header: GgufHeader, tensors: Sequence[GgufTensor]) -> Any:
         fields["mlp_bias"] = "blk.0.ffn_up.bias" in by_name
     if header.architecture in _WIDE_GEMMAS:
         fields |= _gemma(header, fields)
-    if header.architecture == "phi3":
+    if header.architecture in ("phi3", "gpt-oss"):
         fields["sliding_window"] = (
             header.integer(header.of_model("attention.sliding_window")) or None
         )
+    if header.architecture == "granitemoe":
+        found = {name: _plain(header, header.of_model(key)) for key, name in _GRANITE.items()}
+        fields |= {name: value for name, value in found.items() if value is not None}
+    if has_experts(header):
+        fields |= expert_fields(header, by_name, known)
     _add_rope(header, fields, by_name)
     config = AutoConfig.for_model(family, **fields)
     config.architectures = [_class_name(config)]
@@ -187,6 +204,7 @@ def _scaling(header: GgufHeader, by_name: dict[str, GgufTensor]) -> dict[str, An
             "factor": float(factor),
             "original_max_position_embeddings": original,
             **{name: value for name, value in betas.items() if value is not None},
+            **({"truncate": False} if header.architecture == "gpt-oss" else {}),
         }
     raise ModelLoadError(
         f"{header.path} scales its positions by {kind!r:.40}, which is not read.", _ANOTHER

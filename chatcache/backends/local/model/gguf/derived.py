@@ -16,28 +16,29 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from chatcache.backends.local.model.gguf.config import config_of
 from chatcache.backends.local.model.gguf.header import GgufHeader, GgufTensor, read_gguf
-from chatcache.backends.local.model.gguf.known import PACKED_FAMILIES, check_known
+from chatcache.backends.local.model.gguf.known import check_known
 from chatcache.backends.local.model.gguf.parts import whole_parts
 from chatcache.backends.local.model.gguf.tokenizer import (
     build_tokenizer,
     check_tokenizer,
     generation_fields,
 )
+from chatcache.backends.local.model.gguf.types import READ_AS_Q8_0
 from chatcache.errors import ModelLoadError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 3  # of what is written here: another number makes all of it anew
+_FORMAT = 4  # of what is written here: another number makes all of it anew
 _FOLDER = "gguf"
 _REMARKS = "remarks.json"
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", _REMARKS)
 _MAX_KEPT = 32
 _UNFINISHED = ".new-"
 _UNFINISHED_SECONDS = 24 * 3600
+_Q8_0_BYTES = 34 / 32  # for a weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,12 @@ class GgufModel:
         return sum(header.num_parameters for header in self.headers)
 
     @property
-    def is_packed(self) -> bool:
-        """Whether its matrices can stay as they are in the file."""
-        return self.header.architecture in PACKED_FAMILIES
+    def packed_bytes(self) -> tuple[int, int]:
+        """What its weights take while they stay packed: in memory of their own, and mapped."""
+        apart = [each for each in self.tensors if each.type.name in READ_AS_Q8_0]
+        held = int(sum(tensor.num_weights for tensor in apart) * _Q8_0_BYTES)
+        of_file, changed = (sum(each.num_bytes for each in some) for some in (self.tensors, apart))
+        return held, of_file - changed
 
 
 def open_model(path: Path) -> GgufModel:
@@ -186,7 +190,7 @@ def _in_temporary(model: GgufModel) -> Path:
 def _make(model: GgufModel, place: Path) -> None:
     """Write all files. Raises OSError, or ModelLoadError."""
     tokenizer, remarks = build_tokenizer(model.header)
-    config = config_of(model.header, model.tensors) if model.is_packed else _own_config(model)
+    config = config_of(model.header, model.tensors)
     config.save_pretrained(place)
     tokenizer.save_pretrained(place)
     fields = generation_fields(model.header)
@@ -194,41 +198,3 @@ def _make(model: GgufModel, place: Path) -> None:
     (place / _REMARKS).write_text(json.dumps(remarks), encoding="utf-8")
     for file in place.iterdir():
         file.chmod(0o600)
-
-
-# Sizes that transformers does not take from a file: its name of each, by that in the file.
-_SIZES = {
-    "expert_feed_forward_length": "moe_intermediate_size",
-    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-}
-
-
-def _own_config(model: GgufModel) -> Any:
-    """As transformers makes it, with the sizes of experts."""
-    header = model.header
-    if header.text(header.of_model("rope.scaling.type")) not in (None, "none"):
-        raise ModelLoadError(
-            f"{header.path} scales its positions, which is not read for {header.architecture}.",
-            "Choose a copy of the model as safetensors, or another model.",
-        )
-    config = _config_by_transformers(model)
-    for key, name in _SIZES.items():
-        size = header.integer(header.of_model(key))
-        if size is not None and hasattr(config, name):
-            setattr(config, name, size)
-    return config
-
-
-def _config_by_transformers(model: GgufModel) -> Any:
-    from transformers import AutoConfig
-
-    path = model.header.path
-    try:
-        return AutoConfig.from_pretrained(
-            path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        raise ModelLoadError(
-            f"{path} describes no model that this version of transformers knows: {error!r:.200}.",
-            "Choose another copy of the model, or another with --model.",
-        ) from error

@@ -10,8 +10,8 @@ from chatcache.backends.local.model.gguf.header import GgufHeader
 from chatcache.errors import ModelLoadError
 
 # Architectures whose matrices are those of transformers, at most with their rows in another order:
-# by the name in a file, that of transformers. Their weights stay as they are in the file.
-PACKED_FAMILIES = {
+# by the name in a file, that of transformers.
+_DENSE = {
     "llama": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
@@ -20,8 +20,16 @@ PACKED_FAMILIES = {
     "phi3": "phi3",
     "starcoder2": "starcoder2",
 }
-# Those that transformers reads by itself, into weights that take two or four bytes each.
-UNPACKED_FAMILIES = frozenset({"qwen3moe"})
+# The same with a mixture of experts.
+_WITH_EXPERTS = {
+    "llama": "mixtral",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "olmoe": "olmoe",
+    "granitemoe": "granitemoe",
+    "gpt-oss": "gpt_oss",
+}
+ARCHITECTURES = _DENSE.keys() | _WITH_EXPERTS.keys()
 
 _OTHER_KINDS = {
     "adapter": "is an adapter for a model, not a whole model",
@@ -33,6 +41,16 @@ _OTHER_KINDS = {
 _ANOTHER = "Choose the model's own file: a GGUF with a language model."
 
 
+def family_of(header: GgufHeader) -> str:
+    """The family of transformers; for an architecture that is not known its own name."""
+    families = _WITH_EXPERTS if has_experts(header) else _DENSE
+    return families.get(header.architecture, header.architecture)
+
+
+def has_experts(header: GgufHeader) -> bool:
+    return bool(header.integer(header.of_model("expert_count")))
+
+
 def check_known(header: GgufHeader) -> None:
     """Raises ModelLoadError for a file whose model is not run here, and says what it is."""
     kind, architecture = header.kind, header.architecture
@@ -41,22 +59,17 @@ def check_known(header: GgufHeader) -> None:
         raise ModelLoadError(f"{header.path} {what}.", _ANOTHER)
     if not architecture:
         raise ModelLoadError(f"{header.path} does not say which architecture it has.", _ANOTHER)
-    if architecture not in PACKED_FAMILIES and architecture not in UNPACKED_FAMILIES:
+    if architecture not in ARCHITECTURES:
         raise ModelLoadError(
             f"{header.path} has a model of the architecture {architecture!r:.60}, which is not "
             "read from GGUF files.",
             "Choose a copy of the model as safetensors, or another model; "
-            f"these are read: {', '.join(sorted(PACKED_FAMILIES.keys() | UNPACKED_FAMILIES))}.",
+            f"these are read: {', '.join(sorted(ARCHITECTURES))}.",
         )
-    if header.integer(header.of_model("expert_count")) and architecture in PACKED_FAMILIES:
+    if architecture not in (_WITH_EXPERTS if has_experts(header) else _DENSE):
+        which = "a mixture of experts" if has_experts(header) else "no experts"
         raise ModelLoadError(
-            f"{header.path} has a mixture of experts in the architecture {architecture!r}, which "
-            "is not read from GGUF files.",
+            f"{header.path} has {which} in the architecture {architecture!r}, which is not read "
+            "from GGUF files.",
             "Choose a copy of the model as safetensors, or another model.",
-        )
-    if architecture in UNPACKED_FAMILIES and header.num_splits > 1:
-        raise ModelLoadError(
-            f"{header.path} is split over several files, which is not read for the architecture "
-            f"{architecture!r}.",
-            "Join them with `llama-gguf-split --merge`, or choose a copy in one file.",
         )

@@ -1,7 +1,6 @@
-"""Loads a GGUF model: its matrices as they are in the file where that is known to be right, else
-unpacked by transformers.
+"""Loads a GGUF model: its matrices as they are in the file, or unpacked.
 
-Owns the choice between the two, and what is said about it.
+Owns the making of the model of transformers, and what is said about its weights.
 """
 
 from __future__ import annotations
@@ -31,18 +30,15 @@ def load_gguf(
     remarks: list[str] = []
 
     def load(kernel: str) -> tuple[Any, dict[str, Any]]:
-        if not gguf_model.is_packed:
-            return _load_unpacked(gguf_model, config, dtype, kernel)
         model, said = _load_packed(gguf_model, config, dtype, kernel, is_unpacked=is_unpacked)
         remarks.extend(said)
         return model, {}
 
     model = load_on_device(header.path, config, device, load)
-    if is_unpacked or not gguf_model.is_packed:
-        where = f"on {device.type}" if gguf_model.is_packed else f"for {header.architecture}"
+    if is_unpacked:
         remarks.append(
-            f"Its weights ({header.quantization}) are unpacked to {word} {where}, and take more "
-            "memory than the file."
+            f"Its weights ({header.quantization}) are unpacked to {word} on {device.type}, and "
+            "take more memory than the file."
         )
     elif device.type != "cpu":
         remarks.append(
@@ -63,22 +59,6 @@ def _load_packed(
         return model
 
     return load_packed(gguf_model, build, skeleton, dtype, is_unpacked=is_unpacked)
-
-
-def _load_unpacked(
-    gguf_model: GgufModel, config: Any, dtype: torch.dtype, kernel: str
-) -> tuple[Any, dict[str, Any]]:
-    from transformers import modeling_gguf_pytorch_utils
-
-    reader: Any = modeling_gguf_pytorch_utils
-    skeleton = _skeleton(config, dtype, kernel)
-    content = reader.load_gguf_checkpoint(
-        str(gguf_model.header.path),
-        return_tensors=True,
-        model_to_load=skeleton,
-        torch_dtype=dtype,
-    )
-    return _built(skeleton, config, content["tensors"], dtype, kernel)
 
 
 def _skeleton(config: Any, dtype: torch.dtype, kernel: str) -> Any:

@@ -56,6 +56,13 @@ _TENSOR_TYPES = (
     ("Q1_0", 41, 128, 18),
 )
 TENSOR_TYPES = {number: TensorType(name, number, *sizes) for name, number, *sizes in _TENSOR_TYPES}
+# Those that nothing here multiplies: matrices in them become Q8_0 as they are loaded.
+READ_AS_Q8_0 = frozenset(
+    {
+        *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "Q1_0", "NVFP4"),
+        *("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"),
+    }
+)
 # What nobody calls quantised.
 PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 

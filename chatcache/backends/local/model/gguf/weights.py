@@ -14,15 +14,16 @@ import numpy as np
 import torch
 
 from chatcache.backends.local.model.gguf.derived import GgufModel
+from chatcache.backends.local.model.gguf.experts import layer_of, take_experts
 from chatcache.backends.local.model.gguf.header import GgufHeader, GgufTensor
 from chatcache.backends.local.packed.blocks import KINDS, KINDS_BY_TYPE, BlockMatrix
-from chatcache.backends.local.packed.install import replace_with_blocks
+from chatcache.backends.local.packed.install import is_experts, replace_with_blocks
 from chatcache.errors import ModelLoadError
 
 ANEW = "Download the file again, or choose another with --model."
 
 # Architectures in which the two halves of a rotated head lie interleaved in the file.
-_INTERLEAVED = frozenset({"llama"})
+_INTERLEAVED = frozenset({"llama", "granitemoe"})
 # Those whose norms have one added in the file.
 _NORMS_PLUS_ONE = frozenset({"gemma2", "gemma3"})
 # Tensors that the config was made of.
@@ -44,19 +45,26 @@ def load_packed(
     """The model, and what is to be said of its weights. Raises ModelLoadError.
 
     `skeleton` is the model without weights, on `meta`; `build` makes it with those given."""
-    source = _MappedTensors(gguf_model, dtype)
-    names = _names(gguf_model, skeleton)
-    state: dict[str, torch.Tensor] = {}
+    source = MappedTensors(gguf_model)
+    found = {tensor.name: tensor for tensor in gguf_model.tensors}
+    experts = take_experts(skeleton, found, gguf_model.header.path)
+    names = _names(gguf_model, skeleton, found)
+    shapes, state = skeleton.state_dict(), dict[str, torch.Tensor]()
     matrices: dict[str, GgufTensor] = {}
     for target, tensor in names.items():
         is_matrix = _is_matrix(skeleton, target)
+        shape = shapes[target].shape
         if not is_matrix or is_unpacked or _DTYPES.get(tensor.type.name) == dtype:
-            state[target] = source.unpacked(tensor)
+            state[target] = source.unpacked(tensor, dtype).view(shape)
         else:
             matrices[target] = tensor
             # It takes no memory, and is replaced below.
-            state[target] = torch.zeros((), dtype=dtype).expand(tensor.shape)
+            state[target] = torch.zeros((), dtype=dtype).expand(shape)
+    for layer in experts:
+        state |= layer.unpacked(source, dtype) if is_unpacked else layer.stand_ins(dtype)
     model = build(state)
+    for layer in experts if not is_unpacked else ():
+        layer.install(model, source)
     for target, tensor in matrices.items():
         replace_with_blocks(model, target.rpartition(".")[0], source.matrix(tensor), dtype)
     tied = getattr(model, "all_tied_weights_keys", {}) if matrices else {}
@@ -67,11 +75,10 @@ def load_packed(
     return model, source.remarks
 
 
-class _MappedTensors:
+class MappedTensors:
     """The mapped files of a model, and the tensors in them."""
 
-    def __init__(self, model: GgufModel, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+    def __init__(self, model: GgufModel) -> None:
         self._header = model.header
         self._maps: dict[str, mmap.mmap] = {}
         self._files = {tensor.name: header for header in model.headers for tensor in header.tensors}
@@ -98,14 +105,14 @@ class _MappedTensors:
             self._matrices[tensor.name] = BlockMatrix(kind, data, tensor.shape[-1])
         return self._matrices[tensor.name]
 
-    def unpacked(self, tensor: GgufTensor) -> torch.Tensor:
-        """All weights of a tensor in the dtype of the model."""
+    def unpacked(self, tensor: GgufTensor, dtype: torch.dtype) -> torch.Tensor:
+        """All weights of a tensor."""
         rows = self._rows(tensor)
         plain = _DTYPES.get(tensor.type.name)
         if plain is not None:
             weights = rows.view(plain)
         else:
-            weights = torch.empty((len(rows), tensor.shape[-1]), dtype=self._dtype)
+            weights = torch.empty((len(rows), tensor.shape[-1]), dtype=dtype)
             for part in _parts(tensor):
                 weights[part] = _dequantized(rows[part], tensor)
         order = self._row_order(tensor)
@@ -113,7 +120,7 @@ class _MappedTensors:
         weights = weights if order is None else weights[order]
         if tensor.name.endswith("norm.weight") and self._header.architecture in _NORMS_PLUS_ONE:
             weights = weights.float() - 1
-        return weights.to(self._dtype)
+        return weights.to(dtype)
 
     def _rows(self, tensor: GgufTensor) -> torch.Tensor:
         """The bytes of a tensor, uint8 `[num_rows, row_bytes]`, as a view of the file."""
@@ -161,14 +168,16 @@ def _num_heads(header: GgufHeader, *, is_query: bool) -> int:
 # names and places
 
 
-def _names(gguf_model: GgufModel, skeleton: Any) -> dict[str, GgufTensor]:
-    """The tensor of the file for each weight of the model, all of them and no others.
+def _names(
+    gguf_model: GgufModel, skeleton: Any, found: dict[str, GgufTensor]
+) -> dict[str, GgufTensor]:
+    """The tensor of the file for each weight of the model, all of them and no others, but for the
+    experts' weights, which are taken out of `found` by now.
 
     Raises ModelLoadError."""
     import gguf
 
     path = gguf_model.header.path
-    found = {tensor.name: tensor for tensor in gguf_model.tensors}
     (architecture,) = (
         number
         for number, name in gguf.MODEL_ARCH_NAMES.items()
@@ -179,15 +188,14 @@ def _names(gguf_model: GgufModel, skeleton: Any) -> dict[str, GgufTensor]:
     names: dict[str, GgufTensor] = {}
     missing = []
     for target, meta in skeleton.state_dict().items():
-        base, _, suffix = target.rpartition(".")
-        name = f"{mapping.get_name(base)}.{suffix}"
-        if target in tied and name not in found:
+        name = _name_of(target, mapping)
+        if (target in tied and name not in found) or is_experts(_parent(skeleton, target)):
             continue
         if name not in found:
             missing.append(name)
             continue
         names[target] = found.pop(name)
-        if tuple(meta.shape) != names[target].shape:
+        if _without_ones(meta.shape) != _without_ones(names[target].shape):
             raise ModelLoadError(
                 f"{path} has {name} as {_shape(names[target].shape)}, where its metadata say "
                 f"{_shape(meta.shape)}.",
@@ -207,16 +215,34 @@ def _names(gguf_model: GgufModel, skeleton: Any) -> dict[str, GgufTensor]:
     return names
 
 
+def _name_of(target: str, mapping: Any) -> str:
+    """The name in the file of a weight of the model."""
+    base, _, suffix = target.rpartition(".")
+    if base.endswith(".block_sparse_moe.router"):
+        return f"blk.{layer_of(base)}.ffn_gate_inp.{suffix}"
+    if suffix == "sinks":
+        return f"{mapping.get_name(target)}.weight"
+    return f"{mapping.get_name(base)}.{suffix}"
+
+
+def _parent(model: Any, target: str) -> Any:
+    return model.get_submodule(target.rpartition(".")[0])
+
+
+def _without_ones(shape: Any) -> tuple[int, ...]:
+    """A matrix of one row is a vector in the file."""
+    return tuple(length for length in shape if length != 1)
+
+
 def _shape(shape: Any) -> str:
     return " x ".join(map(str, shape))
 
 
 def _is_matrix(skeleton: Any, target: str) -> bool:
     """Whether a weight is that of a linear layer or of embeddings."""
-    place, _, name = target.rpartition(".")
-    module = skeleton.get_submodule(place)
+    module = _parent(skeleton, target)
     is_plain = type(module) is torch.nn.Linear or isinstance(module, torch.nn.Embedding)
-    return name == "weight" and is_plain
+    return target.endswith(".weight") and is_plain
 
 
 # other kinds of blocks
