@@ -16,7 +16,6 @@ from chatcache.backends.local.packed.blocks import BlockKind
 from chatcache.backends.local.packed.device_layout import LAYOUTS, SplitMatrix
 
 _GROUP = 32  # columns that a thread takes at a time
-_ROWS = 4  # of a matrix in a program: they share the activations
 _TOKENS = 8  # rows of activations in a program where there are several
 _MOST_WASTE = 1.15  # threads without work beside those with some
 _UNPACKED_ROWS, _UNPACKED_COLUMNS = 4, 1024  # in a program
@@ -27,14 +26,15 @@ def multiplied(rows: torch.Tensor, matrix: SplitMatrix) -> torch.Tensor:
     rows = rows.contiguous()
     output = rows.new_empty((len(rows), matrix.num_rows))
     tokens = 1 if len(rows) == 1 else _TOKENS
-    grid = (_parts(matrix.num_rows, _ROWS), _parts(len(rows), tokens))
+    shared = rows_in_program(matrix.kind, tokens)
+    grid = (_parts(matrix.num_rows, shared), _parts(len(rows), tokens))
     groups = groups_of(matrix.num_columns)
     _launch(
         device_kernels.multiply,
         grid,
         groups // 32,
         (rows, *_memory(matrix), output, len(rows), matrix.num_rows, matrix.num_blocks),
-        {"tokens": tokens, "rows": _ROWS, "groups": groups, **constants(matrix.kind)},
+        {"tokens": tokens, "rows": shared, "groups": groups, **constants(matrix.kind)},
     )
     return output
 
@@ -53,6 +53,12 @@ def unpacked(matrix: SplitMatrix, dtype: torch.dtype) -> torch.Tensor:
         {"rows": _UNPACKED_ROWS, "spans": _UNPACKED_COLUMNS // int(known["span"]), **known},
     )
     return output
+
+
+def rows_in_program(kind: BlockKind, tokens: int) -> int:
+    """How many rows of a matrix share what a program reads of the activations: as many as there
+    are registers for."""
+    return 2 if tokens > 1 and LAYOUTS[kind.name].high.bits else 4
 
 
 @functools.cache
