@@ -124,13 +124,13 @@ def _changes(step: DemoStep) -> Iterator[str]:
     """What happened to the tree, a sentence for each kind of change, behind its sign."""
     for event in step.events:
         if event.change == "split":
-            where = f"tokens {event.start:,}-{event.stop:,}"
+            where = f"tokens {fmt.span(event.start, event.stop)}"
             yield f"/ split: the edge of {where}, behind token {event.cut:,}"
     for change, tier, said in _TOLD:
         found = [e for e in step.events if (e.change, e.tier) == (change, tier)]
         if not found:
             continue
-        ranges = ", ".join(f"{event.start:,}-{event.stop:,}" for event in found)
+        ranges = ", ".join(fmt.span(event.start, event.stop) for event in found)
         total = sum(event.stop - event.start for event in found)
         is_gone = all(event.is_gone for event in found)
         after = ""

@@ -1,4 +1,4 @@
-"""Tests on a real card: `python -m pytest -n0 -m gpu`. Without one they are skipped."""
+"""Tests on a card, or a pretended one: `python -m pytest -n0 -m gpu`. Else they are skipped."""
 
 from __future__ import annotations
 

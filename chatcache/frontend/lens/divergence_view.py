@@ -175,7 +175,7 @@ def _strips(facts: DivergenceFacts, width: int) -> list[Line]:
     lines: list[Line] = [()]
     if before:
         first = at - len(before)
-        head = f"the same before and now, tokens {first:,}-{at - 1:,}:"
+        head = f"the same before and now, tokens {fmt.span(first, at)}:"
         lines += [line(Marked(text, "muted")) for text in flow(head, width)]
         lines += _strip(facts, before, width)
     number = len(f"{at + NUM_AROUND:,}")

@@ -9,6 +9,7 @@ stays as it is, and is computed the exact way; why is said once.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -114,13 +115,11 @@ def _share_tied(model: Any) -> None:
 def _compiled_code_kept() -> Iterator[None]:
     """Keep what Triton compiles meanwhile beside the kernels of the processor."""
     place = STORE.open()
-    try:
-        from triton import knobs
-    except ImportError:
-        place = None
-    if place is None:
+    if place is None or importlib.util.find_spec("triton") is None:
         yield
         return
+    from triton import knobs
+
     with knobs.cache.scope():
         knobs.cache.dir = str(place / GPU_FOLDER)
         yield
