@@ -140,11 +140,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--svg", metavar="FILE", help="write the chart as a picture too")
     parser.add_argument(
-        "--no-program", action="store_true", help="leave the rows of the whole program out"
+        "--program",
+        action=argparse.BooleanOptionalAction,
+        help="the rows of the whole program (by itself on a CPU)",
+    )
+    parser.add_argument(
+        "--engine",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the rows of loading and of an engine; of a shape the weights are written for them",
     )
     parser.add_argument("--directory", metavar="D", help="disk to measure (default: temporary)")
     parser.add_argument("--json", action="store_true", help="no table and no progress")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.program is None:
+        options.program = options.device == "cpu"
+    return options
 
 
 class _Parser(argparse.ArgumentParser):

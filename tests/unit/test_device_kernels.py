@@ -19,7 +19,7 @@ from chatcache.backends.local import packed
 from chatcache.backends.local.packed import device_computing, device_ready, kernel_store, modules
 from chatcache.backends.local.packed.device_layout import LAYOUTS, split
 from chatcache.backends.local.packed.kernel_store import KernelStore
-from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear
+from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear, compute_plainly
 from tests import split_blocks
 from tests.equivalence.families import CAPTURED, family_model
 from tests.unit.test_packed_kernels import random_blocks, reference
@@ -86,13 +86,13 @@ def products(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     made = SimpleNamespace(**vars(split_blocks.PRODUCTS))
     monkeypatch.setitem(sys.modules, f"{packed.__name__}.{name}", made)
     monkeypatch.setattr(packed, name, made, raising=False)
-    monkeypatch.setattr(modules, "_computing", lambda device: device_computing)
     return made
 
 
 def _packed_model(form: str, **options: Any) -> Any:
     model = family_model(CAPTURED + "qwen3", **options)
     with_blocks(model, form)
+    compute_plainly(model)  # as on a GPU
     return model
 
 

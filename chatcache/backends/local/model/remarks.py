@@ -12,7 +12,6 @@ import torch
 from chatcache.backends.local.model import fit
 from chatcache.backends.local.model.loader import LoadedModel
 from chatcache.backends.local.model.needs import SMALL_MODEL_PARAMETERS
-from chatcache.backends.local.packed import device_ready
 from chatcache.formatting import model_name
 
 
@@ -26,7 +25,6 @@ def remarks(loaded: LoadedModel, *, is_dtype_chosen: bool) -> Iterator[str]:
             "have been made for chats."
         )
     yield from loaded.notes
-    yield from device_ready.remarks(loaded.model)
     if text := fit.remark(loaded.name, loaded.fit):
         yield text
     stored, dtype = loaded.stored_dtype, loaded.dtype

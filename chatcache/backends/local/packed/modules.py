@@ -20,8 +20,24 @@ if TYPE_CHECKING:
     from chatcache.backends.local.packed.device_layout import SplitMatrix
 
 
-class BlockModule(PackedModule):
-    """A module with a packed weight `[num_rows, num_columns]`."""
+class _Computed(PackedModule):
+    """One whose computing depends on where its weights are."""
+
+    is_plain = False  # by torch alone
+
+    def computing(self, device: torch.device) -> Any:
+        """The module that computes there."""
+        if device.type == "cpu" and not self.is_plain:
+            from chatcache.backends.local.packed import computing
+
+            return computing
+        from chatcache.backends.local.packed import device_computing
+
+        return device_computing
+
+
+class BlockModule(_Computed):
+    """One with one packed weight, `[num_rows, num_columns]`."""
 
     def __init__(self, matrix: BlockMatrix):
         super().__init__()
@@ -60,7 +76,7 @@ class BlockLinear(BlockModule):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
         rows = states.reshape(-1, self.in_features)
-        output: torch.Tensor = _computing(states.device).product(rows, self.weights)
+        output: torch.Tensor = self.computing(states.device).product(rows, self.weights)
         bias = self._buffers["bias"]
         if bias is not None:
             output += bias
@@ -81,13 +97,13 @@ class BlockEmbedding(BlockModule):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """`[...]` to `[..., embedding_dim]`. Raises IndexError for an id that is no row."""
         rows = self.weights.rows(ids.reshape(-1))
-        vectors: torch.Tensor = _computing(ids.device).unpacked(rows, self.dtype)
+        vectors: torch.Tensor = self.computing(ids.device).unpacked(rows, self.dtype)
         if self.scale != 1.0:
             vectors = vectors * self.scale
         return vectors.view(*ids.shape, self.embedding_dim)
 
 
-class BlockExperts(PackedModule):
+class BlockExperts(_Computed):
     """The experts of a layer. What a token gets does not depend on the number of threads."""
 
     def __init__(self, mixture: Mixture):
@@ -130,13 +146,13 @@ class BlockExperts(PackedModule):
         """`[num_tokens, hidden]` to the same, by the experts of each token and their weights,
         `[num_tokens, num_chosen]` each."""
         output: torch.Tensor
-        if states.device.type == "cpu":
-            from chatcache.backends.local.packed import routing
+        if states.device.type == "cpu" and not self.is_plain:
+            from chatcache.backends.local.packed import mixing
 
-            output = routing.mixed(self.mixture, states, choices, weights)
+            output = mixing.mixed(self.mixture, states, choices, weights)
         else:
             output = torch.zeros(states.shape, device=states.device)
-            computing = _computing(states.device)
+            computing = self.computing(states.device)
             add_each(self.mixture, computing, states, choices, weights, output)
         return output.to(states.dtype)
 
@@ -145,12 +161,8 @@ class BlockExperts(PackedModule):
         return f"{self._mixture.num_experts} experts, {kinds}"
 
 
-def _computing(device: torch.device) -> Any:
-    """The module that computes there."""
-    if device.type == "cpu":
-        from chatcache.backends.local.packed import computing
-
-        return computing
-    from chatcache.backends.local.packed import device_computing
-
-    return device_computing
+def compute_plainly(model: torch.nn.Module) -> None:
+    """Let torch unpack the weights of a model from now on, without kernels."""
+    for module in model.modules():
+        if isinstance(module, _Computed):
+            module.is_plain = True
