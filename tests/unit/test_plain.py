@@ -84,6 +84,14 @@ def test_a_chat_through_a_pipe_goes_on_in_the_next_one(run: Run) -> None:
     ]
 
 
+def test_a_long_message_of_yesterday_is_not_read_out_to_the_end(run: Run) -> None:
+    run("many words " * 1000)
+    lines = run()
+    said = next(line for line in lines if line.startswith("You: "))
+    assert len(said) < 3000
+    assert any("characters more; /export FILE writes all." in line for line in lines)
+
+
 def test_lines_of_another_system_end_where_they_end(run: Run) -> None:
     assert "builtin: You said: one" in run("one\r", "/quit\r", "two")
     assert not [line for line in run() if "\r" in line or "two" in line]
