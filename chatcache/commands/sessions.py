@@ -106,6 +106,7 @@ def _message_json(message: TranscriptMessage) -> dict[str, Any]:
         "reasoning": message.reasoning,
         "node_id": message.node_id,
         "model": message.model,
+        "model_approximate": message.quantization or None,
         "finish_reason": message.finish_reason,
         "created_at": message.created_at,
     }
