@@ -26,6 +26,7 @@ from chatcache.checks import (
 from chatcache.config import Paths, Settings
 from chatcache.configfile import set_value
 from chatcache.errors import UsageError
+from chatcache.model_form import named_form
 from chatcache.remotes import check_reach, remote_model
 from chatcache.token_ids import TokenIds
 
@@ -110,9 +111,12 @@ def open_backend(settings: Settings, model: str | None = None, *, front_end: str
     from chatcache.backends.local.engine.client import LocalBackend
 
     engine = engine_settings(settings)
-    if model not in (None, default):  # an adapter belongs to the model that it was trained on
-        name, adapter = _with_adapter(model or default, None)
+    named = named_form(model or default, settings.config.remotes)
+    if named.model != default:  # an adapter belongs to the model that it was trained on
+        name, adapter = _with_adapter(named.model, None)
         engine = replace(engine, model=name, adapter=adapter)
+    if (quantize := named.quantize) is not None:
+        engine = replace(engine, quantize=quantize)
     return LocalBackend(engine, residence(settings), front_end=front_end)
 
 
@@ -283,6 +287,7 @@ def opened_backstage(settings: Settings, front_end: str) -> Iterator[Backstage]:
 
 
 def chat_options(settings: Settings, session: str | None, examine: Examine) -> ChatOptions:
+    from chatcache.frontend.form_shelf import FormShelf
     from chatcache.frontend.options import ChatOptions
 
     config, data_dir = settings.config, settings.paths.data_dir
@@ -297,6 +302,7 @@ def chat_options(settings: Settings, session: str | None, examine: Examine) -> C
         is_offline=config.model.offline,
         remotes=config.remotes,
         prices=price_list(settings),
+        forms=FormShelf(settings.paths.cache_dir, config.model.quantize, config.model.dtype),
         examine=examine,
         keep_setting=partial(set_value, settings.paths.config_file),
         drafts_path=data_dir / "drafts.json",

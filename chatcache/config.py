@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from chatcache.checks import (
     key_names,
 )
 from chatcache.errors import UsageError, did_you_mean
+from chatcache.model_form import named_form
 from chatcache.personas import SECTION as PERSONAS_SECTION
 from chatcache.personas import Persona, read_personas
 from chatcache.places import default_directory, path_of
 from chatcache.remotes import SECTION as REMOTE_SECTION
 from chatcache.remotes import RemoteProfile, read_remotes
 from chatcache.sections import (
+    EXACT_WEIGHTS,
     SECTIONS,
     BillingSection,
     CacheSection,
@@ -132,7 +134,37 @@ def load_settings(
     origins.update({f"{KEYS_SECTION}.{name}": str(paths.config_file) for name in keys})
     values["personas"] = from_file.get(PERSONAS_SECTION, {})
     values["remotes"] = from_file.get(REMOTE_SECTION, {})
+    _apply_form(values, origins)
     return Settings(Config(**values, keys=keys), paths, origins)
+
+
+def _apply_form(values: dict[str, Any], origins: dict[str, str]) -> None:
+    """`NAME:4bit` as the model says how it is quantised, unless somebody said that closer by.
+
+    Raises UsageError where two options contradict each other."""
+    model: ModelSection = values["model"]
+    name, form = model.default, named_form(model.default, values["remotes"])
+    if not form.form:
+        return
+    named_by, said_by = origins["model.default"], origins["model.quantize"]
+    quantize = form.quantize or EXACT_WEIGHTS
+    if named_by == said_by == "option" and quantize != model.quantize:
+        raise UsageError(
+            f"The model is called {name!r}, and --quantize says {model.quantize}.",
+            "Leave one of the two out.",
+        )
+    if _closeness(said_by) > _closeness(named_by):
+        quantize = model.quantize
+    else:
+        origins["model.quantize"] = named_by
+    values["model"] = replace(model, default=form.model, quantize=quantize)
+
+
+def _closeness(origin: str) -> int:
+    """An option is closer to what is being done than the environment, and that than the file."""
+    order = ("default", "file", "environment", "option")
+    word = origin.partition(" ")[0]
+    return order.index(word if word in order else "file")
 
 
 def _choose(

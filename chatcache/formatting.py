@@ -64,6 +64,12 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def span(start: int, stop: int) -> str:
+    """Positions from `start` up to `stop`, which is the first one behind them: `0–612`. So its
+    parts meet (`612–790` is next), and the number of tokens is the difference."""
+    return f"{start:,}–{stop:,}"
+
+
 def size(num_bytes: int) -> str:
     """Bytes in decimal units: `976 B`, `264 MB`, `1.9 GB`."""
     value = float(num_bytes)

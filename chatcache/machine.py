@@ -8,6 +8,7 @@ machine has.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from pathlib import Path
 
 _PROC = Path("/proc/self")
 _GROUPS = Path("/sys/fs/cgroup")
+# Lines of /proc/cpuinfo that are the same for all CPUs of a kind, on x86 and ARM.
+_OF_KIND = frozenset({"vendor_id", "cpu family", "model", "model name", "flags"}) | frozenset(
+    {"CPU implementer", "CPU part", "CPU variant", "Features"}
+)
 _PROCESSORS = Path("/sys/devices/system/cpu")
 
 
@@ -108,6 +113,13 @@ def has_fast_bfloat16() -> bool:
     """Whether this CPU says that it multiplies bfloat16 matrices in hardware."""
     words = _words(_PROC.parent / "cpuinfo").split()
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
+
+
+def processor() -> str:
+    """What this CPU says of itself: the same for all of its kind that can do the same."""
+    lines = set(_words(_PROC.parent / "cpuinfo").splitlines())
+    told = sorted(line for line in lines if line.partition(":")[0].strip() in _OF_KIND)
+    return "\n".join(told) or platform.processor()
 
 
 def has_nvidia_gpu() -> bool:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from chatcache.checks import checked_table, decimal, described, setting, text, whole
 from chatcache.errors import NotFoundError, UnavailableError, UsageError, did_you_mean
+from chatcache.model_form import named_form
 from chatcache.network import is_loopback, is_near
 from chatcache.sections import MAX_PRICE
 
@@ -242,6 +243,8 @@ def remote_model(name: str, remotes: Remotes) -> RemoteModel | None:
         return RemoteModel(profile, model.strip() or profile.model)
     if os.path.exists(name) or prefix.lower() == OLLAMA:  # noqa: PTH110 - it never raises
         return None  # a model of Ollama is a file of this machine, unless a profile is called so
+    if named_form(name).form:
+        return None
     if is_address(name):
         raise _address_error(name)
     if not colon or "/" in prefix or name.startswith((".", "~")):

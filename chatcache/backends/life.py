@@ -28,6 +28,16 @@ log = logging.getLogger(__name__)
 Listener = Callable[[BackendEvent], None]
 
 
+def remember(latest: dict[str, BackendEvent], event: object) -> None:
+    """Keep what one that comes late must know: the newest of the model, the cache, the engine."""
+    if isinstance(event, (ModelLoading, ModelReady, BackendFailed)):
+        latest["model"] = event
+    elif isinstance(event, CacheSnapshot):
+        latest["cache"] = event
+    elif isinstance(event, EngineStatus):
+        latest["engine"] = event
+
+
 class Listeners:
     """Who hears the events. A listener that comes late is told what is true now, and that last."""
 
@@ -59,12 +69,7 @@ class Listeners:
     def tell(self, event: BackendEvent) -> None:
         """Tell all, and remember what one that comes late must know."""
         with self._lock:
-            if isinstance(event, (ModelLoading, ModelReady, BackendFailed)):
-                self._latest["model"] = event
-            elif isinstance(event, CacheSnapshot):
-                self._latest["cache"] = event
-            elif isinstance(event, EngineStatus):
-                self._latest["engine"] = event
+            remember(self._latest, event)
             listeners = list(self._listeners)
         for listener in listeners:
             _tell(listener, event)

@@ -43,7 +43,7 @@ def load_bare(gguf: GgufModel, dtype: str) -> tuple[Any, str]:
     chosen = choose_dtype(dtype, config, _CPU, gguf.num_parameters)
     assert isinstance(chosen, torch.dtype)  # only safetensors bring one of their own
     model, _ = load_gguf(gguf, config, chosen, _CPU)
-    return model, tune(model, _CPU)
+    return model, tune(model, _CPU).kernels
 
 
 def why_not_unpacked(gguf: GgufModel, dtype: torch.dtype) -> str:

@@ -7,6 +7,11 @@ import time
 import torch
 
 
+def is_gpu(device: torch.device) -> bool:
+    """Whether rows of a GPU are wanted."""
+    return device.type != "cpu"
+
+
 def settled_at(device: torch.device) -> float:
     """Seconds, once the device has done all that it was given."""
     if device.type == "cuda":

@@ -27,9 +27,11 @@ from chatcache.cache.prefix import PrefixCache
 from chatcache.cache.tensors.blocks import TensorBlock
 from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.tensors.live_kv import LiveKV
+from chatcache.cache.tensors.slabs import SLAB_BYTES
 from chatcache.token_ids import TokenIds
 
 _BUDGET = 1 << 40
+_SLAB_BYTES = SLAB_BYTES
 
 
 class Transformers:
@@ -92,15 +94,16 @@ class CountingDeviceKV(CountingKV, DeviceKV):
 
 
 class Chatcache:
-    """A cache directory and the live context of one engine on it."""
+    """A cache directory and the live context of one engine on it. `choice`: of another one on the
+    same model, so that nothing is measured anew."""
 
-    def __init__(self, loaded: BenchModel, directory: Path):
+    def __init__(self, loaded: BenchModel, directory: Path, choice: ChunkChoice | None = None):
         self._loaded = loaded
         self._directory = directory
         self.link = link_to(loaded.device)
         self._threads = threads_for(loaded.model, loaded.device)
         self._forward = Forward(loaded.model, loaded.device, self._threads)
-        self._choice = ChunkChoice(loaded, directory)
+        self.choice = choice or ChunkChoice(loaded, directory)
         self._open(RateBook())
 
     def rest(self) -> None:
@@ -126,9 +129,17 @@ class Chatcache:
         for path in self.files():
             drop_page_cache(path)
 
+    @property
+    def num_captured(self) -> int:
+        """How many steps were captured for a GPU so far."""
+        static = self._forward.static
+        return 0 if static is None else static.num_captured
+
     def forget_live(self) -> None:
-        """As after switching to another conversation: the segments are in RAM, nothing is live."""
+        """As after switching to other conversations: the segments are in RAM, nothing is live, nor
+        left on a device."""
         self._context.path.forget()
+        self.prefixes.vram.give_up()
 
     def cold(self, ids: Sequence[int]) -> float:
         """Seconds from the prompt to its first token, everything computed."""
@@ -174,16 +185,16 @@ class Chatcache:
         self.commit([len(ids), len(self._ids)])
         return sum(path.stat().st_size for path in self.files() if path not in before)
 
-    def decode_while_spilling(self, directory: Path) -> list[float]:
+    def decode_while_spilling(self, directory: Path, num_steps: int) -> list[float]:
         """Decode while the last prompt is written below `directory`; seconds of each step that
-        began before the end."""
+        began before the end, of `num_steps` at most."""
         prefixes = self._opened(directory)
         steps: list[float] = []
         try:
             ids = self._ids
             prefixes.commit(TokenIds(ids), [len(ids)], self.live.export)
             with prefixes.computing():
-                while not prefixes.drain(0):
+                while len(steps) < num_steps and not prefixes.drain(0):
                     began = self._now()
                     self._decode(1)
                     steps.append(self._now() - began)
@@ -197,12 +208,16 @@ class Chatcache:
         self.live = (
             CountingKV(*shape)
             if self.link is None
-            else CountingDeviceKV(*shape, link=self.link, slab_budget=_BUDGET)
+            else CountingDeviceKV(
+                *shape, link=self.link, slab_budget=_BUDGET, slab_bytes=_SLAB_BYTES
+            )
         )
+        if isinstance(self.live, DeviceKV):
+            self.live.get_ready().result()  # as in an engine, which does it beside all else
         path = LivePath(self._forward, self.live)
         path.give_way = self.prefixes.vram.give_up
-        get_ready_on_device(path, self._choice, self._directory)
-        self._context = AnyTokenContext(path, self.prefixes, rates, self._choice.num_tokens)
+        get_ready_on_device(path, self.choice, self._directory)
+        self._context = AnyTokenContext(path, self.prefixes, rates, self.choice.num_tokens)
         self._ids: list[int] = []
 
     def _prefill(self, ids: TokenIds, start: int) -> None:

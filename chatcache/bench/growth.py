@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         sessions = many_sessions(directory / "sessions.sqlite3", options.sessions)
         threads = options.threads or _THREADS
         large = {}
-        if not options.no_program:
+        if options.program:
             large = large_texts(model, directory / "program", threads, say)
     result = {
         "conditions": {"model": options.model or options.shape or _SHAPE, "cpu": cpu_name()},

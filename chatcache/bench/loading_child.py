@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from chatcache.backends.local.model.resolve import BUILTIN
+from chatcache.bench.clock import settled_at
 from chatcache.bench.contenders import Chatcache
 from chatcache.bench.memory import Loading, forget_peak, process_memory
 from chatcache.bench.setup import load_tuned
@@ -31,37 +32,44 @@ def measure(
     prompts: tuple[list[int], list[int]],
     *,
     dtype: str,
+    device: str,
     quantize: str | None = None,
 ) -> Loading:
     """Load, then read a few tokens and many; nothing of the model is left afterwards."""
     forget_peak()
     before, began = process_memory(), time.perf_counter()
-    model, _ = load_tuned(name, cache_dir, dtype=dtype, quantize=quantize)
-    load, loaded = time.perf_counter() - began, process_memory()
+    model, _ = load_tuned(name, cache_dir, dtype=dtype, quantize=quantize, device=device)
+    load, loaded = settled_at(model.device) - began, process_memory()
+    began = time.perf_counter()
     contender = Chatcache(model, directory)
+    ready, num_before = settled_at(model.device) - began, contender.num_captured
     first_token = contender.cold(prompts[0])
+    num_captured = contender.num_captured - num_before
     contender.decode(1)
     used = process_memory()
     contender.cold(prompts[1])
     busy = process_memory()
     contender.close()
-    return Loading(load, first_token, before, loaded, used, busy)
+    return Loading(load, first_token, before, loaded, used, busy, ready, num_captured)
 
 
 def main() -> None:
     """What libraries print goes to stderr."""
     told = json.loads(sys.stdin.read())
     torch.set_num_threads(told["threads"])
-    prompts, dtype = (told["few"], told["many"]), told["dtype"]
+    prompts, how = (told["few"], told["many"]), {"dtype": told["dtype"], "device": told["device"]}
     model, cache_dir, quantize = told["model"], Path(told["cache_dir"]), told["quantize"]
     with tempfile.TemporaryDirectory(prefix="chatcache-bench-") as scratch:
         at = Path(scratch)
-        measure(BUILTIN, cache_dir, at / "built-in", prompts, dtype=dtype)
+        measure(BUILTIN, cache_dir, at / "built-in", prompts, **how)
         gc.collect()
-        first = measure(model, cache_dir, at / "first", prompts, dtype=dtype, quantize=quantize)
-        gc.collect()
-        second = measure(model, cache_dir, at / "second", prompts, dtype=dtype, quantize=quantize)
-    print(json.dumps(asdict(replace(second, load=first.load, first_token=first.first_token))))
+        found = measure(model, cache_dir, at / "first", prompts, **how, quantize=quantize)
+        if told["device"] == "cpu":  # else the memory is not that of the process
+            gc.collect()
+            again = measure(model, cache_dir, at / "second", prompts, **how, quantize=quantize)
+            times = {name: getattr(found, name) for name in ("load", "ready", "first_token")}
+            found = replace(again, **times)
+    print(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,10 @@ class ProcessMemory:
 class Loading:
     """A model that a process of its own has loaded, which then has read a few tokens and many.
 
-    Times are seconds. Memory: before anything was loaded, with the model, after the few tokens,
-    when every weight was used, and after the many; None where the system does not tell.
+    Times are seconds; `ready` is from the loaded model to one that can be asked. `num_captured`
+    steps were captured for a GPU while the first token was computed. Memory: before anything was
+    loaded, with the model, after the few tokens, when every weight was used, and after the many;
+    None where the system does not tell.
     """
 
     load: float
@@ -43,6 +45,8 @@ class Loading:
     loaded: ProcessMemory | None
     used: ProcessMemory | None
     busy: ProcessMemory | None
+    ready: float = 0.0
+    num_captured: int = 0
 
     @property
     def weights(self) -> int | None:
@@ -68,7 +72,7 @@ class Loading:
             name: None if told[name] is None else ProcessMemory(**told[name])
             for name in ("before", "loaded", "used", "busy")
         }
-        return cls(told["load"], told["first_token"], **memory)
+        return cls(**(told | memory))
 
 
 def _growth(before: ProcessMemory | None, after: ProcessMemory | None) -> int | None:

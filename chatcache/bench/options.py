@@ -111,9 +111,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="measure the weights packed; llama.cpp gets Q4_K_M or Q8_0 of the same",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes")
-    parser.add_argument("--tokens", type=_count, default=4096, help="length of the history")
-    parser.add_argument("--runs", type=_count, default=5, help="repetitions of each row")
-    parser.add_argument("--threads", type=_count, help="CPU threads (default: torch's choice)")
+    for name, default, words in (
+        ("tokens", 4096, "length of the history"),
+        ("runs", 5, "repetitions of each row"),
+        ("threads", None, "CPU threads (default: torch's choice)"),
+        ("turns", 200, "growth: turns of the chat"),
+        ("sessions", 10_000, "growth: conversations to list and search"),
+    ):
+        parser.add_argument(f"--{name}", metavar="N", type=_count, default=default, help=words)
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -135,27 +140,33 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--svg", metavar="FILE", help="write the chart as a picture too")
     parser.add_argument(
-        "--no-program", action="store_true", help="leave the rows of the whole program out"
+        "--program",
+        action=argparse.BooleanOptionalAction,
+        help="the rows of the whole program (by itself on a CPU)",
     )
-    parser.add_argument("--turns", type=_count, default=200, help="growth: turns of the chat")
     parser.add_argument(
-        "--sessions", type=_count, default=10_000, help="growth: conversations to list and search"
+        "--engine",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the rows of loading and of an engine; of a shape the weights are written for them",
     )
     parser.add_argument("--directory", metavar="D", help="disk to measure (default: temporary)")
     parser.add_argument("--json", action="store_true", help="no table and no progress")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.program is None:
+        options.program = options.device == "cpu"
+    return options
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise UsageError(f"bench: {message}.", "See chatcache bench --help.")
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.", "See `chatcache bench --help`.")
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The whole program as a person meets it: its start, its keys, and how soon a stop is obeyed.
+"""The whole program as a person meets it: its start, its keys, and its first word.
 
 Everything runs in processes of its own, with directories of its own. The terminal is a pty: a key
 is timed from the moment it is typed until its letter is in what the program wrote to the screen.
@@ -8,31 +8,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import threading
 import time
-import uuid
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from chatcache.backends.base import (
-    BackendEvent,
-    ChatMessage,
-    PrefillProgress,
-    Prepare,
-    Prepared,
-    SamplingParams,
-    TextDelta,
-    TurnFailed,
-    TurnFinished,
-    TurnPlanned,
-    TurnRequest,
-    TurnResult,
-)
-from chatcache.backends.local.engine.client import LocalBackend
-from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model.resolve import resolve_model
 from chatcache.backends.local.model.source import open_source
 from chatcache.bench.memory import ProcessMemory
@@ -44,19 +25,13 @@ from chatcache.chat.store import SessionStore
 from chatcache.config import DATABASE_NAME
 from chatcache.errors import UnavailableError
 from chatcache.formatting import size
-from chatcache.token_ids import NO_IDS, TokenIds
 
 _STARTS = 3
-_STOPS = 5
 _MAX_KEYS = 400
 _PAINTED_LETTERS = 40
 _SECONDS = 120.0
-_PREPARE_SECONDS = 60.0
 _SPARE_TOKENS = 256
 _ANSWER_TOKENS = 32
-_SHORT_ANSWER = 4
-_LONGEST_ANSWER = 256
-_DRAFT_TOKENS = 200
 _TEXT = "the quick brown fox looks at a lazy dog and goes home again because it rains"
 
 
@@ -84,8 +59,6 @@ class ProgramBench:
         for _ in range(_STARTS - 1):
             self._start(model).close()
         self._sit(model, prompt, say)
-        say("the program: stop")
-        self._stop(model, prompt)
         self._first_words(model, prompt, say)
 
     def _prompt(self, num_tokens: int) -> str:
@@ -161,64 +134,6 @@ class ProgramBench:
         finally:
             terminal.close()
 
-    # without a screen
-
-    def _stop(self, model: str, prompt: str) -> None:
-        """From the call of `stop` to the end of the turn, as the front end sees it."""
-        load = self._row("load", "the model is loaded", "disk, Python")
-        reading = self._row("stop_prefill", "stop, while it reads", "one chunk of 512")
-        writing = self._row("stop_decode", "stop, while it answers", "two steps")
-        settings = EngineSettings(
-            model=model,
-            dtype=self._models.tuned.dtype_name,
-            quantize=self._models.quantize or "none",
-            is_offline=True,
-            num_threads=self._threads,
-            cache_dir=self._home / "stop",
-            log_path=self._home / "engine.log",
-        )
-        backend = LocalBackend(settings)
-        try:
-            if self._models.is_packed:  # what is made of the files once is there from now on
-                _load_once(settings)
-            backend.start()
-            load.add(CHATCACHE, backend.wait_ready(_SECONDS).load_ms / 1000)
-            for _ in range(_STOPS):
-                for row, text, kind in (
-                    (reading, prompt, PrefillProgress),
-                    (writing, _TEXT, TextDelta),
-                ):
-                    seconds = _stop_at(backend, text, kind)
-                    if seconds is not None:
-                        row.add(CHATCACHE, seconds)
-            self._after_draft(backend)
-        except TimeoutError as error:
-            raise UnavailableError("The engine did not start in time.", "Run doctor.") from error
-        finally:
-            backend.close()
-
-    def _after_draft(self, backend: LocalBackend) -> None:
-        """Send a message whose words the engine has read while they were typed, all but the last,
-        and one of which it has read nothing."""
-        ready = self._row(
-            "draft_ready", f"sent after a draft of {_DRAFT_TOKENS}", "two decode steps"
-        )
-        plain = self._row("draft_plain", "the same, not read ahead", "matrix rate")
-        question = ChatMessage("user", self._prompt(min(_DRAFT_TOKENS, self._tokens)))
-        planned, result = _answered(backend, (question,))
-        history = question, ChatMessage("assistant", result.text, result.reasoning)
-        journal = planned.new_ids + result.answer_ids
-        text = self._prompt(_DRAFT_TOKENS)
-        for number in range(2 * _STOPS):
-            row, draft = plain, f"{number} is a number. {text}"
-            if number % 2:
-                row, typed = ready, ChatMessage("user", draft.rsplit(" ", 1)[0])
-                if not _has_read_ahead(backend, (*history, typed), journal):
-                    continue
-            _, result = _answered(backend, (*history, ChatMessage("user", draft)), journal)
-            if result.timings.ttft_ms is not None:
-                row.add(CHATCACHE, result.timings.ttft_ms / 1000)
-
 
 class Watch:
     """Looks at the conversations that the program in the terminal writes."""
@@ -282,74 +197,3 @@ def _memory_figure(memory: ProcessMemory, file_bytes: int) -> Figure:
 
 def _is_painted(words: str) -> bool:
     return sum(letter.isalnum() for letter in words) >= _PAINTED_LETTERS
-
-
-def _load_once(settings: EngineSettings) -> None:
-    backend = LocalBackend(settings)
-    try:
-        backend.start()
-        backend.wait_ready(_SECONDS)
-    finally:
-        backend.close()
-
-
-def _stop_at(backend: LocalBackend, prompt: str, kind: type) -> float | None:
-    """Stop at the second event of a kind; the seconds until the turn has ended. None: it ended
-    before (what random weights write may be no text at all, hence the sampling and the limit)."""
-    request = TurnRequest(
-        turn_id=uuid.uuid4().hex,
-        messages=(ChatMessage("user", prompt),),
-        sampling=SamplingParams(temperature=1.0, seed=0, max_new_tokens=_LONGEST_ANSWER),
-        use_cache=False,
-    )
-    seen, began = 0, None
-    turn = backend.ask(request)
-    for event in turn:
-        if isinstance(event, TurnFailed):
-            raise UnavailableError(f"The engine failed: {event.error}", "Look into its log.")
-        if isinstance(event, TurnFinished):
-            break
-        seen += isinstance(event, kind)
-        if seen == 2 and began is None:
-            began = time.perf_counter()
-            turn.stop()
-    return None if began is None else time.perf_counter() - began
-
-
-def _answered(
-    backend: LocalBackend, messages: tuple[ChatMessage, ...], journal: TokenIds = NO_IDS
-) -> tuple[TurnPlanned, TurnResult]:
-    """Have the last message answered. Raises UnavailableError."""
-    planned: TurnPlanned | None = None
-    for event in backend.ask(_short_turn(messages, journal)):
-        if isinstance(event, TurnFailed):
-            raise UnavailableError(f"The engine failed: {event.error}", "Look into its log.")
-        if isinstance(event, TurnPlanned):
-            planned = event
-        if isinstance(event, TurnFinished) and planned is not None:
-            return planned, event.result
-    raise UnavailableError("The engine gave no answer.", "Look into its log.")
-
-
-def _has_read_ahead(
-    backend: LocalBackend, messages: tuple[ChatMessage, ...], journal: TokenIds
-) -> bool:
-    """Let the engine read ahead until it is done; False when it did not begin."""
-    done = threading.Event()
-
-    def listen(event: BackendEvent) -> None:
-        if isinstance(event, Prepared) and event.prepare_id == wanted.prepare_id:
-            done.set()
-
-    wanted = Prepare(uuid.uuid4().hex, "draft", _short_turn(messages, journal))
-    unsubscribe = backend.subscribe(listen)
-    try:
-        return backend.prepare(wanted) and done.wait(_PREPARE_SECONDS)
-    finally:
-        unsubscribe()
-
-
-def _short_turn(messages: tuple[ChatMessage, ...], journal: TokenIds) -> TurnRequest:
-    sampling = SamplingParams(temperature=0.0, max_new_tokens=_SHORT_ANSWER)
-    turn = TurnRequest(uuid.uuid4().hex, messages, journal, sampling)
-    return replace(turn, num_read=len(messages) - 1)

@@ -29,6 +29,7 @@ Group = Literal[
     "sharing",
     "prefix",
     "command",
+    "engine",
     "program",
 ]
 GROUPS: dict[Group, str] = {
@@ -39,6 +40,7 @@ GROUPS: dict[Group, str] = {
     "sharing": "Forks and switches",
     "prefix": "A short prefix, cold disk",
     "command": "From the command to the first word",
+    "engine": "An engine, on this model",
     "program": "The program, on this model",
 }
 TRANSFORMERS, LLAMA_CPP, CHATCACHE = "transformers", "llama.cpp", "chatcache"
@@ -95,7 +97,7 @@ class Figure:
     name: str
     title: str
     value: float
-    unit: Literal["bytes", "tokens", "percent", "ratio"]
+    unit: Literal["bytes", "tokens", "steps", "percent", "ratio"]
     bound: float | None = None
     note: str = ""
 
@@ -117,6 +119,25 @@ def decades(points: Sequence[Point]) -> tuple[float, float]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class BenchTarget:
+    """What a GPU must show. `measured` is at most `bound`, or at least (`is_least`); None: there is
+    nothing to tell it from."""
+
+    name: str
+    title: str
+    bound: float
+    measured: float | None
+    unit: Literal["ms", "percent", "ratio", "steps"]
+    is_least: bool = False
+
+    @property
+    def is_met(self) -> bool | None:
+        if self.measured is None:
+            return None
+        return self.measured >= self.bound if self.is_least else self.measured <= self.bound
+
+
 @dataclass(slots=True)
 class BenchResult:
     conditions: dict[str, Any]
@@ -126,6 +147,7 @@ class BenchResult:
     figures: list[Figure] = field(default_factory=list)
     curve: Sequence[Point] = ()
     left_out: list[str] = field(default_factory=list)
+    targets: Sequence[BenchTarget] = ()
 
 
 def as_json(result: BenchResult) -> dict[str, Any]:
@@ -146,6 +168,7 @@ def as_json(result: BenchResult) -> dict[str, Any]:
             for point in result.curve
         ],
         "left_out": result.left_out,
+        "targets": [asdict(target) | {"is_met": target.is_met} for target in result.targets],
     }
 
 

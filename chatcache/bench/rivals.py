@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from chatcache.bench.clock import is_gpu
 from chatcache.bench.llamacpp import (
     MIXES,
     LlamaCpp,
@@ -74,7 +75,7 @@ def find_rivals(models: Models, directory: Path, options: argparse.Namespace, sa
             llama_file, words[LLAMA_CPP] = _llama_file(models, directory, say)
         else:
             _leave_out(LLAMA_CPP, reason, chosen, left_out)
-    is_on_gpu = models.tuned.device.type != "cpu"
+    is_on_gpu = is_gpu(models.tuned.device)
     has_compiled = plain is not None and (is_on_gpu if chosen is None else COMPILED in chosen)
     if has_compiled:
         words[COMPILED] = "transformers with a static cache, its step compiled (reduce-overhead)"

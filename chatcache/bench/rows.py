@@ -26,7 +26,7 @@ _MEMORY, _DISK, _MATRICES = "memory bandwidth", "disk bandwidth", "matrix rate"
 _WEIGHTS = "one pass over weights"
 
 
-def core_rows(tokens: int) -> dict[str, Row]:
+def core_rows(tokens: int, *, is_on_gpu: bool = False) -> dict[str, Row]:
     """The rows without samples, in the order of the table."""
     short = min(SHORT_TOKENS, tokens)
     rows = [
@@ -36,14 +36,17 @@ def core_rows(tokens: int) -> dict[str, Row]:
         Row("ram", "resumed from RAM", "first token", "the message", "cold"),
         Row("disk", "from disk, page cache cold", "first token", _DISK, "cold"),
         Row("warm", "from disk, page cache warm", "first token", _MEMORY, "cold"),
-        Row("fork", "first turn of a fork at half", "first token", _WEIGHTS),
-        Row("switch", "switch back to the whole chat", "first token", _MEMORY),
+        Row("vram", "the same, left on the GPU", "first token", _MEMORY, "cold"),
+        Row("fork", "first turn of a fork (half)", "first token", _WEIGHTS),
+        Row("switch", "back to the whole chat", "first token", _MEMORY),
         Row("decode", f"behind {tokens:,} tokens", "next token", _MEMORY, "decode"),
         Row("short", f"behind {short:,} tokens", "next token", _MEMORY, "short"),
         Row("keep", "the history, in RAM", "keeping", _MEMORY),
         Row("spill", "on disk too (behind)", "keeping", _DISK),
     ]
-    return {row.name: row for row in rows if row.name != "cold_512" or tokens > MEDIUM_TOKENS}
+    left_out = {"cold_512"} if tokens <= MEDIUM_TOKENS else set()
+    left_out |= set() if is_on_gpu else {"vram"}
+    return {row.name: row for row in rows if row.name not in left_out}
 
 
 class Bench:
@@ -81,8 +84,8 @@ class Bench:
         self._contenders = {
             name: contender for name, contender in contenders.items() if contender is not None
         }
-        self._returned = Chatcache(tuned, directory)
-        self.rows = core_rows(tokens)
+        self._returned = Chatcache(tuned, directory, self.ours.choice)
+        self.rows = core_rows(tokens, is_on_gpu=self.ours.link is not None)
         self.bytes_written = 0
         self.restores: list[tuple[int, float]] = []
         self.memory: Figure | None = None
@@ -124,6 +127,9 @@ class Bench:
         self.ours.forget_live()
         self._resume("ram", self.ours, whole)
         self._resume("live", self.ours, whole)
+        if self.ours.link is not None:
+            self.ours.first_token(self.message())  # another conversation
+            self._resume("vram", self.ours, whole)
         self._resume("fork", self.ours, half)
         self._resume("switch", self.ours, whole)
         self._returned.reopen()
@@ -154,6 +160,7 @@ class Bench:
             "fork": weights / limits.memory_read,
             "ram": message,  # on a CPU nothing has to move
             "warm": kv / limits.memory_copy + message,
+            "vram": kv / limits.memory_copy + message,
             "switch": kv / 2 / limits.memory_copy + message,
             "disk": kv / limits.disk_read + message,
             "decode": (weights + kv) / limits.memory_read,
@@ -237,7 +244,8 @@ class Curve:
             return Point(length, {line: at for line, at in medians.items() if at is not None})
         samples: dict[str, list[float]] = defaultdict(list)
         history = self._bench.tuned.random_ids(self._draw, length)
-        ours = Chatcache(self._bench.tuned, self._bench.directory / f"curve-{length}")
+        directory = self._bench.directory / f"curve-{length}"
+        ours = Chatcache(self._bench.tuned, directory, self._bench.ours.choice)
         for _ in range(self._runs):
             self._run(history, ours, samples)
         ours.close()

@@ -18,6 +18,8 @@ import torch
 import transformers
 
 from chatcache.bench.chart import first_token_chart, first_token_svg
+from chatcache.bench.clock import is_gpu
+from chatcache.bench.engine import EngineBench
 from chatcache.bench.loading import LoadingBench
 from chatcache.bench.program import ProgramBench
 from chatcache.bench.report import (
@@ -29,9 +31,10 @@ from chatcache.bench.report import (
     as_table,
 )
 from chatcache.bench.rivals import Rivals, find_rivals
-from chatcache.bench.rows import MESSAGE_TOKENS, Bench, Curve, default_lengths
+from chatcache.bench.rows import LONG, MESSAGE_TOKENS, Bench, Curve, default_lengths
 from chatcache.bench.setup import Models, load_models, note_rates, weight_kinds
 from chatcache.bench.sharing import SharingBench
+from chatcache.bench.targets import target_lines, targets
 from chatcache.errors import StorageError, UnavailableError
 from chatcache.formatting import plural, size
 
@@ -44,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     with scratch(options.directory) as directory:
         result = measure(load_models(options, directory), directory, options, say)
     say("\n" + as_table(result))
+    if result.targets:
+        say("\n" + "\n".join(target_lines(result.targets)))
     if result.curve:
         say("\n" + first_token_chart(result.curve))
         if options.svg:
@@ -57,7 +62,7 @@ def measure(models: Models, directory: Path, options: argparse.Namespace, say: S
     """Everything that the options ask for; `say` gets a line of progress per step."""
     tuned, tokens, runs = models.tuned, options.tokens, options.runs
     say(f"{tuned.name}: {tuned.num_parameters:,} parameters, {tuned.dtype}, {tokens:,} tokens")
-    is_on_gpu, lengths = tuned.device.type != "cpu", options.lengths
+    is_on_gpu, lengths = is_gpu(tuned.device), options.lengths
     if lengths is None:
         lengths = default_lengths(tokens, is_on_gpu=is_on_gpu)
     rivals = find_rivals(models, directory, options, say)
@@ -85,14 +90,14 @@ def measure(models: Models, directory: Path, options: argparse.Namespace, say: S
     known = conditions(models, rivals, tokens, runs)
     result = BenchResult(known, limits, rows, bench.bytes_written, figures, points)
     result.left_out = list(rivals.left_out)
-    if is_on_gpu:
-        result.left_out.append("Loading is left out: it is measured on a CPU alone.")
-    else:
+    if options.engine:
         _run_loading(models, directory, rivals, result, say)
     if not models.has_tokenizer:
         result.left_out.append("The rows of the program are left out: the file has no tokenizer.")
-    elif not options.no_program:
+    else:
         _run_program(models, directory, options, result, say)
+    if is_on_gpu:
+        result.targets = targets(result)
     return result
 
 
@@ -120,14 +125,26 @@ def _run_loading(
 def _run_program(
     models: Models, directory: Path, options: argparse.Namespace, result: BenchResult, say: Say
 ) -> None:
-    """The rows of the whole program, after everything else: it starts processes of its own."""
-    program = ProgramBench(models, directory / "program", options.tokens, options.threads)
-    try:
-        program.run(say)
-    except UnavailableError as error:
-        result.left_out.append(error.message)
-    result.rows.update(program.rows)
-    result.figures += program.figures
+    """The rows of an engine and of the whole program, after everything else: they start processes
+    of their own."""
+    is_on_gpu, threads = is_gpu(models.tuned.device), options.threads
+    if options.engine and (options.program or is_on_gpu):
+        # A GPU reads in long chunks: the prompt is to have several.
+        tokens = max(options.tokens, LONG) if is_on_gpu else options.tokens
+        engine = EngineBench(models, directory / "engine", tokens, threads)
+        try:
+            engine.run(say)
+        except UnavailableError as error:
+            result.left_out.append(error.message)
+        result.rows.update(engine.rows)
+    if options.program:
+        program = ProgramBench(models, directory / "program", options.tokens, threads)
+        try:
+            program.run(say)
+        except UnavailableError as error:
+            result.left_out.append(error.message)
+        result.rows.update(program.rows)
+        result.figures += program.figures
 
 
 def narrator(*, is_quiet: bool) -> Say:

@@ -127,13 +127,12 @@ def load_models(options: argparse.Namespace, directory: Path) -> Models:
         return _load_named(options)
     plain = load_shape(options.shape or DEFAULT_SHAPE, options.dtype, options.device)
     source, cache_dir = "", directory / "cache"
-    # Writing the weights of a large shape takes longer than all other rows on a GPU.
-    if options.device == "cpu" or options.quantize is not None or not options.no_program:
+    if options.engine or options.program or options.quantize is not None:
         source = shape_directory(plain, directory / "model")
     if options.quantize is not None:
         return _packed_shape(plain, source, cache_dir, options)
     tuned = _copy(plain.model, plain.device)
-    kernels = tune(tuned, plain.device)
+    kernels = tune(tuned, plain.device).kernels
     return Models(
         tuned=replace(plain, model=tuned, kernels=kernels),
         plain=plain,

@@ -105,7 +105,7 @@ class SharingBench:
         for number in range(_SPILL_ROUNDS):
             directory = self._bench.directory / f"spill-{number}"
             idle += [ours.decode(1) for _ in range(_SPILL_STEPS // _SPILL_ROUNDS)]
-            busy += ours.decode_while_spilling(directory)
+            busy += ours.decode_while_spilling(directory, _SPILL_STEPS - len(busy))
             for path in directory.rglob("*.safetensors"):
                 path.unlink()
             if len(busy) >= _SPILL_STEPS:
@@ -124,7 +124,8 @@ class SharingBench:
         row = Row(f"prefix_{num_tokens}", f"{num_tokens} tokens", "prefix", "disk, or matrix rate")
         self.rows[row.name] = row
         prefix = self._ids(num_tokens)
-        short = Chatcache(self._bench.tuned, self._bench.directory / row.name)
+        directory = self._bench.directory / row.name
+        short = Chatcache(self._bench.tuned, directory, self._bench.ours.choice)
         short.cold(prefix)
         short.commit([num_tokens])
         known = RateBook()

@@ -15,6 +15,7 @@ from chatcache.chat.conversation import check_turn
 from chatcache.chat.figures import decode
 from chatcache.chat.node_table import StoredNode
 from chatcache.chat.store import SessionStore
+from chatcache.errors import NotFoundError
 from chatcache.token_ids import NO_IDS, TokenIds
 
 # Reasons of a turn that begins anew beside what was said before.
@@ -78,6 +79,8 @@ def read_turn(
     """A turn on the path to `tip`; None: the last one. Raises NotFoundError for one that is not."""
     whole = store.nodes.path(tip)
     num_turns = whole[-1].node.turn if whole else 0
+    if turn is None and not num_turns:
+        raise NotFoundError("Nothing has been said in this chat yet.", "Send a message first.")
     turn = num_turns if turn is None else turn
     check_turn(turn, num_turns, first=1)
     path = [stored for stored in whole if stored.node.turn <= turn]

@@ -30,7 +30,7 @@ GROUPS: Mapping[str, str] = {
     "sessions": "list, show, rename, mode, delete, search, export, import, tree",
     "cache": "what is remembered: stats, list, show, verify, pin, unpin, spill, drop, gc, clear",
     "lint": "what makes the beginning of a prompt change, and costs its reuse",
-    "models": "list, show, probe, download",
+    "models": "list, show, probe, perplexity, download",
     "engine": "list, stop: the processes that hold models",
     "demo": "radix: what a prefix cache does, played step by step",
     "lens": "see what a cache is: turns, tokens, attention, as text, JSON or a picture",

@@ -7,6 +7,7 @@ Only a view that asks a model has one loaded, and then the one that the session 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 from argparse import Namespace
@@ -25,6 +26,7 @@ from chatcache.commands.parser import Parser, number_option, sampling_options, s
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, NotFoundError, UsageError
 from chatcache.frontend import remembered
+from chatcache.frontend.lens.ansi import as_coloured_text, has_colours
 from chatcache.frontend.lens.exports import as_text, write_new
 from chatcache.frontend.lens.lens import Lens
 from chatcache.frontend.lens.page import Page
@@ -103,11 +105,13 @@ def run(arguments: Namespace) -> int:
     with compose.opened_service(settings, has_engine=False) as service:
         session = _session(service, settings, arguments.session)
     settings = _for_session(settings, session)
-    with _opened(settings, session, views, arguments) as service:
+    narrator = Narrator(arguments.quiet)
+    with _opened(settings, session, views, narrator, is_loading=not arguments.no_load) as service:
         lens = _lens(service, session, settings, arguments)
         pages = dict(_pages(lens, views, arguments))
         turn = lens.state.turn or lens.source.last_answered() or None
-    _write(arguments, session, turn, pages)
+    narrator.release()
+    _write(arguments, session, turn, pages, narrator)
     return 0
 
 
@@ -136,12 +140,13 @@ def _opened(
     settings: Settings,
     session: SessionSummary,
     views: tuple[LensView[Any], ...],
-    arguments: Namespace,
+    narrator: Narrator,
+    *,
+    is_loading: bool,
 ) -> Iterator[ChatService]:
     """The conversations, with a model that is loaded where a view needs it and one can answer."""
     is_asked = any(view.need != "disk" for view in views) and session.num_turns > 0
-    has_engine = is_asked and not arguments.no_load
-    narrator = Narrator(arguments.quiet)
+    has_engine = is_asked and is_loading
     with contextlib.ExitStack() as opened:
         service = None
         if has_engine and _is_loadable(settings, narrator, is_alone=len(views) == 1):
@@ -224,11 +229,14 @@ def _width(arguments: Namespace) -> int:
 
 
 def _write(
-    arguments: Namespace, session: SessionSummary, turn: int | None, pages: dict[str, Page]
+    arguments: Namespace,
+    session: SessionSummary,
+    turn: int | None,
+    pages: dict[str, Page],
+    narrator: Narrator,
 ) -> None:
     """To stdout and to the files that were named."""
     page = next(iter(pages.values()))
-    narrator = Narrator(arguments.quiet)
     caption = f"{page.title}: {session.name}" + (f", turn {turn}" if turn else "")
     if arguments.svg is not None:
         write_new(path_of(arguments.svg), svg(page, caption).encode())
@@ -245,7 +253,8 @@ def _write(
         }
         print_json(data)
     elif arguments.svg is None and arguments.png is None:
-        write_data(as_text(page), is_last=True)
+        is_coloured = is_terminal(sys.stdout) and has_colours(os.environ)
+        write_data(as_coloured_text(page) if is_coloured else as_text(page), is_last=True)
 
 
 COMMANDS = {"": ShellCommand(GROUPS["lens"], configure, run)}

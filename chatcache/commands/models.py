@@ -31,7 +31,9 @@ from chatcache.formatting import model_name, size, table
 from chatcache.frontend.engines import stay_words
 from chatcache.frontend.server_shelf import ServerShelf
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, print_result
+from chatcache.model_form import named_form
 from chatcache.remotes import remote_model
+from chatcache.sections import EXACT_WEIGHTS
 
 # Names that models of several families have for the same number, in nested configs too.
 CONFIG_NAMES = {
@@ -115,16 +117,17 @@ def _summary(stored: StoredModel, *, is_default: bool) -> dict[str, Any]:
     }
 
 
-def _details(name: str, found: ModelFiles) -> dict[str, Any]:
-    """What the files of a model say."""
-    room = outlook(name, found.path)
+def _details(name: str, found: ModelFiles, quantize: str = EXACT_WEIGHTS) -> dict[str, Any]:
+    """What the files of a model say, and what it needs with its weights packed as is wanted."""
+    room = outlook(name, found.path, quantize=quantize)
+    packed = quantize if found.path.is_dir() and quantize != EXACT_WEIGHTS else None
     return {
         "model": name,
         "path": str(found.path),
         "architecture": found.architecture,
         "parameters": found.num_parameters,
         "bytes": found.num_bytes,
-        "quantization": found.quantization or None,
+        "quantization": found.quantization or packed,
         "memory_bytes": None if room is None else room.num_bytes,
         "room": None if room is None else room.verdict,
         **{key: _from_config(found.config, names) for key, names in CONFIG_NAMES.items()},
@@ -150,15 +153,17 @@ def _configure_show(parser: Parser) -> None:
 
 
 def show(arguments: Namespace) -> int:
-    settings = settings_of(arguments)
-    if (remote := remote_model(arguments.model, settings.config.remotes)) is not None:
+    settings = settings_of(arguments, {"model.default": arguments.model})
+    model = settings.config.model
+    if (remote := remote_model(model.default, settings.config.remotes)) is not None:
         details = models_remote.details(remote, settings)
         rows = [(name, models_remote.words(value)) for name, value in details.items()]
     else:
-        details = _details(arguments.model, files_of(arguments.model))
+        details = _details(model.default, files_of(model.default), model.quantize)
         counts = {name: f"{details[name]:,}" for name in ("parameters", "bytes")}
         if details["memory_bytes"] is not None:
             counts["memory_bytes"] = f"{details['memory_bytes']:,}"
+        counts["quantization"] = details["quantization"] or "none: its weights are exact"
         shown = (details | counts).items()
         rows = [(name, "unknown" if value is None else str(value)) for name, value in shown]
     return print_result(details, table(("FIELD", "VALUE"), rows), as_json=arguments.json)
@@ -182,7 +187,8 @@ def fetch_model(arguments: Namespace) -> int:
     settings = settings_of(arguments)
     if remote_model(arguments.model, settings.config.remotes) is not None:
         raise UsageError("A server has its model already.", "Only a model of the hub is fetched.")
-    found = resolve.resolve_model(arguments.model, is_offline=settings.config.model.offline)
+    wanted = named_form(arguments.model).model
+    found = resolve.resolve_model(wanted, is_offline=settings.config.model.offline)
     is_new = not isinstance(found, Path)
 
     def tell(event: ModelLoading) -> None:

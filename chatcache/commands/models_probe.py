@@ -60,16 +60,17 @@ def run(arguments: Namespace) -> int:
     from chatcache.backends.local.study.probe import probe_model
 
     narrator = Narrator()
-    settings = settings_of(arguments)
-    if (remote := remote_model(arguments.model, settings.config.remotes)) is not None:
+    settings = settings_of(arguments, {"model.default": arguments.model})
+    model = settings.config.model
+    if (remote := remote_model(model.default, settings.config.remotes)) is not None:
         return models_remote.probe(remote, settings, arguments)
     system = None if arguments.system is None else read_system(arguments.system, narrator.warn)
-    narrator.progress(f"looking at {arguments.model}")
+    narrator.progress(f"looking at {model.default}")
     probe = probe_model(
-        arguments.model,
-        device=settings.config.model.device,
-        dtype=settings.config.model.dtype,
-        is_offline=settings.config.model.offline,
+        model.default,
+        device=model.device,
+        dtype=model.dtype,
+        is_offline=model.offline,
         cache_dir=settings.paths.cache_dir,
         system=system,
     )

@@ -44,7 +44,8 @@ SETTING_OF_OPTION = {
 }
 MODEL_HELP = (
     "builtin, smollm2, a directory, a GGUF file, ollama:NAME[:TAG], a Hugging Face id"
-    " (ORG/REPO[:QUANT]), or PROFILE:NAME of a server"
+    " (ORG/REPO[:QUANT]), or PROFILE:NAME of a server; NAME:4bit and NAME:8bit: NAME in so few"
+    " bits"
 )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatcache.assets import pocket_dir
+from chatcache.backends.local.packed.kernel_store import num_refused
 from chatcache.cache.files.ownership import foreign_owner
 from chatcache.cache.inspect import VerifyReport
 from chatcache.chat.schema import APPLICATION_ID
@@ -215,6 +216,14 @@ def _made_files(paths: Paths) -> Iterator[Finding]:
     if told:
         where = f"in {paths.cache_dir}; what is deleted of it is made again when it is needed"
         yield Finding("made of models", "ok", f"{', '.join(told)} {where}")
+    kernels = paths.cache_dir / "kernels"
+    if count := num_refused(kernels):
+        yield Finding(
+            "compiled code",
+            "note",
+            f"it computes something else than {plural(count, 'model')}, and is not used for that",
+            f"Answers are right, and slower. Without {kernels} it is compiled and compared anew.",
+        )
 
 
 def _bytes_below(directory: Path) -> int:

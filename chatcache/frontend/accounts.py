@@ -63,7 +63,7 @@ def gather(service: ChatService, session: SessionSummary | None, prices: PriceLi
 
 
 def stats(facts: LedgerFacts) -> str:
-    """What the cache did for a chat, in a few lines: the sums of the"""
+    """What the cache did for a chat, in a few lines: and what of it is counted elsewhere."""
     found = facts.chat or facts.everything
     sums, told = found.totals, found.totals.servers
     num_answers = sums.num_answers + told.num_answers

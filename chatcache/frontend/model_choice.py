@@ -7,7 +7,7 @@ is left again. Methods that look at files, ask the hub or switch may block; know
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +20,14 @@ from chatcache.errors import ChatcacheError, UnavailableError
 from chatcache.formatting import model_label, model_name, one_line, size
 from chatcache.frontend import servers
 from chatcache.frontend.server_shelf import ServerShelf
+from chatcache.model_form import PACKED_FORMS, NamedForm, form_name, named_form
 from chatcache.remotes import Remotes, check_reach, remote_model
 
 if TYPE_CHECKING:
     from chatcache.backends.base import ModelInfo
+    from chatcache.backends.local.model.quantized_form import ModelForm
     from chatcache.chat.service import ChatService
+    from chatcache.frontend.form_shelf import FormShelf
 
 MAX_OTHERS = 8
 TO_FETCH = "to be downloaded from the hub"
@@ -62,9 +65,14 @@ class ModelChoice:
     """The models that a chat service can be answered by."""
 
     def __init__(
-        self, service: ChatService, remotes: Remotes | None = None, *, is_offline: bool = False
+        self,
+        service: ChatService,
+        remotes: Remotes | None = None,
+        forms: FormShelf | None = None,
+        *,
+        is_offline: bool = False,
     ) -> None:
-        self._service = service
+        self._service, self._forms = service, forms
         self._is_offline = is_offline
         self._before: str | None = None
         self._told_hosts: set[str] = set()
@@ -88,20 +96,58 @@ class ModelChoice:
 
     def current(self, info: ModelInfo | None) -> str:
         """The model in use. `PROFILE:` has got the name of the server's only model; a path is
-        whole, as in lists."""
-        name = resolve.whole_name(self._backend.model)
-        is_nameless = name.endswith(":") and info is not None and info.model.startswith(name)
-        return info.model if info is not None and is_nameless else name
+        whole, as in lists, and the form is said where it is not the usual one."""
+        named = self._named(self._backend.model)
+        name = resolve.whole_name(named.model)
+        if info is not None and name.endswith(":") and info.model.startswith(name):
+            return info.model
+        return self._with_form(name, self._form_of(named, info))
 
     def is_in_use(self, name: str, info: ModelInfo | None) -> bool:
-        return name in (self._backend.model, self.current(info))
+        named = self._named(name)
+        wanted = self._with_form(named.model, self._form_of(named, None))
+        return wanted in (self._backend.model, self.current(info))
+
+    def _named(self, name: str) -> NamedForm:
+        return named_form(name, self.servers.remotes)
+
+    def _form_of(self, named: NamedForm, info: ModelInfo | None) -> str:
+        """What a model turned out to be, else what its name says; "": as the settings say."""
+        if info is not None and info.quantization in PACKED_FORMS:
+            return info.quantization
+        return named.form
+
+    def _with_form(self, model: str, form: str) -> str:
+        if self._forms is None:
+            return form_name(model, form) if form else model
+        return self._forms.name(model, form)
 
     # What there is
 
     def at_hand(self) -> list[ShelfModel]:
-        """The models of this machine and of the servers; no server is asked."""
+        """The models of this machine and of the servers, the one in use among them; no server is
+        asked."""
         used_before = self._service.recall.models_used()
-        return [*shelf.shelf(used_before, self.servers.remotes), *self.servers.models(used_before)]
+        if self.can_switch:
+            in_use = resolve.whole_name(self._named(self._backend.model).model)
+            used_before = [in_use, *(name for name in used_before if name != in_use)]
+        found = shelf.shelf(used_before, self.servers.remotes)
+        here = found if self._forms is None else self._forms.with_made(found)
+        return [*here, *self.servers.models(used_before)]
+
+    def forms(self, name: str) -> list[ModelForm]:
+        """The forms of a model on this machine: exact, and in fewer bits. Raises ChatcacheError for
+        one that has no others."""
+        if self._forms is None or self.servers.find(name) is not None:
+            raise UnavailableError(
+                f"{model_name(name)} is loaded as its server has it.",
+                "Only models of this machine are turned into 4 or 8 bits.",
+            )
+        return self._forms.forms(self._named(name).model)
+
+    def is_name(self, typed: str) -> bool:
+        """Could this name a model, whether it is here or not?"""
+        return shelf.is_name(self._named(typed).model) or self.servers.find(typed) is not None
 
     def suggested(self, models: Iterable[ShelfModel]) -> list[ShelfModel]:
         """What could be downloaded beside these, for somebody who knows no name."""
@@ -118,9 +164,11 @@ class ModelChoice:
         """A model that was typed: a server's, a directory, or one of the hub to be fetched."""
         if (remote := self.servers.find(name)) is not None:
             return self.servers.row(remote)
-        if shelf.is_hub_id(name) and not shelf.is_on_disk(name):
+        named = self._named(name)
+        if shelf.is_hub_id(named.model) and not shelf.is_on_disk(named.model):
             return ShelfModel(name, "hub", problem=TO_FETCH)
-        return shelf.at_hand(name)
+        row = shelf.at_hand(named.model)
+        return replace(row, name=name, quantization=named.form) if named.form else row
 
     def first_offers(self) -> list[ShelfModel]:
         """For somebody who has used nothing but the built-in model: what else there is."""
@@ -136,12 +184,18 @@ class ModelChoice:
         if remote is not None:
             check_reach(remote.profile, is_offline=self._is_offline)
             return False
-        return not isinstance(resolve.resolve_model(name, is_offline=self._is_offline), Path)
+        named = self._named(name)
+        found = resolve.resolve_model(named.model, is_offline=self._is_offline)
+        if named.form in PACKED_FORMS and self._forms is not None and isinstance(found, Path):
+            self._forms.forms(named.model)
+        return not isinstance(found, Path)
 
     def download(self, name: str) -> Download:
         """What it is, and how much. Asks the hub; raises UnavailableError when it is silent."""
-        model = hub_files.model_on_hub(name)
-        return Download(model.name, model.num_bytes, resolve.free_bytes(), model.others)
+        named = self._named(name)
+        model = hub_files.model_on_hub(named.model)
+        chosen = form_name(model.name, named.form) if named.form else model.name
+        return Download(chosen, model.num_bytes, resolve.free_bytes(), model.others)
 
     def consequence(self, num_tokens: int) -> str:
         """What another model means for a chat of so many tokens."""

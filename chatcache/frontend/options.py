@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from chatcache.chat.bill import PriceList
     from chatcache.chat.service import ChatService
     from chatcache.frontend.desk import SegmentDesk
+    from chatcache.frontend.form_shelf import FormShelf
     from chatcache.frontend.sampling import Sampling
 
 Examine = Callable[[Report], Iterable[str]]
@@ -35,6 +36,7 @@ class ChatOptions:
     is_offline: bool = False
     remotes: Remotes = field(default_factory=dict)
     prices: PriceList | None = None
+    forms: FormShelf | None = None
     examine: Examine | None = None
     keep_setting: Callable[[str, str], None] | None = None
     drafts_path: Path | None = None

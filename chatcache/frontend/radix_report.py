@@ -53,7 +53,7 @@ def drawn(step: DemoStep, width: int) -> Iterator[str]:
     for sentence in _changes(step):
         yield from _flowed(f"{sentence}.", width)
     yield from _flowed(f"in RAM: {_ram_use(step)}.", width)
-    lines = tree_lines(step.shape, step.pieces, width, step.at, MAX_ROWS, signs=_signs(step))
+    lines = tree_lines(step.shape, step.pieces, width, step.at, MAX_ROWS, -1, _signs(step))
     yield from map(text_of, lines)
 
 
@@ -124,13 +124,13 @@ def _changes(step: DemoStep) -> Iterator[str]:
     """What happened to the tree, a sentence for each kind of change, behind its sign."""
     for event in step.events:
         if event.change == "split":
-            where = f"tokens {event.start:,}-{event.stop:,}"
+            where = f"tokens {fmt.span(event.start, event.stop)}"
             yield f"/ split: the edge of {where}, behind token {event.cut:,}"
     for change, tier, said in _TOLD:
         found = [e for e in step.events if (e.change, e.tier) == (change, tier)]
         if not found:
             continue
-        ranges = ", ".join(f"{event.start:,}-{event.stop:,}" for event in found)
+        ranges = ", ".join(fmt.span(event.start, event.stop) for event in found)
         total = sum(event.stop - event.start for event in found)
         is_gone = all(event.is_gone for event in found)
         after = ""

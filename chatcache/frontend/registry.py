@@ -192,6 +192,7 @@ KEYS: tuple[Key, ...] = (
     Key("segments.spill", "f9", "spill", "write it to disk now", "segments", True),
     Key("segments.drop", "f8,ctrl+x", "drop", "drop it", "segments", True),
     Key("models.default", "f6", "default", "load it at every start", "models", True),
+    Key("models.form", "f7", "form", "load it in 4 or 8 bits", "models", True),
     Key("lens.next", "tab", "step(1)", "next view", "lens", True),
     Key("lens.previous", "shift+tab", "step(-1)", "previous view", "lens", True),
     Key("lens.left", "left", "go('left')", "to the left: a token, a step back", "lens"),

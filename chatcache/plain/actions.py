@@ -17,6 +17,7 @@ from chatcache.formatting import (
     plural,
     shorten,
     size,
+    span,
     table,
 )
 from chatcache.frontend import desk, figures, files, keycheck, servers
@@ -283,7 +284,7 @@ class PlainActions:
                 places = (("VRAM", row.in_vram), ("RAM", row.in_ram), ("disk", row.on_disk))
                 tiers = [name for name, is_in in places if is_in]
                 held = f"{size(row.num_bytes)} {' and '.join(tiers) or 'live'}"
-                say(f"{row.segment_id[:12]}: tokens {row.start:,} to {row.stop:,}, {held}.")
+                say(f"{row.segment_id[:12]}: tokens {span(row.start, row.stop)}, {held}.")
             say("Say /segments inspect ID, or pin, verify, spill, drop.")
             say("/segments verify looks at all files.")
 

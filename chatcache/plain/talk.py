@@ -33,7 +33,9 @@ class Talk:
             personas=options.personas,
             prices=options.prices,
         )
-        self.models = ModelChoice(service, options.remotes, is_offline=options.is_offline)
+        self.models = ModelChoice(
+            service, options.remotes, options.forms, is_offline=options.is_offline
+        )
         self.lines = Lines()
         self.snapshot: CacheSnapshot | None = None
         self.attached: list[str] = []

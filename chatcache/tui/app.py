@@ -24,7 +24,7 @@ from chatcache.frontend import registry
 from chatcache.frontend.options import ChatOptions
 from chatcache.terminal.layouts import latin_of
 from chatcache.tui import commands
-from chatcache.tui.look import contrast, layout
+from chatcache.tui.look import contrast, few_colours, layout
 from chatcache.tui.screens.chat import ChatScreen
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class ChatCacheApp(App[Exception | None]):
 
     def get_css_variables(self) -> dict[str, str]:
         variables = super().get_css_variables()
+        if self.console.color_system == "256":
+            variables |= few_colours.backgrounds(variables)
         variables["quiet"] = contrast.quiet(variables)
         return variables
 

@@ -44,5 +44,4 @@ def status_ids(
         return []
     if status.failure is not None and not status.is_restarting:
         return ["model", "help"]
-    ids = ["help", "model" if is_empty else "fork", "sessions", "panel"]
-    return ids[:2] if is_narrow else ids
+    return ["help", "model" if is_empty else "fork", "sessions", "panel"]

@@ -170,3 +170,28 @@ def three_turns(
 def assert_same_bits(said: Said, other: Said) -> None:
     assert said.ids == other.ids
     assert torch.equal(said.logits, other.logits)
+
+
+def check_resuming(engine: Factory) -> None:
+    """From RAM and from disk a conversation has the bits of the one that was never stopped."""
+    opened = engine()
+    _, two, three = three_turns(opened, 6, is_last_kept=False)
+    again = engine().turn(two.ids + THIRD, 6, is_kept=False)
+    assert again.reuse.disk_tokens == again.reuse.num_tokens == len(two.ids)
+    assert_same_bits(again, three)
+    opened.forget_live()
+    again = opened.turn(two.ids + THIRD, 6, is_kept=False)
+    assert (again.reuse.num_tokens, again.reuse.disk_tokens) == (len(two.ids), 0)
+    assert_same_bits(again, three)
+
+
+def check_switching(engine: Factory) -> None:
+    """Whoever goes to a fork and back is answered as if there were none."""
+    one, two, three = three_turns(engine("straight"), 6, is_last_kept=False)
+    forked = engine()
+    forked.turn(FIRST, 6)
+    forked.turn(one.ids + SECOND, 6)
+    forked.turn(one.ids + OTHER, 9)
+    again = forked.turn(two.ids + THIRD, 6)
+    assert again.reuse.num_tokens == len(two.ids)
+    assert_same_bits(again, three)

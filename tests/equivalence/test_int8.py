@@ -22,6 +22,8 @@ from tests.equivalence.engine import (
     IdsEngine,
     Said,
     assert_same_bits,
+    check_resuming,
+    check_switching,
     three_turns,
 )
 from tests.equivalence.families import family_model
@@ -71,26 +73,11 @@ def test_the_first_answer_is_exact(engine: Factory) -> None:
 
 
 def test_resumed_from_ram_and_from_disk_is_never_stopped(engine: Factory) -> None:
-    opened = engine()
-    _, two, three = three_turns(opened, 6, is_last_kept=False)
-    again = engine().turn(two.ids + THIRD, 6, is_kept=False)
-    assert again.reuse.disk_tokens == again.reuse.num_tokens == len(two.ids)
-    assert_same_bits(again, three)
-    opened.forget_live()
-    again = opened.turn(two.ids + THIRD, 6, is_kept=False)
-    assert (again.reuse.num_tokens, again.reuse.disk_tokens) == (len(two.ids), 0)
-    assert_same_bits(again, three)
+    check_resuming(engine)
 
 
 def test_switching_between_forks_and_back_changes_nothing(engine: Factory) -> None:
-    one, two, three = three_turns(engine("straight"), 6, is_last_kept=False)
-    forked = engine()
-    forked.turn(FIRST, 6)
-    forked.turn(one.ids + SECOND, 6)
-    forked.turn(one.ids + OTHER, 9)
-    again = forked.turn(two.ids + THIRD, 6)
-    assert again.reuse.num_tokens == len(two.ids)
-    assert_same_bits(again, three)
+    check_switching(engine)
 
 
 def test_going_on_from_a_regenerated_answer_is_resuming_it(engine: Factory) -> None:

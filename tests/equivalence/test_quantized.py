@@ -9,13 +9,9 @@ import pytest
 
 from chatcache.backends.local.model.loader import load_model
 from tests.equivalence.engine import (
-    FIRST,
-    OTHER,
-    SECOND,
-    THIRD,
     Factory,
-    assert_same_bits,
-    three_turns,
+    check_resuming,
+    check_switching,
 )
 from tests.gguf_models import MIXTURES, write_mixture
 from tests.models import build_model_dir
@@ -36,23 +32,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_resumed_from_ram_and_from_disk_is_never_stopped(engine: Factory) -> None:
-    opened = engine()
-    _, two, three = three_turns(opened, 6, is_last_kept=False)
-    again = engine().turn(two.ids + THIRD, 6, is_kept=False)
-    assert again.reuse.disk_tokens == again.reuse.num_tokens == len(two.ids)
-    assert_same_bits(again, three)
-    opened.forget_live()
-    again = opened.turn(two.ids + THIRD, 6, is_kept=False)
-    assert (again.reuse.num_tokens, again.reuse.disk_tokens) == (len(two.ids), 0)
-    assert_same_bits(again, three)
+    check_resuming(engine)
 
 
 def test_switching_between_forks_and_back_changes_nothing(engine: Factory) -> None:
-    one, two, three = three_turns(engine("straight"), 6, is_last_kept=False)
-    forked = engine()
-    forked.turn(FIRST, 6)
-    forked.turn(one.ids + SECOND, 6)
-    forked.turn(one.ids + OTHER, 9)
-    again = forked.turn(two.ids + THIRD, 6)
-    assert again.reuse.num_tokens == len(two.ids)
-    assert_same_bits(again, three)
+    check_switching(engine)

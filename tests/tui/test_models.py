@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from chatcache.backends.local.model import hub_files, resolve, shelf
 from chatcache.backends.local.model.hub_files import HubModel
 from chatcache.backends.switching import SwitchingBackend
 from chatcache.errors import ModelLoadError
+from chatcache.frontend.form_shelf import FormShelf
+from chatcache.frontend.model_choice import ModelChoice
 from chatcache.tui.screens.dialogs import ConfirmScreen
+from chatcache.tui.screens.forms import FormScreen
 from chatcache.tui.screens.models import ModelScreen
 from chatcache.tui.status import BackendStatus
 from chatcache.tui.widgets.bars import FirstRunBar
@@ -214,3 +218,48 @@ async def test_models_of_other_programs_are_named_or_say_why_not(
         await chat.press("escape")
         await chat.say(f"/model {folder}")
         assert shop.made[-1].info.model == str(folder)
+
+
+async def test_a_form_in_few_bits_is_chosen_from_the_picker(
+    bench: Bench, shop: Shop, directory: str, tmp_path: Path
+) -> None:
+    async with bench.run(forms=FormShelf(tmp_path / "cache")) as chat:
+        await chat.say(f"/model {directory}")
+        await chat.press("f5")
+        await chat.until(lambda: "● other" in chat.text)
+        await chat.press("f7")
+        await chat.until(lambda: isinstance(chat.app.screen, FormScreen) and "● exact" in chat.text)
+        await chat.press("down", "down")
+        await chat.until(lambda: "Made once" in chat.text)
+        assert "a quarter of the memory" in chat.text
+        assert "other needs about" in chat.text
+        await chat.press("enter")
+        await chat.idle()
+        assert shop.made[-1].info.model == f"{directory}:4bit"
+        await chat.say(f"/model {directory}:4bit")
+        assert any("is the model already" in toast for toast in chat.toasts)
+
+
+async def test_what_has_no_other_forms_says_so(bench: Bench, shop: Shop, tmp_path: Path) -> None:
+    file = tmp_path / "small.gguf"
+    file.write_bytes(small_header().file_bytes())
+    async with bench.run(forms=FormShelf(tmp_path / "cache")) as chat:
+        await open_picker(chat)
+        await chat.press(*str(file), "f7")
+        await chat.until(lambda: "Only models of safetensors" in chat.text)
+        await chat.press("escape")
+        await chat.say(f"/model {file}:4bit")
+        assert "used as its file has it" in chat.notices[-1]
+        assert len(shop.made) == 1
+
+
+async def test_the_form_that_is_in_use_is_marked_whatever_it_was_called(
+    bench: Bench, shop: Shop, directory: str, tmp_path: Path
+) -> None:
+    async with bench.run(forms=FormShelf(tmp_path / "cache")) as chat:
+        await chat.say(f"/model {directory}")
+        info = replace(shop.made[-1].info, quantization="4bit")
+        choice = ModelChoice(chat.service, None, FormShelf(tmp_path / "cache"))
+        assert choice.current(info) == f"{directory}:4bit"
+        assert choice.is_in_use(f"{directory}:4bit", info)
+        assert not choice.is_in_use(f"{directory}:8bit", info)

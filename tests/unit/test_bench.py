@@ -12,10 +12,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from chatcache.bench import limits, main
+from chatcache.backends.local.model import attention, device_attention
+from chatcache.backends.local.run import forward
+from chatcache.bench import engine, limits, loading, main, rivals, sharing
+from chatcache.bench import run as bench_run
 from chatcache.bench.chart import first_token_chart, first_token_svg, strip_chart
 from chatcache.bench.gguf_file import write_gguf
 from chatcache.bench.limits import Limits
+from chatcache.bench.options import parse
 from chatcache.bench.report import (
     CHATCACHE,
     COMPILED,
@@ -28,20 +32,21 @@ from chatcache.bench.report import (
     as_json,
     as_table,
 )
-from chatcache.bench.rows import Bench, core_rows, default_lengths
-from chatcache.bench.run import gpu_name
-from chatcache.bench.setup import load_shape
+from chatcache.bench.rows import core_rows, default_lengths
+from chatcache.bench.run import gpu_name, measure
+from chatcache.bench.setup import load_models
+from chatcache.bench.targets import target_lines, targets
 from chatcache.cache.book.rates import RateBook
-from chatcache.cache.tensors.device_kv import DeviceKV
 from chatcache.cache.views import Held
 from chatcache.errors import StorageError, UnavailableError, UsageError
 from tests.lazy_link import LazyLink
 from tests.models import build_model
+from tests.recorded_calls import RecordedCalls
 
 CORE = {
     "cold", "live", "ram", "disk", "warm", "fork", "switch", "decode", "short", "keep", "spill",
 }  # fmt: skip
-LOADING = {"loaded", "loaded_token"}
+LOADING = {"loaded", "loaded_token", "first"}
 SHARING = {"fork_session", "switch_forks", "prefix_64", "prefix_128", "prefix_256", "prefix_512"}
 FIGURES = {"switch_tokens", "switch_bytes", "turn_bytes"}
 QUICK = ["--shape", "tiny", "--tokens", "70", "--runs", "2", "--dtype", "float32", "--no-program"]
@@ -54,6 +59,13 @@ def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rates of this machine from less work: half of the time of a run on a tiny shape."""
     monkeypatch.setattr(limits, "_BUFFER_BYTES", 1 << 20)
     monkeypatch.setattr(limits, "_MATRIX", 64)
+
+
+@pytest.fixture
+def core_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without loading in processes of its own, and without what branches share."""
+    for part in ("LoadingBench", "SharingBench"):
+        monkeypatch.setattr(f"chatcache.bench.run.{part}.run", lambda *_: None)
 
 
 def run_bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
@@ -100,30 +112,55 @@ def test_the_last_line_is_one_json_object(
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_limits")
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # of torch's compiler
-def test_the_rows_of_a_device_with_memory_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The stand-in of one: K and V go by way of slabs, and a fork that is left stays there."""
+def test_all_of_a_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the stand-in of one: K and V go by way of slabs, and a fork that is left stays there."""
+    for module in (bench_run, loading, rivals):
+        monkeypatch.setattr(module, "is_gpu", lambda device: True)
     monkeypatch.setattr("chatcache.bench.contenders.link_to", lambda device: LazyLink())
     monkeypatch.setattr("chatcache.bench.compiled.compiled", lambda model: model)
-    plain = load_shape("tiny", "float32")
-    bench = Bench(plain, plain, tmp_path, 70, has_compiled=True)
-    bench.prepare()
-    bench.run_cold()
-    bench.run_short()
-    bench.run_resumed()
-    limits = bench.label()
-    assert limits.to_device is not None
-    assert limits.to_host is not None
+    monkeypatch.setattr(forward, "graphs_for", lambda device: RecordedCalls())
+    monkeypatch.setitem(attention._KERNELS, "cpu", device_attention.NAME)
+    monkeypatch.setattr("chatcache.bench.contenders._SLAB_BYTES", 1 << 20)
+    monkeypatch.setattr(sharing, "TELLING_BYTES", 1)
+    monkeypatch.setattr(bench_run, "LONG", 1200)
+    monkeypatch.setattr(engine, "_STOPS", 1)
+    options = parse([*QUICK, "--runs", "1", "--threads", "1", "--lengths", "16"])
+    result = measure(load_models(options, tmp_path), tmp_path, options, lambda line: None)
+    assert result.left_out[1:] == []  # llama.cpp alone
     for name in ("cold", "decode", "short"):
-        assert set(bench.rows[name].samples) == {TRANSFORMERS, COMPILED, CHATCACHE}
-    assert bench.rows["keep"].limit == bench.bytes_written / limits.to_host
-    assert isinstance(bench.ours.live, DeviceKV)
-    use = bench.ours.prefixes.vram.use()
-    assert use is not None
-    assert use.num_segments > 0
-    assert "to the GPU" in as_table(BenchResult(measured().conditions, limits, bench.rows, 1))
-    bench.close()
+        assert set(result.rows[name].samples) == {TRANSFORMERS, COMPILED, CHATCACHE}
+    assert {name for name, row in result.rows.items() if not row.samples} <= {"stop_decode"}
+    assert set(result.rows) >= {"vram", "ready", "first_turn", "stop_prefill", "loaded", "first"}
+    assert result.limits.to_host is not None
+    assert result.rows["keep"].limit == result.bytes_written / result.limits.to_host
+    table = as_table(result)
+    assert max(len(line) for line in table.splitlines()) <= WIDTH
+    assert "to the GPU" in table
+    assert all(target.measured is not None for target in result.targets)
+    captures = next(target for target in result.targets if target.name == "captures")
+    assert (captures.measured, captures.is_met) == (0, True)
+    assert [target["is_met"] for target in as_json(result)["targets"]].count(None) == 0
+
+
+def test_a_target_is_met_missed_or_not_measured() -> None:
+    result = measured()
+    result.rows["live"].add(CHATCACHE, 0.15)
+    found = {target.name: target for target in targets(result)}
+    assert (found["cold"].measured, found["cold"].is_met) == (pytest.approx(0.445), True)
+    assert found["decode"].measured == pytest.approx(3.71, abs=0.01)
+    assert found["live"].measured == pytest.approx(2.14, abs=0.01)
+    assert (found["decode"].is_met, found["live"].is_met) == (False, False)
+    assert found["switch"].is_met is None
+    lines = target_lines(list(found.values()))
+    assert max(map(len, lines)) <= WIDTH
+    verdicts = [line.rpartition("  ")[2] for line in lines[1:]]
+    assert verdicts[:2] == ["ok", "missed"]
+    assert "-" in verdicts
+    # 470 MB by a link of 10 GB/s take 47 ms: 1.25 times that and one turn.
+    result.limits = Limits(5e10, 1e10, 1e9, 1e12, 1e10, 1e10)
+    for seconds, is_met in ((0.208, True), (0.209, False)):
+        result.rows["ram"].samples[CHATCACHE] = [seconds]
+        assert {each.name: each for each in targets(result)}["ram"].is_met is is_met
 
 
 def test_without_a_gpu_it_is_not_measured(tmp_path: Path) -> None:
@@ -225,7 +262,7 @@ def test_weights_are_packed_and_say_of_what_kind_they_are(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_limits")
+@pytest.mark.usefixtures("quick_limits", "core_only")
 def test_without_llama_cpp_one_line_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +276,7 @@ def test_without_llama_cpp_one_line_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_limits")
+@pytest.mark.usefixtures("quick_limits", "core_only")
 def test_a_model_of_this_machine_learns_its_rates(
     capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:

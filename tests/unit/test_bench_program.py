@@ -49,15 +49,14 @@ def test_every_row_of_the_program_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program, "_STARTS", 1)
-    monkeypatch.setattr(program, "_STOPS", 1)
     options = parse(["--shape", "tiny", "--dtype", "float32", "--threads", "1"])
     bench = ProgramBench(load_models(options, tmp_path), tmp_path / "program", 1200, 1)
     bench.run(lambda line: None)
     measured = {name for name, row in bench.rows.items() if row.samples}
     # A tiny model may be loaded, or have read, before the first key is typed.
-    assert measured >= {"help", "paint", "load", "stop_prefill", "draft_plain", "draft_ready"}
+    assert measured >= {"help", "paint", "resident", "not_resident"}
     assert [figure.name for figure in bench.figures] == ["engine_memory"]
-    assert set(bench.rows) - measured <= {"echo_loading", "echo_prefill", "stop_decode"}
+    assert set(bench.rows) - measured <= {"echo_loading", "echo_prefill"}
 
 
 def test_what_a_turn_writes_does_not_grow_with_the_chat(

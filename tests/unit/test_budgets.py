@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatcache.backends.local.packed.kernel_store import KernelStore, Verdict
 from chatcache.budgets import (
     LEAST_DISK,
     LEAST_RAM,
@@ -140,3 +141,15 @@ def test_the_doctor_says_what_was_made_of_models(tmp_path: Path) -> None:
     assert finding.status == "ok"
     assert "quantised weights 2.0 MB" in finding.detail
     assert "kernels" not in finding.detail
+
+
+def test_the_doctor_says_where_compiled_code_is_wrong(tmp_path: Path) -> None:
+    found = settings(tmp_path)
+    found.paths.cache_dir.mkdir(parents=True)
+    store = KernelStore()
+    store.keep_in(found.paths.cache_dir / "kernels")
+    for key, verdict in (("a", Verdict.RIGHT), ("b", Verdict.STEP_IS_WRONG)):
+        store.keep_verdict(key, verdict)
+    *_, finding = _made_files(found.paths)
+    assert finding.status == "note"
+    assert "something else than 1 model" in finding.detail

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from chatcache.cache.segments import LostBlockError
 from chatcache.cache.tensors.blocks import ResidentBlock, TensorBlock
@@ -23,6 +22,8 @@ from tests.unit.test_live_kv import (
     HEAD_DIM,
     NUM_HEADS,
     NUM_LAYERS,
+    Given,
+    PathMachine,
     append,
     has,
     holds,
@@ -268,25 +269,10 @@ def test_without_room_for_a_contiguous_copy_heads_go_one_by_one(
     assert has(live.export(0, 8), list(range(8)))
 
 
-@dataclass(eq=False)
-class Held:
-    """What was given out of a path: its positions, and the whole path up to its end."""
+class DeviceAndGiven(PathMachine):
+    """Any order of what turns do. Slabs are short of room."""
 
-    block: Any
-    start: int
-    path: list[int] = field(default_factory=list)
-
-
-class DeviceAndGiven(RuleBasedStateMachine):
-    """Any order of what turns do; every token is another number. Slabs are short of room."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._patch = pytest.MonkeyPatch()
-        make_short(self._patch)
-        self.path: list[int] = []
-        self.held: list[Held] = []
-        self.next_token = 0
+    live: DeviceKV
 
     @initialize(is_eager=st.booleans(), budget=st.sampled_from([0, SLAB, 1 << 22]))
     def begin(self, is_eager: bool, budget: int) -> None:
@@ -297,43 +283,19 @@ class DeviceAndGiven(RuleBasedStateMachine):
     def new_live(self, budget: int, *, is_eager: bool) -> DeviceKV:
         return device_kv(LazyLink(is_eager=is_eager), budget)
 
-    def some(self, count: int) -> list[int]:
-        self.next_token += count
-        return list(range(self.next_token - count, self.next_token))
-
-    @rule(count=st.integers(1, 12))
-    def compute(self, count: int) -> None:
-        tokens = self.some(count)
-        append(self.live, tokens)
-        self.path = self.path + tokens
-
-    @rule(share=st.floats(0, 1))
-    def cut(self, share: float) -> None:
-        self.path = self.path[: int(share * len(self.path))]
-        self.live.truncate(len(self.path))
-
-    @rule(count=st.integers(0, 60))
-    def make_room(self, count: int) -> None:
-        self.live.reserve(count)
-
     @precondition(lambda self: self.path)
     @rule(share=st.floats(0, 0.9), is_resident=st.booleans())
     def give(self, share: float, is_resident: bool) -> None:
         start, stop = int(share * len(self.path)), len(self.path)
         give: Callable[..., Any] = self.live.reside if is_resident else self.live.export
-        self.held.append(Held(give(start, stop), start, self.path[:stop]))
+        self.given.append(Given(give(start, stop), start, self.path[:stop]))
 
-    @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
-        self.held.remove(data.draw(st.sampled_from(self.held)))
-
-    @precondition(lambda self: self.held)
+    @precondition(lambda self: self.given)
     @rule(data=st.data(), share=st.floats(0, 1), is_read=st.booleans(), rest=st.integers(0, 3))
     def load(self, data: st.DataObject, share: float, is_read: bool, rest: int) -> None:
         """A part of what is held, behind the tokens before it; by way of a file, if so, of which
         the last tokens may not be wanted."""
-        found = data.draw(st.sampled_from(self.held))
+        found = self.any_given(data)
         start = found.start + int(share * (len(found.path) - found.start - 1))
         if self.path[:start] != found.path[:start]:
             return
@@ -342,7 +304,7 @@ class DeviceAndGiven(RuleBasedStateMachine):
             read_file(self.live, found.path[start:], start)
             lent = self.live.lend(start, len(found.path))
             if lent is not None:
-                self.held.append(Held(lent, start, found.path))
+                self.given.append(Given(lent, start, found.path))
             self.path = found.path[: max(start, len(found.path) - rest)]
             self.live.set_length(len(self.path))
         else:
@@ -351,10 +313,10 @@ class DeviceAndGiven(RuleBasedStateMachine):
             self.live.flush()
             self.path = found.path
 
-    @precondition(lambda self: self.held)
+    @precondition(lambda self: self.given)
     @rule(data=st.data())
     def look(self, data: st.DataObject) -> None:
-        found = data.draw(st.sampled_from(self.held))
+        found = self.any_given(data)
         tokens = found.path[found.start :]
         if isinstance(found.block, ResidentBlock):
             for name, tensor in found.block.tensors.items():
@@ -372,13 +334,13 @@ class DeviceAndGiven(RuleBasedStateMachine):
             assert self.live.slabs.check() == []
 
     def teardown(self) -> None:
-        for found in self.held:
+        for found in self.given:
             block: TensorBlock = found.block
             tensors = block.tensors
             for name, tensor in tensors.items():
                 tokens = found.path[found.start :]
                 assert torch.equal(tensor.cpu(), rows(tokens, name[:-2], int(name[-1])))
-        self._patch.undo()
+        super().teardown()
 
 
 TestDeviceAndGiven = DeviceAndGiven.TestCase

@@ -180,6 +180,8 @@ def test_nothing_is_invented_where_nothing_is_known() -> None:
     assert all("about" not in part.answer for part in answers)
     unanswered = asked(3, None, 67)
     assert unanswered[0].answer == "It was not answered to its end."
+    *_, nothing_read = asked(1, None, 0)
+    assert "0 tokens" not in nothing_read.answer
 
 
 # Words

@@ -143,7 +143,7 @@ def test_one_token_attends_to_itself(is_grid: bool) -> None:
 
 def test_without_a_model_it_says_what_is_missing() -> None:
     turn = reading(5)
-    assert "Enter loads the model" in drawn(StudiedTurn(turn), view.START)
+    assert view.ASK_FOR_MODEL in drawn(StudiedTurn(turn), view.START)
     assert "No attention." in drawn(StudiedTurn(turn, reason="No attention."), view.START)
     gone = replace(turn, prompt_ids=TokenIds(()), unknown="Gone.")
     assert drawn(StudiedTurn(gone), view.START).startswith("Gone.")

@@ -172,10 +172,10 @@ def test_each_step_says_what_was_there_and_what_it_added() -> None:
 
 
 def test_without_a_model_rows_are_shown_and_the_rest_is_asked_for() -> None:
-    page = view.page(GrowthFacts(reading(20, 4, (TierRun(10, "ram"),))), 40)
+    page = view.page(GrowthFacts(reading(20, 4, (TierRun(10, "ram"),))), 80)
     drawn = "\n".join(text_of(line) for line in page.lines)
     assert "RRRR" in drawn
-    assert "Enter loads the model" in drawn
+    assert view.ASK_FOR_MODEL in drawn
     assert page.data["multiplications"] is None
     unanswered = view.page(GrowthFacts(replace(reading(20), figures=None)), 80)
     assert "not recorded" in unanswered.sentences[0]

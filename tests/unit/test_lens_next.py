@@ -108,7 +108,7 @@ def test_settings_go_on_from_what_counted_when_the_model_was_asked() -> None:
 
 
 def test_without_a_model_it_says_what_is_missing() -> None:
-    assert "Enter loads the model" in view.page(StudiedTurn(reading(9)), 80).sentences[0]
+    assert view.ASK_FOR_MODEL in view.page(StudiedTurn(reading(9)), 80).sentences[0]
     gone = replace(reading(9), prompt_ids=TokenIds(()), unknown="Gone.")
     assert view.page(StudiedTurn(gone), 80).sentences[0] == "Gone."
     assert (

@@ -130,10 +130,10 @@ def test_a_token_has_no_effect_but_its_cells(text: str) -> None:
 def test_runs_of_one_fate_are_told_at_a_glance_and_the_chosen_one_is_spread_out() -> None:
     facts = spelled(reading(100, 4, RAM_THEN_DISK, ends=(30, 60)), *("ab" for _ in range(104)))
     text = drawn(facts)
-    assert "R 0-59: 60 tokens from RAM, turn 1" in text
-    assert "D 60-89: 30 tokens from disk, turn 2, you" in text
-    assert "C 90-99: 10 tokens computed, turn 2, you" in text
-    assert "W 100-103: 4 tokens written by the model" in text
+    assert "R 0–60: 60 tokens from RAM, turn 1" in text
+    assert "D 60–90: 30 tokens from disk, turn 2, you" in text
+    assert "C 90–100: 10 tokens computed, turn 2, you" in text
+    assert "W 100–104: 4 tokens written by the model" in text
     assert text.count("│ab│") > 0
     assert "[ab]" in text
     assert "Token 90 of 104" in text
@@ -160,7 +160,7 @@ def test_without_an_engine_tokens_are_ids_and_a_turn_without_ids_says_why() -> N
     page = tokens_view.page(TokensFacts(reading(4)), 80)
     text = "\n".join(text_of(line) for line in page.lines)
     assert "[#0]#1│#2│#3│" in text
-    assert "Enter loads the model" in text
+    assert tokens_view.ASK_FOR_MODEL in text
     gone = replace(reading(4, reason="remote"), prompt_ids=TokenIds(()), unknown=OF_SERVER)
     page = tokens_view.page(TokensFacts(gone), 40)
     assert page.sentences == (OF_SERVER,)

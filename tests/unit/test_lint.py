@@ -31,8 +31,8 @@ from chatcache.frontend.lint.finding import (
 )
 from chatcache.frontend.lint.history import PastTurn, history_findings
 from chatcache.frontend.lint.orders import early_difference
-from chatcache.frontend.lint.personas import persona_findings
-from chatcache.frontend.lint.talks import LintMessage, file_findings
+from chatcache.frontend.lint.talks import LintMessage, file_findings, ordinal
+from chatcache.frontend.lint.variants import persona_findings
 from chatcache.personas import Persona
 from chatcache.tui.panel import drawing
 from chatcache.tui.panel.state import PanelState
@@ -319,6 +319,12 @@ def test_files_that_are_attached_again(service: ChatService) -> None:
     (found,) = chat(service, "b", None, f"{file}\n\nWhat?", f"{changed}\n\nWhat now?")
     assert "another text each time" in found.what
     assert chat(service, "c", None, f"{file}\n\nWhat is it?", "And then?") == []
+
+
+def test_how_often_a_file_is_attached_is_said_as_people_count() -> None:
+    numbers = (1, 2, 3, 4, 11, 13, 21, 22, 33, 101, 111, 112)
+    words = "first second third 4th 11th 13th 21st 22nd 33rd 101st 111th 112th"
+    assert [ordinal(number) for number in numbers] == words.split()
 
 
 def test_the_same_instruction_behind_another_file_in_each_chat(service: ChatService) -> None:

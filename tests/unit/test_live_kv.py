@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -172,25 +173,27 @@ def test_long_buffers_that_were_left_are_used_again() -> None:
 class Given:
     """A block, its positions, and the whole path that it was cut out of."""
 
-    block: TensorBlock
+    block: Any
     start: int
     path: list[int] = field(default_factory=list)
 
 
-class LiveAndGiven(RuleBasedStateMachine):
-    """Any order of what turns do; every token is another number."""
+class PathMachine(RuleBasedStateMachine):
+    """A live path that grows and is cut, and blocks of it that are held; every token is another
+    number. Whoever inherits it makes `live`, and gives and loads blocks."""
+
+    live: LiveKV
 
     def __init__(self) -> None:
         super().__init__()
         self._patch = pytest.MonkeyPatch()
         make_short(self._patch)
-        self.live = live_kv()
         self.path: list[int] = []
         self.given: list[Given] = []
         self.next_token = 0
 
     @rule(num_tokens=st.integers(1, 12))
-    def read(self, num_tokens: int) -> None:
+    def compute(self, num_tokens: int) -> None:
         tokens = list(range(self.next_token, self.next_token + num_tokens))
         self.next_token += num_tokens
         append(self.live, tokens)
@@ -203,8 +206,26 @@ class LiveAndGiven(RuleBasedStateMachine):
 
     @rule(num_tokens=st.integers(0, 60))
     def make_room(self, num_tokens: int) -> None:
-        with torch.inference_mode():
-            self.live.reserve(num_tokens)
+        self.live.reserve(num_tokens)
+
+    @precondition(lambda self: self.given)
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        self.given.remove(self.any_given(data))
+
+    def any_given(self, data: st.DataObject) -> Given:
+        return data.draw(st.sampled_from(self.given))
+
+    def teardown(self) -> None:
+        self._patch.undo()
+
+
+class LiveAndGiven(PathMachine):
+    """Any order of what turns do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = live_kv()
 
     @precondition(lambda self: self.path)
     @rule(share=st.floats(0, 0.9), rest=st.integers(0, 3))
@@ -214,37 +235,29 @@ class LiveAndGiven(RuleBasedStateMachine):
         self.given.append(Given(self.live.export(start, stop), start, self.path[:stop]))
 
     @precondition(lambda self: self.given)
-    @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
-        self.given.remove(data.draw(st.sampled_from(self.given)))
-
-    @precondition(lambda self: self.given)
     @rule(data=st.data(), share=st.floats(0, 1))
     def adopt(self, data: st.DataObject, share: float) -> None:
-        one = data.draw(st.sampled_from(self.given))
-        num_tokens = one.start + int(share * (len(one.path) - one.start))
-        if self.live.adopt(one.block, num_tokens):
-            self.path = one.path[:num_tokens]
+        found = self.any_given(data)
+        num_tokens = found.start + int(share * (len(found.path) - found.start))
+        if self.live.adopt(found.block, num_tokens):
+            self.path = found.path[:num_tokens]
 
     @precondition(lambda self: self.given)
     @rule(data=st.data())
     def load(self, data: st.DataObject) -> None:
-        one = data.draw(st.sampled_from(self.given))
-        if self.path[: one.start] != one.path[: one.start]:
+        found = self.any_given(data)
+        if self.path[: found.start] != found.path[: found.start]:
             return
-        self.live.truncate(one.start)
-        self.live.load(one.block, one.start, one.start, len(one.path))
-        self.live.set_length(len(one.path))
-        self.path = one.path
-
-    def teardown(self) -> None:
-        self._patch.undo()
+        self.live.truncate(found.start)
+        self.live.load(found.block, found.start, found.start, len(found.path))
+        self.live.set_length(len(found.path))
+        self.path = found.path
 
     @invariant()
     def nothing_is_lost(self) -> None:
         assert holds(self.live, self.path)
-        for one in self.given:
-            assert has(one.block, one.path[one.start :])
+        for found in self.given:
+            assert has(found.block, found.path[found.start :])
 
 
 TestLiveAndGiven = LiveAndGiven.TestCase

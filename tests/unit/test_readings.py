@@ -72,8 +72,11 @@ def test_every_turn_of_a_chat_is_read_as_the_model_read_it(
     assert service.reading(session_id, 1).no_history == readings.NOTHING_BEFORE
     with pytest.raises(NotFoundError, match="turns 1 to 3"):
         service.reading(session_id, 4)
-    with pytest.raises(NotFoundError, match="no turns yet"):
-        service.reading(service.create_session().session_id)
+    empty = service.create_session().session_id
+    with pytest.raises(NotFoundError, match="Nothing has been said"):
+        service.reading(empty)
+    with pytest.raises(NotFoundError, match="no turn 1"):
+        service.reading(empty, 1)
 
 
 def test_a_fork_an_edit_and_another_answer_are_read_on_their_own_paths(

@@ -1,22 +1,26 @@
 """Models in fewer bits, kept beside the segments: how much they take, and which of them go.
 
 <cache-dir>/quantized/<key>/model.safetensors, and a file `used` whose time says when a load last
-used it. What is in them is known to whoever makes them; all of it can be made again.
+used it; <cache-dir>/quantizing.json says how quickly the last ones were made. What is in them is
+known to whoever makes them; all of it can be made again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from chatcache.atomic_write import remove_leftovers
+from chatcache.atomic_write import remove_leftovers, write_atomically
 
 FILE = "model.safetensors"
 UNUSED_DAYS = 30
 _USED = "used"
+_SPEEDS = "quantizing.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,27 @@ class QuantizedModels:
         """Beside the file, whose own time says whether somebody wrote into it."""
         with contextlib.suppress(OSError):
             (folder / _USED).touch(mode=0o600)
+
+    def size(self, key: str) -> int:
+        """The bytes of one; 0: it is not there."""
+        return _size(self.folder(key) / FILE)
+
+    def note_speed(self, form: str, weights_per_second: float) -> None:
+        noted = self._speeds() | {form: weights_per_second}
+        with contextlib.suppress(OSError):
+            write_atomically(self._directory.with_name(_SPEEDS), json.dumps(noted).encode())
+
+    def speed(self, form: str) -> float | None:
+        """Weights per second of the last time; None: no model was made into this form here yet."""
+        noted = self._speeds().get(form)
+        return float(noted) if isinstance(noted, int | float) and noted > 0 else None
+
+    def _speeds(self) -> dict[str, Any]:
+        try:
+            noted = json.loads((self._directory.with_name(_SPEEDS)).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return noted if isinstance(noted, dict) else {}
 
     def use(self) -> QuantizedUse:
         sizes = [_size(folder / FILE) for folder in self._folders()]

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,7 @@ from chatcache.cache.tensors.slabs import SLAB_BYTES, Slabs
 log = logging.getLogger(__name__)
 
 SHARED_PIECE_BYTES = SLAB_BYTES // 4
-_READY_BYTES = 4 * SLAB_BYTES
+_READY_SLABS = 4
 
 
 class ArrivingLayer(BucketLayer):  # type: ignore[no-untyped-call]
@@ -171,6 +171,7 @@ class DeviceKV(LiveKV):
             lambda text: self.warn(text),
             slab_bytes,
         )
+        self._slab_bytes = slab_bytes
         self._sender = ThreadPoolExecutor(1, "kv-down")
         self._exports: list[_Export] = []
         self._loadings: list[Incoming] = []
@@ -258,9 +259,9 @@ class DeviceKV(LiveKV):
         self._in_flight.hold(arrival, memory, runs)
         block.fill(memory, arrival)
 
-    def get_ready(self) -> None:
+    def get_ready(self) -> Future[None]:
         """Make slabs for the first turns, in the thread of the copies."""
-        self._sender.submit(self.slabs.prepare, _READY_BYTES)
+        return self._sender.submit(self.slabs.prepare, _READY_SLABS * self._slab_bytes)
 
     def wait_for_exports(self) -> None:
         """Have the host wait until all that was exported is in its memory."""

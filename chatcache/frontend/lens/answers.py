@@ -92,6 +92,8 @@ def _computed(figures: Figures) -> str:
 def _slow(figures: Figures | None, num_tokens: int) -> str:
     """What is read again when the beginning changes, and how long it takes at the rate at which
     this turn would have been read without reuse."""
+    if not num_tokens:
+        return "Nothing yet: no model has read anything in this chat."
     per_token = _ms_per_token(figures)
     took = "" if per_token is None else f", about {fmt.duration(num_tokens * per_token)}"
     return (

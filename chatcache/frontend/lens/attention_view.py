@@ -24,7 +24,7 @@ NEVER_CHANGES = (
     "A token attends to itself and to those before it, never to later ones. So the rows above stay"
     " as they are however the chat goes on, and their K and V can be kept: that is the cache."
 )
-ASK_FOR_MODEL = "What tokens attend to has to be computed: Enter loads the model."
+ASK_FOR_MODEL = "What tokens attend to is computed by the model, and none is loaded."
 NUM_TOP = 8
 Strongest = list[tuple[int, float]]  # position and weight
 GRID_ROWS = 16

@@ -54,8 +54,7 @@ class FateRun:
 
     @property
     def where(self) -> str:
-        """Its first and its last token: `0-611`."""
-        return f"{self.start:,}-{self.stop - 1:,}"
+        return fmt.span(self.start, self.stop)
 
 
 def fate_runs(reading: TurnReading) -> tuple[FateRun, ...]:

@@ -26,7 +26,7 @@ from chatcache.frontend.lens.fates import FateRun, basics, fate_runs, run_at
 from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line, page_of
 
 KEYS = "←→ step · PgUp PgDn ten steps · Home End"
-ASK_FOR_MODEL = "Enter loads the model: then multiplications and bytes are shown, too."
+ASK_FOR_MODEL = "Multiplications and bytes are shown when the model is loaded."
 StepKind = Literal["reuse", "prefill", "decode"]
 
 
@@ -185,10 +185,11 @@ def work_up_to(facts: GrowthFacts, shape: ModelShape, index: int) -> tuple[Work,
 
 def amount(number: int) -> str:
     """A count in plain words: `3,200`, `1.4 million`, `5.2 trillion`."""
-    for limit, unit in ((1e15, "quadrillion"), (1e12, "trillion"), (1e9, "billion")):
-        if number >= limit:
+    units = ((1e15, "quadrillion"), (1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
+    for limit, unit in units:
+        if number >= 0.99995 * limit:
             return f"{number / limit:,.1f} {unit}"
-    return f"{number / 1e6:.1f} million" if number >= 1e6 else f"{number:,}"
+    return f"{number:,}"
 
 
 def _bar(facts: GrowthFacts, step: Step, width: int) -> Line:

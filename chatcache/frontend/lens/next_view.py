@@ -24,7 +24,7 @@ NOT_ONE_ROW = (
     "Changing these settings changes this view, and not one row of the cache: the K and V of a"
     " token do not depend on how it was chosen."
 )
-ASK_FOR_MODEL = "The scores of the next token have to be computed: Enter loads the model."
+ASK_FOR_MODEL = "The scores of the next token are computed by the model, and none is loaded."
 NUM_TOP = 10
 Setting = Literal["temperature", "top_k", "top_p", "min_p"]
 SETTINGS: tuple[Setting, ...] = ("temperature", "top_k", "top_p", "min_p")

@@ -79,5 +79,4 @@ def said(source: LensSource, words: Sequence[str]) -> Iterator[str]:
             yield f"{error.message} {error.hint}".strip()
     yield from lens.page_now(_WIDTH).sentences
     others = [name for name in VIEW_NAMES if name != lens.view.name]
-    if others:
-        yield f"Other views: {', '.join(others)}."
+    yield f"Other views: {', '.join(others)}."

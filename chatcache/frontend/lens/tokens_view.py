@@ -32,7 +32,7 @@ from chatcache.frontend.lens.visible import part_bytes, shown, shown_piece
 
 KEYS = "←→ token · ↑↓ line · PgUp PgDn message · c cut · f fold · i ids"
 LEGEND = "│ ends a token  ·↵→ white space  <E2> part of a character  X: control  [ ] chosen"
-ASK_FOR_MODEL = "Enter loads the model; until then tokens are shown by their ids."
+ASK_FOR_MODEL = "Tokens are shown by their ids until the model is loaded."
 MIN_ROWS = 4
 MOST_PARTS = 4  # a character has four bytes at most
 

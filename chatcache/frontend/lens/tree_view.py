@@ -32,7 +32,7 @@ from chatcache.token_ids import TokenIds
 
 TITLE = "The tree"
 KEYS = "↑↓ edge · ←→ what happened, step by step"
-ASK_FOR_MODEL = "Tokens are shown by their ids: Enter loads the model for their text."
+ASK_FOR_MODEL = "Tokens are shown by their ids until the model is loaded."
 LEGEND = "R RAM · D disk · C neither · P pinned · L live now · [X] a control token"
 _SHOWN_IDS = 48  # of an edge, more than a line has room for
 _MIN_ROWS = 3
@@ -219,7 +219,7 @@ def _edge_sentence(edge: TreeEdge, facts: TreeFacts) -> str:
     shared = f"shared by {edge.num_below:,} paths" if edge.num_below > 1 else "of one path"
     held = fmt.plural(len(edge.segments), "segment")
     parts = [
-        f"Tokens {edge.start:,} to {edge.stop:,}, {shared}",
+        f"Tokens {fmt.span(edge.start, edge.stop)}, {shared}",
         f"{words.place_words(edge)}, {fmt.size(edge.num_bytes)} in {held}",
         fmt.plural(edge.hits, "hit") if edge.hits else "not reused yet",
     ]

@@ -84,7 +84,7 @@ def spoken(ids: TokenIds, pieces: Pieces, cells: int) -> str:
 def event_words(event: TreeEvent, pieces: Pieces) -> str:
     """What an event did, in a sentence without its number and time."""
     start, stop = event.start, event.stop
-    tokens = f"{fmt.plural(stop - start, 'token')} ({start:,}-{stop:,})"
+    tokens = f"{fmt.plural(stop - start, 'token')} ({fmt.span(start, stop)})"
     bytes_ = fmt.size(event.num_bytes)
     gone = "in no tier any more: to be computed again"
     if event.change == "split":

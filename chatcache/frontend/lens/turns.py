@@ -178,7 +178,7 @@ def _columns(width: int) -> Line:
 def _row_line(row: LensRow, facts: TurnsFacts, is_chosen: bool, longest: int, width: int) -> Line:
     figures = facts.figures.get(row.turn)
     head = f"{'>' if is_chosen else ' '}{row.turn:>{_TURN - 1}}{row.num_tokens:>{_COUNT},}"
-    head += f"{f'{row.start:,}–{row.stop:,}':>{_RANGE}}" if width >= 72 else ""
+    head += f"{fmt.span(row.start, row.stop):>{_RANGE}}" if width >= 72 else ""
     pieces = [Marked(head, "chosen" if is_chosen else "")]
     pieces += _reuse(figures)
     if width >= 60:

@@ -53,7 +53,6 @@ COST_WORDS: Mapping[CostPer, str] = {
     "request": "per request",
 }
 SHOWN_CHARACTERS = 48
-DIFFERENCE_CHARACTERS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +144,13 @@ def panel_line(findings: Sequence[LintFinding]) -> str:
     return f"{RULE_WORDS[worst.rule]}{more}"
 
 
-def quoted(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    """A piece of somebody's text, short and on one line."""
-    return f"“{shorten(one_line(text[: 4 * limit]), limit)}”"
+def excerpt(text: str, limit: int = SHOWN_CHARACTERS) -> str:
+    """The beginning of somebody's text, short and on one line."""
+    return shorten(text[: 4 * limit], limit)
 
 
-def words_at(text: str, at: int) -> str:
-    """The words of a text from the one on that a place is in."""
-    start = max(text.rfind(" ", 0, at), text.rfind("\n", 0, at)) + 1
-    return quoted(text[start:].strip() or "nothing", DIFFERENCE_CHARACTERS)
+def quoted(text: str) -> str:
+    return f"“{excerpt(text)}”"
 
 
 def line_and_column(text: str, at: int) -> tuple[int, int]:

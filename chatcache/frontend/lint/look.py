@@ -16,18 +16,17 @@ from chatcache.errors import NotFoundError
 from chatcache.frontend.lint.documents import LintDocument
 from chatcache.frontend.lint.finding import LintFinding, TokenScale
 from chatcache.frontend.lint.history import PastTurn, history_findings
-from chatcache.frontend.lint.personas import persona_findings
 from chatcache.frontend.lint.requests import LintRequest, request_findings
 from chatcache.frontend.lint.talks import (
     SYSTEM_ROLES,
     KnownPrompt,
     LintMessage,
-    difference_finding,
     file_findings,
     named,
     shared_instruction_finding,
     unstable_findings,
 )
+from chatcache.frontend.lint.variants import difference_finding, persona_findings
 from chatcache.personas import Persona
 
 if TYPE_CHECKING:

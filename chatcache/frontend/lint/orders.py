@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from chatcache.frontend.lint.finding import TokenScale
+
 MIN_TOKENS = 16  # less than what the lookup of a prefix is worth
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n+")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
@@ -28,6 +30,14 @@ class EarlyDifference:
     def gain(self) -> int:
         """Characters that another order would let be shared besides."""
         return self.shared - self.at
+
+
+def worthwhile_difference(first: str, second: str, scale: TokenScale) -> EarlyDifference | None:
+    """The difference of two variants of one text, where another order would save something."""
+    found = early_difference(first, second)
+    if found is None or 2 * found.shared < min(len(first), len(second)):
+        return None
+    return found if found.gain >= round(MIN_TOKENS * scale.chars_per_token) else None
 
 
 def early_difference(first: str, second: str) -> EarlyDifference | None:
@@ -61,9 +71,3 @@ def _shared_pieces(first: str, second: str) -> int:
             shared = Counter(pieces) & Counter(others)
             return sum(number * (len(piece) + 1) for piece, number in shared.items() if piece)
     return 0
-
-
-def is_worth_saying(found: EarlyDifference, first: str, second: str, min_chars: int) -> bool:
-    """Whether another order would save something, and the two are variants of one text."""
-    is_alike = 2 * found.shared >= min(len(first), len(second))
-    return is_alike and found.gain >= min_chars

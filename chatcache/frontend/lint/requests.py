@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from chatcache.frontend.lint.finding import LintFinding, TokenScale, quoted
+from chatcache.frontend.lint.finding import LintFinding, TokenScale, excerpt
 from chatcache.frontend.lint.orders import MIN_TOKENS, common_length
 from chatcache.frontend.lint.talks import SYSTEM_ROLES, LintMessage
 
@@ -61,7 +61,7 @@ def _tool_findings(requests: Sequence[LintRequest], scale: TokenScale) -> Iterat
             advice="Write the same tools in the same order each time, sorted by name."
             if is_order
             else "Send all tools in every request, in one order, new ones last.",
-            found=quoted(texts[1][at:]),
+            found=excerpt(texts[1][at:]),
             token=scale.tokens(at),
             cost_tokens=cost,
             cost_per="request",
@@ -92,7 +92,7 @@ def _rewritten(requests: Sequence[LintRequest], scale: TokenScale) -> Iterator[L
             place=changed.place,
             what=f"{request.name} {what} of {before.name}, and keeps what came after it.",
             advice="Let the history grow at its end only; shorten it seldom, and by much at once.",
-            found=quoted(changed.text),
+            found=excerpt(changed.text),
             token=scale.tokens(sum(len(text) for _, text in new[:shared])),
             cost_tokens=scale.tokens(rest),
             cost_per="request",

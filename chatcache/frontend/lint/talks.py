@@ -18,14 +18,8 @@ from chatcache.frontend.lint.finding import (
     TokenScale,
     line_and_column,
     quoted,
-    words_at,
 )
-from chatcache.frontend.lint.orders import (
-    MIN_TOKENS,
-    EarlyDifference,
-    early_difference,
-    is_worth_saying,
-)
+from chatcache.frontend.lint.orders import MIN_TOKENS
 
 SYSTEM_ROLES = ("system", "developer")
 # The same words so long afterwards do not change by themselves.
@@ -126,37 +120,6 @@ def _is_known_as_stable(
     return False
 
 
-def difference_finding(
-    message: LintMessage, known: Sequence[KnownPrompt], scale: TokenScale
-) -> LintFinding | None:
-    """That a system prompt shares its words with another one, but not its beginning."""
-    min_chars = round(MIN_TOKENS * scale.chars_per_token)
-    found: list[tuple[EarlyDifference, KnownPrompt]] = []
-    for prompt in {prompt.text: prompt for prompt in known}.values():
-        difference = early_difference(prompt.text, message.text)
-        if difference and is_worth_saying(difference, prompt.text, message.text, min_chars):
-            found.append((difference, prompt))
-    if not found:
-        return None
-    difference, prompt = max(found, key=lambda pair: pair[0].gain)
-    line, column = line_and_column(message.text, difference.at)
-    here, there = (words_at(text, difference.at) for text in (message.text, prompt.text))
-    return LintFinding(
-        rule="differs_early",
-        place=message.place,
-        what=f"it has most of its words in common with that of {one_line(prompt.name)}, but says"
-        f" {here} where that says {there}.",
-        advice="Put what both have first, and what differs behind it.",
-        found=here.strip("“”"),
-        line=line,
-        column=column,
-        token=scale.tokens(difference.at),
-        cost_tokens=scale.tokens(difference.rest),
-        cost_per="chat",
-        saves_tokens=scale.tokens(difference.gain),
-    )
-
-
 # Files
 
 
@@ -227,7 +190,11 @@ def _attached_again(
 
 
 def ordinal(number: int) -> str:
-    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
+    """`second`, `4th`, `21st`."""
+    if number <= 3:
+        return ("first", "second", "third")[number - 1]
+    is_teen = number // 10 % 10 == 1
+    return f"{number}{'th' if is_teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 def shared_instruction_finding(

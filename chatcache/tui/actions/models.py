@@ -23,7 +23,10 @@ class ModelActions:
         self._stage, self._chat, self._view = parts.stage, parts.chat, parts.view
         self._status, self._panel, self._options = parts.status, parts.panel, parts.options
         self._choice = ModelChoice(
-            parts.chat.service, parts.options.remotes, is_offline=parts.options.is_offline
+            parts.chat.service,
+            parts.options.remotes,
+            parts.options.forms,
+            is_offline=parts.options.is_offline,
         )
         self.handlers: dict[str, Handler] = {"model": self._model}
 

@@ -77,3 +77,20 @@ def padded(text: str | Content, width: int) -> Content:
     """The text with blanks behind it up to `width` cells."""
     content = Content(text) if isinstance(text, str) else text
     return content.pad_right(max(0, width - content.cell_length))
+
+
+def fitting(texts: Sequence[str], width: int) -> str:
+    """The first of these, from long to short, that has room; else the last."""
+    return next((text for text in texts if len(text) <= width), texts[-1])
+
+
+def key_lines(text: str, width: int) -> str:
+    """Keys with what they do, separated by ` · `; none is broken at the end of a line."""
+    lines = [""]
+    for key in text.split(" · "):
+        longer = f"{lines[-1]} · {key}" if lines[-1] else key
+        if len(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(key)
+    return "\n".join(lines)

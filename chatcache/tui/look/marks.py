@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from rich.style import Style
 from textual.color import Color
 
+from chatcache.frontend.lens.ansi import WORDS
 from chatcache.frontend.lens.page import Mark
 from chatcache.tui.look.contrast import ratio
 
@@ -26,17 +27,7 @@ _VARIABLES: Mapping[Mark, str] = {
 # With the colours of the terminal itself nothing can be computed.
 _ANSI: Mapping[Mark, Style] = {
     "": Style(),
-    "muted": Style(color="bright_black"),
-    "strong": Style(bold=True),
-    "title": Style(bold=True),
-    "ram": Style(color="green"),
-    "disk": Style(color="cyan"),
-    "computed": Style(color="yellow"),
-    "written": Style(color="magenta"),
-    "control": Style(italic=True),
-    "cut": Style(color="red", bold=True),
-    "chosen": Style(reverse=True),
-    "warning": Style(color="red"),
+    **{mark: Style.parse(words) for mark, words in WORDS.items()},
 }
 _STEP = 0.1
 

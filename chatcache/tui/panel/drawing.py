@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.cells import cell_len
 
 from chatcache.backends.usage import Figures
-from chatcache.formatting import clean, duration, flow, one_line, parameters, percent, rate, size
+from chatcache.formatting import (
+    clean,
+    duration,
+    flow,
+    one_line,
+    parameters,
+    percent,
+    rate,
+    size,
+    span,
+)
 from chatcache.frontend import reports, servers
 from chatcache.frontend.engines import panel_words
 from chatcache.frontend.figures import is_real_miss, reason_words, sign, sources
@@ -243,7 +253,7 @@ def _tier_line(name: str, use: TierUse, width: int) -> Line:
 
 def _segment_text(row: SegmentRow, width: int, now: float) -> str:
     return _segment_columns(
-        f"{row.start:,}–{row.stop:,}",
+        span(row.start, row.stop),
         where_words(row) + ("*" if row.is_pinned else ""),
         size(row.num_bytes),
         age(now - row.last_used),

@@ -20,7 +20,7 @@ from textual.widgets.option_list import Option
 
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.look.formatting import MUTED, gist, shorten
+from chatcache.tui.look.formatting import MUTED, gist, key_lines, shorten
 from chatcache.tui.screens.modal import Dialog
 from chatcache.tui.widgets.fields import LineField
 
@@ -222,9 +222,7 @@ class FilterListScreen(Dialog[Result | None], Generic[Item, Result]):
         self.dismiss(None)
 
     def _show_keys(self) -> None:
-        text, room = self.keys_text, self._width + 2
-        if len(text) > room:
-            text = text.replace(" · Esc close", " · Esc")
+        text = key_lines(self.keys_text, self._width + 2)
         self.query_one(".dialog-keys", Static).update(Content(text))
 
     def say(self, text: str) -> None:

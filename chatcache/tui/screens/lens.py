@@ -24,7 +24,7 @@ from chatcache.frontend.lens.state import LensKey
 from chatcache.frontend.lens.views import VIEWS
 from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
-from chatcache.tui.look.formatting import MUTED, TITLE
+from chatcache.tui.look.formatting import MUTED, TITLE, key_lines
 from chatcache.tui.messages import LensOutdated, SegmentsChanged
 from chatcache.tui.screens.dialogs import AskTextScreen
 from chatcache.tui.screens.modal import Dialog
@@ -34,7 +34,7 @@ from chatcache.tui.widgets.page_view import PageView
 PATIENCE_SECONDS = 0.15
 # Changes of the cache come in swarms.
 SETTLE_SECONDS = 0.3
-ALWAYS = "Tab view · [ ] turn · e export · Esc"
+ALWAYS = "Tab view · [ ] turn · e export · Esc close"
 MARGIN = 2
 
 
@@ -172,14 +172,7 @@ class LensScreen(Dialog[int | None]):
         """The keys of this view, and those of all; none is broken at the end of a line."""
         own = self._page.keys if self._page is not None else ""
         load = "Enter loads the model" if self.lens.can_load else ""
-        lines = [""]
-        for key in " · ".join(filter(None, (load, own, ALWAYS))).split(" · "):
-            longer = f"{lines[-1]} · {key}" if lines[-1] else key
-            if len(longer) <= width:
-                lines[-1] = longer
-            else:
-                lines.append(key)
-        return "\n".join(lines)
+        return key_lines(" · ".join(filter(None, (load, own, ALWAYS))), width)
 
     def _known_page(self) -> Page | None:
         return self.lens.page(self._width, self.query_one(PageView).size.height or None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from textual.content import Content
 
 from chatcache.backends.base import ModelInfo
-from chatcache.backends.local.model.shelf import ShelfModel, is_name, place_of
+from chatcache.backends.local.model.shelf import ShelfModel, place_of
 from chatcache.errors import ChatcacheError
 from chatcache.formatting import model_name, one_line, parameters, size
 from chatcache.frontend import reports
@@ -19,6 +20,7 @@ from chatcache.tui.commands import bindings
 from chatcache.tui.failures import as_user_error
 from chatcache.tui.look.formatting import MUTED, padded, shorten
 from chatcache.tui.screens.filter_list import FilterListScreen
+from chatcache.tui.screens.forms import FormScreen
 
 _PLACE, _PARAMETERS, _QUANTIZATION, _SIZE, _ARCHITECTURE = 10, 10, 9, 9, 24
 _ASKED_FIRST = "Before a download its exact size is asked, and then you."
@@ -31,7 +33,7 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
     BINDINGS = bindings("models")
     title_text = "Models"
     placeholder = "type to filter; ORGANISATION/NAME, a directory or a GGUF file for another"
-    keys_text = "Enter switch to it · F6 load it at every start · Esc close"
+    keys_text = "Enter switch to it · F7 in 4 or 8 bits · F6 at every start · Esc close"
     empty_text = "no such model here; ORGANISATION/NAME downloads one"
 
     def __init__(
@@ -75,7 +77,7 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
     def found(self, words: Sequence[str]) -> dict[str, ShelfModel]:
         """What is typed may be a model that is not in the list."""
         found, typed = super().found(words), self.query_text.strip()
-        is_meant = is_name(typed) or self._choice.servers.find(typed) is not None
+        is_meant = self._choice.is_name(typed)
         is_beginning = bool(found) and place_of(typed) == "ollama"  # of a name in the list
         if typed and typed not in self.items and is_meant and not is_beginning:
             found[typed] = self._choice.named(typed)
@@ -89,14 +91,12 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
     def draw(self, model: ShelfModel, width: int) -> Content:
         mark = "● " if model.name == self._current else "  "
         name = mark + model_name(model.name)
-        if model.problem:
-            is_known = model.problem == TO_FETCH and model.num_bytes
-            about = f", about {size(model.num_bytes)}" if is_known else ""
+        if model.problem and model.problem != TO_FETCH:
             problem = model.problem.removeprefix(f"{model.name} ")  # the row says which it is
-            return _problem_line(name, problem + about, width)
+            return _problem_line(name, problem, width)
         return _line(
             name,
-            model.place,
+            "download" if model.problem else model.place,
             parameters(model.num_parameters) if model.num_parameters else "",
             model.quantization,
             size(model.num_bytes) if model.num_bytes else "",
@@ -111,7 +111,9 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
             return Content.styled(one_line(f"{model.problem} {model.advice}"), MUTED)
         about = [one_line(model.name)] if model.place in _ON_DISK else []
         about += [f"Reuse: {one_line(model.reuse)}."] if model.reuse else []
-        about += [_ASKED_FIRST] if model.problem == TO_FETCH else []
+        if model.problem:
+            how_much = f", about {size(model.num_bytes)}" if model.num_bytes else ""
+            about.append(f"Not here yet: {TO_FETCH}{how_much}. {_ASKED_FIRST}")
         told = [Content.styled(line, MUTED) for line in about]
         return Content("\n").join([*told, Content(self._consequence)])
 
@@ -120,6 +122,20 @@ class ModelScreen(FilterListScreen[ShelfModel, str]):
             self.say(one_line(f"{model.problem} {model.advice}"))
         else:
             self.dismiss(model.name)
+
+    def action_form(self) -> None:
+        """Choose how many bits the weights of the model take."""
+        if (model := self.highlighted) is not None:
+            self.do(self._choose_form(model))
+
+    async def _choose_form(self, model: ShelfModel) -> None:
+        if model.problem:
+            self.say("Only a model that is on this machine has forms to choose from.")
+            return
+        await asyncio.to_thread(self._choice.forms, model.name)  # raises what speaks against it
+        screen = FormScreen(model.name, partial(self._choice.forms, model.name), self._current)
+        if (chosen := await self.app.push_screen_wait(screen)) is not None:
+            self.dismiss(chosen)
 
     def action_default(self) -> None:
         """Write the model into the settings, without switching to it."""

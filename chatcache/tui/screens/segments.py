@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from chatcache.backends.base import SegmentRow
-from chatcache.formatting import plural, size
+from chatcache.formatting import plural, size, span
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import MUTED, age
 from chatcache.tui.messages import SegmentsChanged
@@ -76,7 +76,7 @@ class SegmentsScreen(FilterListScreen[SegmentRow, None]):
             _columns(
                 segment.segment_id[: _ID_WIDTH - 2],
                 (segment.parent_id or "–")[: _ID_WIDTH - 2],
-                f"{segment.start:,}–{segment.stop:,}",
+                span(segment.start, segment.stop),
                 _where(segment),
                 size(segment.num_bytes),
                 age(self._now - segment.last_used),

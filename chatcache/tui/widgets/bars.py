@@ -88,6 +88,8 @@ class FirstRunBar(Horizontal):
 class StatusBar(Horizontal):
     """Shows a sentence, a bar where the end is known, and key hints."""
 
+    _state_width = 0
+
     def compose(self) -> ComposeResult:
         yield Words(id="state")
         yield Words(id="hints")
@@ -123,6 +125,7 @@ class StatusBar(Horizontal):
             content = Content.styled(ahead, MUTED)
         else:
             content = Content.styled("ready" if status.is_ready else "starting …", MUTED)
+        self._state_width = content.cell_length
         self.query_one("#state", Words).say(content)
 
     @property
@@ -130,7 +133,12 @@ class StatusBar(Horizontal):
         return _BAR_WIDTH if self.app.size.width >= _BAR_FROM else 0
 
     def show_hints(self, hints: list[tuple[str, str]]) -> None:
+        """As many as have room; on a narrow screen beside the sentence, which needs it more."""
+        width = self.app.size.width - 4
+        room = width - self._state_width if width < NARROW_BELOW else width
         parts = [Content.assemble((key, "bold"), (f" {what}", MUTED)) for key, what in hints]
+        while parts and sum(part.cell_length + 3 for part in parts) - 3 > room:
+            parts.pop()
         self.query_one("#hints", Words).say(Content("   ").join(parts))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from textual.app import SuspendNotSupported
-from textual.events import Key, Paste
+from textual.events import Key, Paste, Resize
 from textual.message import Message
 from textual.widgets import TextArea
 
@@ -22,6 +22,7 @@ from chatcache.errors import UsageError
 from chatcache.formatting import clean, plural
 from chatcache.frontend.registry import Call, Prompt, Unknown, matching, parse
 from chatcache.tui.commands import bindings
+from chatcache.tui.look.formatting import fitting
 from chatcache.tui.messages import CommandChosen, FilesWanted, PromptRefused, PromptSubmitted
 from chatcache.tui.widgets.command_popup import (
     CommandPopup,
@@ -35,7 +36,11 @@ from chatcache.tui.widgets.fields import TextField
 if TYPE_CHECKING:
     from chatcache.frontend.files import Attachment
 
-_PLACEHOLDER = "Say something. Enter sends, Ctrl+J adds a line, / lists the commands"
+_PLACEHOLDERS = (
+    "Say something. Enter sends, Ctrl+J adds a line, / lists the commands",
+    "Say something. Enter sends, / lists the commands",
+    "Say something. / for commands",
+)
 PASTE_LINES = 12
 PASTE_CHARACTERS = 2_000
 # Of a text that comes back (recalled, a draft, to be edited) more than this is held back, too.
@@ -55,7 +60,7 @@ class Composer(TextField):
         """The user changed the text."""
 
     def __init__(self, popup: CommandPopup) -> None:
-        super().__init__(id="composer", placeholder=_PLACEHOLDER, highlight_cursor_line=False)
+        super().__init__(id="composer", placeholder=_PLACEHOLDERS[0], highlight_cursor_line=False)
         self._popup = popup
         self._pastes: dict[str, str] = {}
         self._num_pastes = 0
@@ -71,6 +76,9 @@ class Composer(TextField):
 
     def on_mount(self) -> None:
         self.cursor_blink = self.app.animation_level != "none"
+
+    def on_resize(self, event: Resize) -> None:
+        self.placeholder = fitting(_PLACEHOLDERS, event.size.width - 1)
 
     # Text
 

@@ -45,12 +45,11 @@ class Welcome(Static):
             lines.append(Content("The model is being loaded. You can write already."))
         else:
             name = model_label(info.model, info.quantization)
-            if info.num_parameters:
-                name += f", {parameters(info.num_parameters)} parameters"
             place = "at" if info.backend == "remote" else "on"
             lines.append(Content.assemble((name, "bold"), f" is ready {place} {info.device}."))
-            if info.description:
-                lines.append(Content.styled(one_line(info.description), MUTED))
+            count = f"{parameters(info.num_parameters)} parameters" if info.num_parameters else ""
+            if about := " · ".join(filter(None, (count, one_line(info.description)))):
+                lines.append(Content.styled(about, MUTED))
         lines.append(Content(""))
         width = max((len(key) for key, _ in self._hints), default=0)
         lines += [

@@ -11,13 +11,9 @@ from collections.abc import Iterable
 
 from chatcache.backends.base import (
     BackendEvent,
-    BackendFailed,
-    CacheSnapshot,
-    EngineStatus,
-    ModelLoading,
-    ModelReady,
     TurnWaiting,
 )
+from chatcache.backends.life import remember
 from chatcache.backends.local.engine.channel import ChannelClosedError, PatientChannel
 from chatcache.backends.local.engine.schedule import Turn
 
@@ -97,12 +93,7 @@ class FrontEnds:
     def tell(self, event: BackendEvent | object) -> None:
         """Tell all, and remember what one that comes late must know."""
         with self._lock:
-            if isinstance(event, (ModelLoading, ModelReady, BackendFailed)):
-                self._latest["model"] = event
-            elif isinstance(event, CacheSnapshot):
-                self._latest["cache"] = event
-            elif isinstance(event, EngineStatus):
-                self._latest["engine"] = event
+            remember(self._latest, event)
             front_ends = list(self._by_number.values())
         for connected in front_ends:
             connected.send(event)

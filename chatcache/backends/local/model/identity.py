@@ -17,6 +17,9 @@ from typing import Any
 
 from chatcache.atomic_write import write_atomically
 
+REMEMBERED = "weights.json"  # below the cache directory: the hashes of files
+NO_ADAPTER = "none"
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOB = re.compile(rf"(?:sha256-)?({_SHA256.pattern})")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -61,9 +64,9 @@ def known_weights_id(files: Sequence[Path], remembered: Path | None) -> str | No
 
 
 def adapter_id(directory: Path | None, remembered: Path | None) -> str:
-    """A digest over an adapter's weights and config (its scale is in there); "none" without one."""
+    """A digest over an adapter's weights and config (its scale is in there)."""
     if directory is None:
-        return "none"
+        return NO_ADAPTER
     files = [*sorted(directory.glob("adapter_*.safetensors")), directory / "adapter_config.json"]
     return weights_id(files, remembered)
 

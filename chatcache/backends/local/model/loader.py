@@ -36,7 +36,7 @@ from chatcache.backends.local.model.source import (
     check_takes_adapter,
     open_source,
 )
-from chatcache.backends.local.model.tuning import tune
+from chatcache.backends.local.model.tuning import Tuned, tune
 from chatcache.cache.book.namespace import (
     EXACT,
     LAYOUT_VERSION,
@@ -144,7 +144,6 @@ def load_model(
     """
     began = time.perf_counter()
     path = _find(name, adapter, memory, progress, is_offline=offline)
-    progress(ModelLoading("reading the tokenizer"))
     source = open_source(name, path, cache_dir)
     tokenizer, place = load_tokenizer(source.directory), choose_device(device)
     form = form_of(source.directory, load_config(source.directory), place)
@@ -154,7 +153,8 @@ def load_model(
     room = source.look(chosen, place, memory, packing)
     origin = WeightsOrigin(source, form, adapter, cache_dir, memory)
     weights = origin.weights(packing, chosen, stored, place, progress)
-    model = weights.model
+    model, (parameters_id, tuned) = weights.model, _tuned(weights.model, place, progress)
+    notes = (*form.notes(name, None if packing else model.dtype), *weights.remarks, *said)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -170,16 +170,16 @@ def load_model(
         end_token_ids=end_token_ids(model.generation_config, model.config, tokenizer),
         generation_defaults=sampling_defaults(model.generation_config),
         weights_id=weights.weights_id,
-        parameters_id=identity.parameters_id(model.state_dict().items()),
+        parameters_id=parameters_id,
         tokenizer_id=_tokenizer_id(tokenizer, source, cache_dir),
         config_id=identity.config_id(config.to_dict()),
         adapter_id=origin.adapter_id,
-        attention=tune(model, place),  # last: it takes the weights out of reach
+        attention=tuned.kernels,
         load_ms=1000 * (time.perf_counter() - began),
         watch=weights.watch,
         stored_dtype=stored if weights.form == EXACT else model.dtype,
         fit=room,
-        notes=(*form.notes(name, None if packing else model.dtype), *weights.remarks, *said),
+        notes=(*notes, *tuned.remarks),
         quantization=packing or source.quantization,
         weights_form=weights.form,
     )
@@ -195,6 +195,13 @@ def _packing(
     if quantize in (None, EXACT_WEIGHTS):
         return None, []
     return None, [f"Its weights stay in {source.quantization}: {quantize} is for safetensors."]
+
+
+def _tuned(model: Any, device: torch.device, progress: Progress) -> tuple[str, Tuned]:
+    """The digest of the parameters, and how the model was made quick: weights may be out of reach
+    then."""
+    parameters_id = identity.parameters_id(model.state_dict().items())
+    return parameters_id, tune(model, device, lambda text: progress(ModelLoading(text)))
 
 
 def _tokenizer_id(tokenizer: Any, source: ModelSource, cache_dir: Path | None) -> str:
@@ -213,6 +220,7 @@ def _find(
     resolve.check_model_dir(path)
     check_adapter(adapter)
     check_takes_adapter(path, adapter)
+    progress(ModelLoading("reading the tokenizer"))
     return path
 
 

@@ -18,11 +18,11 @@ from chatcache.backends.local.model.generation import generation_config
 from chatcache.backends.local.model.gguf.loading import load_gguf
 from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress, reported_progress
-from chatcache.backends.local.model.quantized import QuantizedForm, load_quantized
+from chatcache.backends.local.model.quantized import load_quantized
+from chatcache.backends.local.model.quantized_form import QUANTIZER_VERSION, QuantizedForm
 from chatcache.backends.local.model.source import ModelSource
 from chatcache.backends.local.model.weights import load_weights, with_adapter
 from chatcache.backends.local.packed.blocks import is_packed
-from chatcache.backends.local.packed.quantize import QUANTIZER_VERSION
 from chatcache.cache.book.namespace import EXACT
 from chatcache.formatting import model_name
 
@@ -131,7 +131,7 @@ class WeightsOrigin:
 
     @property
     def _remembered(self) -> Path | None:
-        return None if self.cache_dir is None else self.cache_dir / "weights.json"
+        return None if self.cache_dir is None else self.cache_dir / identity.REMEMBERED
 
     def _load(self, dtype: torch.dtype | str, device: torch.device) -> Any:
         model = load_weights(self.source.path, dtype, device, self.form)

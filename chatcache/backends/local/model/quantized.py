@@ -1,15 +1,14 @@
 """Loads a model with its weights in 4 or 8 bits, which are made once and kept beside the cache.
 
-Owns `CACHE_DIR/quantized/KEY/model.safetensors`: when it is made, and made anew. The key
-is a digest of all that the bytes depend on. Whoever deletes it loses the time it takes to make.
+Owns `CACHE_DIR/quantized/KEY/model.safetensors`: when it is made, and made anew. Whoever deletes it
+loses the time it takes to make.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 
 from chatcache.backends.base import ModelLoading
 from chatcache.backends.local.model.progress import Progress, first_line
+from chatcache.backends.local.model.quantized_form import QuantizedForm
 from chatcache.backends.local.packed.blocks import BlockKind, BlockMatrix
 from chatcache.backends.local.packed.forms import kind_of
 from chatcache.backends.local.packed.install import is_matrix, replace_with_blocks
@@ -31,7 +31,6 @@ from chatcache.backends.local.packed.kept import (
 )
 from chatcache.backends.local.packed.kernel_store import COMPILING, STORE
 from chatcache.backends.local.packed.quantize import (
-    QUANTIZER_VERSION,
     Quantizer,
     is_quantizable,
     quantizing,
@@ -44,29 +43,6 @@ from chatcache.sections import EXACT_WEIGHTS
 log = logging.getLogger(__name__)
 
 _WORTH_SAYING = 0.2  # this share of the weights left exact
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedForm:
-    """How a model is to be quantised, and what its bytes are made of."""
-
-    form: str
-    weights_id: str
-    adapter_id: str
-
-    @property
-    def fields(self) -> dict[str, str]:
-        return {
-            "form": self.form,
-            "source_weights": self.weights_id,
-            "source_adapter": self.adapter_id,
-            "quantizer": QUANTIZER_VERSION,
-        }
-
-    @property
-    def key(self) -> str:
-        text = json.dumps(self.fields, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +83,11 @@ def load_quantized(
     folder = None if shelf is None else shelf.folder(wanted.key)
     kept, remarks = _known(folder, wanted) if folder is not None else (None, [])
     if kept is None:
+        began = time.monotonic()
         kept = _made(wanted, load_exact(), folder, progress, remarks)
+        if shelf is not None:
+            seconds = max(1e-3, time.monotonic() - began)
+            shelf.note_speed(wanted.form, _num_weights(kept) / seconds)
     if shelf is not None and kept.path is not None:
         shelf.note_use(kept.path.parent)
         for file in shelf.unused():

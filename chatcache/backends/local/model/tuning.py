@@ -11,27 +11,44 @@ other order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from chatcache.backends.local.model import attention
+from chatcache.backends.local.packed import proof
 from chatcache.backends.local.packed.blocks import is_packed
+from chatcache.backends.local.packed.kernel_store import Verdict
 from chatcache.backends.local.packed.known import VERSION, takes_step
 from chatcache.backends.local.packed.reordered import ReorderedLinear, is_sound
 
 _MIN_WEIGHTS = 1 << 16  # below this the call costs more than the weight
 
 
-def tune(model: Any, device: torch.device) -> str:
-    """Change `model` in place; returns the names of what computes attention.
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """`kernels` are the names of what computes: other names, other bits."""
+
+    kernels: str
+    remarks: tuple[str, ...]  # on compiled code that is not used
+
+
+def tune(model: Any, device: torch.device, say: Callable[[str], None] = lambda text: None) -> Tuned:
+    """Change `model` in place; `say` is told what takes seconds, the first time.
 
     The weights can no longer be read from the model afterwards: take their digest before.
     """
     if not is_packed(model) and attention.is_tuned(model.config.get_text_config()):
         reorder_linears(model, device)
-    kernel = attention.install(model, device)
-    return f"{kernel}, step {VERSION}" if takes_step(model) else kernel
+    kernels = attention.install(model, device)
+    verdict = proof.settle(model, say)
+    if takes_step(model):
+        kernels += f", step {VERSION}"
+    elif verdict == Verdict.KERNELS_ARE_WRONG:
+        kernels += ", unpacked by torch"
+    return Tuned(kernels, proof.remarks(verdict))
 
 
 @torch.inference_mode()

@@ -3,7 +3,8 @@
 This is the one thing in the cache directory that is executable, and what compiles it unpickles its
 index. So it is read only from a directory that belongs to this user and that nobody else can write,
 and only if each file is what was written there: its checksum lies beside it. All else is compiled
-anew; nothing here is needed. Knows neither the compiler nor what a kernel is.
+anew; nothing here is needed. Beside them lies what was found out about them.
+Knows neither the compiler nor what a kernel is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 import stat
 import time
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
@@ -22,7 +24,7 @@ log = logging.getLogger(__name__)
 
 KERNELS_VARIABLE = "CHATCACHE_KERNELS_DIR"  # another place than the cache directory
 COMPILING = "compiling for this processor, once"  # what is said while it takes seconds
-_SUFFIX = ".b2"
+_SUFFIX, _VERDICT = ".b2", ".verdict"
 _UNUSED_SECONDS = 7 * 24 * 3600.0
 
 
@@ -33,6 +35,19 @@ def version() -> str:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()
+
+
+class Verdict(StrEnum):
+    """What was found out about compiled code, for one model on one processor."""
+
+    RIGHT = "right"
+    NO_STEP = "no step"  # there is none for this model
+    STEP_IS_WRONG = "the step is wrong"
+    KERNELS_ARE_WRONG = "the kernels are wrong"
+
+    @property
+    def is_wrong(self) -> bool:
+        return self in (Verdict.STEP_IS_WRONG, Verdict.KERNELS_ARE_WRONG)
 
 
 class KernelStore:
@@ -72,6 +87,25 @@ class KernelStore:
         self._place = place
         return place
 
+    def verdict(self, key: str) -> Verdict | None:
+        """What was found out about kernels of this version; None: nothing is known."""
+        place = self.open()
+        return None if place is None else _verdict_in(place / f"{key}{_VERDICT}")
+
+    def keep_verdict(self, key: str, verdict: Verdict) -> None:
+        place = self.open()
+        if place is None:
+            return
+        path = place / f"{key}{_VERDICT}"
+        try:
+            temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+            temporary.write_text(verdict)
+            temporary.replace(path)
+        except OSError as error:
+            self.give_up(error)
+            return
+        self.seal()
+
     def give_up(self, error: Exception) -> None:
         """Keep nothing in this process: the directory cannot be used, or the disk is full."""
         log.info("compiled kernels are not kept: %s", error)
@@ -93,6 +127,19 @@ class KernelStore:
 
 
 STORE = KernelStore()
+
+
+def num_refused(directory: Path) -> int:
+    """Of how many models compiled code of this version is not used, because it is wrong."""
+    found = map(_verdict_in, directory.glob(f"{version()}/*{_VERDICT}"))
+    return sum(verdict is not None and verdict.is_wrong for verdict in found)
+
+
+def _verdict_in(path: Path) -> Verdict | None:
+    try:
+        return Verdict(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _check_owner(directory: Path) -> None:

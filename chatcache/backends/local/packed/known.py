@@ -1,11 +1,13 @@
 """Which models can take a step in compiled code (`step.py`), and of how many tokens.
 
 Every module is looked at: what is not exactly as the step computes it goes through transformers'
-modules. Nothing is compiled or imported for the answer.
+modules. Nothing is compiled or imported for the answer. `proof.py` refuses those whose compiled
+step was found to be wrong.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,14 @@ _STATIC_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})  # the same 
 
 class UnknownStepError(ValueError):
     """A model is not one that can take this step; the message says what is different."""
+
+
+_REFUSED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+def refuse(model: Any) -> None:
+    """Let a model take no step from now on: it is wrong here."""
+    _REFUSED.add(model)
 
 
 def takes_step(model: Any) -> bool:
@@ -54,6 +64,8 @@ def no_step(position: int) -> int:
 
 def check(model: Any) -> None:
     """Raises UnknownStepError."""
+    if model in _REFUSED:
+        raise UnknownStepError("it says something else than the modules, on this processor")
     config = model.config.get_text_config()
     _check_config(config, model.dtype)
     try:

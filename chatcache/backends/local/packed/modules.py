@@ -16,7 +16,23 @@ from chatcache.backends.local.packed.blocks import BlockMatrix, PackedModule
 from chatcache.backends.local.packed.mixture import Mixture, Stack, add_each
 
 
-class BlockLinear(PackedModule):
+class _Computed(PackedModule):
+    """One whose computing depends on where its weights are."""
+
+    is_plain = False  # by torch alone
+
+    def computing(self, device: torch.device) -> Any:
+        """The module that computes there."""
+        if device.type == "cpu" and not self.is_plain:
+            from chatcache.backends.local.packed import computing
+
+            return computing
+        from chatcache.backends.local.packed import device_computing
+
+        return device_computing
+
+
+class BlockLinear(_Computed):
     """`nn.Linear` with a packed weight. The results do not depend on the number of threads."""
 
     def __init__(self, matrix: BlockMatrix, bias: torch.Tensor | None = None):
@@ -37,7 +53,7 @@ class BlockLinear(PackedModule):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
         rows = states.reshape(-1, self.in_features)
-        output: torch.Tensor = _computing(states.device).product(rows, self.matrix)
+        output: torch.Tensor = self.computing(states.device).product(rows, self.matrix)
         bias = self._buffers["bias"]
         if bias is not None:
             output += bias
@@ -47,7 +63,7 @@ class BlockLinear(PackedModule):
         return f"{self.in_features}, {self.out_features}, {self.kind.name}"
 
 
-class BlockEmbedding(PackedModule):
+class BlockEmbedding(_Computed):
     """`nn.Embedding` with a packed weight; gives vectors of `dtype`."""
 
     def __init__(self, matrix: BlockMatrix, dtype: torch.dtype, scale: float = 1.0):
@@ -68,13 +84,13 @@ class BlockEmbedding(PackedModule):
         """`[...]` to `[..., embedding_dim]`. Raises IndexError for an id that is no row."""
         rows = self.get_buffer("blocks")[ids.reshape(-1)]
         matrix = BlockMatrix(self.kind, rows, self.embedding_dim)
-        vectors: torch.Tensor = _computing(ids.device).unpacked(matrix, self.dtype)
+        vectors: torch.Tensor = self.computing(ids.device).unpacked(matrix, self.dtype)
         if self.scale != 1.0:
             vectors = vectors * self.scale
         return vectors.view(*ids.shape, self.embedding_dim)
 
 
-class BlockExperts(PackedModule):
+class BlockExperts(_Computed):
     """The experts of a layer. What a token gets does not depend on the number of threads."""
 
     def __init__(self, mixture: Mixture):
@@ -117,13 +133,13 @@ class BlockExperts(PackedModule):
         """`[num_tokens, hidden]` to the same, by the experts of each token and their weights,
         `[num_tokens, num_chosen]` each."""
         output: torch.Tensor
-        if states.device.type == "cpu":
+        if states.device.type == "cpu" and not self.is_plain:
             from chatcache.backends.local.packed import routing
 
             output = routing.mixed(self.mixture, states, choices, weights)
         else:
             output = torch.zeros(states.shape, device=states.device)
-            computing = _computing(states.device)
+            computing = self.computing(states.device)
             add_each(self.mixture, computing, states, choices, weights, output)
         return output.to(states.dtype)
 
@@ -132,12 +148,8 @@ class BlockExperts(PackedModule):
         return f"{self._mixture.num_experts} experts, {kinds}"
 
 
-def _computing(device: torch.device) -> Any:
-    """The module that computes there."""
-    if device.type == "cpu":
-        from chatcache.backends.local.packed import computing
-
-        return computing
-    from chatcache.backends.local.packed import device_computing
-
-    return device_computing
+def compute_plainly(model: torch.nn.Module) -> None:
+    """Let torch unpack the weights of a model from now on, without kernels."""
+    for module in model.modules():
+        if isinstance(module, _Computed):
+            module.is_plain = True

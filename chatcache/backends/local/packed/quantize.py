@@ -1,8 +1,8 @@
 """Turns matrices of weights into GGUF's blocks.
 
-Owns the bytes: which bits of a block hold what. Scales and minima come from `fit`. A matrix is
-taken a few rows at a time, so that what is computed on stays in the processor's caches, and memory
-does not grow with the matrix.
+Owns the bytes: which bits of a block hold what (for other bytes `QUANTIZER_VERSION` must change).
+Scales and minima come from `fit`. A matrix is taken a few rows at a time, so that what is computed
+on stays in the processor's caches, and memory does not grow with the matrix.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ import torch
 
 from chatcache.backends.local.packed import fit, two_levels
 from chatcache.backends.local.packed.blocks import BlockKind, BlockMatrix
-
-# Another number: other bytes for the same weights. What was kept by an older one is not used.
-QUANTIZER_VERSION = "1"
 
 _CHUNK_WEIGHTS = 1 << 17
 _LARGEST = 1e4  # scales are float16

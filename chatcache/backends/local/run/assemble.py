@@ -13,7 +13,7 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 from chatcache import __version__
-from chatcache.backends.base import BackendEvent, ModelInfo, ModelLoading, RestoreBegan
+from chatcache.backends.base import BackendEvent, ModelInfo, RestoreBegan
 from chatcache.backends.local.engine.room import other_engines
 from chatcache.backends.local.engine.settings import EngineSettings
 from chatcache.backends.local.model import fit
@@ -23,8 +23,7 @@ from chatcache.backends.local.model.loader import LoadedModel, load_model
 from chatcache.backends.local.model.memory_check import MemoryCheck
 from chatcache.backends.local.model.progress import Progress
 from chatcache.backends.local.model.remarks import dtype_word, remarks
-from chatcache.backends.local.packed.kernel_store import COMPILING, KERNELS_VARIABLE, STORE
-from chatcache.backends.local.packed.known import takes_step
+from chatcache.backends.local.packed.kernel_store import KERNELS_VARIABLE, STORE
 from chatcache.backends.local.run.any_token import (
     MIN_PART_TOKENS,
     AnyTokenContext,
@@ -70,9 +69,8 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
     use(settings.num_threads or min(allowance().num_threads, torch.get_num_threads()))
     kernels = Path(os.environ.get(KERNELS_VARIABLE) or settings.cache_dir / "kernels")
     STORE.keep_in(kernels)
-    is_first = not STORE.has_kernels  # even quantising compiles some of them
     with naming_gpu():
-        loaded = load_model(
+        return load_model(
             settings.model,
             device=settings.device,
             dtype=settings.dtype,
@@ -86,10 +84,6 @@ def load(settings: EngineSettings, progress: Progress) -> LoadedModel:
             cache_dir=settings.cache_dir,
             progress=progress,
         )
-        if is_first and takes_step(loaded.model):
-            progress(ModelLoading(COMPILING))
-            Forward(loaded.model, loaded.device).step()
-        return loaded
 
 
 def build_runner(

@@ -326,7 +326,7 @@ def _with_measured(probe: ModelProbe, known: dict[str, str], cache_dir: Path) ->
         weights_files = files.weight_files(probe.path)
     except ModelLoadError:
         return probe
-    weights = identity.known_weights_id(weights_files, cache_dir / "weights.json")
+    weights = identity.known_weights_id(weights_files, cache_dir / identity.REMEMBERED)
     if weights is None:
         return probe
     wanted = known | {"weights": weights}
