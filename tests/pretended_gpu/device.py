@@ -36,6 +36,7 @@ def install(library: str) -> None:
     _run_on_host(torch.nn.functional, "conv1d")
     _count_in_float(torch)
     _draw_on_host(torch)
+    _clone_storages(torch)
 
 
 class _State(threading.local):
@@ -183,6 +184,19 @@ def _pin(module: Any) -> None:
 
     module.empty, module.zeros = locking(module.empty), locking(module.zeros)
     module.Tensor.is_pinned = is_pinned
+
+
+def _clone_storages(module: Any) -> None:
+    """As a deep copy of a model does."""
+    clone = module.UntypedStorage.clone
+
+    def call(storage: Any) -> Any:
+        if storage.device.type == "cpu":
+            return clone(storage)
+        empty = module.empty(0, dtype=module.uint8, device=storage.device)
+        return empty.set_(storage, 0, (storage.nbytes(),), (1,)).clone().untyped_storage()
+
+    module.UntypedStorage.clone = call
 
 
 def _draw_on_host(module: Any) -> None:
