@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 
@@ -182,6 +183,7 @@ def _pin(module: Any) -> None:
         is_here = tensor.device.type == "cpu"
         return is_here and tensor.untyped_storage().data_ptr() in locked
 
+    _device_constructors()  # torch remembers the real ones, which is what is called
     module.empty, module.zeros = locking(module.empty), locking(module.zeros)
     module.Tensor.is_pinned = is_pinned
 
