@@ -33,7 +33,15 @@ from chatcache.cache.tensors.device_blocks import (
     carve_tensors,
 )
 from chatcache.cache.tensors.layers import Buffers
-from chatcache.cache.tensors.link import Event, InFlight, Link, Stream, copy_run
+from chatcache.cache.tensors.link import (
+    Brought,
+    Event,
+    InFlight,
+    Link,
+    Stopwatch,
+    Stream,
+    copy_run,
+)
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.tensors.slabs import SLAB_BYTES, Slabs
 
@@ -125,6 +133,12 @@ class Incoming:
         return self.start + next(iter(self.tensors.values())).shape[1]
 
 
+def _sizes(loadings: Sequence[Incoming]) -> tuple[int, int]:
+    """The bytes that go over, and how many runs that are."""
+    parts = (part for each in loadings for part in (*each.tensors.values(), *each.scales.values()))
+    return sum(part.nbytes for part in parts), len(loadings)
+
+
 def _rows(loadings: Sequence[Incoming]) -> Iterator[list[Incoming]]:
     """Those that follow one another, together."""
     row: list[Incoming] = []
@@ -176,6 +190,7 @@ class DeviceKV(LiveKV):
         self._exports: list[_Export] = []
         self._loadings: list[Incoming] = []
         self._residents: list[Incoming] = []
+        self._stopwatch = Stopwatch()
         self._reading: dict[str, SlabTensors] = {}
         self._read: dict[tuple[int, int], dict[str, SlabTensors]] = {}
 
@@ -303,22 +318,28 @@ class DeviceKV(LiveKV):
     def flush(self) -> None:
         """Send what was loaded on its way: of all runs the first layer first."""
         residents, self._residents = self._residents, []
-        for row in _rows(residents):
-            self._place(row)
+        if residents:
+            with self._stopwatch.timing(self._compute, "vram", *_sizes(residents)):
+                for row in _rows(residents):
+                    self._place(row)
         loadings, self._loadings = self._loadings, []
         if not loadings:
             return
         self._up.follow(self._compute.mark())
         try:
-            for number, layer in self._arriving.items():
-                for kind in ("key", "value"):
-                    for load in loadings:
-                        self._bring(
-                            load, f"{kind}.{number}", layer.slot(kind, load.start, load.stop)
-                        )
-                layer.arrival = self._up.mark()
+            with self._stopwatch.timing(self._up, "ram", *_sizes(loadings)):
+                for number, layer in self._arriving.items():
+                    for kind in ("key", "value"):
+                        for load in loadings:
+                            self._bring(
+                                load, f"{kind}.{number}", layer.slot(kind, load.start, load.stop)
+                            )
+                    layer.arrival = self._up.mark()
         finally:
             self._in_flight.hold(self._up.mark(), loadings)
+
+    def brought(self) -> list[Brought]:
+        return self._stopwatch.take()
 
     def _bring(self, load: Incoming, name: str, target: Tensor) -> None:
         """Queue one tensor of what was loaded on its way to `target`."""
