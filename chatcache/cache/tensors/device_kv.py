@@ -15,9 +15,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from chatcache.cache.tensors.device_blocks import (
     TensorSpec,
     carve_tensors,
 )
+from chatcache.cache.tensors.incoming import Incoming, rows_of, size_of
 from chatcache.cache.tensors.layers import Buffers
 from chatcache.cache.tensors.link import (
     Brought,
@@ -116,39 +116,6 @@ class _Export:
                 return False
             self._computed, self.stop = compute.mark(), 0
             return True
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """Tensors for the positions from `start` on; `owner` has their memory. `scales`, by the same
-    names: those of integers."""
-
-    tensors: Mapping[str, Tensor]
-    start: int
-    owner: Any
-    scales: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def stop(self) -> int:
-        return self.start + next(iter(self.tensors.values())).shape[1]
-
-
-def _sizes(loadings: Sequence[Incoming]) -> tuple[int, int]:
-    """The bytes that go over, and how many runs that are."""
-    parts = (part for each in loadings for part in (*each.tensors.values(), *each.scales.values()))
-    return sum(part.nbytes for part in parts), len(loadings)
-
-
-def _rows(loadings: Sequence[Incoming]) -> Iterator[list[Incoming]]:
-    """Those that follow one another, together."""
-    row: list[Incoming] = []
-    for load in loadings:
-        if row and row[-1].stop != load.start:
-            yield row
-            row = []
-        row.append(load)
-    if row:
-        yield row
 
 
 class DeviceKV(LiveKV):
@@ -319,15 +286,15 @@ class DeviceKV(LiveKV):
         """Send what was loaded on its way: of all runs the first layer first."""
         residents, self._residents = self._residents, []
         if residents:
-            with self._stopwatch.timing(self._compute, "vram", *_sizes(residents)):
-                for row in _rows(residents):
+            with self._stopwatch.timing(self._compute, "vram", *size_of(residents)):
+                for row in rows_of(residents):
                     self._place(row)
         loadings, self._loadings = self._loadings, []
         if not loadings:
             return
         self._up.follow(self._compute.mark())
         try:
-            with self._stopwatch.timing(self._up, "ram", *_sizes(loadings)):
+            with self._stopwatch.timing(self._up, "ram", *size_of(loadings)):
                 for number, layer in self._arriving.items():
                     for kind in ("key", "value"):
                         for load in loadings:
