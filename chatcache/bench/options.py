@@ -102,9 +102,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("what", nargs="?", choices=("growth",), help=argparse.SUPPRESS)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", metavar="M", help="a model that is on this machine, FILE.gguf too")
-    what.add_argument(
-        "--shape", choices=sorted(SHAPES), help="random weights of this shape (qwen3-0.6b)"
-    )
+    what.add_argument("--shape", choices=sorted(SHAPES), help="random weights so (qwen3-0.6b)")
     parser.add_argument(
         "--quantize",
         choices=("4bit", "8bit"),

@@ -53,7 +53,7 @@ def drawn(step: DemoStep, width: int) -> Iterator[str]:
     for sentence in _changes(step):
         yield from _flowed(f"{sentence}.", width)
     yield from _flowed(f"in RAM: {_ram_use(step)}.", width)
-    lines = tree_lines(step.shape, step.pieces, width, step.at, MAX_ROWS, signs=_signs(step))
+    lines = tree_lines(step.shape, step.pieces, width, step.at, MAX_ROWS, -1, _signs(step))
     yield from map(text_of, lines)
 
 

@@ -11,17 +11,25 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
 from chatcache.backends.local.model.tuning import reorder_linears
 from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix
 from chatcache.backends.local.packed.decode import DecodeStep
-from chatcache.backends.local.packed.install import is_matrix, replace_with_blocks
+from chatcache.backends.local.packed.install import (
+    is_experts,
+    is_matrix,
+    replace_with_blocks,
+    replace_with_experts,
+)
 from chatcache.backends.local.packed.known import UnknownStepError, takes_step
+from chatcache.backends.local.packed.mixture import Stack
 from chatcache.cache.tensors.live_kv import LiveKV
 
 SIZES: dict[str, Any] = {
@@ -60,6 +68,14 @@ CONFIGS = {
 }
 
 
+_EXPERTS = {"num_local_experts": 6, "num_experts": 6, "num_experts_per_tok": 3}
+_EXPERTS["moe_intermediate_size"] = 128
+MIXTURES = {  # which take it while their experts are packed
+    "mixtral": MixtralConfig(**SIZES | _EXPERTS | {"intermediate_size": 128}),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **_EXPERTS, head_dim=64, norm_topk_prob=True),
+    "qwen3_moe, shares as they are": Qwen3MoeConfig(**SIZES, **_EXPERTS, norm_topk_prob=False),
+}
+ALL = CONFIGS | MIXTURES
 REORDERED = "reordered"
 
 
@@ -81,12 +97,22 @@ def build(config: Any, dtype: torch.dtype, kind: str | None) -> Any:
     elif kind is not None:
         for name, module in list(model.named_modules()):
             if is_matrix(module):
-                weights = module.weight.float().numpy()
-                data = gguf.quantize(weights, gguf.GGMLQuantizationType[kind])
-                blocks = torch.from_numpy(data.view("uint8").reshape(len(weights), -1))
-                matrix = BlockMatrix(KINDS[kind], blocks, weights.shape[1])
-                replace_with_blocks(model, name, matrix, dtype)
+                replace_with_blocks(model, name, blocks_of(module.weight, kind), dtype)
+            elif is_experts(module):
+                inner = module.down_proj.shape[2]
+                both = blocks_of(module.gate_up_proj.flatten(0, 1), kind)
+                gate, up = (Stack(both, inner, 2 * inner, first) for first in (0, inner))
+                width = module.down_proj.shape[1]
+                down = Stack(blocks_of(module.down_proj.flatten(0, 1), kind), width, width)
+                replace_with_experts(model, name, gate, up, down)
     return model
+
+
+def blocks_of(weight: torch.Tensor, kind: str) -> BlockMatrix:
+    weights = weight.float().numpy()
+    data = gguf.quantize(weights, gguf.GGMLQuantizationType[kind])
+    blocks = torch.from_numpy(data.view("uint8").reshape(len(weights), -1))
+    return BlockMatrix(KINDS[kind], blocks, weights.shape[1])
 
 
 def live(model: Any) -> LiveKV:
@@ -118,10 +144,10 @@ def test_a_step_in_float32_gives_the_logits_and_the_cache_of_the_modules(name: s
             assert torch.allclose(ours.view(kind), theirs.view(kind), atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "smollm3"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "smollm3", *MIXTURES])
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "BF16"])
 def test_a_step_with_blocks_from_the_first_token_on(name: str, kind: str) -> None:
-    model = build(CONFIGS[name], torch.float32, kind)
+    model = build(ALL[name], torch.float32, kind)
     step, kv = DecodeStep(model), live(model)
     logits = through_modules(model, IDS, live(model))
     got = torch.cat([step(kv, [int(token)], at) for at, token in enumerate(IDS)])
@@ -152,11 +178,14 @@ def test_a_step_in_bfloat16_is_nearer_to_the_exact_logits_than_the_modules(
     assert (got - logits).pow(2).mean() < (rounded - logits).pow(2).mean()
 
 
-@pytest.mark.parametrize(("dtype", "kind"), FORMS)
+@pytest.mark.parametrize(
+    ("name", "dtype", "kind"),
+    [*(("qwen3", *form) for form in FORMS), ("qwen3_moe", torch.bfloat16, "Q4_0")],
+)
 def test_bits_depend_neither_on_threads_nor_on_the_room_nor_on_where_a_path_was_cut(
-    dtype: torch.dtype, kind: str
+    name: str, dtype: torch.dtype, kind: str
 ) -> None:
-    model = build(CONFIGS["qwen3"], dtype, kind)
+    model = build(ALL[name], dtype, kind)
     before, results = torch.get_num_threads(), []
     try:
         for num_threads, room in ((1, 0), (2, 1000), (3, 300), (5, 0)):
@@ -174,14 +203,20 @@ def test_bits_depend_neither_on_threads_nor_on_the_room_nor_on_where_a_path_was_
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize(("dtype", "kind"), FORMS)
+_NAMES = ["llama", "biases", "llama, one key head", "odd sizes", "qwen3", "smollm3"]
+
+
 @pytest.mark.parametrize(
-    "name", ["llama", "biases", "llama, one key head", "odd sizes", "qwen3", "smollm3"]
+    ("name", "dtype", "kind"),
+    [
+        *((name, *form) for name in _NAMES for form in FORMS),
+        *((name, *form) for name in ("mixtral", "qwen3_moe") for form in FORMS[:2]),
+    ],
 )
 def test_a_token_gets_the_same_bits_alone_and_among_others(
     name: str, dtype: torch.dtype, kind: str
 ) -> None:
-    model = build(CONFIGS[name], dtype, kind)
+    model = build(ALL[name], dtype, kind)
     step, alone = DecodeStep(model), live(model)
     logits = [step(alone, [int(token)], at) for at, token in enumerate(IDS)]
     for sizes in ((60,), (7, 1, 2, 3, 47), (33, 4, 23)):

@@ -78,7 +78,7 @@ def test_an_edit_shows_the_first_token_that_differs_and_what_it_cost() -> None:
     assert "Turn edited." in shown
     assert ">60  ·w100" in shown
     assert "│ ·w60" in shown
-    assert "same before and now, tokens 48-59" in shown
+    assert "same before and now, tokens 48–60" in shown
     assert "·w48│·w49│" in shown
     assert "Computed: 20 tokens in 40 ms; 40 tokens read before came behind the difference" in shown
     assert "What would avoid it: Say it in a new message" in shown

@@ -17,7 +17,7 @@ from chatcache.frontend.figures import reason_words
 from chatcache.frontend.lens.fates import basics
 from chatcache.frontend.lens.page import Line, Mark, Marked, Page, flow, line, page_of
 from chatcache.frontend.lens.visible import SEPARATOR, cut_to, shown_piece
-from chatcache.token_ids import NO_IDS, TokenIds
+from chatcache.token_ids import TokenIds
 
 NUM_AROUND = 12  # tokens shown on each side
 AVOIDING: Mapping[Reason, str] = {
@@ -290,7 +290,7 @@ def _data(facts: DivergenceFacts, figures: Figures) -> dict[str, Any]:
     }
 
 
-def _listed(facts: DivergenceFacts, ids: TokenIds = NO_IDS) -> list[dict[str, Any]]:
+def _listed(facts: DivergenceFacts, ids: TokenIds) -> list[dict[str, Any]]:
     listed = []
     for token_id in ids:
         piece = facts.pieces.get(token_id)

@@ -146,13 +146,12 @@ class _Fonts:
 
     def __init__(self) -> None:
         files = _font_files()
-        self._plain = _first(files, _MONOSPACED, is_bold=False)
-        if self._plain is None:
+        if (found := _monospaced(files)) is None:
             raise UnavailableError(
                 "There is no font of one width on this machine to draw a picture with.",
                 "Install one, such as DejaVu Sans Mono (`fonts-dejavu`), or use --svg.",
             )
-        self._bold = _first(files, _MONOSPACED, is_bold=True) or self._plain
+        self._plain, self._bold = found
         self._others = [file for name in (*_MONOSPACED, *_OTHERS) for file in _named(files, name)]
         self._opened: dict[Path, Any] = {}
         self._lacking: dict[Path, bytes] = {}
@@ -162,7 +161,6 @@ class _Fonts:
         key = (char, is_bold)
         if key not in self._chosen:
             first = self._bold if is_bold else self._plain
-            assert first is not None
             usable = (file for file in (first, *self._others) if self._has(file, char[0]))
             self._chosen[key] = self._open(next(usable, first))
         font: FreeTypeFont = self._chosen[key]
@@ -204,12 +202,10 @@ def _named(files: list[Path], name: str) -> list[Path]:
     ]
 
 
-def _first(files: list[Path], names: tuple[str, ...], *, is_bold: bool) -> Path | None:
-    for name in names:
+def _monospaced(files: list[Path]) -> tuple[Path, Path] | None:
+    """The best font and its bold one, which are the same where there is no bold one."""
+    for name in _MONOSPACED:
         for plain in _named(files, name):
-            if not is_bold:
-                return plain
             bold = plain.with_name(f"{name}-Bold{plain.suffix}")
-            if bold in files:
-                return bold
+            return plain, bold if bold in files else plain
     return None

@@ -26,8 +26,8 @@ def tree_lines(
     width: int,
     now: float,
     rows: int,
-    chosen: int = -1,
-    signs: Mapping[int, str] | None = None,
+    chosen: int,
+    signs: Mapping[int, str],
 ) -> list[Line]:
     """A header and a line per edge, at most `rows` of them, with the chosen one in view. `signs`
     stand before the edges with these numbers."""
@@ -35,7 +35,6 @@ def tree_lines(
         return [line("The tree is empty: nothing is remembered yet.")]
     first, last = _window(len(shape.edges), rows, chosen)
     leads = _leads(shape.edges)
-    signs = signs or {}
     columns = f"{'WHERE':<11} {'SHARED':>6} {'HITS':>4} {'USED':>6}" if width >= _WIDE else "IN "
     lines = [line(Marked(f"  {'TOKENS':>6} {columns} PL TEXT", "muted"))]
     if first:

@@ -22,6 +22,7 @@ from chatcache.backends.local.packed.modules import BlockLinear
 from chatcache.backends.local.packed.pairs import pair_functions
 from chatcache.backends.local.packed.reordered import ReorderedLinear
 from chatcache.backends.local.packed.step import JOB, LAYER, step_task
+from chatcache.backends.local.packed.step_mixtures import StepMixtures
 from chatcache.backends.local.packed.team import BARRIER_WORDS, team
 from chatcache.cache.tensors.layers import Buffers
 from chatcache.cache.tensors.live_kv import LiveKV
@@ -73,6 +74,7 @@ class DecodeStep:
         self._states[:num_tokens] = vectors.float().numpy()
         job["rotary"] = self._rotary(position)
         job["num_tokens"], job["num_keys"] = num_tokens, stop
+        self._mixtures.begin(num_tokens)
         job["logits"] = logits.data_ptr()
         team(self._room[0]).run(self._task, self._job.ctypes.data)
         for layer in kv.growing:
@@ -96,8 +98,14 @@ class DecodeStep:
         shapes = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden)}
         shapes |= {"o": (hidden, queries), "gate": (inner, hidden), "up": (inner, hidden)}
         shapes |= {"down": (hidden, inner), "head": (int(job["vocab"]), hidden)}
-        for words, layer in zip(self._layers, layers, strict=True):
-            for names, module in ((_ATTENTION, layer.self_attn), (_MLP, layer.mlp)):
+        has_experts = hasattr(layers[0].mlp, "experts")
+        self._mixtures = StepMixtures([layer.mlp for layer in layers] if has_experts else [])
+        job["routed_task"] = self._mixtures.task
+        for number, (words, layer) in enumerate(zip(self._layers, layers, strict=True)):
+            groups = [(_ATTENTION, layer.self_attn), (_MLP, layer.mlp)]
+            if has_experts:
+                words["routed"] = self._mixtures.address(number)
+            for names, module in groups[:1] if has_experts else groups:
                 for name, attribute in names.items():
                     self._put_matrix(words[name], getattr(module, attribute), shapes[name])
             self._put_norms(words, layer)
@@ -106,7 +114,7 @@ class DecodeStep:
         job["final_norm"] = self._norm(self._base.norm)
         job["layers"] = self._layers.ctypes.data
         self._sizes = {"states": hidden, "queries": queries, "new_keys": keys, "new_values": keys}
-        self._sizes |= {"seen": queries, "gated": inner}
+        self._sizes |= {"seen": queries, "gated": inner, "normed": hidden}
         barrier = np.zeros(BARRIER_WORDS, np.int64)
         self._kept.append(barrier)
         job["barrier"] = barrier.ctypes.data
@@ -191,6 +199,7 @@ class DecodeStep:
         self._states = self._shared["states"]
         for name, values in self._shared.items():
             job[name] = values.ctypes.data
+        self._mixtures.prepare(num_threads, num_tokens, int(job["normed"]), int(job["states"]))
         heads = int(job["num_heads"] // job["num_kv_heads"]) * min(num_tokens, TOKENS_AT_ONCE)
         hidden, widest = self._sizes["states"], max(self._sizes.values())
         record = kernels.record_bytes(widest)

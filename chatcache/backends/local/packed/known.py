@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.packed.blocks import PackedModule, is_packed
+from chatcache.backends.local.packed.modules import BlockExperts
 from chatcache.backends.local.packed.reordered import ReorderedLinear
 
 VERSION = "2"  # of the arithmetic: other bits, another number
@@ -24,7 +25,9 @@ _PACKED_TOKENS = 128, 64
 _BFLOAT16_TOKENS = 16, 8
 _FLOAT32_TOKENS = 1, 1
 _LONG_HISTORY = 2048
-_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+_MIXTURE_TOKENS = 32, 32  # more of them share experts, which a step reads anew for each 32
+_MIXTURES = frozenset({"mixtral", "qwen3_moe"})
+_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"}) | _MIXTURES
 _STATIC_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})  # the same at any length
 
 
@@ -55,6 +58,8 @@ def step_limit(model: Any) -> Callable[[int], int]:
         return no_step
     exact = _BFLOAT16_TOKENS if model.dtype is torch.bfloat16 else _FLOAT32_TOKENS
     most, most_behind = _PACKED_TOKENS if is_packed(model) else exact
+    if model.config.get_text_config().model_type in _MIXTURES:
+        most, most_behind = _MIXTURE_TOKENS
     return lambda position: most if position < _LONG_HISTORY else most_behind
 
 
@@ -81,8 +86,11 @@ def _check_modules(model: Any) -> None:
         block, mlp = layer.self_attn, layer.mlp
         for module in (block.q_proj, block.k_proj, block.v_proj, block.o_proj):
             size_of(module)
-        for module in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
-            size_of(module)
+        if model.config.get_text_config().model_type in _MIXTURES:
+            _check_mixture(mlp)
+        else:
+            for module in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+                size_of(module)
         norms = [layer.input_layernorm, layer.post_attention_layernorm]
         norms += [getattr(block, name) for name in ("q_norm", "k_norm") if hasattr(block, name)]
         if {norm.variance_epsilon for norm in norms} != {base.norm.variance_epsilon}:
@@ -91,6 +99,13 @@ def _check_modules(model: Any) -> None:
             raise UnknownStepError("layers scale their scores differently")
     if first.head_dim % _LANES:
         raise UnknownStepError(f"heads of {first.head_dim} are not whole vectors")
+
+
+def _check_mixture(layer: Any) -> None:
+    if not isinstance(layer.experts, BlockExperts):
+        raise UnknownStepError("its experts are not packed")
+    if layer.gate.weight.device.type != "cpu":
+        raise UnknownStepError("a router is on another device")
 
 
 def _check_config(config: Any, dtype: torch.dtype) -> None:

@@ -1,7 +1,7 @@
 """The experts of a mixture: where the rows of each lie, and what they compute, one by one.
 
 A token goes through the few experts that a router chose for it, each a gated feed-forward network
-(Shazeer et al., 2017). Products are the business of whoever calls; `routing.py` has all of it as
+(Shazeer et al., 2017). Products are the business of whoever calls; `mixing.py` has all of it as
 one task for a CPU.
 """
 

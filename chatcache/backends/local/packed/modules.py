@@ -134,9 +134,9 @@ class BlockExperts(_Computed):
         `[num_tokens, num_chosen]` each."""
         output: torch.Tensor
         if states.device.type == "cpu" and not self.is_plain:
-            from chatcache.backends.local.packed import routing
+            from chatcache.backends.local.packed import mixing
 
-            output = routing.mixed(self.mixture, states, choices, weights)
+            output = mixing.mixed(self.mixture, states, choices, weights)
         else:
             output = torch.zeros(states.shape, device=states.device)
             computing = self.computing(states.device)

@@ -24,7 +24,7 @@ from chatcache import machine
 from chatcache.backends.local.packed.blocks import BlockMatrix, PackedModule
 from chatcache.backends.local.packed.kernel_store import COMPILING, STORE, Verdict
 from chatcache.backends.local.packed.known import UnknownStepError, refuse, takes_step
-from chatcache.backends.local.packed.modules import compute_plainly
+from chatcache.backends.local.packed.modules import BlockExperts, compute_plainly
 from chatcache.cache.tensors.live_kv import LiveKV
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _RUNS = (1, 4, 7, 33, 21)
 _PREFIX, _RUNS_BEHIND = 40, (1, 4)
 _EARLY_LAYERS = 2
 _ROWS, _VECTORS = 12, 5  # of weights and of activations, by which a kind of blocks is looked at
-_MOST_OF_PRODUCT = 1e-3
+_MOST_OF_PRODUCT, _MOST_OF_EXPERTS = 1e-3, 2e-2
 _WITHOUT = frozenset({"_name_or_path", "name_or_path", "transformers_version", "torch_dtype"})
 
 
@@ -102,6 +102,12 @@ def _looked_at(model: Any, matrices: dict[str, BlockMatrix]) -> Verdict:
         if not _is_product_right(matrix):
             log.warning("kernels of %s compute something else than torch", name)
             return Verdict.KERNELS_ARE_WRONG
+    experts = {
+        str(module): module for module in model.modules() if isinstance(module, BlockExperts)
+    }
+    if matrices and not all(map(_are_experts_right, experts.values())):
+        log.warning("kernels of experts compute something else than torch")
+        return Verdict.KERNELS_ARE_WRONG
     if not takes_step(model):
         return Verdict.NO_STEP
     try:
@@ -129,6 +135,24 @@ def _is_product_right(matrix: BlockMatrix) -> bool:
     )
 
 
+def _are_experts_right(experts: BlockExperts) -> bool:
+    """Whether experts give some tokens, alone and together, what they give by torch alone."""
+    mixture = experts.mixture
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn((_VECTORS, mixture.gate.matrix.num_columns), generator=generator)
+    first = torch.arange(_VECTORS) % mixture.num_experts
+    choices = torch.stack([first, (first + 1) % mixture.num_experts], dim=1)
+    weights = torch.full(choices.shape, 0.5)
+    found = [experts(states[:count], choices[:count], weights[:count]) for count in (1, _VECTORS)]
+    experts.is_plain = True
+    expected = experts(states, choices, weights)
+    experts.is_plain = False
+    return all(
+        bool((_differences(rows, expected[: len(rows)]) <= _MOST_OF_EXPERTS).all())
+        for rows in found
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Limits:
     """The largest differences, of the largest value. K and V of the first layers have gone through
@@ -146,6 +170,7 @@ class _Expected:
     logits: dict[int, torch.Tensor]  # behind the tokens that matter
     kept: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, by layer
     limits: _Limits
+    is_routed: bool  # through experts: where two are nearly as good, rounding chooses
 
 
 def _is_step_right(model: Any, *, is_packed: bool) -> bool:
@@ -171,6 +196,7 @@ def _is_step_right(model: Any, *, is_packed: bool) -> bool:
         dict(zip(stops, output.logits[0].float(), strict=True)),
         [(layer.view("key").clone(), layer.view("value").clone()) for layer in kv.growing],
         _LIMITS_OF_PACKED if is_packed and model.dtype is torch.float32 else _LIMITS[model.dtype],
+        any(isinstance(module, BlockExperts) for module in model.modules()),
     )
     kv.truncate(_PREFIX)
     empty = LiveKV(num_layers, model.dtype, _CPU)
@@ -184,24 +210,31 @@ def _is_right(
     expected: _Expected,
 ) -> bool:
     """Whether runs of tokens behind what is held are."""
-    stop = kv.num_tokens
+    stop, limits, of_logits = kv.num_tokens, expected.limits, []
     for count in runs:
         got = step(kv, expected.ids[stop : stop + count], stop)[0]
         stop += count
-        if not _difference(got, expected.logits[stop]) <= expected.limits.late:  # NaN is not
-            return False
+        of_logits.append(_differences(got[None], expected.logits[stop][None]))
+    if not _told(torch.cat(of_logits), expected) <= limits.late:  # NaN is not
+        return False
     for number, (layer, kept) in enumerate(zip(kv.growing, expected.kept, strict=True)):
-        most = expected.limits.early if number < _EARLY_LAYERS else expected.limits.late
+        most = limits.early if number < _EARLY_LAYERS else limits.late
         for kind, whole in zip(("key", "value"), kept, strict=True):
-            if not _difference(layer.view(kind), whole[:, :, :stop]) <= most:
+            tokens, wanted = (of[0].mT.flatten(0, 1).T for of in (layer.view(kind), whole))
+            if not _told(_differences(tokens, wanted[:stop]), expected) <= most:
                 return False
     return True
 
 
-def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest, of the largest value."""
+def _differences(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Of each token `[num_tokens, ...]` the largest, of the largest value of all."""
     largest = expected.float().abs().max().clamp(min=1e-30)
-    return float((found.float() - expected.float()).abs().max() / largest)
+    return (found.float() - expected.float()).abs().amax(dim=1) / largest
+
+
+def _told(differences: torch.Tensor, expected: _Expected) -> float:
+    """What tells of all tokens: the largest, or where some go to other experts, the median."""
+    return float(differences.median() if expected.is_routed else differences.max())
 
 
 _LIMITS = {torch.float32: _Limits(0.001, 0.01), torch.bfloat16: _Limits(0.04, 0.3)}

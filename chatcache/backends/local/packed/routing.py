@@ -2,21 +2,18 @@
 
 The tokens of an expert are multiplied together with its blocks as they lie, expert by expert, each
 thread with its rows of every matrix. What experts give is added up in float32, by their numbers, so
-that the bits of a token do not depend on which others there are. An expert that more tokens chose
-than blocks are quick for is unpacked and multiplied by torch, behind the others.
+that the bits of a token do not depend on which others there are. For a step (`step.py`) the router
+is part of it; else transformers' module has chosen already (`mixing.py`).
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numba import carray, njit
 
-from chatcache.backends.local.packed import computing, kernels
 from chatcache.backends.local.packed.attending import exponential
 from chatcache.backends.local.packed.intrinsics import floats_at, memory_at, words_at
 from chatcache.backends.local.packed.kernels import (
@@ -25,13 +22,11 @@ from chatcache.backends.local.packed.kernels import (
     share,
     task,
 )
-from chatcache.backends.local.packed.mixture import Mixture, add_each
 from chatcache.backends.local.packed.products import FLOATS, NUM_WORDS
-from chatcache.backends.local.packed.team import BARRIER_WORDS, barrier, team
+from chatcache.backends.local.packed.team import barrier
 
-_AT_ONCE = 512  # choices of tokens whose states between the matrices are held together
-_HEAD_BYTES = 8 * (NUM_WORDS + 1)
-_ALIGNED = 64
+AT_ONCE = 512  # choices of tokens whose states between the matrices are held together
+HEAD_BYTES = 8 * (NUM_WORDS + 1)
 
 # Addresses are int64; 0 means that there is none.
 STACK = np.dtype(
@@ -61,6 +56,12 @@ ROUTED = np.dtype(
         ("choices", "i8"),  # int64 [num_tokens, num_chosen]; what is no expert is passed over
         ("shares", "i8"),  # float32 [num_tokens, num_chosen]
         ("out", "i8"),  # float32 [num_tokens, hidden]
+        # Of a router: its matrix float32 or bfloat16 `[num_experts, hidden]`, what it gives.
+        ("router_functions", "i8"),
+        ("router", "i8"),
+        ("router_row_bytes", "i8"),
+        ("scores", "i8"),  # float32 [num_tokens, num_experts]
+        ("is_normalised", "i8"),  # the shares of a token's experts are one together
         # What threads share between two barriers.
         ("order", "i8"),  # int64 [num_tokens * num_chosen]: choices, by expert
         ("starts", "i8"),  # int64 [num_experts + 1]: where those of each expert begin
@@ -122,7 +123,7 @@ def _gather(job: Any, records: Any, heads: Any, first: Any, last: Any) -> None:
     for number in range(first, last):
         token = order[number] // job.num_chosen
         source = carray(words_at(records + job.record_bytes * token), NUM_WORDS)
-        target = carray(words_at(heads + _HEAD_BYTES * (number - first)), NUM_WORDS)
+        target = carray(words_at(heads + HEAD_BYTES * (number - first)), NUM_WORDS)
         for word in range(NUM_WORDS):
             target[word] = source[word]
 
@@ -167,7 +168,7 @@ def _up(job: Any, experts: Any, expert: Any, held_from: Any, thread: Any, thread
     first, last = starts[expert], starts[expert + 1]
     heads = job.heads + job.own_bytes * thread
     scratch = job.scratch + job.own_bytes * thread
-    activations = (heads, _HEAD_BYTES, last - first, scratch)
+    activations = (heads, HEAD_BYTES, last - first, scratch)
     rows, shape = share(inner, thread, threads), (inner, hidden)
     offset = 4 * inner * (first - held_from)
     gated, ups = job.gated + offset, job.ups + offset
@@ -224,7 +225,7 @@ def mix(job: Any, thread: Any, threads: Any) -> None:
     expert = 0
     while expert < num_experts:
         begin, held_from = expert, starts[expert]
-        while expert < num_experts and starts[expert + 1] - held_from <= _AT_ONCE:
+        while expert < num_experts and starts[expert + 1] - held_from <= AT_ONCE:
             if starts[expert + 1] > starts[expert]:
                 _up(job, experts, expert, held_from, thread, threads)
             expert += 1
@@ -248,132 +249,68 @@ def mix_task() -> int:
     return task(_mix)
 
 
-# what modules call
+@njit(error_model="numpy")
+def _choose(scores: Any, choices: Any, shares: Any, is_normalised: Any) -> None:
+    """The experts with the largest scores, the first of equal ones; their shares by softmax. Where
+    scores are no numbers there are none, and the states are none either."""
+    largest, total = scores[0], np.float32(0.0)
+    for expert in range(len(scores)):
+        largest = max(largest, scores[expert])
+    for expert in range(len(scores)):
+        total += exponential(scores[expert] - largest)
+    of_chosen = np.float32(0.0)
+    for place in range(len(choices)):
+        best = -1
+        for expert in range(len(scores)):
+            is_taken = False
+            for earlier in range(place):
+                is_taken = is_taken or choices[earlier] == expert
+            if not is_taken and (best < 0 or scores[expert] > scores[best]):
+                best = expert
+        choices[place] = best
+        shares[place] = exponential(scores[best] - largest) / total
+        of_chosen += shares[place]
+    if is_normalised != 0:
+        for place in range(len(choices)):
+            shares[place] /= of_chosen
 
 
-def mixed(
-    mixture: Mixture, states: torch.Tensor, choices: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """What the experts give for `[num_tokens, hidden]`, float32 of that shape."""
-    most = min(computing.max_few(stack.matrix.kind) for stack in mixture.stacks)
-    kept, crowded = choices.long().contiguous(), _crowded(choices, most, mixture.num_experts)
-    if crowded:
-        kept = kept.masked_fill(torch.isin(kept, torch.tensor(crowded)), -1)
-    values, shares = states.detach().float().contiguous(), weights.detach().float().contiguous()
-    output = torch.zeros(states.shape)
-    about = _described(mixture)
-    threads = team(torch.get_num_threads())
-    room = _room(_sizes(about[0], kept, most, threads.num_threads))
-    job = room.job.copy()
-    words = job[0]
-    words["experts"], words["num_tokens"], words["num_chosen"] = about.ctypes.data, *kept.shape
-    words["states"], words["choices"] = values.data_ptr(), kept.data_ptr()
-    words["shares"], words["out"] = shares.data_ptr(), output.data_ptr()
-    threads.run(mix_task(), job.ctypes.data)
-    if crowded:
-        add_each(mixture, computing, states, choices, weights, output, crowded)
-    return output
-
-
-def _crowded(choices: torch.Tensor, most: int, num_experts: int) -> list[int]:
-    """The experts that more tokens chose than blocks are quick for."""
-    if len(choices) <= most:
-        return []
-    counts = torch.bincount(choices.flatten(), minlength=num_experts)
-    return [int(expert) for expert in torch.where(counts > most)[0]]
-
-
-def _described(mixture: Mixture) -> np.ndarray:
-    """One `EXPERTS`."""
-    about = np.zeros(1, EXPERTS)
-    words = about[0]
-    words["num_experts"] = mixture.num_experts
-    words["hidden"] = mixture.gate.matrix.num_columns
-    words["inner"] = mixture.down.matrix.num_columns
-    words["alpha"], words["limit"] = mixture.gating.alpha, mixture.gating.limit
-    for name, stack in zip(("gate", "up", "down"), mixture.stacks, strict=True):
-        kind, data = stack.matrix.kind, stack.matrix.data
-        row_bytes = data.shape[1]
-        words[name] = (
-            kernels.product_functions(kind.ggml_type).ctypes.data,
-            data.data_ptr() + stack.first_row * row_bytes,
-            row_bytes,
-            stack.distance * row_bytes,
-            kernels.group_of(kind.ggml_type),
-            0 if stack.bias is None else stack.bias.data_ptr(),
-        )
-    return about
-
-
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """`num_tokens` is a power of two, `most` the tokens of an expert."""
-
-    num_threads: int
-    num_tokens: int
-    num_chosen: int
-    num_experts: int
-    hidden: int
-    inner: int
-    most: int
-    is_rounded_twice: bool  # `gate` and `up` want their activations rounded otherwise
-
-
-def _sizes(about: Any, choices: torch.Tensor, most: int, num_threads: int) -> _Sizes:
-    return _Sizes(
-        num_threads,
-        1 << max(0, len(choices) - 1).bit_length(),
-        choices.shape[1],
-        int(about["num_experts"]),
-        int(about["hidden"]),
-        int(about["inner"]),
-        most,
-        bool(about["gate"]["group"] != about["up"]["group"]),
+@njit
+def _route(job: Any, thread: Any, threads: Any) -> None:
+    """Fill the choices and shares of all tokens."""
+    experts = carray(memory_at(job.experts), 1, EXPERTS)[0]
+    hidden, num_experts, num_chosen = experts.hidden, experts.num_experts, job.num_chosen
+    heads = job.heads + job.own_bytes * thread
+    for token in range(job.num_tokens):
+        words = carray(words_at(heads + HEAD_BYTES * token), NUM_WORDS)
+        words[FLOATS] = job.states + 4 * hidden * token
+    multiply_rows(
+        (job.router_functions, job.router, job.router_row_bytes),
+        hidden,
+        share(num_experts, thread, threads),
+        (heads, HEAD_BYTES, job.num_tokens, job.scratch + job.own_bytes * thread),
+        job.scores,
+        num_experts,
     )
+    barrier(job.barrier, threads)
+    start, stop = share(job.num_tokens, thread, threads)
+    for token in range(start, stop):
+        _choose(
+            carray(floats_at(job.scores + 4 * num_experts * token), num_experts),
+            carray(words_at(job.choices + 8 * num_chosen * token), num_chosen),
+            carray(floats_at(job.shares + 4 * num_chosen * token), num_chosen),
+            job.is_normalised,
+        )
+    barrier(job.barrier, threads)
 
 
-@dataclass(frozen=True, slots=True)
-class _Room:
-    """What is computed into: all layers of a model use the same, one at a time."""
-
-    job: np.ndarray
-    memory: np.ndarray
-
-
-@functools.lru_cache(maxsize=16)
-def _room(sizes: _Sizes) -> _Room:
-    count, widest = sizes.num_tokens * sizes.num_chosen, max(sizes.hidden, sizes.inner)
-    held, given = min(count, _AT_ONCE), min(sizes.num_tokens, sizes.most)
-    record = kernels.record_bytes(widest)
-    heads = _aligned(_HEAD_BYTES * given)
-    own = heads + _aligned(kernels.scratch_bytes(widest))
-    needed = {
-        "order": 8 * count,
-        "starts": 8 * (sizes.num_experts + 1),
-        "gate_records": record * sizes.num_tokens,
-        "up_records": record * sizes.num_tokens * sizes.is_rounded_twice,
-        "down_records": record * held,
-        "gated": 4 * sizes.inner * held,
-        "ups": 4 * sizes.inner * held,
-        "given": 4 * sizes.hidden * given,
-        "barrier": 8 * BARRIER_WORDS,
-        "heads": own * sizes.num_threads,
-    }
-    memory = np.zeros(sum(map(_aligned, needed.values())) + _ALIGNED, np.uint8)
-    address, job = _aligned(memory.ctypes.data), np.zeros(1, ROUTED)
-    words = job[0]
-    for name, size in needed.items():
-        words[name] = address
-        address += _aligned(size)
-    words["record_bytes"], words["own_bytes"] = record, own
-    words["scratch"] = words["heads"] + heads
-    if not sizes.is_rounded_twice:
-        words["up_records"] = words["gate_records"]
-    for name in ("gate_records", "up_records", "down_records"):
-        for number in range(needed[name] // record):
-            kernels.make_record(int(words[name]) + record * number, widest)
-    return _Room(job, memory)
+def _routed(address, thread, threads):  # type: ignore[no-untyped-def]
+    """The same behind the router of the layer."""
+    job = carray(memory_at(address), 1, ROUTED)[0]
+    _route(job, thread, threads)
+    mix(job, thread, threads)
 
 
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNED) * _ALIGNED
+@functools.cache
+def routed_task() -> int:
+    return task(_routed)

@@ -22,6 +22,7 @@ from numba import carray, njit
 from chatcache.backends.local.packed.attending import attend, exponential
 from chatcache.backends.local.packed.intrinsics import (
     bits_of_float,
+    call_task,
     floats_at,
     memory_at,
     words_at,
@@ -61,6 +62,7 @@ LAYER = np.dtype(
         ("values", "i8"),
         ("room", "i8"),
         ("is_rotated", "i8"),
+        ("routed", "i8"),  # of `routing.ROUTED`, in the place of the last three matrices
     ]
 )
 JOB = np.dtype(
@@ -76,6 +78,8 @@ JOB = np.dtype(
         ("scale", "f4"),  # of scores
         ("layers", "i8"),  # LAYER [num_layers]
         ("final_norm", "i8"),
+        ("routed_task", "i8"),  # of `routing`
+        ("normed", "i8"),  # float32 [num_tokens, hidden], for experts
         ("head", MATRIX),
         ("rotary", "i8"),  # float32 [num_tokens, 2, head_dim / 2]: cosines, sines
         ("states", "i8"),  # float32 [num_tokens, hidden]: the embeddings at first
@@ -291,6 +295,20 @@ def _feed_forward(job: Any, layer: Any, records: Any, sums: Any, thread: Any, th
     barrier(job.barrier, threads)
 
 
+@njit
+def _mixture(job: Any, layer: Any, thread: Any, threads: Any) -> None:
+    """The experts that the router of the layer chooses, added to the states."""
+    hidden = job.hidden
+    weight = carray(floats_at(layer.output_norm), hidden)
+    start, stop = share(job.num_tokens, thread, threads)
+    for token in range(start, stop):
+        states = carray(floats_at(job.states + 4 * hidden * token), hidden)
+        normed = carray(floats_at(job.normed + 4 * hidden * token), hidden)
+        _normalise(states, weight, job.epsilon, normed)
+    barrier(job.barrier, threads)
+    call_task(job.routed_task, layer.routed, thread, threads)
+
+
 def _step(address, thread, threads):  # type: ignore[no-untyped-def]
     """The job `JOB` at `address`."""
     job = carray(memory_at(address), 1, JOB)[0]
@@ -307,6 +325,9 @@ def _step(address, thread, threads):  # type: ignore[no-untyped-def]
         start, stop = _multiply(job, layer.o, shape, records, job.num_tokens, own, sums)
         _add(job, sums, start, stop)
         barrier(job.barrier, threads)
+        if layer.routed != 0:
+            _mixture(job, layer, thread, threads)
+            continue
         _read_all_normalised(job, records, layer.output_norm)
         _feed_forward(job, layer, records, sums, thread, threads)
     _read_normalised(job, records, job.num_tokens - 1, job.final_norm)
