@@ -8,9 +8,12 @@ import pytest
 
 from chatcache.assets import pocket_dir
 from chatcache.backends.base import CacheSnapshot
-from chatcache.backends.local.run import assemble
+from chatcache.backends.local.run import assemble, forward
 from tests import lazy_link
+from tests.equivalence.families import OVERRIDES
 from tests.lazy_link import LazyLink
+from tests.models import build_model_dir
+from tests.recorded_calls import RecordedCalls
 from tests.talks import Engine, Talk
 
 pytestmark = pytest.mark.slow
@@ -72,3 +75,29 @@ def test_memory_that_cannot_be_locked_is_said_once_and_does_as_well(
     assert len(engine.warnings) == 1
     assert "memory cannot be locked" in engine.warnings[0]
     engine.close()
+
+
+def test_a_chat_between_whose_turns_graphs_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows, sinks and experts; the second load takes what the first has found out."""
+    model = build_model_dir(tmp_path / "model", "gpt_oss", **OVERRIDES["gpt_oss"])
+    plain, talk = Engine(model, tmp_path / "plain"), Talk()
+    expected = [talk.say(plain, text).text for text in ("What is it?", "And why?", "Yes.")]
+    plain.close()
+    calls, ours = RecordedCalls(), Talk()
+    monkeypatch.setattr(assemble, "link_to", lambda device: LazyLink())
+    monkeypatch.setattr(forward, "graphs_for", lambda device: calls)
+    for texts, num_compared in ((("What is it?", "And why?"), 1), (("Yes.",), 0)):
+        before = calls.num_captured
+        engine = Engine(model, tmp_path / "ours")
+        assert calls.num_captured == before + num_compared
+        for text in texts:
+            assert ours.say(engine, text).text == expected.pop(0)
+            while engine.runner.look_ahead():
+                pass
+            made = calls.num_captured
+            assert not engine.runner.look_ahead()
+            assert calls.num_captured == made > before
+        engine.close()
+    assert calls.num_replayed > 0
