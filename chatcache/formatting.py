@@ -60,6 +60,11 @@ def model_label(model: str, quantization: str) -> str:
     return f"{name} · {quantization}" if quantization and quantization not in name else name
 
 
+def capital(sentence: str) -> str:
+    """With a capital letter at its beginning; the others stay as they are."""
+    return f"{sentence[:1].upper()}{sentence[1:]}"
+
+
 def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
@@ -196,3 +201,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "")
         "  ".join(padded(cell, column) for column, cell in enumerate(line)).rstrip()
         for line in lines
     )
+
+
+def beginning(text: str, num_lines: int, num_characters: int) -> tuple[str, int]:
+    """The first lines of a text, and how many characters were left out.
+
+    All of it where little more would be left out than is shown.
+    """
+    if _end_of(text, num_lines * 3 // 2, num_characters * 3 // 2) == len(text):
+        return text, 0
+    end = _end_of(text, num_lines, num_characters)
+    return text[:end], len(text) - end
+
+
+def _end_of(text: str, num_lines: int, num_characters: int) -> int:
+    """Where the first lines of a text end."""
+    at = -1
+    for _ in range(num_lines):
+        at = text.find("\n", at + 1)
+        if at < 0:
+            return min(len(text), num_characters)
+    return min(at, num_characters)

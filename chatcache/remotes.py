@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from chatcache.checks import checked_table, decimal, described, setting, text, whole
 from chatcache.errors import NotFoundError, UnavailableError, UsageError, did_you_mean
-from chatcache.model_form import named_form
+from chatcache.model_form import PACKED_FORMS, named_form
 from chatcache.network import is_loopback, is_near
 from chatcache.sections import MAX_PRICE
 
@@ -54,6 +54,7 @@ OLLAMA_PAGE = re.compile(
 OLLAMA_TAG = re.compile(
     r"latest|(?:e?\d+(?:\.\d+)?(?:x\d+)?[bm]|instruct|chat|text|q\d)[\w.-]*", re.IGNORECASE
 )
+BITS = re.compile(r"\s*\d+[ -]?bits?", re.IGNORECASE)  # behind a colon: what no model is loaded in
 OLLAMA = "ollama"
 TIMEOUT_SECONDS = 300
 
@@ -253,6 +254,10 @@ def remote_model(name: str, remotes: Remotes) -> RemoteModel | None:
         return None  # a path of Windows
     if PORT.fullmatch(model) and (is_near(prefix) or "." in prefix):
         raise _address_error(f"http://{name}")
+    if BITS.fullmatch(model):
+        raise NotFoundError(
+            f"Models are not loaded in {model.strip()}.", f"There are {' and '.join(PACKED_FORMS)}."
+        )
     raise NotFoundError(
         f"There is no remote profile {prefix!r}.", _way_to(prefix, model.strip(), remotes)
     )

@@ -59,9 +59,9 @@ _UUID = re.compile(
     re.IGNORECASE,
 )
 _EXAMPLE_UUIDS = ("123e4567-e89b-12d3-a456-426614174000", "550e8400-e29b-41d4-a716-446655440000")
-_TOKEN = re.compile(r"(?<![\w/#.:+@-])(?:[a-z]{2,10}[-_])?(?P<id>[A-Za-z0-9]{12,})(?![\w/.@-]*\w)")
+_TOKEN = re.compile(r"(?<![\w/#.:+@-])(?:[a-z]{2,10}[-_])?(?P<id>[A-Za-z0-9]{12,}+)(?![\w/.@-]*\w)")
 # In the path of a link an id names what is there; behind the question mark it may be made anew.
-_IN_QUERY = re.compile(r"(?<==)(?P<id>[A-Za-z0-9]{16,})(?![\w/.@-])")
+_IN_QUERY = re.compile(r"(?<==)(?P<id>[A-Za-z0-9]{16,}+)(?![\w/.@-])")
 _NAMED_ID = re.compile(
     r"\b(?:(?:request|session|trace|span|run|correlation|conversation|transaction|invocation)"
     r"[ _-]?(?:id|uuid|guid)|nonce)\b[\"'`*]*\s*(?:is\b|[:=#])\s*[\"'`*<(]*"

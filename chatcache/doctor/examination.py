@@ -221,7 +221,7 @@ def _made_files(paths: Paths) -> Iterator[Finding]:
         yield Finding(
             "compiled code",
             "note",
-            f"it computes something else than {plural(count, 'model')}, and is not used for that",
+            f"wrong on this processor for {plural(count, 'model')}, so it is not used there",
             f"Answers are right, and slower. Without {kernels} it is compiled and compared anew.",
         )
 

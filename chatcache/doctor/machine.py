@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors"),
-    *("textual", "httpx2", "xxhash", "tomlkit"),
+    *("numba", "gguf", "msgspec", "textual", "httpx2", "xxhash", "tomlkit"),
 )
 DEVICE_SECONDS = 120
 DEVICE_PROBE = """

@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable
 
 from chatcache.chat.views import TranscriptMessage
-from chatcache.formatting import clean, one_line
+from chatcache.formatting import beginning, clean, one_line, plural
 from chatcache.frontend.exports import speaker
 from chatcache.frontend.shell_output import AnswerStream, Narrator, write_data
 
+_SAID_LINES, _SAID_CHARACTERS = 20, 2_000
 _SENTENCE = re.compile(r".*(?:\n|[.!?…:]\s)", re.DOTALL)
 
 
@@ -22,8 +23,17 @@ def say(text: str) -> None:
 
 
 def spoken(message: TranscriptMessage) -> str:
-    """One message with the word for who said it."""
-    return f"{one_line(speaker(message))}: {message.text.rstrip()}"
+    """One message with the word for who said it; answers to the end."""
+    text = recalled(message.text) if message.role == "user" else message.text.rstrip()
+    return f"{one_line(speaker(message))}: {text}"
+
+
+def recalled(text: str) -> str:
+    """What the user said, not read out to the end where that takes minutes."""
+    shown, num_left = beginning(text.rstrip(), _SAID_LINES, _SAID_CHARACTERS)
+    if not num_left:
+        return shown
+    return f"{shown}\n({plural(num_left, 'character')} more; /export FILE writes all.)"
 
 
 class Lines(Narrator):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 QUIT_SECONDS = 2.0
 SCREEN_SECONDS = 2.0
 # Without colours (NO_COLOR) the blue of a theme would be a dark grey: greys chosen as such instead.
+OWN_COLOURS = "ansi-dark"
 PLAIN_THEME = Theme(
     name="no-color",
     primary="#d0d0d0",
@@ -106,6 +107,8 @@ class ChatCacheApp(App[Exception | None]):
             if os.environ.get("NO_COLOR"):
                 self.register_theme(PLAIN_THEME)
                 self.theme = PLAIN_THEME.name
+            elif self.console.color_system in ("standard", "windows"):
+                self.theme = OWN_COLOURS  # of 16 colours the grey of the bars would be too light
             return
         if theme in self.available_themes:
             self.theme = theme

@@ -12,9 +12,9 @@ import pytest
 from textual.events import Key, Paste
 
 from chatcache.chat.views import SessionSummary
+from chatcache.formatting import beginning
 from chatcache.frontend.registry import COMMANDS, KEYS
 from chatcache.tui.screens.modal import Dialog
-from chatcache.tui.widgets.message import beginning
 from tests.fakes import FakeBackend
 from tests.tui.conftest import Bench, Chat
 

@@ -148,3 +148,13 @@ async def test_no_key_of_a_dialog_is_broken_or_cut(bench: Bench, width: int) -> 
             await chat.press("escape")
         await chat.press("f6")
         await chat.until(lambda: "Esc close" in chat.text)
+
+
+async def test_with_16_colours_the_terminal_s_own_are_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "COLOR_SYSTEM", "standard")
+    async with bench.run() as chat:
+        assert chat.app.theme == "ansi-dark"
+    async with bench.run(theme="nord") as chat:
+        assert chat.app.theme == "nord"

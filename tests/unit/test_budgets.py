@@ -152,4 +152,4 @@ def test_the_doctor_says_where_compiled_code_is_wrong(tmp_path: Path) -> None:
         store.keep_verdict(key, verdict)
     *_, finding = _made_files(found.paths)
     assert finding.status == "note"
-    assert "something else than 1 model" in finding.detail
+    assert "wrong on this processor for 1 model" in finding.detail

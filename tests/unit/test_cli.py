@@ -746,6 +746,8 @@ def test_the_doctor_finds_damage_and_says_what_to_do(
 ) -> None:
     run("ask", "hello", "--session", "a")
     report = run_json(run, "doctor")
+    subjects = {finding["subject"] for finding in report["findings"]}
+    assert subjects >= {"torch", "tokenizers", "numba", "msgspec", "gguf", "textual"}
     assert report["ok"]
     assert all(finding["detail"] for finding in report["findings"])
     monkeypatch.setattr(

@@ -14,11 +14,12 @@ from chatcache import cli, compose
 from chatcache.backends.usage import CacheReport, Figures, Timings, Usage
 from chatcache.chat.service import ChatService
 from chatcache.chat.store import SessionStore
+from chatcache.chat.transfer import ALL_FORMAT, FORMAT
 from chatcache.config import load_settings
 from chatcache.errors import UsageError
 from chatcache.formatting import width
 from chatcache.frontend.files import quoted as quoted_file
-from chatcache.frontend.lint import look
+from chatcache.frontend.lint import look, variants
 from chatcache.frontend.lint.attachments import quoted_files
 from chatcache.frontend.lint.documents import read_document
 from chatcache.frontend.lint.finding import (
@@ -152,6 +153,29 @@ def test_requests_that_differ_early_without_a_date_or_an_id() -> None:
     assert found[0].cost_per == "request"
     assert found[0].saves_tokens is not None
     assert found[0].saves_tokens > 50
+
+
+def test_a_request_of_a_long_log_is_compared_with_those_around_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = []
+
+    def counted(first: str, second: str, scale: TokenScale) -> None:
+        compared.append((first, second))
+
+    monkeypatch.setattr(variants, "worthwhile_difference", counted)
+    many = [request(f"User {who}. {RULES}", "hi") for who in range(4 * look.MAX_BESIDE)]
+    assert at(lines_of(*many), "a.jsonl") == []
+    assert 0 < len(compared) <= 2 * look.MAX_BESIDE * len(many)
+
+
+def test_two_exported_chats_of_one_name_are_two() -> None:
+    chats = [
+        {"format": FORMAT, "session": "notes", **request(f"User {who}.\n\n{RULES}", "hi")}
+        for who in ("Ada", "Bob")
+    ]
+    found = at(json.dumps({"format": ALL_FORMAT, "sessions": chats}), "all.json")
+    assert rules(found) == ["differs_early"] * 2
 
 
 def test_tools_in_another_order() -> None:
@@ -342,6 +366,14 @@ def test_chats_without_words_and_chats_that_are_gone(service: ChatService) -> No
     assert look.look_at_chat(service, empty) == []
     service.delete(empty.session_id)
     assert look.look_at_open(service, empty) == []
+
+
+def test_very_long_texts_are_looked_at_once() -> None:
+    """By what grows with the square of their length this would take minutes."""
+    word, tags = "a1" * 100_000 + "/x", "<file>\n" * 100_000
+    assert at(f"Be kind. {word} {RULES}") == []
+    assert quoted_files(tags) == []
+    assert [file.text for file in quoted_files(f"{tags}<files>\nabc\n</files>")] == ["abc"]
 
 
 def test_what_begins_like_a_file_and_never_ends_is_none() -> None:

@@ -15,9 +15,10 @@ from chatcache.backends.local.model.shelf import at_hand
 from chatcache.cache.files.quantized import FILE, QuantizedModels
 from chatcache.compose import open_backend
 from chatcache.config import Settings, load_settings
-from chatcache.errors import UnavailableError, UsageError
+from chatcache.errors import NotFoundError, UnavailableError, UsageError
 from chatcache.frontend.form_shelf import FormShelf
 from chatcache.model_form import named_form
+from chatcache.remotes import remote_model
 from tests.gguf_files import small_header
 
 
@@ -64,6 +65,12 @@ def test_the_name_of_the_model_sets_the_bits_of_its_weights(tmp_path: Path) -> N
     assert settings(tmp_path, environ).config.model.quantize == "8bit"
     named = settings(tmp_path, environ, model_default="builtin:4bit").config.model
     assert named.quantize == "4bit"
+
+
+def test_another_number_of_bits_is_no_server() -> None:
+    with pytest.raises(NotFoundError, match="not loaded in 5bit") as raised:
+        remote_model("builtin:5bit", {})
+    assert "4bit and 8bit" in raised.value.hint
 
 
 def test_two_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:

@@ -84,6 +84,14 @@ def test_a_chat_through_a_pipe_goes_on_in_the_next_one(run: Run) -> None:
     ]
 
 
+def test_a_long_message_of_yesterday_is_not_read_out_to_the_end(run: Run) -> None:
+    run("many words " * 1000)
+    lines = run()
+    said = next(line for line in lines if line.startswith("You: "))
+    assert len(said) < 3000
+    assert any("characters more; /export FILE writes all." in line for line in lines)
+
+
 def test_lines_of_another_system_end_where_they_end(run: Run) -> None:
     assert "builtin: You said: one" in run("one\r", "/quit\r", "two")
     assert not [line for line in run() if "\r" in line or "two" in line]
@@ -235,6 +243,14 @@ def test_what_is_wrong_is_said_in_one_line(run: Run) -> None:
     errors = [line for line in lines if line.startswith("Error: ")]
     assert len(errors) == 4
     assert "Did you mean /fork?" in errors[0]
+
+
+def test_a_number_may_have_any_length(run: Run) -> None:
+    far = "9" * 5000
+    commands = [f"/{words} {far}" for words in ("fork", "lens", "lens turns layer", "variant")]
+    commands += [f"/tree switch {far}", f"/set top_k {far}", f"/set temperature {far}"]
+    lines = run("one", "/regen", *commands, "/fork ²", "still here")
+    assert "builtin: You said: still here" in lines
 
 
 def test_a_session_can_be_named(run: Run) -> None:

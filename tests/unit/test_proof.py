@@ -23,11 +23,13 @@ from chatcache.backends.local.packed.install import is_matrix, replace_with_bloc
 from chatcache.backends.local.packed.intrinsics import floats_at, words_at
 from chatcache.backends.local.packed.kernel_store import KernelStore, Verdict, num_refused
 from chatcache.backends.local.packed.known import takes_step
+from chatcache.backends.local.packed.mixture import Gating
 from chatcache.backends.local.packed.products import FLOATS, NUM_WORDS, float_dot, integer_dot
 from chatcache.backends.local.run.forward import Forward
 from chatcache.cache.tensors.live_kv import LiveKV
 from tests.models import build_model_dir
 from tests.talks import Engine, Talk
+from tests.unit.test_packed_experts import experts_of
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -170,6 +172,15 @@ def test_wrong_kernels_of_packed_weights_are_done_without(
     assert tuned.kernels.endswith("unpacked by torch")
     assert not takes_step(model)
     assert torch.allclose(answer(model), expected, atol=2e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_experts_are_looked_at_too(is_broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = experts_of("Q8_0", "Q8_0", "Q8_0", Gating(), has_bias=False)
+    if is_broken:
+        break_rows(monkeypatch, "Q8_0")
+    assert proof._are_experts_right(experts) is not is_broken
+    assert not experts.is_plain
 
 
 def test_an_engine_answers_all_the_same_and_says_so(

@@ -97,6 +97,26 @@ def test_another_namespace_is_named_by_the_field_that_changed(field: str, expect
     assert reason(facts) == ("miss", expected)
 
 
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (
+            {"weights": "e" * 64, "soft.name": "/models/smollm2"},
+            "the model's weights changed (builtin before, smollm2 now)",
+        ),
+        (
+            {"weights_form": "4bit/1", "soft.quantization": "4bit"},
+            "how the weights are packed changed (exact before, 4bit now)",
+        ),
+        ({"weights": "e" * 64}, f"the model's weights changed (w before, {'e' * 12}… now)"),
+    ],
+)
+def test_another_model_is_named_as_people_call_it(changed: dict[str, str], sentence: str) -> None:
+    before = {**FIELDS, "weights": "w", "soft.name": "builtin"}
+    found = explain_change(before, {**before, **changed, "parameters": "others"})
+    assert found == ("model_changed", sentence)
+
+
 def test_soft_fields_do_not_make_another_namespace() -> None:
     other = {**FIELDS, "soft.device": "cuda"}
     assert namespace_id(other) == namespace_id(FIELDS)

@@ -32,19 +32,22 @@ _REASONS: dict[str, Literal["model_changed", "adapter_changed", "settings_change
 # The digest of the parameters in memory differs with adapter and dtype too: it is asked last.
 _WORDS = {
     "weights": "the model's weights",
+    WEIGHTS_FORM: "how the weights are packed",
     "config": "the model's configuration",
     "tokenizer": "the tokenizer",
     "adapter": "the adapter",
     "dtype": "the dtype",
-    "parameters": "the model's weights in memory",
     "attention": "the attention kernel",
     "layout": "the layout of the cache",
     "transformers": "the version of transformers",
     PRECISION: "how exactly K and V are kept",
-    WEIGHTS_FORM: "how the weights are packed",
+    "parameters": "the model's weights in memory",
 }
 # What a field means that is not there: it was introduced after the first namespaces.
 _ABSENT = {PRECISION: EXACT, WEIGHTS_FORM: EXACT}
+
+# What says more to people than a digest, where it differs as well.
+_LABELS = {"weights": SOFT + "name", WEIGHTS_FORM: QUANTIZATION}
 
 
 def namespace_id(fields: Mapping[str, str]) -> str:
@@ -82,6 +85,11 @@ def explain_change(
         old, new = (fields.get(name, _ABSENT.get(name)) for fields in (before, after))
         if old != new:
             words = _WORDS.get(name, name)
+            labels = [
+                fields.get(_LABELS.get(name, ""), _ABSENT.get(name)) for fields in (before, after)
+            ]
+            if labels[0] != labels[1] and all(labels):
+                old, new = labels
             values = f"{_short(old)} before, {_short(new)} now"
             return _REASONS.get(name, "settings_changed"), f"{words} changed ({values})"
     return None
@@ -90,4 +98,5 @@ def explain_change(
 def _short(value: str | None) -> str:
     if not value:
         return "none"
+    value = value.removesuffix("/").rpartition("/")[2] if value.startswith("/") else value
     return value if len(value) <= 24 else f"{value[:12]}…"

@@ -85,7 +85,7 @@ def _computed(figures: Figures) -> str:
     if figures.cache.reason == "new_user_turn":
         text += ": your message, and what the template writes around it"
     elif figures.cache.detail:
-        text += f". {figures.cache.detail.rstrip('.')}"
+        text += f". {fmt.capital(figures.cache.detail.rstrip('.'))}"
     return f"{text}. Then {fmt.plural(figures.completion_tokens, 'token')} of answer, one by one."
 
 

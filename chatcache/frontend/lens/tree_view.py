@@ -193,7 +193,7 @@ def _event_lines(facts: TreeFacts, event: TreeEvent, step: int, width: int) -> I
     for part in flow(_step_title(facts, event, step), width):
         yield line(Marked(part, "strong"))
     sentence = words.event_words(event, facts.pieces)
-    for part in flow(f"{_capital(sentence)}.", width):
+    for part in flow(f"{fmt.capital(sentence)}.", width):
         yield line(part)
 
 
@@ -245,7 +245,7 @@ def _sentences(
     if event is not None:
         when = "before this change" if event.is_gone else "after this change"
         yield f"Step {step:,} of {len(facts.shape.events):,}, at {words.clock(event.at)}."
-        yield f"{_capital(words.event_words(event, facts.pieces))}."
+        yield f"{fmt.capital(words.event_words(event, facts.pieces))}."
         if touched:
             numbers = ", ".join(f"{number + 1:,}" for number in touched)
             yield f"It happened to {'edge' if len(touched) == 1 else 'edges'} {numbers}."
@@ -254,10 +254,6 @@ def _sentences(
     if event is None:
         for past in facts.shape.events[-3:]:
             yield f"At {words.clock(past.at)}: {words.event_words(past, facts.pieces)}."
-
-
-def _capital(sentence: str) -> str:
-    return f"{sentence[:1].upper()}{sentence[1:]}"
 
 
 def edge_sentences(facts: TreeFacts, shape: TreeShape) -> Iterator[str]:

@@ -48,12 +48,13 @@ def _fenced(text: str) -> Iterator[QuotedFile]:
 
 
 def _tagged(text: str) -> Iterator[QuotedFile]:
-    at = 0
+    at, unclosed = 0, set[str]()
     while match := _TAGGED.search(text, at):
         close = f"</{match['tag']}>"
-        end = text.find(close, match.end())
+        end = -1 if close in unclosed else text.find(close, match.end())
         if end < 0:
             at = match.end()
+            unclosed.add(close)
             continue
         stop = end + len(close)
         name = match["name"].strip() or f"<{match['tag']}>"

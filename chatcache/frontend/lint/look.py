@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from chatcache.chat.views import SessionSummary
 
 MAX_KNOWN = 200  # chats, the newest, that one is compared with
+MAX_BESIDE = 32  # requests of a file before one, and behind it, that it is compared with
 CONFIG = "config.toml"
 
 
@@ -174,15 +175,12 @@ def look_at_document(
 ) -> list[LintFinding]:
     """A text, requests, or exported chats. What all requests of a log have is said once."""
     scale = TokenScale()
-    openings = {request.name: _opening(request) for request in document.requests}
+    openings = [_opening(request) for request in document.requests]
     found: list[LintFinding] = []
     told = set()
-    for request in document.requests:
-        prompts = [
-            opening
-            for at, opening in openings.items()
-            if opening is not None and at != request.name
-        ]
+    for at, request in enumerate(document.requests):
+        beside = openings[max(0, at - MAX_BESIDE) : at] + openings[at + 1 : at + 1 + MAX_BESIDE]
+        prompts = [opening for opening in beside if opening is not None]
         for finding in _request_findings(request, prompts, scale, moments, document):
             key = (finding.rule, finding.line, finding.column) if document.is_log else finding
             if key not in told:

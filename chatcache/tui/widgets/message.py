@@ -12,7 +12,7 @@ from textual.events import Key
 from textual.widget import Widget
 from textual.widgets import Static, TextArea
 
-from chatcache.formatting import clean, moment, plural
+from chatcache.formatting import beginning, clean, moment, plural
 from chatcache.tui.commands import bindings
 from chatcache.tui.look.formatting import MUTED, shorten
 from chatcache.tui.messages import MessageActed
@@ -103,27 +103,6 @@ class MessageBlock(Vertical, can_focus=True):
             return
         self.toggle_class("-folded")
         self.refresh_head()
-
-
-def beginning(text: str, num_lines: int, num_characters: int) -> tuple[str, int]:
-    """The first lines of a text, and how many characters were left out.
-
-    All of it where little more would be left out than is shown.
-    """
-    if _end_of(text, num_lines * 3 // 2, num_characters * 3 // 2) == len(text):
-        return text, 0
-    end = _end_of(text, num_lines, num_characters)
-    return text[:end], len(text) - end
-
-
-def _end_of(text: str, num_lines: int, num_characters: int) -> int:
-    """Where the first lines of a text end."""
-    at = -1
-    for _ in range(num_lines):
-        at = text.find("\n", at + 1)
-        if at < 0:
-            return min(len(text), num_characters)
-    return min(at, num_characters)
 
 
 class UserMessage(MessageBlock):

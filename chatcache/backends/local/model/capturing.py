@@ -17,7 +17,7 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 from chatcache.backends.local.model import device_attention, device_experts
-from chatcache.backends.local.model.cut_policy import cut_policy
+from chatcache.backends.local.model.cut_policy import cut_policy, rotary_kinds
 from chatcache.backends.local.packed.modules import BlockExperts
 
 # Families whose code does not fit, though they may be cut at any token.
@@ -91,8 +91,8 @@ def why_eager(config: Any) -> str | None:
         return "its recurrent or convolution layers have a state that moves"
     if not cut.is_cuttable:
         return f"its steps are not known to be the same each time ({cut.detail})"
-    if cut.max_tokens is not None:
-        return f"its rotary embedding changes behind {cut.max_tokens:,} tokens"
+    if "dynamic" in rotary_kinds(config):
+        return "its rotary embedding (dynamic) is made anew as the text grows"
     return _EAGER.get(config.model_type)
 
 
@@ -109,7 +109,11 @@ def takes_static_step(model: Any, device: torch.device) -> bool:
 class StaticForm:
     """Has a model compute attention and experts in ways that a graph can hold."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, device: torch.device):
+        for module in model.modules():  # frequencies that are no buffers were left where they were
+            for name, value in list(vars(module).items()):
+                if name.endswith("inv_freq") and isinstance(value, torch.Tensor):
+                    setattr(module, name, value.to(device))
         found = (getattr(module, "config", None) for module in model.modules())
         configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}
         self._configs: list[Any] = list(configs.values())

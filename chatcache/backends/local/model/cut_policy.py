@@ -128,13 +128,10 @@ def cut_policy(config: Any) -> CutPolicy:
 
 def _any_token(config: Any) -> CutPolicy:
     detail = "attention in all layers: a prefix may be cut after any token"
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    sets = _parameter_sets(rope)
-    kinds = {str(each.get("rope_type") or each.get("type") or "default") for each in sets}
-    bounded = kinds & _LENGTH_DEPENDENT_ROPE
+    bounded = rotary_kinds(config) & _LENGTH_DEPENDENT_ROPE
     if not bounded:
         return CutPolicy("any_token", detail)
-    lengths = [_original_length(each, config) for each in sets]
+    lengths = [_original_length(each, config) for each in _parameter_sets(config)]
     known = [length for length in lengths if length is not None]
     if len(known) < len(lengths):
         return CutPolicy("none", "its rotary embedding depends on the prompt's length")
@@ -146,8 +143,15 @@ def _any_token(config: Any) -> CutPolicy:
     return CutPolicy("any_token", detail, max_tokens=max_tokens)
 
 
-def _parameter_sets(rope: Any) -> list[Any]:
+def rotary_kinds(config: Any) -> set[str]:
+    """The kinds of rotary embeddings of a model, as transformers names them."""
+    sets = _parameter_sets(config)
+    return {str(each.get("rope_type") or each.get("type") or "default") for each in sets}
+
+
+def _parameter_sets(config: Any) -> list[Any]:
     """The parameters of a rotary embedding; some models have a set of them per kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     sets = [parameters for parameters in rope.values() if isinstance(parameters, dict)]
     return sets if sets and "rope_type" not in rope else [rope]
 

@@ -36,7 +36,7 @@ _RUNS = (1, 4, 7, 33, 21)
 _PREFIX, _RUNS_BEHIND = 40, (1, 4)
 _EARLY_LAYERS = 2
 _ROWS, _VECTORS = 12, 5  # of weights and of activations, by which a kind of blocks is looked at
-_MOST_OF_PRODUCT = 1e-3
+_MOST_OF_PRODUCT, _MOST_OF_EXPERTS = 1e-3, 2e-2
 _WITHOUT = frozenset({"_name_or_path", "name_or_path", "transformers_version", "torch_dtype"})
 
 
@@ -92,7 +92,7 @@ def _matrices(model: Any) -> dict[str, BlockMatrix]:
         for module in model.modules()
         if isinstance(module, PackedModule)
         for matrix in module.matrices
-        if matrix.data.device.type == "cpu"
+        if isinstance(matrix, BlockMatrix) and matrix.data.device.type == "cpu"
     }
 
 
@@ -102,6 +102,12 @@ def _looked_at(model: Any, matrices: dict[str, BlockMatrix]) -> Verdict:
         if not _is_product_right(matrix):
             log.warning("kernels of %s compute something else than torch", name)
             return Verdict.KERNELS_ARE_WRONG
+    experts = {
+        str(module): module for module in model.modules() if isinstance(module, BlockExperts)
+    }
+    if matrices and not all(map(_are_experts_right, experts.values())):
+        log.warning("kernels of experts compute something else than torch")
+        return Verdict.KERNELS_ARE_WRONG
     if not takes_step(model):
         return Verdict.NO_STEP
     try:
@@ -126,6 +132,24 @@ def _is_product_right(matrix: BlockMatrix) -> bool:
     return torch.equal(computing.unpacked(part, torch.float32), weights) and all(
         bool(((product - expected[: len(product)]).abs() <= most[: len(product)]).all())
         for product in products
+    )
+
+
+def _are_experts_right(experts: BlockExperts) -> bool:
+    """Whether experts give some tokens, alone and together, what they give by torch alone."""
+    mixture = experts.mixture
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn((_VECTORS, mixture.gate.matrix.num_columns), generator=generator)
+    first = torch.arange(_VECTORS) % mixture.num_experts
+    choices = torch.stack([first, (first + 1) % mixture.num_experts], dim=1)
+    weights = torch.full(choices.shape, 0.5)
+    found = [experts(states[:count], choices[:count], weights[:count]) for count in (1, _VECTORS)]
+    experts.is_plain = True
+    expected = experts(states, choices, weights)
+    experts.is_plain = False
+    return all(
+        bool((_differences(rows, expected[: len(rows)]) <= _MOST_OF_EXPERTS).all())
+        for rows in found
     )
 
 
