@@ -9,6 +9,7 @@ import pytest
 from chatcache.assets import pocket_dir
 from chatcache.backends.base import CacheSnapshot
 from chatcache.backends.local.run import assemble, forward
+from tests import lazy_link
 from tests.equivalence.families import OVERRIDES
 from tests.lazy_link import LazyLink
 from tests.models import build_model_dir
@@ -44,6 +45,21 @@ def test_going_back_to_a_chat_takes_it_from_the_device(
     assert (held.num_segments > 0, held.budget_bytes) == (True, 1 << 20)
     for engine in (plain, ours):
         engine.close()
+
+
+def test_the_time_of_a_restore_is_that_of_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not of queueing its copies; it is known when the turn ends."""
+    monkeypatch.setattr(assemble, "link_to", lambda device: LazyLink())
+    monkeypatch.setattr(lazy_link, "BYTES_PER_SECOND", 1.0)
+    engine, talk = Engine(pocket_dir(), tmp_path, vram_budget=0), Talk()
+    talk.say(engine, "Tell me about rain.")
+    Talk().say(engine, "Count to three.")
+    back = talk.say(engine, "And snow?")
+    assert back.timings.restore_ms > 1000 * 1000
+    assert Talk().say(engine, "What is new?").timings.restore_ms < 1000 * 1000
+    engine.close()
 
 
 def test_memory_that_cannot_be_locked_is_said_once_and_does_as_well(
