@@ -54,6 +54,11 @@ def flag(value: Any) -> bool:
     return value
 
 
+def typed_number(word: str) -> int | None:
+    """A whole number as somebody types it; None: it is none, or longer than any that can count."""
+    return int(word) if word.isdecimal() and len(word) < 20 else None
+
+
 def whole(low: int, high: int | None = None) -> Check:
     """A whole number that is at least `low`, and at most `high` if there is a limit."""
 

@@ -5,6 +5,7 @@ missing, or memory that is used again too early, shows as wrong numbers. `is_eag
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ import torch
 from chatcache.cache.tensors.link import Event, Stream
 
 GARBAGE = 0xFF  # bytes of NaN
+BYTES_PER_SECOND = 1e9  # of a stream, by the device's clock
 
 
 class Computing:
@@ -30,19 +32,24 @@ class Computing:
     def follow(self, event: Event) -> None:
         event.wait()
 
-    def mark(self) -> Event:
+    def mark(self, *, is_timed: bool = False) -> Event:
         return _Computed(self)
 
 
 class _Computed:
     def __init__(self, compute: Computing):
         self._compute = compute
+        self.at = time.perf_counter()
 
     def is_over(self) -> bool:
         return True
 
     def wait(self) -> None:
         self._compute.num_waits += 1
+
+    def seconds_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, _Computed)
+        return self.at - earlier.at
 
 
 class LazyStream:
@@ -52,6 +59,8 @@ class LazyStream:
         self._queue: deque[Callable[[], object]] = deque()
         self._num_queued = 0
         self._num_done = 0
+        self.now = 0.0  # as the device sees it: copies take time by their bytes
+        self.times: dict[int, float] = {}
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         self._push(lambda: self._copy(target, source))
@@ -59,6 +68,7 @@ class LazyStream:
     @torch.inference_mode()
     def _copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         target.copy_(source)
+        self.now += source.nbytes / BYTES_PER_SECOND
 
     def run(self, work: Callable[[], None]) -> None:
         self._push(torch.inference_mode()(work))
@@ -66,12 +76,20 @@ class LazyStream:
     def follow(self, event: Event) -> None:
         self._push(event.wait)
 
-    def mark(self) -> Event:
-        return _Mark(self, self._num_queued)
+    def mark(self, *, is_timed: bool = False) -> Event:
+        if is_timed:
+            self._push(self._note_time)
+        return _Mark(self, self._num_queued, is_timed=is_timed)
+
+    def _note_time(self) -> None:
+        self.times[self._num_done + 1] = self.now
 
     def run_to(self, number: int) -> None:
         with self._lock:
             while self._num_done < number:
+                self._queue.popleft()()
+                self._num_done += 1
+            while self._queue and self._queue[0] == self._note_time:  # a time takes no time
                 self._queue.popleft()()
                 self._num_done += 1
 
@@ -87,9 +105,16 @@ class LazyStream:
 
 
 class _Mark:
-    def __init__(self, stream: LazyStream, number: int):
+    def __init__(self, stream: LazyStream, number: int, *, is_timed: bool):
         self._stream = stream
         self._number = number
+        self._is_timed = is_timed
+
+    def seconds_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, _Mark)
+        assert self._is_timed
+        assert self.is_over()
+        return self._stream.times[self._number] - self._stream.times[earlier._number]
 
     def is_over(self) -> bool:
         return self._stream.has_done(self._number)

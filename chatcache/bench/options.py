@@ -137,17 +137,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="histories of the chart (256, 1024, 2048 and --tokens; 0: no chart)",
     )
     parser.add_argument("--svg", metavar="FILE", help="write the chart as a picture too")
-    parser.add_argument(
-        "--program",
-        action=argparse.BooleanOptionalAction,
-        help="the rows of the whole program (by itself on a CPU)",
-    )
-    parser.add_argument(
-        "--engine",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="the rows of loading and of an engine; of a shape the weights are written for them",
-    )
+    for name, default, words in (
+        ("program", None, "the rows of the whole program (by itself on a CPU)"),
+        ("engine", True, "those of loading and of an engine; of a shape it writes the weights"),
+    ):
+        action = argparse.BooleanOptionalAction
+        parser.add_argument(f"--{name}", action=action, default=default, help=words)
     parser.add_argument("--directory", metavar="D", help="disk to measure (default: temporary)")
     parser.add_argument("--json", action="store_true", help="no table and no progress")
     options = parser.parse_args(arguments)

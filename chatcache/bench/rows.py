@@ -171,6 +171,7 @@ class Bench:
             best["ram"] = best["warm"] = kv / limits.to_device + message
             best["disk"] = max(kv / limits.disk_read, kv / limits.to_device) + message
             best["keep"] = kv / limits.to_host
+            self.rows["ram"].bound_by = "the pinned copy, a turn"
         for name in best.keys() & self.rows.keys():
             self.rows[name].limit = best[name]
         return limits

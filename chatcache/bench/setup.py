@@ -151,12 +151,16 @@ def load_shape(name: str, dtype: str, device: str = "cpu") -> BenchModel:
         model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=DTYPES.get(dtype, torch.bfloat16), attn_implementation="sdpa"
         )
-    return _plain(name, model)
+    return _plain(name, model.to(device))
 
 
 def _copy(model: Any, device: torch.device) -> Any:
     """Another model, to be tuned. On a GPU weights stay as they are, and are shared."""
-    shared = [] if device.type == "cpu" else [*model.parameters(), *model.buffers()]
+    if device.type == "cpu":
+        return copy.deepcopy(model)
+    shared = [*model.parameters(), *model.buffers()]
+    for module in model.modules():  # what is no buffer, too
+        shared += [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 

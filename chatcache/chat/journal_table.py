@@ -33,6 +33,7 @@ class AnswerFigures:
     namespace_id: str | None
     backend: str
     result_json: str
+    quantization: str = ""  # how the weights were packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +231,17 @@ class AnswerTable:
         """The figures of the answers on a path, by node number."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                f"{UP} SELECT a.node, a.namespace_id, a.backend, a.result FROM up"
-                " JOIN answers a ON a.node = up.seq",
+                f"{UP} SELECT a.node, a.namespace_id, a.backend, a.result,"
+                " CASE WHEN json_valid(s.fields)"
+                "  THEN json_extract(s.fields, '$.\"soft.quantization\"') END"
+                " FROM up JOIN answers a ON a.node = up.seq"
+                " LEFT JOIN namespaces s ON s.namespace_id = a.namespace_id",
                 {"tip": tip, "above": above_turn},
             ).fetchall()
-        return {seq: AnswerFigures(*figures) for seq, *figures in rows}
+        return {
+            seq: AnswerFigures(namespace_id, backend, result, quantization or "")
+            for seq, namespace_id, backend, result, quantization in rows
+        }
 
     def last_namespace(self, tip: int | None) -> Namespace | None:
         """What the last answer on a path ran on."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from chatcache.chat.conversation import Message
 from chatcache.chat.database import Database
+from chatcache.checks import typed_number
 from chatcache.processes import is_running, start_time
 
 # Where the start of a process cannot be read, a row this old belongs to nobody.
@@ -105,7 +106,7 @@ class PartialTable:
 def _is_alive(owner: str, updated_at: float) -> bool:
     pid_text, _, rest = owner.partition(":")
     start, _, token = rest.partition(":")
-    pid = int(pid_text) if pid_text.isdigit() else 0
+    pid = typed_number(pid_text) or 0
     if pid == os.getpid() and start == start_time(pid):
         return token in _living_tokens
     if os.name == "posix":

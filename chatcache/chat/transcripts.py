@@ -53,6 +53,7 @@ def _shown(
         result_json=figures.result_json if figures else None,
         num_siblings=variant[1],
         sibling_index=variant[0],
+        quantization=figures.quantization if figures else "",
     )
 
 

@@ -40,7 +40,8 @@ class SessionSummary:
 @dataclass(frozen=True, slots=True)
 class TranscriptMessage:
     """One message of a path. Turn 0 is the system prompt. `result_json` holds an answer's figures
-    (usage, timings, cache, as in `ask --json`), None for other roles."""
+    (usage, timings, cache, as in `ask --json`), None for other roles; `quantization` is how the
+    weights of its model were packed."""
 
     node_id: str
     turn: int
@@ -54,6 +55,7 @@ class TranscriptMessage:
     result_json: str | None = None
     num_siblings: int = 1
     sibling_index: int = 0
+    quantization: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,6 @@ class ForkResult:
 class UserMessageSaved:
     """The user's words are on disk; the model has not started."""
 
-    session_id: str
     turn: int
     node_id: str
 
@@ -98,8 +99,6 @@ class UserMessageSaved:
 @dataclass(frozen=True, slots=True)
 class WaitingForModel:
     """The turn is queued until the engine is ready."""
-
-    session_id: str
 
 
 @dataclass(frozen=True, slots=True)

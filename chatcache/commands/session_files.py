@@ -18,9 +18,8 @@ from chatcache.commands.prompt import read_bytes
 from chatcache.config import Settings
 from chatcache.errors import ChatcacheError, UsageError
 from chatcache.formatting import one_line, plural
+from chatcache.frontend.exports import speaker
 from chatcache.frontend.shell_output import Narrator, print_json, print_line, write_data
-
-ROLE_WORDS = {"system": "System", "user": "You", "assistant": "Answer"}
 
 
 @contextmanager
@@ -102,7 +101,7 @@ def _print_markdown(service: ChatService, session: SessionSummary) -> None:
     messages = service.transcript(session.session_id)
     print_line(f"# {session.name}")
     for message in messages:
-        print_line(f"\n## {ROLE_WORDS[message.role]}\n\n{message.text.rstrip()}")
+        print_line(f"\n## {one_line(speaker(message))}\n\n{message.text.rstrip()}")
 
 
 def _say_what_is_left_out(service: ChatService, sessions: list[SessionSummary]) -> None:

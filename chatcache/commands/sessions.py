@@ -11,7 +11,6 @@ from chatcache.chat.views import SessionSummary, TranscriptMessage
 from chatcache.commands import ShellCommand
 from chatcache.commands.parser import Parser
 from chatcache.commands.session_files import (
-    ROLE_WORDS,
     configure_export,
     configure_import,
     export,
@@ -20,8 +19,9 @@ from chatcache.commands.session_files import (
     opened,
 )
 from chatcache.commands.session_tree import draw_tree, held_kv, tree_json
-from chatcache.formatting import clean, model_label, moment, plural, shorten, table
+from chatcache.formatting import clean, model_label, moment, one_line, plural, shorten, table
 from chatcache.frontend.changes import HISTORY_MODES, MODE_WORDS
+from chatcache.frontend.exports import speaker
 from chatcache.frontend.shell_output import (
     Narrator,
     is_terminal,
@@ -106,13 +106,14 @@ def _message_json(message: TranscriptMessage) -> dict[str, Any]:
         "reasoning": message.reasoning,
         "node_id": message.node_id,
         "model": message.model,
+        "model_approximate": message.quantization or None,
         "finish_reason": message.finish_reason,
         "created_at": message.created_at,
     }
 
 
 def _shown_message(message: TranscriptMessage) -> str:
-    title = ROLE_WORDS[message.role]
+    title = one_line(speaker(message))
     if message.turn:
         title += f", turn {message.turn}"
     if message.finish_reason in ("stopped", "length", "loop"):

@@ -7,8 +7,9 @@ from typing import get_args
 
 from chatcache.backends.base import HistoryMode
 from chatcache.chat.views import ForkResult, SessionSummary
+from chatcache.checks import typed_number
 from chatcache.errors import UsageError
-from chatcache.formatting import duration, one_line
+from chatcache.formatting import duration, one_line, shorten
 
 HISTORY_MODES: tuple[HistoryMode, ...] = get_args(HistoryMode)
 MODE_WORDS: dict[HistoryMode, str] = {
@@ -74,6 +75,8 @@ def which_variant(word: str, here: int, number: int) -> int:
         raise UsageError("There is only one answer.", "/regen gives another one.")
     if not word:
         return (here + 1) % number
-    if not word.isdecimal() or not 1 <= int(word) <= number:
-        raise UsageError(f"There is no answer {word!r}.", f"Say a number from 1 to {number}.")
-    return int(word) - 1
+    chosen = typed_number(word)
+    if chosen is None or not 1 <= chosen <= number:
+        words = shorten(word, 40)
+        raise UsageError(f"There is no answer {words!r}.", f"Say a number from 1 to {number}.")
+    return chosen - 1

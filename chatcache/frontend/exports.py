@@ -83,7 +83,7 @@ def _as_markdown(name: str, messages: Sequence[TranscriptMessage]) -> Iterator[s
 
 def speaker(message: TranscriptMessage) -> str:
     """The word for who said it; the name of the model for an answer."""
-    return _WHO.get(message.role, fmt.model_name(message.model or "Answer"))
+    return _WHO.get(message.role, fmt.model_label(message.model or "Answer", message.quantization))
 
 
 def _write_new(path: Path, pieces: Iterator[str], total: int, report: Report) -> int:

@@ -20,8 +20,9 @@ from chatcache.chat.bill import PriceList
 from chatcache.chat.conversation import clean_name
 from chatcache.chat.figures import decode
 from chatcache.chat.views import ForkPoint, SessionSummary, TranscriptMessage
+from chatcache.checks import typed_number
 from chatcache.errors import NotFoundError, UsageError, did_you_mean
-from chatcache.formatting import one_line, plural, size
+from chatcache.formatting import one_line, plural, shorten, size
 from chatcache.frontend import accounts, exports, remembered, reports
 from chatcache.frontend.changes import (
     MODE_WORDS,
@@ -378,9 +379,9 @@ class OpenChat:
 
 def as_turn(word: str) -> int:
     """The number of a turn that somebody typed."""
-    if not word.isdecimal():
-        raise UsageError(f"{word!r} is no turn.", "Say /fork 3, or /fork for a list.")
-    return int(word)
+    if (number := typed_number(word)) is None:
+        raise UsageError(f"{shorten(word, 40)!r} is no turn.", "Say /fork 3, or /fork for a list.")
+    return number
 
 
 def copyable(text: str, *, is_code: bool = False) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from chatcache.backends.base import CostEstimate, SegmentRow
 from chatcache.chat.branches import Branch, TreeRow
 from chatcache.chat.figures import decode
+from chatcache.checks import typed_number
 from chatcache.errors import NotFoundError, UsageError
 from chatcache.formatting import (
     duration,
@@ -219,10 +220,10 @@ class PlainActions:
         say(f"Row {number}, {level}{turns}: “{said}”. Going on: {figures.cost(cost)}.{ends}")
 
     def _on_branch(self, words: list[str], rows: list[TreeRow]) -> None:
-        is_row = len(words) == 2 and words[1].isdecimal() and 1 <= int(words[1]) <= len(rows)
-        if words[0] not in ("switch", "delete", "keep") or not is_row:
+        number = (typed_number(words[1]) if len(words) == 2 else None) or 0
+        if words[0] not in ("switch", "delete", "keep") or not 1 <= number <= len(rows):
             raise UsageError("No branch is meant by that.", "/tree lists them with their rows.")
-        branch = rows[int(words[1]) - 1].branch
+        branch = rows[number - 1].branch
         if words[0] == "switch":
             self._chat.follow(branch)
             self._talk.show_another()

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 
@@ -36,6 +37,7 @@ def install(library: str) -> None:
     _run_on_host(torch.nn.functional, "conv1d")
     _count_in_float(torch)
     _draw_on_host(torch)
+    _clone_storages(torch)
 
 
 class _State(threading.local):
@@ -181,8 +183,22 @@ def _pin(module: Any) -> None:
         is_here = tensor.device.type == "cpu"
         return is_here and tensor.untyped_storage().data_ptr() in locked
 
+    _device_constructors()  # torch remembers the real ones, which is what is called
     module.empty, module.zeros = locking(module.empty), locking(module.zeros)
     module.Tensor.is_pinned = is_pinned
+
+
+def _clone_storages(module: Any) -> None:
+    """As a deep copy of a model does."""
+    clone = module.UntypedStorage.clone
+
+    def call(storage: Any) -> Any:
+        if storage.device.type == "cpu":
+            return clone(storage)
+        empty = module.empty(0, dtype=module.uint8, device=storage.device)
+        return empty.set_(storage, 0, (storage.nbytes(),), (1,)).clone().untyped_storage()
+
+    module.UntypedStorage.clone = call
 
 
 def _draw_on_host(module: Any) -> None:

@@ -16,7 +16,7 @@ from chatcache.cache.segments import LostBlockError
 from chatcache.cache.tensors.blocks import ResidentBlock, TensorBlock
 from chatcache.cache.tensors.device_blocks import SlabBlock
 from chatcache.cache.tensors.device_kv import DeviceKV
-from tests.lazy_link import LazyLink
+from tests.lazy_link import BYTES_PER_SECOND, LazyLink
 from tests.unit.test_live_kv import (
     CPU,
     HEAD_DIM,
@@ -112,6 +112,34 @@ def test_layers_arrive_one_by_one() -> None:
     later = live._arriving[1].arrival
     assert later is not None
     assert not later.is_over()
+
+
+def test_what_copies_took_is_told_when_they_have_ended() -> None:
+    """By the clock of the device; queueing them takes next to nothing."""
+    link = LazyLink()
+    live = device_kv(link)
+    append(live, list(range(8)))
+    blocks = [live.export(0, 3), live.export(3, 8)]
+    resident = live.reside(0, 8)
+    live.truncate(0)
+    for block, start, stop in ((blocks[0], 0, 3), (blocks[1], 3, 6)):
+        live.load(block, start, start, stop)
+        live.set_length(stop)
+    live.flush()
+    assert live.brought() == []
+    assert holds(live, list(range(6)))
+    (told,) = live.brought()
+    num_bytes = 6 * NUM_HEADS * HEAD_DIM * 4 * len(NAMES)
+    assert (told.source, told.num_bytes, told.num_runs) == ("ram", num_bytes, 2)
+    assert told.seconds == pytest.approx(num_bytes / BYTES_PER_SECOND)
+    live.truncate(0)
+    live.load(resident, 0, 0, 8)
+    live.set_length(8)
+    live.flush()
+    (told,) = live.brought()
+    assert (told.source, told.num_bytes, told.num_runs) == ("vram", resident.num_bytes, 1)
+    assert told.seconds > 0
+    assert live.brought() == []
 
 
 def test_copies_begin_when_the_model_has_computed_what_came_before() -> None:

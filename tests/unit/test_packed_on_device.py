@@ -54,7 +54,7 @@ def test_products_are_those_of_the_unpacked_weights(
     torch.testing.assert_close(product(rows, matrix).double(), expected, atol=1e-4, rtol=1e-4)
 
 
-def _with_blocks(model: Any, form: str) -> None:
+def with_blocks(model: Any, form: str) -> None:
     """Put the weights of all linear layers into blocks, and the same weights back where they were
     in a copy: both models then have the same numbers."""
     for name, module in list(model.named_modules()):
@@ -66,13 +66,11 @@ def _with_blocks(model: Any, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["Q8_0", "Q4_0"])
-def test_a_packed_model_has_the_bits_of_an_unpacked_one_and_is_captured(
-    form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(modules, "_computing", lambda device: device_computing)
+def test_a_packed_model_has_the_bits_of_an_unpacked_one_and_is_captured(form: str) -> None:
     plain = family_model(CAPTURED + "qwen3", tie_word_embeddings=False)
     packed = copy.deepcopy(plain)
-    _with_blocks(packed, form)
+    with_blocks(packed, form)
+    modules.compute_plainly(packed)
     for name, module in packed.named_modules():
         if isinstance(module, modules.BlockLinear | modules.BlockEmbedding):
             weights = unpacked(module.matrix, torch.float32)

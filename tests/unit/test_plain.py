@@ -245,6 +245,14 @@ def test_what_is_wrong_is_said_in_one_line(run: Run) -> None:
     assert "Did you mean /fork?" in errors[0]
 
 
+def test_a_number_may_have_any_length(run: Run) -> None:
+    far = "9" * 5000
+    commands = [f"/{words} {far}" for words in ("fork", "lens", "lens turns layer", "variant")]
+    commands += [f"/tree switch {far}", f"/set top_k {far}", f"/set temperature {far}"]
+    lines = run("one", "/regen", *commands, "/fork ²", "still here")
+    assert "builtin: You said: still here" in lines
+
+
 def test_a_session_can_be_named(run: Run) -> None:
     run("one", "/new second", "two")
     assert "Chat: one, turn 1." in run(session="one")

@@ -55,6 +55,11 @@ def test_a_session_and_its_segments_say_it(
     assert (said["model"], said["model_approximate"]) == ("builtin", "4bit")
     assert main(["sessions", "list", *places]) == 0
     assert "builtin · 4bit" in capsys.readouterr().out
+    assert main(["sessions", "show", "s", "--json", *places]) == 0
+    question, answer = json.loads(capsys.readouterr().out)["messages"]
+    assert (question["model_approximate"], answer["model_approximate"]) == (None, "4bit")
+    assert main(["sessions", "export", "s", "--markdown", *places]) == 0
+    assert "builtin · 4bit" in capsys.readouterr().out
     assert main(["cache", "stats", *places]) == 0
     shown = capsys.readouterr().out
     assert "builtin 4bit" in shown

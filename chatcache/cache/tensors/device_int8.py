@@ -14,7 +14,8 @@ from torch import Tensor
 
 from chatcache.cache.tensors.blocks import ResidentBlock
 from chatcache.cache.tensors.device_blocks import SlabBlock, SlabTensors, TensorSpec
-from chatcache.cache.tensors.device_kv import DeviceKV, Incoming
+from chatcache.cache.tensors.device_kv import DeviceKV
+from chatcache.cache.tensors.incoming import Incoming
 from chatcache.cache.tensors.int8 import (
     SCALE_PREFIXES,
     SettlingKV,

@@ -15,9 +15,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,8 +31,17 @@ from chatcache.cache.tensors.device_blocks import (
     TensorSpec,
     carve_tensors,
 )
+from chatcache.cache.tensors.incoming import Incoming, rows_of, size_of
 from chatcache.cache.tensors.layers import Buffers
-from chatcache.cache.tensors.link import Event, InFlight, Link, Stream, copy_run
+from chatcache.cache.tensors.link import (
+    Brought,
+    Event,
+    InFlight,
+    Link,
+    Stopwatch,
+    Stream,
+    copy_run,
+)
 from chatcache.cache.tensors.live_kv import LiveKV
 from chatcache.cache.tensors.slabs import SLAB_BYTES, Slabs
 
@@ -110,33 +118,6 @@ class _Export:
             return True
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """Tensors for the positions from `start` on; `owner` has their memory. `scales`, by the same
-    names: those of integers."""
-
-    tensors: Mapping[str, Tensor]
-    start: int
-    owner: Any
-    scales: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def stop(self) -> int:
-        return self.start + next(iter(self.tensors.values())).shape[1]
-
-
-def _rows(loadings: Sequence[Incoming]) -> Iterator[list[Incoming]]:
-    """Those that follow one another, together."""
-    row: list[Incoming] = []
-    for load in loadings:
-        if row and row[-1].stop != load.start:
-            yield row
-            row = []
-        row.append(load)
-    if row:
-        yield row
-
-
 class DeviceKV(LiveKV):
     """A live KV on a device, for models with attention in all layers. Its blocks lie in slabs of
     about `slab_budget` bytes at most; `warn` hears of what is slower than it could be."""
@@ -176,6 +157,7 @@ class DeviceKV(LiveKV):
         self._exports: list[_Export] = []
         self._loadings: list[Incoming] = []
         self._residents: list[Incoming] = []
+        self._stopwatch = Stopwatch()
         self._reading: dict[str, SlabTensors] = {}
         self._read: dict[tuple[int, int], dict[str, SlabTensors]] = {}
 
@@ -303,22 +285,28 @@ class DeviceKV(LiveKV):
     def flush(self) -> None:
         """Send what was loaded on its way: of all runs the first layer first."""
         residents, self._residents = self._residents, []
-        for row in _rows(residents):
-            self._place(row)
+        if residents:
+            with self._stopwatch.timing(self._compute, "vram", *size_of(residents)):
+                for row in rows_of(residents):
+                    self._place(row)
         loadings, self._loadings = self._loadings, []
         if not loadings:
             return
         self._up.follow(self._compute.mark())
         try:
-            for number, layer in self._arriving.items():
-                for kind in ("key", "value"):
-                    for load in loadings:
-                        self._bring(
-                            load, f"{kind}.{number}", layer.slot(kind, load.start, load.stop)
-                        )
-                layer.arrival = self._up.mark()
+            with self._stopwatch.timing(self._up, "ram", *size_of(loadings)):
+                for number, layer in self._arriving.items():
+                    for kind in ("key", "value"):
+                        for load in loadings:
+                            self._bring(
+                                load, f"{kind}.{number}", layer.slot(kind, load.start, load.stop)
+                            )
+                    layer.arrival = self._up.mark()
         finally:
             self._in_flight.hold(self._up.mark(), loadings)
+
+    def brought(self) -> list[Brought]:
+        return self._stopwatch.take()
 
     def _bring(self, load: Incoming, name: str, target: Tensor) -> None:
         """Queue one tensor of what was loaded on its way to `target`."""

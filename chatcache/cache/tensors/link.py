@@ -7,10 +7,12 @@ as late as they may, so that a wait that is missing shows in the numbers.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -23,6 +25,9 @@ class Event(Protocol):
 
     def wait(self) -> None:
         """Have the host wait for it."""
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Of the device's time, between two timed ones that are both over."""
 
 
 class Stream(Protocol):
@@ -38,7 +43,7 @@ class Stream(Protocol):
     def follow(self, event: Event) -> None:
         """What is queued from now on begins when the event is over. The host does not wait."""
 
-    def mark(self) -> Event:
+    def mark(self, *, is_timed: bool = False) -> Event:
         """Behind all that was queued so far."""
 
 
@@ -84,6 +89,45 @@ class InFlight:
         if oldest is not None:
             oldest[0].wait()
         return oldest is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """Runs that were brought to a device from where they lay, and how long the device took."""
+
+    source: Literal["vram", "ram"]
+    num_bytes: int
+    num_runs: int
+    seconds: float
+
+
+class Stopwatch:
+    """How long copies take that the host does not wait for; told when they have ended."""
+
+    def __init__(self) -> None:
+        self._running: list[tuple[Event, Event, Literal["vram", "ram"], int, int]] = []
+
+    @contextlib.contextmanager
+    def timing(
+        self, stream: Stream, source: Literal["vram", "ram"], num_bytes: int, num_runs: int
+    ) -> Iterator[None]:
+        """Time what is queued on the stream meanwhile; where that fails, nothing is told of it."""
+        began = stream.mark(is_timed=True)
+        yield
+        ended = stream.mark(is_timed=True)
+        self._running.append((began, ended, source, num_bytes, num_runs))
+
+    def take(self) -> list[Brought]:
+        """What has ended since the last time."""
+        running, self._running = self._running, []
+        found = []
+        for timed in running:
+            began, ended, source, num_bytes, num_runs = timed
+            if ended.is_over():
+                found.append(Brought(source, num_bytes, num_runs, ended.seconds_since(began)))
+            else:
+                self._running.append(timed)
+        return found
 
 
 def copy_run(
@@ -142,9 +186,9 @@ class _CudaStream:
         else:
             event.wait()
 
-    def mark(self) -> Event:
+    def mark(self, *, is_timed: bool = False) -> Event:
         # Who waits for it leaves the core to others meanwhile.
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(is_timed, blocking=True)  # type: ignore[no-untyped-call]
         event.record(self._find())
         return _CudaEvent(event)
 
@@ -158,3 +202,7 @@ class _CudaEvent:
 
     def wait(self) -> None:
         self.event.synchronize()
+
+    def seconds_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, _CudaEvent)
+        return float(earlier.event.elapsed_time(self.event)) / 1000

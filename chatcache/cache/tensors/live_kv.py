@@ -27,6 +27,7 @@ from chatcache.cache.tensors.blocks import (
 )
 from chatcache.cache.tensors.buckets import BucketLayer
 from chatcache.cache.tensors.layers import Buffers, GrowingLayer
+from chatcache.cache.tensors.link import Brought
 from chatcache.cache.tensors.recurrent import (
     copy_states,
     has_states,
@@ -282,6 +283,10 @@ class LiveKV(Cache):
 
     def flush(self) -> None:
         """What was loaded is here already."""
+
+    def brought(self) -> list[Brought]:
+        """What a device has brought since the last time, where it does that beside the host."""
+        return []
 
     def set_length(self, num_tokens: int) -> None:
         """All layers now hold `num_tokens` tokens: what was loaded or read in place counts."""

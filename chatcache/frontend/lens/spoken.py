@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from chatcache.checks import typed_number
 from chatcache.errors import UnavailableError, UsageError
 from chatcache.frontend.lens.lens import Lens
 from chatcache.frontend.lens.source import LensSource
@@ -28,8 +29,8 @@ def opened(source: LensSource, words: Sequence[str]) -> Lens:
     view, state, turn = "", LensState(), None
     rest = iter(words)
     for word in rest:
-        if word.isdecimal():
-            turn = int(word)
+        if (number := typed_number(word)) is not None:
+            turn = number
         elif word == "turn":
             turn = _number(word, next(rest, ""))
         elif word in _NUMBERS:
@@ -62,9 +63,9 @@ def _model(word: str) -> str:
 
 
 def _number(name: str, word: str) -> int:
-    if not word.isdecimal():
+    if (number := typed_number(word)) is None:
         raise UsageError(f"The number of the {name} is missing.", _HINT)
-    return int(word)
+    return number
 
 
 def said(source: LensSource, words: Sequence[str]) -> Iterator[str]:

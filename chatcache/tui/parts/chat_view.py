@@ -11,7 +11,7 @@ import asyncio
 from chatcache.chat.figures import decode
 from chatcache.chat.views import TranscriptMessage
 from chatcache.errors import ChatcacheError
-from chatcache.formatting import model_name
+from chatcache.formatting import model_label
 from chatcache.frontend.open_chat import OpenChat
 from chatcache.frontend.options import ChatOptions
 from chatcache.frontend.remembered import NEW_CHAT
@@ -224,7 +224,7 @@ def make_block(message: TranscriptMessage, now: float) -> MessageBlock:
         block = AnswerMessage(
             message.turn,
             message.text,
-            model=model_name(message.model or ""),
+            model=model_label(message.model or "", message.quantization),
             created_at=message.created_at,
             now=now,
             reasoning=message.reasoning or "",

@@ -1,8 +1,8 @@
 """What is done to a loaded model so that it runs near the speed of the machine.
 
 On a CPU, for families that are known to work with both: the matmul attention kernel, and linear
-layers whose weights lie in the order in which the matrix kernels read them. Everything else, and
-every other device, stays as transformers made it.
+layers whose weights lie in the order in which the matrix kernels read them. On a GPU packed weights
+are put in the order that its kernels read. Everything else stays as transformers made it.
 
 The weight in that order (`packed/reordered.py`) replaces the original. Only an output layer that
 shares its weight with the embedding costs memory: the embedding needs rows, the product needs the
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from chatcache.backends.local.model import attention
-from chatcache.backends.local.packed import proof
+from chatcache.backends.local.packed import device_ready, proof
 from chatcache.backends.local.packed.blocks import is_packed
 from chatcache.backends.local.packed.kernel_store import Verdict
 from chatcache.backends.local.packed.known import VERSION, takes_step
@@ -43,6 +43,10 @@ def tune(model: Any, device: torch.device, say: Callable[[str], None] = lambda t
     if not is_packed(model) and attention.is_tuned(model.config.get_text_config()):
         reorder_linears(model, device)
     kernels = attention.install(model, device)
+    if device.type == "cuda" and is_packed(model):
+        say(device_ready.GETTING_READY)
+        words = f", blocks {device_ready.VERSION}" if device_ready.get_ready(model) else ""
+        return Tuned(kernels + words, tuple(device_ready.remarks(model)))
     verdict = proof.settle(model, say)
     if takes_step(model):
         kernels += f", step {VERSION}"

@@ -7,7 +7,9 @@ models, or how a product is computed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -78,15 +80,40 @@ class BlockMatrix:
         return int(self.data.shape[0])
 
     @property
+    def address(self) -> int:
+        return self.data.data_ptr()
+
+    @property
     def num_bytes(self) -> int:
         return int(self.data.numel())
+
+    def rows(self, ids: torch.Tensor) -> BlockMatrix:
+        """Some of its rows. Raises IndexError for an id that is no row."""
+        return BlockMatrix(self.kind, self.data[ids], self.num_columns)
+
+    def part(self, start: int, stop: int) -> BlockMatrix:
+        """The rows from `start` to `stop`: a view."""
+        return BlockMatrix(self.kind, self.data[start:stop], self.num_columns)
+
+
+class PackedMatrix(Protocol):
+    """A packed matrix in whatever form: where its bytes begin, and how many they are."""
+
+    @property
+    def kind(self) -> BlockKind: ...
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int: ...
 
 
 class PackedModule(torch.nn.Module):
     """A module with matrices of blocks. What is one can be told without the kernels."""
 
     @property
-    def matrices(self) -> list[BlockMatrix]:
+    def matrices(self) -> Sequence[PackedMatrix]:
         """All that it holds."""
         raise NotImplementedError
 

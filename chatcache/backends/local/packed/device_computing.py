@@ -1,35 +1,46 @@
-"""Products with packed matrices on a GPU: a part at a time is unpacked by torch, then multiplied.
+"""Products with packed matrices on a GPU, and which way is taken.
 
-The blocks lie on the device as they lie in the file; no weight is ever there in two forms for long.
-All of it is arithmetic of whole tensors, the same for every number of rows, and exact: the weights
-have the bits that unpacking gives on a CPU. It takes about ten times as long per weight as weights
-that were unpacked before, so it is for models that would not fit the card otherwise.
+A matrix whose fields were put apart (`device_ready.py`) is multiplied by a kernel where the rows
+are few. For a prompt a part at a time is unpacked by a kernel, in the dtype of the model, and the
+ordinary product reads it; so no weight is ever there in two forms for long.
 
-The layouts are those of ggml's `block_*` structures (see `decoders.py`). Nothing is asked of the
-host, so that a graph can hold it.
+Any other matrix lies on the device as in the file, and each part is unpacked by torch: arithmetic
+of whole tensors, which takes about ten times as long per weight as weights that were unpacked
+before. Both ways give the bits that unpacking gives on a CPU. The layouts are those of ggml's
+`block_*` structures (see `decoders.py`). Nothing is asked of the host, so that a graph can hold it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
 from chatcache.backends.local.packed.blocks import BlockMatrix
+from chatcache.backends.local.packed.device_layout import SplitMatrix
+from chatcache.backends.local.packed.device_layout import numbers_in as _fields
 
+FEW_ROWS = 16  # of activations: a kernel multiplies them without unpacked weights
 _PART_WEIGHTS = 1 << 23  # unpacked at a time
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def product(rows: torch.Tensor, matrix: BlockMatrix) -> torch.Tensor:
+def product(rows: torch.Tensor, matrix: BlockMatrix | SplitMatrix) -> torch.Tensor:
     """`[num, num_columns]` times the transposed matrix: `[num, num_rows]`."""
-    parts = [linear(rows, unpacked(part, rows.dtype)) for part in _parts(matrix)]
+    if isinstance(matrix, SplitMatrix) and len(rows) <= FEW_ROWS:
+        output: torch.Tensor = _products().multiplied(rows, matrix)
+        return output
+    parts = [linear(rows, weights) for weights in _unpacked_parts(matrix, rows.dtype)]
     return torch.cat(parts, dim=1)
 
 
-def unpacked(matrix: BlockMatrix, dtype: torch.dtype) -> torch.Tensor:
+def unpacked(matrix: BlockMatrix | SplitMatrix, dtype: torch.dtype) -> torch.Tensor:
     """All weights of a matrix, `[num_rows, num_columns]`."""
+    if isinstance(matrix, SplitMatrix):
+        output: torch.Tensor = _products().unpacked(matrix, dtype)
+        return output
     plain = _FLOATS.get(matrix.kind.name)
     if plain is not None:
         return matrix.data.view(plain).to(dtype)
@@ -38,11 +49,20 @@ def unpacked(matrix: BlockMatrix, dtype: torch.dtype) -> torch.Tensor:
     return weights.reshape(matrix.num_rows, matrix.num_columns).to(dtype)
 
 
-def _parts(matrix: BlockMatrix) -> Iterator[BlockMatrix]:
+def _unpacked_parts(
+    matrix: BlockMatrix | SplitMatrix, dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
     size = max(1, _PART_WEIGHTS // matrix.num_columns)
     for start in range(0, matrix.num_rows, size):
-        part = matrix.data[start : start + size]
-        yield BlockMatrix(matrix.kind, part, matrix.num_columns)
+        yield unpacked(matrix.part(start, start + size), dtype)
+
+
+def _products() -> Any:
+    """What launches kernels; imported where there is a matrix for them, because Triton is not
+    everywhere."""
+    from chatcache.backends.local.packed import device_products
+
+    return device_products
 
 
 # what the bytes of blocks mean: uint8 `[num_blocks, num_bytes]` to float32 `[num_blocks, ...]`
@@ -51,13 +71,6 @@ def _parts(matrix: BlockMatrix) -> Iterator[BlockMatrix]:
 def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:
     """A float of 16 bits in each block: float32 `[num_blocks, 1]`."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
-
-
-def _fields(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """Numbers of so many bits in bytes `[num_blocks, runs, width]`: of each run the lowest bits
-    first, `[num_blocks, runs * 8 / bits, width]`."""
-    shifted = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
-    return torch.stack(shifted, dim=2).flatten(1, 2)
 
 
 def _nibbles(packed: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 KERNELS_VARIABLE = "CHATCACHE_KERNELS_DIR"  # another place than the cache directory
 COMPILING = "compiling for this processor, once"  # what is said while it takes seconds
+GPU_FOLDER = "triton"  # beside the processor's kernels: a folder for each kernel of a GPU
 _SUFFIX, _VERDICT = ".b2", ".verdict"
 _UNUSED_SECONDS = 7 * 24 * 3600.0
 
@@ -63,8 +64,10 @@ class KernelStore:
 
     @property
     def has_kernels(self) -> bool:
-        """Whether kernels are kept: a process can have them without compiling."""
-        return self._directory is not None and bool(_files(self._directory / version()))
+        """Whether those of the processor are kept: a process can have them without compiling."""
+        if self._directory is None:
+            return False
+        return any(GPU_FOLDER not in path.parts for path in _files(self._directory / version()))
 
     def open(self) -> Path | None:
         """Where kernels of this version are, without those that are damaged; None if nowhere."""
@@ -176,6 +179,8 @@ def _remove_damaged(place: Path) -> None:
         if not beside.is_file() or beside.read_bytes() != _digest(path):
             log.info("%s is not what was written: it is compiled anew", path)
             path.unlink(missing_ok=True)
+            if path.parent.parent.name == GPU_FOLDER:  # what is left of it would be of no use
+                shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _remove_unused(directory: Path) -> None:

@@ -7,19 +7,24 @@ is `device_computing.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from chatcache.backends.local.packed.blocks import BlockMatrix, PackedModule
+from chatcache.backends.local.packed.blocks import BlockMatrix, PackedMatrix, PackedModule
 from chatcache.backends.local.packed.mixture import Mixture, Stack, add_each
+
+if TYPE_CHECKING:
+    from chatcache.backends.local.packed.device_layout import SplitMatrix
 
 
 class _Computed(PackedModule):
     """One whose computing depends on where its weights are."""
 
     is_plain = False  # by torch alone
+    why_whole = ""  # on a GPU: why its blocks lie as in the file, and no kernel computes with them
 
     def computing(self, device: torch.device) -> Any:
         """The module that computes there."""
@@ -32,28 +37,46 @@ class _Computed(PackedModule):
         return device_computing
 
 
-class BlockLinear(_Computed):
-    """`nn.Linear` with a packed weight. The results do not depend on the number of threads."""
+class BlockModule(_Computed):
+    """One with one packed weight, `[num_rows, num_columns]`."""
 
-    def __init__(self, matrix: BlockMatrix, bias: torch.Tensor | None = None):
+    def __init__(self, matrix: BlockMatrix):
         super().__init__()
-        self.kind, self.in_features = matrix.kind, matrix.num_columns
-        self.out_features = matrix.num_rows
+        self.kind, self._num_columns = matrix.kind, matrix.num_columns
         self.register_buffer("blocks", matrix.data)
-        self.register_buffer("bias", bias)
+        self.split: SplitMatrix | None = None  # what took the place of the blocks, on a GPU
 
     @property
     def matrix(self) -> BlockMatrix:
-        return BlockMatrix(self.kind, self.get_buffer("blocks"), self.in_features)
+        return BlockMatrix(self.kind, self.get_buffer("blocks"), self._num_columns)
 
     @property
-    def matrices(self) -> list[BlockMatrix]:
-        return [self.matrix]
+    def weights(self) -> BlockMatrix | SplitMatrix:
+        """In the form that they have."""
+        return self.split or self.matrix
+
+    @property
+    def matrices(self) -> Sequence[PackedMatrix]:
+        return [self.weights]
+
+    def replace_blocks(self, split: SplitMatrix) -> None:
+        """Compute with the same weights in another form from now on."""
+        self.split = split
+        self.blocks = self.get_buffer("blocks").new_empty(0)
+
+
+class BlockLinear(BlockModule):
+    """`nn.Linear` with a packed weight. The results do not depend on the number of threads."""
+
+    def __init__(self, matrix: BlockMatrix, bias: torch.Tensor | None = None):
+        super().__init__(matrix)
+        self.in_features, self.out_features = matrix.num_columns, matrix.num_rows
+        self.register_buffer("bias", bias)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
         rows = states.reshape(-1, self.in_features)
-        output: torch.Tensor = self.computing(states.device).product(rows, self.matrix)
+        output: torch.Tensor = self.computing(states.device).product(rows, self.weights)
         bias = self._buffers["bias"]
         if bias is not None:
             output += bias
@@ -63,28 +86,18 @@ class BlockLinear(_Computed):
         return f"{self.in_features}, {self.out_features}, {self.kind.name}"
 
 
-class BlockEmbedding(_Computed):
+class BlockEmbedding(BlockModule):
     """`nn.Embedding` with a packed weight; gives vectors of `dtype`."""
 
     def __init__(self, matrix: BlockMatrix, dtype: torch.dtype, scale: float = 1.0):
-        super().__init__()
-        self.kind, self.embedding_dim = matrix.kind, matrix.num_columns
-        self.num_embeddings, self.dtype, self.scale = matrix.num_rows, dtype, scale
-        self.register_buffer("blocks", matrix.data)
-
-    @property
-    def matrix(self) -> BlockMatrix:
-        return BlockMatrix(self.kind, self.get_buffer("blocks"), self.embedding_dim)
-
-    @property
-    def matrices(self) -> list[BlockMatrix]:
-        return [self.matrix]
+        super().__init__(matrix)
+        self.num_embeddings, self.embedding_dim = matrix.num_rows, matrix.num_columns
+        self.dtype, self.scale = dtype, scale
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """`[...]` to `[..., embedding_dim]`. Raises IndexError for an id that is no row."""
-        rows = self.get_buffer("blocks")[ids.reshape(-1)]
-        matrix = BlockMatrix(self.kind, rows, self.embedding_dim)
-        vectors: torch.Tensor = self.computing(ids.device).unpacked(matrix, self.dtype)
+        rows = self.weights.rows(ids.reshape(-1))
+        vectors: torch.Tensor = self.computing(ids.device).unpacked(rows, self.dtype)
         if self.scale != 1.0:
             vectors = vectors * self.scale
         return vectors.view(*ids.shape, self.embedding_dim)
@@ -123,7 +136,7 @@ class BlockExperts(_Computed):
         return replace(stack, matrix=matrix, bias=self._buffers[bias])
 
     @property
-    def matrices(self) -> list[BlockMatrix]:
+    def matrices(self) -> Sequence[PackedMatrix]:
         gate, up, down = (stack.matrix for stack in self.mixture.stacks)
         return [gate, down] if self._buffers["up_blocks"] is None else [gate, up, down]
 

@@ -92,7 +92,7 @@ def _matrices(model: Any) -> dict[str, BlockMatrix]:
         for module in model.modules()
         if isinstance(module, PackedModule)
         for matrix in module.matrices
-        if matrix.data.device.type == "cpu"
+        if isinstance(matrix, BlockMatrix) and matrix.data.device.type == "cpu"
     }
 
 

@@ -39,6 +39,7 @@ class AnyTokenContext(LiveContext):
 
     def reuse(self, ids: TokenIds, limit: int) -> Reuse:
         self.is_reusing = True
+        self.note_brought()  # for another turn, or ahead of one
         began = time.perf_counter()
         path = self.path
         live = min(path.ids.common_prefix(ids), limit)

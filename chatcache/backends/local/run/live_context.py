@@ -163,10 +163,18 @@ class LiveContext(ABC):
 
     def note_transfers(self, restored: RestoreResult) -> None:
         """Learn from a restore how fast each tier is. What is queued for a device arrives while the
-        model computes already: that takes no time that could be told."""
+        model computes already: `note_brought` learns of that."""
         for tier, each in restored.transfers.items():
             if tier == "disk" or not self.path.kv.is_queueing:
                 self.rates.note_restore(each.num_bytes, each.seconds, tier, each.num_segments)
+
+    def note_brought(self) -> float:
+        """Learn from what a device has brought beside the host since the last time; returns the
+        seconds that took. Nothing is waited for."""
+        found = self.path.kv.brought()
+        for each in found:
+            self.rates.note_restore(each.num_bytes, each.seconds, each.source, each.num_runs)
+        return sum(each.seconds for each in found)
 
     @abstractmethod
     def reuse(self, ids: TokenIds, limit: int) -> Reuse:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chatcache.backends.base import (
@@ -261,6 +261,9 @@ class TurnRunner:
             bytes_written = self.context.commit(ids, ends)
         else:
             self.context.path.forget()
+        # Of a device: what was only queued for it is there by now.
+        brought = self.context.note_brought()
+        state.reuse = replace(state.reuse, seconds=state.reuse.seconds + brought)
         self.context.rates.save()
         return answer.result(
             usage=state.usage(len(answer.token_ids)),

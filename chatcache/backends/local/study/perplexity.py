@@ -96,7 +96,7 @@ def perplexity_of(
 def weight_bytes(loaded: LoadedModel) -> int:
     """What the weights take, packed or not; those that are shared count once."""
     packed = {
-        matrix.data.data_ptr(): matrix.num_bytes
+        matrix.address: matrix.num_bytes
         for module in loaded.model.modules()
         if isinstance(module, PackedModule)
         for matrix in module.matrices

@@ -43,7 +43,7 @@ def load_gguf(
     elif device.type != "cpu":
         remarks.append(
             f"Its weights ({header.quantization}) stay packed on the GPU, which has no room for "
-            "them otherwise: each step unpacks them. With --device cpu it may be quicker."
+            "them otherwise."
         )
     return model, tuple(remarks)
 
