@@ -242,7 +242,7 @@ def parse_config(content: str, path: Path) -> dict[str, dict[str, Any]]:
     """Parse and check TOML text; `path` is only named in messages."""
     try:
         document = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of numbers and brackets without end, too
         raise UsageError(
             f"{path} is not valid TOML: {error}.", "Mend it with `chatcache config edit`."
         ) from error

@@ -153,7 +153,7 @@ def _as_literal(word: str) -> Any:
 
     try:
         value = tomllib.loads(f"value = {word}").get("value")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, bool | int | float | str) else None
 

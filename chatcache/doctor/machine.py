@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -45,6 +47,8 @@ def surroundings(load: Callable[[], Settings]) -> Iterator[Finding]:
     yield _devices(load)
     yield _machine()
     yield from _budgets(load)
+    if has_nvidia_gpu():
+        yield _gpu_kernels()
 
 
 def _python() -> Finding:
@@ -111,6 +115,21 @@ def _machine() -> Finding:
         cpus, memory = f"{found.num_cpus:.3g} of {cpus}", f"{size(found.memory_bytes)} of {memory}"
         why = " (limits of the container, the service or the shell)"
     return Finding("machine", "ok", f"{cpus}, {memory} of memory{why}")
+
+
+def _gpu_kernels() -> Finding:
+    """What compiles kernels of a GPU for packed weights."""
+    name, cost = "packed weights on the GPU", "so torch unpacks them at each step, which is slow"
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        advice = "torch's builds for CUDA on Linux bring it."
+        return Finding(name, "note", f"triton is not installed, {cost}", advice)
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        advice = "Install gcc or clang, or name a compiler in CC."
+        return Finding(name, "note", f"triton {version} finds no C compiler, {cost}", advice)
+    return Finding(name, "ok", f"kernels by triton {version} and {compiler}")
 
 
 def _budgets(load: Callable[[], Settings]) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
+from textual import constants
 from textual.app import App
 from textual.binding import BindingType
 from textual.command import CommandPalette, Provider
@@ -90,10 +91,17 @@ class ChatCacheApp(App[Exception | None]):
 
     def get_css_variables(self) -> dict[str, str]:
         variables = super().get_css_variables()
-        if self.console.color_system == "256":
+        if self._colours == "256":
             variables |= few_colours.backgrounds(variables)
         variables["quiet"] = contrast.quiet(variables)
         return variables
+
+    @property
+    def _colours(self) -> str | None:
+        """How many colours the terminal has. Where there is none, nothing of the environment is to
+        change what is drawn."""
+        is_guessed = self.is_headless and constants.COLOR_SYSTEM == "auto"
+        return "truecolor" if is_guessed else self.console.color_system
 
     def get_default_screen(self) -> ChatScreen:
         return ChatScreen(self._open_backstage, self._options)
@@ -107,7 +115,7 @@ class ChatCacheApp(App[Exception | None]):
             if os.environ.get("NO_COLOR"):
                 self.register_theme(PLAIN_THEME)
                 self.theme = PLAIN_THEME.name
-            elif self.console.color_system in ("standard", "windows"):
+            elif self._colours in ("standard", "windows"):
                 self.theme = OWN_COLOURS  # of 16 colours the grey of the bars would be too light
             return
         if theme in self.available_themes:

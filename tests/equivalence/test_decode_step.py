@@ -26,10 +26,9 @@ from chatcache.backends.local.packed.install import (
     is_experts,
     is_matrix,
     replace_with_blocks,
-    replace_with_experts,
+    replace_with_stacked_experts,
 )
 from chatcache.backends.local.packed.known import UnknownStepError, takes_step
-from chatcache.backends.local.packed.mixture import Stack
 from chatcache.cache.tensors.live_kv import LiveKV
 
 SIZES: dict[str, Any] = {
@@ -99,12 +98,9 @@ def build(config: Any, dtype: torch.dtype, kind: str | None) -> Any:
             if is_matrix(module):
                 replace_with_blocks(model, name, blocks_of(module.weight, kind), dtype)
             elif is_experts(module):
-                inner = module.down_proj.shape[2]
-                both = blocks_of(module.gate_up_proj.flatten(0, 1), kind)
-                gate, up = (Stack(both, inner, 2 * inner, first) for first in (0, inner))
-                width = module.down_proj.shape[1]
-                down = Stack(blocks_of(module.down_proj.flatten(0, 1), kind), width, width)
-                replace_with_experts(model, name, gate, up, down)
+                parts = (module.gate_up_proj, module.down_proj)
+                both, down = (blocks_of(part.flatten(0, 1), kind) for part in parts)
+                replace_with_stacked_experts(model, name, both, down)
     return model
 
 

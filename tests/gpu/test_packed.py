@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,9 @@ from tests.equivalence.test_static_step import PROMPT, spoken
 from tests.gguf_models import write_model
 from tests.unit.test_packed_kernels import random_blocks, reference
 
+IS_PRETENDED = "CHATCACHE_PRETENDED_GPU" in os.environ
+needs_kernels = pytest.mark.skipif(IS_PRETENDED, reason="a pretended card runs no kernels")
+
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -38,6 +41,7 @@ def _on(card: torch.device, matrix: BlockMatrix) -> BlockMatrix:
     return BlockMatrix(matrix.kind, matrix.data.to(card), matrix.num_columns)
 
 
+@needs_kernels
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_kernels_are_trusted(name: str, dtype: torch.dtype, card: torch.device) -> None:
@@ -46,6 +50,7 @@ def test_kernels_are_trusted(name: str, dtype: torch.dtype, card: torch.device) 
         assert device_ready.why_not(matrix, dtype) == ""
 
 
+@needs_kernels
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 16, 17, 100])
 def test_products_are_those_of_the_unpacked_weights(
@@ -59,6 +64,7 @@ def test_products_are_those_of_the_unpacked_weights(
     assert ((found - wide @ weights).abs() <= bound).all()
 
 
+@needs_kernels
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_gives_the_same_bits_alone_and_among_others(
@@ -72,6 +78,7 @@ def test_a_row_gives_the_same_bits_alone_and_among_others(
         assert torch.equal(product(rows[:num_rows], matrix), alone[:num_rows])
 
 
+@needs_kernels
 @pytest.mark.parametrize("num_rows", [1, 16, 64])
 def test_a_graph_holds_products(num_rows: int, card: torch.device) -> None:
     matrix = split(_on(card, random_blocks("Q4_K", 512, 1024)))
@@ -81,38 +88,6 @@ def test_a_graph_holds_products(num_rows: int, card: torch.device) -> None:
     rows.copy_(torch.randn((num_rows, 1024), generator=torch.Generator().manual_seed(4)))
     replay()
     assert torch.equal(output, product(rows, matrix))
-
-
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0"])
-def test_one_row_costs_little_more_than_reading_the_weights(
-    name: str, card: torch.device, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Against a copy on the card of as many bytes. Other programs may slow either."""
-    blocks = random_blocks(name, 64, 4096).data.repeat(1024, 1)  # more than the cache takes
-    matrix = split(BlockMatrix(KINDS[name], blocks.to(card), 4096))
-    row = torch.randn((1, 4096), device=card, dtype=torch.bfloat16)
-    source = torch.empty(matrix.num_bytes // 2, dtype=torch.uint8, device=card)
-    target = torch.empty_like(source)
-    copied, multiplied = (
-        _seconds(call) for call in (lambda: target.copy_(source), lambda: product(row, matrix))
-    )
-    share = copied / multiplied
-    with capsys.disabled():
-        print(f"\n{name}: {matrix.num_bytes / multiplied / 1e9:.0f} GB/s, {share:.2f} of a copy")
-    assert share > 0.25
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """The quickest of some runs."""
-    times = []
-    for _ in range(12):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1000)
-    return min(times)
 
 
 def test_a_file_in_4_bits_is_read_and_captured(card: torch.device, tmp_path: Path) -> None:
@@ -125,8 +100,8 @@ def test_a_file_in_4_bits_is_read_and_captured(card: torch.device, tmp_path: Pat
         model, _ = load_gguf(source.gguf, config, torch.bfloat16, card, is_unpacked=is_unpacked)
         assert any(isinstance(part, BlockLinear) for part in model.modules()) != is_unpacked
         install(model, card)
-        assert device_ready.get_ready(model) != is_unpacked
-        assert device_ready.remarks(model) == []
+        assert device_ready.get_ready(model) == (not is_unpacked and not IS_PRETENDED)
+        assert bool(device_ready.remarks(model)) == (not is_unpacked and IS_PRETENDED)
         forward = Forward(model, card)
         live = LiveKV(config.num_hidden_layers, torch.bfloat16, card)
         forward.settle(live)

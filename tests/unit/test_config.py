@@ -80,6 +80,8 @@ def test_hub_offline_is_respected(
         ("model.device = 3", "line 1: device must be one of", ""),
         ("model = 3", "'model' is a section", "[model]"),
         ("[model", "not valid TOML", "config edit"),
+        (f"[model]\nthreads = {'9' * 5000}", "not valid TOML", "config edit"),
+        (f"[model]\nthreads = {'[' * 100_000}", "not valid TOML", "config edit"),
     ],
 )
 def test_wrong_settings_are_refused(text: str, message: str, hint: str) -> None:
@@ -189,6 +191,12 @@ def test_set_says_when_the_file_cannot_be_written(tmp_path: Path) -> None:
     in_the_way.write_text("")
     with pytest.raises((StorageError, UsageError)):
         set_value(in_the_way / "config.toml", "ui.theme", "nord")
+
+
+@pytest.mark.parametrize("word", ["9" * 5000, "[" * 100_000])
+def test_set_takes_a_number_or_brackets_without_end_for_a_word(home: Path, word: str) -> None:
+    with pytest.raises(UsageError, match="must be a whole number"):
+        set_value(home / "config.toml", "model.threads", word)
 
 
 def test_set_follows_a_link(tmp_path: Path) -> None:

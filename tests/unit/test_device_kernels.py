@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from chatcache.backends.local.packed import device_computing, device_ready, kern
 from chatcache.backends.local.packed.device_layout import LAYOUTS, split
 from chatcache.backends.local.packed.kernel_store import KernelStore
 from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear, compute_plainly
+from chatcache.doctor import machine
 from tests import split_blocks
 from tests.equivalence.families import CAPTURED, family_model
 from tests.unit.test_packed_kernels import random_blocks, reference
@@ -223,3 +225,26 @@ def test_a_kernel_of_a_gpu_of_which_a_file_is_damaged_goes_whole(tmp_path: Path)
     assert again.open() == place
     assert whole.is_dir()
     assert not damaged.exists()
+
+
+@pytest.mark.parametrize(
+    ("is_there", "compiler", "status", "words"),
+    [
+        (True, "/usr/bin/gcc", "ok", "kernels by triton"),
+        (True, None, "note", "finds no C compiler"),
+        (False, "/usr/bin/gcc", "note", "triton is not installed"),
+    ],
+)
+def test_the_doctor_says_what_compiles_for_a_gpu(
+    is_there: bool, compiler: str | None, status: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if not is_there:
+            raise metadata.PackageNotFoundError(name)
+        return "3.7.0"
+
+    monkeypatch.setattr(machine.metadata, "version", version)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: compiler)
+    monkeypatch.delenv("CC", raising=False)
+    found = machine._gpu_kernels()
+    assert (found.status, words in found.detail) == (status, True)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from chatcache.assets import adapter_dir
 from chatcache.backends.base import ModelLoading
 from chatcache.backends.local.model.loader import LoadedModel, load_model
-from chatcache.backends.local.packed.modules import BlockEmbedding, BlockLinear
+from chatcache.backends.local.packed.modules import BlockEmbedding, BlockExperts, BlockLinear
 from chatcache.cache.book.namespace import EXACT, namespace_id
 from chatcache.cache.files.quantized import UNUSED_DAYS, QuantizedModels
 from chatcache.cache.inspect import CacheInspector
@@ -263,6 +263,27 @@ def test_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="no linear layers that can be quantised"):
         load(model, tmp_path / "cache")
     assert not list(tmp_path.glob("cache/quantized/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("family", "is_known"), [("qwen3_moe", True), ("granitemoe", True), ("gpt_oss", False)]
+)
+def test_experts_are_quantised_where_they_lie_one_behind_the_other(
+    tmp_path: Path, family: str, is_known: bool
+) -> None:
+    # All are chosen: where rounding chooses others, other weights answer.
+    experts = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 4}
+    experts["moe_intermediate_size"] = 256
+    sizes = SHAPE | experts | ({"intermediate_size": 256} if family != "qwen3_moe" else {})
+    model = build_model_dir(tmp_path / "model", family, **sizes)
+    exact = load_model(str(model), dtype="float32")
+    for form in ("8bit", "8bit", "4bit"):  # made, then kept
+        found = load(model, tmp_path / "cache", form)
+        kinds = [type(module) for module in found.model.modules()]
+        assert (BlockExperts in kinds) == is_known
+        assert any("stay as they were saved" in note for note in found.notes) != is_known
+        distance = (logits(found) - logits(exact)).norm() / logits(exact).norm()
+        assert float(distance) < (0.4 if form == "8bit" else 1.0)  # of others it is 1.4
 
 
 def test_weights_that_are_no_numbers_stay_as_they_are(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def test_a_template_in_the_settings_of_the_tokenizer(tmp_path: Path, stored: obj
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"chat_template": 5}', '{"chat_template": [1]}']
+    "content",
+    ["", "[]", "{}", "[" * 100_000, '{"chat_template": 5}', '{"chat_template": [1]}'],
 )
 def test_files_that_tell_nothing(tmp_path: Path, content: str) -> None:
     assert read_template(tmp_path) is None

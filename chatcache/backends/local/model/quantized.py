@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,13 @@ from chatcache.backends.local.model.progress import Progress, first_line
 from chatcache.backends.local.model.quantized_form import QuantizedForm
 from chatcache.backends.local.packed.blocks import BlockKind, BlockMatrix
 from chatcache.backends.local.packed.forms import kind_of
-from chatcache.backends.local.packed.install import is_matrix, replace_with_blocks
+from chatcache.backends.local.packed.install import (
+    is_experts,
+    is_matrix,
+    replace_with_blocks,
+    replace_with_stacked_experts,
+    stacked_rows,
+)
 from chatcache.backends.local.packed.kept import (
     KeptDamagedError,
     KeptTensor,
@@ -187,7 +194,7 @@ class _Work:
             if kind is None:
                 found[name] = KeptTensor(tensor.dtype, tuple(tensor.shape))
             else:
-                num_rows, num_columns = tensor.shape
+                num_rows, num_columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
                 shape = (num_rows, kind.row_bytes(num_columns))
                 found[name] = KeptTensor(torch.uint8, shape, kind, num_columns)
         return found
@@ -205,8 +212,8 @@ class _Work:
                     self._progress(ModelLoading(stage, done, total))
 
     def _one(self, name: str, quantize: Quantizer) -> BlockMatrix | torch.Tensor:
-        kind = self._kinds.get(name)
-        return self._state[name] if kind is None else quantize(self._state[name], kind)
+        kind, tensor = self._kinds.get(name), self._state[name]
+        return tensor if kind is None else quantize(tensor.flatten(0, -2), kind)
 
     def _order(self) -> list[str]:
         exact = [name for name in self._state if name not in self._kinds]
@@ -220,12 +227,26 @@ class _Work:
             name = f"{module_name}.weight"
             is_outer = id(module) in outer
             is_embedding = isinstance(module, torch.nn.Embedding)
+            if is_experts(module) and stacked_rows(module) is not None:
+                yield from self._of_experts(module_name, num_layers)
             if not is_matrix(module) or name not in self._state or (is_embedding and not is_outer):
                 continue
             weight = self._state[name]
             kind = kind_of(module_name, weight.shape, self._form, num_layers, is_outer=is_outer)
             if kind is not None and is_quantizable(weight):
                 yield name, kind
+
+    def _of_experts(self, module_name: str, num_layers: int) -> Iterator[tuple[str, BlockKind]]:
+        """The matrices of all experts of a layer, or none of them: they are replaced together."""
+        found = {}
+        for name in (f"{module_name}.gate_up_proj", f"{module_name}.down_proj"):
+            weight = self._state[name]
+            shape = (math.prod(weight.shape[:-1]), weight.shape[-1])
+            kind = kind_of(name, shape, self._form, num_layers, is_outer=False)
+            if kind is not None and is_quantizable(weight):
+                found[name] = kind
+        if len(found) == len(("gate_up", "down")):
+            yield from found.items()
 
 
 def _without_tied(exact: Any) -> dict[str, torch.Tensor]:
@@ -254,10 +275,8 @@ def _installed(kept: KeptWeights, config: Any, dtype: torch.dtype, kernel: str) 
             config, dtype=dtype, attn_implementation=kernel
         )
     # A stand-in takes no memory, and is replaced below.
-    state = {
-        name: torch.zeros((), dtype=dtype).expand(matrix.num_rows, matrix.num_columns)
-        for name, matrix in kept.matrices.items()
-    }
+    shapes = {name: weight.shape for name, weight in skeleton.state_dict().items()}
+    state = {name: torch.zeros((), dtype=dtype).expand(shapes[name]) for name in kept.matrices}
     for name, tensor in kept.rest.items():
         state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     model = type(skeleton).from_pretrained(
@@ -268,7 +287,12 @@ def _installed(kept: KeptWeights, config: Any, dtype: torch.dtype, kernel: str) 
         if origin in kept.matrices and target not in kept.matrices:
             places[target] = kept.matrices[origin]
     for name, matrix in places.items():
-        replace_with_blocks(model, name.removesuffix(".weight"), matrix, dtype)
+        module_name, _, part = name.rpartition(".")
+        if part == "weight":
+            replace_with_blocks(model, module_name, matrix, dtype)
+        elif part == "down_proj":
+            both = kept.matrices[f"{module_name}.gate_up_proj"]
+            replace_with_stacked_experts(model, module_name, both, matrix)
     return model.eval().requires_grad_(False)
 
 

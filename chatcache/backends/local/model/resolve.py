@@ -257,7 +257,7 @@ def read_template(path: Path) -> str | None:
         pass  # Older models have it in their tokenizer's settings.
     template: Any = None
     for name in ("tokenizer_config.json", "chat_template.json"):  # the latter: models that also see
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             template = template or json.loads((path / name).read_bytes())["chat_template"]
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]

@@ -20,7 +20,7 @@ from chatcache.backends.local.packed import device_computing
 from chatcache.backends.local.packed.blocks import BlockMatrix
 from chatcache.backends.local.packed.device_layout import LAYOUTS, SplitMatrix, split
 from chatcache.backends.local.packed.kernel_store import GPU_FOLDER, STORE
-from chatcache.backends.local.packed.modules import BlockModule
+from chatcache.backends.local.packed.modules import BlockExperts, BlockModule
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _NO_MEMORY = "there is no memory to put their fields apart"
 @torch.inference_mode()
 def get_ready(model: Any) -> bool:
     """Have kernels compute with the packed weights of a model; returns whether they do with any."""
-    modules = _modules(model)
+    modules = [module for module in model.modules() if isinstance(module, BlockModule)]
     shapes = {(module.kind, module.matrix.num_columns): module.matrix for module in modules}
     with _compiled_code_kept():
         refused = {shape: why_not(matrix, model.dtype) for shape, matrix in shapes.items()}
@@ -51,6 +51,10 @@ def get_ready(model: Any) -> bool:
             module.replace_blocks(made[matrix.address])
         except torch.OutOfMemoryError:
             module.why_whole = "there is no memory to put their fields apart"
+    for module in model.modules():
+        if isinstance(module, BlockExperts):
+            module.why_whole = "there is no kernel for experts"
+    torch.cuda.empty_cache()  # of what the blocks took
     for remark in remarks(model):
         log.warning("%s", remark)
     return bool(made)
@@ -58,14 +62,11 @@ def get_ready(model: Any) -> bool:
 
 def remarks(model: Any) -> list[str]:
     """What somebody should know of packed weights on a GPU that no kernel computes with."""
+    found = {m.why_whole for m in model.modules() if isinstance(m, BlockModule | BlockExperts)}
     return [
         f"Packed weights are unpacked at each step, as {why}. With --device cpu it may be quicker."
-        for why in sorted({module.why_whole for module in _modules(model)} - {""})
+        for why in sorted(found - {""})
     ]
-
-
-def _modules(model: Any) -> list[BlockModule]:
-    return [module for module in model.modules() if isinstance(module, BlockModule)]
 
 
 def why_not(matrix: BlockMatrix, dtype: torch.dtype) -> str:

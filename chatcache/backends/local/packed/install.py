@@ -62,3 +62,23 @@ def replace_with_experts(model: Any, module_name: str, gate: Stack, up: Stack, d
         raise ValueError(f"{type(module).__name__} computes in a way that is not known")
     mixture = Mixture(int(module.num_experts), gate, up, down, gating)
     model.set_submodule(module_name, BlockExperts(mixture))
+
+
+def stacked_rows(experts: Any) -> tuple[int, int] | None:
+    """The rows of `gate`, behind which those of `up` lie, and of `down`; None: they lie in another
+    way, or compute what is not known here."""
+    if experts.is_transposed or not experts.is_concatenated or gating_of(experts) is None:
+        return None
+    return int(experts.gate_up_proj.shape[1]) // 2, int(experts.down_proj.shape[1])
+
+
+def replace_with_stacked_experts(
+    model: Any, module_name: str, gate_up: BlockMatrix, down: BlockMatrix
+) -> None:
+    """The same with the two matrices that transformers has."""
+    rows = stacked_rows(model.get_submodule(module_name))
+    if rows is None:
+        raise ValueError(f"{module_name} has its experts in an order that is not known")
+    inner, width = rows
+    gate, up = (Stack(gate_up, inner, 2 * inner, first) for first in (0, inner))
+    replace_with_experts(model, module_name, gate, up, Stack(down, width, width))

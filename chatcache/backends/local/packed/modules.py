@@ -24,6 +24,7 @@ class _Computed(PackedModule):
     """One whose computing depends on where its weights are."""
 
     is_plain = False  # by torch alone
+    why_whole = ""  # on a GPU: why its blocks lie as in the file, and no kernel computes with them
 
     def computing(self, device: torch.device) -> Any:
         """The module that computes there."""
@@ -44,7 +45,6 @@ class BlockModule(_Computed):
         self.kind, self._num_columns = matrix.kind, matrix.num_columns
         self.register_buffer("blocks", matrix.data)
         self.split: SplitMatrix | None = None  # what took the place of the blocks, on a GPU
-        self.why_whole = ""  # why nothing did
 
     @property
     def matrix(self) -> BlockMatrix:

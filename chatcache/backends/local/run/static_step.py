@@ -178,6 +178,11 @@ class StaticStep:
         return self._logits.clone()
 
     @property
+    def has_graphs(self) -> bool:
+        """Whether steps are still captured: none was refused."""
+        return self._graphs is not None
+
+    @property
     def num_captured(self) -> int:
         """How many steps are replayed by now."""
         return sum(step.replay is not None for step in self._steps.values())
