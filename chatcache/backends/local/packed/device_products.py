@@ -102,7 +102,7 @@ def _launch(
     arguments: tuple[Any, ...],
     constant: dict[str, Any],
 ) -> None:
-    with torch.cuda.device_of(arguments[0]):
+    with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
         # Fused, also where a later Triton would not: what a token gets must not depend on that.
         kernel[grid](*arguments, **constant, num_warps=num_warps, enable_fp_fusion=True)
 
