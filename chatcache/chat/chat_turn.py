@@ -103,7 +103,7 @@ class ChatTurn:
         with self._turns.running(self):
             if task.question is not None:
                 node = task.question.node
-                yield UserMessageSaved(task.session_id, node.turn, node.node_id)
+                yield UserMessageSaved(node.turn, node.node_id)
             info = yield from self._wait_for_model(task)
             if info is None or not (yield from self._wait_for_turn(task)):
                 yield self._answered(task, None, nothing_said())
@@ -125,7 +125,7 @@ class ChatTurn:
             try:
                 return self._backend.wait_ready(timeout)
             except TimeoutError:
-                yield WaitingForModel(task.session_id) if timeout == 0.0 else None
+                yield WaitingForModel() if timeout == 0.0 else None
             except Exception as error:
                 if timeout > 0.0:
                     raise _as_shown(error) from error
@@ -138,7 +138,7 @@ class ChatTurn:
         """Wait until no other turn is answered; False when this one was stopped before."""
         if self._turns.lock.acquire(blocking=False):
             return True
-        yield WaitingForModel(task.session_id)
+        yield WaitingForModel()
         while not self._is_stopped:
             if self._turns.lock.acquire(timeout=TICK_SECONDS):
                 return True

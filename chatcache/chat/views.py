@@ -92,7 +92,6 @@ class ForkResult:
 class UserMessageSaved:
     """The user's words are on disk; the model has not started."""
 
-    session_id: str
     turn: int
     node_id: str
 
@@ -100,8 +99,6 @@ class UserMessageSaved:
 @dataclass(frozen=True, slots=True)
 class WaitingForModel:
     """The turn is queued until the engine is ready."""
-
-    session_id: str
 
 
 @dataclass(frozen=True, slots=True)

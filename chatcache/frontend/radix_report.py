@@ -50,8 +50,8 @@ def drawn(step: DemoStep, width: int) -> Iterator[str]:
         text = f"{turn.chat}: {_quoted(turn, width // 2)}"
         yield from _flowed(text, width)
         yield from _flowed(f"  {_counts(turn)}", width)
-    for sentence in _changes(step):
-        yield from _flowed(f"{sentence}.", width)
+    for sign, told in _changes(step):
+        yield from _flowed(f"{sign} {told}.", width)
     yield from _flowed(f"in RAM: {_ram_use(step)}.", width)
     lines = tree_lines(step.shape, step.pieces, width, step.at, MAX_ROWS, -1, _signs(step))
     yield from map(text_of, lines)
@@ -63,8 +63,8 @@ def sentences(step: DemoStep) -> Iterator[str]:
     yield f"It should be: {step.expected}"
     for turn in step.turns:
         yield f"{turn.chat} asks: {_quoted(turn, 60)} {_counts(turn)}."
-    for sentence in _changes(step):
-        yield f"{sentence[2:3].upper()}{sentence[3:]}."
+    for _, told in _changes(step):
+        yield f"{told[0].upper()}{told[1:]}."
     yield f"In RAM: {_ram_use(step)}."
     facts = tree_view.TreeFacts(step.shape, step.at, pieces=step.pieces)
     yield from tree_view.edge_sentences(facts, step.shape)
@@ -120,12 +120,12 @@ def _counts(turn: DemoTurn) -> str:
     )
 
 
-def _changes(step: DemoStep) -> Iterator[str]:
-    """What happened to the tree, a sentence for each kind of change, behind its sign."""
+def _changes(step: DemoStep) -> Iterator[tuple[str, str]]:
+    """What happened to the tree: of each kind of change its sign, and what is told of it."""
     for event in step.events:
         if event.change == "split":
             where = f"tokens {fmt.span(event.start, event.stop)}"
-            yield f"/ split: the edge of {where}, behind token {event.cut:,}"
+            yield words.SIGNS["split"], f"split: the edge of {where}, behind token {event.cut:,}"
     for change, tier, said in _TOLD:
         found = [e for e in step.events if (e.change, e.tier) == (change, tier)]
         if not found:
@@ -136,8 +136,10 @@ def _changes(step: DemoStep) -> Iterator[str]:
         after = ""
         if change == "evicted":
             after = ": gone" if is_gone else ": still on disk"
-        sign = words.SIGNS[found[0].change]
-        yield f"{sign} {said}: {fmt.plural(total, 'token')} ({ranges}){after}"
+        yield (
+            words.SIGNS[found[0].change],
+            f"{said}: {fmt.plural(total, 'token')} ({ranges}){after}",
+        )
 
 
 def _ram_use(step: DemoStep) -> str:
