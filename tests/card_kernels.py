@@ -1,10 +1,11 @@
 """Kernels of a GPU without one: run by Triton's interpreter, and compiled for cards by name.
 
 Each needs a process of its own, because Triton decides when it is imported. Tests run the first for
-all kinds and the second for some; all of it:
+all kinds and the second for some. All of it, and how quick they are on a card that is there:
 
     TRITON_INTERPRET=1 python -m tests.card_kernels run
     python -m tests.card_kernels compile 80 89 90
+    python -m tests.card_kernels time
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from chatcache.backends.local.packed import device_products
-from chatcache.backends.local.packed.blocks import KINDS
+from chatcache.backends.local.packed import device_computing, device_products
+from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix
 from chatcache.backends.local.packed.device_layout import LAYOUTS, split
 from tests.unit.test_packed_kernels import random_blocks, reference
 
@@ -128,10 +129,49 @@ def _resources(cubin: bytes) -> dict[str, int]:
     return {"registers": int(found[1]), "stack": int(found[2])}
 
 
+def time_all(names: list[str]) -> Iterator[dict[str, Any]]:
+    """One token and 16 tokens times a matrix that no cache holds, in GB of packed weights per
+    second; 16 also by way of unpacked weights. Beside it what a copy on the card reads."""
+    card = torch.device("cuda")
+    for name in names or LAYOUTS:
+        some = random_blocks(name, 64, 4096)
+        many = some.data.repeat(1024, 1).to(card)
+        matrix = split(BlockMatrix(some.kind, many, some.num_columns))
+        states = torch.randn((17, 4096), device=card).bfloat16()
+        target = torch.empty_like(many)
+        calls: dict[str, Callable[[], object]] = {
+            "copy": lambda: target.copy_(many),  # noqa: B023
+            "1": lambda: device_computing.product(states[:1], matrix),  # noqa: B023
+            "16": lambda: device_computing.product(states[:16], matrix),  # noqa: B023
+            "17, unpacked": lambda: device_computing.product(states, matrix),  # noqa: B023
+        }
+        speeds = {
+            f"{what} GB/s": round(matrix.num_bytes / _seconds(call) / 1e9)
+            for what, call in calls.items()
+        }
+        yield {"kind": name, **speeds}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """The quickest of some runs."""
+    times = []
+    for _ in range(12):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1000)
+    return min(times)
+
+
 if __name__ == "__main__":
     mode, *words = sys.argv[1:]
     if mode == "run":
         run(words)
+    elif mode == "time":
+        for told in time_all(words):
+            print(json.dumps(told))
     else:
         kinds = [word for word in words if word in LAYOUTS]
         for capability in (int(word) for word in words if word not in LAYOUTS):

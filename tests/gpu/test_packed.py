@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,39 +88,6 @@ def test_a_graph_holds_products(num_rows: int, card: torch.device) -> None:
     rows.copy_(torch.randn((num_rows, 1024), generator=torch.Generator().manual_seed(4)))
     replay()
     assert torch.equal(output, product(rows, matrix))
-
-
-@needs_kernels
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0"])
-def test_one_row_costs_little_more_than_reading_the_weights(
-    name: str, card: torch.device, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Against a copy on the card of as many bytes. Other programs may slow either."""
-    blocks = random_blocks(name, 64, 4096).data.repeat(1024, 1)  # more than the cache takes
-    matrix = split(BlockMatrix(KINDS[name], blocks.to(card), 4096))
-    row = torch.randn((1, 4096), device=card, dtype=torch.bfloat16)
-    source = torch.empty(matrix.num_bytes // 2, dtype=torch.uint8, device=card)
-    target = torch.empty_like(source)
-    copied, multiplied = (
-        _seconds(call) for call in (lambda: target.copy_(source), lambda: product(row, matrix))
-    )
-    share = copied / multiplied
-    with capsys.disabled():
-        print(f"\n{name}: {matrix.num_bytes / multiplied / 1e9:.0f} GB/s, {share:.2f} of a copy")
-    assert share > 0.25
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """The quickest of some runs."""
-    times = []
-    for _ in range(12):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1000)
-    return min(times)
 
 
 def test_a_file_in_4_bits_is_read_and_captured(card: torch.device, tmp_path: Path) -> None:

@@ -102,8 +102,9 @@ def _launch(
     arguments: tuple[Any, ...],
     constant: dict[str, Any],
 ) -> None:
-    # Fused, also where a later Triton would not: what a token gets must not depend on that.
-    kernel[grid](*arguments, **constant, num_warps=num_warps, enable_fp_fusion=True)
+    with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
+        # Fused, also where a later Triton would not: what a token gets must not depend on that.
+        kernel[grid](*arguments, **constant, num_warps=num_warps, enable_fp_fusion=True)
 
 
 def _parts(whole: int, size: int) -> int:
