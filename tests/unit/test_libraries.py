@@ -51,6 +51,34 @@ assert isinstance(runner.loaded.model, again.PreTrainedModel)
 assert torch._dynamo.config is importlib.import_module("torch._dynamo.config")
 assert torch._dynamo.disable(str.upper) is not str.upper
 """
+# Each in a process that has imported what an engine has, and nothing else.
+COMPUTE = """
+import os, sys, traceback
+from chatcache.backends.local.model.libraries import import_libraries
+import_libraries()
+import torch
+from tests.equivalence import families, stateful
+torch.set_num_threads(1)
+
+def compute(family):
+    make = stateful.stateful_model if family in stateful.OVERRIDES else families.family_model
+    model, ids = make(family), torch.arange(2, 8)[None]
+    name = "cache_params" if "mamba" in family else "past_key_values"
+    with torch.inference_mode():
+        first = model(input_ids=ids, use_cache=True)
+        model(input_ids=ids[:, :1], use_cache=True, **{name: first[name]})
+
+for family in sys.argv[1:]:
+    if os.fork() == 0:
+        try:
+            compute(family)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.wait()[1]:
+        print(family)
+"""
 
 
 def run(program: str, *words: str) -> str:
@@ -107,6 +135,11 @@ assert [m.__name__ for m in new if str(getattr(m, "__file__", "")).endswith(".so
 assert "torch" not in sys.modules
 """
     run(program)
+
+
+def test_families_compute_with_what_an_engine_imports() -> None:
+    families = ["falcon_mamba", "jamba", "lfm2", "mamba2", "qwen3_next"]
+    assert run(COMPUTE, *families, "deepseek_v3", "gpt_oss", "llama4_text") == ""
 
 
 @pytest.mark.parametrize("family", ["llama", "apertus"])
