@@ -286,13 +286,15 @@ class BackendFailed:
 class CacheSnapshot:
     """The state of the tiers after a change; `segments` lists the most recently used first.
 
-    `vram` are paths that are not live and stay on a GPU; None: there is no such tier."""
+    `vram` are paths that are not live and stay on a GPU; None: there is no such tier. Of RAM
+    `pinned_bytes` are locked for copies to the GPU and back; None: there is no GPU."""
 
     ram: TierUse
     disk: TierUse
     live_tokens: int
     segments: tuple[SegmentRow, ...] = ()
     vram: TierUse | None = None
+    pinned_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from chatcache.cache.views import TierUse
+
 EngineState = Literal["loading", "ready", "ending"]
 
 
@@ -13,7 +15,9 @@ class EngineStatus:
     """An engine process as it is now. `memory_bytes` is what it holds that no file backs, and
     `front_ends` are those connected to it. `keep_alive_seconds` is how long it stays without any
     (None: for ever), `seconds_left` what is left of that (None: it is in use, or stays for ever).
-    `quantization` is the word for how its weights are packed, if they are.
+    `quantization` is the word for how its weights are packed, if they are. `ram` and `vram` are
+    what segments take of its memory and of its GPU's, `pinned_bytes` are locked for copies between
+    the two; None: it is not known yet, or there is no such thing.
     """
 
     pid: int
@@ -31,6 +35,9 @@ class EngineStatus:
     keep_alive_seconds: float | None
     seconds_left: float | None
     quantization: str = ""
+    ram: TierUse | None = None
+    vram: TierUse | None = None
+    pinned_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

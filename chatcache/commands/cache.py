@@ -10,13 +10,17 @@ from datetime import datetime
 from typing import Any
 
 from chatcache import compose
+from chatcache.backends.base import EngineStatus
 from chatcache.cache.book.namespace import PRECISION, QUANTIZATION, is_approximate
+from chatcache.cache.files.quantized import QuantizedUse
+from chatcache.cache.files.quarantine import QuarantineUse
 from chatcache.cache.inspect import CacheInspector, NamespaceUse
 from chatcache.cache.retention import dead_namespaces, forget_lost_pins, remove_namespace
 from chatcache.cache.views import SegmentRow, TierUse
 from chatcache.chat.totals import Totals, given_answers, totals
 from chatcache.checks import num_bytes
 from chatcache.commands import ShellCommand, cache_by_name, cache_recompute
+from chatcache.commands.cache_engines import engines_of, use_json, use_lines
 from chatcache.commands.parser import Parser, settings_of
 from chatcache.config import Settings
 from chatcache.errors import StorageError
@@ -50,12 +54,17 @@ def stats(arguments: Namespace) -> int:
         damaged = inspector.quarantine.use()
         quantized = inspector.quantized.use()
     vram = settings.config.cache.vram_budget if has_nvidia_gpu() else 0
+    engines = engines_of(settings)
     sums, written_today = _totals(settings)
     outcomes = {name: sums.outcomes.get(name, 0) for name in ("hit", "partial", "miss", "off")}
     if arguments.json:
         print_json(
             {
                 "tiers": {"ram": _tier_json(ram), "disk": _tier_json(disk), **_vram_json(vram)},
+                "engines": [
+                    {"model": status.model, "pid": status.pid, **use_json(status)}
+                    for status in engines
+                ],
                 "namespaces": [_namespace_json(use) for use in namespaces],
                 "quarantine": {"bytes": damaged.num_bytes, "segments": damaged.num_files},
                 "quantized": {"bytes": quantized.num_bytes, "models": quantized.num_models},
@@ -81,18 +90,8 @@ def stats(arguments: Namespace) -> int:
         f"saved          {time_words(sums, sums.saved_ms) if sums.saved_ms else 'nothing yet'}\n"
         f"written today  {size(written_today)}"
     )
-    if vram:
-        room = size(vram) if isinstance(vram, int) else vram.replace("%", " % of what is free")
-        print_line(f"on the GPU     up to {room} while a model is loaded")
-    if damaged.num_files:
-        print_line(
-            f"set aside      {plural(damaged.num_files, 'damaged segment')},"
-            f" {size(damaged.num_bytes)}; `chatcache cache gc` removes them"
-        )
-    if quantized.num_models:
-        print_line(
-            f"quantised      {plural(quantized.num_models, 'model')}, {size(quantized.num_bytes)}"
-        )
+    for line in _more_lines(vram, engines, damaged, quantized):
+        print_line(line)
     if namespaces:
         rows = [
             (use.namespace[:SHORT_ID], _title(use), f"{use.num_segments:,}", size(use.num_bytes))
@@ -101,6 +100,26 @@ def stats(arguments: Namespace) -> int:
         header = ("NAMESPACE", "MODEL", "SEGMENTS", "SIZE")
         print_line("\n" + table(header, rows, "SEGMENTS SIZE"))
     return 0
+
+
+def _more_lines(
+    vram: int | str,
+    engines: list[EngineStatus],
+    damaged: QuarantineUse,
+    quantized: QuantizedUse,
+) -> Iterator[str]:
+    """What not everybody has: a GPU, engines that run, damaged segments, quantised models."""
+    if vram:
+        room = size(vram) if isinstance(vram, int) else vram.replace("%", " % of what is free")
+        yield f"on the GPU     up to {room} while a model is loaded"
+    yield from use_lines(engines)
+    if damaged.num_files:
+        yield (
+            f"set aside      {plural(damaged.num_files, 'damaged segment')},"
+            f" {size(damaged.num_bytes)}; `chatcache cache gc` removes them"
+        )
+    if quantized.num_models:
+        yield f"quantised      {plural(quantized.num_models, 'model')}, {size(quantized.num_bytes)}"
 
 
 def _totals(settings: Settings) -> tuple[Totals, int]:

@@ -11,6 +11,7 @@ from chatcache import compose
 from chatcache.backends.local.engine.control import RunningEngine, end_engine, running_engines
 from chatcache.backends.local.model.resolve import one_name
 from chatcache.commands import ShellCommand
+from chatcache.commands.cache_engines import use_json
 from chatcache.commands.parser import Parser
 from chatcache.commands.paths import paths_of
 from chatcache.errors import NotFoundError, UnavailableError, UsageError
@@ -72,6 +73,7 @@ def as_json(engine: RunningEngine) -> dict[str, Any]:
         "version": status.version,
         "started_at": status.started_at,
         "memory_bytes": status.memory_bytes,
+        **use_json(status),
         "front_ends": list(status.front_ends),
         "is_answering": status.is_answering,
         "keep_alive_seconds": status.keep_alive_seconds,

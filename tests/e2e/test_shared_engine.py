@@ -108,6 +108,11 @@ def test_what_a_command_tells_of_its_engine(model: str) -> None:
     assert (first["resident"], first["started"]) == (True, True)
     assert (second["resident"], second["started"]) == (True, False)
     assert first["load_ms"] > second["load_ms"]
+    (engine,) = run_json("engine", "list")["engines"]
+    (used,) = run_json("cache", "stats")["engines"]
+    held = {"ram": engine["ram"], "vram": None, "pinned_bytes": None}
+    assert used == {"model": model, "pid": engine["pid"], **held}
+    assert 0 < engine["ram"]["bytes"] <= engine["ram"]["budget_bytes"]
 
 
 def test_what_was_deleted_is_not_reused_from_memory(model: str) -> None:

@@ -276,6 +276,20 @@ def test_many_rows_far_back_are_read_by_an_ordinary_pass(
     assert ahead == {1, 16}
 
 
+@pytest.mark.parametrize("num_tokens", [1, 12, 16, 19])
+def test_the_first_token_of_a_new_engine_waits_for_no_capture(
+    forward: Forward, live: LiveKV, num_tokens: int
+) -> None:
+    forward.settle(live)
+    assert forward.static is not None
+    graphs: Any = forward.static._graphs
+    before = graphs.num_captured
+    logits = forward(live, PROMPT[:num_tokens], 0)
+    assert graphs.num_captured == before
+    forward(live, [int(logits.argmax())], num_tokens)
+    assert graphs.num_captured == before
+
+
 def test_getting_ready_changes_nothing_that_counts(forward: Forward, live: LiveKV) -> None:
     forward(live, PROMPT, 0)
     before = [layer.view(kind).clone() for layer in live.growing for kind in ("key", "value")]

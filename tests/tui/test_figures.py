@@ -138,8 +138,11 @@ def test_the_panel_shows_the_memory_of_a_gpu_where_there_is_one() -> None:
     held = snapshot()
     row = replace(held.segments[0], in_vram=True)
     use = TierUse(4_400_000_000, 30_000_000_000, 1)
-    state = PanelState(snapshot=replace(held, vram=use, segments=(row,)))
+    state = PanelState(
+        snapshot=replace(held, vram=use, segments=(row,), pinned_bytes=1_300_000_000)
+    )
     lines = words(drawing.lines(state, 36, 4000.0))
+    assert "     1.3 GB locked for copies to the GPU" in lines
     assert any(line.startswith("VRAM") and "4.4 GB / 30.0 GB" in line for line in lines)
     assert any(line.split() == ["0–612", "all*", "76", "MB", "1h", "31"] for line in lines)
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chatcache import cli, compose
+from chatcache.backends.base import EngineStatus
 from chatcache.cache.prefix import PrefixCache
+from chatcache.cache.views import TierUse
+from chatcache.commands.cache_engines import use_json, use_lines
 from chatcache.config import load_settings
 from chatcache.token_ids import TokenIds
 from tests.fakes import FakeBackend
@@ -33,6 +37,25 @@ def cache(capsys: pytest.CaptureFixture[str]) -> Cache:
         return found
 
     return run
+
+
+def test_what_running_engines_hold_is_said_of_each_tier() -> None:
+    told: dict[str, Any] = {
+        **{"pid": 7, "version": "1", "model": "org/m", "adapter": None, "device": "cuda"},
+        **{"dtype": "bfloat16", "cache_dir": "/c", "state": "ready", "started_at": 0.0},
+        **{"memory_bytes": 1, "front_ends": (), "is_answering": False},
+        **{"keep_alive_seconds": None, "seconds_left": None},
+    }
+    loading, on_cpu = EngineStatus(**told), EngineStatus(**told, ram=TierUse(10**6, 10**9, 2))
+    on_gpu = replace(on_cpu, vram=TierUse(44 * 10**8, 6 * 10**10, 3), pinned_bytes=13 * 10**8)
+    assert list(use_lines([loading, on_cpu, on_gpu])) == [
+        "in use         1.0 MB of 1.0 GB in memory (org/m)",
+        "in use         1.0 MB of 1.0 GB in memory, 1.3 GB locked for copies; "
+        "4.4 GB of 60.0 GB on the GPU (org/m)",
+    ]
+    assert use_json(loading) == {"ram": None, "vram": None, "pinned_bytes": None}
+    vram = {"bytes": 44 * 10**8, "budget_bytes": 6 * 10**10, "segments": 3}
+    assert use_json(on_gpu)["vram"] == vram
 
 
 def remember(namespace: str, ids: TokenIds, *ends: int, name: str = "builtin") -> None:

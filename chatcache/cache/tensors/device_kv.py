@@ -172,6 +172,10 @@ class DeviceKV(LiveKV):
     def is_queueing(self) -> bool:
         return True
 
+    @property
+    def pinned_bytes(self) -> int | None:
+        return self.slabs.num_bytes
+
     # on the device
 
     @torch.inference_mode()

@@ -129,6 +129,11 @@ class LiveKV(Cache):
         return False
 
     @property
+    def pinned_bytes(self) -> int | None:
+        """Host memory that is locked for copies to a device; None: there is none for it."""
+        return None
+
+    @property
     def num_settled(self) -> int:
         """How many leading tokens are here, bit by bit, what a restore would bring back of them."""
         return self.num_tokens

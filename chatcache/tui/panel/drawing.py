@@ -234,6 +234,8 @@ def _store_lines(snapshot: CacheSnapshot | None, width: int, now: float) -> Iter
     if snapshot.vram is not None:
         yield _tier_line("VRAM", snapshot.vram, width)
     yield _tier_line("RAM", snapshot.ram, width)
+    if snapshot.pinned_bytes:
+        yield (Piece(f"     {size(snapshot.pinned_bytes)} locked for copies to the GPU", "dim"),)
     yield _tier_line("disk", snapshot.disk, width)
     if not snapshot.segments:
         return

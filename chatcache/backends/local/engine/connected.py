@@ -9,10 +9,7 @@ import contextlib
 import threading
 from collections.abc import Iterable
 
-from chatcache.backends.base import (
-    BackendEvent,
-    TurnWaiting,
-)
+from chatcache.backends.base import BackendEvent, CacheSnapshot, TurnWaiting
 from chatcache.backends.life import remember
 from chatcache.backends.local.engine.channel import ChannelClosedError, PatientChannel
 from chatcache.backends.local.engine.schedule import Turn
@@ -72,6 +69,13 @@ class FrontEnds:
         with self._lock:
             self._by_number[connected.number] = connected
             return list(self._latest.values())
+
+    @property
+    def snapshot(self) -> CacheSnapshot | None:
+        """What the cache held when it was told last."""
+        with self._lock:
+            found = self._latest.get("cache")
+            return found if isinstance(found, CacheSnapshot) else None
 
     def drop(self, number: int) -> Connected | None:
         with self._lock:

@@ -283,6 +283,7 @@ class Reception:
         """What this engine is and does. By any thread."""
         wanted, lifetime = self._wanted, self._lifetime
         info = self.loaded.info if self.loaded is not None else None
+        held = self.front_ends.snapshot
         return EngineStatus(
             pid=os.getpid(),
             version=__version__,
@@ -299,6 +300,9 @@ class Reception:
             keep_alive_seconds=self._keep_alive_seconds(),
             seconds_left=lifetime.seconds_left,
             quantization=info.quantization if info else "",
+            ram=held.ram if held else None,
+            vram=held.vram if held else None,
+            pinned_bytes=held.pinned_bytes if held else None,
         )
 
     def _keep_alive_seconds(self) -> float | None:

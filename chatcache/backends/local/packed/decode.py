@@ -100,7 +100,7 @@ class DecodeStep:
         shapes |= {"down": (hidden, inner), "head": (int(job["vocab"]), hidden)}
         has_experts = hasattr(layers[0].mlp, "experts")
         self._mixtures = StepMixtures([layer.mlp for layer in layers] if has_experts else [])
-        job["routed_task"] = self._mixtures.task
+        job["mix_task"] = self._mixtures.task
         for number, (words, layer) in enumerate(zip(self._layers, layers, strict=True)):
             groups = [(_ATTENTION, layer.self_attn), (_MLP, layer.mlp)]
             if has_experts:

@@ -56,7 +56,8 @@ ROUTED = np.dtype(
         ("choices", "i8"),  # int64 [num_tokens, num_chosen]; what is no expert is passed over
         ("shares", "i8"),  # float32 [num_tokens, num_chosen]
         ("out", "i8"),  # float32 [num_tokens, hidden]
-        # Of a router: its matrix float32 or bfloat16 `[num_experts, hidden]`, what it gives.
+        # Of a router, if it is part of the task: its matrix float32 or bfloat16 `[num_experts,
+        # hidden]`, and what it gives.
         ("router_functions", "i8"),
         ("router", "i8"),
         ("router_row_bytes", "i8"),
@@ -239,16 +240,6 @@ def mix(job: Any, thread: Any, threads: Any) -> None:
         barrier(job.barrier, threads)
 
 
-def _mix(address, thread, threads):  # type: ignore[no-untyped-def]
-    """The job `ROUTED` at `address`."""
-    mix(carray(memory_at(address), 1, ROUTED)[0], thread, threads)
-
-
-@functools.cache
-def mix_task() -> int:
-    return task(_mix)
-
-
 @njit(error_model="numpy")
 def _choose(scores: Any, choices: Any, shares: Any, is_normalised: Any) -> None:
     """The experts with the largest scores, the first of equal ones; their shares by softmax. Where
@@ -304,13 +295,14 @@ def _route(job: Any, thread: Any, threads: Any) -> None:
     barrier(job.barrier, threads)
 
 
-def _routed(address, thread, threads):  # type: ignore[no-untyped-def]
-    """The same behind the router of the layer."""
+def _mix(address, thread, threads):  # type: ignore[no-untyped-def]
+    """The job `ROUTED` at `address`."""
     job = carray(memory_at(address), 1, ROUTED)[0]
-    _route(job, thread, threads)
+    if job.router != 0:
+        _route(job, thread, threads)
     mix(job, thread, threads)
 
 
 @functools.cache
-def routed_task() -> int:
-    return task(_routed)
+def mix_task() -> int:
+    return task(_mix)

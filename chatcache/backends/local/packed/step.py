@@ -78,7 +78,7 @@ JOB = np.dtype(
         ("scale", "f4"),  # of scores
         ("layers", "i8"),  # LAYER [num_layers]
         ("final_norm", "i8"),
-        ("routed_task", "i8"),  # of `routing`
+        ("mix_task", "i8"),  # of `routing`
         ("normed", "i8"),  # float32 [num_tokens, hidden], for experts
         ("head", MATRIX),
         ("rotary", "i8"),  # float32 [num_tokens, 2, head_dim / 2]: cosines, sines
@@ -306,7 +306,7 @@ def _mixture(job: Any, layer: Any, thread: Any, threads: Any) -> None:
         normed = carray(floats_at(job.normed + 4 * hidden * token), hidden)
         _normalise(states, weight, job.epsilon, normed)
     barrier(job.barrier, threads)
-    call_task(job.routed_task, layer.routed, thread, threads)
+    call_task(job.mix_task, layer.routed, thread, threads)
 
 
 def _step(address, thread, threads):  # type: ignore[no-untyped-def]

@@ -15,7 +15,7 @@ from chatcache.backends.local.packed import kernels
 from chatcache.backends.local.packed.blocks import KINDS
 from chatcache.backends.local.packed.known import UnknownStepError
 from chatcache.backends.local.packed.mixing import described, room_for, sizes_of
-from chatcache.backends.local.packed.routing import ROUTED, routed_task
+from chatcache.backends.local.packed.routing import ROUTED, mix_task
 
 _FLOATS = {torch.float32: KINDS["F32"], torch.bfloat16: KINDS["BF16"]}
 _OF_LAYER = ("experts", "router_functions", "router", "router_row_bytes", "is_normalised")
@@ -28,7 +28,7 @@ class StepMixtures:
         """Raises UnknownStepError."""
         self._jobs = np.zeros(len(mlps), ROUTED)
         self._kept: list[Any] = []
-        self.task = routed_task() if mlps else 0
+        self.task = mix_task() if mlps else 0
         for words, mlp in zip(self._jobs, mlps, strict=True):
             self._fill(words, mlp)
         self._num_chosen = int(mlps[0].gate.top_k) if mlps else 0

@@ -232,6 +232,8 @@ class StaticStep:
         step = self._steps[1, bucket_for(len(ids) + 1)]
         self._capture(step)
         kv.truncate(0)
+        for tried in self._steps.values():  # the first token of a turn waits for no capture
+            tried.num_direct = 0
         if step.replay is None:
             return None
         return "own bits" if self._has_own_bits else "same bits"

@@ -75,7 +75,8 @@ class CacheReporter:
         rows = self.prefixes.rows(self._path.ids, _SNAPSHOT_ROWS)
         live = self._path.kv
         vram = self.prefixes.vram.use()
-        self._emit(CacheSnapshot(ram, disk, live.num_tokens, tuple(rows), vram))
+        tokens, pinned = live.num_tokens, live.pinned_bytes
+        self._emit(CacheSnapshot(ram, disk, tokens, tuple(rows), vram, pinned))
 
 
 @dataclass(frozen=True, slots=True)
