@@ -12,7 +12,7 @@ from chatcache.checks import whole
 from chatcache.commands.parser import MODEL_HELP, Parser, number_option, settings_of
 from chatcache.config import Settings
 from chatcache.errors import UnavailableError
-from chatcache.formatting import model_label, size, table
+from chatcache.formatting import model_label, plural, size, table
 from chatcache.frontend.shell_output import Narrator, print_result
 from chatcache.remotes import remote_model
 from chatcache.sections import EXACT_WEIGHTS
@@ -75,7 +75,7 @@ def run(arguments: Namespace) -> int:
     first = rows[0]
     title = (
         f"{model_label(name, '')}: {first['scored_tokens']:,} tokens scored in "
-        f"{first['chunks']:,} chunks of {text.name}"
+        f"{plural(first['chunks'], 'chunk')} of {text.name}"
     )
     shown = f"{title}\n\n{table(header, lines, 'PERPLEXITY RATIO SIZE BYTES')}"
     data = {"model": name, "text": str(text), "measured": rows}

@@ -254,6 +254,7 @@ def test_numbers_that_are_not_finite_are_not_hidden() -> None:
         MistralConfig(**SIZES, sliding_window=16),
         LlamaConfig(**SIZES, hidden_act="gelu"),
         LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
+        MIXTURES["qwen3_moe"],  # experts that are not packed
     ],
 )
 def test_what_is_different_goes_through_the_modules(config: Any) -> None:

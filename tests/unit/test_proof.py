@@ -17,6 +17,7 @@ from numba import carray, cfunc
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from chatcache.backends.local.model import tuning
+from chatcache.backends.local.model.loader import load_model
 from chatcache.backends.local.packed import kernels, proof
 from chatcache.backends.local.packed.blocks import KINDS, BlockMatrix
 from chatcache.backends.local.packed.install import is_matrix, replace_with_blocks
@@ -27,6 +28,7 @@ from chatcache.backends.local.packed.mixture import Gating
 from chatcache.backends.local.packed.products import FLOATS, NUM_WORDS, float_dot, integer_dot
 from chatcache.backends.local.run.forward import Forward
 from chatcache.cache.tensors.live_kv import LiveKV
+from tests.gguf_models import write_mixture
 from tests.models import build_model_dir
 from tests.talks import Engine, Talk
 from tests.unit.test_packed_experts import experts_of
@@ -200,3 +202,16 @@ def test_an_engine_answers_all_the_same_and_says_so(
     assert answers[0] == answers[1]
     assert namespaces[0] != namespaces[1]
     assert (len(remarks[0]), len(remarks[1])) == (0, 1)
+
+
+def test_a_step_through_experts_is_judged_by_most_of_its_tokens(
+    tmp_path: Path, store: KernelStore
+) -> None:
+    """Where two experts are nearly as good, rounding chooses; a router that differs is found."""
+    write_mixture(tmp_path / "model.gguf", "qwen3_moe", num_experts=16, num_local_experts=16)
+    model = load_model(str(tmp_path / "model.gguf"), dtype="bfloat16").model
+    matrices = proof._matrices(model)
+    assert proof._looked_at(model, matrices) == Verdict.RIGHT
+    router = model.model.layers[0].mlp.gate
+    router.weight = torch.nn.Parameter(-router.weight, requires_grad=False)
+    assert proof._looked_at(model, matrices) == Verdict.STEP_IS_WRONG

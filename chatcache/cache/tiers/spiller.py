@@ -168,8 +168,8 @@ class Spiller:
         seconds = time.perf_counter() - began
         self._disk.note_written(entry, path, size)
         self._on_settled()
-        num_tokens = entry.stop - entry.start
-        text = f"spilled {num_tokens:,} tokens, {formatting.size(size)}, {seconds:.2f} s"
+        tokens = formatting.plural(entry.stop - entry.start, "token")
+        text = f"spilled {tokens}, {formatting.size(size)}, {seconds:.2f} s"
         self._notices.tell("spilled", text)
 
     def _is_cut_off(self, entry: Entry) -> bool:

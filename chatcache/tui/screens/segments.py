@@ -87,7 +87,9 @@ class SegmentsScreen(FilterListScreen[SegmentRow, None]):
 
     def preview(self, segment: SegmentRow) -> Content:
         behind = f"behind {segment.parent_id[:12]}" if segment.parent_id else "at the beginning"
-        facts = f"{segment.num_tokens:,} tokens, {behind}, namespace {segment.namespace[:12]}"
+        facts = (
+            f"{plural(segment.num_tokens, 'token')}, {behind}, namespace {segment.namespace[:12]}"
+        )
         return Content.styled(facts, MUTED)
 
     # Acting
