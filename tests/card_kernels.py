@@ -62,13 +62,14 @@ class _Driver:
     def __init__(self, capability: int):
         from triton.backends.compiler import GPUTarget
 
+        self._capability = capability
         self._target = GPUTarget("cuda", capability, 32)
 
     def get_current_target(self) -> Any:
         return self._target
 
     def get_current_device(self) -> int:
-        return 0
+        return self._capability  # what is compiled is remembered by it
 
     def get_current_stream(self, device: int) -> int:
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from chatcache.backends.local.run import forward
 from chatcache.bench import engine, limits, loading, main, rivals, sharing
 from chatcache.bench import run as bench_run
 from chatcache.bench.chart import first_token_chart, first_token_svg, strip_chart
+from chatcache.bench.compiled import CompiledTransformers
+from chatcache.bench.contenders import Transformers
 from chatcache.bench.gguf_file import write_gguf
 from chatcache.bench.limits import Limits
 from chatcache.bench.options import parse
@@ -34,7 +37,7 @@ from chatcache.bench.report import (
 )
 from chatcache.bench.rows import core_rows, default_lengths
 from chatcache.bench.run import gpu_name, measure
-from chatcache.bench.setup import load_models
+from chatcache.bench.setup import load_models, load_shape
 from chatcache.bench.targets import target_lines, targets
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.views import Held
@@ -140,6 +143,22 @@ def test_all_of_a_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     captures = next(target for target in result.targets if target.name == "captures")
     assert (captures.measured, captures.is_met) == (0, True)
     assert [target["is_met"] for target in as_json(result)["targets"]].count(None) == 0
+
+
+def test_the_compiled_contender_says_what_the_eager_one_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its static cache, positions and mask: behind a prompt, then a shorter one."""
+    monkeypatch.setattr("chatcache.bench.compiled.compiled", lambda model: model)
+    loaded, draw = load_shape("tiny", "float32"), random.Random(3)
+    eager, compiled = Transformers(loaded), CompiledTransformers(loaded, 100)
+    with torch.inference_mode():
+        for num_tokens in (70, 12):
+            ids = loaded.random_ids(draw, num_tokens)
+            eager.cold(ids)
+            compiled.cold(ids)
+            for token in loaded.random_ids(draw, 20):
+                assert compiled._append(compiled._step, [token]) == eager._append([token])
 
 
 def test_a_target_is_met_missed_or_not_measured() -> None:

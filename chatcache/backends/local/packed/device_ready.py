@@ -28,7 +28,6 @@ VERSION = "1"  # of the arithmetic: other bits, another number
 GETTING_READY = "getting packed weights ready for the GPU"  # what is said while it takes seconds
 _TRIED_ROWS = 24  # of a matrix
 _SUM_ERROR = 1e-5  # of sums in float32, beside the sum of all magnitudes
-_NO_MEMORY = "there is no memory to put their fields apart"
 
 
 @torch.inference_mode()
