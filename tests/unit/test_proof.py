@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from numba import carray, cfunc
+from numba.core.errors import LoweringError
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from chatcache.backends.local.model import tuning
@@ -172,6 +173,22 @@ def test_wrong_kernels_of_packed_weights_are_done_without(
     tuned = tuning.tune(model, CPU)
     assert "kernel" in tuned.remarks[0]
     assert tuned.kernels.endswith("unpacked by torch")
+    assert not takes_step(model)
+    assert torch.allclose(answer(model), expected, atol=2e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", [None, "Q8_0"])
+def test_what_cannot_be_compiled_is_done_without(
+    kind: str | None, store: KernelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(number: int) -> np.ndarray:
+        raise LoweringError("this processor has no such instruction")
+
+    expected = answer(build(torch.float32, kind))
+    monkeypatch.setattr(kernels, "product_functions", refused)
+    model = build(torch.float32, kind)
+    (remark,) = tuning.tune(model, CPU).remarks
+    assert "not used" in remark
     assert not takes_step(model)
     assert torch.allclose(answer(model), expected, atol=2e-3 * float(expected.abs().max()))
 

@@ -67,7 +67,7 @@ def remarks(verdict: Verdict) -> tuple[str, ...]:
         return ()
     what = "step" if verdict == Verdict.STEP_IS_WRONG else "kernel"
     return (
-        f"On this processor a compiled {what} computes something else than the model, so it is not "
+        f"On this processor a compiled {what} does not compute what the model does, so it is not "
         "used: answers are right, and slower.",
     )
 
@@ -99,23 +99,37 @@ def _matrices(model: Any) -> dict[str, BlockMatrix]:
 @torch.inference_mode()
 def _looked_at(model: Any, matrices: dict[str, BlockMatrix]) -> Verdict:
     for name, matrix in matrices.items():
-        if not _is_product_right(matrix):
-            log.warning("kernels of %s compute something else than torch", name)
+        if not _holds(lambda matrix=matrix: _is_product_right(matrix), f"kernels of {name}"):
             return Verdict.KERNELS_ARE_WRONG
     experts = {
         str(module): module for module in model.modules() if isinstance(module, BlockExperts)
     }
-    if matrices and not all(map(_are_experts_right, experts.values())):
-        log.warning("kernels of experts compute something else than torch")
+    if matrices and not _holds(
+        lambda: all(map(_are_experts_right, experts.values())), "kernels of experts"
+    ):
         return Verdict.KERNELS_ARE_WRONG
     if not takes_step(model):
         return Verdict.NO_STEP
     try:
-        is_right = _is_step_right(model, is_packed=bool(matrices))
+        is_right = _holds(lambda: _is_step_right(model, is_packed=bool(matrices)), "the step")
     except UnknownStepError as error:
         log.info("there is no step for this model: %s", error)
         return Verdict.NO_STEP
     return Verdict.RIGHT if is_right else Verdict.STEP_IS_WRONG
+
+
+def _holds(look: Callable[[], bool], what: str) -> bool:
+    """Whether compiled code is right; what the compiler refuses is not."""
+    from numba.core.errors import NumbaError
+
+    try:
+        is_right = look()
+    except NumbaError:
+        log.warning("cannot be compiled: %s", what, exc_info=True)
+        return False
+    if not is_right:
+        log.warning("%s: something else than torch computes", what)
+    return is_right
 
 
 def _is_product_right(matrix: BlockMatrix) -> bool:
