@@ -15,6 +15,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -99,7 +100,7 @@ def _matrices(model: Any) -> dict[str, BlockMatrix]:
 @torch.inference_mode()
 def _looked_at(model: Any, matrices: dict[str, BlockMatrix]) -> Verdict:
     for name, matrix in matrices.items():
-        if not _holds(lambda matrix=matrix: _is_product_right(matrix), f"kernels of {name}"):
+        if not _holds(partial(_is_product_right, matrix), f"kernels of {name}"):
             return Verdict.KERNELS_ARE_WRONG
     experts = {
         str(module): module for module in model.modules() if isinstance(module, BlockExperts)
