@@ -38,6 +38,7 @@ from tests.equivalence.engine import (
     three_turns,
 )
 from tests.equivalence.stateful import stateful_model
+from tests.machines import Machine
 
 TOLERANCE = 5e-3
 NUM_ANSWER = 5
@@ -50,8 +51,10 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="module")
-def straight(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Said, Said, Said]:
-    """Three turns that were never stopped, on an engine of their own without a device."""
+def straight(
+    model: Any, machine: Machine, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Said, Said, Said]:
+    """Three turns that were never stopped, with the steps of the machine and no tier of its own."""
     engine = IdsEngine(model, tmp_path_factory.mktemp("straight"), is_plain=True)
     said = three_turns(engine, NUM_ANSWER)
     engine.close()

@@ -681,7 +681,7 @@ def test_the_tree_shows_where_sessions_part(run: Run) -> None:
 
 def test_cache_commands_on_an_empty_cache(run: Run) -> None:
     stats = run_json(run, "cache", "stats")
-    names = {"tiers", "namespaces", "quarantine", "quantized", "hits"}
+    names = {"tiers", "namespaces", "quarantine", "quantized", "engines", "hits"}
     assert set(stats) == names | {"saved_ms_total", "bytes_written_today"}
     assert set(stats["tiers"]["disk"]) == {"bytes", "budget_bytes", "segments"}
     verified = run_json(run, "cache", "verify")
