@@ -65,10 +65,12 @@ def test_a_graph_has_the_bits_of_the_steps_in_it(
 )
 def test_windows_soft_caps_sinks_and_experts_are_captured(family: str, card: torch.device) -> None:
     forward, live = _forward(family_model(CAPTURED + family).to(card, torch.bfloat16))
-    spoken(forward, live, 60)
+    for _ in range(3):
+        live.truncate(0)
+        spoken(forward, live, 30)
     assert forward.static is not None
     assert forward.static._graphs is not None  # none was refused, and none says something else
-    assert forward.static.num_captured > 1
+    assert forward.static.num_captured == 2  # of one token, and of the prompt
 
 
 def test_all_that_a_turn_may_want_is_captured_between_turns(model: Any) -> None:
