@@ -8,6 +8,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from chatcache.backends.local.run.chunk_choice import CHUNK_TOKENS
 from chatcache.bench.compiled import CompiledTransformers
 from chatcache.bench.contenders import Chatcache, Transformers
 from chatcache.bench.limits import Limits, measure_limits, resident_bytes
@@ -21,7 +22,7 @@ DECODE_TOKENS = 24
 SHORT_TOKENS = 128
 MEDIUM_TOKENS = 512
 TELLING_BYTES = 16_000_000  # fewer bytes of K and V cannot be told from a process's own noise
-_WARM_UP_TOKENS = 256
+_WARM_UP_TOKENS = CHUNK_TOKENS  # a whole one: what computing it takes stays with the process
 _MEMORY, _DISK, _MATRICES = "memory bandwidth", "disk bandwidth", "matrix rate"
 _WEIGHTS = "one pass over weights"
 
