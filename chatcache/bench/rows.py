@@ -151,7 +151,7 @@ class Bench:
         """Measure the machine, and say what each row could be at best."""
         link = self.ours.link
         limits = measure_limits(self.ours.files(), self.tuned.dtype, self.tuned.device, link)
-        tokens, weights = len(self.history), self.tuned.weight_bytes
+        tokens, weights = len(self.history), self.tuned.step_bytes
         message = self.rows["live"].median(CHATCACHE) or 0.0
         kv = self.bytes_written
         best = {

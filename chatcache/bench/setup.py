@@ -25,8 +25,9 @@ from chatcache.backends.local.model.cut_policy import cut_policy
 from chatcache.backends.local.model.gguf.derived import GgufModel
 from chatcache.backends.local.model.loader import DTYPES, LoadedModel, load_model
 from chatcache.backends.local.model.tuning import tune
-from chatcache.backends.local.packed.blocks import BlockKind
+from chatcache.backends.local.packed.blocks import PackedModule, is_packed
 from chatcache.backends.local.packed.kernel_store import STORE
+from chatcache.backends.local.packed.modules import BlockExperts
 from chatcache.backends.local.run.card_notes import card_name
 from chatcache.bench.bare_gguf import gguf_of, load_bare, load_unpacked, why_not_unpacked
 from chatcache.bench.options import SHAPES
@@ -41,8 +42,9 @@ DEFAULT_SHAPE = "qwen3-0.6b"
 
 @dataclass(frozen=True, slots=True)
 class BenchModel:
-    """A model as it is run. `weight_bytes` are those that a decode step reads (tied embeddings
-    count once); `kernels` are words for what computes."""
+    """A model as it is run. `weight_bytes` are all, tied ones once, and `step_bytes` those that a
+    decode step reads: of `num_parameters` a token goes through `num_active`, where there are
+    experts. `kernels` are words for what computes."""
 
     name: str
     model: Any
@@ -50,8 +52,10 @@ class BenchModel:
     device: torch.device
     num_layers: int
     num_parameters: int
+    num_active: int
     vocab_size: int
     weight_bytes: int
+    step_bytes: int
     kernels: str = ""
 
     @property
@@ -75,7 +79,7 @@ class BenchModel:
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         embedding = self.vocab_size * config.hidden_size
-        linear: float = 2.0 * (self.num_parameters - embedding) * tokens
+        linear: float = 2.0 * (self.num_active - embedding) * tokens
         attention: float = 2.0 * tokens**2 * heads * head_dim * self.num_layers
         return linear + attention
 
@@ -298,26 +302,51 @@ def weight_kinds(tuned: BenchModel) -> dict[str, int]:
     """Bytes of the weights by the kind of their blocks, most first; by dtype where they are
     exact."""
     kinds: dict[str, int] = {}
-    for tensor, name in _packed_tensors(tuned.model):
-        kinds[name] = kinds.get(name, 0) + tensor.nbytes
+    for num_bytes, name in _packed_weights(tuned.model):
+        kinds[name] = kinds.get(name, 0) + num_bytes
     if not kinds:
         return {tuned.dtype_name: tuned.weight_bytes}
     return dict(sorted(kinds.items(), key=lambda item: -item[1]))
 
 
-def _packed_tensors(model: Any) -> list[tuple[torch.Tensor, str]]:
-    """The distinct tensors of a model with packed weights, each with the name of its kind; none
-    of another model, whose weights may be out of reach."""
-    found: dict[int, tuple[torch.Tensor, str]] = {}
-    is_packed = False
+def _packed_weights(model: Any) -> list[tuple[int, str]]:
+    """The bytes of the distinct weights of a model with packed ones, each with the name of its
+    kind; none of another model, whose weights may be out of reach."""
+    found: dict[int, tuple[int, str]] = {}
     for module in model.modules():
-        kind = getattr(module, "kind", None)
-        if isinstance(kind, BlockKind):
-            is_packed = True
-            found[module.blocks.data_ptr()] = module.blocks, kind.name
+        if isinstance(module, PackedModule):
+            for matrix in module.matrices:
+                found[matrix.address] = matrix.num_bytes, matrix.kind.name
         for parameter in module.parameters(recurse=False):
-            found[parameter.data_ptr()] = parameter, str(parameter.dtype).removeprefix("torch.")
-    return list(found.values()) if is_packed else []
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            found[parameter.data_ptr()] = parameter.nbytes, dtype
+    return list(found.values()) if is_packed(model) else []
+
+
+def _idle(model: Any) -> tuple[int, int]:
+    """The weights that a token does not go through, and their bytes: those of experts that are not
+    chosen for it."""
+    chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
+    num_weights, num_bytes = 0.0, 0.0
+    for name, module in model.named_modules():
+        if isinstance(module, BlockExperts):
+            num_experts = module.mixture.num_experts
+            parts = [
+                (
+                    matrix.num_bytes // matrix.kind.num_bytes * matrix.kind.num_weights,
+                    matrix.num_bytes,
+                )
+                for matrix in module.matrices
+            ]
+        elif name.endswith(".experts"):
+            num_experts = getattr(module, "num_experts", 0)
+            parts = [(weight.numel(), weight.nbytes) for weight in module.parameters()]
+        else:
+            continue
+        share = 1 - chosen / num_experts if chosen and num_experts else 0.0
+        num_weights += share * sum(num for num, _ in parts)
+        num_bytes += share * sum(size for _, size in parts)
+    return round(num_weights), round(num_bytes)
 
 
 def _plain(name: str, model: Any) -> BenchModel:
@@ -327,7 +356,9 @@ def _plain(name: str, model: Any) -> BenchModel:
 def _described(name: str, model: Any, num_parameters: int, kernels: str) -> BenchModel:
     model.eval()
     config = model.config.get_text_config()
-    packed = sum(tensor.nbytes for tensor, _ in _packed_tensors(model))
+    packed = sum(num_bytes for num_bytes, _ in _packed_weights(model))
+    weight_bytes = packed or num_parameters * model.dtype.itemsize
+    idle_weights, idle_bytes = _idle(model)
     return BenchModel(
         name=name,
         model=model,
@@ -335,7 +366,9 @@ def _described(name: str, model: Any, num_parameters: int, kernels: str) -> Benc
         device=model.device,
         num_layers=config.num_hidden_layers,
         num_parameters=num_parameters,
+        num_active=num_parameters - idle_weights,
         vocab_size=config.vocab_size,
-        weight_bytes=packed or num_parameters * model.dtype.itemsize,
+        weight_bytes=weight_bytes,
+        step_bytes=weight_bytes - idle_bytes,
         kernels=kernels,
     )

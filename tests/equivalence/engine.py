@@ -185,9 +185,9 @@ def check_resuming(engine: Factory) -> None:
     assert_same_bits(again, three)
 
 
-def check_switching(engine: Factory) -> None:
-    """Whoever goes to a fork and back is answered as if there were none."""
-    one, two, three = three_turns(engine("straight"), 6, is_last_kept=False)
+def check_switching(engine: Factory, straight: tuple[Said, Said, Said] | None = None) -> None:
+    """Whoever goes to a fork and back is answered as if there were none, as in `straight`."""
+    one, two, three = straight or three_turns(engine("straight"), 6, is_last_kept=False)
     forked = engine()
     forked.turn(FIRST, 6)
     forked.turn(one.ids + SECOND, 6)

@@ -23,6 +23,7 @@ from tests.equivalence.engine import (
     IdsEngine,
     Said,
     assert_same_bits,
+    check_switching,
     three_turns,
 )
 from tests.equivalence.families import THOROUGHLY, family_model
@@ -135,14 +136,7 @@ def test_a_fork_resumed_from_disk_has_the_bits_of_the_fork(
 def test_switching_between_forks_and_back_changes_nothing(
     engine: Factory, straight: tuple[Said, Said, Said]
 ) -> None:
-    one, two, three = straight
-    forked = engine()
-    forked.turn(FIRST, 6)
-    forked.turn(one.ids + SECOND, 6)
-    forked.turn(one.ids + OTHER, 9)
-    again = forked.turn(two.ids + THIRD, 6)
-    assert again.reuse.num_tokens == len(two.ids)
-    assert_same_bits(again, three)
+    check_switching(engine, straight)
 
 
 def test_a_regenerated_answer_is_the_answer_bit_by_bit(engine: Factory) -> None:

@@ -14,8 +14,12 @@ import pytest
 import torch
 
 from chatcache.backends.local.model import attention, device_attention
+from chatcache.backends.local.model.gguf.derived import derived_directory, open_model
+from chatcache.backends.local.model.gguf.loading import load_gguf
+from chatcache.backends.local.model.loader import load_config
+from chatcache.backends.local.packed.modules import BlockExperts
 from chatcache.backends.local.run import forward
-from chatcache.bench import engine, limits, loading, main, rivals, sharing
+from chatcache.bench import engine, limits, loading, main, rivals, setup, sharing
 from chatcache.bench import run as bench_run
 from chatcache.bench.chart import first_token_chart, first_token_svg, strip_chart
 from chatcache.bench.compiled import CompiledTransformers
@@ -42,6 +46,7 @@ from chatcache.bench.targets import target_lines, targets
 from chatcache.cache.book.rates import RateBook
 from chatcache.cache.views import Held
 from chatcache.errors import StorageError, UnavailableError, UsageError
+from tests.gguf_models import write_mixture
 from tests.lazy_link import LazyLink
 from tests.models import build_model
 from tests.recorded_calls import RecordedCalls
@@ -259,6 +264,32 @@ def test_a_gguf_file_is_measured_without_its_tokenizer(
     assert "the file has no tokenizer" in err
     with pytest.raises(UsageError, match="packed already"):
         main(["--model", str(file), "--quantize", "4bit"])
+
+
+def test_a_token_goes_through_the_experts_that_are_chosen(tmp_path: Path) -> None:
+    exact = build_model(
+        "qwen3_moe", vocab_size=97, eos_token_id=0, num_experts=4, num_experts_per_tok=1
+    )
+    experts = sum(
+        weight.numel() for name, weight in exact.named_parameters() if ".experts." in name
+    )
+    found = setup._plain("exact", exact)
+    assert found.num_parameters - found.num_active == 3 * experts // 4
+    assert found.weight_bytes - found.step_bytes == 4 * (3 * experts // 4)
+    path = tmp_path / "model.gguf"
+    unpacked = write_mixture(path, "qwen3_moe")  # 3 of 6 experts
+    source = open_model(path)
+    config = load_config(derived_directory(source, None))
+    model, _ = load_gguf(source, config, torch.float32, torch.device("cpu"))
+    found = setup._described("packed", model, unpacked.num_parameters(), "")
+    in_experts = sum(
+        matrix.num_bytes
+        for module in model.modules()
+        if isinstance(module, BlockExperts)
+        for matrix in module.matrices
+    )
+    assert setup.weight_kinds(found)["Q8_0"] > in_experts
+    assert found.weight_bytes - found.step_bytes == in_experts // 2
 
 
 @pytest.mark.slow

@@ -156,6 +156,19 @@ def test_experts_can_be_unpacked(tmp_path: Path, family: str) -> None:
     assert "unpacked" in notes[0]
 
 
+def test_more_experts_for_a_token_than_there_are_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_mixture(path, "mixtral")
+    field, of_type = b"llama.expert_used_count", b"\x04\x00\x00\x00"  # an uint32
+    before, number = field + of_type, (3).to_bytes(4, "little")
+    content = path.read_bytes()
+    assert before + number in content
+    for wrong in (7, 1 << 31):
+        path.write_bytes(content.replace(before + number, before + wrong.to_bytes(4, "little")))
+        with pytest.raises(ModelLoadError, match="has 6 experts in a layer, and wants"):
+            loaded(path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

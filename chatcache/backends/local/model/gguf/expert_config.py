@@ -28,6 +28,11 @@ def expert_fields(
             f"{'their number for a token' if gate else 'blk.0.ffn_gate_exps.weight'}.",
             "Download the file again, or choose a newer copy: old ones keep them in other tensors.",
         )
+    if not 0 < used <= gate.shape[0]:
+        raise ModelLoadError(
+            f"{header.path} has {gate.shape[0]} experts in a layer, and wants {used} for a token.",
+            "The file is damaged: download it again, or choose another model.",
+        )
     _check_routing(header)
     fields = {
         "num_experts_per_tok": used,
